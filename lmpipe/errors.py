@@ -1,0 +1,80 @@
+"""Every error that lmpipe raises on purpose.
+
+    LmpipeError
+    ├── ConfigError          a value that the caller passed cannot be used
+    │   ├── SignatureError   a signature, or the inputs given to it, do not fit
+    │   └── StrategyError    a strategy string cannot be read
+    ├── DataError            a data file or record is malformed (names file and line)
+    ├── SessionError         a program was called where no session is active
+    ├── ModuleError          a module was changed after its first run, or cannot be found
+    ├── ParseError           a completion does not hold the fields that its signature asks for
+    ├── EngineError          an LM request could not be answered
+    └── StoreError           a run directory cannot be used
+        ├── ConfigChanged    it belongs to a run with other settings
+        └── CorruptBlob      stored bytes no longer match their checksum
+
+`ParseError` and `EngineError` of one example become data (a step with an error, a score of 0); the others
+end the call that raised them. Knows nothing of the rest of the package.
+"""
+
+from __future__ import annotations
+
+
+class LmpipeError(Exception):
+    """Base of every error that lmpipe raises on purpose."""
+
+
+class ConfigError(LmpipeError, ValueError):
+    """A value that the caller passed cannot be used."""
+
+
+class SignatureError(ConfigError):
+    """A signature, or the inputs given to it, do not fit."""
+
+
+class StrategyError(ConfigError):
+    """A strategy string cannot be read."""
+
+
+class DataError(LmpipeError, ValueError):
+    """A data file or record is malformed."""
+
+
+class SessionError(LmpipeError, RuntimeError):
+    """A program was called where no session is active, or the session lacks what it needs."""
+
+
+class ModuleError(LmpipeError, RuntimeError):
+    """A module was changed after its first run, or cannot be found in its program."""
+
+
+class ParseError(LmpipeError):
+    """A completion does not hold a field that its signature asks for.
+
+    Attributes:
+        field: Name of the output field that could not be read.
+        problem: What is wrong with it.
+        text: The whole completion.
+    """
+
+    def __init__(self, field: str, problem: str, text: str) -> None:
+        super().__init__(f"field {field!r}: {problem}; the completion was {text!r}")
+        self.field = field
+        self.problem = problem
+        self.text = text
+
+
+class EngineError(LmpipeError):
+    """An LM request could not be answered."""
+
+
+class StoreError(LmpipeError):
+    """A run directory cannot be used."""
+
+
+class ConfigChanged(StoreError):
+    """The run directory belongs to a run with other settings."""
+
+
+class CorruptBlob(StoreError):
+    """Stored bytes no longer match their checksum."""

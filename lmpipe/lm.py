@@ -1,0 +1,160 @@
+"""The LM protocol: batches of requests in, completions out.
+
+Knows nothing of programs, signatures or states beyond the weights a request must run on. Engines implement it
+(`lmpipe.engines`); `ScriptedLM` is a real implementation for tests and examples.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, final
+
+from lmpipe.errors import ConfigError, EngineError
+from lmpipe.state import WeightState
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a completion is drawn.
+
+    Args:
+        temperature: 0 is greedy.
+        top_p: Smallest probability mass to draw from, in (0, 1].
+        max_tokens: Most new tokens.
+        stop: Texts that end a completion; they are not part of it.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
+            raise ConfigError(f"{self}: temperature must be ≥ 0, top_p in (0, 1], max_tokens ≥ 1")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One chat completion to make.
+
+    Args:
+        messages: The conversation so far; the completion is the next assistant message.
+        sampling: How to draw it.
+        weights: The exact weights to run on.
+        seed: Decides every random draw of this request, whatever batch it runs in.
+    """
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    weights: WeightState
+    seed: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens read and written, and the calls that did it."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an LM answered: the text, why it ended, and what it took."""
+
+    text: str
+    finish_reason: Literal["stop", "length"] = "stop"
+    usage: Usage = field(default=Usage(1))
+
+
+class LM(ABC):
+    """A language model that answers batches.
+
+    `complete` returns one result for each request, in order, and never raises for a single one: a request that
+    cannot be answered gives an `EngineError` in its place. If it does raise an `EngineError`, every request of that
+    batch has failed. Results depend on a request alone, not on the batch, up to float rounding.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What identifies the base weights: the `base` of every `WeightState` made for this LM."""
+
+    @abstractmethod
+    def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
+        """Answers a batch."""
+
+    @abstractmethod
+    def register_adapter(self, adapter: str, folder: Path) -> None:
+        """Makes requests with that adapter digest answerable; `folder` is in PEFT's format. Repeating it is free."""
+
+
+@final
+class ScriptedLM(LM):
+    """An LM that answers by a function of the request; for tests, examples and overhead measurements.
+
+    Args:
+        script: Gives the completion text; an `EngineError` that it raises fails that request alone.
+        name: See `LM.name`.
+
+    Attributes:
+        requests: Every request so far, in the order of arrival.
+        batch_sizes: How many requests came in each call.
+        adapters: Digest → folder of every adapter registered.
+    """
+
+    def __init__(self, script: Callable[[Request], str], name: str = "scripted") -> None:
+        self._script = script
+        self._name = name
+        self.requests: list[Request] = []
+        self.batch_sizes: list[int] = []
+        self.adapters: dict[str, Path] = {}
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
+        self.requests.extend(requests)
+        self.batch_sizes.append(len(requests))
+        return [self._answer(request) for request in requests]
+
+    def register_adapter(self, adapter: str, folder: Path) -> None:
+        self.adapters[adapter] = folder
+
+    def _answer(self, request: Request) -> Completion | EngineError:
+        """Counts words as tokens."""
+        try:
+            text = self._script(request)
+        except EngineError as error:
+            return error
+        read = sum(message.content.count(" ") + 1 for message in request.messages)
+        return Completion(text, usage=Usage(1, read, text.count(" ") + 1))

@@ -1,0 +1,37 @@
+"""Metrics: functions of an example and a prediction that give a score in [0, 1].
+
+The normalisation of answers is the one of SQuAD (Rajpurkar et al. 2016) and HotPotQA (Yang et al. 2018): lower case, no
+punctuation, no articles, single spaces.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable
+
+from lmpipe.data import Example, Prediction
+
+Metric = Callable[[Example, Prediction], float]
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: object) -> str:
+    """Lower case without punctuation, articles and extra white space."""
+    return " ".join(_ARTICLES.sub(" ", str(text).lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(example: Example, prediction: Prediction) -> float:
+    """1 if the prediction's ``answer`` equals the label ``answer`` after normalisation, else 0."""
+    return float(normalize_answer(prediction["answer"]) == normalize_answer(example.labels["answer"]))
+
+
+def answer_f1(example: Example, prediction: Prediction) -> float:
+    """Harmonic mean of the precision and recall of the words of ``answer`` after normalisation."""
+    found = Counter(normalize_answer(prediction["answer"]).split())
+    gold = Counter(normalize_answer(example.labels["answer"]).split())
+    shared = (found & gold).total()
+    return 2 * shared / (found.total() + gold.total()) if shared else 0.0

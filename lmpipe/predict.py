@@ -1,0 +1,103 @@
+"""Predictors: the leaves of a program, each one LM call with a signature.
+
+Knows how a call becomes a request and a completion becomes a step; knows nothing of batching.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, final
+
+from lmpipe.data import Prediction
+from lmpipe.errors import EngineError, ModuleError, ParseError
+from lmpipe.lm import Request, Sampling, Usage
+from lmpipe.module import Module
+from lmpipe.session import Run, Session, current_run
+from lmpipe.signature import Field, SignatureLike, signature
+from lmpipe.state import ProgramState, PromptState
+from lmpipe.trace import Step
+
+
+@final
+class Predict(Module):
+    """One LM call: inputs of a signature in, its outputs out.
+
+    Args:
+        source: A `Signature`, or its string or class form.
+        instructions: For the string form: what to do.
+        role: Which of the session's LMs answers.
+        sampling: Overrides the session's.
+    """
+
+    def __init__(
+        self, source: SignatureLike, instructions: str = "", *, role: str = "lm", sampling: Sampling | None = None
+    ) -> None:
+        self.signature = signature(source, instructions)
+        self.role = role
+        self.sampling = sampling
+        self.vanilla = PromptState(instructions=self.signature.instructions)
+
+    def forward(self, *args: Any, **inputs: Any) -> Prediction:
+        """Raises:
+        SignatureError: If the inputs do not fit the signature.
+        ParseError: If the completion could not be read; a step with the error stays in the trace.
+        EngineError: If the request could not be answered; likewise.
+        """
+        run = current_run()
+        if run is None:
+            raise ModuleError("forward() was called by hand; call the module itself: module(...)")
+        self.signature.check_inputs(inputs)
+        path, index, seed = run.locate(self)
+        template = run.session.template
+        messages = template.messages(self.signature, run.state.prompts.get(path, self.vanilla), inputs)
+        request = Request(messages, self._sampling(run), run.state.weights_of(self.role, path), seed)
+        answer = run.answer(self.role, request)
+        if isinstance(answer, EngineError):
+            run.steps.append(Step(path, index, "lm", inputs, None, request, None, Usage(1), str(answer)))
+            raise answer
+        try:
+            outputs = template.parse(self.signature, answer.text)
+        except ParseError as error:
+            run.steps.append(Step(path, index, "lm", inputs, None, request, answer.text, answer.usage, str(error)))
+            raise
+        run.steps.append(Step(path, index, "lm", inputs, outputs, request, answer.text, answer.usage))
+        return Prediction(**outputs)
+
+    def _sampling(self, run: Run) -> Sampling:
+        sampling = self.sampling or run.session.sampling
+        return sampling if run.temperature is None else replace(sampling, temperature=run.temperature)
+
+
+@final
+class ChainOfThought(Module):
+    """A predictor that reasons first: its signature with an output ``reasoning`` before the others.
+
+    The reasoning is a means: a completion that gives the other outputs without it counts, which is also what
+    labelled demonstrations show.
+
+    Args:
+        source: A `Signature`, or its string or class form.
+        instructions: For the string form: what to do.
+        role: Which of the session's LMs answers.
+        sampling: Overrides the session's.
+    """
+
+    def __init__(
+        self, source: SignatureLike, instructions: str = "", *, role: str = "lm", sampling: Sampling | None = None
+    ) -> None:
+        reasoning = Field("reasoning", str, "think step by step", optional=True)
+        self.predict = Predict(signature(source, instructions).prepend(reasoning), role=role, sampling=sampling)
+
+    def forward(self, *args: Any, **inputs: Any) -> Prediction:
+        return self.predict(**inputs)
+
+
+def predictors(program: Module) -> dict[str, Predict]:
+    """Path → predictor, in the order of the program's structure."""
+    return {path: module for path, module in program.named_modules() if isinstance(module, Predict)}
+
+
+def initial_state(program: Module, session: Session) -> ProgramState:
+    """The vanilla state: every predictor with its signature's instruction and no demonstrations, every LM untuned."""
+    prompts = {path: predictor.vanilla for path, predictor in predictors(program).items()}
+    return ProgramState(prompts=prompts, weights=session.base_weights())

@@ -1,0 +1,227 @@
+"""The session: which LMs a program runs on, and everything else a run needs that is not the program itself.
+
+A session is a frozen value; stages get children of it with seeds and ledgers of their own. `Run` is what one
+program run on one example carries along in a context variable. Knows nothing of modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Protocol, final
+
+from lmpipe.errors import ConfigError, EngineError, ModuleError, SessionError
+from lmpipe.hashing import derive_seed
+from lmpipe.ledger import Cost, Ledger
+from lmpipe.lm import LM, Completion, Request, Sampling
+from lmpipe.state import ProgramState, WeightState
+from lmpipe.store import RunStore
+from lmpipe.template import Template
+from lmpipe.trace import Step
+
+Answer = Callable[[str, Request], Completion | EngineError]
+
+
+class Progress(Protocol):
+    """Where progress is shown; `rich.progress.Progress` is one."""
+
+    def add_task(self, description: str, *, total: float | None = None) -> Any: ...
+    def advance(self, task_id: Any, advance: float = 1) -> None: ...
+    def remove_task(self, task_id: Any) -> None: ...
+
+
+@final
+@dataclass(frozen=True)
+class Session:
+    """Runs programs: ``with Session(lm=lm): program(question="…")``.
+
+    Args:
+        lm: The LM, or one for each role that the program's predictors name (``{"lm": …, "judge": …}``).
+        state: Prompts and weights of programs called directly; by default the untuned ones.
+        seed: Every random choice of the run derives from it.
+        sampling: How completions are drawn, unless a predictor says otherwise.
+        store: Run directory; makes stages resumable and holds adapters.
+        max_concurrency: Most examples in flight at once.
+        template: Renders prompts and reads completions.
+        progress: Where to show progress; none shows nothing.
+        ledger: Counts LM calls and tokens.
+    """
+
+    lm: LM | Mapping[str, LM]
+    state: ProgramState | None = None
+    seed: int = 0
+    sampling: Sampling = field(default=Sampling())
+    store: RunStore | None = None
+    max_concurrency: int = 256
+    template: Template = field(default=Template(), repr=False)
+    progress: Progress | None = field(default=None, repr=False)
+    ledger: Ledger = field(default_factory=Ledger, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.max_concurrency < 1:
+            raise ConfigError(f"max_concurrency is {self.max_concurrency}; it must be at least 1")
+
+    @property
+    def roles(self) -> Mapping[str, LM]:
+        """Role → LM."""
+        return self.lm if isinstance(self.lm, Mapping) else {"lm": self.lm}
+
+    def lm_of(self, role: str) -> LM:
+        """Raises:
+        SessionError: If the session has no LM for that role.
+        """
+        try:
+            return self.roles[role]
+        except KeyError:
+            raise SessionError(f"no LM for role {role!r}; this session has {', '.join(self.roles)}") from None
+
+    def base_weights(self) -> dict[str, WeightState]:
+        """Role → its LM without any adapter."""
+        return {role: WeightState(base=lm.name) for role, lm in self.roles.items()}
+
+    def child(self, stage: str) -> Session:
+        """A session for one stage: a seed derived from this one's and the stage's name, and a ledger of its own."""
+        return replace(self, seed=derive_seed(self.seed, stage), ledger=Ledger())
+
+    def prepare(self, state: ProgramState) -> None:
+        """Makes every adapter of a state answerable, and refuses weights of another base.
+
+        Raises:
+            SessionError: If weights belong to another LM, or an adapter is needed and there is no store.
+        """
+        for key, weights in state.weights.items():
+            lm = self.lm_of(key.partition("/")[0])
+            if weights.base != lm.name:
+                raise SessionError(f"the weights of {key!r} belong to {weights.base!r}, but its LM is {lm.name!r}")
+            if weights.adapter is not None:
+                if self.store is None:
+                    raise SessionError(
+                        f"{key!r} runs on adapter {weights.adapter}; give the session the store that has it"
+                    )
+                lm.register_adapter(weights.adapter, self.store.folder(weights.adapter))
+
+    def once(self, key: str, work: Callable[[Session], Any]) -> Any:
+        """Does a piece of work, or recalls it from the store if it was done before.
+
+        Either way its cost goes into the ledger, so a resumed run accounts for the same as an undisturbed one.
+
+        Args:
+            key: Identifies the work by everything that decides its result.
+            work: Does it in the session it is given; returns JSON.
+
+        Returns:
+            What the work returned.
+        """
+        if self.store is None:
+            return work(self)
+        record = self.store.get(key)
+        if record is not None:
+            self.ledger.add(Cost(**record["cost"]))
+            return record["value"]
+        inner = replace(self, ledger=Ledger())
+        value = work(inner)
+        self.store.put(key, {"value": value, "cost": inner.ledger.total.to_json()})
+        self.ledger.add(inner.ledger.added)
+        return value
+
+    @contextmanager
+    def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Shows a progress bar while the block runs; the block calls what it is given to advance it."""
+        if self.progress is None:
+            yield lambda done: None
+            return
+        progress, task = self.progress, self.progress.add_task(description, total=total)
+        try:
+            yield lambda done: progress.advance(task, done)
+        finally:
+            progress.remove_task(task)
+
+    def __enter__(self) -> Session:
+        _sessions.set((*_sessions.get(), self))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        _sessions.set(_sessions.get()[:-1])
+
+
+@final
+class Run:
+    """One run of a program on one example: what its predictors look up, and where they leave their steps.
+
+    Args:
+        session: The session it runs in.
+        state: Prompts and weights; a predictor that the state does not name keeps its vanilla prompt.
+        paths: ``id(module)`` → path, for every module of the program.
+        seed: Of this run; each call derives its own.
+        answer: Answers a request of a role.
+        temperature: Overrides the sampling of every call.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        state: ProgramState,
+        paths: Mapping[int, str],
+        seed: int,
+        answer: Answer,
+        temperature: float | None = None,
+    ) -> None:
+        self.session = session
+        self.state = state
+        self.answer = answer
+        self.temperature = temperature
+        self.steps: list[Step] = []
+        self._paths = paths
+        self._seed = seed
+        self._calls: dict[str, int] = {}
+
+    def locate(self, module: object) -> tuple[str, int, int]:
+        """Path of a module, the number of this call of it, and the seed of the call.
+
+        Raises:
+            ModuleError: If the module is not part of the running program.
+        """
+        path = self._paths.get(id(module))
+        if path is None:
+            raise ModuleError(
+                f"{type(module).__name__} is not part of the running program; make it in __init__ and keep it in an "
+                "attribute, a list or a dict of its module"
+            )
+        index = self._calls.get(path, 0)
+        self._calls[path] = index + 1
+        return path, index, derive_seed(self._seed, path, index)
+
+    @contextmanager
+    def active(self) -> Iterator[Run]:
+        """Makes this the current run of the calling thread."""
+        token = _run.set(self)
+        try:
+            yield self
+        finally:
+            _run.reset(token)
+
+
+_sessions: ContextVar[tuple[Session, ...]] = ContextVar("lmpipe_sessions", default=())
+_run: ContextVar[Run | None] = ContextVar("lmpipe_run", default=None)
+
+
+def current_run() -> Run | None:
+    """The run that the calling code is part of, if any."""
+    return _run.get()
+
+
+def current_session() -> Session:
+    """The innermost active session.
+
+    Raises:
+        SessionError: If there is none; the message says what to write.
+    """
+    sessions = _sessions.get()
+    if not sessions:
+        raise SessionError("no session is active; write: with Session(lm=...): program(...)")
+    return sessions[-1]

@@ -1,0 +1,206 @@
+"""Signatures: what one LM call takes and gives, as a frozen value.
+
+A signature is written as a string, ``"question, context: list[str] -> answer: Literal['yes', 'no']"``, or as a
+class whose annotated attributes are set to `Input` and `Output`. Knows nothing of prompts: see `lmpipe.template`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, final, get_type_hints
+
+from lmpipe.errors import SignatureError
+from lmpipe.hashing import digest
+
+_TYPE_NAMES: Mapping[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "Any": Any}
+_CONTAINERS: Mapping[str, Any] = {"list": list, "dict": dict, "tuple": tuple, "set": set}
+
+
+@final
+@dataclass(frozen=True)
+class Field:
+    """One input or output of a signature.
+
+    Args:
+        name: A Python identifier; it is what the LM sees.
+        type: The type of the value; outputs are parsed into it.
+        desc: What the LM is told about the field, beside its type.
+        optional: For outputs: a completion without the field still parses, and gives ``""``.
+    """
+
+    name: str
+    type: Any = str
+    desc: str = ""
+    optional: bool = False
+
+    @property
+    def type_name(self) -> str:
+        """The type as it would be written in a string signature."""
+        return self.type.__name__ if inspect.isclass(self.type) else str(self.type).replace("typing.", "")
+
+
+@final
+@dataclass(frozen=True)
+class Signature:
+    """The typed inputs and outputs of one LM call, and the instruction that goes with them.
+
+    Args:
+        inputs: Fields that the caller gives, in the order in which the LM reads them.
+        outputs: Fields that the LM writes, in order.
+        instructions: What to do. The optimizers search over this text and over demonstrations.
+
+    Raises:
+        SignatureError: If there is no output, or two fields share a name.
+    """
+
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    instructions: str = ""
+
+    def __post_init__(self) -> None:
+        names = [field.name.lower() for field in self.inputs + self.outputs]
+        if not self.outputs:
+            raise SignatureError(f"signature with inputs {names} has no output field; write 'inputs -> outputs'")
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise SignatureError(f"field {doubled[0]!r} appears twice in a signature; give each field its own name")
+        if not self.instructions:
+            given = ", ".join(field.name for field in self.inputs)
+            wanted = ", ".join(field.name for field in self.outputs)
+            object.__setattr__(
+                self, "instructions", f"Given {given}, produce {wanted}." if given else f"Produce {wanted}."
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of the signature by content."""
+        fields = [[[f.name, f.type_name, f.desc, f.optional] for f in side] for side in (self.inputs, self.outputs)]
+        return digest([self.instructions, *fields])
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def prepend(self, field: Field) -> Signature:
+        """The same signature with one more output before the others."""
+        return replace(self, outputs=(field, *self.outputs))
+
+    def check_inputs(self, given: Mapping[str, Any]) -> None:
+        """Raises:
+        SignatureError: If a field is missing from the given inputs or unknown.
+        """
+        if given.keys() == self._input_names:
+            return
+        missing = [field.name for field in self.inputs if field.name not in given]
+        unknown = sorted(given.keys() - self._input_names)
+        problem = f"missing {', '.join(missing)}" if missing else f"unknown {', '.join(unknown)}"
+        wanted = ", ".join(field.name for field in self.inputs)
+        raise SignatureError(f"inputs do not fit the signature: {problem}; it takes {wanted}")
+
+    @cached_property
+    def _input_names(self) -> frozenset[str]:
+        return frozenset(field.name for field in self.inputs)
+
+
+@dataclass(frozen=True)
+class _Marker:
+    side: Literal["input", "output"]
+    desc: str
+    optional: bool = False
+
+
+def Input(desc: str = "") -> Any:
+    """Marks an attribute of a class form as an input field."""
+    return _Marker("input", desc)
+
+
+def Output(desc: str = "", *, optional: bool = False) -> Any:
+    """Marks an attribute of a class form as an output field."""
+    return _Marker("output", desc, optional)
+
+
+SignatureLike = Signature | str | type
+
+
+def signature(source: SignatureLike, instructions: str = "", types: Mapping[str, Any] | None = None) -> Signature:
+    """Reads a signature from its string or class form.
+
+    Args:
+        source: ``"a, b: int -> c: list[str]"``; or a class whose docstring is the instruction and whose annotated
+            attributes are set to `Input` and `Output`; or a signature, which is returned as it is.
+        instructions: For a string: the instruction. By default one is made of the field names.
+        types: For a string: further type names, such as pydantic models.
+
+    Raises:
+        SignatureError: If the string or the class cannot be read; the message names the place.
+    """
+    if isinstance(source, Signature):
+        return source
+    if isinstance(source, str):
+        return _from_string(source, instructions, types or {})
+    return _from_class(source)
+
+
+def _from_class(source: type) -> Signature:
+    hints = get_type_hints(source)
+    sides: dict[str, list[Field]] = {"input": [], "output": []}
+    for name, hint in hints.items():
+        marker = source.__dict__.get(name)
+        if not isinstance(marker, _Marker):
+            raise SignatureError(f"{source.__name__}.{name} must be set to Input() or Output()")
+        sides[marker.side].append(Field(name, hint, marker.desc, marker.optional))
+    return Signature(tuple(sides["input"]), tuple(sides["output"]), inspect.cleandoc(source.__doc__ or ""))
+
+
+def _from_string(text: str, instructions: str, types: Mapping[str, Any]) -> Signature:
+    left, arrow, right = text.partition("->")
+    if not arrow or "->" in right:
+        raise SignatureError(f"signature {text!r} needs exactly one '->' between inputs and outputs")
+    return Signature(_fields(left, text, types), _fields(right, text, types), instructions)
+
+
+def _fields(side: str, text: str, types: Mapping[str, Any]) -> tuple[Field, ...]:
+    """Reads one side by parsing it as the parameters of a Python function, which is what it looks like."""
+    try:
+        tree = ast.parse(f"def _({' '.join(side.split())}): pass").body[0]
+    except SyntaxError as error:
+        raise SignatureError(f"cannot read {side.strip()!r} in signature {text!r}: {error.msg}") from None
+    if not isinstance(tree, ast.FunctionDef):
+        raise SignatureError(f"cannot read {side.strip()!r} in signature {text!r}")
+    arguments = tree.args
+    if arguments.defaults or arguments.kwonlyargs or arguments.posonlyargs or arguments.vararg or arguments.kwarg:
+        raise SignatureError(f"{side.strip()!r} in signature {text!r} may hold only 'name' and 'name: type'")
+    return tuple(Field(arg.arg, _type(arg.annotation, text, types)) for arg in arguments.args)
+
+
+def _type(node: ast.expr | None, text: str, types: Mapping[str, Any]) -> Any:
+    match node:
+        case None:
+            return str
+        case ast.Constant(value=None):
+            return None
+        case ast.Name(id=name) if name in types or name in _TYPE_NAMES or name in _CONTAINERS:
+            return {**_TYPE_NAMES, **_CONTAINERS, **types}[name]
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _type(left, text, types) | _type(right, text, types)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
+            return Literal[tuple(_constants(options, text))]
+        case ast.Subscript(value=ast.Name(id=name), slice=ast.Tuple(elts=items)) if name in _CONTAINERS:
+            return _CONTAINERS[name][tuple(_type(item, text, types) for item in items)]
+        case ast.Subscript(value=ast.Name(id=name), slice=item) if name in _CONTAINERS:
+            return _CONTAINERS[name][_type(item, text, types)]
+    known = ", ".join([*_TYPE_NAMES, *_CONTAINERS, "Literal", *types])
+    raise SignatureError(
+        f"unknown type {ast.unparse(node)!r} in signature {text!r}; known are {known}; pass others in types="
+    )
+
+
+def _constants(node: ast.expr, text: str) -> list[Any]:
+    items = node.elts if isinstance(node, ast.Tuple) else [node]
+    try:
+        return [ast.literal_eval(item) for item in items]
+    except ValueError:
+        raise SignatureError(f"Literal in signature {text!r} may hold only constants") from None

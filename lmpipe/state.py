@@ -1,0 +1,115 @@
+"""The explicit state of a program: its prompts Π and its weights Θ as one frozen, hashable JSON value.
+
+Updating a state gives a new one. Knows nothing of modules or engines: prompts are keyed by a module's path,
+weights by an LM role, optionally narrowed to one module (``"lm"`` or ``"lm/hops.0.query"``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar, final
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, WrapSerializer
+
+from lmpipe.errors import ModuleError
+from lmpipe.hashing import digest
+
+V = TypeVar("V")
+
+
+def _freeze(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(values))
+
+
+def _thaw(values: Mapping[str, Any], serialize: Callable[[dict[str, Any]], Any]) -> Any:
+    return serialize(dict(values))
+
+
+FrozenMapping = Annotated[Mapping[str, V], AfterValidator(_freeze), WrapSerializer(_thaw)]
+
+
+class _Value(BaseModel):
+    """A frozen value that is equal to, and hashes like, every other with the same content."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity by content (32 hex characters)."""
+        return digest(self.model_dump(mode="json"))
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Value) and type(other) is type(self) and other.digest == self.digest
+
+
+@final
+class Demo(_Value):
+    """One demonstration of a module: inputs and the outputs to imitate, both as plain JSON values.
+
+    Outputs may lack optional fields: a labelled demo of a chain of thought has no reasoning.
+    """
+
+    inputs: FrozenMapping[Any]
+    outputs: FrozenMapping[Any]
+
+
+@final
+class PromptState(_Value):
+    """π of one module."""
+
+    instructions: str
+    demos: tuple[Demo, ...] = ()
+
+
+@final
+class WeightState(_Value):
+    """θ of one LM role.
+
+    Attributes:
+        base: Name of the LM that the adapter belongs to.
+        adapter: Content digest of the adapter in the run store, or none for the base alone.
+    """
+
+    base: str
+    adapter: str | None = None
+
+
+@final
+class ProgramState(_Value):
+    """⟨Π, Θ⟩ of a whole program.
+
+    Attributes:
+        prompts: Module path → its prompt.
+        weights: LM role → its weights; a key ``"role/path"`` overrides the role for one module.
+    """
+
+    prompts: FrozenMapping[PromptState]
+    weights: FrozenMapping[WeightState]
+
+    def with_prompt(self, path: str, prompt: PromptState) -> ProgramState:
+        """A new state in which one module has another prompt.
+
+        Raises:
+            ModuleError: If the program has no module of that path.
+        """
+        if path not in self.prompts:
+            raise ModuleError(f"no predictor at {path!r}; this state has {', '.join(self.prompts)}")
+        return ProgramState(prompts={**self.prompts, path: prompt}, weights=self.weights)
+
+    def with_prompts_of(self, other: ProgramState) -> ProgramState:
+        """A new state with the prompts of another one and these weights."""
+        return ProgramState(prompts=other.prompts, weights=self.weights)
+
+    def with_weights(self, key: str, weights: WeightState) -> ProgramState:
+        """A new state in which one role (or ``"role/path"``) has other weights."""
+        return ProgramState(prompts=self.prompts, weights={**self.weights, key: weights})
+
+    def weights_of(self, role: str, path: str) -> WeightState:
+        """The weights that a call of the module at `path` runs on."""
+        own = self.weights.get(f"{role}/{path}")
+        return self.weights[role] if own is None else own

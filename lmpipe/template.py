@@ -1,0 +1,158 @@
+"""The prompt template: one renderer for inference and for fine-tuning rows, and the parser of completions.
+
+A prompt is a chat: a system message (instruction and reply form), a user and an assistant message per
+demonstration, and a user message with the inputs. A field is a line ``name: value``; it goes on until the next
+line that begins with a field's name. A value line that would itself look like the beginning of a field is written
+with a leading backslash, so every text has one reading and ``parse(completion(outputs)) == outputs``.
+
+Knows nothing of tokens or engines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal, final, get_args, get_origin
+
+from pydantic import TypeAdapter
+
+from lmpipe.errors import ParseError
+from lmpipe.lm import Message
+from lmpipe.signature import Field, Signature
+from lmpipe.state import PromptState
+from lmpipe.values import parse_value, render_value
+
+
+@final
+class Template:
+    """Renders chats and reads completions; stateless, so one object serves every thread."""
+
+    def messages(self, signature: Signature, prompt: PromptState, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
+        """The conversation up to the completion: what the LM reads, and the context of a fine-tuning row.
+
+        Args:
+            signature: Decides the fields and the reply form.
+            prompt: Decides the instruction and the demonstrations.
+            inputs: A value for each input field.
+        """
+        question = "\n".join(_input_lines(signature, signature.inputs, inputs))
+        return (*_opening(signature, prompt), Message("user", question))
+
+    def completion(self, signature: Signature, outputs: Mapping[str, Any]) -> str:
+        """The assistant message that gives these outputs; absent or empty optional fields are left out."""
+        return "\n".join(
+            f"{field.name}: {_quote(signature, render_value(outputs[field.name]))}"
+            for field in signature.outputs
+            if not (field.optional and not outputs.get(field.name))
+        )
+
+    def parse(self, signature: Signature, text: str) -> dict[str, Any]:
+        """Reads the output fields of a completion.
+
+        Field names are found whatever their case and Markdown around them, in any order; the first of a name
+        counts. Text before the first field belongs to the first output if that has no line of its own. Fields with
+        a single-line type (choices, numbers, truth values) are read from the first line that holds anything.
+
+        Returns:
+            A value of the declared type for every output field.
+
+        Raises:
+            ParseError: If a field is absent or cannot be read; it names the field and shows the text.
+        """
+        sections = _sections(signature, text)
+        values: dict[str, Any] = {}
+        for field in signature.outputs:
+            section = sections.get(field.name)
+            if section is None and not field.optional:
+                raise ParseError(field.name, "is absent", text)
+            values[field.name] = "" if section is None else _value(field, section, text)
+        return values
+
+
+@lru_cache(maxsize=4096)
+def _opening(signature: Signature, prompt: PromptState) -> tuple[Message, ...]:
+    """System message and demonstrations, which the calls of a module under one state share."""
+    template = Template()
+    messages = [Message("system", _system(signature, prompt.instructions))]
+    for demo in prompt.demos:
+        fields = [field for field in signature.inputs if field.name in demo.inputs]
+        messages.append(Message("user", "\n".join(_input_lines(signature, fields, demo.inputs))))
+        messages.append(Message("assistant", template.completion(signature, demo.outputs)))
+    return tuple(messages)
+
+
+def _system(signature: Signature, instructions: str) -> str:
+    described = [f"{field.name}: {field.desc}" for field in signature.inputs if field.desc]
+    parts = [instructions]
+    if described:
+        parts.append("\n".join(["You are given:", *described]))
+    parts.append("\n".join(["Reply with these lines:", *(f"{f.name}: <{_hint(f)}>" for f in signature.outputs)]))
+    return "\n\n".join(parts)
+
+
+def _hint(field: Field) -> str:
+    if get_origin(field.type) is Literal:
+        kind = "one of: " + ", ".join(map(str, get_args(field.type)))
+    elif field.type is str:
+        return field.desc or "text"
+    elif field.type in (int, float, bool):
+        kind = {int: "a whole number", float: "a number", bool: "true or false"}[field.type]
+    else:
+        kind = f"JSON of the schema {TypeAdapter(field.type).json_schema()}"
+    return f"{field.desc}, {kind}" if field.desc else kind
+
+
+def _input_lines(signature: Signature, fields: Sequence[Field], inputs: Mapping[str, Any]) -> list[str]:
+    return [f"{field.name}: {_quote(signature, _input_text(inputs[field.name]))}" for field in fields]
+
+
+def _input_text(value: Any) -> str:
+    """Lists of texts, such as passages, become numbered lines; all else is rendered as outputs are."""
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value):
+        return "\n" + "\n".join(f"[{number}] {item}" for number, item in enumerate(value, 1))
+    return render_value(value)
+
+
+@lru_cache(maxsize=1024)
+def _header(signature: Signature) -> re.Pattern[str]:
+    """Matches the beginning of a line that opens a field; group 1 holds the backslashes that quote it."""
+    names = sorted((field.name for field in signature.inputs + signature.outputs), key=len, reverse=True)
+    words = "|".join(re.escape(name).replace("_", "[_ ]") for name in names)
+    pattern = rf"^(\\*)[ \t>#-]*(\*\*)?({words})(?:\*\*)?[ \t]*:(?(2)(?:\*\*)?)[ \t]*"
+    return re.compile(pattern, re.IGNORECASE | re.MULTILINE | re.ASCII)
+
+
+def _quote(signature: Signature, text: str) -> str:
+    """Puts a backslash before each line that looks like the beginning of a field."""
+    return _header(signature).sub(lambda match: "\\" + match.group(0), text)
+
+
+def _sections(signature: Signature, text: str) -> dict[str, str]:
+    headers = [match for match in _header(signature).finditer(text) if not match.group(1)]
+    names = [match.group(3).lower().replace(" ", "_") for match in headers]
+    canonical = {field.name.lower(): field.name for field in signature.inputs + signature.outputs}
+    ends = [match.start() for match in headers[1:]] + [len(text)]
+    sections: dict[str, str] = {}
+    for name, header, end in zip(names, headers, ends, strict=True):
+        sections.setdefault(canonical[name], _unquote(signature, text[header.end() : end]))
+    before = text[: headers[0].start()] if headers else text
+    first = signature.outputs[0]
+    if before.strip() and first.name not in sections and (headers or len(signature.outputs) == 1):
+        sections[first.name] = _unquote(signature, before)
+    return sections
+
+
+def _unquote(signature: Signature, text: str) -> str:
+    return _header(signature).sub(lambda match: match.group(0)[1:] if match.group(1) else match.group(0), text).strip()
+
+
+def _value(field: Field, section: str, text: str) -> Any:
+    one_line = get_origin(field.type) is Literal or field.type in (int, float, bool)
+    value = section.partition("\n")[0] if one_line else section
+    if not value and not field.optional and field.type is not str:
+        raise ParseError(field.name, "is empty", text)
+    try:
+        return parse_value(field, value)
+    except ParseError as error:
+        raise ParseError(error.field, error.problem, text) from None

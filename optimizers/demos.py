@@ -1,0 +1,123 @@
+"""Demonstrations: where they come from and how they are drawn.
+
+Labelled demos are training examples as they are; bootstrapped demos are a program's own successful calls. Knows
+nothing of search.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from lmpipe import Demo, Example, Metric, Module, Predict, ProgramState, Session, Trace, predictors
+from lmpipe.rollout import Job, rollout
+
+Pool = Mapping[str, Sequence[tuple[str, Demo]]]
+"""Module path → (example id, demo) pairs."""
+
+
+def labelled_pool(program: Module, examples: Sequence[Example]) -> dict[str, list[tuple[str, Demo]]]:
+    """Demos from labels, for the predictors whose inputs and required outputs an example holds.
+
+    A module in the middle of a program, whose inputs or outputs nobody labelled, gets none.
+    """
+    pool: dict[str, list[tuple[str, Demo]]] = {}
+    for path, predictor in predictors(program).items():
+        found = [(example.id, _labelled(predictor, example)) for example in examples]
+        pool[path] = [(name, demo) for name, demo in found if demo is not None]
+    return pool
+
+
+def _labelled(predictor: Predict, example: Example) -> Demo | None:
+    known: dict[str, Any] = {**example.inputs, **example.labels}
+    inputs = [field.name for field in predictor.signature.inputs]
+    outputs = [field.name for field in predictor.signature.outputs if not field.optional or field.name in known]
+    if not all(name in known for name in inputs + outputs):
+        return None
+    return make_demo({name: known[name] for name in inputs}, {name: known[name] for name in outputs})
+
+
+def make_demo(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Demo:
+    """A demo of plain JSON values."""
+    return Demo(inputs=to_jsonable_python(dict(inputs)), outputs=to_jsonable_python(dict(outputs)))
+
+
+def trace_pool(traces: Sequence[Trace]) -> dict[str, list[tuple[str, Demo]]]:
+    """Demos from the steps of successful traces: one for each module and example, drawn where a module ran often."""
+    steps: dict[tuple[str, str], list[Demo]] = {}
+    for trace in traces:
+        for step in trace.steps:
+            if step.outputs is not None:
+                steps.setdefault((step.path, trace.example.id), []).append(make_demo(step.inputs, step.outputs))
+    pool: dict[str, list[tuple[str, Demo]]] = {}
+    for (path, example), demos in steps.items():
+        pool.setdefault(path, []).append((example, random.Random(example).choice(demos)))
+    return pool
+
+
+def with_demos(state: ProgramState, demos: Mapping[str, Sequence[Demo]]) -> ProgramState:
+    """The state with these demos in place of its own, instructions kept."""
+    for path, prompt in state.prompts.items():
+        state = state.with_prompt(path, prompt.model_copy(update={"demos": tuple(demos.get(path, ()))}))
+    return state
+
+
+def draw(
+    pool: Pool, count: int, rng: random.Random | None, taken: Mapping[str, set[str]] | None = None
+) -> dict[str, list[tuple[str, Demo]]]:
+    """Up to `count` demos for each module, of examples that are not taken; the first ones if there is no `rng`."""
+    drawn = {}
+    for path, pairs in pool.items():
+        free = [pair for pair in pairs if pair[0] not in (taken or {}).get(path, ())]
+        drawn[path] = rng.sample(free, min(count, len(free))) if rng else free[:count]
+    return drawn
+
+
+def successful_traces(
+    program: Module,
+    state: ProgramState,
+    examples: Sequence[Example],
+    metric: Metric,
+    threshold: float,
+    session: Session,
+    *,
+    labelled: int = 0,
+    rounds: int = 1,
+    temperature: float = 0.7,
+) -> list[Trace]:
+    """Runs a program on examples and keeps one successful trace of each, in the order of the examples.
+
+    Args:
+        program: The program.
+        state: Where prompts and weights come from.
+        examples: What to run on.
+        metric: Scores a prediction.
+        threshold: Least score of a success.
+        session: LMs and seed.
+        labelled: With up to how many labelled demos the program is prompted; an example never sees its own.
+        rounds: How often an example that failed is tried.
+        temperature: Of the rounds after the first.
+    """
+    rng = random.Random(session.seed)
+    demos = draw(labelled_pool(program, examples), labelled, rng)
+    kept: dict[str, Trace] = {}
+    for number in range(rounds):
+        heat = temperature if number else None
+        jobs = [
+            Job(_prompted(state, demos, example.id), example, sample=number, temperature=heat)
+            for example in examples
+            if example.id not in kept
+        ]
+        for trace in rollout(program, jobs, session, metric, title="bootstrapping"):
+            if trace.failure is None and trace.score >= threshold:
+                kept[trace.example.id] = trace
+    return [kept[example.id] for example in examples if example.id in kept]
+
+
+def _prompted(state: ProgramState, demos: Pool, example: str) -> ProgramState:
+    if not any(demos.values()):
+        return state
+    return with_demos(state, {path: [demo for name, demo in pairs if name != example] for path, pairs in demos.items()})

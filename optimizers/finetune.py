@@ -1,0 +1,167 @@
+"""The weight optimizer that learns from a program's own successful runs (the step Θ of arXiv 2407.10930).
+
+Knows which calls become training rows; how a row becomes weights is the trainer's business.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+from lmpipe import (
+    Example,
+    Metric,
+    Module,
+    Optimizer,
+    OptimizeResult,
+    Predict,
+    ProgramState,
+    Session,
+    Trace,
+    Trainer,
+    WeightState,
+    predictors,
+)
+from lmpipe.hashing import derive_seed
+from lmpipe.rollout import Job, rollout
+from lmpipe.trainer import TrainingRow
+
+
+@final
+@dataclass(frozen=True)
+class BootstrapFinetune(Optimizer):
+    """Runs the program with its current prompts and weights, and fine-tunes on the calls of the runs that succeeded.
+
+    Args:
+        metric: Decides what is successful.
+        trainer: Turns rows into weights; one for each role where roles have different LMs.
+        metric_threshold: Least score of a success.
+        rollouts_per_example: How often every training example is run.
+        max_rollouts_per_example: Up to how often an example without a success is run; by default no more.
+        temperature: Of these runs; by default the session's.
+        deduplicate: Whether equal rows count once.
+        balance_by: Label whose classes get equally many rows, by repeating rows of the rarer ones; or none.
+        include_demos: Whether rows show the current prompt with its demos, instead of the vanilla one.
+        adapters: One adapter for each LM role, trained on the rows of all its modules; or one for each module.
+        init: Whether training starts from the base or from the current weights.
+    """
+
+    metric: Metric
+    trainer: Trainer | Mapping[str, Trainer]
+    metric_threshold: float = 1.0
+    rollouts_per_example: int = 1
+    max_rollouts_per_example: int | None = None
+    temperature: float | None = None
+    deduplicate: bool = False
+    balance_by: str | None = None
+    include_demos: bool = False
+    adapters: Literal["role", "module"] = "role"
+    init: Literal["base", "current"] = "base"
+
+    tunes: ClassVar[Literal["prompts", "weights", "both"]] = "weights"
+
+    def search(
+        self,
+        program: Module,
+        state: ProgramState,
+        train: Sequence[Example],
+        val: Sequence[Example],
+        session: Session,
+    ) -> OptimizeResult:
+        kept, tried = self.traces(program, state, train, session)
+        details: dict[str, Any] = {"tried": tried, "kept": len(kept), **self._by_label(kept)}
+        if not kept:
+            reason = (
+                f"none of {tried} runs on {len(train)} training examples scored {self.metric_threshold} or more: "
+                "there is nothing to train on. Try more rollouts, a higher temperature, or a prompt stage before this one"
+            )
+            return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
+        for key, rows in self.rows(program, state, kept, session).items():
+            start = self._start(state, key)
+            trainer = self.trainer if isinstance(self.trainer, Trainer) else self.trainer[key.partition("/")[0]]
+            trained = trainer.train(rows, start, session)
+            state = state.with_weights(key, trained.weights)
+            details.setdefault("training", {})[key] = {
+                "rows": len(rows),
+                "steps": trained.steps,
+                "tokens": trained.tokens,
+                "losses": list(trained.losses),
+            }
+        return OptimizeResult(state=state, details=details)
+
+    def traces(
+        self, program: Module, state: ProgramState, train: Sequence[Example], session: Session
+    ) -> tuple[list[Trace], int]:
+        """The successful traces, in the order of the examples, and how many were tried."""
+        kept: list[Trace] = []
+        tried = 0
+        most = max(self.rollouts_per_example, self.max_rollouts_per_example or 0)
+        for first in [0, *range(self.rollouts_per_example, most)]:
+            samples = range(self.rollouts_per_example) if first == 0 else [first]
+            solved = {trace.example.id for trace in kept}
+            jobs = [
+                Job(state, example, sample, self.temperature)
+                for example in train
+                if example.id not in solved
+                for sample in samples
+            ]
+            tried += len(jobs)
+            traces = rollout(program, jobs, session, self.metric, title=f"traces, {len(solved)} examples solved")
+            kept += [trace for trace in traces if trace.failure is None and trace.score >= self.metric_threshold]
+        order = {example.id: number for number, example in enumerate(train)}
+        return sorted(kept, key=lambda trace: (order[trace.example.id], trace.sample)), tried
+
+    def rows(
+        self, program: Module, state: ProgramState, traces: Sequence[Trace], session: Session
+    ) -> dict[str, list[TrainingRow]]:
+        """Weight key (a role, or ``"role/path"``) → the rows that train it, in the order of the traces.
+
+        Each module call of each trace gives one row: the messages that inference would send for the same inputs
+        under the vanilla prompt, and the outputs of the call in the form that the template asks for.
+        """
+        known = predictors(program)
+        labelled: dict[str, list[tuple[str, TrainingRow]]] = {}
+        for trace in traces:
+            label = str(trace.example.labels[self.balance_by]) if self.balance_by else ""
+            for step in trace.steps:
+                if step.outputs is None:
+                    continue
+                predictor = known[step.path]
+                prompt = state.prompts.get(step.path, predictor.vanilla) if self.include_demos else predictor.vanilla
+                row = TrainingRow(
+                    session.template.messages(predictor.signature, prompt, step.inputs),
+                    session.template.completion(predictor.signature, step.outputs),
+                )
+                labelled.setdefault(self._key(predictor, step.path), []).append((label, row))
+        return {key: self._arrange(pairs, derive_seed(session.seed, "rows", key)) for key, pairs in labelled.items()}
+
+    def _key(self, predictor: Predict, path: str) -> str:
+        return predictor.role if self.adapters == "role" else f"{predictor.role}/{path}"
+
+    def _start(self, state: ProgramState, key: str) -> WeightState:
+        role, _, path = key.partition("/")
+        current = state.weights_of(role, path)
+        return current if self.init == "current" else WeightState(base=current.base)
+
+    def _arrange(self, pairs: list[tuple[str, TrainingRow]], seed: int) -> list[TrainingRow]:
+        """De-duplicates and balances, as asked for."""
+        if self.deduplicate:
+            pairs = list({row: (label, row) for label, row in reversed(pairs)}.values())[::-1]
+        if not self.balance_by:
+            return [row for _, row in pairs]
+        groups: dict[str, list[TrainingRow]] = {}
+        for label, row in pairs:
+            groups.setdefault(label, []).append(row)
+        most, rng = max(map(len, groups.values())), random.Random(seed)
+        repeated = [rng.choices(rows, k=most - len(rows)) for rows in groups.values()]
+        return [row for _, row in pairs] + [row for rows in repeated for row in rows]
+
+    def _by_label(self, kept: Sequence[Trace]) -> dict[str, Any]:
+        if not self.balance_by:
+            return {}
+        return {
+            "kept_by_label": dict(sorted(Counter(str(trace.example.labels[self.balance_by]) for trace in kept).items()))
+        }

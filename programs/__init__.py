@@ -1,0 +1,7 @@
+"""Programs of the paper, as examples of `lmpipe.Module`."""
+
+from __future__ import annotations
+
+from programs.iris import Iris
+
+__all__ = ["Iris"]
