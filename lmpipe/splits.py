@@ -1,40 +1,45 @@
-"""Subsets of examples: shuffled by a seed, and stratified where there are classes; never the head of a file."""
+"""Orders and subsets of examples: shuffled by a seed, stratified where there are classes; never the head of a file."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from lmpipe.data import Example
 from lmpipe.errors import ConfigError
 
+T = TypeVar("T")
+
+
+def stratified(items: Sequence[T], group_of: Callable[[T], str], rng: random.Random) -> list[T]:
+    """All items in random order, so that every stretch of the list holds the groups in proportion."""
+    groups: dict[str, list[T]] = {}
+    for item in rng.sample(list(items), len(items)):
+        groups.setdefault(group_of(item), []).append(item)
+    placed = [
+        ((position + 0.5) / len(members), number, item)
+        for number, (_, members) in enumerate(sorted(groups.items()))
+        for position, item in enumerate(members)
+    ]
+    return [item for _, _, item in sorted(placed, key=lambda place: place[:2])]
+
 
 def shuffled(examples: Sequence[Example], seed: int, stratify_by: str | None = None) -> list[Example]:
-    """All examples in random order; stratified, every beginning of the list holds the classes in proportion.
+    """All examples in random order.
 
     Args:
         examples: What to order.
         seed: Decides the order.
-        stratify_by: Name of the label that holds the class, or none.
+        stratify_by: Label whose classes every beginning of the list holds in proportion, or none.
 
     Raises:
         ConfigError: If an example lacks that label.
     """
-    rng = random.Random(seed)
-    order = rng.sample(list(examples), len(examples))
-    if stratify_by is None:
-        return order
-    classes: dict[str, list[Example]] = {}
-    for example in order:
-        if stratify_by not in example.labels:
-            raise ConfigError(f"example {example.id} has no label {stratify_by!r} to stratify by")
-        classes.setdefault(str(example.labels[stratify_by]), []).append(example)
-    placed = [
-        ((position + rng.random()) / len(members), example)
-        for _, members in sorted(classes.items())
-        for position, example in enumerate(members)
-    ]
-    return [example for _, example in sorted(placed, key=lambda pair: pair[0])]
+    lacking = [example.id for example in examples if stratify_by is not None and stratify_by not in example.labels]
+    if lacking:
+        raise ConfigError(f"example {lacking[0]} has no label {stratify_by!r} to stratify by")
+    return stratified(examples, lambda example: str(example.labels.get(stratify_by or "", "")), random.Random(seed))
 
 
 def subsample(

@@ -130,12 +130,12 @@ def _quote(signature: Signature, text: str) -> str:
 
 def _sections(signature: Signature, text: str) -> dict[str, str]:
     headers = [match for match in _header(signature).finditer(text) if not match.group(1)]
-    names = [match.group(3).lower().replace(" ", "_") for match in headers]
     canonical = {field.name.lower(): field.name for field in signature.inputs + signature.outputs}
-    ends = [match.start() for match in headers[1:]] + [len(text)]
     sections: dict[str, str] = {}
-    for name, header, end in zip(names, headers, ends, strict=True):
-        sections.setdefault(canonical[name], _unquote(signature, text[header.end() : end]))
+    for number, header in enumerate(headers):
+        end = headers[number + 1].start() if number + 1 < len(headers) else len(text)
+        name = canonical[header.group(3).lower().replace(" ", "_")]
+        sections.setdefault(name, _unquote(signature, text[header.end() : end]))
     before = text[: headers[0].start()] if headers else text
     first = signature.outputs[0]
     if before.strip() and first.name not in sections and (headers or len(signature.outputs) == 1):

@@ -18,10 +18,17 @@ from lmpipe.state import WeightState
 @final
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """One conversation to learn: the loss is on the completion alone."""
+    """One conversation to learn: the loss is on the completion alone.
+
+    Args:
+        messages: The context.
+        completion: What to answer.
+        group: Rows of different groups are spread evenly over the batches.
+    """
 
     messages: tuple[Message, ...]
     completion: str
+    group: str = ""
 
 
 @final

@@ -107,7 +107,7 @@ def successful_traces(
     for number in range(rounds):
         heat = temperature if number else None
         jobs = [
-            Job(_prompted(state, demos, example.id), example, sample=number, temperature=heat)
+            Job(prompted(state, demos, example.id), example, sample=number, temperature=heat)
             for example in examples
             if example.id not in kept
         ]
@@ -117,7 +117,8 @@ def successful_traces(
     return [kept[example.id] for example in examples if example.id in kept]
 
 
-def _prompted(state: ProgramState, demos: Pool, example: str) -> ProgramState:
+def prompted(state: ProgramState, demos: Pool, example: str) -> ProgramState:
+    """The state with these demos, but not the one made of the example itself; without demos the state as it is."""
     if not any(demos.values()):
         return state
     return with_demos(state, {path: [demo for name, demo in pairs if name != example] for path, pairs in demos.items()})

@@ -28,6 +28,7 @@ from lmpipe import (
 from lmpipe.hashing import derive_seed
 from lmpipe.rollout import Job, rollout
 from lmpipe.trainer import TrainingRow
+from optimizers.demos import draw, labelled_pool, prompted
 
 
 @final
@@ -39,9 +40,13 @@ class BootstrapFinetune(Optimizer):
         metric: Decides what is successful.
         trainer: Turns rows into weights; one for each role where roles have different LMs.
         metric_threshold: Least score of a success.
-        rollouts_per_example: How often every training example is run.
-        max_rollouts_per_example: Up to how often an example without a success is run; by default no more.
+        rollouts_per_example: How often every training example is run, in one round.
+        max_rollouts_per_example: Up to how often an example is run, in further rounds of as many runs, while it has no
+            success; by default there is one round.
         temperature: Of these runs; by default the session's.
+        vary_demos: With how many labelled demos, drawn anew in each round after the first, the program is prompted then
+            instead of those of its current prompt; 0 keeps that. An LM that answers one class whatever the input
+            answers another one under other demos.
         deduplicate: Whether equal rows count once.
         balance_by: Label whose classes get equally many rows, by repeating rows of the rarer ones; or none.
         include_demos: Whether rows show the current prompt with its demos, instead of the vanilla one.
@@ -55,6 +60,7 @@ class BootstrapFinetune(Optimizer):
     rollouts_per_example: int = 1
     max_rollouts_per_example: int | None = None
     temperature: float | None = None
+    vary_demos: int = 0
     deduplicate: bool = False
     balance_by: str | None = None
     include_demos: bool = False
@@ -75,8 +81,9 @@ class BootstrapFinetune(Optimizer):
         details: dict[str, Any] = {"tried": tried, "kept": len(kept), **self._by_label(kept)}
         if not kept:
             reason = (
-                f"none of {tried} runs on {len(train)} training examples scored {self.metric_threshold} or more: "
-                "there is nothing to train on. Try more rollouts, a higher temperature, or a prompt stage before this one"
+                f"none of {tried} runs on {len(train)} training examples scored {self.metric_threshold} or more, so "
+                "there is nothing to train on; try more rollouts, a higher temperature, vary_demos, or a prompt stage "
+                "before this one"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
         for key, rows in self.rows(program, state, kept, session).items():
@@ -96,23 +103,23 @@ class BootstrapFinetune(Optimizer):
         self, program: Module, state: ProgramState, train: Sequence[Example], session: Session
     ) -> tuple[list[Trace], int]:
         """The successful traces, in the order of the examples, and how many were tried."""
-        kept: list[Trace] = []
+        rng = random.Random(derive_seed(session.seed, "demos"))
+        labels = labelled_pool(program, train)
+        kept: dict[str, list[Trace]] = {}
         tried = 0
-        most = max(self.rollouts_per_example, self.max_rollouts_per_example or 0)
-        for first in [0, *range(self.rollouts_per_example, most)]:
-            samples = range(self.rollouts_per_example) if first == 0 else [first]
-            solved = {trace.example.id for trace in kept}
+        for first in range(0, self.max_rollouts_per_example or self.rollouts_per_example, self.rollouts_per_example):
+            demos = draw(labels, self.vary_demos, rng) if first and self.vary_demos else {}
             jobs = [
-                Job(state, example, sample, self.temperature)
+                Job(prompted(state, demos, example.id), example, sample, self.temperature)
                 for example in train
-                if example.id not in solved
-                for sample in samples
+                if example.id not in kept
+                for sample in range(first, first + self.rollouts_per_example)
             ]
             tried += len(jobs)
-            traces = rollout(program, jobs, session, self.metric, title=f"traces, {len(solved)} examples solved")
-            kept += [trace for trace in traces if trace.failure is None and trace.score >= self.metric_threshold]
-        order = {example.id: number for number, example in enumerate(train)}
-        return sorted(kept, key=lambda trace: (order[trace.example.id], trace.sample)), tried
+            for trace in rollout(program, jobs, session, self.metric, title=f"traces, {len(kept)} examples solved"):
+                if trace.failure is None and trace.score >= self.metric_threshold:
+                    kept.setdefault(trace.example.id, []).append(trace)
+        return [trace for example in train for trace in kept.get(example.id, ())], tried
 
     def rows(
         self, program: Module, state: ProgramState, traces: Sequence[Trace], session: Session
@@ -123,7 +130,7 @@ class BootstrapFinetune(Optimizer):
         under the vanilla prompt, and the outputs of the call in the form that the template asks for.
         """
         known = predictors(program)
-        labelled: dict[str, list[tuple[str, TrainingRow]]] = {}
+        found: dict[str, list[TrainingRow]] = {}
         for trace in traces:
             label = str(trace.example.labels[self.balance_by]) if self.balance_by else ""
             for step in trace.steps:
@@ -134,9 +141,10 @@ class BootstrapFinetune(Optimizer):
                 row = TrainingRow(
                     session.template.messages(predictor.signature, prompt, step.inputs),
                     session.template.completion(predictor.signature, step.outputs),
+                    label,
                 )
-                labelled.setdefault(self._key(predictor, step.path), []).append((label, row))
-        return {key: self._arrange(pairs, derive_seed(session.seed, "rows", key)) for key, pairs in labelled.items()}
+                found.setdefault(self._key(predictor, step.path), []).append(row)
+        return {key: self._arrange(rows, derive_seed(session.seed, "rows", key)) for key, rows in found.items()}
 
     def _key(self, predictor: Predict, path: str) -> str:
         return predictor.role if self.adapters == "role" else f"{predictor.role}/{path}"
@@ -146,18 +154,17 @@ class BootstrapFinetune(Optimizer):
         current = state.weights_of(role, path)
         return current if self.init == "current" else WeightState(base=current.base)
 
-    def _arrange(self, pairs: list[tuple[str, TrainingRow]], seed: int) -> list[TrainingRow]:
+    def _arrange(self, rows: list[TrainingRow], seed: int) -> list[TrainingRow]:
         """De-duplicates and balances, as asked for."""
         if self.deduplicate:
-            pairs = list({row: (label, row) for label, row in reversed(pairs)}.values())[::-1]
+            rows = list(dict.fromkeys(rows))
         if not self.balance_by:
-            return [row for _, row in pairs]
+            return rows
         groups: dict[str, list[TrainingRow]] = {}
-        for label, row in pairs:
-            groups.setdefault(label, []).append(row)
+        for row in rows:
+            groups.setdefault(row.group, []).append(row)
         most, rng = max(map(len, groups.values())), random.Random(seed)
-        repeated = [rng.choices(rows, k=most - len(rows)) for rows in groups.values()]
-        return [row for _, row in pairs] + [row for rows in repeated for row in rows]
+        return rows + [row for members in groups.values() for row in rng.choices(members, k=most - len(members))]
 
     def _by_label(self, kept: Sequence[Trace]) -> dict[str, Any]:
         if not self.balance_by:

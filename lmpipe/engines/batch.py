@@ -147,7 +147,7 @@ def step(model: Any, state: Forward, tokens: torch.Tensor) -> Forward:
 
 
 def select(state: Forward, rows: Sequence[int]) -> Forward:
-    """Keeps some rows and drops the others."""
+    """Keeps some rows and drops the others; a row may be taken several times."""
     chosen = torch.tensor(rows, device=state.mask.device)
     state.cache.batch_select_indices(chosen)
     return Forward(state.logits[chosen], state.cache, state.mask[chosen], state.positions[chosen])

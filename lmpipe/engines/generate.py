@@ -7,7 +7,7 @@ Knows nothing of chats, adapters or states.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
 import numpy as np
@@ -47,7 +47,9 @@ def generate(
     """
     live = list(rows)
     noise = [np.random.default_rng(row.seed) for row in rows]
-    state = forward(model, batch)
+    distinct = list(dict.fromkeys(batch.suffixes))  # rows of one prompt are prefilled once
+    state = forward(model, replace(batch, suffixes=tuple(distinct)))
+    state = select(state, [distinct.index(suffix) for suffix in batch.suffixes])
     while True:
         tokens = _choose(state.logits[:, -1].float(), live, noise)
         for row, token in zip(live, tokens.tolist(), strict=True):

@@ -25,6 +25,7 @@ from lmpipe.engines.local import LocalLM
 from lmpipe.errors import ConfigError, SessionError
 from lmpipe.ledger import Cost
 from lmpipe.session import Session
+from lmpipe.splits import stratified
 from lmpipe.state import WeightState
 from lmpipe.trainer import Trainer, TrainingResult, TrainingRow
 
@@ -43,6 +44,7 @@ class LoraTrainer(Trainer):
         learning_rate: Peak learning rate of AdamW.
         schedule: How the learning rate goes on from its peak.
         warmup_steps: Steps to reach the peak.
+        beta2: Decay of AdamW's second moment.
         epochs: Passes over the rows.
         batch_size: Rows per optimizer step.
         bf16: Whether products are computed in bfloat16; weights and optimizer stay as they are.
@@ -56,6 +58,7 @@ class LoraTrainer(Trainer):
     learning_rate: float = 1e-5
     schedule: Literal["constant_with_warmup", "linear", "cosine"] = "linear"
     warmup_steps: int = 0
+    beta2: float = 0.999
     epochs: int = 5
     batch_size: int = 8
     bf16: bool = True
@@ -92,7 +95,7 @@ class LoraTrainer(Trainer):
         """Tokens of the prompt exactly as in inference, then the completion and the token that ends it."""
         prompt = self.lm.encode(row.messages)
         completion = [*self.lm.encode_text(row.completion), self.lm.end_token]
-        return _Row((*prompt, *completion), len(completion))
+        return _Row((*prompt, *completion), len(completion), row.group)
 
     def _fit(
         self, model: PeftModel, rows: Sequence[_Row], seed: int, folder: Path, advance: Callable[[int], None]
@@ -104,6 +107,7 @@ class LoraTrainer(Trainer):
             learning_rate=self.learning_rate,
             lr_scheduler_type=self.schedule,
             warmup_steps=self.warmup_steps,
+            adam_beta2=self.beta2,
             bf16=self.bf16,
             use_cpu=self.lm.model.device.type == "cpu",
             seed=seed % 2**32,
@@ -129,9 +133,31 @@ class LoraTrainer(Trainer):
 class _Row:
     tokens: tuple[int, ...]
     trained: int  # how many last tokens carry the loss
+    group: str
+
+
+@final
+class _SpreadSampler(torch.utils.data.Sampler[int]):
+    """The rows in another order each epoch, their groups spread evenly, so that each batch has a share of each.
+
+    Without that an LM that is to learn a choice among few labels swings from one constant answer to the next.
+    """
+
+    def __init__(self, rows: Sequence[_Row], seed: int) -> None:
+        self._rows = rows
+        self._rng = random.Random(seed)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(stratified(range(len(self._rows)), lambda number: self._rows[number].group, self._rng))
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 class _PrefixTrainer(HFTrainer):
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
+        return _SpreadSampler(self.train_dataset, self.args.seed)  # type: ignore[arg-type]
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:

@@ -1,0 +1,139 @@
+"""The command line that all benchmarks share: reads options, runs, and shows what was found."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from benchmarks.report import write_report
+from benchmarks.result import Result, Score
+from benchmarks.run import run
+from benchmarks.settings import settings_for
+from benchmarks.task import Task
+from lmpipe import LmpipeError
+from lmpipe.engines import load_lm
+from lmpipe.engines.local import LocalLM
+from lmpipe.errors import ConfigError
+from lmpipe.hashing import describe
+from lmpipe.store import RunStore
+from optimizers import parse_strategy
+
+console = Console()
+
+
+def main(task: Task) -> None:
+    """Runs the command line for one task."""
+    app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+
+    @app.command(
+        help=f"Teaches the {task.name} program with every strategy on every seed, and reports the test scores."
+    )
+    def command(
+        out: Annotated[Path, typer.Option(help="Run directory. Started again on it, a run goes on where it was.")],
+        lm: Annotated[str, typer.Option(help="`embedded`, or `hf:ID_OR_PATH`.")] = "embedded",
+        strategy: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="`vanilla`, `p`, `w`, `p -> w -> p` … (p searches prompts, w tunes weights); repeatable."
+            ),
+        ] = None,
+        seeds: Annotated[str, typer.Option(help="Comma-separated; each has a data split of its own.")] = "0",
+        train: Annotated[int | None, typer.Option(help="Training examples.")] = None,
+        val: Annotated[int | None, typer.Option(help="Validation examples.")] = None,
+        test: Annotated[int | None, typer.Option(help="Test examples.")] = None,
+    ) -> None:
+        logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=console)], format="%(message)s")
+        strategies = strategy or ["vanilla", "p", "w", "p -> w -> p"]
+        sizes = {"train": train, "val": val, "test": test}
+        try:
+            result = execute(task, lm, strategies, _numbers(seeds), out, {k: v for k, v in sizes.items() if v})
+        except LmpipeError as error:
+            console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+            raise typer.Exit(1) from error
+        console.print(table(result))
+        console.print(f"written: {out / 'result.json'}, {out / 'report.html'}", highlight=False)
+
+    app()
+
+
+def execute(
+    task: Task, spec: str, strategies: list[str], seeds: list[int], out: Path, changes: dict[str, int]
+) -> Result:
+    """Runs a benchmark, with progress on the terminal, and writes its result and report into its directory."""
+    for strategy in strategies:
+        parse_strategy(strategy, ("p", "w"))
+    settings = settings_for(task.name, spec).model_copy(update=changes)
+    store = RunStore(out, {"task": describe(task), "lm": spec, "settings": settings.model_dump(mode="json")})
+    try:
+        with console.status(f"loading {spec}"):
+            lm = load_lm(spec)
+        if not isinstance(lm, LocalLM):
+            raise ConfigError(f"{spec!r} cannot be fine-tuned here; use 'embedded' or 'hf:ID_OR_PATH'")
+        with progress_bars() as progress:
+            result = run(task, lm, settings, strategies, seeds, store, progress)
+        (out / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
+        write_report(result, out / "report.html")
+    finally:
+        store.close()
+    return result
+
+
+def progress_bars() -> Progress:
+    """Bars for long work: what, how far, how long, how much longer."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def table(result: Result) -> Table:
+    """The result as a terminal table."""
+    shown = Table(title=f"{result.task} on {result.lm}, seeds {', '.join(map(str, result.seeds))}")
+    shown.add_column("strategy")
+    for name in ("val", "test", "LM calls", "tokens", "trained", "seconds"):
+        shown.add_column(name, justify="right")
+    for row in result.strategies:
+        cost = row.cost
+        shown.add_row(
+            row.strategy,
+            score_text(row.val),
+            score_text(row.test),
+            f"{cost['lm_calls']:,.0f}",
+            f"{cost['prompt_tokens'] + cost['completion_tokens']:,.0f}",
+            f"{cost['training_tokens']:,.0f}",
+            f"{cost['seconds']:,.0f}",
+        )
+    notes = [
+        f"{row.strategy}: {stage.name} {stage.status}: {stage.reason}"
+        for row in result.strategies
+        for stage in row.stages
+        if stage.reason
+    ]
+    shown.caption = "\n".join(["± is one standard error", *dict.fromkeys(notes)])
+    return shown
+
+
+def score_text(score: Score) -> str:
+    """Percent with standard error, or "—"."""
+    if score.mean is None:
+        return "—"
+    return f"{100 * score.mean:.1f}" + ("" if score.stderr is None else f" ± {100 * score.stderr:.1f}")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--seeds {text!r} must be whole numbers with commas between them, such as 0,1,2") from None

@@ -1,0 +1,134 @@
+"""How the stages of a benchmark run are set: the paper's settings, and what differs for the embedded LM.
+
+Every field is a plain value, so a run's settings are part of its ``result.json``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+from pydantic import BaseModel, ConfigDict
+
+from lmpipe import Metric, Optimizer, Sampling, Trainer
+from lmpipe.engines.local import LocalLM
+from lmpipe.engines.lora import LoraTrainer
+from optimizers import BootstrapFewShotRandomSearch, BootstrapFinetune
+
+
+@final
+class Settings(BaseModel):
+    """The defaults are the paper's (arXiv 2407.10930); `BootstrapFewShotRandomSearch`, `BootstrapFinetune` and
+    `LoraTrainer` say what each means."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: int = 1000
+    val: int = 500
+    test: int = 1500
+    temperature: float = 0.1
+    top_p: float = 0.97
+    max_tokens: int = 1024
+
+    num_candidate_programs: int = 6
+    max_bootstrapped_demos: int = 3
+    max_labeled_demos: int = 3
+    num_train: int = 100
+    num_val: int = 250
+
+    rollouts_per_example: int = 1
+    max_rollouts_per_example: int | None = None
+    rollout_temperature: float | None = None
+    vary_demos: int = 0
+    balance: bool = False
+    deduplicate: bool = False
+
+    rank: int = 32
+    alpha: int = 64
+    target_modules: str | tuple[str, ...] = ("q_proj", "k_proj")
+    learning_rate: float = 1e-5
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "linear"
+    warmup_steps: int = 0
+    beta2: float = 0.999
+    epochs: int = 5
+    batch_size: int = 8
+
+    prompts_from: Literal["original", "current"] = "original"
+    select: Literal["last", "best"] = "last"
+
+    def sampling(self) -> Sampling:
+        """How completions are drawn outside of bootstrapping."""
+        return Sampling(self.temperature, self.top_p, self.max_tokens)
+
+    def trainer(self, lm: LocalLM) -> Trainer:
+        """What turns rows into weights."""
+        return LoraTrainer(
+            lm,
+            rank=self.rank,
+            alpha=self.alpha,
+            target_modules=self.target_modules,
+            learning_rate=self.learning_rate,
+            schedule=self.schedule,
+            warmup_steps=self.warmup_steps,
+            beta2=self.beta2,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+        )
+
+    def optimizers(self, metric: Metric, lm: LocalLM, label: str | None) -> dict[str, Optimizer]:
+        """The stages that strategies name: ``p`` searches prompts, ``w`` tunes weights."""
+        return {
+            "p": BootstrapFewShotRandomSearch(
+                metric,
+                max_bootstrapped_demos=self.max_bootstrapped_demos,
+                max_labeled_demos=self.max_labeled_demos,
+                num_candidate_programs=self.num_candidate_programs,
+                num_train=self.num_train,
+                num_val=self.num_val,
+                stratify_by=label,
+            ),
+            "w": BootstrapFinetune(
+                metric,
+                self.trainer(lm),
+                rollouts_per_example=self.rollouts_per_example,
+                max_rollouts_per_example=self.max_rollouts_per_example,
+                temperature=self.rollout_temperature,
+                vary_demos=self.vary_demos,
+                deduplicate=self.deduplicate,
+                balance_by=label if self.balance else None,
+            ),
+        }
+
+
+_PAPER: dict[str, Settings] = {
+    "iris": Settings(train=50, val=50, test=50, num_train=15, num_val=35),
+}
+
+# A 135M LM needs greedy decoding, short answers, a learning rate for few rows, and many varied runs: under one prompt
+# it names one class for all flowers, and only other demonstrations make it name another.
+_EMBEDDED: dict[str, dict[str, object]] = {
+    "iris": {
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "max_tokens": 24,
+        "rollouts_per_example": 4,
+        "max_rollouts_per_example": 64,
+        "rollout_temperature": 0.8,
+        "vary_demos": 3,
+        "balance": True,
+        "deduplicate": True,
+        "rank": 16,
+        "alpha": 32,
+        "target_modules": "all-linear",
+        "learning_rate": 1e-3,
+        "warmup_steps": 6,
+        "beta2": 0.95,
+        "epochs": 7,
+        "batch_size": 6,
+    },
+}
+
+
+def settings_for(task: str, lm: str) -> Settings:
+    """The paper's settings of a task, or those that suit the embedded LM."""
+    settings = _PAPER[task]
+    return settings.model_copy(update=_EMBEDDED[task]) if lm == "embedded" else settings
