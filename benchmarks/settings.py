@@ -38,7 +38,7 @@ class Settings(BaseModel):
     rollouts_per_example: int = 1
     max_rollouts_per_example: int | None = None
     rollout_temperature: float | None = None
-    vary_demos: int = 0
+    vary_demos: bool = False
     balance: bool = False
     deduplicate: bool = False
 
@@ -113,7 +113,7 @@ _EMBEDDED: dict[str, dict[str, object]] = {
         "rollouts_per_example": 4,
         "max_rollouts_per_example": 64,
         "rollout_temperature": 0.8,
-        "vary_demos": 3,
+        "vary_demos": True,
         "balance": True,
         "deduplicate": True,
         "rank": 16,

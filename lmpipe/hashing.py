@@ -36,8 +36,8 @@ def digest(value: object) -> str:
 
 def derive_seed(*parts: str | int) -> int:
     """A seed in [0, 2**63) that depends on every part and on their order, and on nothing else."""
-    text = "\x1f".join(map(str, parts))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    text = json.dumps(parts).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def describe(value: object) -> Any:

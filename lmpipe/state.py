@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, WrapSerializer
 
-from lmpipe.errors import ModuleError
+from lmpipe.errors import ModuleError, SessionError
 from lmpipe.hashing import digest
 
 V = TypeVar("V")
@@ -110,6 +110,12 @@ class ProgramState(_Value):
         return ProgramState(prompts=self.prompts, weights={**self.weights, key: weights})
 
     def weights_of(self, role: str, path: str) -> WeightState:
-        """The weights that a call of the module at `path` runs on."""
-        own = self.weights.get(f"{role}/{path}")
-        return self.weights[role] if own is None else own
+        """The weights that a call of the module at `path` runs on.
+
+        Raises:
+            SessionError: If there are none for the role.
+        """
+        own = self.weights.get(f"{role}/{path}") or self.weights.get(role)
+        if own is None:
+            raise SessionError(f"{path!r} asks for an LM of role {role!r}; there is one for {', '.join(self.weights)}")
+        return own

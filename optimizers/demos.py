@@ -117,8 +117,18 @@ def successful_traces(
     return [kept[example.id] for example in examples if example.id in kept]
 
 
+def redraw(state: ProgramState, pool: Pool, rng: random.Random) -> dict[str, list[tuple[str, Demo]]]:
+    """As many demos of the pool for each module as its prompt has now."""
+    drawn: dict[str, list[tuple[str, Demo]]] = {}
+    for path, prompt in state.prompts.items():
+        drawn.update(draw({path: pool.get(path, ())}, len(prompt.demos), rng))
+    return drawn
+
+
 def prompted(state: ProgramState, demos: Pool, example: str) -> ProgramState:
-    """The state with these demos, but not the one made of the example itself; without demos the state as it is."""
-    if not any(demos.values()):
-        return state
-    return with_demos(state, {path: [demo for name, demo in pairs if name != example] for path, pairs in demos.items()})
+    """The state with these demos, but none made of the example itself; modules without any keep their own."""
+    for path, pairs in demos.items():
+        if pairs:
+            own = tuple(demo for name, demo in pairs if name != example)
+            state = state.with_prompt(path, state.prompts[path].model_copy(update={"demos": own}))
+    return state

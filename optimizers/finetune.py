@@ -28,7 +28,7 @@ from lmpipe import (
 from lmpipe.hashing import derive_seed
 from lmpipe.rollout import Job, rollout
 from lmpipe.trainer import TrainingRow
-from optimizers.demos import draw, labelled_pool, prompted
+from optimizers.demos import labelled_pool, prompted, redraw
 
 
 @final
@@ -43,10 +43,10 @@ class BootstrapFinetune(Optimizer):
         rollouts_per_example: How often every training example is run, in one round.
         max_rollouts_per_example: Up to how often an example is run, in further rounds of as many runs, while it has no
             success; by default there is one round.
+        max_idle_rounds: After how many rounds in a row without a success the remaining rounds are given up.
         temperature: Of these runs; by default the session's.
-        vary_demos: With how many labelled demos, drawn anew in each round after the first, the program is prompted then
-            instead of those of its current prompt; 0 keeps that. An LM that answers one class whatever the input
-            answers another one under other demos.
+        vary_demos: Whether each round after the first replaces the demos of the current prompt by as many labelled ones,
+            drawn anew. An LM that answers one class whatever the input answers another one under other demos.
         deduplicate: Whether equal rows count once.
         balance_by: Label whose classes get equally many rows, by repeating rows of the rarer ones; or none.
         include_demos: Whether rows show the current prompt with its demos, instead of the vanilla one.
@@ -59,8 +59,9 @@ class BootstrapFinetune(Optimizer):
     metric_threshold: float = 1.0
     rollouts_per_example: int = 1
     max_rollouts_per_example: int | None = None
+    max_idle_rounds: int = 4
     temperature: float | None = None
-    vary_demos: int = 0
+    vary_demos: bool = False
     deduplicate: bool = False
     balance_by: str | None = None
     include_demos: bool = False
@@ -82,8 +83,8 @@ class BootstrapFinetune(Optimizer):
         if not kept:
             reason = (
                 f"none of {tried} runs on {len(train)} training examples scored {self.metric_threshold} or more, so "
-                "there is nothing to train on; try more rollouts, a higher temperature, vary_demos, or a prompt stage "
-                "before this one"
+                "there is nothing to train on; try more rollouts, a higher temperature, or a prompt stage before "
+                "this one"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
         for key, rows in self.rows(program, state, kept, session).items():
@@ -104,21 +105,25 @@ class BootstrapFinetune(Optimizer):
     ) -> tuple[list[Trace], int]:
         """The successful traces, in the order of the examples, and how many were tried."""
         rng = random.Random(derive_seed(session.seed, "demos"))
-        labels = labelled_pool(program, train)
+        labels = labelled_pool(program, train) if self.vary_demos else {}
         kept: dict[str, list[Trace]] = {}
-        tried = 0
+        tried = idle = 0
         for first in range(0, self.max_rollouts_per_example or self.rollouts_per_example, self.rollouts_per_example):
-            demos = draw(labels, self.vary_demos, rng) if first and self.vary_demos else {}
+            demos = redraw(state, labels, rng) if first else {}
             jobs = [
                 Job(prompted(state, demos, example.id), example, sample, self.temperature)
                 for example in train
                 if example.id not in kept
                 for sample in range(first, first + self.rollouts_per_example)
             ]
+            if not jobs or idle == self.max_idle_rounds:
+                break
             tried += len(jobs)
-            for trace in rollout(program, jobs, session, self.metric, title=f"traces, {len(kept)} examples solved"):
-                if trace.failure is None and trace.score >= self.metric_threshold:
-                    kept.setdefault(trace.example.id, []).append(trace)
+            traces = rollout(program, jobs, session, self.metric, title=f"traces, {len(kept)} examples solved")
+            good = [trace for trace in traces if trace.failure is None and trace.score >= self.metric_threshold]
+            idle = 0 if good else idle + 1
+            for trace in good:
+                kept.setdefault(trace.example.id, []).append(trace)
         return [trace for example in train for trace in kept.get(example.id, ())], tried
 
     def rows(

@@ -70,7 +70,8 @@ class AdapterPool:
         if start is not None:
             peft = self._insert(name, self._folder(start), trainable=True)
         elif self._peft is None:
-            peft = self._peft = PeftModel(self._model, config, adapter_name=name)
+            with _quiet():
+                peft = self._peft = PeftModel(self._model, config, adapter_name=name)
         else:
             peft = self._peft
             peft.add_adapter(name, config)
@@ -78,7 +79,7 @@ class AdapterPool:
             peft.set_adapter(name)
             yield peft
         finally:
-            peft.delete_adapter(name)
+            self._drop(name)
             self._model.eval()
 
     def _folder(self, adapter: str) -> Path:
@@ -88,18 +89,37 @@ class AdapterPool:
 
     def _load(self, adapter: str) -> None:
         if adapter not in self._loaded:
-            if len(self._loaded) >= self._max_loaded and self._peft is not None:
+            if len(self._loaded) >= self._max_loaded:
                 oldest, _ = self._loaded.popitem(last=False)
-                self._peft.delete_adapter(oldest)
+                self._drop(oldest)
             self._insert(adapter, self._folder(adapter), trainable=False)
         self._loaded[adapter] = None
         self._loaded.move_to_end(adapter)
 
+    def _drop(self, name: str) -> None:
+        """Removes an adapter from memory; with the last one PEFT's layers leave the model."""
+        if self._peft is None:
+            return
+        if self._loaded:
+            self._peft.set_adapter(next(iter(self._loaded)))
+            self._peft.delete_adapter(name)
+        else:
+            self._peft.unload()
+            self._peft = None
+
     def _insert(self, name: str, folder: Path, *, trainable: bool) -> PeftModel:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*base model.*")  # the recorded base name is ours, not a path
+        with _quiet():
             if self._peft is None:
                 self._peft = PeftModel.from_pretrained(self._model, folder, adapter_name=name, is_trainable=trainable)
             else:
                 self._peft.load_adapter(folder, adapter_name=name, is_trainable=trainable)
         return self._peft
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides what PEFT says of transformers' deprecations, and of a base recorded by its name instead of a path."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing.*")
+        warnings.filterwarnings("ignore", message=".*base model.*")
+        yield

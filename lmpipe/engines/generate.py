@@ -75,21 +75,38 @@ def _extend(row: Row, token: int, ends: frozenset[int], decode: Callable[[list[i
 
 
 def _choose(logits: torch.Tensor, rows: Sequence[Row], noise: Sequence[np.random.Generator]) -> torch.Tensor:
-    """The next token of each row: the likeliest, or one drawn by inverting the cumulative distribution."""
+    """The next token of each row: the likeliest, or one drawn from its distribution."""
     tokens = logits.argmax(-1)
-    drawn = [number for number, row in enumerate(rows) if row.sampling.temperature > 0]
-    if not drawn:
-        return tokens
-    temperatures = torch.tensor([[rows[number].sampling.temperature] for number in drawn], device=logits.device)
-    top_p = torch.tensor([[rows[number].sampling.top_p] for number in drawn], device=logits.device)
-    points = torch.tensor([[noise[number].random()] for number in drawn], device=logits.device, dtype=torch.float32)
-    order: torch.Tensor | None = None
-    probabilities = (logits[drawn] / temperatures).softmax(-1)
-    if bool((top_p < 1).any()):
+    for cut in (False, True):
+        drawn = [
+            number
+            for number, row in enumerate(rows)
+            if row.sampling.temperature > 0 and (row.sampling.top_p < 1) is cut
+        ]
+        if drawn:
+            tokens[drawn] = _draw(logits[drawn], [rows[n] for n in drawn], [noise[n].random() for n in drawn], cut)
+    return tokens
+
+
+def _draw(logits: torch.Tensor, rows: Sequence[Row], points: Sequence[float], cut: bool) -> torch.Tensor:
+    """Inverts the cumulative distribution at one point in [0, 1) for each row.
+
+    Args:
+        logits: Shape (rows, vocabulary).
+        rows: Their sampling.
+        points: Where to invert.
+        cut: Whether all rows, or none, have a top-p below 1: tokens are then ordered by probability.
+    """
+
+    def column(values: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(values, device=logits.device)[:, None]
+
+    probabilities = (logits / column([row.sampling.temperature for row in rows])).softmax(-1)
+    order = None
+    if cut:
         probabilities, order = probabilities.sort(-1, descending=True)
         before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= top_p, 0)
+        probabilities = probabilities.masked_fill(before >= column([row.sampling.top_p for row in rows]), 0)
     mass = probabilities.cumsum(-1)
-    picked = torch.searchsorted(mass, points * mass[:, -1:], right=True).clamp(max=mass.shape[-1] - 1)
-    tokens[drawn] = (picked if order is None else order.gather(-1, picked)).squeeze(-1)
-    return tokens
+    picked = torch.searchsorted(mass, column(points) * mass[:, -1:], right=True).clamp(max=mass.shape[-1] - 1)
+    return (picked if order is None else order.gather(-1, picked)).squeeze(-1)

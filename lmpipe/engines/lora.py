@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -202,10 +203,11 @@ def _seeded(seed: int) -> Iterator[None]:
 def _save(model: PeftModel, folder: Path, base: str) -> None:
     """Writes the adapter alone, in bytes that depend on nothing but its content."""
     name = str(model.active_adapter)
-    model.save_pretrained(str(folder / "all"), selected_adapters=[name])
+    model.save_pretrained(str(folder / "all"), selected_adapters=[name], save_embedding_layers=False)
     written = folder / "all" / name
     config = json.loads((written / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = base
     config["target_modules"] = sorted(config["target_modules"])
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
     (written / "adapter_model.safetensors").rename(folder / "adapter_model.safetensors")
+    shutil.rmtree(folder / "all")

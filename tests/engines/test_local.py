@@ -1,0 +1,108 @@
+"""The local engine answers as transformers' own generate does, one request at a time or many."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmpipe import Completion, EngineError, Request, Sampling, WeightState
+from lmpipe.engines import load_lm
+from lmpipe.engines.batch import plan
+from lmpipe.engines.local import LocalLM
+from lmpipe.errors import ConfigError
+from lmpipe.lm import Message
+
+
+def request(text: str, seed: int = 0, **sampling: float | int | tuple[str, ...]) -> Request:
+    chat = (Message("system", "Continue the text, whatever it is."), Message("user", text))
+    return Request(chat, Sampling(**{"max_tokens": 12, **sampling}), WeightState(base="tiny"), seed)  # type: ignore[arg-type]
+
+
+REQUESTS = [request(text) for text in ("a", "ab", "abc and then some more", "zebra", "a", "")]
+
+
+def texts(lm: LocalLM, requests: list[Request]) -> list[str]:
+    answers = lm.complete(requests)
+    assert all(isinstance(answer, Completion) for answer in answers)
+    return [answer.text for answer in answers if isinstance(answer, Completion)]
+
+
+def test_greedy_tokens_are_those_of_transformers_generate(tiny_lm: LocalLM) -> None:
+    for asked, text in zip(REQUESTS, texts(tiny_lm, REQUESTS), strict=True):
+        prompt = tiny_lm.encode(asked.messages)
+        out = tiny_lm.model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
+        assert text == tiny_lm.tokenizer.decode(out[0][len(prompt) :], skip_special_tokens=True)
+
+
+def test_a_sampled_answer_does_not_depend_on_its_batch(tiny_lm: LocalLM) -> None:
+    sampled = [
+        request(text, seed, temperature=1.0, top_p=top_p)
+        for seed, (text, top_p) in enumerate([("a", 1.0), ("a", 0.9), ("longer text", 1.0), ("a", 1.0)])
+    ]
+    together = texts(tiny_lm, sampled)
+    assert together == [texts(tiny_lm, [alone])[0] for alone in sampled]
+    assert together == texts(tiny_lm, sampled[::-1])[::-1]
+    assert together[0] != together[3]
+
+
+def test_top_p_near_zero_is_greedy(tiny_lm: LocalLM) -> None:
+    nearly = [replace(asked, sampling=replace(asked.sampling, temperature=1.0, top_p=1e-6)) for asked in REQUESTS]
+    assert texts(tiny_lm, nearly) == texts(tiny_lm, REQUESTS)
+
+
+def test_stop_texts_end_a_completion_and_are_cut_off(tiny_lm: LocalLM) -> None:
+    whole = texts(tiny_lm, REQUESTS[2:3])[0]
+    stop = whole[4:6]
+    answer = tiny_lm.complete([request("abc and then some more", stop=(stop,))])[0]
+    assert isinstance(answer, Completion)
+    assert answer.text == whole[: whole.index(stop)]
+    assert answer.finish_reason == "stop"
+
+
+def test_usage_and_finish_reason_are_reported(tiny_lm: LocalLM) -> None:
+    answer = tiny_lm.complete([request("a", max_tokens=3)])[0]
+    assert isinstance(answer, Completion)
+    assert answer.usage.prompt_tokens == len(tiny_lm.encode(request("a").messages))
+    assert (answer.usage.completion_tokens, answer.finish_reason) == (3, "length")
+
+
+def test_a_request_that_does_not_fit_fails_alone_and_names_both_lengths(tiny_lm: LocalLM) -> None:
+    answers = tiny_lm.complete([request("a"), request("b" * 2000), request("a")])
+    assert isinstance(answers[0], Completion)
+    assert answers[0] == answers[2]
+    assert isinstance(answers[1], EngineError)
+    tokens = len(tiny_lm.encode(request("b" * 2000).messages))
+    assert f"{tokens} prompt tokens and max_tokens=12 do not fit the context of 1024" in str(answers[1])
+
+
+def test_weights_of_another_model_are_refused(tiny_lm: LocalLM) -> None:
+    answer = tiny_lm.complete([replace(request("a"), weights=WeightState(base="large"))])[0]
+    assert "runs on 'large', but this LM is 'tiny'" in str(answer)
+
+
+def test_an_unknown_adapter_is_named(tiny_lm: LocalLM) -> None:
+    with pytest.raises(EngineError, match="adapter 0abc is not registered"):
+        tiny_lm.complete([replace(request("a"), weights=WeightState(base="tiny", adapter="0abc"))])
+
+
+def test_rows_are_grouped_by_their_beginning() -> None:
+    shared = list(range(20))
+    rows = [[*shared, 1, 2], [*shared, 3], [7, 7], [*shared, 4, 5, 6], [7, 7]]
+    batches = plan(rows, max_rows=8)
+    assert sorted(row for batch in batches for row in batch.rows) == [0, 1, 2, 3, 4]
+    for batch in batches:
+        assert [[*batch.prefix, *suffix] for suffix in batch.suffixes] == [rows[row] for row in batch.rows]
+        assert all(batch.suffixes)
+    assert len(batches[0].prefix) == 20
+    assert max(len(batch.rows) for batch in plan(rows, max_rows=2)) == 2
+
+
+def test_models_are_named_by_a_short_text(tiny_folder: Path) -> None:
+    assert load_lm(f"hf:{tiny_folder}").name == str(tiny_folder)
+    with pytest.raises(ConfigError, match="write 'embedded' or 'hf:ID_OR_PATH'"):
+        load_lm("gpt")
+    with pytest.raises(ConfigError, match="cannot load a causal LM from '/nowhere'"):
+        load_lm("hf:/nowhere")

@@ -1,0 +1,82 @@
+"""Evaluations and metrics."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmpipe import (
+    Example,
+    Predict,
+    Prediction,
+    PromptState,
+    Request,
+    RunStore,
+    ScriptedLM,
+    Session,
+    evaluate,
+    exact_match,
+)
+from lmpipe.evaluate import evaluate_many
+from lmpipe.metrics import answer_f1, normalize_answer
+from lmpipe.predict import initial_state
+
+PROGRAM = Predict("n: int -> answer: int")
+EXAMPLES = [Example({"n": n}, {"answer": n % 4}) for n in range(12)]
+
+
+def modulo_three(request: Request) -> str:
+    n = int(request.messages[-1].content.partition(": ")[2])
+    return "answer: none" if n == 11 else f"answer: {n % 3}"
+
+
+def test_mean_error_and_failures_are_counted_over_examples() -> None:
+    session = Session(lm=ScriptedLM(modulo_three))
+    result = evaluate(PROGRAM, initial_state(PROGRAM, session), EXAMPLES, exact_match, session)
+    assert result.mean == pytest.approx(3 / 12)
+    assert result.stderr == pytest.approx(math.sqrt(0.25 * 0.75 / 11))
+    assert result.n == 12
+    assert result.failures == {"parse": 1}
+    assert "field 'answer': holds no number" in (result.first_error or "")
+
+
+def test_an_evaluation_in_the_store_is_not_made_again_but_its_cost_is_counted(store: RunStore) -> None:
+    lm = ScriptedLM(modulo_three)
+    first = Session(lm=lm, store=store)
+    state = initial_state(PROGRAM, first)
+    other = state.with_prompt("self", PromptState(instructions="Guess."))
+    made = evaluate(PROGRAM, state, EXAMPLES, exact_match, first)
+    again = Session(lm=lm, store=store)
+    both = evaluate_many(PROGRAM, [state, other], EXAMPLES, exact_match, again)
+    assert both[0] == made
+    assert len(lm.requests) == 24
+    assert again.ledger.total.lm_calls == 24
+
+
+def test_no_examples_give_no_number() -> None:
+    session = Session(lm=ScriptedLM(modulo_three))
+    assert math.isnan(evaluate(PROGRAM, initial_state(PROGRAM, session), [], exact_match, session).mean)
+
+
+@pytest.mark.parametrize(
+    ("found", "gold", "match", "f1"),
+    [
+        ("The  Eiffel-Tower!", "eiffeltower", 1, 1),
+        ("Paris, France", "Paris", 0, 2 / 3),
+        ("", "Paris", 0, 0),
+        (4, "4", 1, 1),
+    ],
+)
+def test_answers_are_compared_after_normalisation(found: object, gold: str, match: float, f1: float) -> None:
+    example = Example({}, {"answer": gold})
+    assert exact_match(example, Prediction(answer=found)) == match
+    assert answer_f1(example, Prediction(answer=found)) == pytest.approx(f1)
+
+
+@given(st.text())
+def test_normalising_twice_changes_nothing_more(text: str) -> None:
+    once = normalize_answer(text)
+    assert normalize_answer(once) == once or "  " not in once

@@ -1,0 +1,138 @@
+"""Rendering prompts and reading completions."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from lmpipe import Demo, ParseError, PromptState, signature
+from lmpipe.signature import Field, Signature
+from lmpipe.template import Template
+
+TEMPLATE = Template()
+QA = signature("question -> reasoning, answer")
+
+
+class Point(BaseModel):
+    x: int
+    y: float
+
+
+TYPES: dict[Any, st.SearchStrategy[Any]] = {
+    str: st.text().map(str.strip)
+    | st.sampled_from(["answer: 3", "a\nanswer: b", "\\answer: c", "**bold**\n**Answer:** d"]),
+    int: st.integers(),
+    float: st.floats(allow_nan=False, allow_infinity=False),
+    bool: st.booleans(),
+    Literal["yes", "no", "yes please"]: st.sampled_from(["yes", "no", "yes please"]),
+    list[str]: st.lists(st.text()),
+    dict[str, int]: st.dictionaries(st.text(), st.integers()),
+    Point: st.builds(Point, x=st.integers(), y=st.floats(allow_nan=False, allow_infinity=False)),
+}
+
+
+@st.composite
+def signatures_with_outputs(draw: st.DrawFn) -> tuple[Signature, dict[str, Any]]:
+    kinds = draw(st.lists(st.sampled_from(list(TYPES)), min_size=1, max_size=4))
+    names = ["reasoning", "answer", "search_query", "Score"][: len(kinds)]
+    fields = tuple(Field(name, kind) for name, kind in zip(names, kinds, strict=True))
+    return Signature((Field("question"),), fields), {field.name: draw(TYPES[field.type]) for field in fields}
+
+
+@given(signatures_with_outputs())
+def test_a_completion_reads_back_as_its_outputs(case: tuple[Signature, dict[str, Any]]) -> None:
+    sig, outputs = case
+    assert TEMPLATE.parse(sig, TEMPLATE.completion(sig, outputs)) == outputs
+
+
+@given(st.text())
+def test_any_text_gives_outputs_or_a_parse_error_that_names_a_field(text: str) -> None:
+    sig = signature("question -> reasoning, answer: Literal['yes', 'no'], count: int")
+    outcome: dict[str, Any] | ParseError
+    try:
+        outcome = TEMPLATE.parse(sig, text)
+    except ParseError as error:
+        outcome = error
+    if isinstance(outcome, ParseError):
+        assert outcome.field in {"reasoning", "answer", "count"}
+        assert outcome.text == text
+    else:
+        assert outcome["answer"] in {"yes", "no"}
+        assert isinstance(outcome["count"], int)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "reasoning: because\nanswer: Paris",
+        "**Reasoning:** because\n**Answer:** Paris",
+        "- Reasoning: because\n- ANSWER : Paris",
+        "because\nanswer: Paris",
+        "answer: Paris\nreasoning: because",
+        "reasoning: because\nanswer: Paris\n\nquestion: And of Spain?\nanswer: Madrid",
+    ],
+)
+def test_common_ways_to_write_a_completion_are_read(text: str) -> None:
+    assert TEMPLATE.parse(QA, text) == {"reasoning": "because", "answer": "Paris"}
+
+
+@pytest.mark.parametrize(
+    "text", ["versicolor", " Versicolor. ", "'versicolor'", "Iris-versicolor", "it is versicolor, sure"]
+)
+def test_one_choice_is_found_in_what_surrounds_it(text: str) -> None:
+    sig = signature("x -> answer: Literal['setosa', 'versicolor']")
+    assert TEMPLATE.parse(sig, f"answer: {text}\nmore words about setosa") == {"answer": "versicolor"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        ("Literal['a b', 'c']", "answer: a b or c", "names several of the choices"),
+        ("Literal['a b', 'c']", "answer: d", "names none of the choices"),
+        ("int", "answer: 3/4", "holds 2 numbers"),
+        ("int", "answer: some", "holds no number"),
+        ("float", "answer:", "is empty"),
+        ("list[str]", "answer: [1, 2", "is no list"),
+        ("str", "", "is absent"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_field_and_text(kind: str, text: str, message: str) -> None:
+    with pytest.raises(ParseError, match=message) as caught:
+        TEMPLATE.parse(signature(f"x -> answer: {kind}, other"), text + "\nother: x" if text else text)
+    assert caught.value.field == "answer"
+    assert text in str(caught.value)
+
+
+def test_numbers_are_read_as_people_write_them() -> None:
+    sig = signature("x -> n: int")
+    assert [TEMPLATE.parse(sig, f"n: {text}")["n"] for text in ("1,000", "$5", "**7**", "-3.", "12 apples")] == [
+        1000,
+        5,
+        7,
+        -3,
+        12,
+    ]
+
+
+def test_a_prompt_is_a_chat_of_instruction_demos_and_question() -> None:
+    prompt = PromptState(
+        instructions="Answer briefly.", demos=(Demo(inputs={"question": "1 + 1?"}, outputs={"answer": "2"}),)
+    )
+    sig = signature("question -> answer")
+    messages = TEMPLATE.messages(sig, prompt, {"question": "2 + 2?"})
+    assert [(message.role, message.content) for message in messages] == [
+        ("system", "Answer briefly.\n\nReply with these lines:\nanswer: <text>"),
+        ("user", "question: 1 + 1?"),
+        ("assistant", "answer: 2"),
+        ("user", "question: 2 + 2?"),
+    ]
+
+
+def test_passages_are_numbered_lines() -> None:
+    sig = signature("context: list[str] -> answer")
+    message = TEMPLATE.messages(sig, PromptState(instructions="Read."), {"context": ["one", "two"]})[-1]
+    assert message.content == "context: \n[1] one\n[2] two"
