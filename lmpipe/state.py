@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, WrapSerializer
+from typing_extensions import Self
 
 from lmpipe.errors import ModuleError, SessionError
 from lmpipe.hashing import digest
@@ -39,6 +40,10 @@ class _Value(BaseModel):
     def digest(self) -> str:
         """Identity by content (32 hex characters)."""
         return digest(self.model_dump(mode="json"))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A new value, validated; pydantic's own would carry the old digest along."""
+        return type(self)(**{**dict(self), **(update or {})})
 
     def __hash__(self) -> int:
         return hash(self.digest)

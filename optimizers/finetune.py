@@ -45,8 +45,8 @@ class BootstrapFinetune(Optimizer):
             success; by default there is one round.
         max_idle_rounds: After how many rounds in a row without a success the remaining rounds are given up.
         temperature: Of these runs; by default the session's.
-        vary_demos: Whether each round after the first replaces the demos of the current prompt by as many labelled ones,
-            drawn anew. An LM that answers one class whatever the input answers another one under other demos.
+        vary_demos: Whether each round after the first replaces the demos of the current prompt by as many labelled
+            ones, drawn anew. An LM that answers one class whatever the input answers another under other demos.
         deduplicate: Whether equal rows count once.
         balance_by: Label whose classes get equally many rows, by repeating rows of the rarer ones; or none.
         include_demos: Whether rows show the current prompt with its demos, instead of the vanilla one.

@@ -44,6 +44,14 @@ def test_an_update_gives_a_new_state_and_leaves_the_old_one() -> None:
     assert len({SMALL, tuned, prompted}) == 3
 
 
+def test_a_changed_copy_has_an_identity_of_its_own() -> None:
+    prompt = SMALL.prompts["a"]
+    assert prompt.digest
+    demo = Demo(inputs={"x": 1}, outputs={"y": 2})
+    copy = prompt.model_copy(update={"demos": (demo,)})
+    assert copy.digest == PromptState(instructions="Do.", demos=(demo,)).digest != prompt.digest
+
+
 def test_nothing_in_a_state_can_be_changed() -> None:
     with pytest.raises(ValidationError):
         SMALL.prompts = {}

@@ -1,0 +1,84 @@
+"""Prompt optimizers choose demonstrations from what worked."""
+
+from __future__ import annotations
+
+from lmpipe import ChainOfThought, Example, Request, ScriptedLM, Session, exact_match, initial_state
+from optimizers import BootstrapFewShot, BootstrapFewShotRandomSearch
+from tests.scripted import Colour, examples, scripted
+
+
+def test_bootstrapped_demos_are_the_calls_of_successful_runs() -> None:
+    """With the labels that `ask` shows, the LM is right on even numbers: only those runs give demos."""
+    program = ChainOfThought("number: int -> answer")
+    lm = ScriptedLM(lambda request: f"reasoning: I see\nanswer: {even(request)}")
+    session = Session(lm=lm)
+    train = [Example({"number": n}, {"answer": "even"}, id=str(n)) for n in range(6)]
+    optimizer = BootstrapFewShot(exact_match, max_bootstrapped_demos=2, max_labeled_demos=2)
+    result = optimizer.optimize(program, initial_state(program, session), train, [], session)
+    demos = result.state.prompts["predict"].demos
+    assert [(demo.inputs["number"], dict(demo.outputs)) for demo in demos] == [
+        (0, {"reasoning": "I see", "answer": "even"}),
+        (2, {"reasoning": "I see", "answer": "even"}),
+        (1, {"answer": "even"}),
+        (3, {"answer": "even"}),
+    ]
+    assert result.details == {"tried": 6, "bootstrapped": {"predict": 3}}
+
+
+def even(request: Request) -> str:
+    return "odd" if int(request.messages[-1].content.partition(": ")[2]) % 2 else "even"
+
+
+def test_an_example_is_never_prompted_with_its_own_label() -> None:
+    program = ChainOfThought("number: int -> answer")
+    lm = ScriptedLM(lambda request: "answer: even")
+    session = Session(lm=lm)
+    train = [Example({"number": n}, {"answer": "even"}) for n in range(4)]
+    BootstrapFewShot(exact_match, max_labeled_demos=4).optimize(
+        program, initial_state(program, session), train, [], session
+    )
+    for request in lm.requests:
+        assert len(request.messages) == 2 + 2 * 3
+        assert request.messages[-1].content not in [message.content for message in request.messages[:-1]]
+
+
+def test_a_failed_example_is_tried_again_at_a_temperature() -> None:
+    program = ChainOfThought("number: int -> answer")
+    lm = ScriptedLM(lambda request: "answer: even" if request.sampling.temperature else "no")
+    session = Session(lm=lm)
+    train = [Example({"number": n}, {"answer": "even"}) for n in range(3)]
+    state = initial_state(program, session)
+    once = BootstrapFewShot(exact_match).optimize(program, state, train, [], session)
+    twice = BootstrapFewShot(exact_match, max_rounds=2).optimize(program, state, train, [], session)
+    assert (once.details["bootstrapped"], twice.details["bootstrapped"]) == ({}, {"predict": 3})
+
+
+def test_random_search_keeps_the_candidate_that_validates_best() -> None:
+    program, lm = Colour(), scripted()
+    session = Session(lm=lm)
+    start = initial_state(program, session)
+    optimizer = BootstrapFewShotRandomSearch(exact_match, num_candidate_programs=4, num_train=None, num_val=10)
+    result = optimizer.optimize(program, start, examples(20), examples(20, start=100), session)
+    assert [candidate.name for candidate in result.candidates] == [
+        "zero-shot",
+        "labelled",
+        "bootstrapped",
+        "shuffled 1",
+        "shuffled 2",
+        "shuffled 3",
+        "shuffled 4",
+    ]
+    assert result.candidates[0].mean == 0
+    assert result.evaluation is not None
+    assert result.evaluation.mean == max(candidate.mean for candidate in result.candidates)
+    assert {candidate.n for candidate in result.candidates} == {10}
+    assert start == initial_state(program, session)
+
+
+def test_all_candidates_run_in_one_wavefront() -> None:
+    program, lm = ChainOfThought("number: int -> answer"), ScriptedLM(lambda request: f"answer: {even(request)}")
+    session = Session(lm=lm, max_concurrency=1000)
+    train, val = ([Example({"number": n}, {"answer": "even"}) for n in range(start, start + 10)] for start in (0, 50))
+    optimizer = BootstrapFewShotRandomSearch(exact_match, num_candidate_programs=6)
+    result = optimizer.optimize(program, initial_state(program, session), train, val, session)
+    assert lm.batch_sizes == [10, 10 * len({candidate.state for candidate in result.candidates})]

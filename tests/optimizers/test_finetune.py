@@ -1,0 +1,153 @@
+"""Fine-tuning rows are a program's own successful calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmpipe import (
+    Demo,
+    Example,
+    Job,
+    OptimizeResult,
+    Predict,
+    ProgramState,
+    PromptState,
+    Request,
+    RunStore,
+    ScriptedLM,
+    Session,
+    exact_match,
+    initial_state,
+    rollout,
+)
+from lmpipe.trainer import TrainingRow
+from optimizers import BootstrapFinetune
+from tests.scripted import COLOURS, Colour, KeepingTrainer, examples, scripted
+
+
+def prompted(program: Colour, session: Session) -> ProgramState:
+    """A state whose answer module has a demo, so that even numbers succeed."""
+    demo = Demo(inputs={"number": 1, "hints": ["a", "b"]}, outputs={"answer": "green"})
+    state = initial_state(program, session)
+    return state.with_prompt("answer", PromptState(instructions="Name the colour.", demos=(demo,)))
+
+
+def tune(store: RunStore, **settings: Any) -> tuple[OptimizeResult, KeepingTrainer, ScriptedLM]:
+    program, trainer, lm = Colour(), KeepingTrainer(), scripted()
+    session = Session(lm=lm, store=store)
+    optimizer = BootstrapFinetune(exact_match, trainer, **settings)
+    return optimizer.optimize(program, prompted(program, session), examples(6), [], session), trainer, lm
+
+
+def last(row: TrainingRow) -> str:
+    return row.messages[-1].content.partition("\n")[0]
+
+
+def test_each_module_gets_exactly_the_rows_of_its_own_calls(store: RunStore) -> None:
+    """Numbers 0, 2 and 4 succeed; each is asked for two hints and one answer."""
+    _, trainer, _ = tune(store, adapters="module")
+    (hints, _), (answers, _) = trainer.calls
+    assert [(last(row), row.completion) for row in hints] == [
+        (f"number: {n}", f"hint: {n} is {'odd' if n % 2 else 'even'}") for n in (0, 1, 2, 3, 4, 5)
+    ]
+    assert [(last(row), row.completion) for row in answers] == [
+        (f"number: {n}", f"answer: {COLOURS[n % 3]}") for n in (0, 2, 4)
+    ]
+
+
+def test_one_pooled_set_trains_one_adapter_per_role_and_a_module_can_have_its_own(store: RunStore) -> None:
+    pooled, trainer, _ = tune(store)
+    assert [len(rows) for rows, _ in trainer.calls] == [9]
+    assert pooled.state.weights["lm"].adapter is not None
+    assert pooled.details["kept"] == 3
+    own, trainer, _ = tune(store, adapters="module")
+    assert set(own.state.weights) == {"lm", "lm/hint", "lm/answer"}
+    assert own.state.weights["lm"].adapter is None
+    assert own.state.weights_of("lm", "hint") != own.state.weights_of("lm", "answer")
+
+
+def test_rows_are_the_messages_that_inference_sends_for_the_same_inputs(store: RunStore) -> None:
+    """Under the vanilla prompt, byte for byte; with `include_demos` under the current one."""
+    program = Colour()
+    for include_demos in (False, True):
+        _, trainer, _ = tune(store, include_demos=include_demos)
+        lm = scripted()
+        session = Session(lm=lm)
+        state = prompted(program, session) if include_demos else initial_state(program, session)
+        rollout(program, [Job(state, example) for example in examples(6)[::2]], Session(lm=lm, max_concurrency=1))
+        sent = [request.messages for request in lm.requests]
+        assert [row.messages for row in trainer.calls[0][0]] == sent
+
+
+def test_training_starts_from_the_base_or_from_the_current_weights_as_asked(store: RunStore) -> None:
+    program, trainer = Colour(), KeepingTrainer()
+    session = Session(lm=scripted(), store=store)
+    first = BootstrapFinetune(exact_match, trainer).optimize(
+        program, prompted(program, session), examples(6), [], session
+    )
+    for init in ("base", "current"):
+        BootstrapFinetune(exact_match, trainer, init=init).optimize(program, first.state, examples(6), [], session)
+    assert [start.adapter for _, start in trainer.calls] == [None, None, first.state.weights["lm"].adapter]
+
+
+def test_without_a_successful_run_nothing_is_trained_and_the_reason_is_given(store: RunStore) -> None:
+    program, trainer = Colour(), KeepingTrainer()
+    session = Session(lm=scripted(), store=store)
+    state = initial_state(program, session)
+    optimizer = BootstrapFinetune(exact_match, trainer, rollouts_per_example=2)
+    result = optimizer.optimize(program, state, examples(6), [], session)
+    assert (result.status, result.state, trainer.calls) == ("skipped", state, [])
+    assert "none of 12 runs on 6 training examples scored 1.0 or more" in result.reason
+
+
+def test_examples_are_run_until_one_run_succeeds_or_the_limit_is_reached(store: RunStore) -> None:
+    program = Predict("number: int -> answer")
+    tries: dict[str, int] = {}
+
+    def third_time_lucky(request: Request) -> str:
+        asked = request.messages[-1].content
+        tries[asked] = tries.get(asked, 0) + 1
+        return "answer: yes" if tries[asked] >= 3 and "9" not in asked else "answer: no"
+
+    train = [Example({"number": n}, {"answer": "yes"}) for n in (1, 2, 9)]
+    trainer, session = KeepingTrainer(), Session(lm=ScriptedLM(third_time_lucky), store=store)
+    optimizer = BootstrapFinetune(exact_match, trainer, max_rollouts_per_example=5, max_idle_rounds=3, temperature=1.0)
+    result = optimizer.optimize(program, initial_state(program, session), train, [], session)
+    assert (result.details["tried"], result.details["kept"]) == (3 + 3 + 5, 2)
+    tries.clear()
+    impatient = BootstrapFinetune(exact_match, trainer, max_rollouts_per_example=5, max_idle_rounds=2, temperature=1.0)
+    assert impatient.optimize(program, initial_state(program, session), train, [], session).details["tried"] == 6
+
+
+def test_varied_demos_replace_those_of_the_prompt_after_the_first_round(store: RunStore) -> None:
+    program = Predict("number: int -> answer: Literal['red', 'green', 'blue']")
+    state = ProgramState(
+        prompts={
+            "self": PromptState(
+                instructions="Name it.", demos=(Demo(inputs={"number": 77}, outputs={"answer": "red"}),)
+            )
+        },
+        weights=Session(lm=scripted()).base_weights(),
+    )
+    lm = ScriptedLM(lambda request: "answer: none")
+    session = Session(lm=lm, store=store)
+    optimizer = BootstrapFinetune(exact_match, KeepingTrainer(), max_rollouts_per_example=3, vary_demos=True)
+    optimizer.optimize(program, state, examples(4), [], session)
+    shown = [request.messages[1].content for request in lm.requests if len(request.messages) == 4]
+    assert set(shown[:4]) == {"number: 77"}
+    assert set(shown[4:]) <= {f"number: {n}" for n in range(4)}
+
+
+def test_rows_are_deduplicated_and_balanced_on_request(store: RunStore) -> None:
+    program = Predict("number: int -> answer")
+    lm = ScriptedLM(lambda request: "answer: red")
+    train = [Example({"number": n}, {"answer": colour}) for n, colour in enumerate(["red", "red", "red", "Red."])]
+    trainer, session = KeepingTrainer(), Session(lm=lm, store=store)
+    settings = {"rollouts_per_example": 2, "temperature": 1.0, "deduplicate": True, "balance_by": "answer"}
+    result = BootstrapFinetune(exact_match, trainer, **settings).optimize(  # type: ignore[arg-type]
+        program, initial_state(program, session), train, [], session
+    )
+    rows = trainer.calls[0][0]
+    assert [row.group for row in rows].count("red") == [row.group for row in rows].count("Red.") == 3
+    assert len(set(rows)) == 4
+    assert result.details["kept_by_label"] == {"Red.": 2, "red": 6}

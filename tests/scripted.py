@@ -1,0 +1,94 @@
+"""Test doubles that are real implementations of the protocols: an LM that reads demos, and a trainer that keeps rows.
+
+The scripted LM knows the colour of a number only where its prompt or its weights tell it: with demos it is right on
+even numbers, on tuned weights on all; otherwise it writes something unreadable.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+from lmpipe import (
+    Example,
+    Module,
+    Predict,
+    Prediction,
+    Request,
+    ScriptedLM,
+    Session,
+    Trainer,
+    WeightState,
+    exact_match,
+)
+from lmpipe.errors import SessionError
+from lmpipe.trainer import TrainingResult, TrainingRow
+from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
+
+COLOURS = ("red", "green", "blue")
+
+
+class Colour(Module):
+    """Asks for hints twice and for the answer once."""
+
+    def __init__(self) -> None:
+        self.hint = Predict("number: int -> hint")
+        self.answer = Predict("number: int, hints: list[str] -> answer: Literal['red', 'green', 'blue']")
+
+    def forward(self, number: int) -> Prediction:
+        hints = [self.hint(number=number).hint, self.hint(number=number + 1).hint]
+        return self.answer(number=number, hints=hints)
+
+
+def examples(count: int, start: int = 0) -> list[Example]:
+    return [Example({"number": n}, {"answer": COLOURS[n % 3]}, id=f"n{n}") for n in range(start, start + count)]
+
+
+def colour_script(request: Request) -> str:
+    asked = request.messages[-1].content
+    number = int(asked.partition("\n")[0].partition(": ")[2])
+    if "hints: " not in asked:
+        return f"hint: {number} is {'even' if number % 2 == 0 else 'odd'}"
+    if request.weights.adapter or (len(request.messages) > 2 and number % 2 == 0):
+        return f"answer: {COLOURS[number % 3]}"
+    return "I would rather not say"
+
+
+def slow_script(request: Request) -> str:
+    time.sleep(0.0005)
+    return colour_script(request)
+
+
+@final
+@dataclass(frozen=True)
+class KeepingTrainer(Trainer):
+    """Writes its rows into the adapter folder, so the adapter's digest is that of the rows."""
+
+    calls: list[tuple[list[TrainingRow], WeightState]] = field(default_factory=list, repr=False)
+
+    def train(self, rows: Sequence[TrainingRow], start: WeightState, session: Session) -> TrainingResult:
+        if session.store is None:
+            raise SessionError("no store")
+        self.calls.append((list(rows), start))
+        folder = session.store.new_folder()
+        content = [[[message.content for message in row.messages], row.completion] for row in rows]
+        (folder / "adapter.json").write_text(json.dumps([content, start.adapter, session.seed]))
+        weights = WeightState(base=start.base, adapter=session.store.put_folder(folder))
+        return TrainingResult(weights, steps=1, tokens=len(rows), losses=(1.0,))
+
+
+def scheduler(
+    trainer: Trainer, strategy: str = "p -> w -> p", select: Literal["last", "best"] = "last"
+) -> BetterTogether:
+    stages = {
+        "p": BootstrapFewShotRandomSearch(exact_match, num_candidate_programs=3, num_train=12, num_val=8),
+        "w": BootstrapFinetune(exact_match, trainer),
+    }
+    return BetterTogether(exact_match, stages, strategy, select=select)
+
+
+def scripted() -> ScriptedLM:
+    return ScriptedLM(colour_script)
