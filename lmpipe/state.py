@@ -43,7 +43,7 @@ class _Value(BaseModel):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A new value, validated; pydantic's own would carry the old digest along."""
-        return type(self)(**{**dict(self), **(update or {})})
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | dict(update or {}))
 
     def __hash__(self) -> int:
         return hash(self.digest)
