@@ -21,7 +21,8 @@ V = TypeVar("V")
 
 
 def _freeze(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    return MappingProxyType(dict(values))
+    """Read-only and in the order of the keys, so that equal values are alike in every respect."""
+    return MappingProxyType(dict(sorted(values.items())))
 
 
 def _thaw(values: Mapping[str, Any], serialize: Callable[[dict[str, Any]], Any]) -> Any:

@@ -24,10 +24,10 @@ _EDGES = " \t\r\n\"'`*_.()[]"
 
 
 def render_value(value: Any) -> str:
-    """The text of one field value: strings as they are, all else as JSON."""
+    """The text of one field value: strings as they are, all else as JSON with sorted keys."""
     if isinstance(value, str):
         return value
-    return json.dumps(to_jsonable_python(value), ensure_ascii=False)
+    return json.dumps(to_jsonable_python(value), ensure_ascii=False, sort_keys=True)
 
 
 def parse_value(field: Field, text: str) -> Any:

@@ -1,7 +1,7 @@
 """Test doubles that are real implementations of the protocols: an LM that reads demos, and a trainer that keeps rows.
 
-The scripted LM knows the colour of a number only where its prompt or its weights tell it: with demos it is right on
-even numbers, on tuned weights on all; otherwise it writes something unreadable.
+The scripted LM knows the colour of a number only where its prompt or its weights tell it: with demos its hints are
+right on even numbers; on tuned weights it is right on all; otherwise it writes something unreadable.
 """
 
 from __future__ import annotations
@@ -44,16 +44,20 @@ class Colour(Module):
 
 
 def examples(count: int, start: int = 0) -> list[Example]:
-    return [Example({"number": n}, {"answer": COLOURS[n % 3]}, id=f"n{n}") for n in range(start, start + count)]
+    return [
+        Example({"number": n}, {"hint": f"it is {COLOURS[n % 3]}", "answer": COLOURS[n % 3]}, id=f"n{n}")
+        for n in range(start, start + count)
+    ]
 
 
 def colour_script(request: Request) -> str:
     asked = request.messages[-1].content
     number = int(asked.partition("\n")[0].partition(": ")[2])
+    colour = COLOURS[number % 3]
     if "hints: " not in asked:
-        return f"hint: {number} is {'even' if number % 2 == 0 else 'odd'}"
-    if request.weights.adapter or (len(request.messages) > 2 and number % 2 == 0):
-        return f"answer: {COLOURS[number % 3]}"
+        return f"hint: it is {colour}" if len(request.messages) > 2 and number % 2 == 0 else "hint: hard to say"
+    if request.weights.adapter or f"[1] it is {colour}" in asked:
+        return f"answer: {colour}"
     return "I would rather not say"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from lmpipe import (
     Demo,
     Example,
@@ -26,10 +28,10 @@ from tests.scripted import COLOURS, Colour, KeepingTrainer, examples, scripted
 
 
 def prompted(program: Colour, session: Session) -> ProgramState:
-    """A state whose answer module has a demo, so that even numbers succeed."""
-    demo = Demo(inputs={"number": 1, "hints": ["a", "b"]}, outputs={"answer": "green"})
+    """A state whose hint module has a demo, so that even numbers succeed."""
+    demo = Demo(inputs={"number": 1}, outputs={"hint": "it is green"})
     state = initial_state(program, session)
-    return state.with_prompt("answer", PromptState(instructions="Name the colour.", demos=(demo,)))
+    return state.with_prompt("hint", PromptState(instructions="Give a hint.", demos=(demo,)))
 
 
 def tune(store: RunStore, **settings: Any) -> tuple[OptimizeResult, KeepingTrainer, ScriptedLM]:
@@ -48,7 +50,7 @@ def test_each_module_gets_exactly_the_rows_of_its_own_calls(store: RunStore) -> 
     _, trainer, _ = tune(store, adapters="module")
     (hints, _), (answers, _) = trainer.calls
     assert [(last(row), row.completion) for row in hints] == [
-        (f"number: {n}", f"hint: {n} is {'odd' if n % 2 else 'even'}") for n in (0, 1, 2, 3, 4, 5)
+        (f"number: {n}", f"hint: {'hard to say' if n % 2 else 'it is ' + COLOURS[n % 3]}") for n in range(6)
     ]
     assert [(last(row), row.completion) for row in answers] == [
         (f"number: {n}", f"answer: {COLOURS[n % 3]}") for n in (0, 2, 4)
@@ -66,17 +68,25 @@ def test_one_pooled_set_trains_one_adapter_per_role_and_a_module_can_have_its_ow
     assert own.state.weights_of("lm", "hint") != own.state.weights_of("lm", "answer")
 
 
-def test_rows_are_the_messages_that_inference_sends_for_the_same_inputs(store: RunStore) -> None:
-    """Under the vanilla prompt, byte for byte; with `include_demos` under the current one."""
-    program = Colour()
-    for include_demos in (False, True):
-        _, trainer, _ = tune(store, include_demos=include_demos)
-        lm = scripted()
-        session = Session(lm=lm)
-        state = prompted(program, session) if include_demos else initial_state(program, session)
-        rollout(program, [Job(state, example) for example in examples(6)[::2]], Session(lm=lm, max_concurrency=1))
-        sent = [request.messages for request in lm.requests]
-        assert [row.messages for row in trainer.calls[0][0]] == sent
+def knowing(request: Request) -> str:
+    """Is right whatever the prompt, so that every prompt leads to the same inputs."""
+    asked = request.messages[-1].content
+    colour = COLOURS[int(asked.partition("\n")[0].partition(": ")[2]) % 3]
+    return f"answer: {colour}" if "hints: " in asked else f"hint: {colour}"
+
+
+@pytest.mark.parametrize("include_demos", [False, True])
+def test_rows_are_byte_for_byte_what_inference_sends_for_the_same_inputs(store: RunStore, include_demos: bool) -> None:
+    program, trainer, lm = Colour(), KeepingTrainer(), ScriptedLM(knowing)
+    session = Session(lm=lm, store=store, max_concurrency=1)
+    vanilla, current = initial_state(program, session), prompted(program, session)
+    optimizer = BootstrapFinetune(exact_match, trainer, include_demos=include_demos)
+    optimizer.optimize(program, current, examples(6), [], session)
+    lm.requests.clear()
+    rollout(program, [Job(current if include_demos else vanilla, example) for example in examples(6)], session)
+    rows = trainer.calls[0][0]
+    assert [row.messages for row in rows] == [request.messages for request in lm.requests]
+    assert [row.completion for row in rows] == [knowing(request) for request in lm.requests]
 
 
 def test_training_starts_from_the_base_or_from_the_current_weights_as_asked(store: RunStore) -> None:

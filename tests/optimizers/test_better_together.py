@@ -1,0 +1,220 @@
+"""The scheduler's contracts: what must hold whenever prompts and weights are alternated."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, final
+
+import pytest
+
+from lmpipe import (
+    EngineError,
+    Example,
+    Module,
+    Optimizer,
+    OptimizeResult,
+    ProgramState,
+    PromptState,
+    Request,
+    RunStore,
+    ScriptedLM,
+    Session,
+    exact_match,
+    initial_state,
+)
+from lmpipe.errors import StrategyError
+from optimizers import BetterTogether
+from tests.scripted import Colour, KeepingTrainer, colour_script, examples, scheduler, scripted
+
+TRAIN, VAL = examples(24), examples(24, start=50)
+
+
+def optimize(
+    store: RunStore, strategy: str = "p -> w -> p", lm: ScriptedLM | None = None, **settings: Any
+) -> OptimizeResult:
+    program, session = Colour(), Session(lm=lm or scripted(), store=store)
+    better = scheduler(KeepingTrainer(), strategy, **settings)
+    return better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
+
+
+def test_alternating_teaches_what_neither_step_does_alone(store: RunStore) -> None:
+    means = {
+        strategy: result.evaluation.mean
+        for strategy in ("vanilla", "p", "w", "p -> w", "p -> w -> p")
+        if (result := optimize(store, strategy)).evaluation
+    }
+    assert means == {"vanilla": 0, "p": 0.5, "w": 0, "p -> w": 1, "p -> w -> p": 1}
+
+
+def test_after_a_weight_stage_every_call_of_the_next_prompt_stage_runs_on_the_tuned_weights(store: RunStore) -> None:
+    before = scripted()
+    adapter = optimize(store, "p -> w", before).state.weights["lm"].adapter
+    after = scripted()
+    optimize(store, "p -> w -> p", after)
+    assert adapter is not None
+    assert after.requests
+    assert {request.weights.adapter for request in after.requests} == {adapter}
+    assert after.adapters == {adapter: store.folder(adapter)}
+
+
+@final
+@dataclass(frozen=True)
+class Shout(Optimizer):
+    """An optimizer of one's own: adds an exclamation mark to the instruction of the hint."""
+
+    tunes: ClassVar[Literal["prompts", "weights", "both"]] = "prompts"
+
+    def search(
+        self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
+    ) -> OptimizeResult:
+        louder = state.prompts["hint"].instructions + "!"
+        return OptimizeResult(state=state.with_prompt("hint", PromptState(instructions=louder)))
+
+
+@pytest.mark.parametrize(("prompts_from", "shouts"), [("original", 1), ("current", 3)])
+def test_a_prompt_stage_starts_from_the_original_prompts_or_from_the_current_ones(
+    prompts_from: Literal["original", "current"], shouts: int
+) -> None:
+    program, session = Colour(), Session(lm=scripted())
+    better = BetterTogether(exact_match, {"s": Shout()}, "s -> s -> s", prompts_from=prompts_from)
+    result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
+    assert result.state.prompts["hint"].instructions == program.hint.vanilla.instructions + "!" * shouts
+
+
+def test_a_strategy_shares_the_stages_it_begins_with(store: RunStore) -> None:
+    optimize(store, "p")
+    lm = scripted()
+    result = optimize(store, "p -> w", lm)
+    assert result.stages[0].cost["lm_calls"] > 0
+    first = optimize(store, "p").stages[0]
+    assert result.stages[0].result == first.result
+    tuned = result.state.weights["lm"].adapter
+    assert {request.weights.adapter for request in lm.requests} == {None, tuned}
+    assert len(lm.requests) == 3 * (len(TRAIN) + len(VAL))
+
+
+def test_a_stage_without_anything_to_learn_from_is_skipped_and_the_run_goes_on(store: RunStore) -> None:
+    alone = optimize(store, "w")
+    assert (alone.status, alone.state.weights["lm"].adapter) == ("skipped", None)
+    assert "nothing to train on" in alone.reason
+    followed = optimize(store, "w -> p")
+    assert [stage.result.status for stage in followed.stages] == ["skipped", "done"]
+    assert followed.evaluation is not None
+    assert followed.evaluation.mean == 0.5
+
+
+def test_the_best_stage_or_the_last_is_selected_as_asked(store: RunStore) -> None:
+    def spoiled(request: Request) -> str:
+        return "answer: unknown" if request.weights.adapter else colour_script(request)
+
+    last = optimize(store, "p -> w", ScriptedLM(spoiled, "spoiled"), select="last")
+    best = optimize(store, "p -> w", ScriptedLM(spoiled, "spoiled"), select="best")
+    assert last.state.weights["lm"].adapter is not None
+    assert best.state == best.stages[0].result.state
+    assert best.evaluation is not None
+    assert best.evaluation.mean == 0.5
+
+
+def test_optimizing_leaves_program_and_state_as_they_were(store: RunStore) -> None:
+    program, session = Colour(), Session(lm=scripted(), store=store)
+    state = initial_state(program, session)
+    text, structure = state.model_dump_json(), sorted(vars(program.answer))
+    result = scheduler(KeepingTrainer()).optimize(program, state, TRAIN, VAL, session)
+    assert result.state != state
+    assert state.model_dump_json() == text
+    assert sorted(set(vars(program.answer)) - {"_frozen"}) == structure
+    assert program.answer.vanilla == state.prompts["answer"]
+
+
+def test_malformed_completions_and_engine_errors_change_the_score_and_the_count_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    """One completion in ten is unreadable, one request in ten fails: the same stages end with the lower score."""
+
+    def faulty(request: Request) -> str:
+        number = int(request.messages[-1].content.partition("\n")[0].partition(": ")[2])
+        if number % 10 == 3 and "hints" in request.messages[-1].content:
+            return "%%%"
+        if number % 10 == 7:
+            raise EngineError("timeout")
+        return colour_script(request)
+
+    store = RunStore(tmp_path)
+    program, session = Colour(), Session(lm=ScriptedLM(faulty), store=store)
+    better = scheduler(KeepingTrainer())
+    result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
+    store.close()
+    assert [stage.result.status for stage in result.stages] == ["done", "done", "done"]
+    assert result.evaluation is not None
+    failed = {name for name, score in result.evaluation.scores.items() if not score}
+    assert failed == {f"n{n}" for n in range(50, 74) if n % 10 in (3, 6, 7)}
+    assert result.evaluation.failures == {"parse": 3, "engine": 4}
+    assert session.ledger.total.engine_errors > 0
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """All that a run leaves behind, without its clock."""
+    files = {
+        file.relative_to(path).as_posix(): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name not in {"lock", "journal.jsonl"}
+    }
+    return files | {key: json.dumps(value, sort_keys=True).encode() for key, value in journal(path).items()}
+
+
+def journal(path: Path) -> dict[str, Any]:
+    records = [json.loads(line) for line in (path / "journal.jsonl").read_bytes().splitlines()]
+    keys = [record["key"] for record in records]
+    assert len(keys) == len(set(keys)), "a piece of work was done twice"
+    return {record["key"]: without_clock(record["value"]) for record in records}
+
+
+def without_clock(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_clock(item) for name, item in value.items() if name != "seconds"}
+    return [without_clock(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    path = tmp_path_factory.mktemp("undisturbed")
+    subprocess.run([sys.executable, "-m", "tests.killable", str(path)], check=True)
+    return content(path)
+
+
+def test_two_runs_with_one_seed_write_identical_bytes(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "tests.killable", str(tmp_path)], check=True)
+    assert content(tmp_path) == undisturbed
+    assert "state.json" in undisturbed
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(
+    undisturbed: dict[str, bytes], tmp_path: Path, seed: int
+) -> None:
+    rng, kills = random.Random(seed), 0
+    while True:
+        process = subprocess.Popen([sys.executable, "-m", "tests.killable", str(tmp_path)])
+        try:
+            assert process.wait(timeout=rng.uniform(0.6, 1.2) + 0.1 * kills) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            time.sleep(0.01)
+    assert kills > 0
+    assert content(tmp_path) == undisturbed
+
+
+def test_an_unknown_stage_is_pointed_at_before_anything_runs() -> None:
+    with pytest.raises(StrategyError, match="no stage is called 'q'; the stages are p, w"):
+        scheduler(KeepingTrainer(), "p -> q")
