@@ -48,12 +48,20 @@ def main(task: Task) -> None:
         train: Annotated[int | None, typer.Option(help="Training examples.")] = None,
         val: Annotated[int | None, typer.Option(help="Validation examples.")] = None,
         test: Annotated[int | None, typer.Option(help="Test examples.")] = None,
+        max_tokens: Annotated[int | None, typer.Option(help="Most new tokens of an LM call.")] = None,
     ) -> None:
         logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=console)], format="%(message)s")
         strategies = strategy or ["vanilla", "p", "w", "p -> w -> p"]
-        sizes = {"train": train, "val": val, "test": test}
+        changes = {"train": train, "val": val, "test": test, "max_tokens": max_tokens}
         try:
-            result = execute(task, lm, strategies, _numbers(seeds), out, {k: v for k, v in sizes.items() if v})
+            result = execute(
+                task,
+                lm,
+                strategies,
+                _numbers(seeds),
+                out,
+                {name: value for name, value in changes.items() if value is not None},
+            )
         except LmpipeError as error:
             console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
             raise typer.Exit(1) from error

@@ -43,7 +43,8 @@ class BootstrapFinetune(Optimizer):
         rollouts_per_example: How often every training example is run, in one round.
         max_rollouts_per_example: Up to how often an example is run, in further rounds of as many runs, while it has no
             success; by default there is one round.
-        max_idle_rounds: After how many rounds in a row without a success the remaining rounds are given up.
+        min_yield: A round is idle if a smaller share of its runs succeeds.
+        max_idle_rounds: After how many idle rounds in a row the remaining rounds are given up.
         temperature: Of these runs; by default the session's.
         vary_demos: Whether each round after the first replaces the demos of the current prompt by as many labelled
             ones, drawn anew. An LM that answers one class whatever the input answers another under other demos.
@@ -59,7 +60,8 @@ class BootstrapFinetune(Optimizer):
     metric_threshold: float = 1.0
     rollouts_per_example: int = 1
     max_rollouts_per_example: int | None = None
-    max_idle_rounds: int = 4
+    min_yield: float = 0.02
+    max_idle_rounds: int = 3
     temperature: float | None = None
     vary_demos: bool = False
     deduplicate: bool = False
@@ -121,7 +123,7 @@ class BootstrapFinetune(Optimizer):
             tried += len(jobs)
             traces = rollout(program, jobs, session, self.metric, title=f"traces, {len(kept)} examples solved")
             good = [trace for trace in traces if trace.failure is None and trace.score >= self.metric_threshold]
-            idle = 0 if good else idle + 1
+            idle = idle + 1 if len(good) < self.min_yield * len(jobs) else 0
             for trace in good:
                 kept.setdefault(trace.example.id, []).append(trace)
         return [trace for example in train for trace in kept.get(example.id, ())], tried

@@ -1,0 +1,142 @@
+"""The benchmark command end to end, on a real tiny LM: run, report, resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.iris import IrisTask
+from benchmarks.result import Result, Score
+from benchmarks.settings import settings_for
+from benchmarks.statistics import paired_difference
+from lmpipe.errors import ConfigError
+
+
+def command(tiny_folder: Path, out: Path, *more: str) -> list[str]:
+    sizes = ["--train", "6", "--val", "4", "--test", "3"]
+    strategies = ["--strategy", "vanilla", "--strategy", "p", "--strategy", "p -> w"]
+    common = ["--lm", f"hf:{tiny_folder}", *strategies, "--seeds", "0,1", *sizes, "--max-tokens", "8"]
+    return [sys.executable, "-m", "benchmarks.iris", "--out", str(out), *common, *more]
+
+
+def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
+    for row in result["strategies"]:
+        for part in (row, *row["stages"]):
+            assert part["cost"].pop("seconds") >= 0
+    return result
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    subprocess.run(command(tiny_folder, out), check=True, capture_output=True)
+    return out
+
+
+def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    assert set(result) == {
+        "schema_version",
+        "task",
+        "lm",
+        "seeds",
+        "config",
+        "versions",
+        "strategies",
+        "comparisons",
+    }
+    assert [row["strategy"] for row in result["strategies"]] == ["vanilla", "p", "p -> w"]
+    for row in result["strategies"]:
+        assert set(row["test"]) == {"mean", "stderr", "n", "per_seed"}
+        assert row["cost"]["lm_calls"] > 0
+    stage = result["strategies"][2]["stages"][1]
+    assert (stage["name"], stage["status"]) == ("w", "skipped")
+    assert "nothing to train on" in stage["reason"]
+    page = (finished / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "nothing to train on" in page
+    assert not re.search(r"""(src|href)=["']https?:""", page), "the page must be self-contained"
+
+
+def test_a_killed_run_started_again_ends_in_the_same_result(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(command(tiny_folder, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal = tmp_path / "journal.jsonl"
+    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.01)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "result.json").exists()
+    subprocess.run(command(tiny_folder, tmp_path), check=True, capture_output=True)
+    mine, theirs = (json.loads((path / "result.json").read_text()) for path in (tmp_path, finished))
+    assert without_seconds(mine) == without_seconds(theirs)
+
+
+def test_other_settings_on_the_same_directory_are_refused(finished: Path, tiny_folder: Path) -> None:
+    again = subprocess.run(command(tiny_folder, finished, "--val", "5"), capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert "ConfigChanged" in again.stdout
+    assert "val" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--strategy", "p -> q", "no stage is called 'q'"),
+        ("--seeds", "one", "must be whole numbers"),
+        ("--lm", "gpt", "unknown LM 'gpt'"),
+        ("--train", "500", "150 different examples, but 507 were asked for"),
+    ],
+)
+def test_bad_options_are_named(tiny_folder: Path, tmp_path: Path, option: str, value: str, message: str) -> None:
+    run = subprocess.run(command(tiny_folder, tmp_path, option, value), capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert message in " ".join(run.stdout.split())
+
+
+def test_iris_is_split_into_disjoint_stratified_parts() -> None:
+    split = IrisTask().split(50, 50, 50, seed=0)
+    ids = [example.id for part in (split.train, split.val, split.test) for example in part]
+    assert len(set(ids)) == 150
+    for part in (split.train, split.val, split.test):
+        labels = [example.labels["answer"] for example in part]
+        assert {labels.count(label) for label in set(labels)} <= {16, 17}
+    assert split != IrisTask().split(50, 50, 50, seed=1)
+    with pytest.raises(ConfigError, match="150 different examples"):
+        IrisTask().split(100, 50, 50, seed=0)
+
+
+def test_scores_over_seeds() -> None:
+    one = Score.of([[1.0, 0.0, 1.0, 0.0]])
+    assert (one.mean, one.n, one.per_seed) == (0.5, 4, [0.5])
+    assert one.stderr == pytest.approx(0.288675)
+    several = Score.of([[1.0, 0.0], None, [1.0, 1.0]])
+    assert (several.mean, several.stderr, several.n, several.per_seed) == (0.75, 0.25, 4, [0.5, None, 1.0])
+    assert Score.of([None]).mean is None
+
+
+def test_a_paired_difference_has_an_interval() -> None:
+    better = {(seed, str(n)): float(n % 4 > 0) for seed in range(5) for n in range(20)}
+    worse = {(seed, str(n)): float(n % 2) for seed in range(5) for n in range(20)}
+    found = paired_difference("p", better, "vanilla", worse)
+    assert found.difference == pytest.approx(0.25)
+    assert 0 < found.low < 0.25 < found.high < 0.5
+
+
+def test_the_embedded_lm_has_settings_of_its_own() -> None:
+    assert settings_for("iris", "hf:some/model").learning_rate == 1e-5
+    assert settings_for("iris", "embedded").learning_rate > 1e-5
+
+
+def test_result_json_is_read_back(finished: Path) -> None:
+    text = (finished / "result.json").read_text()
+    assert Result.model_validate_json(text).model_dump_json(indent=2) + "\n" == text
