@@ -130,5 +130,5 @@ _EMBEDDED: dict[str, dict[str, object]] = {
 
 def settings_for(task: str, lm: str) -> Settings:
     """The paper's settings of a task, or those that suit the embedded LM."""
-    settings = _PAPER[task]
-    return settings.model_copy(update=_EMBEDDED[task]) if lm == "embedded" else settings
+    settings = _PAPER.get(task, Settings())
+    return settings.model_copy(update=_EMBEDDED.get(task, {})) if lm == "embedded" else settings

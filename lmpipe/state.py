@@ -112,8 +112,9 @@ class ProgramState(_Value):
         return ProgramState(prompts=other.prompts, weights=self.weights)
 
     def with_weights(self, key: str, weights: WeightState) -> ProgramState:
-        """A new state in which one role (or ``"role/path"``) has other weights."""
-        return ProgramState(prompts=self.prompts, weights={**self.weights, key: weights})
+        """A new state in which one role, with all its modules, or one module (``"role/path"``) has other weights."""
+        others = {name: own for name, own in self.weights.items() if not name.startswith(f"{key}/")}
+        return ProgramState(prompts=self.prompts, weights={**others, key: weights})
 
     def weights_of(self, role: str, path: str) -> WeightState:
         """The weights that a call of the module at `path` runs on.

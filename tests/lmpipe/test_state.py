@@ -63,6 +63,8 @@ def test_weights_of_a_role_can_be_overridden_for_one_module() -> None:
     state = SMALL.with_weights("lm/hops.0", WeightState(base="tiny", adapter="own"))
     assert state.weights_of("lm", "hops.0").adapter == "own"
     assert state.weights_of("lm", "hops.1").adapter is None
+    whole = state.with_weights("lm", WeightState(base="tiny", adapter="whole"))
+    assert whole.weights_of("lm", "hops.0").adapter == "whole"
 
 
 def test_an_unknown_module_is_named() -> None:
