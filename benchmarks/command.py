@@ -87,7 +87,7 @@ def execute(
         with progress_bars() as progress:
             result = run(task, lm, settings, strategies, seeds, store, progress)
         (out / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
-        write_report(result, out / "report.html")
+        write_report(result, out)
     finally:
         store.close()
     return result

@@ -14,18 +14,20 @@ from benchmarks.result import Result, Score, StageReport
 BLUE, GREY, GREEN = "#2f6690", "#9aa5b1", "#3a7d44"
 
 
-def write_report(result: Result, path: Path) -> None:
-    """Writes the page."""
+def write_report(result: Result, folder: Path) -> None:
+    """Writes the page, and its first plot as a file of its own (``scores.svg``)."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = percent
+    scores = _svg(_plot_scores(result))
     page = environment.get_template("report.html.jinja").render(
         result=result,
-        scores=_svg(_plot_scores(result)),
+        scores=scores,
         searches=_svg(_plot_candidates(result)),
         losses=_svg(_plot_losses(result)),
     )
-    path.write_text(page)
+    (folder / "report.html").write_text(page)
+    (folder / "scores.svg").write_text(scores)
 
 
 def percent(score: Score) -> str:

@@ -11,9 +11,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal, final
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lmpipe import (
     EngineError,
@@ -218,3 +221,16 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(
 def test_an_unknown_stage_is_pointed_at_before_anything_runs() -> None:
     with pytest.raises(StrategyError, match="no stage is called 'q'; the stages are p, w"):
         scheduler(KeepingTrainer(), "p -> q")
+
+
+@given(st.lists(st.sampled_from(["p", "w"]), min_size=1, max_size=4))
+@settings(deadline=None, max_examples=12)
+def test_any_strategy_runs_its_stages_in_order_and_shares_its_beginning(names: list[str]) -> None:
+    with TemporaryDirectory() as folder:
+        store = RunStore(folder)
+        whole, beginning = optimize(store, " -> ".join(names)), optimize(store, " -> ".join(names[:-1]) or "vanilla")
+        store.close()
+    assert [stage.name for stage in whole.stages] == names
+    assert [stage.result for stage in whole.stages[:-1]] == [stage.result for stage in beginning.stages]
+    assert (whole.state, whole.evaluation) == (whole.stages[-1].result.state, whole.stages[-1].evaluation)
+    assert (whole.status == "skipped") == all(stage.result.status == "skipped" for stage in whole.stages)
