@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from benchmarks.report import write_report
-from benchmarks.result import Result, Score
-from benchmarks.run import run
+from benchmarks.result import Result
+from benchmarks.run import run, versions
 from benchmarks.settings import settings_for
 from benchmarks.task import Task
 from lmpipe import LmpipeError
@@ -78,7 +78,8 @@ def execute(
     for strategy in strategies:
         parse_strategy(strategy, ("p", "w"))
     settings = settings_for(task.name, spec).model_copy(update=changes)
-    store = RunStore(out, {"task": describe(task), "lm": spec, "settings": settings.model_dump(mode="json")})
+    config = {"task": describe(task), "lm": spec, "settings": settings.model_dump(mode="json"), "versions": versions()}
+    store = RunStore(out, config)
     try:
         with console.status(f"loading {spec}"):
             lm = load_lm(spec)
@@ -116,8 +117,8 @@ def table(result: Result) -> Table:
         cost = row.cost
         shown.add_row(
             row.strategy,
-            score_text(row.val),
-            score_text(row.test),
+            row.val.percent,
+            row.test.percent,
             f"{cost['lm_calls']:,.0f}",
             f"{cost['prompt_tokens'] + cost['completion_tokens']:,.0f}",
             f"{cost['training_tokens']:,.0f}",
@@ -131,13 +132,6 @@ def table(result: Result) -> Table:
     ]
     shown.caption = "\n".join(["± is one standard error", *dict.fromkeys(notes)])
     return shown
-
-
-def score_text(score: Score) -> str:
-    """Percent with standard error, or "—"."""
-    if score.mean is None:
-        return "—"
-    return f"{100 * score.mean:.1f}" + ("" if score.stderr is None else f" ± {100 * score.stderr:.1f}")
 
 
 def _numbers(text: str) -> list[int]:

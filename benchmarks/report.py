@@ -9,7 +9,7 @@ import jinja2
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from benchmarks.result import Result, Score, StageReport
+from benchmarks.result import Result, StageReport
 
 BLUE, GREY, GREEN = "#2f6690", "#9aa5b1", "#3a7d44"
 
@@ -18,7 +18,6 @@ def write_report(result: Result, folder: Path) -> None:
     """Writes the page, and its first plot as a file of its own (``scores.svg``)."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = percent
     scores = _svg(_plot_scores(result))
     page = environment.get_template("report.html.jinja").render(
         result=result,
@@ -28,13 +27,6 @@ def write_report(result: Result, folder: Path) -> None:
     )
     (folder / "report.html").write_text(page)
     (folder / "scores.svg").write_text(scores)
-
-
-def percent(score: Score) -> str:
-    """A score as ``"84.0 ± 2.1"``, or "—"."""
-    if score.mean is None:
-        return "—"
-    return f"{100 * score.mean:.1f}" + ("" if score.stderr is None else f" ± {100 * score.stderr:.1f}")
 
 
 def _svg(figure: Figure | None) -> str:
@@ -86,7 +78,7 @@ def _plot_candidates(result: Result) -> Figure | None:
     for axes, (name, stage) in zip(figure.subplots(len(searches), squeeze=False)[:, 0], searches.items(), strict=True):
         for details in stage.per_seed:
             means = [100 * candidate["mean"] for candidate in details["candidates"]]
-            axes.plot(means, "o-", alpha=0.7, label=f"seed {details['seed']}")
+            axes.plot(means, "o", alpha=0.7, label=f"seed {details['seed']}")
         labels = [candidate["name"] for candidate in stage.per_seed[0]["candidates"]]
         axes.set_xticks(range(len(labels)), labels, rotation=25, ha="right")
         axes.set_ylim(-3, 103)

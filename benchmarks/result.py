@@ -31,6 +31,13 @@ class Score(BaseModel):
     n: int
     per_seed: list[float | None]
 
+    @property
+    def percent(self) -> str:
+        """As ``"84.0 ± 2.1"``, or "—"."""
+        if self.mean is None:
+            return "—"
+        return f"{100 * self.mean:.1f}" + ("" if self.stderr is None else f" ± {100 * self.stderr:.1f}")
+
     @classmethod
     def of(cls, scores: Sequence[Sequence[float] | None]) -> Score:
         """From the example scores of each seed; none for a seed that has nothing to report."""

@@ -71,12 +71,17 @@ def run(
         lm=lm.name,
         seeds=list(seeds),
         config=settings.model_dump(mode="json"),
-        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        versions=versions(),
         strategies=[
             _report(strategy, [cell for cell in cells if cell.strategy == strategy]) for strategy in strategies
         ],
         comparisons=_comparisons(cells, strategies),
     )
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide results."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def run_cell(
@@ -148,7 +153,7 @@ def _comparisons(cells: Sequence[Cell], strategies: Sequence[str]) -> list[Compa
         paired_difference(strategy, scores[strategy], baseline, scores[baseline])
         for number, strategy in enumerate(strategies)
         for baseline in strategies[:number]
-        if scores[strategy] and scores[strategy].keys() == scores[baseline].keys()
+        if scores[strategy].keys() & scores[baseline].keys()
     ]
 
 

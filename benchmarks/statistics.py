@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy import stats
 
 from benchmarks.result import Comparison
 
@@ -13,23 +12,40 @@ Scores = Mapping[tuple[int, str], float]
 """(seed, example id) → score."""
 
 
-def paired_difference(strategy: str, scores: Scores, baseline: str, others: Scores) -> Comparison:
-    """The mean of the paired differences over seeds and examples, and its 95 % percentile bootstrap interval.
+def paired_difference(
+    strategy: str, scores: Scores, baseline: str, others: Scores, resamples: int = 9999
+) -> Comparison:
+    """The mean of the paired differences, and its 95 % percentile bootstrap interval over seeds × examples.
+
+    Seeds are drawn first and then examples within each: the examples of a seed share their split, prompts and weights,
+    so they are not independent of one another (Davison and Hinkley 1997, section 3.8).
 
     Args:
         strategy: Name of the one.
         scores: Its scores.
         baseline: Name of the other.
-        others: Its scores on the same examples.
+        others: Its scores; examples that only one of the two has are left out.
+        resamples: How many bootstrap samples.
     """
-    differences = np.array([scores[key] - others[key] for key in sorted(scores)])
-    interval = stats.bootstrap(
-        (differences,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
+    differences = {key: scores[key] - others[key] for key in sorted(scores.keys() & others.keys())}
+    groups = [
+        np.array([d for (s, _), d in differences.items() if s == seed]) for seed in sorted({s for s, _ in differences})
+    ]
+    rng = np.random.default_rng(0)
+    means = [
+        np.mean(
+            [
+                rng.choice(groups[number], len(groups[number])).mean()
+                for number in rng.integers(len(groups), size=len(groups))
+            ]
+        )
+        for _ in range(resamples)
+    ]
+    low, high = np.quantile(means, [0.025, 0.975])
     return Comparison(
         strategy=strategy,
         baseline=baseline,
-        difference=round(float(differences.mean()), 6),
-        low=round(float(interval.low), 6),
-        high=round(float(interval.high), 6),
+        difference=round(float(np.mean([group.mean() for group in groups])), 6),
+        low=round(float(low), 6),
+        high=round(float(high), 6),
     )

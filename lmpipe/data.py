@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, final
 
 from lmpipe.hashing import digest
@@ -30,6 +31,20 @@ class Example:
     def __post_init__(self) -> None:
         if not self.id:
             object.__setattr__(self, "id", digest([dict(self.inputs), dict(self.labels)])[:12])
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity by content, id included."""
+        return digest([self.id, dict(self.inputs), dict(self.labels)])
+
+
+def snapshot(value: Any) -> Any:
+    """The value as it is now: nested lists, dicts and sets are copied, so that later changes do not reach it."""
+    if isinstance(value, dict):
+        return {key: snapshot(item) for key, item in value.items()}
+    if isinstance(value, (list, set)):
+        return type(value)(map(snapshot, value))
+    return value
 
 
 @final

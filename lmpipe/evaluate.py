@@ -17,11 +17,12 @@ from typing import Any, final
 from pydantic import BaseModel, ConfigDict
 
 from lmpipe.data import Example
-from lmpipe.hashing import describe, digest
+from lmpipe.errors import ConfigError
+from lmpipe.hashing import describe, digest, source_digest
 from lmpipe.ledger import Cost
 from lmpipe.metrics import Metric
 from lmpipe.module import Module
-from lmpipe.predict import predictors
+from lmpipe.predict import Predict
 from lmpipe.rollout import Job, cost_of, rollout
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
@@ -87,51 +88,75 @@ def evaluate_many(
     Args:
         program: The program.
         states: What to score.
-        examples: What to score it on; ids must differ.
+        examples: What to score it on.
         metric: Scores one prediction.
         session: LMs, seed and, if it has one, the store that remembers evaluations.
         title: What the progress bar says.
 
     Returns:
         An evaluation for every state, in order.
+
+    Raises:
+        ConfigError: If two examples have one id.
     """
+    _check_ids(examples)
     keys = {state: _key(program, state, examples, metric, session) for state in states}
-    records: dict[ProgramState, Any] = {}
-    if session.store:
-        records = {state: session.store.get(key) for state, key in keys.items()}
-    missing = [state for state in keys if records.get(state) is None]
-    for record in filter(None, records.values()):
-        session.ledger.add(Cost(**record["cost"]))
+    found: dict[ProgramState, Evaluation] = {}
+    for state, key in keys.items():
+        known, value = session.recall(key)
+        if known:
+            found[state] = Evaluation.model_validate(value)
+    missing = [state for state in keys if state not in found]
+    jobs = [Job(state, example) for state in missing for example in examples]
     started = perf_counter()
-    traces = rollout(
-        program, [Job(state, example) for state in missing for example in examples], session, metric, title=title
-    )
+    traces = rollout(program, jobs, session, metric, title=title)
     seconds = (perf_counter() - started) / max(len(missing), 1)
+    results: dict[str, tuple[Any, Cost]] = {}
     for number, state in enumerate(missing):
         own = traces[number * len(examples) : (number + 1) * len(examples)]
-        cost = replace(cost_of(own), seconds=seconds)
-        records[state] = {"value": _summary(own).model_dump(mode="json"), "cost": cost.to_json()}
-        if session.store:
-            session.store.put(keys[state], records[state])
-    return [Evaluation.model_validate(records[state]["value"]) for state in states]
+        found[state] = _summary(own)
+        if "engine" not in found[state].failures:  # an engine that failed may answer another time
+            results[keys[state]] = found[state].model_dump(mode="json"), replace(cost_of(own), seconds=seconds)
+    session.record(results)
+    return [found[state] for state in states]
 
 
 def program_digest(program: Module) -> str:
-    """Identity of a program by its class and the signatures, roles and sampling of its predictors."""
-    parts = {path: [p.signature.digest, p.role, describe(p.sampling)] for path, p in predictors(program).items()}
-    return digest([type(program).__qualname__, parts])
+    """Identity of a program: the class, source and plain attributes of its modules, and its predictors' settings."""
+    parts: dict[str, Any] = {}
+    for path, module in program.named_modules():
+        if isinstance(module, Predict):
+            parts[path] = [module.signature.digest, module.role, describe(module.sampling)]
+        else:
+            shown = {name: value for name, value in vars(module).items() if name[0] != "_" and _is_plain(value)}
+            parts[path] = [type(module).__qualname__, source_digest(type(module)), shown]
+    return digest(parts)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, int, float, bool))
+
+
+def _check_ids(examples: Sequence[Example]) -> None:
+    doubled = [name for name, count in Counter(example.id for example in examples).items() if count > 1]
+    if doubled:
+        raise ConfigError(
+            f"{len(doubled)} example ids are not unique, such as {doubled[0]!r}; drop or rename the doubles"
+        )
 
 
 def _key(program: Module, state: ProgramState, examples: Sequence[Example], metric: Metric, session: Session) -> str:
-    ids = [example.id for example in examples]
-    parts = [program_digest(program), state.digest, ids, describe(metric), describe(session.sampling), session.seed]
+    content = [example.digest for example in examples]
+    parts = [program_digest(program), state.digest, content, describe(metric), describe(session.sampling), session.seed]
     return "evaluation " + digest(parts)
 
 
 def _summary(traces: Sequence[Trace]) -> Evaluation:
     failed = [trace for trace in traces if trace.failure is not None]
     return Evaluation(
-        scores={trace.example.id: trace.score for trace in traces},
+        scores=dict(sorted((trace.example.id, trace.score) for trace in traces)),
         failures=Counter(trace.failure for trace in failed if trace.failure),
         first_error=failed[0].error if failed else None,
     )

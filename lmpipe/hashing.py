@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence, Set
-from types import BuiltinFunctionType, FunctionType
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from pydantic import BaseModel
@@ -21,7 +23,14 @@ from lmpipe.errors import ConfigError
 
 def canonical_json(value: object) -> str:
     """The one JSON text of a value: sorted keys, no spaces, UTF-8 kept as it is."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=to_jsonable_python)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=plain)
+
+
+def plain(value: object) -> Any:
+    """A value that JSON does not know as one that it does; sets become sorted lists."""
+    if isinstance(value, Set):
+        return sorted(value, key=canonical_json)
+    return to_jsonable_python(value)
 
 
 def digest_bytes(data: bytes) -> str:
@@ -43,11 +52,12 @@ def derive_seed(*parts: str | int) -> int:
 def describe(value: object) -> Any:
     """Plain JSON that names what a component is and how it is set, so that it can be hashed and compared.
 
-    Dataclasses and ordinary objects become their class name and public fields, functions their qualified name;
-    whatever a dataclass marks with ``field(repr=False)`` is left out.
+    Dataclasses and ordinary objects become their class name and fields, functions their name and a digest of their
+    source; whatever a dataclass marks with ``field(repr=False)`` is left out.
 
     Raises:
-        ConfigError: For a lambda: it has no name that identifies it in a later run.
+        ConfigError: For a lambda, a function that captures variables, or an object without fields that JSON can hold:
+            nothing identifies it in a later run.
     """
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
@@ -56,20 +66,44 @@ def describe(value: object) -> Any:
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, Set):
-        return sorted(describe(item) for item in value)
+        return sorted((describe(item) for item in value), key=canonical_json)
     if isinstance(value, Sequence):
         return [describe(item) for item in value]
-    if isinstance(value, (FunctionType, BuiltinFunctionType, type)):
-        return _function_name(value)
-    if dataclasses.is_dataclass(value):
-        shown = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.repr}
-    else:
-        shown = {name: item for name, item in vars(value).items() if not name.startswith("_")}
-    return {"type": type(value).__qualname__, **{name: describe(item) for name, item in shown.items()}}
+    if isinstance(value, FunctionType):
+        return _function(value)
+    if isinstance(value, (BuiltinFunctionType, type)):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, MethodType):
+        return {"method": value.__func__.__qualname__, "of": describe(value.__self__)}
+    if isinstance(value, partial):
+        return {"partial": describe(value.func), "args": describe(value.args), "keywords": describe(value.keywords)}
+    return _object(value)
 
 
-def _function_name(function: FunctionType | BuiltinFunctionType | type) -> str:
+def source_digest(code: FunctionType | type) -> str:
+    """Digest of the source of a function or class; empty where there is none, as at an interactive prompt."""
+    try:
+        return digest(inspect.getsource(code))
+    except (OSError, TypeError):
+        return ""
+
+
+def _function(function: FunctionType) -> str:
     name = f"{function.__module__}.{function.__qualname__}"
-    if "<lambda>" in name:
-        raise ConfigError(f"{name} has no name of its own; use a named function, so that a run can be resumed with it")
-    return name
+    if "<lambda>" in name or function.__closure__:
+        raise ConfigError(
+            f"nothing identifies {name} in a later run; use a named function that captures no variables, or a frozen "
+            "dataclass with __call__"
+        )
+    return f"{name} {source_digest(function)}"
+
+
+def _object(value: object) -> dict[str, Any]:
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.repr}
+    else:
+        try:
+            fields = vars(value)
+        except TypeError:
+            raise ConfigError(f"nothing identifies {value!r} in a later run; make it a frozen dataclass") from None
+    return {"type": type(value).__qualname__, **{name: describe(item) for name, item in fields.items()}}

@@ -118,8 +118,8 @@ class Optimizer(ABC):
         Returns:
             The result; with status ``"skipped"`` and a reason if there was nothing to learn from.
         """
-        ids = [[example.id for example in examples] for examples in (train, val)]
-        parts = [describe(self), program_digest(program), state.digest, ids, session.seed, describe(session.sampling)]
+        data = [[example.digest for example in examples] for examples in (train, val)]
+        parts = [describe(self), program_digest(program), state.digest, data, session.seed, describe(session.sampling)]
 
         def work(inner: Session) -> Any:
             return self.search(program, state, train, val, inner).model_dump(mode="json")

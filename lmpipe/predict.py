@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, final
 
-from lmpipe.data import Prediction
+from lmpipe.data import Prediction, snapshot
 from lmpipe.errors import EngineError, ModuleError, ParseError
 from lmpipe.lm import Request, Sampling, Usage
 from lmpipe.module import Module
@@ -47,6 +47,7 @@ class Predict(Module):
         if run is None:
             raise ModuleError("forward() was called by hand; call the module itself: module(...)")
         self.signature.check_inputs(inputs)
+        inputs = snapshot(inputs)
         path, index, seed = run.locate(self)
         template = run.session.template
         messages = template.messages(self.signature, run.state.prompts.get(path, self.vanilla), inputs)
@@ -60,7 +61,7 @@ class Predict(Module):
         except ParseError as error:
             run.steps.append(Step(path, index, "lm", inputs, None, request, answer.text, answer.usage, str(error)))
             raise
-        run.steps.append(Step(path, index, "lm", inputs, outputs, request, answer.text, answer.usage))
+        run.steps.append(Step(path, index, "lm", inputs, snapshot(outputs), request, answer.text, answer.usage))
         return Prediction(**outputs)
 
     def _sampling(self, run: Run) -> Sampling:

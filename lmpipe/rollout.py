@@ -5,7 +5,7 @@ waiting calls go out as one batch, sorted by job, so what is in a batch depends 
 on timing. A job that spends its time elsewhere (a tool, an HTTP call) is waited for only while anything else
 moves; then the others go on without it.
 
-This is the one place that turns an exception into data: whatever ends a job becomes a trace with a failure.
+This is the one place that turns an exception into data: whatever ends one example becomes a trace with a failure.
 Knows nothing of signatures or prompts.
 """
 
@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-from lmpipe.data import Example, Prediction
-from lmpipe.errors import EngineError, ParseError
+from lmpipe.data import Example, Prediction, snapshot
+from lmpipe.errors import ConfigError, EngineError, ModuleError, ParseError, SessionError
 from lmpipe.hashing import derive_seed
 from lmpipe.ledger import Cost
 from lmpipe.lm import Completion, Request
@@ -71,7 +71,7 @@ def rollout(
 
     Raises:
         EngineError: If an engine as a whole failed.
-        SessionError: If a state cannot run in this session.
+        ConfigError, SessionError, ModuleError: If the program cannot run like this on any example.
     """
     for state in {job.state for job in jobs}:
         session.prepare(state)
@@ -84,15 +84,15 @@ def rollout(
 
 
 def cost_of(traces: Sequence[Trace]) -> Cost:
-    """Calls, tokens and failures of some traces; no time."""
+    """Calls, tokens and failed calls of some traces; no time."""
     usage = total_usage(traces)
-    failures = [trace.failure for trace in traces]
+    failed = [step for trace in traces for step in trace.steps if step.error is not None]
     return Cost(
         usage.calls,
         usage.prompt_tokens,
         usage.completion_tokens,
-        parse_errors=failures.count("parse"),
-        engine_errors=failures.count("engine"),
+        parse_errors=sum(step.text is not None for step in failed),
+        engine_errors=sum(step.text is None for step in failed),
     )
 
 
@@ -105,6 +105,7 @@ def _warn_of_broken_code(traces: Sequence[Trace]) -> None:
         )
 
 
+@final
 @dataclass
 class _Call:
     role: str
@@ -113,10 +114,12 @@ class _Call:
     answer: Completion | EngineError | None = None
 
 
+@final
 class _Abandoned(BaseException):
     """Ends the job threads when the rollout itself has ended; no user code should catch it."""
 
 
+@final
 class _Wavefront:
     def __init__(
         self,
@@ -134,8 +137,10 @@ class _Wavefront:
         self._pending = deque(range(len(jobs)))
         self._moved = threading.Condition()
         self._waiting: dict[int, _Call] = {}
+        self._calling: set[int] = set()
         self._running = min(len(jobs), session.max_concurrency)  # workers that are neither waiting nor gone
         self._moves = 0  # counts everything that job threads do, to see whether any still moves
+        self._error: BaseException | None = None
         self._ended = False
 
     def run(self) -> list[Trace]:
@@ -155,9 +160,11 @@ class _Wavefront:
         """Waits until every live job waits, or until nothing has moved for a while; empty when all are done."""
         with self._moved:
             quiet, seen = 0, self._moves
-            while self._running and not (self._waiting and quiet >= _QUIET_TICKS):
+            while self._running and not self._error and not (self._waiting and quiet >= _QUIET_TICKS):
                 self._moved.wait(_TICK)
                 quiet, seen = (quiet + 1 if self._moves == seen else 0), self._moves
+            if self._error:
+                raise self._error
             batch, self._waiting = dict(sorted(self._waiting.items())), {}
             self._running += len(batch)
             return batch
@@ -189,6 +196,8 @@ class _Wavefront:
                 self._advance(1)
         except _Abandoned:
             return
+        except BaseException as error:  # not of one example: the run ends with it
+            self._error = error
         finally:
             with self._moved:
                 self._moves += 1
@@ -212,8 +221,10 @@ class _Wavefront:
         score, failure, message = 0.0, None, None
         try:
             with run.active():
-                prediction = self._program(**job.example.inputs)
+                prediction = self._program(**snapshot(dict(job.example.inputs)))
             score = float(self._metric(job.example, prediction)) if self._metric else 0.0
+        except (ConfigError, SessionError, ModuleError):  # a fault of the program, not of this example
+            raise
         except Exception as error:  # the boundary: one example's failure is data
             failure, message = _classify(error), f"{type(error).__name__}: {error}"
         return Trace(job.example, job.state.digest, job.sample, tuple(run.steps), prediction, score, failure, message)
@@ -224,12 +235,16 @@ class _Wavefront:
         with self._moved:
             if self._ended:
                 raise _Abandoned
+            if number in self._calling:
+                raise ModuleError("forward() called two modules at once; examples run at once, their calls in order")
+            self._calling.add(number)
             self._waiting[number] = call
             self._moves += 1
             self._running -= 1
             if not self._running:
                 self._moved.notify()
         call.answered.acquire()
+        self._calling.discard(number)
         if call.answer is None:
             raise _Abandoned
         return call.answer

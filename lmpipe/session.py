@@ -6,6 +6,7 @@ program run on one example carries along in a context variable. Knows nothing of
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol, final
 
 from lmpipe.errors import ConfigError, EngineError, ModuleError, SessionError
-from lmpipe.hashing import derive_seed
+from lmpipe.hashing import canonical_json, derive_seed
 from lmpipe.ledger import Cost, Ledger
 from lmpipe.lm import LM, Completion, Request, Sampling
 from lmpipe.state import ProgramState, WeightState
@@ -115,17 +116,27 @@ class Session:
         Returns:
             What the work returned.
         """
-        if self.store is None:
-            return work(self)
-        record = self.store.get(key)
-        if record is not None:
-            self.ledger.add(Cost(**record["cost"]))
-            return record["value"]
+        known, value = self.recall(key)
+        if known:
+            return value
         inner = replace(self, ledger=Ledger())
-        value = work(inner)
-        self.store.put(key, {"value": value, "cost": inner.ledger.total.to_json()})
+        value = json.loads(canonical_json(work(inner)))  # as it will be recalled
+        self.record({key: (value, inner.ledger.total)})
         self.ledger.add(inner.ledger.added)
         return value
+
+    def recall(self, key: str) -> tuple[bool, Any]:
+        """Whether the store knows the result of a piece of work, and the result; its cost goes into the ledger."""
+        found = None if self.store is None else self.store.get(key)
+        if found is None:
+            return False, None
+        self.ledger.add(Cost(**found["cost"]))
+        return True, found["value"]
+
+    def record(self, results: Mapping[str, tuple[Any, Cost]]) -> None:
+        """Keeps the results of finished work with their costs, if the session has a store."""
+        if self.store is not None and results:
+            self.store.put({key: {"value": value, "cost": cost.to_json()} for key, (value, cost) in results.items()})
 
     @contextmanager
     def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, final, get_type_hints
 
+from pydantic import TypeAdapter
+
 from lmpipe.errors import SignatureError
 from lmpipe.hashing import digest
 
 _TYPE_NAMES: Mapping[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "Any": Any}
-_CONTAINERS: Mapping[str, Any] = {"list": list, "dict": dict, "tuple": tuple, "set": set}
+_CONTAINERS: Mapping[str, Any] = {"list": list, "dict": dict, "tuple": tuple}
 
 
 @final
@@ -41,6 +43,13 @@ class Field:
     def type_name(self) -> str:
         """The type as it would be written in a string signature."""
         return self.type.__name__ if inspect.isclass(self.type) else str(self.type).replace("typing.", "")
+
+    @property
+    def type_identity(self) -> Any:
+        """The type by content: its name, and the schema of what it holds where that is more than a name."""
+        if self.type in (str, int, float, bool, Any):
+            return self.type_name
+        return [self.type_name, TypeAdapter(self.type).json_schema()]
 
 
 @final
@@ -78,8 +87,8 @@ class Signature:
     @cached_property
     def digest(self) -> str:
         """Identity of the signature by content."""
-        fields = [[[f.name, f.type_name, f.desc, f.optional] for f in side] for side in (self.inputs, self.outputs)]
-        return digest([self.instructions, *fields])
+        sides = [[[f.name, f.type_identity, f.desc, f.optional] for f in side] for side in (self.inputs, self.outputs)]
+        return digest([self.instructions, *sides])
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -105,6 +114,7 @@ class Signature:
         return frozenset(field.name for field in self.inputs)
 
 
+@final
 @dataclass(frozen=True)
 class _Marker:
     side: Literal["input", "output"]
@@ -165,10 +175,10 @@ def _from_string(text: str, instructions: str, types: Mapping[str, Any]) -> Sign
 def _fields(side: str, text: str, types: Mapping[str, Any]) -> tuple[Field, ...]:
     """Reads one side by parsing it as the parameters of a Python function, which is what it looks like."""
     try:
-        tree = ast.parse(f"def _({' '.join(side.split())}): pass").body[0]
+        tree, *more = ast.parse(f"def _({side.strip()}): pass").body
     except SyntaxError as error:
         raise SignatureError(f"cannot read {side.strip()!r} in signature {text!r}: {error.msg}") from None
-    if not isinstance(tree, ast.FunctionDef):
+    if more or not isinstance(tree, ast.FunctionDef):
         raise SignatureError(f"cannot read {side.strip()!r} in signature {text!r}")
     arguments = tree.args
     if arguments.defaults or arguments.kwonlyargs or arguments.posonlyargs or arguments.vararg or arguments.kwarg:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, WrapSerializer
+from pydantic_core import to_jsonable_python
 from typing_extensions import Self
 
 from lmpipe.errors import ModuleError, SessionError
@@ -25,10 +26,16 @@ def _freeze(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return MappingProxyType(dict(sorted(values.items())))
 
 
+def _freeze_json(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same for values of one's own: plain JSON, which nobody else holds."""
+    return _freeze(to_jsonable_python(dict(values)))
+
+
 def _thaw(values: Mapping[str, Any], serialize: Callable[[dict[str, Any]], Any]) -> Any:
     return serialize(dict(values))
 
 
+FrozenJson = Annotated[Mapping[str, Any], AfterValidator(_freeze_json), WrapSerializer(_thaw)]
 FrozenMapping = Annotated[Mapping[str, V], AfterValidator(_freeze), WrapSerializer(_thaw)]
 
 
@@ -60,8 +67,8 @@ class Demo(_Value):
     Outputs may lack optional fields: a labelled demo of a chain of thought has no reasoning.
     """
 
-    inputs: FrozenMapping[Any]
-    outputs: FrozenMapping[Any]
+    inputs: FrozenJson
+    outputs: FrozenJson
 
 
 @final

@@ -50,9 +50,13 @@ class RunStore:
             raise StoreError(
                 f"{self.path} is in use by another process; wait for it or choose another directory"
             ) from None
-        self._check_config(json.loads(canonical_json(dict(config or {}))))
+        try:
+            self._check_config(json.loads(canonical_json(dict(config or {}))))
+            self._records = self._read_journal()
+        except StoreError:
+            self.close()
+            raise
         self._verified: set[str] = set()
-        self._records = self._read_journal()
 
     def close(self) -> None:
         """Lets other processes open the directory."""
@@ -62,21 +66,24 @@ class RunStore:
         """The recorded result of a piece of work, or none."""
         return self._records.get(key)
 
-    def put(self, key: str, value: Any) -> None:
-        """Records the result of a finished piece of work; it is on disk when this returns."""
-        text = canonical_json(value)
-        line = canonical_json({"key": key, "sum": digest_bytes(text.encode()), "value": value}) + "\n"
+    def put(self, records: Mapping[str, Any]) -> None:
+        """Records the results of finished work by their keys: all of them or, after a kill, none.
+
+        They are on disk when this returns.
+        """
+        text = canonical_json(records)
+        line = f'{{"records":{text},"sum":"{digest_bytes(text.encode())}"}}\n'
         with self._journal.open("ab") as journal:
             journal.write(line.encode())
             journal.flush()
             os.fsync(journal.fileno())
-        self._records[key] = json.loads(text)
+        self._records.update(json.loads(text))
 
     def put_blob(self, data: bytes) -> str:
         """Keeps some bytes; returns their digest."""
         name = digest_bytes(data)
         if not (self._blobs / name).exists():
-            _write_atomic(self._blobs / name, data)
+            self._write(self._blobs / name, data)
         return name
 
     def blob(self, name: str) -> bytes:
@@ -95,6 +102,7 @@ class RunStore:
         if target.exists():
             shutil.rmtree(folder)
         else:
+            _sync(folder)
             os.replace(folder, target)
         return name
 
@@ -118,7 +126,7 @@ class RunStore:
     def _check_config(self, config: dict[str, Any]) -> None:
         path = self.path / "config.json"
         if not path.exists():
-            _write_atomic(path, json.dumps(config, indent=2, sort_keys=True).encode())
+            self._write(path, json.dumps(config, indent=2, sort_keys=True).encode())
             return
         known = json.loads(path.read_text())
         changed = [
@@ -134,7 +142,7 @@ class RunStore:
 
     def _read_journal(self) -> dict[str, Any]:
         for unfinished in self.path.glob("unfinished-*"):
-            shutil.rmtree(unfinished)
+            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
         data = self._journal.read_bytes() if self._journal.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
@@ -142,28 +150,34 @@ class RunStore:
                 journal.truncate(len(whole))
         records: dict[str, Any] = {}
         for number, line in enumerate(whole.splitlines(), 1):
-            key, value = self._read_line(number, line)
-            records[key] = value
+            records.update(self._read_line(number, line))
         return records
 
-    def _read_line(self, number: int, line: bytes) -> tuple[str, Any]:
+    def _read_line(self, number: int, line: bytes) -> dict[str, Any]:
         try:
             record = json.loads(line)
-            if digest(record["value"]) == record["sum"]:
-                return record["key"], record["value"]
+            if digest(record["records"]) == record["sum"]:
+                return dict(record["records"])
         except (ValueError, KeyError, TypeError):
             pass
         raise CorruptBlob(
             f"{self._journal}, line {number}: damaged; cut the file before this line to do the rest again"
         )
 
+    def _write(self, path: Path, data: bytes) -> None:
+        with tempfile.NamedTemporaryFile(dir=self.path, prefix="unfinished-", delete=False) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
 
-def _write_atomic(path: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent.parent, prefix=".tmp-", delete=False) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+
+def _sync(folder: Path) -> None:
+    """Makes sure that a folder's files are on disk before anything names them."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _folder_digest(folder: Path) -> str:

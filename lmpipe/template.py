@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, final, get_args, get_origin
+from typing import Any, final, get_args
 
 from pydantic import TypeAdapter
 
@@ -21,7 +21,7 @@ from lmpipe.errors import ParseError
 from lmpipe.lm import Message
 from lmpipe.signature import Field, Signature
 from lmpipe.state import PromptState
-from lmpipe.values import parse_value, render_value
+from lmpipe.values import is_choice, is_one_line, parse_value, render_input, render_output
 
 
 @final
@@ -42,9 +42,9 @@ class Template:
     def completion(self, signature: Signature, outputs: Mapping[str, Any]) -> str:
         """The assistant message that gives these outputs; absent or empty optional fields are left out."""
         return "\n".join(
-            f"{field.name}: {_quote(signature, render_value(outputs[field.name]))}"
+            f"{field.name}: {_quote(signature, render_output(field, outputs[field.name]))}"
             for field in signature.outputs
-            if not (field.optional and not outputs.get(field.name))
+            if not (field.optional and outputs.get(field.name) in (None, ""))
         )
 
     def parse(self, signature: Signature, text: str) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _system(signature: Signature, instructions: str) -> str:
 
 
 def _hint(field: Field) -> str:
-    if get_origin(field.type) is Literal:
+    if is_choice(field):
         kind = "one of: " + ", ".join(map(str, get_args(field.type)))
     elif field.type is str:
         return field.desc or "text"
@@ -104,14 +104,7 @@ def _hint(field: Field) -> str:
 
 
 def _input_lines(signature: Signature, fields: Sequence[Field], inputs: Mapping[str, Any]) -> list[str]:
-    return [f"{field.name}: {_quote(signature, _input_text(inputs[field.name]))}" for field in fields]
-
-
-def _input_text(value: Any) -> str:
-    """Lists of texts, such as passages, become numbered lines; all else is rendered as outputs are."""
-    if isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value):
-        return "\n" + "\n".join(f"[{number}] {item}" for number, item in enumerate(value, 1))
-    return render_value(value)
+    return [f"{field.name}: {_quote(signature, render_input(inputs[field.name]))}" for field in fields]
 
 
 @lru_cache(maxsize=1024)
@@ -148,8 +141,7 @@ def _unquote(signature: Signature, text: str) -> str:
 
 
 def _value(field: Field, section: str, text: str) -> Any:
-    one_line = get_origin(field.type) is Literal or field.type in (int, float, bool)
-    value = section.partition("\n")[0] if one_line else section
+    value = section.partition("\n")[0] if is_one_line(field) else section
     if not value and not field.optional and field.type is not str:
         raise ParseError(field.name, "is empty", text)
     try:

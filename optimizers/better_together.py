@@ -73,10 +73,10 @@ class BetterTogether(Optimizer):
             result = self.optimizers[name].optimize(program, start, train, val, stage)
             if result.status == "skipped":
                 result = result.model_copy(update={"state": outcomes[-1][0]})
-            title = f"stage {number} on validation"
-            scored = evaluate(
-                program, result.state, val, self.metric, replace(session, ledger=stage.ledger), title=title
-            )
+                scored = outcomes[-1][1]
+            else:
+                inner, title = replace(session, ledger=stage.ledger), f"stage {number} on validation"
+                scored = evaluate(program, result.state, val, self.metric, inner, title=title)
             outcomes.append((result.state, scored))
             stages.append(StageResult(name=name, result=result, evaluation=scored, cost=stage.ledger.total.to_json()))
             session.ledger.add(stage.ledger.added)

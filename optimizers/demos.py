@@ -10,8 +10,6 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic_core import to_jsonable_python
-
 from lmpipe import Demo, Example, Metric, Module, Predict, ProgramState, Session, Trace, predictors
 from lmpipe.rollout import Job, rollout
 
@@ -37,24 +35,22 @@ def _labelled(predictor: Predict, example: Example) -> Demo | None:
     outputs = [field.name for field in predictor.signature.outputs if not field.optional or field.name in known]
     if not all(name in known for name in inputs + outputs):
         return None
-    return make_demo({name: known[name] for name in inputs}, {name: known[name] for name in outputs})
+    return Demo(inputs={name: known[name] for name in inputs}, outputs={name: known[name] for name in outputs})
 
 
-def make_demo(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Demo:
-    """A demo of plain JSON values."""
-    return Demo(inputs=to_jsonable_python(dict(inputs)), outputs=to_jsonable_python(dict(outputs)))
-
-
-def trace_pool(traces: Sequence[Trace]) -> dict[str, list[tuple[str, Demo]]]:
+def trace_pool(traces: Sequence[Trace], seed: int) -> dict[str, list[tuple[str, Demo]]]:
     """Demos from the steps of successful traces: one for each module and example, drawn where a module ran often."""
     steps: dict[tuple[str, str], list[Demo]] = {}
     for trace in traces:
         for step in trace.steps:
             if step.outputs is not None:
-                steps.setdefault((step.path, trace.example.id), []).append(make_demo(step.inputs, step.outputs))
+                steps.setdefault((step.path, trace.example.id), []).append(
+                    Demo(inputs=step.inputs, outputs=step.outputs)
+                )
     pool: dict[str, list[tuple[str, Demo]]] = {}
+    rng = random.Random(seed)
     for (path, example), demos in steps.items():
-        pool.setdefault(path, []).append((example, random.Random(example).choice(demos)))
+        pool.setdefault(path, []).append((example, rng.choice(demos)))
     return pool
 
 

@@ -78,7 +78,7 @@ class BootstrapFewShot(Optimizer):
             rounds=self.max_rounds,
             temperature=self.temperature,
         )
-        return trace_pool(traces), labelled_pool(program, train)
+        return trace_pool(traces, session.seed), labelled_pool(program, train)
 
 
 @final

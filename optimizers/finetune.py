@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, final
 
 from lmpipe import (
@@ -25,7 +25,7 @@ from lmpipe import (
     WeightState,
     predictors,
 )
-from lmpipe.hashing import derive_seed
+from lmpipe.hashing import canonical_json, derive_seed
 from lmpipe.rollout import Job, rollout
 from lmpipe.trainer import TrainingRow
 from optimizers.demos import labelled_pool, prompted, redraw
@@ -93,9 +93,11 @@ class BootstrapFinetune(Optimizer):
             start = self._start(state, key)
             trainer = self.trainer if isinstance(self.trainer, Trainer) else self.trainer[key.partition("/")[0]]
             trained = trainer.train(rows, start, session)
+            lines = "".join(canonical_json(asdict(row)) + "\n" for row in rows)
             state = state.with_weights(key, trained.weights)
             details.setdefault("training", {})[key] = {
                 "rows": len(rows),
+                "rows_blob": session.store.put_blob(lines.encode()) if session.store else None,
                 "steps": trained.steps,
                 "tokens": trained.tokens,
                 "losses": list(trained.losses),

@@ -11,16 +11,19 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import RLock
 from typing import Any, final
 
 from peft import PeftConfig, PeftModel
 
 from lmpipe.errors import EngineError
 
+_IN_TRAINING = "in_training"
+
 
 @final
 class AdapterPool:
-    """The adapters of one model.
+    """The adapters of one model; one thread at a time uses it.
 
     Args:
         model: A transformers causal LM; PEFT puts its layers into it.
@@ -31,6 +34,7 @@ class AdapterPool:
         self._model = model
         self._peft: PeftModel | None = None
         self._max_loaded = max_loaded
+        self._lock = RLock()
         self._folders: dict[str, Path] = {}
         self._loaded: OrderedDict[str, None] = OrderedDict()
 
@@ -45,15 +49,16 @@ class AdapterPool:
         Raises:
             EngineError: If the adapter is not registered.
         """
-        self._model.eval()
-        if adapter is None:
-            with self._peft.disable_adapter() if self._peft else nullcontext():
-                yield self._model
-            return
-        self._load(adapter)
-        if self._peft is not None:
-            self._peft.set_adapter(adapter)
-        yield self._model
+        with self._lock:
+            self._model.eval()
+            if adapter is None:
+                with self._peft.disable_adapter() if self._peft else nullcontext():
+                    yield self._model
+                return
+            self._load(adapter)
+            if self._peft is not None:
+                self._peft.set_adapter(adapter)
+            yield self._model
 
     @contextmanager
     def trainable(self, config: PeftConfig, start: str | None) -> Iterator[PeftModel]:
@@ -66,7 +71,17 @@ class AdapterPool:
         Raises:
             EngineError: If `start` is not registered.
         """
-        name = "in_training"
+        with self._lock:
+            peft = self._add(config, start)
+            try:
+                peft.set_adapter(_IN_TRAINING)
+                yield peft
+            finally:
+                self._drop(_IN_TRAINING)
+                self._model.eval()
+
+    def _add(self, config: PeftConfig, start: str | None) -> PeftModel:
+        name = _IN_TRAINING
         if start is not None:
             peft = self._insert(name, self._folder(start), trainable=True)
         elif self._peft is None:
@@ -75,12 +90,7 @@ class AdapterPool:
         else:
             peft = self._peft
             peft.add_adapter(name, config)
-        try:
-            peft.set_adapter(name)
-            yield peft
-        finally:
-            self._drop(name)
-            self._model.eval()
+        return peft
 
     def _folder(self, adapter: str) -> Path:
         if adapter not in self._folders:

@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import logging
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -64,8 +63,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     del model.config.quantization_config
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
-        model.save_pretrained(unfinished)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(unfinished)
+        made = Path(unfinished) / folder.name
+        model.save_pretrained(made)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(made)
         if not folder.exists():
-            shutil.copytree(unfinished, folder.with_suffix(".part"), dirs_exist_ok=True)
-            os.replace(folder.with_suffix(".part"), folder)
+            os.replace(made, folder)

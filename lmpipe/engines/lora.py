@@ -130,6 +130,7 @@ class LoraTrainer(Trainer):
         return [round(entry["loss"], 6) for entry in trainer.state.log_history if "loss" in entry]
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class _Row:
     tokens: tuple[int, ...]
@@ -155,6 +156,7 @@ class _SpreadSampler(torch.utils.data.Sampler[int]):
         return len(self._rows)
 
 
+@final
 class _PrefixTrainer(HFTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         return _SpreadSampler(self.train_dataset, self.args.seed)  # type: ignore[arg-type]
@@ -169,6 +171,7 @@ class _PrefixTrainer(HFTrainer):
         return torch.nn.functional.cross_entropy(logits[chosen].float(), labels[chosen])
 
 
+@final
 class _Advance(TrainerCallback):
     def __init__(self, advance: Callable[[int], None]) -> None:
         self._advance = advance

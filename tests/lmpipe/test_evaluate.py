@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmpipe import (
+    EngineError,
     Example,
+    Module,
     Predict,
     Prediction,
     PromptState,
@@ -20,6 +22,7 @@ from lmpipe import (
     evaluate,
     exact_match,
 )
+from lmpipe.errors import ConfigError
 from lmpipe.evaluate import evaluate_many
 from lmpipe.metrics import answer_f1, normalize_answer
 from lmpipe.predict import initial_state
@@ -54,6 +57,47 @@ def test_an_evaluation_in_the_store_is_not_made_again_but_its_cost_is_counted(st
     assert both[0] == made
     assert len(lm.requests) == 24
     assert again.ledger.total.lm_calls == 24
+
+
+def test_changed_data_or_program_is_evaluated_anew(store: RunStore) -> None:
+    class Offset(Module):
+        def __init__(self, by: int) -> None:
+            self.by = by
+            self.inner = PROGRAM
+
+        def forward(self, n: int) -> Prediction:
+            return Prediction(answer=self.inner(n=n).answer + self.by)
+
+    session = Session(lm=ScriptedLM(modulo_three), store=store)
+    right = [Example({"n": n}, {"answer": n % 3}, id=str(n)) for n in range(4)]
+    wrong = [Example({"n": n}, {"answer": 99}, id=str(n)) for n in range(4)]
+
+    def mean(examples: list[Example], by: int) -> float:
+        program = Offset(by)
+        return evaluate(program, initial_state(program, session), examples, exact_match, session).mean
+
+    assert [mean(right, 0), mean(wrong, 0), mean(right, 1), mean(right, 0)] == [1, 0, 0, 1]
+
+
+def test_an_evaluation_that_an_engine_spoiled_is_not_remembered(store: RunStore) -> None:
+    replies = ["timeout", "answer: 1"]
+
+    def flaky(request: Request) -> str:
+        if (reply := replies.pop(0)) == "timeout":
+            raise EngineError(reply)
+        return reply
+
+    session = Session(lm=ScriptedLM(flaky), store=store)
+    means = [
+        evaluate(PROGRAM, initial_state(PROGRAM, session), EXAMPLES[1:2], exact_match, session).mean for _ in range(3)
+    ]
+    assert means == [0, 1, 1]
+
+
+def test_doubled_ids_are_named() -> None:
+    session = Session(lm=ScriptedLM(modulo_three))
+    with pytest.raises(ConfigError, match="1 example ids are not unique"):
+        evaluate(PROGRAM, initial_state(PROGRAM, session), [EXAMPLES[0], EXAMPLES[0]], exact_match, session)
 
 
 def test_no_examples_give_no_number() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ from lmpipe import (
     initial_state,
     rollout,
 )
+from lmpipe.errors import ModuleError, SignatureError
 from lmpipe.lm import Usage
 
 
@@ -224,3 +227,73 @@ def test_a_predictor_can_override_the_sampling_of_the_session() -> None:
 
 def test_no_jobs_give_no_traces() -> None:
     assert rollout(TwoHops(), [], Session(lm=ScriptedLM(script))) == []
+
+
+class Growing(Module):
+    """Appends to the list that it has just given to a module, as multi-hop programs do."""
+
+    def __init__(self) -> None:
+        self.hop = Predict("notes: list[str] -> note")
+
+    def forward(self, notes: list[str]) -> Prediction:
+        for _ in range(2):
+            notes.append(self.hop(notes=notes).note)
+        return Prediction(answer=len(notes))
+
+
+def test_a_step_keeps_its_inputs_as_they_were_when_it_was_made() -> None:
+    program, session = Growing(), Session(lm=ScriptedLM(lambda request: "note: n"))
+    example = Example({"notes": ["first"]})
+    trace = rollout(program, [Job(initial_state(program, session), example)], session)[0]
+    assert [step.inputs for step in trace.steps] == [{"notes": ["first"]}, {"notes": ["first", "n"]}]
+    assert example.inputs == {"notes": ["first"]}
+
+
+class Quits(Module):
+    """Does what no program should."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+        self.answer = Predict("question -> answer")
+
+    def forward(self, question: str) -> Prediction:
+        if question == "quit":
+            if self.how == "exit":
+                raise SystemExit(3)
+            if self.how == "misspelled":
+                return self.answer(questoin=question)
+            with ThreadPoolExecutor() as pool:
+                context = copy_context()
+                calls = [pool.submit(context.copy().run, self.ask, question) for _ in range(2)]
+                return min((call.result() for call in calls), key=str)
+        return self.answer(question=question)
+
+    def ask(self, question: str) -> Prediction:
+        return self.answer(question=question)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ("exit", SystemExit, "3"),
+        ("misspelled", SignatureError, "missing question"),
+        ("threads", ModuleError, "two modules at once"),
+    ],
+)
+def test_what_is_wrong_with_the_program_ends_the_run(how: str, error: type[BaseException], message: str) -> None:
+    program, session = Quits(how), Session(lm=ScriptedLM(lambda _: "answer: x"))
+    jobs = [Job(initial_state(program, session), Example({"question": name})) for name in ("a", "quit", "b")]
+    with pytest.raises(error, match=message):
+        rollout(program, jobs, session)
+
+
+def test_a_metric_may_ask_an_lm_itself() -> None:
+    judge = Predict("answer -> verdict: bool")
+
+    def judged(example: Example, prediction: Prediction) -> float:
+        return float(judge(answer=prediction.answer).verdict)
+
+    program, session = Predict("question -> answer"), Session(lm=ScriptedLM(lambda _: "answer: x"))
+    jobs = [Job(initial_state(program, session), Example({"question": str(n)})) for n in range(5)]
+    with Session(lm=ScriptedLM(lambda _: "verdict: true")):
+        assert [trace.score for trace in rollout(program, jobs, session, judged)] == [1] * 5

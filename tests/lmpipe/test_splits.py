@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmpipe import Example
+from lmpipe import Example, Prediction
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import derive_seed, describe
 from lmpipe.splits import shuffled, subsample
@@ -38,6 +41,25 @@ def test_seeds_depend_on_every_part(one: list[str | int], other: list[str | int]
     assert (derive_seed(*one) == derive_seed(*other)) == (one == other)
 
 
+def metric_of(label: str, example: Example, prediction: Prediction) -> float:
+    return float(prediction.answer == example.labels[label])
+
+
+def test_settings_are_described_by_all_that_decides_them() -> None:
+    assert describe(partial(metric_of, "a")) != describe(partial(metric_of, "b"))
+    assert describe({"b", "a"}) == describe({"a", "b"})
+    label = "a"
+    with pytest.raises(ConfigError, match="captures no variables"):
+        describe(lambda_free(label))
+
+
+def lambda_free(label: str) -> Callable[[Example, Prediction], float]:
+    def metric(example: Example, prediction: Prediction) -> float:
+        return metric_of(label, example, prediction)
+
+    return metric
+
+
 def test_a_lambda_cannot_identify_a_setting() -> None:
-    with pytest.raises(ConfigError, match="use a named function"):
+    with pytest.raises(ConfigError, match="nothing identifies"):
         describe({"metric": lambda example, prediction: 1.0})

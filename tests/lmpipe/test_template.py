@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any, Literal
 
 import pytest
@@ -31,6 +32,9 @@ TYPES: dict[Any, st.SearchStrategy[Any]] = {
     Literal["yes", "no", "yes please"]: st.sampled_from(["yes", "no", "yes please"]),
     list[str]: st.lists(st.text()),
     dict[str, int]: st.dictionaries(st.text(), st.integers()),
+    str | None: st.none() | st.text().map(str.strip),
+    datetime.date: st.dates(),
+    Literal["(a)", "(b)", None]: st.sampled_from(["(a)", "(b)", None]),
     Point: st.builds(Point, x=st.integers(), y=st.floats(allow_nan=False, allow_infinity=False)),
 }
 
@@ -93,7 +97,9 @@ def test_one_choice_is_found_in_what_surrounds_it(text: str) -> None:
     [
         ("Literal['a b', 'c']", "answer: a b or c", "names several of the choices"),
         ("Literal['a b', 'c']", "answer: d", "names none of the choices"),
+        ("Literal['yes', 'yes please']", "answer: yes or yes please", "names several of the choices"),
         ("int", "answer: 3/4", "holds 2 numbers"),
+        ("int", "answer: 1,2", "holds 2 numbers"),
         ("int", "answer: some", "holds no number"),
         ("float", "answer:", "is empty"),
         ("list[str]", "answer: [1, 2", "is no list"),
@@ -116,6 +122,12 @@ def test_numbers_are_read_as_people_write_them() -> None:
         -3,
         12,
     ]
+
+
+def test_an_optional_field_is_left_out_only_if_it_is_empty() -> None:
+    sig = Signature((), (Field("n", int, optional=True), Field("answer")))
+    assert TEMPLATE.completion(sig, {"n": 0, "answer": "x"}) == "n: 0\nanswer: x"
+    assert TEMPLATE.completion(sig, {"answer": "x"}) == "answer: x"
 
 
 def test_a_prompt_is_a_chat_of_instruction_demos_and_question() -> None:

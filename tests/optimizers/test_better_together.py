@@ -108,6 +108,7 @@ def test_a_stage_without_anything_to_learn_from_is_skipped_and_the_run_goes_on(s
     alone = optimize(store, "w")
     assert (alone.status, alone.state.weights["lm"].adapter) == ("skipped", None)
     assert "nothing to train on" in alone.reason
+    assert alone.stages[0].cost["lm_calls"] == 3 * len(TRAIN)
     followed = optimize(store, "w -> p")
     assert [stage.result.status for stage in followed.stages] == ["skipped", "done"]
     assert followed.evaluation is not None
@@ -174,10 +175,10 @@ def content(path: Path) -> dict[str, bytes]:
 
 
 def journal(path: Path) -> dict[str, Any]:
-    records = [json.loads(line) for line in (path / "journal.jsonl").read_bytes().splitlines()]
-    keys = [record["key"] for record in records]
+    lines = [json.loads(line)["records"] for line in (path / "journal.jsonl").read_bytes().splitlines()]
+    keys = [key for line in lines for key in line]
     assert len(keys) == len(set(keys)), "a piece of work was done twice"
-    return {record["key"]: without_clock(record["value"]) for record in records}
+    return {key: without_clock(record) for line in lines for key, record in line.items()}
 
 
 def without_clock(value: Any) -> Any:
@@ -234,3 +235,22 @@ def test_any_strategy_runs_its_stages_in_order_and_shares_its_beginning(names: l
     assert [stage.result for stage in whole.stages[:-1]] == [stage.result for stage in beginning.stages]
     assert (whole.state, whole.evaluation) == (whole.stages[-1].result.state, whole.stages[-1].evaluation)
     assert (whole.status == "skipped") == all(stage.result.status == "skipped" for stage in whole.stages)
+
+
+def test_a_killed_run_that_really_trains_ends_in_the_same_bytes(tiny_folder: Path, tmp_path: Path) -> None:
+    """Killed when the adapter has just begun, on a real LM; and the undisturbed run is itself repeated."""
+
+    def command(name: str) -> list[str]:
+        return [sys.executable, "-m", "tests.killable", str(tmp_path / name), str(tiny_folder)]
+
+    for name in ("one", "two"):
+        subprocess.run(command(name), check=True, capture_output=True)
+    process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list((tmp_path / "killed").glob("unfinished-*")):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run(command("killed"), check=True, capture_output=True)
+    one = content(tmp_path / "one")
+    assert any(name.endswith("adapter_model.safetensors") for name in one)
+    assert content(tmp_path / "two") == content(tmp_path / "killed") == one
