@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, final
 
+from benchmarks.intervals import paired_difference
 from benchmarks.result import Comparison, Result, Score, StageReport, StrategyReport
 from benchmarks.settings import Settings
-from benchmarks.statistics import paired_difference
 from benchmarks.task import Task
 from lmpipe import Evaluation, OptimizeResult, Session, evaluate, initial_state
 from lmpipe.engines.local import LocalLM

@@ -100,7 +100,14 @@ def evaluate_many(
         ConfigError: If two examples have one id.
     """
     _check_ids(examples)
-    keys = {state: _key(program, state, examples, metric, session) for state in states}
+    setting = [
+        program_digest(program),
+        [example.digest for example in examples],
+        describe(metric),
+        describe(session.sampling),
+        session.seed,
+    ]
+    keys = {state: "evaluation " + digest([state.digest, *setting]) for state in states}
     found: dict[ProgramState, Evaluation] = {}
     for state, key in keys.items():
         known, value = session.recall(key)
@@ -145,12 +152,6 @@ def _check_ids(examples: Sequence[Example]) -> None:
         raise ConfigError(
             f"{len(doubled)} example ids are not unique, such as {doubled[0]!r}; drop or rename the doubles"
         )
-
-
-def _key(program: Module, state: ProgramState, examples: Sequence[Example], metric: Metric, session: Session) -> str:
-    content = [example.digest for example in examples]
-    parts = [program_digest(program), state.digest, content, describe(metric), describe(session.sampling), session.seed]
-    return "evaluation " + digest(parts)
 
 
 def _summary(traces: Sequence[Trace]) -> Evaluation:

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.intervals import paired_difference
 from benchmarks.iris import IrisTask
 from benchmarks.result import Result, Score
 from benchmarks.settings import settings_for
-from benchmarks.statistics import paired_difference
 from lmpipe.errors import ConfigError
 
 

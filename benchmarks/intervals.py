@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.result import Comparison
 
@@ -31,17 +32,7 @@ def paired_difference(
     groups = [
         np.array([d for (s, _), d in differences.items() if s == seed]) for seed in sorted({s for s, _ in differences})
     ]
-    rng = np.random.default_rng(0)
-    means = [
-        np.mean(
-            [
-                rng.choice(groups[number], len(groups[number])).mean()
-                for number in rng.integers(len(groups), size=len(groups))
-            ]
-        )
-        for _ in range(resamples)
-    ]
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(_resampled_means(groups, resamples, np.random.default_rng(0)), [0.025, 0.975])
     return Comparison(
         strategy=strategy,
         baseline=baseline,
@@ -49,3 +40,16 @@ def paired_difference(
         low=round(float(low), 6),
         high=round(float(high), 6),
     )
+
+
+def _resampled_means(
+    groups: Sequence[NDArray[np.float64]], resamples: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Bootstrap means: as many groups as there are, drawn with replacement, and as many members of each drawn one."""
+    totals = np.zeros(resamples)
+    for _ in groups:
+        drawn = rng.integers(len(groups), size=resamples)
+        for number, group in enumerate(groups):
+            chosen = drawn == number
+            totals[chosen] += rng.choice(group, (int(chosen.sum()), len(group))).mean(axis=1)
+    return totals / len(groups)
