@@ -123,7 +123,7 @@ def _stage(cells: Sequence[Cell], number: int) -> StageReport:
         status=statuses.pop() if len(statuses) == 1 else "mixed",
         reason=" ".join(sorted({stage.result.reason for stage in stages if stage.result.reason})),
         val=Score.of(done),
-        cost=sum((Cost(**stage.cost) for stage in stages), Cost()).to_json(),  # type: ignore[arg-type]
+        cost=sum((stage.cost for stage in stages), Cost()).to_json(),
         per_seed=[_details(cell, number) for cell in cells],
     )
 

@@ -114,18 +114,33 @@ def evaluate_many(
         if known:
             found[state] = Evaluation.model_validate(value)
     missing = [state for state in keys if state not in found]
-    jobs = [Job(state, example) for state in missing for example in examples]
-    started = perf_counter()
-    traces = rollout(program, jobs, session, metric, title=title)
-    seconds = (perf_counter() - started) / max(len(missing), 1)
     results: dict[str, tuple[Any, Cost]] = {}
-    for number, state in enumerate(missing):
-        own = traces[number * len(examples) : (number + 1) * len(examples)]
-        found[state] = _summary(own)
-        if "engine" not in found[state].failures:  # an engine that failed may answer another time
-            results[keys[state]] = found[state].model_dump(mode="json"), replace(cost_of(own), seconds=seconds)
+    for state, (evaluation, cost) in zip(
+        missing, _score(program, missing, examples, metric, session, title), strict=True
+    ):
+        found[state] = evaluation
+        if "engine" not in evaluation.failures:  # an engine that failed may answer another time
+            results[keys[state]] = evaluation.model_dump(mode="json"), cost
     session.record(results)
     return [found[state] for state in states]
+
+
+def _score(
+    program: Module,
+    states: Sequence[ProgramState],
+    examples: Sequence[Example],
+    metric: Metric,
+    session: Session,
+    title: str,
+) -> list[tuple[Evaluation, Cost]]:
+    """Evaluation and cost of each state; the time of the wavefront is divided among them."""
+    started = perf_counter()
+    traces = rollout(
+        program, [Job(state, example) for state in states for example in examples], session, metric, title=title
+    )
+    seconds = (perf_counter() - started) / max(len(states), 1)
+    parts = [traces[number * len(examples) : (number + 1) * len(examples)] for number in range(len(states))]
+    return [(_summary(part), replace(cost_of(part), seconds=seconds)) for part in parts]
 
 
 def program_digest(program: Module) -> str:

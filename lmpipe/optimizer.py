@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from lmpipe.data import Example
 from lmpipe.evaluate import Evaluation, program_digest
 from lmpipe.hashing import describe, digest
+from lmpipe.ledger import Cost
 from lmpipe.module import Module
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
@@ -73,7 +74,7 @@ class StageResult(BaseModel):
     name: str
     result: OptimizeResult
     evaluation: Evaluation
-    cost: dict[str, float]
+    cost: Cost
 
 
 class Optimizer(ABC):

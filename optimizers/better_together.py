@@ -78,7 +78,7 @@ class BetterTogether(Optimizer):
                 inner, title = replace(session, ledger=stage.ledger), f"stage {number} on validation"
                 scored = evaluate(program, result.state, val, self.metric, inner, title=title)
             outcomes.append((result.state, scored))
-            stages.append(StageResult(name=name, result=result, evaluation=scored, cost=stage.ledger.total.to_json()))
+            stages.append(StageResult(name=name, result=result, evaluation=scored, cost=stage.ledger.total))
             session.ledger.add(stage.ledger.added)
         chosen, evaluation = self._select(outcomes)
         skipped = bool(stages) and all(stage.result.status == "skipped" for stage in stages)

@@ -159,7 +159,8 @@ class _SpreadSampler(torch.utils.data.Sampler[int]):
 @final
 class _PrefixTrainer(HFTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
-        return _SpreadSampler(self.train_dataset, self.args.seed)  # type: ignore[arg-type]
+        rows: Any = self.train_dataset
+        return _SpreadSampler(rows, self.args.seed)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -96,7 +96,7 @@ def test_a_strategy_shares_the_stages_it_begins_with(store: RunStore) -> None:
     optimize(store, "p")
     lm = scripted()
     result = optimize(store, "p -> w", lm)
-    assert result.stages[0].cost["lm_calls"] > 0
+    assert result.stages[0].cost.lm_calls > 0
     first = optimize(store, "p").stages[0]
     assert result.stages[0].result == first.result
     tuned = result.state.weights["lm"].adapter
@@ -108,7 +108,7 @@ def test_a_stage_without_anything_to_learn_from_is_skipped_and_the_run_goes_on(s
     alone = optimize(store, "w")
     assert (alone.status, alone.state.weights["lm"].adapter) == ("skipped", None)
     assert "nothing to train on" in alone.reason
-    assert alone.stages[0].cost["lm_calls"] == 3 * len(TRAIN)
+    assert alone.stages[0].cost.lm_calls == 3 * len(TRAIN)
     followed = optimize(store, "w -> p")
     assert [stage.result.status for stage in followed.stages] == ["skipped", "done"]
     assert followed.evaluation is not None
