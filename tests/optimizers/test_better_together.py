@@ -204,19 +204,27 @@ def test_two_runs_with_one_seed_write_identical_bytes(undisturbed: dict[str, byt
 def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(
     undisturbed: dict[str, bytes], tmp_path: Path, seed: int
 ) -> None:
-    rng, kills = random.Random(seed), 0
-    while True:
-        process = subprocess.Popen([sys.executable, "-m", "tests.killable", str(tmp_path)])
-        try:
-            assert process.wait(timeout=rng.uniform(0.6, 1.2) + 0.1 * kills) == 0
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            time.sleep(0.01)
-    assert kills > 0
+    command = [sys.executable, "-m", "tests.killable", str(tmp_path)]
+    rng = random.Random(seed)
+    assert any([killed_in_the_middle(command, tmp_path, rng) for _ in range(4)])
+    subprocess.run(command, check=True)
     assert content(tmp_path) == undisturbed
+
+
+def killed_in_the_middle(command: list[str], path: Path, rng: random.Random) -> bool:
+    """Starts a run and kills it a random moment after it has begun, or has finished one more piece of work."""
+
+    def pieces() -> int:
+        journal_path = path / "journal.jsonl"
+        return journal_path.read_bytes().count(b"\n") if journal_path.exists() else 0
+
+    wanted = pieces() + rng.randint(0, 1)
+    process = subprocess.Popen(command)
+    while process.poll() is None and not ((path / "config.json").exists() and pieces() >= wanted):
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.1))
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
 
 
 def test_an_unknown_stage_is_pointed_at_before_anything_runs() -> None:
