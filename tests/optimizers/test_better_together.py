@@ -206,7 +206,8 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(
 ) -> None:
     command = [sys.executable, "-m", "tests.killable", str(tmp_path)]
     rng = random.Random(seed)
-    assert any([killed_in_the_middle(command, tmp_path, rng) for _ in range(4)])
+    killed = [killed_in_the_middle(command, tmp_path, rng) for _ in range(4)]
+    assert any(killed)
     subprocess.run(command, check=True)
     assert content(tmp_path) == undisturbed
 
