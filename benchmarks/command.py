@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -109,10 +110,10 @@ def progress_bars() -> Progress:
 
 def table(result: Result) -> Table:
     """The result as a terminal table."""
-    shown = Table(title=f"{result.task} on {result.lm}, seeds {', '.join(map(str, result.seeds))}")
-    shown.add_column("strategy")
-    for name in ("val", "test", "LM calls", "tokens", "trained", "seconds"):
-        shown.add_column(name, justify="right")
+    title = f"{result.task} on {result.lm}, seeds {', '.join(map(str, result.seeds))}"
+    shown = Table(title=title, box=SIMPLE, pad_edge=False)
+    for name in ("strategy", "val", "test", "LM calls", "tokens", "trained", "seconds"):
+        shown.add_column(name, justify="left" if name == "strategy" else "right", no_wrap=True)
     for row in result.strategies:
         cost = row.cost
         shown.add_row(
@@ -120,8 +121,8 @@ def table(result: Result) -> Table:
             row.val.percent,
             row.test.percent,
             f"{cost['lm_calls']:,.0f}",
-            f"{cost['prompt_tokens'] + cost['completion_tokens']:,.0f}",
-            f"{cost['training_tokens']:,.0f}",
+            f"{(cost['prompt_tokens'] + cost['completion_tokens']) / 1000:,.0f}k",
+            f"{cost['training_tokens'] / 1000:,.0f}k",
             f"{cost['seconds']:,.0f}",
         )
     notes = [

@@ -22,6 +22,7 @@ def write_report(result: Result, folder: Path) -> None:
     page = environment.get_template("report.html.jinja").render(
         result=result,
         scores=scores,
+        stages=_stages(result),
         searches=_svg(_plot_candidates(result)),
         losses=_svg(_plot_losses(result)),
     )
@@ -50,13 +51,13 @@ def _plot_scores(result: Result) -> Figure:
             if score.mean is None:
                 axes.text(0.5, number + offset, "—", va="center", color=colour)
                 continue
-            error = None if score.stderr is None else 196 * score.stderr
+            error = None if score.stderr is None else 100 * score.stderr
             axes.barh(number + offset, 100 * score.mean, 0.34, color=colour, xerr=error, capsize=3, ecolor="#333333")
         axes.barh(0, 0, color=colour, label=name)
     axes.set_yticks(range(len(rows)), [row.strategy for row in rows])
     axes.set_xlim(0, 105)
-    axes.set_xlabel("score, percent (bars: 95 % interval of the mean)")
-    axes.legend(loc="lower right", frameon=False)
+    axes.set_xlabel("score, percent (whiskers: one standard error)")
+    figure.legend(loc="outside upper right", ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -61,7 +61,7 @@ class StageReport(BaseModel):
     status: Literal["done", "skipped", "mixed"]
     reason: str
     val: Score
-    cost: dict[str, float]
+    cost: dict[str, int | float]
     per_seed: list[dict[str, Any]]
 
 
@@ -73,7 +73,7 @@ class StrategyReport(BaseModel):
     val: Score
     test: Score
     stages: list[StageReport]
-    cost: dict[str, float]
+    cost: dict[str, int | float]
 
 
 @final
