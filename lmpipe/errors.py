@@ -4,7 +4,6 @@
     ├── ConfigError          a value that the caller passed cannot be used
     │   ├── SignatureError   a signature, or the inputs given to it, do not fit
     │   └── StrategyError    a strategy string cannot be read
-    ├── DataError            a data file or record is malformed (names file and line)
     ├── SessionError         a program was called where no session is active
     ├── ModuleError          a module was changed after its first run, or cannot be found
     ├── ParseError           a completion does not hold the fields that its signature asks for
@@ -34,10 +33,6 @@ class SignatureError(ConfigError):
 
 class StrategyError(ConfigError):
     """A strategy string cannot be read."""
-
-
-class DataError(LmpipeError, ValueError):
-    """A data file or record is malformed."""
 
 
 class SessionError(LmpipeError, RuntimeError):

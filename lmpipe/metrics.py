@@ -14,6 +14,7 @@ from collections.abc import Callable
 from lmpipe.data import Example, Prediction
 
 Metric = Callable[[Example, Prediction], float]
+"""Scores a prediction on an example, in [0, 1]; has a name of its own, by which a resumed run knows it."""
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
