@@ -281,7 +281,11 @@ class Quits(Module):
     ],
 )
 def test_what_is_wrong_with_the_program_ends_the_run(how: str, error: type[BaseException], message: str) -> None:
-    program, session = Quits(how), Session(lm=ScriptedLM(lambda _: "answer: x"))
+    def unhurried(request: Request) -> str:
+        time.sleep(0.2)  # the second of two calls at once comes while the first is being answered
+        return "answer: x"
+
+    program, session = Quits(how), Session(lm=ScriptedLM(unhurried))
     jobs = [Job(initial_state(program, session), Example({"question": name})) for name in ("a", "quit", "b")]
     with pytest.raises(error, match=message):
         rollout(program, jobs, session)
