@@ -104,7 +104,7 @@ def evaluate_many(
         program_digest(program),
         [example.digest for example in examples],
         describe(metric),
-        describe(session.sampling),
+        session.decoding(),
         session.seed,
     ]
     keys = {state: "evaluation " + digest([state.digest, *setting]) for state in states}

@@ -35,6 +35,8 @@ class Sampling:
         top_p: Smallest probability mass to draw from, in (0, 1].
         max_tokens: Most new tokens.
         stop: Texts that end a completion; they are not part of it.
+        top_k: How many of the likeliest tokens to draw from; none draws from all.
+        logprobs: Whether completions carry the log-probability of each token.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -44,10 +46,12 @@ class Sampling:
     top_p: float = 1.0
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
+    top_k: int | None = None
+    logprobs: bool = False
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
-            raise ConfigError(f"{self}: temperature must be ≥ 0, top_p in (0, 1], max_tokens ≥ 1")
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or min(self.max_tokens, self.top_k or 1) < 1:
+            raise ConfigError(f"{self}: temperature must be ≥ 0, top_p in (0, 1], max_tokens and top_k ≥ 1")
 
 
 @final
@@ -60,12 +64,15 @@ class Request:
         sampling: How to draw it.
         weights: The exact weights to run on.
         seed: Decides every random draw of this request, whatever batch it runs in.
+        pattern: Regular expression that the completion must match as a whole, or none. It may use what engines have
+            in common: classes, groups, alternatives and repetitions.
     """
 
     messages: tuple[Message, ...]
     sampling: Sampling
     weights: WeightState
     seed: int = 0
+    pattern: str | None = None
 
 
 @final
@@ -88,11 +95,20 @@ class Usage:
 @final
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an LM answered: the text, why it ended, and what it took."""
+    """What an LM answered.
+
+    Attributes:
+        text: The new text.
+        finish_reason: Whether it ended by itself or at a stop text, or was cut off at ``max_tokens``.
+        usage: Tokens of the call.
+        logprobs: If asked for: the log-probability of each new token, in nats, in the LM's own distribution: before
+            temperature, top-k, top-p and pattern.
+    """
 
     text: str
     finish_reason: Literal["stop", "length"] = "stop"
     usage: Usage = field(default=Usage(1))
+    logprobs: tuple[float, ...] | None = None
 
 
 class LM(ABC):

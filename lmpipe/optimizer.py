@@ -120,7 +120,7 @@ class Optimizer(ABC):
             The result; with status ``"skipped"`` and a reason if there was nothing to learn from.
         """
         data = [[example.digest for example in examples] for examples in (train, val)]
-        parts = [describe(self), program_digest(program), state.digest, data, session.seed, describe(session.sampling)]
+        parts = [describe(self), program_digest(program), state.digest, data, session.seed, session.decoding()]
 
         def work(inner: Session) -> Any:
             return self.search(program, state, train, val, inner).model_dump(mode="json")

@@ -12,6 +12,7 @@ from lmpipe.data import Prediction, snapshot
 from lmpipe.errors import EngineError, ModuleError, ParseError
 from lmpipe.lm import Request, Sampling, Usage
 from lmpipe.module import Module
+from lmpipe.pattern import completion_pattern
 from lmpipe.session import Run, Session, current_run
 from lmpipe.signature import Field, SignatureLike, signature
 from lmpipe.state import ProgramState, PromptState
@@ -51,7 +52,8 @@ class Predict(Module):
         path, index, seed = run.locate(self)
         template = run.session.template
         messages = template.messages(self.signature, run.state.prompts.get(path, self.vanilla), inputs)
-        request = Request(messages, self._sampling(run), run.state.weights_of(self.role, path), seed)
+        pattern = completion_pattern(self.signature) if run.session.structured else None
+        request = Request(messages, self._sampling(run), run.state.weights_of(self.role, path), seed, pattern)
         answer = run.answer(self.role, request)
         if isinstance(answer, EngineError):
             run.steps.append(Step(path, index, "lm", inputs, None, request, None, Usage(1), str(answer)))

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol, final
 
 from lmpipe.errors import ConfigError, EngineError, ModuleError, SessionError
-from lmpipe.hashing import canonical_json, derive_seed
+from lmpipe.hashing import canonical_json, derive_seed, describe
 from lmpipe.ledger import Cost, Ledger
 from lmpipe.lm import LM, Completion, Request, Sampling
 from lmpipe.state import ProgramState, WeightState
@@ -46,6 +46,8 @@ class Session:
         sampling: How completions are drawn, unless a predictor says otherwise.
         store: Run directory; makes stages resumable and holds adapters.
         max_concurrency: Most examples in flight at once.
+        structured: Whether completions are held to the form that the template can read. For engines that can do so
+            (all in `lmpipe.engines`) no completion is then unreadable.
         template: Renders prompts and reads completions.
         progress: Where to show progress; none shows nothing.
         ledger: Counts LM calls and tokens.
@@ -57,6 +59,7 @@ class Session:
     sampling: Sampling = field(default=Sampling())
     store: RunStore | None = None
     max_concurrency: int = 256
+    structured: bool = False
     template: Template = field(default=Template(), repr=False)
     progress: Progress | None = field(default=None, repr=False)
     ledger: Ledger = field(default_factory=Ledger, repr=False)
@@ -78,6 +81,10 @@ class Session:
             return self.roles[role]
         except KeyError:
             raise SessionError(f"no LM for role {role!r}; this session has {', '.join(self.roles)}") from None
+
+    def decoding(self) -> Any:
+        """All that decides how completions are drawn, as JSON: part of the key of recorded work."""
+        return [describe(self.sampling), self.structured]
 
     def base_weights(self) -> dict[str, WeightState]:
         """Role → its LM without any adapter."""

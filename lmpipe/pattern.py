@@ -1,0 +1,73 @@
+"""The regular expression of the completions that a template can read: what structured decoding holds an LM to.
+
+A pattern instead of a grammar, because every engine and server that constrains decoding takes one. Knows nothing of
+how it is enforced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from typing import Any, get_args
+
+from pydantic import TypeAdapter
+
+from lmpipe.errors import SignatureError
+from lmpipe.signature import Field, Signature
+from lmpipe.values import is_choice
+
+_INTEGER = r"-?(0|[1-9][0-9]{0,17})"
+_TYPES = {
+    int: _INTEGER,
+    float: _INTEGER + r"(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?",
+    bool: r"(true|false)",
+}
+_LINE = r"[^\n]+"
+_LINES = r"[\s\S]+"
+
+
+@lru_cache(maxsize=1024)
+def completion_pattern(signature: Signature) -> str:
+    """The pattern of a signature's completions.
+
+    Fields stand in the signature's order, each on a line of its own; optional ones may be left out. Text is a single
+    line, except in the last field.
+
+    Raises:
+        SignatureError: If the values of a field's type cannot be described by a pattern.
+    """
+    fields = signature.outputs
+    first = next((number for number, field in enumerate(fields) if not field.optional), 0)
+    parts = []
+    for number, field in enumerate(fields):
+        line = f"{re.escape(field.name)}: {_value(field, last=number == len(fields) - 1)}"
+        line = line + r"\n" if number < first else line if number == first else r"\n" + line
+        parts.append(f"({line})?" if field.optional and number != first else line)
+    return "".join(parts)
+
+
+def _value(field: Field, *, last: bool) -> str:
+    if field.type in (str, Any):
+        return _LINES if last else _LINE
+    if is_choice(field):
+        return "(" + "|".join(re.escape(str(option)) for option in get_args(field.type)) + ")"
+    if field.type in _TYPES:
+        return _TYPES[field.type]
+    return _json(field)
+
+
+def _json(field: Field) -> str:
+    try:
+        from outlines_core.json_schema import build_regex_from_schema
+    except ImportError as error:
+        raise SignatureError(
+            f"structured output of field {field.name!r}, of type {field.type_name}, needs outlines-core; "
+            "run: pip install 'lmpipe[structured]'"
+        ) from error
+    try:
+        return f"({build_regex_from_schema(json.dumps(TypeAdapter(field.type).json_schema()))})"
+    except (ValueError, TypeError) as error:
+        raise SignatureError(
+            f"field {field.name!r} of type {field.type_name} cannot be written as a pattern: {error}"
+        ) from error
