@@ -11,14 +11,15 @@ from pydantic import BaseModel, ConfigDict
 
 from lmpipe import Metric, Optimizer, Sampling, Trainer
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.lora import LoraTrainer
+from lmpipe.engines.local_trainer import LocalTrainer
+from lmpipe.engines.tuning import Method, Tuning
 from optimizers import BootstrapFewShotRandomSearch, BootstrapFinetune
 
 
 @final
 class Settings(BaseModel):
     """The defaults are the paper's (arXiv 2407.10930); `BootstrapFewShotRandomSearch`, `BootstrapFinetune` and
-    `LoraTrainer` say what each means."""
+    `Tuning` say what each means."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,6 +43,7 @@ class Settings(BaseModel):
     balance: bool = False
     deduplicate: bool = False
 
+    method: Method = "lora"
     rank: int = 32
     alpha: int = 64
     target_modules: str | tuple[str, ...] = ("q_proj", "k_proj")
@@ -61,8 +63,8 @@ class Settings(BaseModel):
 
     def trainer(self, lm: LocalLM) -> Trainer:
         """What turns rows into weights."""
-        return LoraTrainer(
-            lm,
+        tuning = Tuning(
+            method=self.method,
             rank=self.rank,
             alpha=self.alpha,
             target_modules=self.target_modules,
@@ -73,6 +75,7 @@ class Settings(BaseModel):
             epochs=self.epochs,
             batch_size=self.batch_size,
         )
+        return LocalTrainer(lm, tuning)
 
     def optimizers(self, metric: Metric, lm: LocalLM, label: str | None) -> dict[str, Optimizer]:
         """The stages that strategies name: ``p`` searches prompts, ``w`` tunes weights."""

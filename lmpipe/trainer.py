@@ -1,6 +1,6 @@
 """The trainer protocol: rows in, an adapter in the run store out.
 
-Knows nothing of where rows come from, or of how an engine trains; `lmpipe.engines.lora` implements it.
+Knows nothing of where rows come from, or of how an engine trains; `lmpipe.engines.local_trainer` implements it.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ class TrainingResult:
         steps: Optimizer steps made.
         tokens: Tokens that went through the model, counted once per epoch.
         losses: Mean loss per completion token at each step, in nats.
+        held_out_losses: The same on rows held out, after each epoch; empty if there are none.
     """
 
     weights: WeightState
     steps: int
     tokens: int
     losses: tuple[float, ...]
+    held_out_losses: tuple[float, ...] = ()
 
 
 class Trainer(ABC):

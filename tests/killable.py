@@ -26,12 +26,13 @@ def scripted_run(store: RunStore) -> str:
 
 def real_run(store: RunStore, model: str) -> str:
     from lmpipe.engines.local import LocalLM
-    from lmpipe.engines.lora import LoraTrainer
+    from lmpipe.engines.local_trainer import LocalTrainer
+    from lmpipe.engines.tuning import Tuning
 
     lm = LocalLM.from_pretrained(model, name="tiny")
     stages = {
         "p": BootstrapFewShotRandomSearch(exact_match, num_candidate_programs=1),
-        "w": BootstrapFinetune(even_length, LoraTrainer(lm, learning_rate=0.01, epochs=20), temperature=1.0),
+        "w": BootstrapFinetune(even_length, LocalTrainer(lm, Tuning(learning_rate=0.01, epochs=20)), temperature=1.0),
     }
     program = Predict("number: int -> answer")
     session = Session(lm=lm, store=store, sampling=Sampling(max_tokens=6))

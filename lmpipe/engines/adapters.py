@@ -1,33 +1,66 @@
-"""LoRA adapters on one resident base model: registered, switched and trained in place.
+"""Tuned weights on one resident base model: registered, switched and trained in place.
 
-The base is loaded once and its weights are never touched; an adapter is a folder in PEFT's format. Knows nothing
-of requests or of how adapters are trained.
+The base is loaded once and never changed. Tuned weights are a folder: an adapter in PEFT's format (its layers are put
+into the model, or its learned prefix is handed out), or a whole model in transformers' format, whose tensors are put in
+the place of the base's while they are active. Knows nothing of requests or of how weights are trained.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
 from typing import Any, final
 
-from peft import PeftConfig, PeftModel
+import torch
+from peft import PeftConfig, PeftModel, PeftModelForCausalLM
+from safetensors.torch import load_file
 
 from lmpipe.errors import EngineError
 
-_IN_TRAINING = "in_training"
+KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Active:
+    """A model with some weights switched on.
+
+    Attributes:
+        model: The transformers model.
+        prefix: Learned keys and values before every prompt in each layer, shape (key heads, tokens, size); often none.
+    """
+
+    model: Any
+    prefix: KeyValues = field(default_factory=list)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """Tuned weights in memory: nothing here if they are layers in the model."""
+
+    prefix: KeyValues = field(default_factory=list)
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def are_layers(self) -> bool:
+        return not (self.prefix or self.tensors)
 
 
 @final
 class AdapterPool:
-    """The adapters of one model; one thread at a time uses it.
+    """The tuned weights of one model; one thread at a time uses it.
 
     Args:
         model: A transformers causal LM; PEFT puts its layers into it.
-        max_loaded: Most adapters in memory at once; the one used longest ago leaves first.
+        max_loaded: Most tuned weights in memory at once; what was used longest ago leaves first.
     """
 
     def __init__(self, model: Any, max_loaded: int = 8) -> None:
@@ -36,100 +69,172 @@ class AdapterPool:
         self._max_loaded = max_loaded
         self._lock = RLock()
         self._folders: dict[str, Path] = {}
-        self._loaded: OrderedDict[str, None] = OrderedDict()
+        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
 
     def register(self, adapter: str, folder: Path) -> None:
-        """Says where an adapter lies; it is loaded when first used."""
+        """Says where tuned weights lie; they are loaded when first used."""
         self._folders[adapter] = folder
 
     @contextmanager
-    def active(self, adapter: str | None) -> Iterator[Any]:
-        """The model with one adapter, or the bare base, switched on.
+    def active(self, adapter: str | None) -> Iterator[Active]:
+        """The model with tuned weights, or the bare base, switched on.
 
         Raises:
             EngineError: If the adapter is not registered.
         """
         with self._lock:
             self._model.eval()
-            if adapter is None:
-                with self._peft.disable_adapter() if self._peft else nullcontext():
-                    yield self._model
-                return
-            self._load(adapter)
-            if self._peft is not None:
+            loaded = None if adapter is None else self._load(adapter)
+            if adapter is not None and loaded is not None and loaded.are_layers and self._peft is not None:
                 self._peft.set_adapter(adapter)
-            yield self._model
+                yield Active(self._model)
+                return
+            bare = self._peft.disable_adapter() if self._peft else nullcontext()
+            with bare, _in_place_of(self._model, loaded.tensors if loaded else {}):
+                yield Active(self._model, loaded.prefix if loaded else [])
 
     @contextmanager
-    def trainable(self, config: PeftConfig, start: str | None) -> Iterator[PeftModel]:
-        """The model with a new adapter to train, which is gone from memory afterwards.
+    def trainable(self, config: PeftConfig | None, start: str | None) -> Iterator[Any]:
+        """The model with weights to train; afterwards the base is as it was.
 
         Args:
-            config: Shape of the adapter.
-            start: An adapter whose weights it starts from, or none to start afresh.
+            config: Shape of an adapter, or none to train all weights.
+            start: Tuned weights of that shape to start from, or none to start afresh.
+
+        Yields:
+            A `PeftModel` with this adapter alone, or the model itself.
 
         Raises:
             EngineError: If `start` is not registered.
         """
         with self._lock:
-            peft = self._add(config, start)
+            self._unload_layers()
+            folder = None if start is None else self.folder(start)
             try:
-                peft.set_adapter(_IN_TRAINING)
-                yield peft
+                with self._all_weights(folder) if config is None else self._one_adapter(config, folder) as model:
+                    yield model
             finally:
-                self._drop(_IN_TRAINING)
-                self._model.eval()
+                self._model.requires_grad_(False).eval()
 
-    def _add(self, config: PeftConfig, start: str | None) -> PeftModel:
-        name = _IN_TRAINING
-        if start is not None:
-            peft = self._insert(name, self._folder(start), trainable=True)
-        elif self._peft is None:
-            with _quiet():
-                peft = self._peft = PeftModel(self._model, config, adapter_name=name)
-        else:
-            peft = self._peft
-            peft.add_adapter(name, config)
-        return peft
+    @contextmanager
+    def _all_weights(self, folder: Path | None) -> Iterator[Any]:
+        tuned = {} if folder is None else _tensors(folder)
+        copies = {name: tuned.get(name, weight).detach().clone() for name, weight in self._model.named_parameters()}
+        with _in_place_of(self._model, copies):
+            yield self._model.requires_grad_(True)
 
-    def _folder(self, adapter: str) -> Path:
+    @contextmanager
+    def _one_adapter(self, config: PeftConfig, folder: Path | None) -> Iterator[PeftModel]:
+        with quiet():
+            peft: PeftModel = (
+                PeftModelForCausalLM(self._model, config)
+                if folder is None
+                else PeftModel.from_pretrained(self._model, folder, is_trainable=True)
+            )
+        try:
+            yield peft
+        finally:
+            if not config.is_prompt_learning:
+                peft.unload()
+
+    def folder(self, adapter: str) -> Path:
+        """Where registered weights lie.
+
+        Raises:
+            EngineError: If they are not registered.
+        """
         if adapter not in self._folders:
             raise EngineError(f"adapter {adapter} is not registered with this LM; register_adapter() it first")
         return self._folders[adapter]
 
-    def _load(self, adapter: str) -> None:
+    def _load(self, adapter: str) -> _Loaded:
         if adapter not in self._loaded:
+            folder = self.folder(adapter)
             if len(self._loaded) >= self._max_loaded:
-                oldest, _ = self._loaded.popitem(last=False)
-                self._drop(oldest)
-            self._insert(adapter, self._folder(adapter), trainable=False)
-        self._loaded[adapter] = None
+                self._drop(next(iter(self._loaded)))
+            self._loaded[adapter] = self._read(adapter, folder)
         self._loaded.move_to_end(adapter)
+        loaded = self._loaded[adapter]
+        if loaded.tensors:
+            self._unload_layers()  # their layers give the model's weights other names
+        return loaded
 
-    def _drop(self, name: str) -> None:
-        """Removes an adapter from memory; with the last one PEFT's layers leave the model."""
-        if self._peft is None:
+    def _read(self, adapter: str, folder: Path) -> _Loaded:
+        if not (folder / "adapter_config.json").is_file():
+            return _Loaded(tensors=_tensors(folder))
+        with quiet():
+            if json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "PREFIX_TUNING":
+                tuned = PeftModel.from_pretrained(self._model, folder)
+                return _Loaded(prefix=[(k.detach(), v.detach()) for k, v in learned_prefix(tuned)])
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(self._model, folder, adapter_name=adapter)
+            else:
+                self._peft.load_adapter(folder, adapter_name=adapter)
+        return _Loaded()
+
+    def _drop(self, adapter: str) -> None:
+        """Removes tuned weights from memory; with the last adapter PEFT's layers leave the model."""
+        if not self._loaded.pop(adapter).are_layers or self._peft is None:
             return
-        if self._loaded:
-            self._peft.set_adapter(next(iter(self._loaded)))
-            self._peft.delete_adapter(name)
+        others = [name for name, loaded in self._loaded.items() if loaded.are_layers]
+        if others:
+            self._peft.set_adapter(others[0])
+            self._peft.delete_adapter(adapter)
         else:
             self._peft.unload()
             self._peft = None
 
-    def _insert(self, name: str, folder: Path, *, trainable: bool) -> PeftModel:
-        with _quiet():
-            if self._peft is None:
-                self._peft = PeftModel.from_pretrained(self._model, folder, adapter_name=name, is_trainable=trainable)
-            else:
-                self._peft.load_adapter(folder, adapter_name=name, is_trainable=trainable)
-        return self._peft
+    def _unload_layers(self) -> None:
+        for adapter in [name for name, loaded in self._loaded.items() if loaded.are_layers]:
+            self._drop(adapter)
+
+
+def save(model: Any, folder: Path, base: str) -> Path:
+    """Writes the weights of a training into a new folder, in bytes that depend on nothing but their content."""
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(str(folder), **({"save_embedding_layers": False} if isinstance(model, PeftModel) else {}))
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    if path.is_file():
+        config = json.loads(path.read_text())
+        config["base_model_name_or_path"] = base
+        for name in ("target_modules", "feedforward_modules"):
+            if isinstance(config.get(name), list):
+                config[name] = sorted(config[name])
+        path.write_text(json.dumps(config, indent=2, sort_keys=True))
+    return folder
+
+
+def learned_prefix(model: PeftModel) -> KeyValues:
+    """Keys and values of a prefix-tuned model in each layer, shape (key heads, virtual tokens, size)."""
+    cache: Any = model.get_prompt(batch_size=1)
+    return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a model that transformers saved, which may be in several files."""
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _in_place_of(model: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Puts tensors in the place of the parameters of their names; nothing is copied."""
+    replaced = {name: weight for name, weight in model.named_parameters() if name in tensors}
+    originals = {name: weight.data for name, weight in replaced.items()}
+    try:
+        for name, weight in replaced.items():
+            weight.data = tensors[name].to(weight)
+        yield
+    finally:
+        for name, weight in replaced.items():
+            weight.data, weight.grad = originals[name], None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
     """Hides what PEFT says of transformers' deprecations, and of a base recorded by its name instead of a path."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing.*")
         warnings.filterwarnings("ignore", message=".*base model.*")
+        warnings.filterwarnings("ignore", message="Could not find a config file.*")
         yield

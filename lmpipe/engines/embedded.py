@@ -27,8 +27,11 @@ _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def load_embedded(dtype: torch.dtype = torch.float32) -> LocalLM:
+def load_embedded(**options: Any) -> LocalLM:
     """Loads the embedded LM, converting it on the first use (about a minute).
+
+    Args:
+        options: As for `LocalLM.from_pretrained`.
 
     Raises:
         ConfigError: If the package is not installed or its file is damaged.
@@ -36,7 +39,7 @@ def load_embedded(dtype: torch.dtype = torch.float32) -> LocalLM:
     folder = cache_folder() / f"{NAME}-{_SHA256[:12]}"
     if not folder.is_dir():
         _convert(_gguf(), folder)
-    return LocalLM.from_pretrained(str(folder), name=NAME, dtype=dtype)
+    return LocalLM.from_pretrained(str(folder), **{"name": NAME, **options})
 
 
 def cache_folder() -> Path:

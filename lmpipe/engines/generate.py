@@ -1,112 +1,236 @@
-"""The decoding loop: from a batch of prompts to new tokens.
+"""Continuous batching: rows enter as room allows, are decoded together, and leave as soon as they are done.
 
-Every row draws from random numbers of its own, so what it gets depends on its seed and its probabilities alone.
-Knows nothing of chats, adapters or states.
+Memory is bounded by a budget for keys and values, which is checked before a row enters. Knows nothing of chats,
+adapters or patterns.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, final
+from dataclasses import dataclass
+from typing import Any, final
 
-import numpy as np
 import torch
 
-from lmpipe.engines.batch import PrefixBatch, forward, select, step
-from lmpipe.lm import Sampling
+from lmpipe.engines.choose import Row, choose
+from lmpipe.engines.layouts import Decode, Piece, Prefill, Slots
+from lmpipe.engines.prefixes import Node, PrefixCache
+
+_PREFILL_TOKENS = 4096  # most new prompt tokens of a pass, unless one row has more
 
 
 @final
-@dataclass(slots=True)
-class Row:
-    """What one row asks for, and what it has got so far."""
-
-    sampling: Sampling
-    seed: int
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: Literal["stop", "length"] | None = None
-
-
-@torch.inference_mode()
-def generate(
-    model: Any,
-    batch: PrefixBatch,
-    rows: Sequence[Row],
-    ends: frozenset[int],
-    decode: Callable[[list[int]], str],
-) -> None:
-    """Fills the rows of a batch with new tokens; finished rows leave the batch at once.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a batch may take.
 
     Args:
-        model: A transformers causal LM.
-        batch: The prompts.
-        rows: What each prompt asks for, in the batch's order; changed in place.
+        rows: Most rows decoded together.
+        memory: Bytes of keys and values, those of kept prefixes included.
+        bytes_per_token: Of the keys and values of one token in all layers.
+    """
+
+    rows: int
+    memory: int
+    bytes_per_token: int
+
+
+@final
+@dataclass(eq=False, slots=True)
+class _Place:
+    """Where a row stands: the node that its own tokens go on from, and how many of them are computed."""
+
+    row: Row
+    node: Node
+    length: int = 0
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        return self.row.context[self.node.stop :]
+
+    @property
+    def most(self) -> int:
+        """How long the own part can become."""
+        return len(self.own) + self.row.sampling.max_tokens
+
+    def pin(self, users: int) -> None:
+        """Counts the row as a user of its prefixes, or (-1) no longer."""
+        for node in self.node.chain():
+            node.users += users
+
+
+@final
+class Batch:
+    """Rows that run on the same weights.
+
+    Args:
+        model: A transformers causal LM under layouts.
+        rows: What is to be generated; each must fit the limits by itself.
+        weights: Identifies the weights in the prefix cache.
+        prefixes: Keys and values of earlier batches.
+        limits: What it may take.
         ends: Token ids that end a row; they are not kept.
         decode: Tokens to text, to look for stop strings.
     """
-    live = list(rows)
-    noise = [np.random.default_rng(row.seed) for row in rows]
-    distinct = list(dict.fromkeys(batch.suffixes))  # rows of one prompt are prefilled once
-    state = forward(model, replace(batch, suffixes=tuple(distinct)))
-    state = select(state, [distinct.index(suffix) for suffix in batch.suffixes])
-    while True:
-        tokens = _choose(state.logits[:, -1].float(), live, noise)
-        for row, token in zip(live, tokens.tolist(), strict=True):
-            _extend(row, token, ends, decode)
-        keep = [number for number, row in enumerate(live) if row.finish_reason is None]
-        if not keep:
+
+    def __init__(
+        self,
+        model: Any,
+        rows: Sequence[Row],
+        weights: str,
+        prefixes: PrefixCache,
+        limits: Limits,
+        ends: frozenset[int],
+        decode: Callable[[Sequence[int]], str],
+    ) -> None:
+        self._model, self._prefixes, self._limits, self._ends, self._decode = model, prefixes, limits, ends, decode
+        ordered = sorted(rows, key=lambda row: row.context)
+        nodes = prefixes.plan(weights, [row.context for row in ordered])
+        self._waiting = deque(_Place(row, node) for row, node in zip(ordered, nodes, strict=True))
+        self._live: list[_Place] = []  # in the order of their slots
+        self._slots = Slots()
+        self._contexts: list[tuple[Node, torch.Tensor | slice]] | None = None
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        """Generates; every row then has a finish reason."""
+        try:
+            while self._waiting or self._live:
+                entering = self._admit()
+                if entering:
+                    self._contexts = None
+                    self._prefill(entering)
+                if self._live:
+                    self._step()
+        finally:
+            for place in self._live:
+                place.pin(-1)
+
+    def _admit(self) -> list[_Place]:
+        """Takes waiting rows while there is room; at least one if nothing runs."""
+        entering: list[_Place] = []
+        new: set[Node] = set()
+        tokens, width = 0, max((place.most for place in self._live), default=0)
+        while self._waiting and len(self._live) + len(entering) < self._limits.rows:
+            place = self._waiting[0]
+            missing = {node for node in place.node.chain() if not node.keys} - new
+            more = len(place.own) + sum(len(node.tokens) for node in missing)
+            place.pin(1)
+            rows, wider = len(self._live) + len(entering) + 1, max(width, place.most)
+            small = tokens + more <= _PREFILL_TOKENS and self._has_room(rows, wider, new | missing)
+            if not small and rows > 1:
+                place.pin(-1)
+                break
+            entering.append(self._waiting.popleft())
+            tokens, width, new = tokens + more, wider, new | missing
+        if entering:
+            self._slots.reserve(len(self._live) + len(entering), width)
+        return entering
+
+    def _has_room(self, rows: int, width: int, new: set[Node]) -> bool:
+        """Whether so many rows fit beside the prefixes, when those that no row uses are given up."""
+        tokens = self._slots.size(rows, width) + sum(len(node.tokens) for node in new)
+        lacking = tokens * self._limits.bytes_per_token + self._prefixes.bytes - self._limits.memory
+        return lacking <= 0 or self._prefixes.evict(lacking) >= lacking
+
+    def _prefill(self, entering: Sequence[_Place]) -> None:
+        """Computes the prompts of entering rows, and their first tokens."""
+        pieces: list[Piece] = []
+        piece_of: list[int] = []  # of each row, counted among the pieces that are rows'
+        found: set[Node] = set()
+        slot = len(self._live)
+        for place, before in zip(entering, [None, *entering], strict=False):
+            if before is not None and before.row.context == place.row.context:
+                last = pieces.pop()
+                pieces.append(Piece(last.tokens, last.above, slots=(*last.slots, slot)))
+                piece_of.append(piece_of[-1])
+            else:
+                missing = [node for node in place.node.chain() if not (node.keys or node in found)]
+                pieces += [Piece(node.tokens, node.parent, node) for node in missing if node.parent is not None]
+                pieces.append(Piece(place.own, place.node, slots=(slot,)))
+                found.update(missing)
+                piece_of.append(piece_of[-1] + 1 if piece_of else 0)
+            place.length = len(place.own)
+            slot += 1
+        self._slots.count = slot
+        self._live += entering
+        logits = self._forward(Prefill(pieces, self._slots, self._model.device))
+        self._advance(entering, logits[piece_of])
+
+    def _step(self) -> None:
+        """Computes one token of every running row."""
+        if self._contexts is None:
+            self._contexts = self._find_contexts()
+        live = list(self._live)
+        layout = Decode(
+            [place.row.tokens[-1] for place in live],
+            [place.length for place in live],
+            [place.node.stop for place in live],
+            self._contexts,
+            self._slots,
+            self._model.device,
+        )
+        logits = self._forward(layout)
+        for place in live:
+            place.length += 1
+        self._advance(live, logits)
+
+    def _forward(self, layout: Prefill | Decode) -> torch.Tensor:
+        """Logits of the rows' last tokens, shape (rows, vocabulary)."""
+        out = self._model(
+            input_ids=layout.input_ids,
+            position_ids=layout.position_ids,
+            use_cache=False,
+            logits_to_keep=layout.last,
+            layout=layout,
+        )
+        return torch.as_tensor(out.logits[0])
+
+    def _find_contexts(self) -> list[tuple[Node, torch.Tensor | slice]]:
+        """The nodes that running rows attend to, each with its rows."""
+        rows: dict[Node, list[int]] = {}
+        for slot, place in enumerate(self._live):
+            for node in place.node.chain():
+                rows.setdefault(node, []).append(slot)
+        return [(node, _index(slots, self._model.device)) for node, slots in rows.items()]
+
+    def _advance(self, places: Sequence[_Place], logits: torch.Tensor) -> None:
+        """Gives each row its next token; rows that are done leave."""
+        rows = [place.row for place in places]
+        for row, token in zip(rows, choose(logits, rows), strict=True):
+            self._extend(row, token)
+        for slot in reversed(range(len(self._live))):
+            if self._live[slot].row.finish_reason is not None:
+                self._live[slot].pin(-1)
+                self._live[slot] = self._live[-1]
+                self._live.pop()
+                self._slots.drop(slot)
+                self._contexts = None
+
+    def _extend(self, row: Row, token: int) -> None:
+        if token in self._ends:
+            row.finish_reason = "stop"
             return
-        if len(keep) < len(live):
-            state, tokens = select(state, keep), tokens[keep]
-            live, noise = [live[number] for number in keep], [noise[number] for number in keep]
-        state = step(model, state, tokens[:, None])
+        row.tokens.append(token)
+        if row.guide is not None:
+            row.guide.advance(token)
+        if self._stops(row) or (row.guide is not None and row.guide.ended):
+            row.finish_reason = "stop"
+        elif len(row.tokens) == row.sampling.max_tokens:
+            row.finish_reason = "length"
+
+    def _stops(self, row: Row) -> bool:
+        """Whether a stop text ends in the newest token: only the last few tokens can hold it."""
+        longest = max((len(stop.encode()) for stop in row.sampling.stop), default=0)
+        if not longest:
+            return False
+        text = self._decode(row.tokens[-longest - 4 :])
+        return any(stop in text for stop in row.sampling.stop)
 
 
-def _extend(row: Row, token: int, ends: frozenset[int], decode: Callable[[list[int]], str]) -> None:
-    if token in ends:
-        row.finish_reason = "stop"
-        return
-    row.tokens.append(token)
-    if row.sampling.stop and any(stop in decode(row.tokens) for stop in row.sampling.stop):
-        row.finish_reason = "stop"
-    elif len(row.tokens) == row.sampling.max_tokens:
-        row.finish_reason = "length"
-
-
-def _choose(logits: torch.Tensor, rows: Sequence[Row], noise: Sequence[np.random.Generator]) -> torch.Tensor:
-    """The next token of each row: the likeliest, or one drawn from its distribution."""
-    tokens = logits.argmax(-1)
-    for cut in (False, True):
-        drawn = [
-            number
-            for number, row in enumerate(rows)
-            if row.sampling.temperature > 0 and (row.sampling.top_p < 1) is cut
-        ]
-        if drawn:
-            tokens[drawn] = _draw(logits[drawn], [rows[n] for n in drawn], [noise[n].random() for n in drawn], cut)
-    return tokens
-
-
-def _draw(logits: torch.Tensor, rows: Sequence[Row], points: Sequence[float], cut: bool) -> torch.Tensor:
-    """Inverts the cumulative distribution at one point in [0, 1) for each row.
-
-    Args:
-        logits: Shape (rows, vocabulary).
-        rows: Their sampling.
-        points: Where to invert.
-        cut: Whether all rows, or none, have a top-p below 1: tokens are then ordered by probability.
-    """
-
-    def column(values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, device=logits.device)[:, None]
-
-    probabilities = (logits / column([row.sampling.temperature for row in rows])).softmax(-1)
-    order = None
-    if cut:
-        probabilities, order = probabilities.sort(-1, descending=True)
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= column([row.sampling.top_p for row in rows]), 0)
-    mass = probabilities.cumsum(-1)
-    picked = torch.searchsorted(mass, column(points) * mass[:, -1:], right=True).clamp(max=mass.shape[-1] - 1)
-    return (picked if order is None else order.gather(-1, picked)).squeeze(-1)
+def _index(slots: list[int], device: torch.device) -> torch.Tensor | slice:
+    """Slots as a slice where they have no gap: that needs no copy."""
+    if slots[-1] - slots[0] == len(slots) - 1:
+        return slice(slots[0], slots[-1] + 1)
+    return torch.tensor(slots, device=device)

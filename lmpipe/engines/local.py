@@ -1,23 +1,33 @@
 """The local engine: a transformers causal LM in this process.
 
-Orders a batch by weights and shared prompt beginning, and switches adapters on the resident base. Knows nothing
-of programs; the decoding loop is in `generate`, adapters are in `adapters`, prefix sharing is in `batch`.
+Turns requests into rows of tokens, groups them by weights, and switches adapters on the resident base. Knows nothing
+of programs. The decoding loop is in `generate`, shared prefixes are in `prefixes`, attention is in `attention` and
+`layouts`, adapters are in `adapters`, models come from `models`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from lmpipe.engines.adapters import AdapterPool
-from lmpipe.engines.batch import plan
-from lmpipe.engines.generate import Row, generate
+from lmpipe.engines.adapters import Active, AdapterPool
+from lmpipe.engines.attention import use
+from lmpipe.engines.choose import Row
+from lmpipe.engines.generate import Batch, Limits
+from lmpipe.engines.models import Source, bytes_per_token, check_architecture, default_memory, load_model
+from lmpipe.engines.prefixes import PrefixCache
+from lmpipe.engines.structure import Automaton, Guide, token_bytes
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Message, Request, Usage
+
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -25,53 +35,84 @@ class LocalLM(LM):
     """A causal LM in process.
 
     Args:
-        model: A transformers causal LM.
+        model: A transformers causal LM; the engine keeps it for itself.
         tokenizer: Its tokenizer, with a chat template.
         name: Identifies the base weights in states and stores.
-        max_rows: Most rows that are decoded together; memory grows with it.
+        max_rows: Most rows that are decoded together; by default 64 on a CPU and 256 on a GPU.
+        memory: Bytes for keys and values, kept prefixes included; by default half of what is free now.
+        source: Where the model came from, for trainings that load it anew.
 
     Raises:
-        ConfigError: If the tokenizer has no chat template.
+        ConfigError: If the tokenizer has no chat template, or the architecture cannot run here.
     """
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, name: str, max_rows: int = 32) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        *,
+        max_rows: int | None = None,
+        memory: int | None = None,
+        source: Source | None = None,
+    ) -> None:
         if not tokenizer.chat_template:
             raise ConfigError(f"the tokenizer of {name!r} has no chat template; choose an instruction-tuned model")
+        check_architecture(model, name)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.adapters = AdapterPool(model)
+        self.source = source
         self._name = name
-        self._max_rows = max_rows
+        use(model)
+        rows = max_rows or (64 if model.device.type == "cpu" else 256)
+        self._limits = Limits(rows, memory or default_memory(model.device), bytes_per_token(model, name))
+        self._prefixes = PrefixCache(self._limits.bytes_per_token)
         ends = [tokenizer.eos_token_id, *_listed(model.generation_config.eos_token_id)]
         self._ends = frozenset(token for token in ends if token is not None)
+        self._automaton = lru_cache(maxsize=64)(self._compile)
 
     @classmethod
-    def from_pretrained(cls, id_or_path: str, *, name: str = "", dtype: torch.dtype = torch.float32) -> LocalLM:
-        """Loads a model from the hub or a folder.
+    def from_pretrained(
+        cls,
+        id_or_path: str,
+        *,
+        name: str = "",
+        dtype: torch.dtype | None = None,
+        quantization: Literal["nf4", "int8"] | None = None,
+        max_rows: int | None = None,
+        memory: int | None = None,
+    ) -> LocalLM:
+        """Loads a model from the hub or a folder, onto the GPU if there is one.
 
         Args:
             id_or_path: Hub id or local folder.
-            name: By default `id_or_path`.
-            dtype: Of the weights.
+            name: By default `id_or_path`, and what `dtype` and `quantization` change of the weights.
+            dtype: Of the weights; by default float32 on a CPU, and what the model was saved in on a GPU.
+            quantization: Loads the base in 4 or 8 bits through bitsandbytes.
+            max_rows: See the class.
+            memory: See the class.
 
         Raises:
-            ConfigError: If there is no model there, or it has no chat template.
+            ConfigError: If there is no model there, it has no chat template, or it cannot run here.
         """
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(id_or_path)
-            model: Any = AutoModelForCausalLM.from_pretrained(id_or_path, dtype=dtype)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot load a causal LM from {id_or_path!r}: {error}") from error
-        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, name or id_or_path)
+        source = Source(id_or_path, None if dtype is None else str(dtype).removeprefix("torch."), quantization)
+        model, tokenizer = load_model(source)
+        return cls(model, tokenizer, name or source.name, max_rows=max_rows, memory=memory, source=source)
 
     @property
     def name(self) -> str:
         return self._name
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether the base is in 4 or 8 bits."""
+        return bool(getattr(self.model, "is_quantized", False))
+
+    @property
     def context_length(self) -> int:
         """Most tokens of a prompt and its completion together."""
-        return int(self.model.config.max_position_embeddings)
+        return int(self.model.config.get_text_config().max_position_embeddings)
 
     @property
     def end_token(self) -> int:
@@ -92,54 +133,91 @@ class LocalLM(LM):
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
-        prompts = [self.encode(request.messages) for request in requests]
-        answers: list[Completion | EngineError | None] = [
-            self._refusal(request, len(prompt)) for request, prompt in zip(requests, prompts, strict=True)
-        ]
+        rows = [self._row(request) for request in requests]
         for adapter in sorted({request.weights.adapter or "" for request in requests}):
-            chosen = [
-                number
-                for number, request in enumerate(requests)
-                if (request.weights.adapter or "") == adapter and answers[number] is None
+            members = [
+                row
+                for row, request in zip(rows, requests, strict=True)
+                if isinstance(row, Row) and (request.weights.adapter or "") == adapter
             ]
-            with self.adapters.active(adapter or None) as model:
-                self._generate(model, chosen, requests, prompts, answers)
-        return [answer for answer in answers if answer is not None]
+            with self.adapters.active(adapter or None) as active:
+                self._generate(active, adapter, members)
+        return [self._completion(row) if isinstance(row, Row) else row for row in rows]
 
-    def _generate(
-        self,
-        model: Any,
-        chosen: Sequence[int],
-        requests: Sequence[Request],
-        prompts: Sequence[list[int]],
-        answers: list[Completion | EngineError | None],
-    ) -> None:
-        """Answers the chosen requests, which run on the same weights."""
-        for batch in plan([prompts[number] for number in chosen], self._max_rows):
-            numbers = [chosen[row] for row in batch.rows]
-            rows = [Row(requests[number].sampling, requests[number].seed) for number in numbers]
-            generate(model, batch, rows, self._ends, self._decode)
-            for number, row in zip(numbers, rows, strict=True):
-                answers[number] = self._completion(row, len(prompts[number]))
-
-    def _refusal(self, request: Request, prompt_tokens: int) -> EngineError | None:
+    def _row(self, request: Request) -> Row | EngineError:
         if request.weights.base != self.name:
             return EngineError(f"the request runs on {request.weights.base!r}, but this LM is {self.name!r}")
-        if prompt_tokens + request.sampling.max_tokens <= self.context_length:
-            return None
-        return EngineError(
-            f"{prompt_tokens} prompt tokens and max_tokens={request.sampling.max_tokens} do not fit the context of "
-            f"{self.context_length} tokens of {self.name}; use fewer demonstrations or a smaller max_tokens"
-        )
+        prompt, wanted = tuple(self.encode(request.messages)), request.sampling.max_tokens
+        if len(prompt) + wanted > self.context_length:
+            return EngineError(
+                f"{len(prompt)} prompt tokens and max_tokens={wanted} do not fit the context of "
+                f"{self.context_length} tokens of {self.name}; use fewer demonstrations or a smaller max_tokens"
+            )
+        needed = (len(prompt) + wanted) * self._limits.bytes_per_token
+        if needed > self._limits.memory:
+            return EngineError(
+                f"{len(prompt)} prompt tokens and max_tokens={wanted} need {needed:,} bytes of keys and values, but "
+                f"the engine has {self._limits.memory:,}; give LocalLM a larger memory="
+            )
+        try:
+            guide = self._guide(request)
+        except EngineError as error:
+            return error
+        return Row(prompt, request.sampling, request.seed, guide)
 
-    def _completion(self, row: Row, prompt_tokens: int) -> Completion:
+    def _guide(self, request: Request) -> Guide | None:
+        if request.pattern is None:
+            return None
+        guide = Guide(self._automaton(request.pattern))
+        if guide.least_tokens > request.sampling.max_tokens:
+            raise EngineError(
+                f"a completion of the form asked for takes at least {guide.least_tokens} tokens, but max_tokens is "
+                f"{request.sampling.max_tokens}; make it larger"
+            )
+        return guide
+
+    def _compile(self, pattern: str) -> Automaton:
+        return Automaton(pattern, self._token_bytes, self._ends)
+
+    @cached_property
+    def _token_bytes(self) -> dict[bytes, list[int]]:
+        return token_bytes(self.tokenizer)
+
+    def _generate(self, active: Active, adapter: str, rows: Sequence[Row]) -> None:
+        """Fills rows that run on the same weights; out of memory, it goes on with fewer at once."""
+        while waiting := [row for row in rows if row.finish_reason is None]:
+            for row in waiting:
+                row.virtual = self._prefixes.plant(adapter, active.prefix) if active.prefix else 0
+            batch = Batch(active.model, waiting, adapter, self._prefixes, self._limits, self._ends, self._decode)
+            try:
+                batch.run()
+            except torch.OutOfMemoryError as error:
+                self._shrink(error)
+                for row in waiting:
+                    row.restart()
+
+    def _shrink(self, error: torch.OutOfMemoryError) -> None:
+        self._prefixes.clear()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self._limits.rows == 1:
+            raise EngineError(f"not even one row fits the memory beside {self.name}: {error}") from error
+        rows, memory = self._limits.rows // 2, self._limits.memory // 2
+        logger.warning("out of memory: going on with at most %d rows and %d bytes of keys and values", rows, memory)
+        self._limits = replace(self._limits, rows=rows, memory=memory)
+
+    def _completion(self, row: Row) -> Completion:
         text = self._decode(row.tokens)
         cuts = [text.index(stop) for stop in row.sampling.stop if stop in text]
-        usage = Usage(1, prompt_tokens, len(row.tokens))
-        return Completion(text[: min(cuts)] if cuts else text, row.finish_reason or "length", usage)
+        return Completion(
+            text[: min(cuts)] if cuts else text,
+            row.finish_reason or "length",
+            Usage(1, len(row.prompt), len(row.tokens)),
+            tuple(row.logprobs) if row.sampling.logprobs else None,
+        )
 
-    def _decode(self, tokens: list[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _listed(value: int | list[int] | None) -> list[int]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from lmpipe import Completion, EngineError, Request, Sampling, WeightState
 from lmpipe.engines import load_lm
-from lmpipe.engines.batch import plan
 from lmpipe.engines.local import LocalLM
 from lmpipe.errors import ConfigError
 from lmpipe.lm import Message
@@ -30,10 +30,11 @@ def texts(lm: LocalLM, requests: list[Request]) -> list[str]:
     return [answer.text for answer in answers if isinstance(answer, Completion)]
 
 
-def test_greedy_tokens_are_those_of_transformers_generate(tiny_lm: LocalLM) -> None:
+def test_greedy_tokens_are_those_of_transformers_generate(tiny_lm: LocalLM, tiny_folder: Path) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(tiny_folder)
     for asked, text in zip(REQUESTS, texts(tiny_lm, REQUESTS), strict=True):
         prompt = tiny_lm.encode(asked.messages)
-        out = tiny_lm.model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
+        out = reference.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
         assert text == tiny_lm.tokenizer.decode(out[0][len(prompt) :], skip_special_tokens=True)
 
 
@@ -86,18 +87,6 @@ def test_weights_of_another_model_are_refused(tiny_lm: LocalLM) -> None:
 def test_an_unknown_adapter_is_named(tiny_lm: LocalLM) -> None:
     with pytest.raises(EngineError, match="adapter 0abc is not registered"):
         tiny_lm.complete([replace(request("a"), weights=WeightState(base="tiny", adapter="0abc"))])
-
-
-def test_rows_are_grouped_by_their_beginning() -> None:
-    shared = list(range(20))
-    rows = [[*shared, 1, 2], [*shared, 3], [7, 7], [*shared, 4, 5, 6], [7, 7]]
-    batches = plan(rows, max_rows=8)
-    assert sorted(row for batch in batches for row in batch.rows) == [0, 1, 2, 3, 4]
-    for batch in batches:
-        assert [[*batch.prefix, *suffix] for suffix in batch.suffixes] == [rows[row] for row in batch.rows]
-        assert all(batch.suffixes)
-    assert len(batches[0].prefix) == 20
-    assert max(len(batch.rows) for batch in plan(rows, max_rows=2)) == 2
 
 
 def test_models_are_named_by_a_short_text(tiny_folder: Path) -> None:

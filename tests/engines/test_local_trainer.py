@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from lmpipe import Completion, ProgramState, Request, RunStore, Sampling, Session, WeightState
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.lora import LoraTrainer
+from lmpipe.engines.local_trainer import LocalTrainer
+from lmpipe.engines.tuning import Tuning
 from lmpipe.errors import ConfigError, SessionError
 from lmpipe.lm import Message
 from lmpipe.trainer import TrainingRow
@@ -23,7 +24,7 @@ ROWS = [
 ]
 
 
-def trainer(lm: LocalLM, **settings: object) -> LoraTrainer:
+def trainer(lm: LocalLM, **settings: object) -> LocalTrainer:
     defaults = {
         "target_modules": "all-linear",
         "rank": 8,
@@ -32,7 +33,7 @@ def trainer(lm: LocalLM, **settings: object) -> LoraTrainer:
         "epochs": 200,
         "batch_size": 4,
     }
-    return LoraTrainer(lm, **{**defaults, **settings})  # type: ignore[arg-type]
+    return LocalTrainer(lm, Tuning(**{**defaults, **settings}))  # type: ignore[arg-type]
 
 
 def answers(lm: LocalLM, weights: WeightState) -> list[str]:

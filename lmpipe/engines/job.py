@@ -1,0 +1,141 @@
+"""A training job as files, for launchers that start several processes: ``torchrun -m lmpipe.engines.job FOLDER``.
+
+FOLDER/job.json holds all that decides the result; FOLDER/result receives the tuned weights, FOLDER/losses.json the
+losses, FOLDER/log.txt what the processes print. Knows nothing of requests or stores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import final
+
+from lmpipe.engines.adapters import AdapterPool, save
+from lmpipe.engines.attention import use
+from lmpipe.engines.fit import LossCurve, fit, seeded
+from lmpipe.engines.models import Source, load_model
+from lmpipe.engines.training_layout import EncodedRow
+from lmpipe.engines.tuning import Tuning
+from lmpipe.errors import ConfigError, EngineError
+
+_POLL = 0.2  # seconds between looks at the launched processes
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """All that decides the outcome of a training.
+
+    Args:
+        source: Where the base comes from.
+        name: Identifies the base weights.
+        tuning: Method and settings.
+        seed: Of every random choice.
+        start: Folder of tuned weights to start from, or none.
+        rows: What to learn.
+    """
+
+    source: Source
+    name: str
+    tuning: Tuning
+    seed: int
+    start: str | None
+    rows: tuple[EncodedRow, ...]
+
+    def write(self, folder: Path) -> None:
+        """Writes FOLDER/job.json."""
+        (folder / "job.json").write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        """Reads FOLDER/job.json."""
+        known = json.loads((folder / "job.json").read_text())
+        rows = tuple(EncodedRow(tuple(row["tokens"]), row["trained"], row["group"]) for row in known.pop("rows"))
+        return cls(Source(**known.pop("source")), tuning=_tuning(known.pop("tuning")), rows=rows, **known)
+
+
+def launch(launcher: Sequence[str], job: Job, folder: Path, advance: Callable[[int], None]) -> tuple[Path, LossCurve]:
+    """Runs a job through a launcher, and waits for it.
+
+    Returns:
+        The folder of the tuned weights, and the losses.
+
+    Raises:
+        ConfigError: If there is no such launcher.
+        EngineError: If it fails; the message ends with the last lines that it printed.
+    """
+    nearby = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    command = shutil.which(launcher[0], path=nearby)
+    if command is None:
+        raise ConfigError(f"there is no command {launcher[0]!r} to launch the training with")
+    job.write(folder)
+    log = folder / "log.txt"
+    done = 0
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [command, *launcher[1:], "-m", __name__, str(folder)], stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            while process.poll() is None:
+                done = _show(folder, done, advance)
+                try:
+                    process.wait(_POLL)
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            process.terminate()
+    if process.returncode:
+        lines = "\n".join(log.read_text().splitlines()[-20:])
+        raise EngineError(
+            f"the training that {launcher[0]} launched ended with {process.returncode}; see {log}:\n{lines}"
+        )
+    losses = json.loads((folder / "losses.json").read_text())
+    return folder / "result", LossCurve(tuple(losses["train"]), tuple(losses["held_out"]))
+
+
+def run(folder: Path) -> None:
+    """Does a job's work in each of the launched processes; the first one writes what comes of it."""
+    job = Job.read(folder)
+    first = int(os.environ.get("RANK", "0")) == 0
+    model, _ = load_model(job.source)
+    use(model.requires_grad_(False))
+    pool = AdapterPool(model)
+    if job.start is not None:
+        pool.register(job.start, Path(job.start))
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        if first:
+            (folder / "steps.txt").write_text(str(done))
+
+    with seeded(job.seed), pool.trainable(job.tuning.peft_config(), job.start) as tuned:
+        curve = fit(tuned, job.rows, job.tuning, job.seed, folder, advance)
+        if first:
+            save(tuned, folder / "result", job.name)
+            (folder / "losses.json").write_text(json.dumps(asdict(curve)))
+
+
+def _show(folder: Path, done: int, advance: Callable[[int], None]) -> int:
+    """Passes on how far the processes have come."""
+    path = folder / "steps.txt"
+    text = path.read_text() if path.is_file() else ""
+    now = int(text) if text.isdigit() else done
+    advance(now - done)
+    return now
+
+
+def _tuning(known: dict[str, object]) -> Tuning:
+    targets = known["target_modules"]
+    return Tuning(**{**known, "target_modules": tuple(targets) if isinstance(targets, list) else targets})  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))

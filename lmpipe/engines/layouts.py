@@ -1,0 +1,303 @@
+"""The two kinds of forward pass of generation: `Prefill` of new prompts and one `Decode` step of running rows.
+
+In both, all tokens lie one after another in a single sequence, so no linear layer ever sees padding. A row's context is
+a chain of `Node`s, which it shares with others, and a part of its own in a slot of `Slots`.
+
+Knows nothing of how rows are chosen or what becomes of their logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from lmpipe.engines.attention import Layout, Options, Partial, attend_part
+from lmpipe.engines.prefixes import Node
+
+
+@final
+class Slots:
+    """Keys and values of each running row's own tokens; slots 0 to ``count - 1`` are in use, without a gap.
+
+    Keys are stored with the tokens in columns: matrix products of many short contexts then need no copy. Room that is
+    not in use holds zeros, since even a masked key or value must be a number.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._rows = self._width = 0
+        self._tensors: dict[int, list[torch.Tensor]] = {}  # layer → keys and values, (rows, key heads, width, size)
+
+    @property
+    def layers(self) -> int:
+        """How many layers have keys and values."""
+        return len(self._tensors)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(tensor.nbytes for tensors in self._tensors.values() for tensor in tensors)
+
+    def reserve(self, rows: int, width: int) -> None:
+        """Makes room for some rows of up to `width` tokens; what is there stays."""
+        if rows <= self._rows and width <= self._width:
+            return
+        self._rows, self._width = max(rows, self._rows), max(width, self._width)
+        for tensors in self._tensors.values():
+            tensors[:] = [self._grown(tensors[0].transpose(2, 3), 3).transpose(2, 3), self._grown(tensors[1], 2)]
+
+    def size(self, rows: int, width: int) -> int:
+        """How many tokens there would be room for after `reserve`."""
+        return max(rows, self._rows) * max(width, self._width)
+
+    def layer(self, number: int, k: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
+        """Keys and values of a layer; made like `k` and `v`, shape (key heads, tokens, size), at the first call."""
+        if number not in self._tensors:
+            columns = k.new_zeros(self._rows, len(k), k.shape[-1], self._width).transpose(2, 3)
+            self._tensors[number] = [columns, v.new_zeros(self._rows, len(v), self._width, v.shape[-1])]
+        return self._tensors[number]
+
+    def drop(self, slot: int) -> None:
+        """Frees a slot; the last one moves into it."""
+        self.count -= 1
+        if not self.count:
+            self._rows = self._width = 0
+            self._tensors.clear()
+        elif slot != self.count:
+            for tensors in self._tensors.values():
+                for tensor in tensors:
+                    tensor[slot] = tensor[self.count]
+
+    def _grown(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        shape = [self._rows, *tensor.shape[1:]]
+        shape[dim] = self._width
+        grown = tensor.new_zeros(shape)
+        grown[: self.count].narrow(dim, 0, tensor.shape[dim]).copy_(tensor[: self.count])
+        return grown
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New tokens of a prefill: those of a node, or the own tokens of rows that have the same prompt.
+
+    Attributes:
+        tokens: Token ids.
+        above: The node they go on from.
+        node: What is computed, if it is a node.
+        slots: Where keys and values go, if they are rows'.
+    """
+
+    tokens: tuple[int, ...]
+    above: Node
+    node: Node | None = None
+    slots: tuple[int, ...] = ()
+
+
+@final
+class Prefill(Layout):
+    """Computes new nodes and the prompts of entering rows in one pass.
+
+    Args:
+        pieces: In an order where each node comes before, and next to, all that goes on from it.
+        slots: Where the rows' keys and values go; must have room.
+        device: Of the model.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], slots: Slots, device: torch.device) -> None:
+        self._pieces, self._slots = pieces, slots
+        lengths = [len(piece.tokens) for piece in pieces]
+        stops = torch.tensor(lengths).cumsum(0)
+        self._spans = [(stop - length, stop) for length, stop in zip(lengths, stops.tolist(), strict=True)]
+        self.input_ids = torch.tensor([[token for piece in pieces for token in piece.tokens]], device=device)
+        positions = [piece.above.stop + offset for piece in pieces for offset in range(len(piece.tokens))]
+        self.position_ids = torch.tensor([positions], device=device)
+        self.last = stops[[piece.node is None for piece in pieces]].to(device) - 1
+        self._buckets = [_Bucket(pieces, self._spans, members, device) for members in buckets(lengths)]
+        self._contexts = self._find_contexts()
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> torch.Tensor:
+        groups, heads, tokens, _ = q.shape
+        total = Partial(q.new_empty(groups, heads, tokens, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float))
+        for bucket in self._buckets:
+            bucket.attend(q, k, v, options, total)
+            bucket.save(k, v, options.layer, self._slots)
+        fresh = {}
+        for piece, (start, stop) in zip(self._pieces, self._spans, strict=True):
+            if piece.node is not None:
+                fresh[piece.node] = (k[:, start:stop], v[:, start:stop])
+                piece.node.keys.append(fresh[piece.node][0].clone())
+                piece.node.values.append(fresh[piece.node][1].clone())
+        for node, start, stop in self._contexts:
+            keys, values = fresh.get(node) or (node.keys[options.layer], node.values[options.layer])
+            mine = Partial(total.out[:, :, start:stop], total.lse[:, :, start:stop])
+            queries = self.position_ids[0, start:stop]
+            both = mine.merge(_attend_node(q[:, :, start:stop], keys, values, node, queries, options))
+            total.out[:, :, start:stop], total.lse[:, :, start:stop] = both.out, both.lse
+        return total.drain(options.sinks).permute(2, 0, 1, 3)
+
+    def _find_contexts(self) -> list[tuple[Node, int, int]]:
+        """For each node that new tokens attend to: the span of those tokens."""
+        spans: dict[Node, tuple[int, int]] = {}
+        for piece, (start, stop) in zip(self._pieces, self._spans, strict=True):
+            for node in piece.above.chain():
+                spans[node] = (spans[node][0] if node in spans else start, stop)
+        return [(node, *span) for node, span in spans.items()]
+
+
+@final
+class _Bucket:
+    """Pieces of similar length, which attend to themselves in one causal call, padded on the right."""
+
+    def __init__(
+        self, pieces: Sequence[Piece], spans: Sequence[tuple[int, int]], members: Sequence[int], device: torch.device
+    ) -> None:
+        self._span = spans[members[0]] if len(members) == 1 else None
+        self.width = max(len(pieces[number].tokens) for number in members)
+        index = [[*range(*spans[n]), *[spans[n][0]] * (self.width - len(pieces[n].tokens))] for n in members]
+        self._index = torch.tensor(index, device=device)
+        real = [[*[True] * len(pieces[n].tokens), *[False] * (self.width - len(pieces[n].tokens))] for n in members]
+        self._real = torch.tensor(real, device=device)
+        self._rows = torch.tensor([row for row, n in enumerate(members) for _ in pieces[n].slots], device=device)
+        self._slots = torch.tensor([slot for n in members for slot in pieces[n].slots], device=device)
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options, total: Partial) -> None:
+        """Writes the tokens' attention to their own piece into `total`."""
+        mask = self._window(options.window)
+        if self._span is not None:
+            start, stop = self._span
+            heads = q.shape[1]
+            part = attend_part(
+                q[:, :, start:stop],
+                k[:, None, start:stop].expand(-1, heads, -1, -1),
+                v[:, None, start:stop].expand(-1, heads, -1, -1),
+                options,
+                causal=mask is None,
+                mask=mask,
+            )
+            total.out[:, :, start:stop], total.lse[:, :, start:stop] = part.out, part.lse
+            return
+        groups, heads = q.shape[:2]
+        part = attend_part(
+            q[:, :, self._index].permute(2, 0, 1, 3, 4).flatten(1, 2),
+            k[:, self._index].transpose(0, 1).repeat_interleave(heads, dim=1),
+            v[:, self._index].transpose(0, 1).repeat_interleave(heads, dim=1),
+            options,
+            causal=mask is None,
+            mask=mask,
+        )
+        where, shape = self._index[self._real], (len(self._index), groups, heads, self.width)
+        total.out[:, :, where] = part.out.view(*shape, -1).permute(1, 2, 0, 3, 4)[:, :, self._real]
+        total.lse[:, :, where] = part.lse.view(shape).permute(1, 2, 0, 3)[:, :, self._real].float()
+
+    def save(self, k: torch.Tensor, v: torch.Tensor, layer: int, slots: Slots) -> None:
+        """Keeps the keys and values of rows; what is written beyond a row's end is never read."""
+        if len(self._slots):
+            for tensor, new in zip(slots.layer(layer, k, v), (k, v), strict=True):
+                index = self._index[self._rows, : tensor.shape[2]]  # nodes, which have no slots, may be longer
+                tensor[self._slots, :, : index.shape[1]] = new[:, index].transpose(0, 1)
+
+    def _window(self, window: int | None) -> torch.Tensor | None:
+        """What a causal mask with a sliding window adds to the scores, if the window matters here."""
+        if window is None or self.width <= window:
+            return None
+        far = torch.ones(self.width, self.width, dtype=torch.bool, device=self._index.device)
+        return torch.zeros(1, 1, self.width, self.width, device=far.device).masked_fill(
+            far.triu(1) | far.tril(-window), -torch.inf
+        )
+
+
+@final
+class Decode(Layout):
+    """One new token of each running row.
+
+    Args:
+        tokens: The row's last tokens, in the order of their slots.
+        lengths: How many own tokens each row has in its slot; the new one is appended.
+        starts: Position of each row's first own token.
+        contexts: Nodes, and which rows attend to them.
+        slots: The rows' own keys and values; must have room for the new ones.
+        device: Of the model.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        lengths: Sequence[int],
+        starts: Sequence[int],
+        contexts: Sequence[tuple[Node, torch.Tensor | slice]],
+        slots: Slots,
+        device: torch.device,
+    ) -> None:
+        self._contexts, self._slots = contexts, slots
+        self._lengths, self._width = torch.tensor(lengths, device=device), max(lengths) + 1
+        self.input_ids = torch.tensor([tokens], device=device)
+        self.position_ids = (torch.tensor(starts, device=device) + self._lengths)[None]
+        self._rows = torch.arange(len(tokens), device=device)
+        self._age = self._lengths[:, None] - torch.arange(self._width, device=device)  # of each key: 0 is the newest
+        self._masks: dict[int | None, torch.Tensor] = {}
+        self.last = self._rows
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> torch.Tensor:
+        count = len(self._rows)
+        keys, values = self._slots.layer(options.layer, k, v)
+        keys[self._rows, :, self._lengths] = k.transpose(0, 1)
+        values[self._rows, :, self._lengths] = v.transpose(0, 1)
+        own = attend_part(
+            q.permute(2, 0, 1, 3),
+            keys[:count, :, : self._width],
+            values[:count, :, : self._width],
+            options,
+            mask=self._mask(options.window),
+        )
+        total = Partial(own.out.permute(1, 2, 0, 3), own.lse.permute(1, 2, 0))
+        for node, rows in self._contexts:
+            queries = self.position_ids[0, rows]
+            part = _attend_node(
+                q[:, :, rows], node.keys[options.layer], node.values[options.layer], node, queries, options
+            )
+            if rows == slice(0, count):
+                total = total.merge(part)
+            else:
+                both = Partial(total.out[:, :, rows], total.lse[:, :, rows]).merge(part)
+                total.out[:, :, rows], total.lse[:, :, rows] = both.out, both.lse
+        return total.drain(options.sinks).permute(2, 0, 1, 3)
+
+    def _mask(self, window: int | None) -> torch.Tensor:
+        """What is added to the scores of own keys, shape (rows, 1, 1, width)."""
+        if window not in self._masks:
+            hidden = (self._age < 0) | (self._age >= (window or self._width))
+            self._masks[window] = torch.zeros_like(self._age, dtype=torch.float).masked_fill_(hidden, -torch.inf)
+        return self._masks[window][:, None, None]
+
+
+def _attend_node(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, node: Node, positions: torch.Tensor, options: Options
+) -> Partial:
+    """Attention of many queries to a node, all of whose tokens lie before them."""
+    heads, count = q.shape[1:3]
+    mask = None
+    if options.window is not None and int(positions.max()) - node.start >= options.window:
+        age = positions[:, None] - torch.arange(node.start, node.stop, device=positions.device)
+        mask = torch.zeros_like(age, dtype=torch.float).masked_fill_(age >= options.window, -torch.inf)
+        mask = mask.repeat(heads, 1)[None, None]
+    packed = q.reshape(len(q), 1, heads * count, -1)
+    part = attend_part(packed, k[:, None], v[:, None], options, mask=mask)
+    if mask is not None:
+        unseen = torch.isinf(mask).all(-1)  # queries whose window begins after the node; kernels give NaN for them
+        part = Partial(part.out.masked_fill(unseen[..., None], 0), part.lse.masked_fill(unseen, -torch.inf))
+    return Partial(part.out.reshape(len(q), heads, count, -1), part.lse.reshape(len(q), heads, count))
+
+
+def buckets(lengths: Sequence[int]) -> list[list[int]]:
+    """Numbers of some pieces in buckets of similar length, so that padding stays below a fifth and a few tokens."""
+    found: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        if found and lengths[number] >= 0.8 * lengths[found[-1][0]] - 4:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return found

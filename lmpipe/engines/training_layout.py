@@ -1,0 +1,126 @@
+"""Batches of training rows: one sequence without padding, in which the beginning that all rows share stands once.
+
+Gradients flow through the shared beginning as if each row had its own. Knows nothing of losses or optimizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+
+from lmpipe.engines.attention import Layout, Options, attend_whole
+from lmpipe.engines.layouts import buckets
+
+KeyValues = Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """One row to train on.
+
+    Attributes:
+        tokens: Token ids: the context, then the completion.
+        trained: How many last tokens carry the loss; at least one token comes before them.
+        group: Rows of different groups are spread evenly over the batches.
+    """
+
+    tokens: tuple[int, ...]
+    trained: int
+    group: str = ""
+
+
+def collate(rows: Sequence[EncodedRow], virtual: int = 0) -> dict[str, Any]:
+    """Arguments of the model, and ``labels``: the token that follows each kept position, after one that does not count.
+
+    (transformers' `Trainer`, which counts labels, takes the first one of a causal LM not to count.)
+
+    Args:
+        rows: At least one.
+        virtual: How many learned positions come before the first token.
+    """
+    tokens = [row.tokens for row in rows]
+    shared = 0
+    if len(rows) > 1:
+        shared = min(common_prefix(tokens), *(len(row.tokens) - row.trained - 1 for row in rows))
+    packed, positions = list(tokens[0][:shared]), [*range(shared)]
+    kept: list[int] = []
+    labels: list[int] = []
+    for row in rows:
+        own = row.tokens[shared:]
+        kept += range(len(packed) + len(own) - row.trained - 1, len(packed) + len(own) - 1)
+        labels += row.tokens[-row.trained :]
+        packed += own
+        positions += range(shared, len(row.tokens))
+    return {
+        "input_ids": torch.tensor([packed]),
+        "position_ids": torch.tensor([positions]) + virtual,
+        "logits_to_keep": torch.tensor(kept),
+        "labels": torch.tensor([-100, *labels]),
+        "layout": TrainingLayout(shared, [len(row) - shared for row in tokens]),
+        "use_cache": False,
+    }
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all rows share."""
+    lowest, highest = min(map(tuple, rows)), max(map(tuple, rows))
+    length = 0
+    while length < min(len(lowest), len(highest)) and lowest[length] == highest[length]:
+        length += 1
+    return length
+
+
+@final
+class TrainingLayout(Layout):
+    """A shared beginning, then the rest of each row.
+
+    Args:
+        shared: How many tokens the rows share.
+        lengths: How many more each has.
+        past: A learned prefix: keys and values in each layer, shape (key heads, positions, size).
+    """
+
+    def __init__(self, shared: int, lengths: Sequence[int], past: KeyValues | None = None) -> None:
+        self._shared, self._lengths, self._past = shared, list(lengths), past
+        starts = [shared + sum(lengths[:number]) for number in range(len(lengths))]
+        self._buckets: list[tuple[torch.Tensor, torch.Tensor]] = []
+        order: list[int] = [*range(shared)]
+        for members in buckets(self._lengths):
+            width = max(self._lengths[number] for number in members)
+            spans = [range(starts[number], starts[number] + self._lengths[number]) for number in members]
+            index = torch.tensor([[*span, *[span[0]] * (width - len(span))] for span in spans])
+            real = torch.tensor([[True] * len(span) + [False] * (width - len(span)) for span in spans])
+            self._buckets.append((index, real))
+            order += [position for span in spans for position in span]
+        self._place = torch.tensor(order).argsort()
+
+    def with_past(self, past: KeyValues) -> TrainingLayout:
+        """The same rows after a learned prefix."""
+        return TrainingLayout(self._shared, self._lengths, past).to(self._place.device)
+
+    def to(self, device: torch.device | str, **options: Any) -> TrainingLayout:
+        """Moves its indices, in place; the loaders of accelerate call it."""
+        self._buckets = [(index.to(device), real.to(device)) for index, real in self._buckets]
+        self._place = self._place.to(device)
+        return self
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> torch.Tensor:
+        before = self._past[options.layer] if self._past is not None else (k[:, :0], v[:, :0])
+        first = slice(0, self._shared)
+        parts = []
+        if self._shared:
+            keys, values = (torch.cat([old, new[:, first]], 1) for old, new in zip(before, (k, v), strict=True))
+            parts.append(attend_whole(q[:, :, first][None], keys[None], values[None], options)[0].permute(2, 0, 1, 3))
+            before = (keys, values)
+        for index, real in self._buckets:
+            keys, values = (
+                torch.cat([old[None].expand(len(index), -1, -1, -1), new[:, index].transpose(0, 1)], 2)
+                for old, new in zip(before, (k, v), strict=True)
+            )
+            out = attend_whole(q[:, :, index].permute(2, 0, 1, 3, 4), keys, values, options)
+            parts.append(out.permute(0, 3, 1, 2, 4)[real])
+        return torch.cat(parts)[self._place]

@@ -1,0 +1,102 @@
+"""How weights are tuned: the method and its settings, as one plain value.
+
+Knows nothing of models or rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig
+
+from lmpipe.errors import ConfigError
+
+Method = Literal["lora", "qlora", "dora", "ia3", "prefix", "full"]
+
+
+@final
+@dataclass(frozen=True)
+class Tuning:
+    """Settings of a fine-tuning; the defaults are those of BetterTogether (arXiv 2407.10930).
+
+    Args:
+        method: ``"lora"`` (Hu et al. 2021, arXiv 2106.09685); ``"qlora"``: the same on a base in 4 bits (Dettmers et
+            al. 2023, arXiv 2305.14314); ``"dora"`` (Liu et al. 2024, arXiv 2402.09353); ``"ia3"`` (Liu et al. 2022,
+            arXiv 2205.05638); ``"prefix"``: learned keys and values before the prompt (Li and Liang 2021,
+            arXiv 2101.00190); ``"full"``: all weights.
+        rank: Rank of a LoRA update.
+        alpha: Scale of a LoRA update, divided by the rank.
+        dropout: On a LoRA adapter's input.
+        target_modules: Names of the layers that LoRA adapts, or ``"all-linear"``; IA³ takes PEFT's choice.
+        virtual_tokens: Length of a learned prefix.
+        learning_rate: Peak learning rate of AdamW.
+        schedule: How the learning rate goes on from its peak.
+        warmup_steps: Steps to reach the peak.
+        beta2: Decay of AdamW's second moment.
+        weight_decay: Of AdamW.
+        epochs: Passes over the rows.
+        batch_size: Rows per optimizer step and process.
+        rows_per_pass: Rows computed at once; a step then accumulates the gradients of several passes. By default all.
+        bf16: Whether products are computed in bfloat16; weights and optimizer stay as they are.
+        gradient_checkpointing: Computes activations twice to keep fewer of them.
+        checkpoint_steps: Steps between checkpoints, from which a killed training goes on.
+        held_out: Share of the rows that is not trained on, in [0, 1): after each epoch their loss is measured, and the
+            best epoch's weights are kept.
+        patience: Epochs without a better held-out loss after which training stops.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+    """
+
+    method: Method = "lora"
+    rank: int = 32
+    alpha: int = 64
+    dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = ("q_proj", "k_proj")
+    virtual_tokens: int = 32
+    learning_rate: float = 1e-5
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "linear"
+    warmup_steps: int = 0
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    epochs: int = 5
+    batch_size: int = 8
+    rows_per_pass: int | None = None
+    bf16: bool = True
+    gradient_checkpointing: bool = False
+    checkpoint_steps: int = 50
+    held_out: float = 0.0
+    patience: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.passes:
+            raise ConfigError(f"batch_size={self.batch_size} is no multiple of rows_per_pass={self.rows_per_pass}")
+        if not 0 <= self.held_out < 1 or self.patience < 1:
+            raise ConfigError(f"held_out={self.held_out} must be in [0, 1), patience={self.patience} at least 1")
+        least = min(self.rank, self.virtual_tokens, self.epochs, self.batch_size, self.checkpoint_steps)
+        if least < 1:
+            raise ConfigError(f"{self}: rank, virtual_tokens, epochs, batch_size and checkpoint_steps must be ≥ 1")
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes of an optimizer step."""
+        return -(-self.batch_size // (self.rows_per_pass or self.batch_size))
+
+    def peft_config(self) -> PeftConfig | None:
+        """PEFT's form of the method; none for full fine-tuning."""
+        if self.method == "full":
+            return None
+        if self.method == "ia3":
+            return IA3Config(task_type="CAUSAL_LM")
+        if self.method == "prefix":
+            return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=self.virtual_tokens)
+        targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=targets,
+            use_dora=self.method == "dora",
+        )
