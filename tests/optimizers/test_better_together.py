@@ -247,7 +247,7 @@ def test_any_strategy_runs_its_stages_in_order_and_shares_its_beginning(names: l
 
 
 def test_a_killed_run_that_really_trains_ends_in_the_same_bytes(tiny_folder: Path, tmp_path: Path) -> None:
-    """Killed when the adapter has just begun, on a real LM; and the undisturbed run is itself repeated."""
+    """Killed in the middle of training a real LM; and the undisturbed run is itself repeated."""
 
     def command(name: str) -> list[str]:
         return [sys.executable, "-m", "tests.killable", str(tmp_path / name), str(tiny_folder)]
@@ -255,7 +255,7 @@ def test_a_killed_run_that_really_trains_ends_in_the_same_bytes(tiny_folder: Pat
     for name in ("one", "two"):
         subprocess.run(command(name), check=True, capture_output=True)
     process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list((tmp_path / "killed").glob("unfinished-*")):
+    while process.poll() is None and not list((tmp_path / "killed").glob("training/*/checkpoint-*/whole.json")):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
