@@ -19,7 +19,7 @@ from threading import RLock
 from typing import Any, final
 
 import torch
-from peft import PeftConfig, PeftModel, PeftModelForCausalLM
+from peft import PeftConfig, PeftModel, PeftModelForCausalLM, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from lmpipe.errors import EngineError
@@ -129,11 +129,12 @@ class AdapterPool:
     @contextmanager
     def _one_adapter(self, config: PeftConfig, folder: Path | None) -> Iterator[PeftModel]:
         with quiet():
-            peft: PeftModel = (
-                PeftModelForCausalLM(self._model, config)
-                if folder is None
-                else PeftModel.from_pretrained(self._model, folder, is_trainable=True)
-            )
+            if folder is None or config.is_prompt_learning:  # PEFT does not load learned prefixes to train them
+                peft: PeftModel = PeftModelForCausalLM(self._model, config)
+            else:
+                peft = PeftModel.from_pretrained(self._model, folder, is_trainable=True)
+            if folder is not None and config.is_prompt_learning:
+                set_peft_model_state_dict(peft, load_file(folder / "adapter_model.safetensors"))
         try:
             yield peft
         finally:

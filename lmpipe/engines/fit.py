@@ -86,6 +86,7 @@ def fit(
     recomputed = _recomputed(model) if tuning.gradient_checkpointing else nullcontext()
     with quiet(), in_place_of(model, halved), recomputed:
         trainer.train(resume_from_checkpoint=_last_whole(folder))
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or the model would compute in bfloat16 for ever
     history = trainer.state.log_history
     return LossCurve(
         tuple(round(entry["loss"], 6) for entry in history if "loss" in entry),
@@ -160,8 +161,9 @@ class _PackedTrainer(HFTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
-            inputs["layout"] = inputs["layout"].with_past(learned_prefix(self.model))
-            model = self.model.get_base_model()
+            with self.accelerator.autocast():  # which the trainer puts around the PeftModel alone
+                inputs["layout"] = inputs["layout"].with_past(learned_prefix(self.model))
+                return super().compute_loss(self.model.get_base_model(), inputs, return_outputs, num_items_in_batch)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 

@@ -42,6 +42,9 @@ class LocalLM(LM):
         memory: Bytes for keys and values, kept prefixes included; by default half of what is free now.
         source: Where the model came from, for trainings that load it anew.
 
+    Attributes:
+        limits: What a batch may take; lower after the memory ran out.
+
     Raises:
         ConfigError: If the tokenizer has no chat template, or the architecture cannot run here.
     """
@@ -66,8 +69,8 @@ class LocalLM(LM):
         self._name = name
         use(model)
         rows = max_rows or (64 if model.device.type == "cpu" else 256)
-        self._limits = Limits(rows, memory or default_memory(model.device), bytes_per_token(model, name))
-        self._prefixes = PrefixCache(self._limits.bytes_per_token)
+        self.limits = Limits(rows, memory or default_memory(model.device), bytes_per_token(model, name))
+        self._prefixes = PrefixCache(self.limits.bytes_per_token)
         ends = [tokenizer.eos_token_id, *_listed(model.generation_config.eos_token_id)]
         self._ends = frozenset(token for token in ends if token is not None)
         self._automaton = lru_cache(maxsize=64)(self._compile)
@@ -105,6 +108,11 @@ class LocalLM(LM):
         return self._name
 
     @property
+    def prefix_bytes(self) -> int:
+        """Memory of the keys and values that are kept for the next batch."""
+        return self._prefixes.bytes
+
+    @property
     def is_quantized(self) -> bool:
         """Whether the base is in 4 or 8 bits."""
         return bool(getattr(self.model, "is_quantized", False))
@@ -140,8 +148,7 @@ class LocalLM(LM):
                 for row, request in zip(rows, requests, strict=True)
                 if isinstance(row, Row) and (request.weights.adapter or "") == adapter
             ]
-            with self.adapters.active(adapter or None) as active:
-                self._generate(active, adapter, members)
+            self.generate(members, adapter or None)
         return [self._completion(row) if isinstance(row, Row) else row for row in rows]
 
     def _row(self, request: Request) -> Row | EngineError:
@@ -153,11 +160,11 @@ class LocalLM(LM):
                 f"{len(prompt)} prompt tokens and max_tokens={wanted} do not fit the context of "
                 f"{self.context_length} tokens of {self.name}; use fewer demonstrations or a smaller max_tokens"
             )
-        needed = (len(prompt) + wanted) * self._limits.bytes_per_token
-        if needed > self._limits.memory:
+        needed = (len(prompt) + wanted) * self.limits.bytes_per_token
+        if needed > self.limits.memory:
             return EngineError(
                 f"{len(prompt)} prompt tokens and max_tokens={wanted} need {needed:,} bytes of keys and values, but "
-                f"the engine has {self._limits.memory:,}; give LocalLM a larger memory="
+                f"the engine has {self.limits.memory:,}; give LocalLM a larger memory="
             )
         try:
             guide = self._guide(request)
@@ -183,28 +190,38 @@ class LocalLM(LM):
     def _token_bytes(self) -> dict[bytes, list[int]]:
         return token_bytes(self.tokenizer)
 
-    def _generate(self, active: Active, adapter: str, rows: Sequence[Row]) -> None:
-        """Fills rows that run on the same weights; out of memory, it goes on with fewer at once."""
-        while waiting := [row for row in rows if row.finish_reason is None]:
-            for row in waiting:
-                row.virtual = self._prefixes.plant(adapter, active.prefix) if active.prefix else 0
-            batch = Batch(active.model, waiting, adapter, self._prefixes, self._limits, self._ends, self._decode)
-            try:
-                batch.run()
-            except torch.OutOfMemoryError as error:
-                self._shrink(error)
-                for row in waiting:
+    def generate(self, rows: Sequence[Row], adapter: str | None = None) -> None:
+        """Fills rows of tokens, all on the same weights; out of memory, it goes on with fewer at once.
+
+        Args:
+            rows: Prompts; each fits the context and the memory. They are filled in place.
+            adapter: Digest of a registered adapter, or none for the base.
+        """
+        with self.adapters.active(adapter) as active:
+            while waiting := [row for row in rows if row.finish_reason is None]:
+                self._try(active, adapter or "", waiting)
+
+    def _try(self, active: Active, weights: str, rows: Sequence[Row]) -> None:
+        """Fills rows, or lowers the limits and leaves those unfinished that did not get done."""
+        for row in rows:
+            row.virtual = self._prefixes.plant(weights, active.prefix) if active.prefix else 0
+        try:
+            Batch(active.model, rows, weights, self._prefixes, self.limits, self._ends, self._decode).run()
+        except torch.OutOfMemoryError as error:
+            self._shrink(error)
+            for row in rows:
+                if row.finish_reason is None:
                     row.restart()
 
     def _shrink(self, error: torch.OutOfMemoryError) -> None:
         self._prefixes.clear()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        if self._limits.rows == 1:
+        if self.limits.rows == 1:
             raise EngineError(f"not even one row fits the memory beside {self.name}: {error}") from error
-        rows, memory = self._limits.rows // 2, self._limits.memory // 2
+        rows, memory = self.limits.rows // 2, self.limits.memory // 2
         logger.warning("out of memory: going on with at most %d rows and %d bytes of keys and values", rows, memory)
-        self._limits = replace(self._limits, rows=rows, memory=memory)
+        self.limits = replace(self.limits, rows=rows, memory=memory)
 
     def _completion(self, row: Row) -> Completion:
         text = self._decode(row.tokens)

@@ -60,7 +60,13 @@ def load_model(source: Source) -> tuple[Any, PreTrainedTokenizerBase]:
         raise ConfigError(f"cannot load {id_or_path!r}: {error}; run: pip install 'lmpipe[quantized]'") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load a causal LM from {id_or_path!r}: {error}") from error
-    return model if quantization else model.to(device), tokenizer
+    if not quantization:
+        return model.to(device), tokenizer
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes would repack the weights at the first generation, and then train through them wrongly
+            module.support_avx512bf16_for_cpu = False
+    return model, tokenizer
 
 
 def _quantized(kind: Literal["nf4", "int8"], dtype: Any) -> Any:

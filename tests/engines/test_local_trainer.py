@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal, final
 
 import pytest
 import torch
@@ -13,9 +15,10 @@ from lmpipe import Completion, ProgramState, Request, RunStore, Sampling, Sessio
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local_trainer import LocalTrainer
 from lmpipe.engines.tuning import Tuning
-from lmpipe.errors import ConfigError, SessionError
+from lmpipe.errors import ConfigError, EngineError, SessionError
 from lmpipe.lm import Message
 from lmpipe.trainer import TrainingRow
+from tests.tiny import tiny_llama
 
 BASE = WeightState(base="tiny")
 ROWS = [
@@ -127,3 +130,143 @@ def test_bad_input_is_named(tiny_lm: LocalLM, store: RunStore) -> None:
     state = ProgramState(prompts={}, weights={"lm": WeightState(base="large")})
     with pytest.raises(SessionError, match=r"belong to 'large', but its LM is 'tiny'"):
         Session(lm=tiny_lm).prepare(state)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("lora", {"rows_per_pass": 1}),
+        ("lora", {"gradient_checkpointing": True}),
+        ("dora", {}),
+        ("ia3", {"learning_rate": 0.03}),
+        ("prefix", {"learning_rate": 0.05, "virtual_tokens": 20}),
+        ("full", {"learning_rate": 0.003}),
+    ],
+)
+def test_every_method_learns_and_its_weights_are_switched_in_place(
+    tiny_lm: LocalLM, store: RunStore, method: str, settings: dict[str, object]
+) -> None:
+    before = answers(tiny_lm, BASE)
+    session = Session(lm=tiny_lm, store=store)
+    result = trainer(tiny_lm, method=method, epochs=60, **settings).train(ROWS, BASE, session)
+    assert result.losses[-1] < result.losses[0] * 0.6
+    tuned = result.weights
+    tiny_lm.register_adapter(str(tuned.adapter), store.folder(str(tuned.adapter)))
+    switched = answers(tiny_lm, tuned)
+    assert switched != before
+    assert answers(tiny_lm, BASE) == before
+    assert answers(tiny_lm, tuned) == switched
+    further = trainer(tiny_lm, method=method, epochs=1, **settings).train(ROWS, tuned, session)
+    assert further.losses[0] < result.losses[0] * 0.6
+
+
+def test_a_learned_prefix_is_used_as_peft_uses_it(tiny_lm: LocalLM, tiny_folder: Path, store: RunStore) -> None:
+    result = trainer(tiny_lm, method="prefix", learning_rate=0.1, virtual_tokens=20, epochs=30).train(
+        ROWS, BASE, Session(lm=tiny_lm, store=store)
+    )
+    folder = store.folder(str(result.weights.adapter))
+    tiny_lm.register_adapter(str(result.weights.adapter), folder)
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), folder)
+    for row, answer in zip(ROWS, answers(tiny_lm, result.weights), strict=True):
+        prompt = tiny_lm.encode(row.messages)
+        out = plain.generate(input_ids=torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
+        assert tiny_lm.tokenizer.decode(out[0][len(prompt) :], skip_special_tokens=True) == answer
+
+
+@final
+class Interrupting:
+    """A progress display that notes every advance, and interrupts the work after some steps, as Ctrl-C would."""
+
+    def __init__(self, after: int = 10**9) -> None:
+        self.after = after
+        self.advances: list[float] = []
+
+    def add_task(self, description: str, *, total: float | None = None) -> int:
+        return 0
+
+    def advance(self, task_id: int, advance: float = 1) -> None:
+        self.advances.append(advance)
+        if sum(self.advances) >= self.after:
+            raise KeyboardInterrupt
+
+    def remove_task(self, task_id: int) -> None:
+        pass
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(tiny_folder: Path, tmp_path: Path) -> None:
+    """Interrupted at step 25 and at step 38, with the newest checkpoint damaged: the same bytes as undisturbed."""
+    shows = [Interrupting(), Interrupting(25), Interrupting(38), Interrupting()]
+    adapters = []
+    for show in shows:
+        store = RunStore(tmp_path / ("one" if show is shows[0] else "two"))
+        lm = LocalLM.from_pretrained(str(tiny_folder), name="tiny")
+        tuner = trainer(lm, epochs=50, batch_size=3, checkpoint_steps=10, dropout=0.1)
+        try:
+            adapters.append(tuner.train(ROWS, BASE, Session(lm=lm, store=store, progress=show)).weights.adapter)
+        except KeyboardInterrupt:
+            newest = max(store.path.glob("training/*/checkpoint-*"), key=lambda path: path.stat().st_mtime)
+            if show is shows[2]:
+                (newest / "optimizer.pt").write_bytes(b"damaged")
+        store.close()
+    assert [show.advances[0] for show in shows] == [0, 0, 20, 20]
+    assert adapters[0] == adapters[1]
+    assert not list(tmp_path.glob("*/training/*"))
+
+
+def test_training_stops_when_held_out_rows_get_worse(tiny_lm: LocalLM, store: RunStore) -> None:
+    """The held-out row contradicts the others, so what is learned from them makes it worse."""
+    rows = [TrainingRow(ROWS[0].messages, f"it is {letter}") for letter in "aaaaaaab"]
+    result = trainer(tiny_lm, epochs=60, held_out=0.25, patience=2).train(
+        rows, BASE, Session(lm=tiny_lm, store=store, seed=3)
+    )
+    assert result.steps < 60 * 2
+    best = min(result.held_out_losses)
+    assert result.held_out_losses[-3] == best
+    assert len(result.held_out_losses) * 2 == result.steps
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_quantized_base_answers_and_is_tuned(
+    tmp_path: Path, store: RunStore, quantization: Literal["nf4", "int8"]
+) -> None:
+    """It answers before it is trained: bitsandbytes must not repack its weights for that."""
+    folder = tiny_llama(tmp_path / "wide", hidden_size=128, intermediate_size=256)
+    lm = LocalLM.from_pretrained(str(folder), quantization=quantization)
+    assert lm.name == f"{folder}@{quantization}"
+    base = WeightState(base=lm.name)
+    before = answers(lm, base)
+    method = "qlora" if quantization == "nf4" else "lora"
+    result = trainer(lm, method=method, epochs=100).train(ROWS, base, Session(lm=lm, store=store))
+    assert result.losses[-1] < result.losses[0] / 2
+    lm.register_adapter(str(result.weights.adapter), store.folder(str(result.weights.adapter)))
+    assert answers(lm, base) == before != answers(lm, result.weights)
+
+
+def test_two_processes_train_one_adapter(tiny_lm: LocalLM, store: RunStore) -> None:
+    """Half of the rows each: together the same steps as one process with all of them."""
+    session, show = Session(lm=tiny_lm, store=store), Interrupting()
+    alone = trainer(tiny_lm, epochs=4, bf16=False).train(ROWS, BASE, session)
+    pair = LocalTrainer(
+        tiny_lm,
+        Tuning(**{**asdict(trainer(tiny_lm, epochs=4, bf16=False).tuning), "batch_size": 2}),
+        launcher=("torchrun", "--nproc-per-node=2"),
+    ).train(ROWS, BASE, replace(session, progress=show))
+    assert pair.steps == alone.steps == 4
+    assert sum(show.advances) == 4
+    assert pair.losses == pytest.approx(alone.losses, rel=1e-3)
+
+
+def test_what_cannot_be_trained_is_said_beforehand(tiny_lm: LocalLM, store: RunStore) -> None:
+    session = Session(lm=tiny_lm, store=store)
+    with pytest.raises(ConfigError, match="qlora trains on a base in 4 bits"):
+        trainer(tiny_lm, method="qlora").train(ROWS, BASE, session)
+    with pytest.raises(ConfigError, match="batch_size=8 is no multiple of rows_per_pass=3"):
+        Tuning(rows_per_pass=3)
+    with pytest.raises(ConfigError, match="prefix tuning runs in one process"):
+        LocalTrainer(tiny_lm, Tuning(method="prefix"), launcher=("torchrun",)).train(ROWS, BASE, session)
+    with pytest.raises(ConfigError, match="no command 'mpirunner' to launch"):
+        LocalTrainer(tiny_lm, Tuning(), launcher=("mpirunner",)).train(ROWS, BASE, session)
+    with pytest.raises(
+        EngineError, match=r"(?s)the training that torchrun launched ended with 2.*unrecognized arguments: --nonsense"
+    ):
+        LocalTrainer(tiny_lm, Tuning(), launcher=("torchrun", "--nonsense")).train(ROWS, BASE, session)

@@ -1,0 +1,83 @@
+"""Every kind of decoder that transformers knows runs unchanged: token for token as in its own generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    GPT2Config,
+    GptOssConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen3Config,
+)
+
+from lmpipe.engines.choose import Row
+from lmpipe.engines.local import LocalLM
+from lmpipe.errors import ConfigError
+from lmpipe.lm import Sampling
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 261,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.4,
+    "pad_token_id": 257,
+    "bos_token_id": None,
+    "eos_token_id": 256,
+}
+CONFIGS: dict[str, PretrainedConfig] = {
+    "plain heads, learned positions": GPT2Config(
+        vocab_size=261, n_embd=32, n_layer=2, n_head=4, n_positions=512, initializer_range=0.4, eos_token_id=256
+    ),
+    "grouped heads, normalised": Qwen3Config(**SMALL),
+    "sliding window": MistralConfig(**SMALL, sliding_window=24),
+    "sliding window, bounded scores": Gemma2Config(
+        **SMALL, sliding_window=24, attn_logit_softcapping=5.0, query_pre_attn_scalar=8
+    ),
+    "sinks, experts": GptOssConfig(**SMALL, sliding_window=24, num_local_experts=4, num_experts_per_tok=2),
+}
+
+
+def prompts() -> list[tuple[int, ...]]:
+    """Some that share a long beginning, some of them equal, and some that share nothing."""
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(0, 250, (count,), generator=generator).tolist())
+
+    shared, more = tokens(70), tokens(40)
+    rows = [shared + tokens(5), shared + more + tokens(3), shared + more + tokens(30), shared + tokens(1)]
+    return [*rows, rows[1], tokens(60), tokens(2), *(more + tokens(20) for _ in range(3))]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_tokens_are_those_of_transformers_generate(name: str, tiny_folder: Path) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name])
+    expected = []
+    for prompt in prompts():
+        out = model.eval().generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, pad_token_id=257)
+        expected.append([token for token in out[0, len(prompt) :].tolist() if token != 256])
+    lm = LocalLM(model, AutoTokenizer.from_pretrained(tiny_folder), "tiny")
+    rows = [Row(prompt, Sampling(max_tokens=40)) for prompt in prompts()]
+    lm.generate(rows)
+    assert [row.tokens for row in rows] == expected
+
+
+def test_a_model_with_recurrent_state_is_refused(tiny_folder: Path) -> None:
+    config = AutoConfig.for_model("mamba", vocab_size=261, hidden_size=32, num_hidden_layers=2)
+    with pytest.raises(ConfigError, match=r"linear_attention\) cannot run in process; serve it"):
+        LocalLM(AutoModelForCausalLM.from_config(config), AutoTokenizer.from_pretrained(tiny_folder), "mamba")
