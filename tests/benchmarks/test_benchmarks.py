@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.command import Models
 from benchmarks.intervals import paired_difference
 from benchmarks.iris import IrisTask
 from benchmarks.result import Result, Score
@@ -117,9 +118,8 @@ def test_a_run_on_a_server_trains_a_model_of_the_same_name(tiny_folder: Path, tm
         first, second = (json.loads((tmp_path / out / "result.json").read_text()) for out in ("first", "second"))
     assert without_seconds(first) == without_seconds(second)
     assert len(fake.bodies) == len({json.dumps(body, sort_keys=True) for body in fake.bodies})
-    wrong = ["--lm", "openai:m@http://127.0.0.1:9/v1", "--train-lm", f"hf:{tiny_folder}"]
-    run = subprocess.run(small(tmp_path / "x", *wrong), capture_output=True, text=True, check=False)
-    assert "serve the model by that name" in " ".join(run.stdout.split())
+    with pytest.raises(ConfigError, match="serve the model by that name"):
+        Models("openai:m@http://127.0.0.1:9/v1", f"hf:{tiny_folder}").load(to_train=True)
 
 
 def test_iris_is_split_into_disjoint_stratified_parts() -> None:
