@@ -79,25 +79,31 @@ class VllmLM(LM):
 
     def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
         prompts = [encode_chat(self.tokenizer, request.messages) for request in requests]
-        refused = [
+        refused: list[Completion | EngineError | None] = [
             wrong_base(request, self.name) or too_long(request, len(prompt), self.context_length, self.name)
             for request, prompt in zip(requests, prompts, strict=True)
         ]
-        chosen = [number for number, refusal in enumerate(refused) if refusal is None]
-        outputs = iter(
-            self.engine.generate(
-                [{"prompt_token_ids": prompts[number]} for number in chosen],
-                [_sampling(requests[number]) for number in chosen],
-                lora_request=[self._adapter(requests[number].weights.adapter) for number in chosen],
-                use_tqdm=False,
-            )
-            if chosen
-            else ()
+        answers = dict(enumerate(refused))
+        for tuned in (False, True):
+            chosen = [
+                n for n, one in enumerate(requests) if refused[n] is None and (one.weights.adapter is not None) is tuned
+            ]
+            outputs = self._generate([requests[n] for n in chosen], [prompts[n] for n in chosen])
+            answers |= dict(zip(chosen, outputs, strict=True))
+        return [answer for answer in answers.values() if answer is not None]
+
+    def _generate(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> list[Completion]:
+        """Answers requests that all run on adapters, or all on the base.
+
+        vLLM's CPU kernels run base rows of a mixed batch on an adapter (its pull request 48421).
+        """
+        outputs = self.engine.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts],
+            [_sampling(request) for request in requests],
+            lora_request=[self._adapter(request.weights.adapter) for request in requests],
+            use_tqdm=False,
         )
-        return [
-            _completion(request, next(outputs)) if refusal is None else refusal
-            for request, refusal in zip(requests, refused, strict=True)
-        ]
+        return [_completion(request, output) for request, output in zip(requests, outputs, strict=True)]
 
     def _adapter(self, adapter: str | None) -> Any:
         if adapter is not None and adapter not in self._adapters:

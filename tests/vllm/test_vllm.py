@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from lmpipe import LM, Completion, EngineError, Request, Sampling, WeightState
 from lmpipe.engines.embedded import NAME
@@ -82,9 +83,9 @@ def test_prompts_have_as_many_tokens_as_in_the_local_engine(vllm: LM, local: Loc
 
 
 def test_logprobs_are_those_of_the_model(
-    vllm: LM, local: LocalLM, record_property: Callable[[str, object], None]
+    vllm: LM, local: LocalLM, folder: str, record_property: Callable[[str, object], None]
 ) -> None:
-    off = []
+    model, off = AutoModelForCausalLM.from_pretrained(folder), []
     for question in QUESTIONS[:8]:
         asked = replace(question, sampling=replace(question.sampling, logprobs=True, temperature=0.5, top_p=0.9))
         answer = answers(vllm, [asked])[0]
@@ -92,7 +93,7 @@ def test_logprobs_are_those_of_the_model(
         assert len(answer.logprobs) == answer.usage.completion_tokens
         prompt, new = local.encode(asked.messages), local.encode_text(answer.text)
         with torch.inference_mode():
-            logits = local.model(torch.tensor([prompt + new])).logits[0, len(prompt) - 1 : -1]
+            logits = model(torch.tensor([prompt + new])).logits[0, len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1).gather(-1, torch.tensor(new)[:, None])[:, 0].tolist()
         off += [abs(one - other) for one, other in zip(answer.logprobs, expected, strict=False)]
     record_property("largest difference of log-probabilities", f"{max(off):.1e}")
