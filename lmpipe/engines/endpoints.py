@@ -1,7 +1,7 @@
 """The base URLs of one model: which one is asked next, how often, and what happens when one fails.
 
 A call goes to the least busy URL. One that fails rests for a while, twice as long each time, and the others go on;
-when all rest, calls wait. Knows nothing of what is asked for.
+when all rest, calls wait; when all have failed too often, all calls give up. Knows nothing of what is asked for.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Endpoint:
         client: The OpenAI client that holds its connections.
         adapters: What is loaded there.
         busy: Calls it is answering.
+        failures: How often it has failed since its last success.
     """
 
     def __init__(self, url: str, api_key: str, timeout: float, max_adapters: int) -> None:
@@ -45,17 +46,13 @@ class Endpoint:
         self.client = OpenAI(base_url=url, api_key=api_key, timeout=limits, max_retries=0)
         self.adapters = LoadedAdapters(self, max_adapters)
         self.busy = 0
-        self._failures = 0
+        self.failures = 0
         self._rests_until = 0.0
 
     @property
     def rest(self) -> float:
         """Seconds that it still rests."""
         return max(0.0, self._rests_until - monotonic())
-
-    def succeeded(self) -> None:
-        """Forgets failures."""
-        self._failures = 0
 
     def failed(self, error: APIConnectionError | APIStatusError, backoff: float) -> None:
         """Rests: as long as the server says, or twice as long as after its last failure.
@@ -65,8 +62,8 @@ class Endpoint:
         asked = _retry_after(error)
         if asked is None and self.rest:
             return
-        pause = backoff * 2**self._failures if asked is None else asked
-        self._failures += 1
+        pause = backoff * 2**self.failures if asked is None else asked
+        self.failures += 1
         self._rests_until = monotonic() + min(pause, _LONGEST_REST)
 
 
@@ -79,7 +76,7 @@ class Endpoints:
         api_key: Sent to each.
         max_concurrency: Most calls in flight at each.
         timeout: Seconds until a call counts as failed.
-        retries: How often a failed call is made again.
+        retries: How often a failed call is made again, and a failed URL tried again.
         backoff: Seconds that a URL rests after its first failure.
         max_adapters: Most adapters loaded on each.
     """
@@ -133,11 +130,12 @@ class Endpoints:
                     if not _passing(error):
                         raise
                     failures += 1
-                    endpoint.failed(error, self._backoff)
-                    if failures > self._retries:
+                    with self._changed:
+                        endpoint.failed(error, self._backoff)
+                    if failures > self._retries or self._hopeless:
                         raise EngineError(self._gave_up(endpoint, error)) from error
                 else:
-                    endpoint.succeeded()
+                    endpoint.failures = 0
                     return answer
 
     @contextmanager
@@ -155,11 +153,17 @@ class Endpoints:
                 self._changed.notify_all()
 
     def _free(self) -> Endpoint | None:
-        free = [endpoint for endpoint in self._endpoints if endpoint.busy < self._limit and not endpoint.rest]
+        ready = [endpoint for endpoint in self._endpoints if self._hopeless or not endpoint.rest]
+        free = [endpoint for endpoint in ready if endpoint.busy < self._limit]
         return min(free, key=lambda endpoint: endpoint.busy, default=None)
 
+    @property
+    def _hopeless(self) -> bool:
+        """Whether every URL has failed too often; calls then wait no longer, and end with their first failure."""
+        return all(endpoint.failures > self._retries for endpoint in self._endpoints)
+
     def _gave_up(self, endpoint: Endpoint, error: APIConnectionError | APIStatusError) -> str:
-        tries = f"{self._retries + 1} tries, the last of them at {endpoint.url}"
+        tries = f"{self._retries + 1} tries in a row, the last of them at {endpoint.url}"
         if isinstance(error, APITimeoutError):
             return f"no answer within {self._timeout:g} s in {tries}; raise timeout, or lower max_concurrency"
         if isinstance(error, APIConnectionError):

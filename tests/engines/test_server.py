@@ -168,14 +168,37 @@ def test_a_server_that_keeps_failing_ends_the_batch_with_its_name(server: FakeSe
     server.failures += [Failure(500, "out of memory")] * 3
     with (
         client(server.url, retries=2, dialect="vllm") as lm,
-        pytest.raises(EngineError, match=r"3 tries, the last of them at http://127.*out of memory.*server's log"),
+        pytest.raises(
+            EngineError, match=r"3 tries in a row, the last of them at http://127.*out of memory.*server's log"
+        ),
     ):
         lm.complete([request()])
 
 
 def test_a_server_that_is_not_there_ends_the_batch() -> None:
-    with client(NOWHERE, retries=1) as lm, pytest.raises(EngineError, match=r"no connection in 2 tries, .*:9/v1"):
+    with (
+        client(NOWHERE, retries=1) as lm,
+        pytest.raises(EngineError, match=r"no connection in 2 tries in a row, .*:9/v1"),
+    ):
         lm.complete([request(str(n)) for n in range(5)])
+
+
+def test_all_that_wait_for_a_dead_server_give_up_with_the_first() -> None:
+    errors = []
+    with client(NOWHERE, retries=3, max_concurrency=1) as lm:
+
+        def ask(number: int) -> None:
+            try:
+                lm.complete([request(str(number))])
+            except EngineError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(60)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(errors) == 60
 
 
 def test_a_server_that_does_not_answer_in_time_ends_the_batch(server: FakeServer) -> None:
