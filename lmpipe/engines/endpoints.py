@@ -60,11 +60,10 @@ class Endpoint:
         Calls that fail together count as one failure.
         """
         asked = _retry_after(error)
-        if asked is None and self.rest:
-            return
-        pause = backoff * 2**self.failures if asked is None else asked
-        self.failures += 1
-        self._rests_until = monotonic() + min(pause, _LONGEST_REST)
+        if not self.rest:
+            pause = backoff * 2**self.failures if asked is None else asked
+            self.failures += 1
+            self._rests_until = monotonic() + min(pause, _LONGEST_REST)
 
 
 @final

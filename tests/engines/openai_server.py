@@ -1,4 +1,4 @@
-"""A real HTTP server that speaks as OpenAI-compatible servers do, and fails as a script tells it to."""
+"""A real HTTP server that speaks as OpenAI-compatible servers do and fails as a script tells it to; helpers for its tests."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, final
+
+from lmpipe import Completion, EngineError, Request, Sampling, WeightState
+from lmpipe.engines.server import ServerLM
+from lmpipe.lm import Message
 
 
 @final
@@ -168,3 +172,25 @@ def serving(**settings: Any) -> Iterator[FakeServer]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+NOWHERE = "http://127.0.0.1:9/v1"  # the discard port: nothing listens
+
+
+def request(text: str = "hi", adapter: str | None = None, **settings: Any) -> Request:
+    seed, pattern = settings.pop("seed", 0), settings.pop("pattern", None)
+    weights = WeightState(base="m", adapter=adapter)
+    return Request((Message("user", text),), Sampling(**settings), weights, seed, pattern)
+
+
+@contextmanager
+def client(*urls: str, **settings: Any) -> Iterator[ServerLM]:
+    lm = ServerLM("m", urls, **{"backoff": 0.001, **settings})
+    try:
+        yield lm
+    finally:
+        lm.close()
+
+
+def texts(answers: list[Completion | EngineError]) -> list[str]:
+    return [answer.text if isinstance(answer, Completion) else f"error: {answer}" for answer in answers]

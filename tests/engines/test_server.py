@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,6 @@ from lmpipe import (
     Example,
     Job,
     Predict,
-    Request,
-    Sampling,
     Session,
     WeightState,
     initial_state,
@@ -28,41 +24,8 @@ from lmpipe import (
 from lmpipe.engines import load_lm
 from lmpipe.engines.server import ServerLM
 from lmpipe.errors import ConfigError
-from lmpipe.lm import Message, Usage
-from tests.engines.openai_server import Failure, FakeServer, serving
-
-NOWHERE = "http://127.0.0.1:9/v1"  # the discard port: nothing listens
-
-
-def request(text: str = "hi", adapter: str | None = None, **settings: Any) -> Request:
-    seed, pattern = settings.pop("seed", 0), settings.pop("pattern", None)
-    weights = WeightState(base="m", adapter=adapter)
-    return Request((Message("user", text),), Sampling(**settings), weights, seed, pattern)
-
-
-@contextmanager
-def client(*urls: str, **settings: Any) -> Iterator[ServerLM]:
-    lm = ServerLM("m", urls, **{"backoff": 0.001, **settings})
-    try:
-        yield lm
-    finally:
-        lm.close()
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with serving() as fake:
-        yield fake
-
-
-@pytest.fixture
-def lm(server: FakeServer) -> Iterator[ServerLM]:
-    with client(server.url) as made:
-        yield made
-
-
-def texts(answers: list[Completion | EngineError]) -> list[str]:
-    return [answer.text if isinstance(answer, Completion) else f"error: {answer}" for answer in answers]
+from lmpipe.lm import Usage
+from tests.engines.openai_server import NOWHERE, Failure, FakeServer, client, request, serving, texts
 
 
 def test_a_batch_is_answered_in_order_with_its_usage(lm: ServerLM) -> None:
@@ -142,6 +105,22 @@ def test_a_server_that_says_nothing_of_itself_is_taken_for_a_hosted_one_unless_t
         assert "take no top_k" in str(lm.complete([request(top_k=3)])[0])
         lm.complete([request(max_tokens=5)])
         assert fake.bodies[0]["max_completion_tokens"] == 5
+
+
+def test_calls_that_are_told_to_wait_together_wait_once(server: FakeServer) -> None:
+    server.failures += [Failure(429, retry_after="0.5")] * 12
+    server.gate.clear()
+    opener = threading.Thread(target=_open_when, args=(server, 12))
+    opener.start()
+    with client(server.url, retries=2, dialect="vllm") as lm:
+        assert texts(lm.complete([request(f"{n}") for n in range(12)])) == [f"m: {n}" for n in range(12)]
+    opener.join()
+
+
+def _open_when(server: FakeServer, waiting: int) -> None:
+    while server.now < waiting:
+        time.sleep(0.001)
+    server.gate.set()
 
 
 @pytest.mark.parametrize(
@@ -262,72 +241,6 @@ def test_prompts_rendered_here_go_out_as_token_ids(server: FakeServer, tiny_fold
         assert "take no token ids" in str(lm.complete([request()])[0])
     with pytest.raises(ConfigError, match="cannot load a tokenizer from '/nowhere'"):
         ServerLM("m", [NOWHERE], tokenizer="/nowhere")
-
-
-def adapter_folder(root: Path, name: str) -> Path:
-    folder = root / name
-    folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text("{}")
-    return folder
-
-
-@pytest.mark.parametrize("family", ["vllm", "sglang"])
-def test_an_adapter_is_loaded_once_at_each_url_when_it_is_first_used(family: str, tmp_path: Path) -> None:
-    with ExitStack() as stack:
-        fakes = [stack.enter_context(serving(family=family)) for _ in range(2)]
-        lm = stack.enter_context(client(*[fake.url for fake in fakes], path_map={str(tmp_path): "/srv/runs/"}))
-        lm.register_adapter("d1", adapter_folder(tmp_path, "blobs/d1"))
-        assert not fakes[0].adapter_calls
-        assert texts(lm.complete([request(f"{n}", "d1") for n in range(8)])) == [f"d1: {n}" for n in range(8)]
-        assert texts(lm.complete([request()])) == ["m: hi"]
-        assert [fake.adapter_calls for fake in fakes] == [[("load_lora_adapter", "d1")]] * 2
-        assert fakes[0].adapters == {"d1": "/srv/runs/blobs/d1"}
-
-
-def test_of_many_adapters_the_one_used_longest_ago_leaves(server: FakeServer, tmp_path: Path) -> None:
-    with client(server.url, max_adapters=2) as lm:
-        for name in ("a", "b", "c"):
-            lm.register_adapter(name, adapter_folder(tmp_path, name))
-        for name in ("a", "b", "a", "c", "b"):
-            assert texts(lm.complete([request(adapter=name)])) == [f"{name}: hi"]
-    assert server.adapter_calls == [
-        ("load_lora_adapter", "a"),
-        ("load_lora_adapter", "b"),
-        ("unload_lora_adapter", "b"),
-        ("load_lora_adapter", "c"),
-        ("unload_lora_adapter", "a"),
-        ("load_lora_adapter", "b"),
-    ]
-
-
-def test_a_server_that_was_started_again_or_knows_the_adapter_is_no_problem(server: FakeServer, tmp_path: Path) -> None:
-    server.adapters["d1"] = "loaded by another process"
-    with client(server.url) as lm:
-        lm.register_adapter("d1", adapter_folder(tmp_path, "d1"))
-        assert texts(lm.complete([request(adapter="d1")])) == ["d1: hi"]
-        server.adapters.clear()
-        assert texts(lm.complete([request(adapter="d1")])) == ["d1: hi"]
-
-
-def test_adapters_that_cannot_be_had_say_what_to_do(server: FakeServer, tmp_path: Path) -> None:
-    with client(server.url) as lm:
-        with pytest.raises(EngineError, match="adapter d0 is not registered"):
-            lm.complete([request(adapter="d0")])
-        with pytest.raises(EngineError, match="no PEFT adapter; a server loads full weights only when it is started"):
-            lm.register_adapter("full", tmp_path)
-        lm.register_adapter("d1", adapter_folder(tmp_path, "large"))
-        with pytest.raises(EngineError, match=r"large: .*max_lora_rank 16.*must see that folder"):
-            lm.complete([request(adapter="d1")])
-    with serving(runtime_adapters=False) as fake, client(fake.url) as lm:
-        lm.register_adapter("d1", adapter_folder(tmp_path, "d1"))
-        with pytest.raises(EngineError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"):
-            lm.complete([request(adapter="d1")])
-    with (
-        serving(family="tgi") as fake,
-        client(fake.url) as lm,
-        pytest.raises(EngineError, match="'tgi' load no adapters at run time; serve m with vLLM or SGLang"),
-    ):
-        lm.register_adapter("d2", adapter_folder(tmp_path, "d2"))
 
 
 def test_a_rollout_runs_on_a_server(server: FakeServer, lm: ServerLM) -> None:
