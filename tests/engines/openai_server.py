@@ -1,4 +1,4 @@
-"""A real HTTP server that speaks as OpenAI-compatible servers do and fails as a script tells it to; helpers for its tests."""
+"""A real HTTP server that speaks as OpenAI-compatible servers do and fails as a script tells it to, and helpers."""
 
 from __future__ import annotations
 

@@ -49,9 +49,10 @@ def url(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
     options = ["--model", folder, "--served-model-name", NAME, "--port", str(port), "--dtype", "float32"]
-    options += ["--max-model-len", str(CONTEXT), "--enable-lora", "--max-lora-rank", "32", "--enforce-eager"]
+    options += ["--max-model-len", str(CONTEXT), "--enable-lora", "--max-lora-rank", "16", "--enforce-eager"]
     options += ["--max-loras", "2"]  # one more than adapters: on CPU, base rows of a mixed batch run on the last
     options += ["--no-enable-chunked-prefill"]  # on CPU, a seeded request whose prompt is cut in pieces ends the server
+    options += ["--max-num-seqs", "8"]  # on CPU, tokens on an adapter are slow; so later ones find their prompt cached
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options]
     environment = {**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     with log.open("w") as out:
@@ -92,7 +93,7 @@ def in_process(folder: str) -> VllmLM:
     return VllmLM.from_pretrained(
         folder,
         name=NAME,
-        max_lora_rank=32,
+        max_lora_rank=16,
         dtype="float32",
         max_model_len=CONTEXT,
         enforce_eager=True,

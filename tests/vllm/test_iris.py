@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lmpipe.engines.embedded import NAME
 
-SIZES = ["--train", "40", "--val", "24", "--test", "50", "--strategy", "p", "--strategy", "p -> w -> p"]
+SIZES = ["--train", "40", "--val", "12", "--test", "50", "--strategy", "p", "--strategy", "p -> w -> p"]
 
 
 def scores(out: Path, *options: str) -> list[float]:
