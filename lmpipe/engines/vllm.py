@@ -11,6 +11,7 @@ from typing import Any, Literal, final
 
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
 from vllm.sampling_params import StructuredOutputsParams
 
 from lmpipe.engines.chat import encode_chat, too_long, wrong_base
@@ -51,6 +52,8 @@ class VllmLM(LM):
         Raises:
             ConfigError: If vLLM cannot load it.
         """
+        if current_platform.is_cpu():  # there, a seeded request whose prompt is cut in pieces ends the engine
+            settings = {"enable_chunked_prefill": False, **settings}
         try:
             engine = LLM(
                 id_or_path, enable_lora=True, max_lora_rank=max_lora_rank, generation_config="vllm", **settings
@@ -83,13 +86,14 @@ class VllmLM(LM):
             wrong_base(request, self.name) or too_long(request, len(prompt), self.context_length, self.name)
             for request, prompt in zip(requests, prompts, strict=True)
         ]
-        answers = dict(enumerate(refused))
-        for tuned in (False, True):
-            chosen = [
-                n for n, one in enumerate(requests) if refused[n] is None and (one.weights.adapter is not None) is tuned
-            ]
-            outputs = self._generate([requests[n] for n in chosen], [prompts[n] for n in chosen])
-            answers |= dict(zip(chosen, outputs, strict=True))
+        answers, open_ = dict(enumerate(refused)), [n for n, refusal in enumerate(refused) if refusal is None]
+        for chosen in (
+            [n for n in open_ if requests[n].weights.adapter is None],
+            [n for n in open_ if requests[n].weights.adapter is not None],
+        ):
+            if chosen:
+                outputs = self._generate([requests[n] for n in chosen], [prompts[n] for n in chosen])
+                answers |= dict(zip(chosen, outputs, strict=True))
         return [answer for answer in answers.values() if answer is not None]
 
     def _generate(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> list[Completion]:

@@ -97,7 +97,6 @@ def in_process(folder: str) -> VllmLM:
         dtype="float32",
         max_model_len=CONTEXT,
         enforce_eager=True,
-        enable_chunked_prefill=False,
     )
 
 
