@@ -25,7 +25,7 @@ pytest: .venv/installed-test
 
 # slow, and not part of `make test`: a real vLLM on the CPU, in an environment of its own (4 GB)
 test-vllm: .venv-vllm/installed
-	.venv-vllm/bin/python -m pytest -o addopts=-q -o filterwarnings=default tests/vllm
+	.venv-vllm/bin/python -m pytest -o addopts=-q -o filterwarnings=default -o junit_family=xunit1 --junitxml=runs/vllm.xml tests/vllm
 
 .venv-vllm/installed: tests/vllm/requirements.txt
 	$(PYTHON) -m venv --clear .venv-vllm
