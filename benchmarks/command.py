@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, final
 
 import typer
 from rich.box import SIMPLE
@@ -18,8 +19,9 @@ from benchmarks.result import Result
 from benchmarks.run import run, versions
 from benchmarks.settings import settings_for
 from benchmarks.task import Task
-from lmpipe import LmpipeError
+from lmpipe import LM, LmpipeError
 from lmpipe.engines import load_lm
+from lmpipe.engines.cached import CachedLM
 from lmpipe.engines.local import LocalLM
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import describe
@@ -38,7 +40,13 @@ def main(task: Task) -> None:
     )
     def command(
         out: Annotated[Path, typer.Option(help="Run directory. Started again on it, a run goes on where it was.")],
-        lm: Annotated[str, typer.Option(help="`embedded`, or `hf:ID_OR_PATH`.")] = "embedded",
+        lm: Annotated[
+            str, typer.Option(help="`embedded`, `hf:ID_OR_PATH`, `vllm:ID_OR_PATH`, or `openai:MODEL@URL,URL`.")
+        ] = "embedded",
+        train_lm: Annotated[
+            str | None, typer.Option(help="What trains adapters if `--lm` cannot: `embedded`, or `hf:ID_OR_PATH`.")
+        ] = None,
+        cache: Annotated[Path | None, typer.Option(help="File that keeps completions, for runs to share.")] = None,
         strategy: Annotated[
             list[str] | None,
             typer.Option(
@@ -57,7 +65,7 @@ def main(task: Task) -> None:
         try:
             result = execute(
                 task,
-                lm,
+                Models(lm, train_lm, cache),
                 strategies,
                 _numbers(seeds),
                 out,
@@ -72,22 +80,67 @@ def main(task: Task) -> None:
     app()
 
 
+@final
+@dataclass(frozen=True)
+class Models:
+    """What a benchmark runs on.
+
+    Args:
+        lm: Generates.
+        train_lm: Trains adapters, if `lm` cannot; a model in this process, of the same name.
+        cache: File that keeps completions.
+    """
+
+    lm: str
+    train_lm: str | None = None
+    cache: Path | None = None
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """What decides results: not where servers are."""
+        return {"lm": self.lm.partition("@http")[0], "train_lm": self.train_lm}
+
+    def load(self, *, to_train: bool) -> tuple[LM, LocalLM | None]:
+        """The LM that generates, and the one that trains if that is asked for.
+
+        Raises:
+            ConfigError: If the second cannot train, or is not the same model.
+        """
+        lm = load_lm(self.lm)
+        trained = lm if self.train_lm is None else load_lm(self.train_lm)
+        if not isinstance(trained, LocalLM):
+            if not to_train:
+                return self._cached(lm), None
+            raise ConfigError(
+                f"{self.train_lm or self.lm!r} cannot be fine-tuned here; add --train-lm with the same model, as "
+                "'embedded' or 'hf:ID_OR_PATH'"
+            )
+        if trained.name != lm.name:
+            raise ConfigError(f"--lm is {lm.name!r} and --train-lm is {trained.name!r}; serve the model by that name")
+        return self._cached(lm), trained
+
+    def _cached(self, lm: LM) -> LM:
+        return lm if self.cache is None else CachedLM(lm, self.cache)
+
+
 def execute(
-    task: Task, spec: str, strategies: list[str], seeds: list[int], out: Path, changes: dict[str, int]
+    task: Task, models: Models, strategies: list[str], seeds: list[int], out: Path, changes: dict[str, int]
 ) -> Result:
     """Runs a benchmark, with progress on the terminal, and writes its result and report into its directory."""
-    for strategy in strategies:
-        parse_strategy(strategy, ("p", "w"))
-    settings = settings_for(task.name, spec).model_copy(update=changes)
-    config = {"task": describe(task), "lm": spec, "settings": settings.model_dump(mode="json"), "versions": versions()}
+    stages = {stage for strategy in strategies for stage in parse_strategy(strategy, ("p", "w"))}
+    settings = settings_for(task.name, models.train_lm or models.lm).model_copy(update=changes)
+    config = {
+        "task": describe(task),
+        **models.identity,
+        "settings": settings.model_dump(mode="json"),
+        "versions": versions(),
+    }
     store = RunStore(out, config)
     try:
-        with console.status(f"loading {spec}"):
-            lm = load_lm(spec)
-        if not isinstance(lm, LocalLM):
-            raise ConfigError(f"{spec!r} cannot be fine-tuned here; use 'embedded' or 'hf:ID_OR_PATH'")
+        with console.status(f"loading {models.lm}"):
+            lm, trained = models.load(to_train="w" in stages)
         with progress_bars() as progress:
-            result = run(task, lm, settings, strategies, seeds, store, progress)
+            result = run(task, lm, trained, settings, strategies, seeds, store, progress)
         (out / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
         write_report(result, out)
     finally:

@@ -15,7 +15,7 @@ from benchmarks.intervals import paired_difference
 from benchmarks.result import Comparison, Result, Score, StageReport, StrategyReport
 from benchmarks.settings import Settings
 from benchmarks.task import Task
-from lmpipe import Evaluation, OptimizeResult, Session, evaluate, initial_state
+from lmpipe import LM, Evaluation, OptimizeResult, Session, evaluate, initial_state
 from lmpipe.engines.local import LocalLM
 from lmpipe.ledger import Cost, Ledger
 from lmpipe.session import Progress
@@ -44,7 +44,8 @@ class Cell:
 
 def run(
     task: Task,
-    lm: LocalLM,
+    lm: LM,
+    trained: LocalLM | None,
     settings: Settings,
     strategies: Sequence[str],
     seeds: Sequence[int],
@@ -55,7 +56,8 @@ def run(
 
     Args:
         task: Data, program and metric.
-        lm: What the program runs on, and what is tuned.
+        lm: What the program runs on.
+        trained: What trains its adapters, if any strategy does: `lm` itself, or another engine of the same model.
         settings: Of the stages.
         strategies: Strategy strings, such as ``"p -> w -> p"``.
         seeds: One run, with a split of its own, for each.
@@ -65,7 +67,11 @@ def run(
     Returns:
         The table, its stages, and the paired differences of all strategies.
     """
-    cells = [run_cell(task, lm, settings, strategy, seed, store, progress) for seed in seeds for strategy in strategies]
+    cells = [
+        run_cell(task, lm, trained, settings, strategy, seed, store, progress)
+        for seed in seeds
+        for strategy in strategies
+    ]
     return Result(
         task=task.name,
         lm=lm.name,
@@ -85,7 +91,14 @@ def versions() -> dict[str, str]:
 
 
 def run_cell(
-    task: Task, lm: LocalLM, settings: Settings, strategy: str, seed: int, store: RunStore, progress: Progress | None
+    task: Task,
+    lm: LM,
+    trained: LocalLM | None,
+    settings: Settings,
+    strategy: str,
+    seed: int,
+    store: RunStore,
+    progress: Progress | None,
 ) -> Cell:
     """Optimizes on one seed's split, and scores the outcome on its test examples."""
     program, metric = task.program(), task.metric()
@@ -93,7 +106,7 @@ def run_cell(
     session = Session(lm=lm, seed=seed, sampling=settings.sampling(), store=store, progress=progress)
     scheduler = BetterTogether(
         metric,
-        settings.optimizers(metric, lm, task.label),
+        settings.optimizers(metric, trained, task.label),
         strategy,
         prompts_from=settings.prompts_from,
         select=settings.select,

@@ -77,9 +77,9 @@ class Settings(BaseModel):
         )
         return LocalTrainer(lm, tuning)
 
-    def optimizers(self, metric: Metric, lm: LocalLM, label: str | None) -> dict[str, Optimizer]:
-        """The stages that strategies name: ``p`` searches prompts, ``w`` tunes weights."""
-        return {
+    def optimizers(self, metric: Metric, lm: LocalLM | None, label: str | None) -> dict[str, Optimizer]:
+        """The stages that strategies name: ``p`` searches prompts, ``w`` tunes weights where an LM can be trained."""
+        stages: dict[str, Optimizer] = {
             "p": BootstrapFewShotRandomSearch(
                 metric,
                 max_bootstrapped_demos=self.max_bootstrapped_demos,
@@ -88,8 +88,10 @@ class Settings(BaseModel):
                 num_train=self.num_train,
                 num_val=self.num_val,
                 stratify_by=label,
-            ),
-            "w": BootstrapFinetune(
+            )
+        }
+        if lm is not None:
+            stages["w"] = BootstrapFinetune(
                 metric,
                 self.trainer(lm),
                 rollouts_per_example=self.rollouts_per_example,
@@ -98,8 +100,8 @@ class Settings(BaseModel):
                 vary_demos=self.vary_demos,
                 deduplicate=self.deduplicate,
                 balance_by=label if self.balance else None,
-            ),
-        }
+            )
+        return stages
 
 
 _PAPER: dict[str, Settings] = {

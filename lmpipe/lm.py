@@ -101,8 +101,8 @@ class Completion:
         text: The new text.
         finish_reason: Whether it ended by itself or at a stop text, or was cut off at ``max_tokens``.
         usage: Tokens of the call.
-        logprobs: If asked for: the log-probability of each new token, in nats, in the LM's own distribution: before
-            temperature, top-k, top-p and pattern.
+        logprobs: If asked for: the log-probability of each token drawn, the one that ends the completion included, in
+            nats, in the LM's own distribution: before temperature, top-k, top-p and pattern.
     """
 
     text: str
@@ -117,7 +117,13 @@ class LM(ABC):
     `complete` returns one result for each request, in order, and never raises for a single one: a request that
     cannot be answered gives an `EngineError` in its place. If it does raise an `EngineError`, every request of that
     batch has failed. Results depend on a request alone, not on the batch, up to float rounding.
+
+    Attributes:
+        batched: Whether requests are worth collecting into batches. An LM that schedules them by itself, as a server
+            does, wants each at once, and is called from many threads.
     """
+
+    batched: bool = True
 
     @property
     @abstractmethod

@@ -3,7 +3,8 @@
 Every job runs in a thread with a context of its own and blocks at its LM calls. When all live jobs are blocked, the
 waiting calls go out as one batch, sorted by job, so what is in a batch depends neither on the number of cores nor
 on timing. A job that spends its time elsewhere (a tool, an HTTP call) is waited for only while anything else
-moves; then the others go on without it.
+moves; then the others go on without it. An LM that makes its own batches, as a server does, is asked at once, from
+the job's own thread.
 
 This is the one place that turns an exception into data: whatever ends one example becomes a trace with a failure.
 Knows nothing of signatures or prompts.
@@ -23,7 +24,7 @@ from lmpipe.data import Example, Prediction, snapshot
 from lmpipe.errors import ConfigError, EngineError, ModuleError, ParseError, SessionError
 from lmpipe.hashing import derive_seed
 from lmpipe.ledger import Cost
-from lmpipe.lm import Completion, Request
+from lmpipe.lm import LM, Completion, Request
 from lmpipe.metrics import Metric
 from lmpipe.module import Module
 from lmpipe.session import Run, Session
@@ -230,16 +231,36 @@ class _Wavefront:
         return Trace(job.example, job.state.digest, job.sample, tuple(run.steps), prediction, score, failure, message)
 
     def _call(self, number: int, role: str, request: Request) -> Completion | EngineError:
+        lm = self._session.lm_of(role)
+        return self._park(number, role, request) if lm.batched else self._ask(number, lm, request)
+
+    def _ask(self, number: int, lm: LM, request: Request) -> Completion | EngineError:
+        """Asks at once; what the LM raises ends the run."""
+        with self._moved:
+            self._begin_call(number)
+        try:
+            return lm.complete([request])[0]
+        except BaseException as error:
+            self._error = error
+            raise _Abandoned from error
+        finally:
+            self._calling.discard(number)
+
+    def _begin_call(self, number: int) -> None:
+        if self._ended:
+            raise _Abandoned
+        if number in self._calling:
+            raise ModuleError("forward() called two modules at once; examples run at once, their calls in order")
+        self._calling.add(number)
+        self._moves += 1
+
+    def _park(self, number: int, role: str, request: Request) -> Completion | EngineError:
+        """Waits with the other jobs for the next batch."""
         call = _Call(role, request)
         call.answered.acquire()
         with self._moved:
-            if self._ended:
-                raise _Abandoned
-            if number in self._calling:
-                raise ModuleError("forward() called two modules at once; examples run at once, their calls in order")
-            self._calling.add(number)
+            self._begin_call(number)
             self._waiting[number] = call
-            self._moves += 1
             self._running -= 1
             if not self._running:
                 self._moved.notify()

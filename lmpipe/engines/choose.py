@@ -31,7 +31,8 @@ class Row:
         guide: Holds it to a pattern, or none.
         virtual: How many learned positions come before the prompt.
         tokens: New token ids.
-        logprobs: Of the new tokens, in nats, if asked for.
+        drawn: How many tokens were drawn: the new ones, and the one that ended it.
+        logprobs: Of the tokens drawn, in nats, if asked for.
         finish_reason: Why it ended; none while it runs.
     """
 
@@ -41,6 +42,7 @@ class Row:
     guide: Guide | None = None
     virtual: int = 0
     tokens: list[int] = field(default_factory=list)
+    drawn: int = 0
     logprobs: list[float] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
     _noise: np.random.Generator = field(init=False, repr=False)
@@ -57,6 +59,7 @@ class Row:
         """Forgets what it has got, to begin again."""
         self.tokens.clear()
         self.logprobs.clear()
+        self.drawn = 0
         self.finish_reason = None
         self._noise = np.random.default_rng(self.seed)
         if self.guide is not None:

@@ -36,10 +36,19 @@ def load_embedded(**options: Any) -> LocalLM:
     Raises:
         ConfigError: If the package is not installed or its file is damaged.
     """
+    return LocalLM.from_pretrained(str(embedded_folder()), **{"name": NAME, **options})
+
+
+def embedded_folder() -> Path:
+    """The embedded LM as transformers saves models; made at the first call.
+
+    Raises:
+        ConfigError: If the package is not installed or its file is damaged.
+    """
     folder = cache_folder() / f"{NAME}-{_SHA256[:12]}"
     if not folder.is_dir():
         _convert(_gguf(), folder)
-    return LocalLM.from_pretrained(str(folder), **{"name": NAME, **options})
+    return folder
 
 
 def cache_folder() -> Path:

@@ -209,6 +209,7 @@ class Batch:
                 self._contexts = None
 
     def _extend(self, row: Row, token: int) -> None:
+        row.drawn += 1
         if token in self._ends:
             row.finish_reason = "stop"
             return

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lmpipe.engines.adapters import Active, AdapterPool
 from lmpipe.engines.attention import use
+from lmpipe.engines.chat import cut_at_stop, encode_chat, too_long, wrong_base
 from lmpipe.engines.choose import Row
 from lmpipe.engines.generate import Batch, Limits
 from lmpipe.engines.models import Source, bytes_per_token, check_architecture, default_memory, load_model
@@ -132,9 +133,7 @@ class LocalLM(LM):
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat up to the beginning of the next assistant message."""
-        chat = [{"role": message.role, "content": message.content} for message in messages]
-        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return self.encode_text(str(text))
+        return encode_chat(self.tokenizer, messages)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text as it stands, without special tokens added."""
@@ -152,14 +151,10 @@ class LocalLM(LM):
         return [self._completion(row) if isinstance(row, Row) else row for row in rows]
 
     def _row(self, request: Request) -> Row | EngineError:
-        if request.weights.base != self.name:
-            return EngineError(f"the request runs on {request.weights.base!r}, but this LM is {self.name!r}")
         prompt, wanted = tuple(self.encode(request.messages)), request.sampling.max_tokens
-        if len(prompt) + wanted > self.context_length:
-            return EngineError(
-                f"{len(prompt)} prompt tokens and max_tokens={wanted} do not fit the context of "
-                f"{self.context_length} tokens of {self.name}; use fewer demonstrations or a smaller max_tokens"
-            )
+        refusal = wrong_base(request, self.name) or too_long(request, len(prompt), self.context_length, self.name)
+        if refusal is not None:
+            return refusal
         needed = (len(prompt) + wanted) * self.limits.bytes_per_token
         if needed > self.limits.memory:
             return EngineError(
@@ -224,12 +219,10 @@ class LocalLM(LM):
         self.limits = replace(self.limits, rows=rows, memory=memory)
 
     def _completion(self, row: Row) -> Completion:
-        text = self._decode(row.tokens)
-        cuts = [text.index(stop) for stop in row.sampling.stop if stop in text]
         return Completion(
-            text[: min(cuts)] if cuts else text,
+            cut_at_stop(self._decode(row.tokens), row.sampling.stop),
             row.finish_reason or "length",
-            Usage(1, len(row.prompt), len(row.tokens)),
+            Usage(1, len(row.prompt), row.drawn),
             tuple(row.logprobs) if row.sampling.logprobs else None,
         )
 

@@ -55,6 +55,8 @@ class LocalTrainer(Trainer):
         if not rows:
             raise ConfigError("there are no rows to train on")
         self._check()
+        if start.adapter is not None:
+            self.lm.register_adapter(start.adapter, store.folder(start.adapter))
         encoded = [self._encode(row) for row in rows]
         checkpoints = self._checkpoints(store, rows, start, session.seed)
         with session.track("training", step_count(len(rows), self.tuning)) as advance:

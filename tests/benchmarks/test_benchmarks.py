@@ -14,18 +14,23 @@ from typing import Any
 
 import pytest
 
+from benchmarks.command import Models
 from benchmarks.intervals import paired_difference
 from benchmarks.iris import IrisTask
 from benchmarks.result import Result, Score
 from benchmarks.settings import settings_for
 from lmpipe.errors import ConfigError
+from tests.engines.openai_server import serving
 
 
 def command(tiny_folder: Path, out: Path, *more: str) -> list[str]:
-    sizes = ["--train", "6", "--val", "4", "--test", "3"]
     strategies = ["--strategy", "vanilla", "--strategy", "p", "--strategy", "p -> w"]
-    common = ["--lm", f"hf:{tiny_folder}", *strategies, "--seeds", "0,1", *sizes, "--max-tokens", "8"]
-    return [sys.executable, "-m", "benchmarks.iris", "--out", str(out), *common, *more]
+    return small(out, "--lm", f"hf:{tiny_folder}", *strategies, "--seeds", "0,1", *more)
+
+
+def small(out: Path, *options: str) -> list[str]:
+    sizes = ["--train", "6", "--val", "4", "--test", "3", "--max-tokens", "8"]
+    return [sys.executable, "-m", "benchmarks.iris", "--out", str(out), *sizes, *options]
 
 
 def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
@@ -95,12 +100,26 @@ def test_other_settings_on_the_same_directory_are_refused(finished: Path, tiny_f
         ("--seeds", "one", "must be whole numbers"),
         ("--lm", "gpt", "unknown LM 'gpt'"),
         ("--train", "500", "150 different examples, but 507 were asked for"),
+        ("--lm", "openai:m@http://127.0.0.1:9/v1", "cannot be fine-tuned here; add --train-lm with the same model"),
     ],
 )
 def test_bad_options_are_named(tiny_folder: Path, tmp_path: Path, option: str, value: str, message: str) -> None:
     run = subprocess.run(command(tiny_folder, tmp_path, option, value), capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert message in " ".join(run.stdout.split())
+
+
+def test_a_run_on_a_server_trains_a_model_of_the_same_name(tiny_folder: Path, tmp_path: Path) -> None:
+    with serving(model=str(tiny_folder)) as fake:
+        spec = f"openai:{tiny_folder}@{fake.url}"
+        options = ["--lm", spec, "--train-lm", f"hf:{tiny_folder}", "--cache", str(tmp_path / "cache.db")]
+        for out in ("first", "second"):
+            subprocess.run(small(tmp_path / out, *options, "--strategy", "w"), check=True, capture_output=True)
+        first, second = (json.loads((tmp_path / out / "result.json").read_text()) for out in ("first", "second"))
+    assert without_seconds(first) == without_seconds(second)
+    assert len(fake.bodies) == len({json.dumps(body, sort_keys=True) for body in fake.bodies})
+    with pytest.raises(ConfigError, match="serve the model by that name"):
+        Models("openai:m@http://127.0.0.1:9/v1", f"hf:{tiny_folder}").load(to_train=True)
 
 
 def test_iris_is_split_into_disjoint_stratified_parts() -> None:

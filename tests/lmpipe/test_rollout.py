@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -216,6 +217,44 @@ def test_a_job_that_spends_its_time_elsewhere_does_not_hold_up_the_others() -> N
     rollout(program, [Job(state, Example({"question": name})) for name in ("slow", "a", "b")], session)
     assert max(done["a"], done["b"]) < done["slow"]
     assert len(done) == 3
+
+
+class Queue(LM):
+    """An engine that schedules requests by itself; it answers the first question only after a second one."""
+
+    batched = False
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.second = threading.Event()
+
+    @property
+    def name(self) -> str:
+        return "queue"
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
+        if self.error:
+            raise self.error
+        assert len(requests) == 1
+        asked = requests[0].messages[-1].content
+        if "query: " in asked:
+            self.second.set()
+        elif asked == "question: 2":
+            assert self.second.wait(timeout=60)
+        return [Completion(script(requests[0]))]
+
+    def register_adapter(self, adapter: str, folder: Path) -> None:
+        return
+
+
+def test_an_engine_that_batches_by_itself_is_asked_at_once() -> None:
+    assert texts(run(Queue())) == texts(run(ScriptedLM(script, name="queue")))
+
+
+@pytest.mark.parametrize("error", [EngineError("connection refused"), ValueError("a bug of the engine")])
+def test_what_such_an_engine_raises_ends_the_run(error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        run(Queue(error))
 
 
 def test_a_predictor_can_override_the_sampling_of_the_session() -> None:

@@ -1,0 +1,129 @@
+"""A cache of completions on disk, around any LM.
+
+One SQLite file in WAL mode: processes share it, and a kill leaves it whole. An answer is found by everything that
+decides it: the LM's name and the whole request. Knows nothing of how answers come about; two LMs that answer
+differently under one name need two files.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from threading import Lock
+from typing import final
+
+from filelock import FileLock
+
+from lmpipe.engines.inflight import InFlight
+from lmpipe.errors import CorruptBlob, EngineError, StoreError
+from lmpipe.hashing import canonical_json, digest, digest_bytes
+from lmpipe.lm import LM, Completion, Request, Usage
+
+_PATIENCE = 60.0  # seconds to wait while another process writes
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL, sum TEXT NOT NULL) WITHOUT ROWID"
+)
+
+
+@final
+class CachedLM(LM):
+    """An LM whose completions are kept; errors are not.
+
+    A recalled completion carries the usage that it had, so a ledger counts the same either way.
+
+    Args:
+        lm: What answers new requests.
+        path: The cache file; made if absent.
+
+    Raises:
+        StoreError: If the file cannot be opened.
+        CorruptBlob: If it is damaged or no cache.
+    """
+
+    def __init__(self, lm: LM, path: str | Path) -> None:
+        self.lm = lm
+        self.path = Path(path)
+        self.batched = lm.batched
+        self._lock = Lock()
+        self._in_flight = InFlight()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _explained(self.path):
+            self._file = sqlite3.connect(self.path, timeout=_PATIENCE, check_same_thread=False, isolation_level=None)
+        # to change the mode SQLite needs the file alone, and does not wait for it
+        with FileLock(f"{self.path}.lock"), self._open() as file:
+            file.execute("PRAGMA journal_mode=WAL")
+            file.execute("PRAGMA synchronous=NORMAL")
+            file.execute(_TABLE)
+
+    @property
+    def name(self) -> str:
+        return self.lm.name
+
+    def close(self) -> None:
+        """Closes the file; the LM stays open."""
+        with self._lock:
+            self._file.close()
+
+    def register_adapter(self, adapter: str, folder: Path) -> None:
+        self.lm.register_adapter(adapter, folder)
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
+        return self._in_flight.answer(requests, self._answer)
+
+    def _answer(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
+        keys = [digest([self.name, asdict(request)]) for request in requests]
+        known = self._recall(keys)
+        missing = [number for number, key in enumerate(keys) if key not in known]
+        if not missing:
+            return [known[key] for key in keys]
+        fresh = dict(zip(missing, self.lm.complete([requests[number] for number in missing]), strict=True))
+        self._keep({keys[number]: made for number, made in fresh.items() if isinstance(made, Completion)})
+        return [known[key] if key in known else fresh[number] for number, key in enumerate(keys)]
+
+    def _recall(self, keys: Sequence[str]) -> dict[str, Completion]:
+        found = {}
+        with self._open() as file:
+            for key in keys:
+                row = file.execute("SELECT answer, sum FROM answers WHERE key = ?", (key,)).fetchone()
+                if row is not None:
+                    found[key] = self._read(*row)
+        return found
+
+    def _keep(self, answers: Mapping[str, Completion]) -> None:
+        rows = [(key, text := canonical_json(asdict(made)), _sum(text)) for key, made in answers.items()]
+        with self._open() as file, file:
+            file.execute("BEGIN IMMEDIATE")
+            file.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", rows)
+
+    def _read(self, text: str, checksum: str) -> Completion:
+        if _sum(text) != checksum:
+            raise sqlite3.DatabaseError("an answer does not match its checksum")
+        fields = json.loads(text)
+        logprobs = fields.pop("logprobs")
+        usage = Usage(**fields.pop("usage"))
+        return Completion(**fields, usage=usage, logprobs=None if logprobs is None else tuple(logprobs))
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """The file, for one thread at a time."""
+        with self._lock, _explained(self.path):
+            yield self._file
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Names the file in what SQLite complains of."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise StoreError(f"the completion cache {path} cannot be used: {error}; choose another path") from error
+    except sqlite3.DatabaseError as error:
+        raise CorruptBlob(f"{path} is damaged or no completion cache ({error}); delete it or restore it") from error
+
+
+def _sum(text: str) -> str:
+    return digest_bytes(text.encode())

@@ -1,0 +1,22 @@
+"""A server that speaks as vLLM does, and an LM on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from lmpipe.engines.server import ServerLM
+from tests.engines.openai_server import FakeServer, client, serving
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with serving() as fake:
+        yield fake
+
+
+@pytest.fixture
+def lm(server: FakeServer) -> Iterator[ServerLM]:
+    with client(server.url) as made:
+        yield made

@@ -1,0 +1,200 @@
+"""The completion cache: nothing is asked twice, nothing is mixed up, and damage is named."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmpipe import LM, Completion, EngineError, Request, Sampling, ScriptedLM, WeightState
+from lmpipe.engines import load_lm
+from lmpipe.engines.cached import CachedLM
+from lmpipe.errors import ConfigError, CorruptBlob, StoreError
+from lmpipe.lm import Message, Usage
+
+
+def request(text: str = "hi", seed: int = 0) -> Request:
+    return Request((Message("user", text),), Sampling(), WeightState(base="scripted"), seed)
+
+
+def echo(request: Request) -> str:
+    return f"{request.messages[-1].content} {request.seed}"
+
+
+@contextmanager
+def cached(path: Path, lm: LM) -> Iterator[CachedLM]:
+    made = CachedLM(lm, path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_a_request_is_asked_once_whoever_asks(tmp_path: Path) -> None:
+    first, second = ScriptedLM(echo), ScriptedLM(echo)
+    with cached(tmp_path / "new" / "cache.db", first) as lm:
+        answers = lm.complete([request("a"), request("b"), request("a")])
+        assert lm.complete([request("b"), request("a"), request("c")])[:2] == [answers[1], answers[0]]
+    assert [asked.messages[-1].content for asked in first.requests] == ["a", "b", "c"]
+    with cached(tmp_path / "new" / "cache.db", second) as lm:
+        assert lm.complete([request("a"), request("b"), request("a")]) == answers
+    assert not second.requests
+
+
+def test_all_of_a_completion_is_kept(tmp_path: Path) -> None:
+    whole = Completion("Π\n\x00", "length", Usage(1, 20, 3), (-0.1, float("-inf"), -1e-9))
+    for _ in range(2):
+        with cached(tmp_path / "cache.db", Constant(whole)) as lm:
+            assert lm.complete([request()]) == [whole]
+            assert (lm.name, lm.batched) == ("constant", True)
+
+
+class Constant(LM):
+    """Gives one answer, once."""
+
+    def __init__(self, answer: Completion) -> None:
+        self.answer = answer
+
+    @property
+    def name(self) -> str:
+        return "constant"
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
+        return [self.answer for _ in requests]
+
+    def register_adapter(self, adapter: str, folder: Path) -> None:
+        return
+
+
+def test_errors_are_not_kept(tmp_path: Path) -> None:
+    def fails(request: Request) -> str:
+        raise EngineError("too long")
+
+    with cached(tmp_path / "cache.db", ScriptedLM(fails)) as lm:
+        assert "too long" in str(lm.complete([request()])[0])
+    with cached(tmp_path / "cache.db", ScriptedLM(echo)) as lm:
+        assert isinstance(lm.complete([request()])[0], Completion)
+
+
+def test_equal_requests_of_many_threads_are_asked_once(tmp_path: Path) -> None:
+    arrived, inner = threading.Barrier(8), ScriptedLM(echo)
+    with cached(tmp_path / "cache.db", inner) as lm:
+
+        def ask() -> None:
+            arrived.wait()
+            lm.complete([request(str(n)) for n in range(20)])
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(inner.requests) == 20
+
+
+def _fill(path: Path, first: int) -> None:
+    with cached(path, ScriptedLM(echo)) as lm:
+        for number in range(first, first + 30):
+            lm.complete([request(str(number))])
+
+
+def test_processes_share_a_cache(tmp_path: Path) -> None:
+    path = tmp_path / "cache.db"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_fill, args=(path, first)) for first in (0, 15)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    inner = ScriptedLM(echo)
+    with cached(path, inner) as lm:
+        assert lm.complete([request("44")]) == [Completion("44 0", usage=Usage(1, 1, 2))]
+    assert not inner.requests
+
+
+def damage_bytes(path: Path) -> None:
+    path.write_bytes(b"no database" * 1000)
+
+
+def damage_answer(path: Path) -> None:
+    with sqlite3.connect(path) as file:
+        file.execute("UPDATE answers SET answer = replace(answer, 'hi', 'ho')")
+    file.close()
+
+
+@pytest.mark.parametrize("damage", [damage_bytes, damage_answer])
+def test_a_damaged_cache_is_named(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    path = tmp_path / "cache.db"
+    with cached(path, ScriptedLM(echo)) as lm:
+        lm.complete([request()])
+    damage(path)
+    with pytest.raises(CorruptBlob, match=r"cache\.db is damaged or no completion cache .*; delete it"):
+        read(path)
+
+
+def read(path: Path) -> None:
+    with cached(path, ScriptedLM(echo)) as lm:
+        lm.complete([request()])
+
+
+def test_a_cache_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=f"{tmp_path} cannot be used: unable to open"):
+        CachedLM(ScriptedLM(echo), tmp_path)
+
+
+WEIGHTS = st.builds(WeightState, base=st.sampled_from(["a", "b"]), adapter=st.none() | st.sampled_from(["c", "d"]))
+SAMPLING = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.5]),
+    top_p=st.sampled_from([1.0, 0.5]),
+    max_tokens=st.integers(1, 2),
+    stop=st.sampled_from([(), ("a",), ("a", "b"), ("ab",)]),
+    top_k=st.none() | st.integers(1, 2),
+    logprobs=st.booleans(),
+)
+MESSAGES = st.lists(
+    st.builds(Message, st.sampled_from(["user", "assistant"]), st.text(alphabet="ab\n", max_size=2)), max_size=3
+).map(tuple)
+REQUESTS = st.builds(
+    Request, MESSAGES, SAMPLING, WEIGHTS, seed=st.integers(0, 2), pattern=st.none() | st.sampled_from(["", "a"])
+)
+
+
+@settings(deadline=None)
+@given(st.lists(REQUESTS, max_size=8))
+def test_requests_share_an_answer_exactly_if_they_are_equal(
+    tmp_path_factory: pytest.TempPathFactory, requests: list[Request]
+) -> None:
+    inner = ScriptedLM(repr)
+    with cached(tmp_path_factory.mktemp("cache") / "cache.db", inner) as lm:
+        for asked in [*requests, *(replace(asked) for asked in requests)]:
+            answer = lm.complete([asked])[0]
+            assert isinstance(answer, Completion)
+            assert answer.text == repr(asked)
+    assert inner.requests == list(dict.fromkeys(requests))
+
+
+def test_the_name_of_the_lm_is_part_of_the_key(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with cached(tmp_path / "cache.db", ScriptedLM(lambda _, name=name: name, name)) as lm:  # type: ignore[misc]
+            answer = lm.complete([request()])[0]
+            assert isinstance(answer, Completion)
+            assert answer.text == name
+
+
+def test_adapters_go_through_and_any_lm_can_be_loaded_with_a_cache(tmp_path: Path) -> None:
+    inner = ScriptedLM(echo)
+    with cached(tmp_path / "cache.db", inner) as lm:
+        lm.register_adapter("d", tmp_path)
+    assert inner.adapters == {"d": tmp_path}
+    with pytest.raises(ConfigError, match="unknown LM 'gpt'"):
+        load_lm("gpt", cache=tmp_path / "cache.db")

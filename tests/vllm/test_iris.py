@@ -1,0 +1,32 @@
+"""A whole run Π → Θ → Π on a vLLM server: it generates, the local engine trains, the adapter moves over at run time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from lmpipe.engines.embedded import NAME
+
+SIZES = ["--train", "40", "--val", "12", "--test", "50", "--strategy", "p", "--strategy", "p -> w -> p"]
+
+
+def scores(out: Path, *options: str) -> list[float]:
+    """Test scores of both strategies."""
+    command = [sys.executable, "-m", "benchmarks.iris", "--out", str(out), *SIZES, *options]
+    subprocess.run(command, check=True, capture_output=True)
+    return [row["test"]["mean"] for row in json.loads((out / "result.json").read_text())["strategies"]]
+
+
+def test_a_run_on_a_server_learns_as_one_in_this_process(
+    url: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    served = scores(tmp_path / "server", "--lm", f"openai:{NAME}@{url}", "--train-lm", "embedded")
+    local = scores(tmp_path / "local", "--lm", "embedded")
+    record_property("Iris, p and p -> w -> p, on the server", served)
+    record_property("Iris, p and p -> w -> p, in this process", local)
+    for prompts, alternated in (served, local):
+        assert alternated > prompts + 0.15
+    assert abs(served[1] - local[1]) < 0.2
