@@ -104,10 +104,6 @@ class PrefixCache:
         """Forgets everything."""
         self._roots.clear()
 
-    def forget(self, weights: str) -> None:
-        """Drops the tree of some weights."""
-        self._roots.pop(weights, None)
-
     def plant(self, weights: str, keys_values: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> int:
         """Lets all prompts of some weights go on from learned keys and values, which take the first positions.
 
