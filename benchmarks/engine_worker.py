@@ -18,13 +18,13 @@ import torch
 
 from benchmarks.workload import Workload, generation_flops, make_workload, training_flops
 from lmpipe import RunStore, Sampling, Session, WeightState
-from lmpipe.engines.choose import Row
 from lmpipe.engines.embedded import load_embedded
-from lmpipe.engines.fit import fit, seeded
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.local_trainer import LocalTrainer
-from lmpipe.engines.training_layout import EncodedRow
-from lmpipe.engines.tuning import Tuning
+from lmpipe.engines.local.choose import Row
+from lmpipe.engines.training.fit import fit, seeded
+from lmpipe.engines.training.layout import EncodedRow
+from lmpipe.engines.training.trainer import LocalTrainer
+from lmpipe.engines.training.tuning import Tuning
 from lmpipe.lm import Message
 from lmpipe.trainer import TrainingRow
 

@@ -1,7 +1,7 @@
 """Checks for a machine with a CUDA GPU, in one command: ``python -m benchmarks.gpu [--model ID_OR_PATH] [--json]``.
 
-What docs/gpu.md lists: greedy agreement with transformers, generation in bfloat16 against vLLM, a QLoRA step on a base in
-4 bits, and the memory budget.
+What docs/gpu.md lists: greedy agreement with transformers, generation in bfloat16 against vLLM, QLoRA on a base in 4
+bits, and the memory budget.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from benchmarks.figures import Figure, show
 from benchmarks.workload import Workload, make_workload
 from lmpipe import RunStore, Session, WeightState
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.local_trainer import LocalTrainer
-from lmpipe.engines.tuning import Tuning
+from lmpipe.engines.training import LocalTrainer, Tuning
 from lmpipe.lm import Message
 from lmpipe.trainer import TrainingRow
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from lmpipe import Metric, Optimizer, Sampling, Trainer
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.local_trainer import LocalTrainer
-from lmpipe.engines.tuning import Method, Tuning
+from lmpipe.engines.training.trainer import LocalTrainer
+from lmpipe.engines.training.tuning import Method, Tuning
 from optimizers import BootstrapFewShotRandomSearch, BootstrapFinetune
 
 

@@ -1,6 +1,6 @@
 """The trainer protocol: rows in, an adapter in the run store out.
 
-Knows nothing of where rows come from, or of how an engine trains; `lmpipe.engines.local_trainer` implements it.
+Knows nothing of where rows come from, or of how an engine trains; `lmpipe.engines.training.trainer` implements it.
 """
 
 from __future__ import annotations

@@ -26,8 +26,7 @@ def scripted_run(store: RunStore) -> str:
 
 def real_run(store: RunStore, model: str) -> str:
     from lmpipe.engines.local import LocalLM
-    from lmpipe.engines.local_trainer import LocalTrainer
-    from lmpipe.engines.tuning import Tuning
+    from lmpipe.engines.training import LocalTrainer, Tuning
 
     lm = LocalLM.from_pretrained(model, name="tiny")
     tuning = Tuning(learning_rate=0.01, epochs=40, checkpoint_steps=5, batch_size=4, dropout=0.1)

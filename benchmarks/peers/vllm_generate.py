@@ -24,7 +24,15 @@ def main(folder: str, workload: str, dtype: str) -> None:
     prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in work["prompts"]]
     answers = engine.generate(prompts, sampling, use_tqdm=False)
     seconds, wall = process_time() - started, perf_counter() - clock
-    print(json.dumps({"cpu_seconds": seconds, "seconds": wall, "tokens": [list(answer.outputs[0].token_ids) for answer in answers]}))
+    print(
+        json.dumps(
+            {
+                "cpu_seconds": seconds,
+                "seconds": wall,
+                "tokens": [list(answer.outputs[0].token_ids) for answer in answers],
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

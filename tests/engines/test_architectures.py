@@ -19,8 +19,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from lmpipe.engines.choose import Row
 from lmpipe.engines.local import LocalLM
+from lmpipe.engines.local.choose import Row
 from lmpipe.errors import ConfigError
 from lmpipe.lm import Sampling
 

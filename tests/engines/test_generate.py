@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmpipe import Completion, EngineError, Request, Sampling, WeightState
-from lmpipe.engines.choose import Row
 from lmpipe.engines.local import LocalLM
+from lmpipe.engines.local.choose import Row
 from lmpipe.lm import Message
 
 

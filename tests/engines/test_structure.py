@@ -24,7 +24,7 @@ from lmpipe import (
 )
 from lmpipe.engines import load_lm
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.structure import token_bytes
+from lmpipe.engines.local.structure import token_bytes
 from lmpipe.lm import Message
 from lmpipe.signature import Field, Signature
 

@@ -19,9 +19,9 @@ import pytest
 from lmpipe import LM, RunStore, Session, WeightState
 from lmpipe.engines.embedded import NAME, load_embedded
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.local_trainer import LocalTrainer
 from lmpipe.engines.server import ServerLM
-from lmpipe.engines.tuning import Tuning
+from lmpipe.engines.training.trainer import LocalTrainer
+from lmpipe.engines.training.tuning import Tuning
 from lmpipe.engines.vllm import VllmLM
 from lmpipe.lm import Message
 from lmpipe.trainer import TrainingRow

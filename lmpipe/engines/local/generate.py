@@ -13,9 +13,10 @@ from typing import Any, final
 
 import torch
 
-from lmpipe.engines.choose import Row, choose
-from lmpipe.engines.layouts import Decode, Piece, Prefill, Slots
-from lmpipe.engines.prefixes import Node, PrefixCache
+from lmpipe.engines.local.choose import Row, choose
+from lmpipe.engines.local.layouts import Decode, Piece, Prefill
+from lmpipe.engines.local.prefixes import Node, PrefixCache
+from lmpipe.engines.local.slots import Slots
 
 _PREFILL_TOKENS = 4096  # most new prompt tokens of a pass, unless one row has more
 

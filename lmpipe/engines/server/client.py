@@ -20,9 +20,9 @@ from openai.types import Completion as TextAnswer
 from openai.types.chat import ChatCompletion as ChatAnswer
 
 from lmpipe.engines.chat import cut_at_stop, encode_chat, wrong_base
-from lmpipe.engines.dialects import DIALECTS, Dialect, DialectName, detect
-from lmpipe.engines.endpoints import Endpoint, Endpoints
 from lmpipe.engines.inflight import InFlight
+from lmpipe.engines.server.dialects import DIALECTS, Dialect, DialectName, detect
+from lmpipe.engines.server.endpoints import Endpoint, Endpoints
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Request, Usage
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, final
 
 from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAI, Timeout
 
-from lmpipe.engines.dialects import Dialect
+from lmpipe.engines.server.dialects import Dialect
 from lmpipe.errors import ConfigError, EngineError
 
 T = TypeVar("T")

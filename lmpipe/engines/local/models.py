@@ -13,8 +13,9 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
-from lmpipe.engines.layouts import Piece, Prefill, Slots
-from lmpipe.engines.prefixes import Node
+from lmpipe.engines.local.layouts import Piece, Prefill
+from lmpipe.engines.local.prefixes import Node
+from lmpipe.engines.local.slots import Slots
 from lmpipe.errors import ConfigError
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}

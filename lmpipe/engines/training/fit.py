@@ -24,9 +24,9 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HFTrainer
 
-from lmpipe.engines.adapters import in_place_of, learned_prefix, quiet
-from lmpipe.engines.training_layout import EncodedRow, collate
-from lmpipe.engines.tuning import Tuning
+from lmpipe.engines.local.adapters import in_place_of, learned_prefix, quiet
+from lmpipe.engines.training.layout import EncodedRow, collate
+from lmpipe.engines.training.tuning import Tuning
 from lmpipe.hashing import derive_seed, digest_bytes
 from lmpipe.splits import stratified
 

@@ -13,7 +13,7 @@ from typing import Literal, final
 import numpy as np
 import torch
 
-from lmpipe.engines.structure import Guide
+from lmpipe.engines.local.structure import Guide
 from lmpipe.lm import Sampling
 
 _LIKELIEST = 256  # most draws need no more tokens in order

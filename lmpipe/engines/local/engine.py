@@ -1,4 +1,4 @@
-"""The local engine: a transformers causal LM in this process.
+"""The local engine as an LM: requests in, completions out.
 
 Turns requests into rows of tokens, groups them by weights, and switches adapters on the resident base. Knows nothing
 of programs. The decoding loop is in `generate`, shared prefixes are in `prefixes`, attention is in `attention` and
@@ -17,14 +17,14 @@ from typing import Any, Literal, final
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lmpipe.engines.adapters import Active, AdapterPool
-from lmpipe.engines.attention import use
 from lmpipe.engines.chat import cut_at_stop, encode_chat, too_long, wrong_base
-from lmpipe.engines.choose import Row
-from lmpipe.engines.generate import Batch, Limits
-from lmpipe.engines.models import Source, bytes_per_token, check_architecture, default_memory, load_model
-from lmpipe.engines.prefixes import PrefixCache
-from lmpipe.engines.structure import Automaton, Guide, token_bytes
+from lmpipe.engines.local.adapters import Active, AdapterPool
+from lmpipe.engines.local.attention import use
+from lmpipe.engines.local.choose import Row
+from lmpipe.engines.local.generate import Batch, Limits
+from lmpipe.engines.local.models import Source, bytes_per_token, check_architecture, default_memory, load_model
+from lmpipe.engines.local.prefixes import PrefixCache
+from lmpipe.engines.local.structure import Automaton, Guide, token_bytes
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Message, Request, Usage
 

@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from lmpipe import Completion, ProgramState, Request, RunStore, Sampling, Session, WeightState
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.local_trainer import LocalTrainer
-from lmpipe.engines.tuning import Tuning
+from lmpipe.engines.training import LocalTrainer, Tuning
 from lmpipe.errors import ConfigError, EngineError, SessionError
 from lmpipe.lm import Message
 from lmpipe.trainer import TrainingRow

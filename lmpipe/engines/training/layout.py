@@ -11,8 +11,8 @@ from typing import Any, final
 
 import torch
 
-from lmpipe.engines.attention import Layout, Options, attend_whole
-from lmpipe.engines.layouts import buckets
+from lmpipe.engines.local.attention import Layout, Options, attend_whole
+from lmpipe.engines.local.layouts import buckets
 
 KeyValues = Sequence[tuple[torch.Tensor, torch.Tensor]]
 

@@ -1,4 +1,4 @@
-"""A training job as files, for launchers that start several processes: ``torchrun -m lmpipe.engines.job FOLDER``.
+"""A training job as files, for launchers of several processes: ``LAUNCHER -m lmpipe.engines.training.job FOLDER``.
 
 FOLDER/job.json holds all that decides the result; FOLDER/result receives the tuned weights, FOLDER/losses.json the
 losses, FOLDER/log.txt what the processes print. Knows nothing of requests or stores.
@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import final
 
-from lmpipe.engines.adapters import AdapterPool, save
-from lmpipe.engines.attention import use
-from lmpipe.engines.fit import LossCurve, fit, seeded
-from lmpipe.engines.models import Source, load_model
-from lmpipe.engines.training_layout import EncodedRow
-from lmpipe.engines.tuning import Tuning
+from lmpipe.engines.local.adapters import AdapterPool, save
+from lmpipe.engines.local.attention import use
+from lmpipe.engines.local.models import Source, load_model
+from lmpipe.engines.training.fit import LossCurve, fit, seeded
+from lmpipe.engines.training.layout import EncodedRow
+from lmpipe.engines.training.tuning import Tuning
 from lmpipe.errors import ConfigError, EngineError
 
 _POLL = 0.2  # seconds between looks at the launched processes

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
-from lmpipe.engines.adapters import save
-from lmpipe.engines.fit import LossCurve, fit, seeded, step_count
-from lmpipe.engines.job import Job, launch
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.models import Source
-from lmpipe.engines.training_layout import EncodedRow
-from lmpipe.engines.tuning import Tuning
+from lmpipe.engines.local.adapters import save
+from lmpipe.engines.local.models import Source
+from lmpipe.engines.training.fit import LossCurve, fit, seeded, step_count
+from lmpipe.engines.training.job import Job, launch
+from lmpipe.engines.training.layout import EncodedRow
+from lmpipe.engines.training.tuning import Tuning
 from lmpipe.errors import ConfigError, SessionError
 from lmpipe.hashing import describe, digest
 from lmpipe.ledger import Cost

@@ -1,0 +1,5 @@
+"""The engine for OpenAI-compatible servers."""
+
+from lmpipe.engines.server.client import ServerLM
+
+__all__ = ["ServerLM"]
