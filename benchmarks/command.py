@@ -58,10 +58,11 @@ def main(task: Task) -> None:
         val: Annotated[int | None, typer.Option(help="Validation examples.")] = None,
         test: Annotated[int | None, typer.Option(help="Test examples.")] = None,
         max_tokens: Annotated[int | None, typer.Option(help="Most new tokens of an LM call.")] = None,
+        structured: Annotated[bool | None, typer.Option(help="Hold completions to the form that can be read.")] = None,
     ) -> None:
         logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=console)], format="%(message)s")
         strategies = strategy or ["vanilla", "p", "w", "p -> w -> p"]
-        changes = {"train": train, "val": val, "test": test, "max_tokens": max_tokens}
+        changes = {"train": train, "val": val, "test": test, "max_tokens": max_tokens, "structured": structured}
         try:
             result = execute(
                 task,

@@ -21,10 +21,9 @@ from lmpipe import RunStore, Sampling, Session, WeightState
 from lmpipe.engines.embedded import load_embedded
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.choose import Row
+from lmpipe.engines.training import LocalTrainer, Tuning
 from lmpipe.engines.training.fit import fit, seeded
 from lmpipe.engines.training.layout import EncodedRow
-from lmpipe.engines.training.trainer import LocalTrainer
-from lmpipe.engines.training.tuning import Tuning
 from lmpipe.lm import Message
 from lmpipe.trainer import TrainingRow
 

@@ -103,7 +103,14 @@ def run_cell(
     """Optimizes on one seed's split, and scores the outcome on its test examples."""
     program, metric = task.program(), task.metric()
     split = task.split(settings.train, settings.val, settings.test, seed)
-    session = Session(lm=lm, seed=seed, sampling=settings.sampling(), store=store, progress=progress)
+    session = Session(
+        lm=lm,
+        seed=seed,
+        sampling=settings.sampling(),
+        structured=settings.structured,
+        store=store,
+        progress=progress,
+    )
     scheduler = BetterTogether(
         metric,
         settings.optimizers(metric, trained, task.label),

@@ -9,10 +9,9 @@ from typing import Literal, final
 
 from pydantic import BaseModel, ConfigDict
 
-from lmpipe import Metric, Optimizer, Sampling, Trainer
+from lmpipe import Metric, Optimizer, Sampling
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.training.trainer import LocalTrainer
-from lmpipe.engines.training.tuning import Method, Tuning
+from lmpipe.engines.training import LocalTrainer, Tuning
 from optimizers import BootstrapFewShotRandomSearch, BootstrapFinetune
 
 
@@ -29,6 +28,7 @@ class Settings(BaseModel):
     temperature: float = 0.1
     top_p: float = 0.97
     max_tokens: int = 1024
+    structured: bool = False
 
     num_candidate_programs: int = 6
     max_bootstrapped_demos: int = 3
@@ -43,16 +43,7 @@ class Settings(BaseModel):
     balance: bool = False
     deduplicate: bool = False
 
-    method: Method = "lora"
-    rank: int = 32
-    alpha: int = 64
-    target_modules: str | tuple[str, ...] = ("q_proj", "k_proj")
-    learning_rate: float = 1e-5
-    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "linear"
-    warmup_steps: int = 0
-    beta2: float = 0.999
-    epochs: int = 5
-    batch_size: int = 8
+    tuning: Tuning = Tuning()
 
     prompts_from: Literal["original", "current"] = "original"
     select: Literal["last", "best"] = "last"
@@ -60,22 +51,6 @@ class Settings(BaseModel):
     def sampling(self) -> Sampling:
         """How completions are drawn outside of bootstrapping."""
         return Sampling(self.temperature, self.top_p, self.max_tokens)
-
-    def trainer(self, lm: LocalLM) -> Trainer:
-        """What turns rows into weights."""
-        tuning = Tuning(
-            method=self.method,
-            rank=self.rank,
-            alpha=self.alpha,
-            target_modules=self.target_modules,
-            learning_rate=self.learning_rate,
-            schedule=self.schedule,
-            warmup_steps=self.warmup_steps,
-            beta2=self.beta2,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-        )
-        return LocalTrainer(lm, tuning)
 
     def optimizers(self, metric: Metric, lm: LocalLM | None, label: str | None) -> dict[str, Optimizer]:
         """The stages that strategies name: ``p`` searches prompts, ``w`` tunes weights where an LM can be trained."""
@@ -93,7 +68,7 @@ class Settings(BaseModel):
         if lm is not None:
             stages["w"] = BootstrapFinetune(
                 metric,
-                self.trainer(lm),
+                LocalTrainer(lm, self.tuning),
                 rollouts_per_example=self.rollouts_per_example,
                 max_rollouts_per_example=self.max_rollouts_per_example,
                 temperature=self.rollout_temperature,
@@ -121,14 +96,16 @@ _EMBEDDED: dict[str, dict[str, object]] = {
         "vary_demos": True,
         "balance": True,
         "deduplicate": True,
-        "rank": 16,
-        "alpha": 32,
-        "target_modules": "all-linear",
-        "learning_rate": 1e-3,
-        "warmup_steps": 6,
-        "beta2": 0.95,
-        "epochs": 7,
-        "batch_size": 6,
+        "tuning": Tuning(
+            rank=16,
+            alpha=32,
+            target_modules="all-linear",
+            learning_rate=1e-3,
+            warmup_steps=6,
+            beta2=0.95,
+            epochs=7,
+            batch_size=6,
+        ),
     },
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal, final
@@ -11,12 +12,25 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from lmpipe import Completion, ProgramState, Request, RunStore, Sampling, Session, WeightState
+from lmpipe import (
+    Completion,
+    Example,
+    Predict,
+    Prediction,
+    ProgramState,
+    Request,
+    RunStore,
+    Sampling,
+    Session,
+    WeightState,
+    initial_state,
+)
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.training import LocalTrainer, Tuning
 from lmpipe.errors import ConfigError, EngineError, SessionError
 from lmpipe.lm import Message
 from lmpipe.trainer import TrainingRow
+from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
 from tests.tiny import tiny_llama
 
 BASE = WeightState(base="tiny")
@@ -269,3 +283,26 @@ def test_what_cannot_be_trained_is_said_beforehand(tiny_lm: LocalLM, store: RunS
         EngineError, match=r"(?s)the training that torchrun launched ended with 2.*unrecognized arguments: --nonsense"
     ):
         LocalTrainer(tiny_lm, Tuning(), launcher=("torchrun", "--nonsense")).train(ROWS, BASE, session)
+
+
+def test_the_base_is_loaded_once(tmp_path: Path, store: RunStore) -> None:
+    """Its files may be gone while prompts are searched, weights tuned, and prompts searched again."""
+    folder = tiny_llama(tmp_path / "model")
+    lm = LocalLM.from_pretrained(str(folder), name="tiny")
+    shutil.rmtree(folder)
+    program = Predict("letter -> answer")
+    stages = {
+        "p": BootstrapFewShotRandomSearch(answered, num_candidate_programs=1),
+        "w": BootstrapFinetune(answered, LocalTrainer(lm, Tuning(epochs=2)), temperature=1.0),
+    }
+    examples = [Example({"letter": letter}, {"answer": letter}) for letter in "abcdef"]
+    session = Session(lm=lm, store=store, sampling=Sampling(max_tokens=4))
+    scheduler = BetterTogether(answered, stages, "p -> w -> p")
+    result = scheduler.optimize(program, initial_state(program, session), examples[:4], examples[4:], session)
+    assert [stage.result.status for stage in result.stages] == ["done"] * 3
+    assert result.state.weights["lm"].adapter is not None
+
+
+def answered(example: Example, prediction: Prediction) -> float:
+    """Any answer counts."""
+    return 1.0

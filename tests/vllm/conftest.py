@@ -20,8 +20,7 @@ from lmpipe import LM, RunStore, Session, WeightState
 from lmpipe.engines.embedded import NAME, load_embedded
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.server import ServerLM
-from lmpipe.engines.training.trainer import LocalTrainer
-from lmpipe.engines.training.tuning import Tuning
+from lmpipe.engines.training import LocalTrainer, Tuning
 from lmpipe.engines.vllm import VllmLM
 from lmpipe.lm import Message
 from lmpipe.trainer import TrainingRow
