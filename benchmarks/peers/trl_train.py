@@ -18,7 +18,7 @@ def main(folder: str, workload: str) -> None:
     """Prints CPU seconds, tokens and the losses of the steps."""
     work = json.loads(Path(workload).read_text())
     rows = [
-        {"input_ids": row, "completion_mask": [0] * (len(row) - trained) + [1] * trained}
+        {"input_ids": row, "labels": [-100] * (len(row) - trained) + row[-trained:]}
         for row, trained in zip(work["rows"], work["trained"], strict=True)
     ]
     with tempfile.TemporaryDirectory() as out:
@@ -32,7 +32,6 @@ def main(folder: str, workload: str) -> None:
                 bf16=True,
                 use_cpu=True,
                 gradient_checkpointing=False,
-                completion_only_loss=True,
                 max_length=None,
                 logging_steps=1,
                 save_strategy="no",

@@ -23,6 +23,7 @@ from lmpipe.engines.local.attention import use
 from lmpipe.engines.local.choose import Row
 from lmpipe.engines.local.generate import Batch, Limits
 from lmpipe.engines.local.models import Source, bytes_per_token, check_architecture, default_memory, load_model
+from lmpipe.engines.local.packed import PackedProducts
 from lmpipe.engines.local.prefixes import PrefixCache
 from lmpipe.engines.local.structure import Automaton, Guide, token_bytes
 from lmpipe.errors import ConfigError, EngineError
@@ -71,6 +72,7 @@ class LocalLM(LM):
         use(model)
         rows = max_rows or (64 if model.device.type == "cpu" else 256)
         self.limits = Limits(rows, memory or default_memory(model.device), bytes_per_token(model, name))
+        self._products = PackedProducts(model)
         self._prefixes = PrefixCache(self.limits.bytes_per_token)
         ends = [tokenizer.eos_token_id, *_listed(model.generation_config.eos_token_id)]
         self._ends = frozenset(token for token in ends if token is not None)
@@ -192,7 +194,7 @@ class LocalLM(LM):
             rows: Prompts; each fits the context and the memory. They are filled in place.
             adapter: Digest of a registered adapter, or none for the base.
         """
-        with self.adapters.active(adapter) as active:
+        with self.adapters.active(adapter) as active, self._products:
             while waiting := [row for row in rows if row.finish_reason is None]:
                 self._try(active, adapter or "", waiting)
 
