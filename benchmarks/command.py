@@ -46,6 +46,10 @@ def main(task: Task) -> None:
         train_lm: Annotated[
             str | None, typer.Option(help="What trains adapters if `--lm` cannot: `embedded`, or `hf:ID_OR_PATH`.")
         ] = None,
+        dtype: Annotated[str | None, typer.Option(help="Of a model in this process: `float32`, `bfloat16` …")] = None,
+        quantization: Annotated[
+            str | None, typer.Option(help="Of a model in this process: `nf4` or `int8`, through bitsandbytes.")
+        ] = None,
         cache: Annotated[Path | None, typer.Option(help="File that keeps completions, for runs to share.")] = None,
         strategy: Annotated[
             list[str] | None,
@@ -66,7 +70,7 @@ def main(task: Task) -> None:
         try:
             result = execute(
                 task,
-                Models(lm, train_lm, cache),
+                Models(lm, train_lm, cache, dtype, quantization),
                 strategies,
                 _numbers(seeds),
                 out,
@@ -90,16 +94,25 @@ class Models:
         lm: Generates.
         train_lm: Trains adapters, if `lm` cannot; a model in this process, of the same name.
         cache: File that keeps completions.
+        dtype: Of what runs in this process.
+        quantization: Of what runs in this process.
     """
 
     lm: str
     train_lm: str | None = None
     cache: Path | None = None
+    dtype: str | None = None
+    quantization: str | None = None
 
     @property
     def identity(self) -> dict[str, str | None]:
         """What decides results: not where servers are."""
-        return {"lm": self.lm.partition("@http")[0], "train_lm": self.train_lm}
+        return {
+            "lm": self.lm.partition("@http")[0],
+            "train_lm": self.train_lm,
+            "dtype": self.dtype,
+            "quantization": self.quantization,
+        }
 
     def load(self, *, to_train: bool) -> tuple[LM, LocalLM | None]:
         """The LM that generates, and the one that trains if that is asked for.
@@ -107,8 +120,8 @@ class Models:
         Raises:
             ConfigError: If the second cannot train, or is not the same model.
         """
-        lm = load_lm(self.lm)
-        trained = lm if self.train_lm is None else load_lm(self.train_lm)
+        lm = self._made(self.lm)
+        trained = lm if self.train_lm is None else self._made(self.train_lm)
         if not isinstance(trained, LocalLM):
             if not to_train:
                 return self._cached(lm), None
@@ -119,6 +132,11 @@ class Models:
         if trained.name != lm.name:
             raise ConfigError(f"--lm is {lm.name!r} and --train-lm is {trained.name!r}; serve the model by that name")
         return self._cached(lm), trained
+
+    def _made(self, spec: str) -> LM:
+        chosen = {"dtype": self.dtype, "quantization": self.quantization}
+        here = spec == "embedded" or spec.startswith("hf:")
+        return load_lm(spec, **{name: value for name, value in chosen.items() if here and value is not None})
 
     def _cached(self, lm: LM) -> LM:
         return lm if self.cache is None else CachedLM(lm, self.cache)

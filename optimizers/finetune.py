@@ -101,6 +101,7 @@ class BootstrapFinetune(Optimizer):
                 "steps": trained.steps,
                 "tokens": trained.tokens,
                 "losses": list(trained.losses),
+                "held_out_losses": list(trained.held_out_losses),
             }
         return OptimizeResult(state=state, details=details)
 

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmpipe.engines.local import LocalLM
+from lmpipe.engines.local.models import Source
 from lmpipe.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ def load_embedded(**options: Any) -> LocalLM:
     Raises:
         ConfigError: If the package is not installed or its file is damaged.
     """
-    return LocalLM.from_pretrained(str(embedded_folder()), **{"name": NAME, **options})
+    name = Source.of(NAME, options.get("dtype"), options.get("quantization")).name
+    return LocalLM.from_pretrained(str(embedded_folder()), **{"name": name, **options})
 
 
 def embedded_folder() -> Path:

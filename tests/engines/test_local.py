@@ -91,6 +91,11 @@ def test_an_unknown_adapter_is_named(tiny_lm: LocalLM) -> None:
 
 def test_models_are_named_by_a_short_text(tiny_folder: Path) -> None:
     assert load_lm(f"hf:{tiny_folder}").name == str(tiny_folder)
+    assert load_lm(f"hf:{tiny_folder}", dtype="bfloat16").name == f"{tiny_folder}@bfloat16"
+    with pytest.raises(ConfigError, match="no dtype 'half16'; write float32"):
+        load_lm(f"hf:{tiny_folder}", dtype="half16")
+    with pytest.raises(ConfigError, match="no quantization 'int3'; write nf4 or int8"):
+        load_lm(f"hf:{tiny_folder}", quantization="int3")
     with pytest.raises(ConfigError, match="write 'embedded' or 'hf:ID_OR_PATH'"):
         load_lm("gpt")
     with pytest.raises(ConfigError, match="cannot load a causal LM from '/nowhere'"):

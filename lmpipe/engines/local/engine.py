@@ -84,7 +84,7 @@ class LocalLM(LM):
         id_or_path: str,
         *,
         name: str = "",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         quantization: Literal["nf4", "int8"] | None = None,
         max_rows: int | None = None,
         memory: int | None = None,
@@ -93,8 +93,9 @@ class LocalLM(LM):
 
         Args:
             id_or_path: Hub id or local folder.
-            name: By default `id_or_path`, and what `dtype` and `quantization` change of the weights.
-            dtype: Of the weights; by default float32 on a CPU, and what the model was saved in on a GPU.
+            name: By default `id_or_path` and a dtype or quantization that is asked for, since the weights are then
+                others.
+            dtype: Of the weights, or its name; by default float32 on a CPU, and what the model was saved in on a GPU.
             quantization: Loads the base in 4 or 8 bits through bitsandbytes.
             max_rows: See the class.
             memory: See the class.
@@ -102,7 +103,7 @@ class LocalLM(LM):
         Raises:
             ConfigError: If there is no model there, it has no chat template, or it cannot run here.
         """
-        source = Source(id_or_path, None if dtype is None else str(dtype).removeprefix("torch."), quantization)
+        source = Source.of(id_or_path, dtype, quantization)
         model, tokenizer = load_model(source)
         return cls(model, tokenizer, name or source.name, max_rows=max_rows, memory=memory, source=source)
 

@@ -36,6 +36,22 @@ class Source:
     dtype: str | None = None
     quantization: Literal["nf4", "int8"] | None = None
 
+    @classmethod
+    def of(
+        cls, id_or_path: str, dtype: torch.dtype | str | None = None, quantization: Literal["nf4", "int8"] | None = None
+    ) -> Source:
+        """From a dtype or its name.
+
+        Raises:
+            ConfigError: If there is no such dtype or quantization.
+        """
+        name = None if dtype is None else str(dtype).removeprefix("torch.")
+        if name is not None and not isinstance(getattr(torch, name, None), torch.dtype):
+            raise ConfigError(f"there is no dtype {name!r}; write float32, bfloat16 or float16")
+        if quantization not in (None, "nf4", "int8"):
+            raise ConfigError(f"there is no quantization {quantization!r}; write nf4 or int8")
+        return cls(id_or_path, name, quantization)
+
     @property
     def name(self) -> str:
         """The id or path, and what of the weights differs from the default."""
