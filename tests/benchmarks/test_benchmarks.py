@@ -152,8 +152,8 @@ def test_a_paired_difference_has_an_interval() -> None:
 
 
 def test_the_embedded_lm_has_settings_of_its_own() -> None:
-    assert settings_for("iris", "hf:some/model").learning_rate == 1e-5
-    assert settings_for("iris", "embedded").learning_rate > 1e-5
+    assert settings_for("iris", "hf:some/model").tuning.learning_rate == 1e-5
+    assert settings_for("iris", "embedded").tuning.learning_rate > 1e-5
 
 
 def test_result_json_is_read_back(finished: Path) -> None:
