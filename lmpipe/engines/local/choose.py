@@ -80,7 +80,8 @@ def choose(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
     scores = logits.float()
     for number, row in enumerate(rows):
         if row.guide is not None:
-            forbidden = row.guide.forbidden(row.sampling.max_tokens - len(row.tokens))
+            left = row.sampling.max_tokens - len(row.tokens)
+            forbidden = row.guide.forbidden(left)[: logits.shape[-1]]
             if scores is logits:
                 scores = logits.clone()
             scores[number, : len(forbidden)].masked_fill_(forbidden.to(scores.device), -torch.inf)
