@@ -12,6 +12,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence, Set
 from functools import partial
+from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -36,6 +37,12 @@ def plain(value: object) -> Any:
 def digest_bytes(data: bytes) -> str:
     """Hex BLAKE2b digest (128 bits, 32 characters) of some bytes."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Path within the folder → digest of its bytes, for each file below it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): digest_bytes(path.read_bytes()) for path in files}
 
 
 def digest(value: object) -> str:

@@ -21,7 +21,7 @@ from typing import Any, final
 from filelock import FileLock, Timeout
 
 from lmpipe.errors import ConfigChanged, CorruptBlob, StoreError
-from lmpipe.hashing import canonical_json, digest, digest_bytes
+from lmpipe.hashing import canonical_json, digest, digest_bytes, file_digests
 
 
 @final
@@ -97,7 +97,7 @@ class RunStore:
 
     def put_folder(self, folder: Path) -> str:
         """Moves a folder into the store; returns the digest of its content."""
-        name = _folder_digest(folder)
+        name = digest(file_digests(folder))
         target = self._blobs / name
         if target.exists():
             shutil.rmtree(folder)
@@ -114,7 +114,7 @@ class RunStore:
         """
         path = self._blobs / name
         if name not in self._verified:
-            if not path.is_dir() or _folder_digest(path) != name:
+            if not path.is_dir() or digest(file_digests(path)) != name:
                 raise CorruptBlob(f"{path} is missing or damaged; delete the run directory or restore it")
             self._verified.add(name)
         return path
@@ -178,8 +178,3 @@ def _sync(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-
-
-def _folder_digest(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return digest({path.relative_to(folder).as_posix(): digest_bytes(path.read_bytes()) for path in files})

@@ -123,6 +123,24 @@ class Partial:
         return self.out * share.unsqueeze(-1).to(self.out.dtype)
 
 
+def visible(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Which keys each query sees, shape (queries, keys), where the last query stands at the last key.
+
+    Args:
+        queries: How many.
+        keys: How many, at least as many.
+        window: See `Options`.
+        device: Of the result.
+    """
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return seen if window is None else seen.triu(keys - queries - window + 1)
+
+
+def as_mask(hidden: torch.Tensor, dtype: torch.dtype = torch.float) -> torch.Tensor:
+    """What is added to scores so that those marked as hidden count for nothing."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+
+
 def attend_part(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -173,9 +191,7 @@ def attend_whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Opt
     """
     groups, heads, queries = q.shape[1:4]
     keys = k.shape[2]
-    seen = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
-    if options.window is not None:
-        seen &= torch.ones_like(seen).triu(keys - queries - options.window + 1)
+    seen = visible(queries, keys, options.window, q.device)
     flat = q.flatten(1, 2)
     half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
     scores = flat.shape[0] * flat.shape[1] * queries * keys
@@ -190,17 +206,15 @@ def attend_whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Opt
             flat, k, v, attn_mask=seen, scale=options.scale, enable_gqa=heads > 1
         )
         return out.view(len(q), groups, heads, queries, -1)
-    mask = torch.zeros(seen.shape, device=q.device).masked_fill(~seen, -torch.inf)
     wide_k, wide_v = (x.repeat_interleave(heads, dim=1) for x in (k, v))
-    part = _plain(flat, wide_k, wide_v, options, causal=False, mask=mask)
+    part = _plain(flat, wide_k, wide_v, options, causal=False, mask=as_mask(~seen))
     shape = (len(q), groups, heads, queries)
     return Partial(part.out.view(*shape, -1), part.lse.view(shape)).drain(options.sinks)
 
 
 def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor, scale: float) -> torch.Tensor:
     """Plain matrix products in bfloat16: on a CPU three times faster than the fused kernel, backward pass included."""
-    mask = torch.zeros(seen.shape, dtype=q.dtype).masked_fill(~seen, -torch.inf)
-    scores = torch.baddbmm(mask.expand(len(q), -1, -1), q, k.transpose(1, 2), alpha=scale)
+    scores = torch.baddbmm(as_mask(~seen, q.dtype).expand(len(q), -1, -1), q, k.transpose(1, 2), alpha=scale)
     return torch.bmm(scores.softmax(-1), v)
 
 
@@ -233,7 +247,7 @@ def _plain(
     if options.softcap is not None:
         scores = torch.tanh(scores / options.softcap) * options.softcap
     if causal:
-        scores = scores.masked_fill(scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
+        scores = scores + as_mask(~visible(q.shape[-2], q.shape[-2], None, q.device))
     if mask is not None:
         scores = scores + mask
     lse = scores.logsumexp(-1)

@@ -53,7 +53,7 @@ class _Place:
     @property
     def most(self) -> int:
         """How long the own part can become."""
-        return len(self.own) + self.row.sampling.max_tokens
+        return len(self.row.context) - self.node.stop + self.row.sampling.max_tokens
 
     def pin(self, users: int) -> None:
         """Counts the row as a user of its prefixes, or (-1) no longer."""
@@ -98,8 +98,7 @@ class Batch:
         """Generates; every row then has a finish reason."""
         try:
             while self._waiting or self._live:
-                entering = self._admit()
-                if entering:
+                if self._waiting and (entering := self._admit()):
                     self._contexts = None
                     self._prefill(entering)
                 if self._live:

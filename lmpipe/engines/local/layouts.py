@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import final
 
 import torch
 
-from lmpipe.engines.local.attention import Layout, Options, Partial, attend_part
+from lmpipe.engines.local.attention import Layout, Options, Partial, as_mask, attend_part, visible
 from lmpipe.engines.local.prefixes import Node
 from lmpipe.engines.local.slots import Slots
 
@@ -50,12 +51,12 @@ class Prefill(Layout):
     def __init__(self, pieces: Sequence[Piece], slots: Slots, device: torch.device) -> None:
         self._pieces, self._slots = pieces, slots
         lengths = [len(piece.tokens) for piece in pieces]
-        stops = torch.tensor(lengths).cumsum(0)
-        self._spans = [(stop - length, stop) for length, stop in zip(lengths, stops.tolist(), strict=True)]
+        self._spans = spans(lengths)
         self.input_ids = torch.tensor([[token for piece in pieces for token in piece.tokens]], device=device)
         positions = [piece.above.stop + offset for piece in pieces for offset in range(len(piece.tokens))]
         self.position_ids = torch.tensor([positions], device=device)
-        self.last = stops[[piece.node is None for piece in pieces]].to(device) - 1
+        ends = [span[-1] for piece, span in zip(pieces, self._spans, strict=True) if piece.node is None]
+        self.last = torch.tensor(ends, device=device)
         self._buckets = [_Bucket(pieces, self._spans, members, device) for members in buckets(lengths)]
         self._contexts = self._find_contexts()
 
@@ -66,9 +67,9 @@ class Prefill(Layout):
             bucket.attend(q, k, v, options, total)
             bucket.save(k, v, options.layer, self._slots)
         fresh = {}
-        for piece, (start, stop) in zip(self._pieces, self._spans, strict=True):
+        for piece, span in zip(self._pieces, self._spans, strict=True):
             if piece.node is not None:
-                fresh[piece.node] = (k[:, start:stop], v[:, start:stop])
+                fresh[piece.node] = (k[:, span.start : span.stop], v[:, span.start : span.stop])
                 piece.node.keys.append(fresh[piece.node][0].clone())
                 piece.node.values.append(fresh[piece.node][1].clone())
         for node, start, stop in self._contexts:
@@ -81,11 +82,11 @@ class Prefill(Layout):
 
     def _find_contexts(self) -> list[tuple[Node, int, int]]:
         """For each node that new tokens attend to: the span of those tokens."""
-        spans: dict[Node, tuple[int, int]] = {}
-        for piece, (start, stop) in zip(self._pieces, self._spans, strict=True):
+        found: dict[Node, tuple[int, int]] = {}
+        for piece, span in zip(self._pieces, self._spans, strict=True):
             for node in piece.above.chain():
-                spans[node] = (spans[node][0] if node in spans else start, stop)
-        return [(node, *span) for node, span in spans.items()]
+                found[node] = (found[node][0] if node in found else span.start, span.stop)
+        return [(node, *both) for node, both in found.items()]
 
 
 @final
@@ -93,33 +94,16 @@ class _Bucket:
     """Pieces of similar length, which attend to themselves in one causal call, padded on the right."""
 
     def __init__(
-        self, pieces: Sequence[Piece], spans: Sequence[tuple[int, int]], members: Sequence[int], device: torch.device
+        self, pieces: Sequence[Piece], places: Sequence[range], members: Sequence[int], device: torch.device
     ) -> None:
-        self._span = spans[members[0]] if len(members) == 1 else None
-        self.width = max(len(pieces[number].tokens) for number in members)
-        index = [[*range(*spans[n]), *[spans[n][0]] * (self.width - len(pieces[n].tokens))] for n in members]
-        self._index = torch.tensor(index, device=device)
-        real = [[*[True] * len(pieces[n].tokens), *[False] * (self.width - len(pieces[n].tokens))] for n in members]
-        self._real = torch.tensor(real, device=device)
+        index, real = padded([places[number] for number in members])
+        self._index, self._real, self.width = index.to(device), real.to(device), index.shape[1]
         self._rows = torch.tensor([row for row, n in enumerate(members) for _ in pieces[n].slots], device=device)
         self._slots = torch.tensor([slot for n in members for slot in pieces[n].slots], device=device)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options, total: Partial) -> None:
         """Writes the tokens' attention to their own piece into `total`."""
         mask = self._window(options.window)
-        if self._span is not None:
-            start, stop = self._span
-            heads = q.shape[1]
-            part = attend_part(
-                q[:, :, start:stop],
-                k[:, None, start:stop].expand(-1, heads, -1, -1),
-                v[:, None, start:stop].expand(-1, heads, -1, -1),
-                options,
-                causal=mask is None,
-                mask=mask,
-            )
-            total.out[:, :, start:stop], total.lse[:, :, start:stop] = part.out, part.lse
-            return
         groups, heads = q.shape[:2]
         part = attend_part(
             q[:, :, self._index].permute(2, 0, 1, 3, 4).flatten(1, 2),
@@ -144,10 +128,7 @@ class _Bucket:
         """What a causal mask with a sliding window adds to the scores, if the window matters here."""
         if window is None or self.width <= window:
             return None
-        far = torch.ones(self.width, self.width, dtype=torch.bool, device=self._index.device)
-        return torch.zeros(1, 1, self.width, self.width, device=far.device).masked_fill(
-            far.triu(1) | far.tril(-window), -torch.inf
-        )
+        return as_mask(~visible(self.width, self.width, window, self._index.device))[None, None]
 
 
 @final
@@ -210,7 +191,7 @@ class Decode(Layout):
         """What is added to the scores of own keys, shape (rows, 1, 1, width)."""
         if window not in self._masks:
             hidden = (self._age < 0) | (self._age >= (window or self._width))
-            self._masks[window] = torch.zeros_like(self._age, dtype=torch.float).masked_fill_(hidden, -torch.inf)
+            self._masks[window] = as_mask(hidden)
         return self._masks[window][:, None, None]
 
 
@@ -222,14 +203,27 @@ def _attend_node(
     mask = None
     if options.window is not None and int(positions.max()) - node.start >= options.window:
         age = positions[:, None] - torch.arange(node.start, node.stop, device=positions.device)
-        mask = torch.zeros_like(age, dtype=torch.float).masked_fill_(age >= options.window, -torch.inf)
-        mask = mask.repeat(heads, 1)[None, None]
+        mask = as_mask(age >= options.window).repeat(heads, 1)[None, None]
     packed = q.reshape(len(q), 1, heads * count, -1)
     part = attend_part(packed, k[:, None], v[:, None], options, mask=mask)
     if mask is not None:
         unseen = torch.isinf(mask).all(-1)  # queries whose window begins after the node; kernels give NaN for them
         part = Partial(part.out.masked_fill(unseen[..., None], 0), part.lse.masked_fill(unseen, -torch.inf))
     return Partial(part.out.reshape(len(q), heads, count, -1), part.lse.reshape(len(q), heads, count))
+
+
+def spans(lengths: Sequence[int], start: int = 0) -> list[range]:
+    """Where pieces of some lengths lie, one after another."""
+    stops = accumulate(lengths, initial=start)
+    return [range(first, first + length) for first, length in zip(stops, lengths, strict=False)]
+
+
+def padded(places: Sequence[range]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions of some pieces, padded on the right with the first of each, and which of them are real."""
+    width = max(map(len, places))
+    index = [[*place, *[place.start] * (width - len(place))] for place in places]
+    real = [[number < len(place) for number in range(width)] for place in places]
+    return torch.tensor(index), torch.tensor(real)
 
 
 def buckets(lengths: Sequence[int]) -> list[list[int]]:

@@ -169,7 +169,7 @@ class PrefixCache:
     def _descend(self, node: Node, prompts: Sequence[tuple[int, ...]]) -> Node | None:
         """The child that these sorted prompts, which agree on the next few tokens, have in common."""
         start = node.stop
-        shared = min(_common(prompts[0], prompts[-1], start), min(map(len, prompts)) - 1 - start)
+        shared = min(common_length(prompts[0][start:], prompts[-1][start:]), min(map(len, prompts)) - 1 - start)
         if shared < MIN_TOKENS:
             return None
         child = node.children.get(prompts[0][start : start + MIN_TOKENS])
@@ -177,7 +177,7 @@ class PrefixCache:
             saved = (len(set(prompts)) - 1) * shared
             worth = saved >= _MIN_SAVED or (len(prompts) - 1) * shared >= _MIN_SAME
             return node.adopt(prompts[0][start : start + shared]) if worth else None
-        common = min(shared, _common(child.tokens, prompts[0][start:], 0))
+        common = min(shared, common_length(child.tokens, prompts[0][start:]))
         if common == len(child.tokens):
             return child
         length = min(common, len(child.tokens) - MIN_TOKENS)
@@ -193,11 +193,7 @@ def _ranges(prompts: Sequence[tuple[int, ...]], first: int, last: int, start: in
             begin = number
 
 
-def _common(one: Sequence[int], other: Sequence[int], start: int) -> int:
-    """How many tokens two prompts share from a position on."""
-    length = start
-    for left, right in zip(one[start:], other[start:], strict=False):
-        if left != right:
-            break
-        length += 1
-    return length - start
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many first tokens two rows share."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((number for number, (left, right) in pairs if left != right), min(len(one), len(other)))

@@ -46,15 +46,15 @@ class Automaton:
             for state, moves in index.get_transitions().items()
         }
         self.distance = _distances(self._moves, self._final)
+        self._farthest = {
+            state: max((self.distance.get(following, 0) for following in moves.values()), default=0)
+            for state, moves in self._moves.items()
+        }
         self.forbidden = lru_cache(maxsize=4096)(self._forbidden)
 
     def next(self, state: int, token: int) -> int:
         """The state after an allowed token."""
         return int(self._moves[state][token])
-
-    def is_final(self, state: int) -> bool:
-        """Whether the completion may end here."""
-        return state in self._final
 
     def is_dead_end(self, state: int) -> bool:
         """Whether the completion must end here."""
@@ -62,10 +62,7 @@ class Automaton:
 
     def tokens_left(self, state: int, left: int) -> int:
         """`left`, or a smaller number that allows the same tokens in this state."""
-        return min(left, 1 + self._farthest(state))
-
-    def _farthest(self, state: int) -> int:
-        return max((self.distance.get(following, 0) for following in self._moves.get(state, {}).values()), default=0)
+        return min(left, 1 + self._farthest.get(state, 0))
 
     def _forbidden(self, state: int, left: int) -> torch.Tensor:
         """Which tokens must not come next if `left` are left, the next one included; shape (vocabulary,)."""

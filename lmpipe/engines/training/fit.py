@@ -27,7 +27,7 @@ from transformers import Trainer as HFTrainer
 from lmpipe.engines.local.adapters import in_place_of, learned_prefix, quiet
 from lmpipe.engines.training.layout import EncodedRow, collate
 from lmpipe.engines.training.tuning import Tuning
-from lmpipe.hashing import derive_seed, digest_bytes
+from lmpipe.hashing import derive_seed, file_digests
 from lmpipe.splits import stratified
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def fit(
 
 def split(rows: Sequence[EncodedRow], held_out: float, seed: int) -> tuple[list[EncodedRow], list[EncodedRow]]:
     """Rows to train on, and rows to measure the loss on: a share of each group, where that leaves any to train on."""
-    count = min(round(held_out * len(rows)), len(rows) - 1)
+    count = _held_out_count(len(rows), held_out)
     rng = random.Random(derive_seed(seed, "held out"))
     order = stratified(range(len(rows)), lambda number: rows[number].group, rng)
     chosen = set(order[:count])
@@ -106,10 +106,13 @@ def split(rows: Sequence[EncodedRow], held_out: float, seed: int) -> tuple[list[
     )
 
 
-def step_count(rows: int, tuning: Tuning, processes: int = 1) -> int:
-    """How many optimizer steps a training takes at most."""
-    trained = rows - min(round(tuning.held_out * rows), rows - 1)
-    return -(-trained // (tuning.batch_size * processes)) * tuning.epochs
+def step_count(rows: int, tuning: Tuning) -> int:
+    """How many optimizer steps a training in one process takes at most."""
+    return -(-(rows - _held_out_count(rows, tuning.held_out)) // tuning.batch_size) * tuning.epochs
+
+
+def _held_out_count(rows: int, share: float) -> int:
+    return min(round(share * rows), rows - 1)
 
 
 def _arguments(tuning: Tuning, seed: int, folder: Path, *, cpu: bool) -> TrainingArguments:
@@ -162,7 +165,7 @@ class _PackedTrainer(HFTrainer):
     ) -> Any:
         if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
             with self.accelerator.autocast():  # which the trainer puts around the PeftModel alone
-                inputs["layout"] = inputs["layout"].with_past(learned_prefix(self.model))
+                inputs["layout"].past = learned_prefix(self.model)
                 return super().compute_loss(self.model.get_base_model(), inputs, return_outputs, num_items_in_batch)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
@@ -209,7 +212,7 @@ class _Seal(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero:
             temporary = folder / "whole.tmp"
-            temporary.write_text(json.dumps(_digests(folder)))
+            temporary.write_text(json.dumps(file_digests(folder)))
             temporary.rename(folder / _WHOLE)
 
 
@@ -243,16 +246,12 @@ def _last_whole(folder: Path) -> str | None:
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
     for checkpoint in found:
         seal = checkpoint / _WHOLE
-        if seal.is_file() and json.loads(seal.read_text()) == _digests(checkpoint):
+        found_there = file_digests(checkpoint)
+        if found_there.pop(_WHOLE, None) and json.loads(seal.read_text()) == found_there:
             return str(checkpoint)
         logger.warning("checkpoint %s is incomplete or damaged; it is deleted and its steps are done again", checkpoint)
         shutil.rmtree(checkpoint, ignore_errors=True)
     return None
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stem != "whole")
-    return {path.relative_to(folder).as_posix(): digest_bytes(path.read_bytes()) for path in files}
 
 
 @contextmanager

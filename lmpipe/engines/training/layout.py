@@ -11,10 +11,10 @@ from typing import Any, final
 
 import torch
 
+from lmpipe.engines.local.adapters import KeyValues
 from lmpipe.engines.local.attention import Layout, Options, attend_whole
-from lmpipe.engines.local.layouts import buckets
-
-KeyValues = Sequence[tuple[torch.Tensor, torch.Tensor]]
+from lmpipe.engines.local.layouts import buckets, padded, spans
+from lmpipe.engines.local.prefixes import common_length
 
 
 @final
@@ -45,7 +45,7 @@ def collate(rows: Sequence[EncodedRow], virtual: int = 0) -> dict[str, Any]:
     tokens = [row.tokens for row in rows]
     shared = 0
     if len(rows) > 1:
-        shared = min(common_prefix(tokens), *(len(row.tokens) - row.trained - 1 for row in rows))
+        shared = min(common_length(min(tokens), max(tokens)), *(len(row.tokens) - row.trained - 1 for row in rows))
     packed, positions = list(tokens[0][:shared]), [*range(shared)]
     kept: list[int] = []
     labels: list[int] = []
@@ -65,15 +65,6 @@ def collate(rows: Sequence[EncodedRow], virtual: int = 0) -> dict[str, Any]:
     }
 
 
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all rows share."""
-    lowest, highest = min(map(tuple, rows)), max(map(tuple, rows))
-    length = 0
-    while length < min(len(lowest), len(highest)) and lowest[length] == highest[length]:
-        length += 1
-    return length
-
-
 @final
 class TrainingLayout(Layout):
     """A shared beginning, then the rest of each row.
@@ -81,26 +72,18 @@ class TrainingLayout(Layout):
     Args:
         shared: How many tokens the rows share.
         lengths: How many more each has.
-        past: A learned prefix: keys and values in each layer, shape (key heads, positions, size).
+
+    Attributes:
+        past: A learned prefix: keys and values in each layer, shape (key heads, positions, size); often none.
     """
 
-    def __init__(self, shared: int, lengths: Sequence[int], past: KeyValues | None = None) -> None:
-        self._shared, self._lengths, self._past = shared, list(lengths), past
-        starts = [shared + sum(lengths[:number]) for number in range(len(lengths))]
-        self._buckets: list[tuple[torch.Tensor, torch.Tensor]] = []
-        order: list[int] = [*range(shared)]
-        for members in buckets(self._lengths):
-            width = max(self._lengths[number] for number in members)
-            spans = [range(starts[number], starts[number] + self._lengths[number]) for number in members]
-            index = torch.tensor([[*span, *[span[0]] * (width - len(span))] for span in spans])
-            real = torch.tensor([[True] * len(span) + [False] * (width - len(span)) for span in spans])
-            self._buckets.append((index, real))
-            order += [position for span in spans for position in span]
-        self._place = torch.tensor(order).argsort()
-
-    def with_past(self, past: KeyValues) -> TrainingLayout:
-        """The same rows after a learned prefix."""
-        return TrainingLayout(self._shared, self._lengths, past).to(self._place.device)
+    def __init__(self, shared: int, lengths: Sequence[int]) -> None:
+        self.past: KeyValues = []
+        self._shared = shared
+        places = spans(lengths, shared)
+        self._buckets = [padded([places[number] for number in members]) for members in buckets(lengths)]
+        order = torch.cat([torch.arange(shared), *(index[real] for index, real in self._buckets)])
+        self._place = order.argsort()
 
     def to(self, device: torch.device | str, **options: Any) -> TrainingLayout:
         """Moves its indices, in place; the loaders of accelerate call it."""
@@ -109,7 +92,7 @@ class TrainingLayout(Layout):
         return self
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> torch.Tensor:
-        before = self._past[options.layer] if self._past is not None else (k[:, :0], v[:, :0])
+        before = self.past[options.layer] if self.past else (k[:, :0], v[:, :0])
         first = slice(0, self._shared)
         parts = []
         if self._shared:
