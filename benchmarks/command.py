@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, final
@@ -67,22 +69,23 @@ def main(task: Task) -> None:
         logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=console)], format="%(message)s")
         strategies = strategy or ["vanilla", "p", "w", "p -> w -> p"]
         changes = {"train": train, "val": val, "test": test, "max_tokens": max_tokens, "structured": structured}
-        try:
-            result = execute(
-                task,
-                Models(lm, train_lm, cache, dtype, quantization),
-                strategies,
-                _numbers(seeds),
-                out,
-                {name: value for name, value in changes.items() if value is not None},
-            )
-        except LmpipeError as error:
-            console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
-            raise typer.Exit(1) from error
-        console.print(table(result))
+        given = {name: value for name, value in changes.items() if value is not None}
+        with _told():
+            models = Models(lm, train_lm, cache, dtype, quantization)
+            console.print(table(execute(task, models, strategies, _numbers(seeds), out, given)))
         console.print(f"written: {out / 'result.json'}, {out / 'report.html'}", highlight=False)
 
     app()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Ends the command with the message of an error that lmpipe raises on purpose."""
+    try:
+        yield
+    except LmpipeError as error:
+        console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+        raise typer.Exit(1) from error
 
 
 @final

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, final
 
@@ -33,7 +33,7 @@ console = Console()
 
 
 @final
-@dataclass
+@dataclass(frozen=True)
 class Bench:
     """Runs measurements.
 
@@ -48,7 +48,6 @@ class Bench:
     repetitions: int
     folder: str
     workload: str
-    rates: dict[str, list[float]] = field(default_factory=dict)
 
     def ours(self, job: str, *arguments: str) -> dict[str, Any]:
         """A measurement of lmpipe."""
@@ -173,6 +172,7 @@ def main(
                 share = agreement(runs["lmpipe"][0]["tokens"], runs["padded generate"][0]["tokens"])
                 figures["float32: answers equal to generate's"] = Figure(share, 1.0, "higher", "")
         found = bench.ours("swap")
+        console.print(f"first token on an adapter that is loaded: {found['switch']:.3f} CPU s")
         figures["CPU time to load an adapter"] = Figure(found["load"], 0.5, "lower", "s")
         figures.update(training(bench, peers=peers))
         if picture:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-_WORDS = """the of river city and a species was found in long narrow valley near old stone bridge where people met every
-summer to trade cloth salt iron music""".split()  # noqa: SIM905 - easier on the eyes
+_TEXT = """the of river city and a species was found in long narrow valley near old stone bridge where people met every
+summer to trade cloth salt iron music"""
 
 
 @final
@@ -50,10 +50,10 @@ def make_workload(
         new_tokens: Tokens to generate for each.
         rows: How many rows to train on: 50 to 460 tokens, of which the last 10 to 60 are trained.
     """
-    rng = random.Random(0)
+    rng, words = random.Random(0), _TEXT.split()
 
     def tokens(count: int, start: str = "") -> list[int]:
-        text = start + " ".join(rng.choice(_WORDS) for _ in range(count))
+        text = start + " ".join(rng.choice(words) for _ in range(count))
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])[:count]
 
     shared = tokens(prefix)

@@ -8,14 +8,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lmpipe.errors import EngineError
+from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import Message, Request
+
+
+def plain_chat(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """A chat as templates and servers take it."""
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def check_chat_template(tokenizer: Any, name: str) -> None:
+    """Raises:
+    ConfigError: If the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ConfigError(f"the tokenizer of {name!r} has no chat template; choose an instruction-tuned model")
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """Token ids of a chat up to the beginning of the next assistant message, by the tokenizer's own template."""
-    chat = [{"role": message.role, "content": message.content} for message in messages]
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(plain_chat(messages), tokenize=False, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -29,6 +41,11 @@ def wrong_base(request: Request, name: str) -> EngineError | None:
     if request.weights.base == name:
         return None
     return EngineError(f"the request runs on {request.weights.base!r}, but this LM is {name!r}")
+
+
+def unregistered(adapter: str) -> EngineError:
+    """The error for an adapter that the LM was not told of."""
+    return EngineError(f"adapter {adapter} is not registered with this LM; register_adapter() it first")
 
 
 def too_long(request: Request, prompt_tokens: int, context_length: int, name: str) -> EngineError | None:

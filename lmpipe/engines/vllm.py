@@ -14,7 +14,7 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import StructuredOutputsParams
 
-from lmpipe.engines.chat import encode_chat, too_long, wrong_base
+from lmpipe.engines.chat import check_chat_template, encode_chat, too_long, unregistered, wrong_base
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Request, Usage
 
@@ -34,8 +34,7 @@ class VllmLM(LM):
     def __init__(self, engine: Any, name: str) -> None:
         self.engine = engine
         self.tokenizer = engine.get_tokenizer()
-        if not self.tokenizer.chat_template:
-            raise ConfigError(f"the tokenizer of {name!r} has no chat template; choose an instruction-tuned model")
+        check_chat_template(self.tokenizer, name)
         self._name = name
         self._adapters: dict[str, Any] = {}
 
@@ -111,7 +110,7 @@ class VllmLM(LM):
 
     def _adapter(self, adapter: str | None) -> Any:
         if adapter is not None and adapter not in self._adapters:
-            raise EngineError(f"adapter {adapter} is not registered with this LM; register_adapter() it first")
+            raise unregistered(adapter)
         return self._adapters[adapter] if adapter is not None else None
 
 

@@ -22,7 +22,7 @@ import torch
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from lmpipe.errors import EngineError
+from lmpipe.engines.chat import unregistered
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -148,7 +148,7 @@ class AdapterPool:
             EngineError: If they are not registered.
         """
         if adapter not in self._folders:
-            raise EngineError(f"adapter {adapter} is not registered with this LM; register_adapter() it first")
+            raise unregistered(adapter)
         return self._folders[adapter]
 
     def _load(self, adapter: str) -> _Loaded:

@@ -17,7 +17,7 @@ from typing import Any, Literal, final
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lmpipe.engines.chat import cut_at_stop, encode_chat, too_long, wrong_base
+from lmpipe.engines.chat import check_chat_template, cut_at_stop, encode_chat, too_long, wrong_base
 from lmpipe.engines.local.adapters import Active, AdapterPool
 from lmpipe.engines.local.attention import use
 from lmpipe.engines.local.choose import Row
@@ -26,7 +26,7 @@ from lmpipe.engines.local.models import Source, bytes_per_token, check_architect
 from lmpipe.engines.local.packed import PackedProducts
 from lmpipe.engines.local.prefixes import PrefixCache
 from lmpipe.engines.local.structure import Automaton, Guide, token_bytes
-from lmpipe.errors import ConfigError, EngineError
+from lmpipe.errors import EngineError
 from lmpipe.lm import LM, Completion, Message, Request, Usage
 
 logger = logging.getLogger(__name__)
@@ -61,8 +61,7 @@ class LocalLM(LM):
         memory: int | None = None,
         source: Source | None = None,
     ) -> None:
-        if not tokenizer.chat_template:
-            raise ConfigError(f"the tokenizer of {name!r} has no chat template; choose an instruction-tuned model")
+        check_chat_template(tokenizer, name)
         check_architecture(model, name)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer

@@ -19,7 +19,7 @@ from openai import APIStatusError, BadRequestError, NotFoundError, Unprocessable
 from openai.types import Completion as TextAnswer
 from openai.types.chat import ChatCompletion as ChatAnswer
 
-from lmpipe.engines.chat import cut_at_stop, encode_chat, wrong_base
+from lmpipe.engines.chat import cut_at_stop, encode_chat, plain_chat, unregistered, wrong_base
 from lmpipe.engines.inflight import InFlight
 from lmpipe.engines.server.dialects import DIALECTS, Dialect, DialectName, detect
 from lmpipe.engines.server.endpoints import Endpoint, Endpoints
@@ -170,7 +170,7 @@ class ServerLM(LM):
     def _body(self, request: Request, dialect: Dialect) -> dict[str, Any]:
         body = {"model": self.name, **dialect.sampling(request)}
         if self._tokenizer is None:
-            body["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
+            body["messages"] = plain_chat(request.messages)
             body[dialect.limit] = request.sampling.max_tokens
             if request.sampling.logprobs:
                 body["logprobs"] = True
@@ -189,7 +189,7 @@ class ServerLM(LM):
             return self._call(endpoint, body)
         folder, dialect = self._folders.get(adapter), self.dialect
         if folder is None or dialect.adapter is None:
-            raise EngineError(f"adapter {adapter} is not registered with this LM; register_adapter() it first")
+            raise unregistered(adapter)
         body = {**body, **dialect.adapter(adapter)}
         with endpoint.adapters.using(adapter, folder, dialect):
             try:

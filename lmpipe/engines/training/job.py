@@ -6,15 +6,16 @@ losses, FOLDER/log.txt what the processes print. Knows nothing of requests or st
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
+
+from pydantic import TypeAdapter
 
 from lmpipe.engines.local.adapters import AdapterPool, save
 from lmpipe.engines.local.attention import use
@@ -48,16 +49,9 @@ class Job:
     start: str | None
     rows: tuple[EncodedRow, ...]
 
-    def write(self, folder: Path) -> None:
-        """Writes FOLDER/job.json."""
-        (folder / "job.json").write_text(json.dumps(asdict(self)))
 
-    @classmethod
-    def read(cls, folder: Path) -> Job:
-        """Reads FOLDER/job.json."""
-        known = json.loads((folder / "job.json").read_text())
-        rows = tuple(EncodedRow(tuple(row["tokens"]), row["trained"], row["group"]) for row in known.pop("rows"))
-        return cls(Source(**known.pop("source")), tuning=_tuning(known.pop("tuning")), rows=rows, **known)
+_JOB = TypeAdapter(Job)
+_LOSSES = TypeAdapter(LossCurve)
 
 
 def launch(launcher: Sequence[str], job: Job, folder: Path, advance: Callable[[int], None]) -> tuple[Path, LossCurve]:
@@ -74,7 +68,7 @@ def launch(launcher: Sequence[str], job: Job, folder: Path, advance: Callable[[i
     command = shutil.which(launcher[0], path=nearby)
     if command is None:
         raise ConfigError(f"there is no command {launcher[0]!r} to launch the training with")
-    job.write(folder)
+    (folder / "job.json").write_bytes(_JOB.dump_json(job))
     log = folder / "log.txt"
     done = 0
     with log.open("w") as output:
@@ -95,13 +89,12 @@ def launch(launcher: Sequence[str], job: Job, folder: Path, advance: Callable[[i
         raise EngineError(
             f"the training that {launcher[0]} launched ended with {process.returncode}; see {log}:\n{lines}"
         )
-    losses = json.loads((folder / "losses.json").read_text())
-    return folder / "result", LossCurve(tuple(losses["train"]), tuple(losses["held_out"]))
+    return folder / "result", _LOSSES.validate_json((folder / "losses.json").read_bytes())
 
 
 def run(folder: Path) -> None:
     """Does a job's work in each of the launched processes; the first one writes what comes of it."""
-    job = Job.read(folder)
+    job = _JOB.validate_json((folder / "job.json").read_bytes())
     first = int(os.environ.get("RANK", "0")) == 0
     model, _ = load_model(job.source)
     use(model.requires_grad_(False))
@@ -120,7 +113,7 @@ def run(folder: Path) -> None:
         curve = fit(tuned, job.rows, job.tuning, job.seed, folder, advance)
         if first:
             save(tuned, folder / "result", job.name)
-            (folder / "losses.json").write_text(json.dumps(asdict(curve)))
+            (folder / "losses.json").write_bytes(_LOSSES.dump_json(curve))
 
 
 def _show(folder: Path, done: int, advance: Callable[[int], None]) -> int:
@@ -130,11 +123,6 @@ def _show(folder: Path, done: int, advance: Callable[[int], None]) -> int:
     now = int(text) if text.isdigit() else done
     advance(now - done)
     return now
-
-
-def _tuning(known: dict[str, object]) -> Tuning:
-    targets = known["target_modules"]
-    return Tuning(**{**known, "target_modules": tuple(targets) if isinstance(targets, list) else targets})  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
