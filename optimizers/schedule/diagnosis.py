@@ -75,7 +75,7 @@ def _few_traces(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
         return
     kept, tried, solved, examples = (details[name] for name in ("kept", "tried", "solved", "examples"))
     message = f"{kept} of {tried} runs succeeded, on {solved} of {examples} examples"
-    if lacking:
+    if kept and lacking:
         message += f"; none for {', '.join(lacking)}"
     advice = (
         "more rollouts per example, a higher temperature, vary_demos, structured completions, a prompt stage before "
