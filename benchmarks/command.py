@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, final
 
 import typer
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from benchmarks.report import write_report
 from benchmarks.result import Result
 from benchmarks.run import run, versions
 from benchmarks.settings import settings_for
 from benchmarks.task import Task
+from benchmarks.terminal import show
 from lmpipe import LM, LmpipeError
 from lmpipe.engines import load_lm
 from lmpipe.engines.cached import CachedLM
@@ -64,15 +63,27 @@ def main(task: Task) -> None:
         val: Annotated[int | None, typer.Option(help="Validation examples.")] = None,
         test: Annotated[int | None, typer.Option(help="Test examples.")] = None,
         max_tokens: Annotated[int | None, typer.Option(help="Most new tokens of an LM call.")] = None,
+        max_lm_calls: Annotated[int | None, typer.Option(help="Most LM calls of a strategy's stages.")] = None,
+        max_total_tokens: Annotated[int | None, typer.Option(help="Most tokens of a strategy's stages.")] = None,
+        max_seconds: Annotated[float | None, typer.Option(help="Most seconds of a strategy's stages.")] = None,
         structured: Annotated[bool | None, typer.Option(help="Hold completions to the form that can be read.")] = None,
     ) -> None:
         logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=console)], format="%(message)s")
         strategies = strategy or ["vanilla", "p", "w", "p -> w -> p"]
-        changes = {"train": train, "val": val, "test": test, "max_tokens": max_tokens, "structured": structured}
+        changes = {
+            "train": train,
+            "val": val,
+            "test": test,
+            "max_tokens": max_tokens,
+            "max_lm_calls": max_lm_calls,
+            "max_total_tokens": max_total_tokens,
+            "max_seconds": max_seconds,
+            "structured": structured,
+        }
         given = {name: value for name, value in changes.items() if value is not None}
         with _told():
             models = Models(lm, train_lm, cache, dtype, quantization)
-            console.print(table(execute(task, models, strategies, _numbers(seeds), out, given)))
+            show(execute(task, models, strategies, _numbers(seeds), out, given), console)
         console.print(f"written: {out / 'result.json'}, {out / 'report.html'}", highlight=False)
 
     app()
@@ -146,7 +157,7 @@ class Models:
 
 
 def execute(
-    task: Task, models: Models, strategies: list[str], seeds: list[int], out: Path, changes: dict[str, int]
+    task: Task, models: Models, strategies: list[str], seeds: list[int], out: Path, changes: Mapping[str, object]
 ) -> Result:
     """Runs a benchmark, with progress on the terminal, and writes its result and report into its directory."""
     stages = {stage for strategy in strategies for stage in parse_strategy(strategy, ("p", "w"))}
@@ -181,33 +192,6 @@ def progress_bars() -> Progress:
         console=console,
         transient=True,
     )
-
-
-def table(result: Result) -> Table:
-    """The result as a terminal table."""
-    title = f"{result.task} on {result.lm}, seeds {', '.join(map(str, result.seeds))}"
-    shown = Table(title=title, box=SIMPLE, pad_edge=False)
-    for name in ("strategy", "val", "test", "LM calls", "tokens", "trained", "seconds"):
-        shown.add_column(name, justify="left" if name == "strategy" else "right", no_wrap=True)
-    for row in result.strategies:
-        cost = row.cost
-        shown.add_row(
-            row.strategy,
-            row.val.percent,
-            row.test.percent,
-            f"{cost['lm_calls']:,.0f}",
-            f"{(cost['prompt_tokens'] + cost['completion_tokens']) / 1000:,.0f}k",
-            f"{cost['training_tokens'] / 1000:,.0f}k",
-            f"{cost['seconds']:,.0f}",
-        )
-    notes = [
-        f"{row.strategy}: {stage.name} {stage.status}: {stage.reason}"
-        for row in result.strategies
-        for stage in row.stages
-        if stage.reason
-    ]
-    shown.caption = "\n".join(["± is one standard error", *dict.fromkeys(notes)])
-    return shown
 
 
 def _numbers(text: str) -> list[int]:

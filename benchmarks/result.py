@@ -1,6 +1,6 @@
 """``result.json``: what a benchmark run found, in a documented and versioned form (docs/results.md has the fields).
 
-Apart from ``seconds`` it is the same, byte for byte, whenever a run is repeated.
+Apart from what `lmpipe.ledger.MEASURED` names it is the same, byte for byte, whenever a run is repeated.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal, final
 
 from pydantic import BaseModel
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @final
@@ -88,8 +88,23 @@ class Comparison(BaseModel):
 
 
 @final
+class FindingReport(BaseModel):
+    """Something that a researcher should know of the run with one seed; `lmpipe.optimizer.Finding` has the fields."""
+
+    seed: int
+    kind: str
+    stage: str
+    message: str
+    advice: str
+
+
+@final
 class Result(BaseModel):
-    """A whole run."""
+    """A whole run.
+
+    Attributes:
+        cost: Of all stages of all strategies and seeds, shared ones counted once, test evaluation left out.
+    """
 
     schema_version: int = SCHEMA
     task: str
@@ -99,3 +114,5 @@ class Result(BaseModel):
     versions: dict[str, str]
     strategies: list[StrategyReport]
     comparisons: list[Comparison]
+    findings: list[FindingReport]
+    cost: dict[str, Any]

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, final
 
 from benchmarks.intervals import paired_difference
-from benchmarks.result import Comparison, Result, Score, StageReport, StrategyReport
+from benchmarks.result import Comparison, FindingReport, Result, Score, StageReport, StrategyReport
 from benchmarks.settings import Settings
 from benchmarks.task import Task
 from lmpipe import LM, Evaluation, OptimizeResult, Session, evaluate, initial_state
 from lmpipe.engines.local import LocalLM
-from lmpipe.ledger import Cost, Ledger
+from lmpipe.ledger import Cost
 from lmpipe.session import Progress
 from lmpipe.store import RunStore
 from optimizers import BetterTogether
@@ -34,7 +34,6 @@ class Cell:
     seed: int
     result: OptimizeResult
     test: Evaluation
-    cost: Cost
 
     @property
     def reported(self) -> bool:
@@ -68,9 +67,7 @@ def run(
         The table, its stages, and the paired differences of all strategies.
     """
     cells = [
-        run_cell(task, lm, trained, settings, strategy, seed, store, progress)
-        for seed in seeds
-        for strategy in strategies
+        cell for seed in seeds for cell in run_seed(task, lm, trained, settings, strategies, seed, store, progress)
     ]
     return Result(
         task=task.name,
@@ -82,6 +79,8 @@ def run(
             _report(strategy, [cell for cell in cells if cell.strategy == strategy]) for strategy in strategies
         ],
         comparisons=_comparisons(cells, strategies),
+        findings=_findings(cells),
+        cost=_cost_of_all(cells).to_json(),
     )
 
 
@@ -90,17 +89,17 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def run_cell(
+def run_seed(
     task: Task,
     lm: LM,
     trained: LocalLM | None,
     settings: Settings,
-    strategy: str,
+    strategies: Sequence[str],
     seed: int,
     store: RunStore,
     progress: Progress | None,
-) -> Cell:
-    """Optimizes on one seed's split, and scores the outcome on its test examples."""
+) -> list[Cell]:
+    """Optimizes by every strategy on one seed's split, and scores the outcomes on its test examples."""
     program, metric = task.program(), task.metric()
     split = task.split(settings.train, settings.val, settings.test, seed)
     session = Session(
@@ -114,14 +113,18 @@ def run_cell(
     scheduler = BetterTogether(
         metric,
         settings.optimizers(metric, trained, task.label),
-        strategy,
+        strategy="vanilla",
         prompts_from=settings.prompts_from,
         select=settings.select,
+        budget=settings.budget(),
+        num_train_scored=settings.num_train_scored,
     )
-    result = scheduler.optimize(program, initial_state(program, session), split.train, split.val, session)
-    cost = session.ledger.total
-    test = evaluate(program, result.state, split.test, metric, replace(session, ledger=Ledger()), title="test")
-    return Cell(strategy, seed, result, test, cost)
+    start = initial_state(program, session)
+    results = scheduler.optimize_all(strategies, program, start, split.train, split.val, session)
+    return [
+        Cell(strategy, seed, result, evaluate(program, result.state, split.test, metric, session, title="test"))
+        for strategy, result in results.items()
+    ]
 
 
 def _report(strategy: str, cells: Sequence[Cell]) -> StrategyReport:
@@ -130,8 +133,26 @@ def _report(strategy: str, cells: Sequence[Cell]) -> StrategyReport:
         val=Score.of([_values(cell.result.evaluation) if cell.reported else None for cell in cells]),
         test=Score.of([_values(cell.test) if cell.reported else None for cell in cells]),
         stages=[_stage(cells, number) for number in range(len(cells[0].result.stages))],
-        cost=sum((cell.cost for cell in cells), Cost()).to_json(),
+        cost=sum((cell.result.cost for cell in cells), Cost()).to_json(),
     )
+
+
+def _findings(cells: Sequence[Cell]) -> list[FindingReport]:
+    """What the runs have to say, each finding once: strategies that share a stage share what is found there."""
+    found = [
+        FindingReport(seed=cell.seed, **finding.model_dump()) for cell in cells for finding in cell.result.findings
+    ]
+    return list({finding.model_dump_json(): finding for finding in found}.values())
+
+
+def _cost_of_all(cells: Sequence[Cell]) -> Cost:
+    """What all stages cost together, those that strategies share counted once."""
+    costs = {
+        (cell.seed, tuple(stage.name for stage in cell.result.stages[: number + 1])): cell.result.stages[number].cost
+        for cell in cells
+        for number in range(len(cell.result.stages))
+    }
+    return sum(costs.values(), Cost())
 
 
 def _stage(cells: Sequence[Cell], number: int) -> StageReport:
@@ -149,10 +170,13 @@ def _stage(cells: Sequence[Cell], number: int) -> StageReport:
 
 
 def _details(cell: Cell, number: int) -> dict[str, Any]:
-    result = cell.result.stages[number].result
+    stage = cell.result.stages[number]
+    result = stage.result
     return {
         "seed": cell.seed,
         "status": result.status,
+        "train": None if stage.train_evaluation is None else round(stage.train_evaluation.mean, 6),
+        "stopped": result.stopped,
         "candidates": [candidate.model_dump(mode="json") for candidate in result.candidates],
         **result.details,
     }

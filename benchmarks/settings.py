@@ -9,7 +9,7 @@ from typing import Literal, final
 
 from pydantic import BaseModel, ConfigDict
 
-from lmpipe import Metric, Optimizer, Sampling
+from lmpipe import Budget, Metric, Optimizer, Sampling
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.training import LocalTrainer, Tuning
 from optimizers import BootstrapFewShotRandomSearch, BootstrapFinetune
@@ -17,8 +17,8 @@ from optimizers import BootstrapFewShotRandomSearch, BootstrapFinetune
 
 @final
 class Settings(BaseModel):
-    """The defaults are the paper's (arXiv 2407.10930); `BootstrapFewShotRandomSearch`, `BootstrapFinetune` and
-    `Tuning` say what each means."""
+    """The defaults are the paper's (arXiv 2407.10930); `BootstrapFewShotRandomSearch`, `BootstrapFinetune`, `Tuning`,
+    `BetterTogether` and `Budget` say what each means."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,12 +45,22 @@ class Settings(BaseModel):
 
     tuning: Tuning = Tuning()
 
+    num_train_scored: int = 50
+    max_lm_calls: int | None = None
+    max_total_tokens: int | None = None
+    max_seconds: float | None = None
+
     prompts_from: Literal["original", "current"] = "original"
     select: Literal["last", "best"] = "last"
 
     def sampling(self) -> Sampling:
         """How completions are drawn outside of bootstrapping."""
         return Sampling(self.temperature, self.top_p, self.max_tokens)
+
+    def budget(self) -> Budget | None:
+        """What the stages of a strategy may spend together, if that is limited."""
+        limits = (self.max_lm_calls, self.max_total_tokens, self.max_seconds)
+        return Budget(*limits) if any(limit is not None for limit in limits) else None
 
     def optimizers(self, metric: Metric, lm: LocalLM | None, label: str | None) -> dict[str, Optimizer]:
         """The stages that strategies name: ``p`` searches prompts, ``w`` tunes weights where an LM can be trained."""

@@ -66,6 +66,7 @@ class OptimizeResult(BaseModel):
         details: Figures worth reporting, as JSON.
         stages: The results of the parts of a composed optimizer.
         findings: What a composed optimizer has to say of them.
+        cost: What it cost; set by `Optimizer.optimize`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -79,6 +80,7 @@ class OptimizeResult(BaseModel):
     details: dict[str, Any] = {}
     stages: tuple[StageResult, ...] = ()
     findings: tuple[Finding, ...] = ()
+    cost: Cost = Cost()
 
 
 @final
@@ -150,8 +152,8 @@ class Optimizer(ABC):
 
         def work(inner: Session) -> Any:
             result = self.search(program, state, train, val, inner)
-            stopped = result.stopped or inner.ledger.spent()
-            return result.model_copy(update={"stopped": stopped}).model_dump(mode="json")
+            found = {"stopped": result.stopped or inner.ledger.spent(), "cost": inner.ledger.total}
+            return result.model_copy(update=found).model_dump(mode="json")
 
         return OptimizeResult.model_validate(session.once("optimize " + digest(parts), work))
 

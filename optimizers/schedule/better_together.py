@@ -90,8 +90,7 @@ class BetterTogether(Optimizer):
         with session.track("stages of all strategies", len(distinct_stages(stages.values()))) as advance:
             results, done = {}, 0
             for number, text in enumerate(strategies, 1):
-                own = replace(session, ledger=session.ledger.child())
-                results[text] = replace(self, strategy=text).optimize(program, state, train, val, own)
+                results[text] = replace(self, strategy=text).optimize(program, state, train, val, session)
                 so_far = len(distinct_stages(stages[other] for other in strategies[:number]))
                 advance(so_far - done)
                 done = so_far

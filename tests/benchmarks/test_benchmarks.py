@@ -35,8 +35,8 @@ def small(out: Path, *options: str) -> list[str]:
 
 
 def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
-    for row in result["strategies"]:
-        for part in (row, *row["stages"]):
+    for row in [result, *result["strategies"]]:
+        for part in (row, *row.get("stages", ())):
             assert all(part["cost"].pop(name) >= 0 for name in MEASURED)
     return result
 
@@ -59,6 +59,8 @@ def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
         "versions",
         "strategies",
         "comparisons",
+        "findings",
+        "cost",
     }
     assert [row["strategy"] for row in result["strategies"]] == ["vanilla", "p", "p -> w"]
     for row in result["strategies"]:
@@ -67,7 +69,13 @@ def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
     stage = result["strategies"][2]["stages"][1]
     assert (stage["name"], stage["status"]) == ("w", "skipped")
     assert "nothing to train on" in stage["reason"]
+    assert set(stage["cost"]["modules"]) == {"classify.predict"}
+    assert ("few traces", "p -> w") in {(finding["kind"], finding["stage"]) for finding in result["findings"]}
+    first, second = result["strategies"][2]["stages"]
+    assert first["cost"]["lm_calls"] == result["strategies"][1]["stages"][0]["cost"]["lm_calls"]
+    assert result["cost"]["lm_calls"] == first["cost"]["lm_calls"] + second["cost"]["lm_calls"]
     page = (finished / "report.html").read_text()
+    assert page.count("What to know") == page.count("Costs</h2>") == 1
     assert page.count("<svg") == 2
     assert "nothing to train on" in page
     assert not re.search(r"""(src|href)=["']https?:""", page), "the page must be self-contained"

@@ -1,0 +1,72 @@
+"""A result on the terminal: scores, costs, and what to know."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.result import Result
+
+
+def show(result: Result, console: Console) -> None:
+    """Prints the tables of a result, and its findings."""
+    console.print(_scores(result))
+    console.print(_costs(result))
+    for finding in result.findings:
+        where = f"seed {finding.seed}, {finding.stage}"
+        console.print(
+            f"[yellow]{finding.kind}[/] ({where}): {finding.message}. Try: {finding.advice}.", highlight=False
+        )
+
+
+def _scores(result: Result) -> Table:
+    title = f"{result.task} on {result.lm}, seeds {', '.join(map(str, result.seeds))}"
+    table = _table(title, "strategy", "val", "test", "LM calls", "tokens", "trained", "seconds")
+    for row in result.strategies:
+        cost = row.cost
+        table.add_row(
+            row.strategy,
+            row.val.percent,
+            row.test.percent,
+            f"{cost['lm_calls']:,}",
+            _thousands(cost["prompt_tokens"] + cost["completion_tokens"]),
+            _thousands(cost["training_tokens"]),
+            f"{cost['seconds']:,.0f}",
+        )
+    notes = [
+        f"{row.strategy}: {stage.name} {stage.status}: {stage.reason}"
+        for row in result.strategies
+        for stage in row.stages
+        if stage.reason
+    ]
+    table.caption = "\n".join(["± is one standard error", *dict.fromkeys(notes)])
+    return table
+
+
+def _costs(result: Result) -> Table:
+    """What the stages cost beside tokens, and what they cost together: shared stages count once there."""
+    table = _table("", "cost", "cached", "unreadable", "engine errors", "traces kept", "CPU s", "peak memory")
+    rows = [*((row.strategy, row.cost) for row in result.strategies), ("all stages once", result.cost)]
+    for name, cost in rows:
+        table.add_row(
+            name,
+            f"{cost['cached_calls']:,}",
+            f"{cost['parse_errors']:,}",
+            f"{cost['engine_errors']:,}",
+            f"{cost['traces_kept']:,} of {cost['traces_tried']:,}",
+            f"{cost['cpu_seconds']:,.0f}",
+            f"{cost['peak_memory'] / 2**30:.1f} GiB",
+        )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title or None, box=SIMPLE, pad_edge=False)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _thousands(tokens: int) -> str:
+    return f"{tokens / 1000:,.0f}k"
