@@ -42,18 +42,22 @@ def test_a_request_is_asked_once_whoever_asks(tmp_path: Path) -> None:
     first, second = ScriptedLM(echo), ScriptedLM(echo)
     with cached(tmp_path / "new" / "cache.db", first) as lm:
         answers = lm.complete([request("a"), request("b"), request("a")])
-        assert lm.complete([request("b"), request("a"), request("c")])[:2] == [answers[1], answers[0]]
+        again = lm.complete([request("b"), request("a"), request("c")])
+        assert [known.text for known in again[:2]] == [answers[1].text, answers[0].text]
+        assert lm.complete([request("b")])[0].usage == replace(answers[1].usage, cached=1)
     assert [asked.messages[-1].content for asked in first.requests] == ["a", "b", "c"]
     with cached(tmp_path / "new" / "cache.db", second) as lm:
-        assert lm.complete([request("a"), request("b"), request("a")]) == answers
+        assert [known.text for known in lm.complete([request("a"), request("b"), request("a")])] == [
+            known.text for known in answers
+        ]
     assert not second.requests
 
 
 def test_all_of_a_completion_is_kept(tmp_path: Path) -> None:
     whole = Completion("Π\n\x00", "length", Usage(1, 20, 3), (-0.1, float("-inf"), -1e-9))
-    for _ in range(2):
+    for times in range(2):
         with cached(tmp_path / "cache.db", Constant(whole)) as lm:
-            assert lm.complete([request()]) == [whole]
+            assert lm.complete([request()]) == [replace(whole, usage=replace(whole.usage, cached=times))]
             assert (lm.name, lm.batched) == ("constant", True)
 
 
@@ -117,7 +121,7 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
     assert [process.exitcode for process in processes] == [0, 0]
     inner = ScriptedLM(echo)
     with cached(path, inner) as lm:
-        assert lm.complete([request("44")]) == [Completion("44 0", usage=Usage(1, 1, 2))]
+        assert lm.complete([request("44")]) == [Completion("44 0", usage=Usage(1, 1, 2, cached=1))]
     assert not inner.requests
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lmpipe import (
     EngineError,
     Example,
+    Job,
     Module,
     Predict,
     Prediction,
@@ -21,11 +22,13 @@ from lmpipe import (
     Session,
     evaluate,
     exact_match,
+    rollout,
 )
 from lmpipe.errors import ConfigError
 from lmpipe.evaluate import evaluate_many
 from lmpipe.metrics import answer_f1, normalize_answer
 from lmpipe.predict import initial_state
+from tests.scripted import examples as coloured
 
 PROGRAM = Predict("n: int -> answer: int")
 EXAMPLES = [Example({"n": n}, {"answer": n % 4}) for n in range(12)]
@@ -124,3 +127,16 @@ def test_answers_are_compared_after_normalisation(found: object, gold: str, matc
 def test_normalising_twice_changes_nothing_more(text: str) -> None:
     once = normalize_answer(text)
     assert normalize_answer(once) == once
+
+
+def with_reason(example: Example, prediction: Prediction) -> tuple[float, str]:
+    right = prediction["answer"] == example.labels["answer"]
+    return float(right), "" if right else f"it is {example.labels['answer']}"
+
+
+def test_a_metric_may_say_why() -> None:
+    program, session = Predict("number: int -> answer"), Session(lm=ScriptedLM(lambda request: "answer: red"))
+    state = initial_state(program, session)
+    first, second = rollout(program, [Job(state, example) for example in coloured(2)], session, with_reason)
+    assert [(trace.score, trace.feedback) for trace in (first, second)] == [(1.0, ""), (0.0, "it is green")]
+    assert evaluate(program, state, coloured(2), with_reason, session).mean == 0.5
