@@ -5,7 +5,6 @@ Knows nothing of where rows come from or where weights go.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -21,16 +20,21 @@ from typing import Any, final
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
+from safetensors import SafetensorError
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 from transformers import Trainer as HFTrainer
 
 from lmpipe.engines.local.adapters import in_place_of, learned_prefix, quiet
 from lmpipe.engines.training.layout import EncodedRow, collate
 from lmpipe.engines.training.tuning import Tuning
-from lmpipe.hashing import derive_seed, file_digests
+from lmpipe.files import write_whole, writing
+from lmpipe.hashing import canonical_json, derive_seed, digest, file_digests
 from lmpipe.splits import stratified
 
 logger = logging.getLogger(__name__)
+
+SAVING_FAILS = (OSError, SafetensorError, RuntimeError)
+"""What safetensors and torch raise when the disk is full."""
 
 _WHOLE = "whole.json"  # written last: file → digest, of a checkpoint that is complete
 
@@ -69,6 +73,9 @@ def fit(
 
     Returns:
         The losses of all steps, those before a kill included.
+
+    Raises:
+        StoreError: If a checkpoint cannot be written.
     """
     train, held_out = split(rows, tuning.held_out, seed)
     virtual = tuning.virtual_tokens if tuning.method == "prefix" else 0
@@ -84,9 +91,11 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     halved = _halved_weights(model) if tuning.bf16 else {}
     recomputed = _recomputed(model) if tuning.gradient_checkpointing else nullcontext()
-    with quiet(), in_place_of(model, halved), recomputed:
-        trainer.train(resume_from_checkpoint=_last_whole(folder))
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or the model would compute in bfloat16 for ever
+    try:
+        with quiet(), in_place_of(model, halved), recomputed:
+            trainer.train(resume_from_checkpoint=last_whole(folder))
+    finally:  # or the model would compute in bfloat16 for ever
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     history = trainer.state.log_history
     return LossCurve(
         tuple(round(entry["loss"], 6) for entry in history if "loss" in entry),
@@ -160,6 +169,10 @@ class _PackedTrainer(HFTrainer):
         rows: Any = self.train_dataset
         return _SpreadSampler(rows, self.args.seed)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with writing(_checkpoint(self.args, self.state.global_step), SAVING_FAILS):
+            super()._save_checkpoint(model, trial)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -206,14 +219,22 @@ class _Advance(TrainerCallback):
 
 @final
 class _Seal(TrainerCallback):
-    """Marks a checkpoint as whole once all its files are written."""
+    """Marks a checkpoint as whole once all its files are written, and finds the best one where the folder is now."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if state.best_global_step:
+            state.best_model_checkpoint = str(_checkpoint(args, state.best_global_step))
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every process writes a file of its own
         if state.is_world_process_zero:
-            temporary = folder / "whole.tmp"
-            temporary.write_text(json.dumps(file_digests(folder)))
-            temporary.rename(folder / _WHOLE)
+            folder = _checkpoint(args, state.global_step)
+            write_whole(folder / _WHOLE, canonical_json(file_digests(folder)).encode())
+
+
+def _checkpoint(args: Any, step: int) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{step}"
 
 
 def _halved_weights(model: Any) -> dict[str, torch.Tensor]:
@@ -241,17 +262,30 @@ def _recomputed(model: Any) -> Iterator[None]:
             model.gradient_checkpointing_disable()
 
 
-def _last_whole(folder: Path) -> str | None:
-    """The newest checkpoint whose files are as they were written; others are deleted."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
-    for checkpoint in found:
-        seal = checkpoint / _WHOLE
-        found_there = file_digests(checkpoint)
-        if found_there.pop(_WHOLE, None) and json.loads(seal.read_text()) == found_there:
-            return str(checkpoint)
-        logger.warning("checkpoint %s is incomplete or damaged; it is deleted and its steps are done again", checkpoint)
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    return None
+def last_whole(folder: Path) -> str | None:
+    """The newest checkpoint to go on from: its files, and those of the best one before it, are as they were written.
+
+    Others are deleted.
+    """
+    whole: dict[str, Path] = {}
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2])):
+        if _is_whole(checkpoint) and _best_of(checkpoint) in {None, checkpoint.name, *whole}:
+            whole[checkpoint.name] = checkpoint
+        else:
+            logger.warning("checkpoint %s is incomplete or damaged; its steps are done again", checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return str(list(whole.values())[-1]) if whole else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    found = file_digests(checkpoint)
+    return found.pop(_WHOLE, None) == digest(found)
+
+
+def _best_of(checkpoint: Path) -> str | None:
+    """Name of the checkpoint with the lowest held-out loss until then, if that is looked for."""
+    step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).best_global_step
+    return f"checkpoint-{step}" if step else None
 
 
 @contextmanager
