@@ -40,6 +40,7 @@ class Start:
         model: Folder of a real LM; without it everything is scripted.
         launched: Whether the real LM is trained in another process.
         seconds: Kills the run after so many.
+        until: Kills it once a file of this pattern is in the run directory.
         lines: Kills the run before the so-many-th executed line of the code that stores results.
         room: Bytes that a file may have; the disk is full for what is beyond.
     """
@@ -48,6 +49,7 @@ class Start:
     model: str | None = None
     launched: bool = False
     seconds: float | None = None
+    until: str | None = None
     lines: int | None = None
     room: int | None = None
 
@@ -107,14 +109,23 @@ def serve() -> None:
             os.close(reading)
             _run_and_exit(start, writing)
         os.close(writing)
-        if start.seconds is not None:
-            time.sleep(start.seconds)
+        if start.seconds is not None or start.until is not None:
+            _wait(start, child)
             os.kill(child, signal.SIGKILL)  # a run that has ended is not reaped yet, so its number is still its own
         with os.fdopen(reading) as told:
             error = told.read()
         _, status = os.waitpid(child, 0)
         sys.stdout.write(json.dumps(asdict(End(os.waitstatus_to_exitcode(status), error))) + "\n")
         sys.stdout.flush()
+
+
+def _wait(start: Start, child: int) -> None:
+    """Waits until a run is to be killed, or has ended."""
+    time.sleep(start.seconds or 0)
+    while start.until and not list(Path(start.path).glob(start.until)):
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            break
+        time.sleep(0.001)
 
 
 def _run_and_exit(start: Start, told: int) -> None:

@@ -15,6 +15,8 @@ import pytest
 
 from tests.killable import Runs
 
+CHECKPOINT = "training/*/checkpoint-*/whole.json"
+
 
 def content(path: Path) -> dict[str, bytes]:
     """All that a run leaves behind, without its clock."""
@@ -126,36 +128,28 @@ def trained(warm_runs: Runs, tiny_folder: Path, tmp_path_factory: pytest.TempPat
 def test_a_killed_run_that_really_trains_ends_in_the_same_bytes(
     warm_runs: Runs, trained: dict[str, bytes], tiny_folder: Path, tmp_path: Path
 ) -> None:
-    """Killed again and again, each time a little later, until it is through."""
-    model, seconds, killed, resumable = str(tiny_folder), 0.5, 0, 0
-    while warm_runs.run(tmp_path, model=model, seconds=seconds).killed:
+    """Killed again and again, each time a little later, until it is through; and once when it has a checkpoint."""
+    model, seconds, killed = str(tiny_folder), 0.5, 0
+    while warm_runs.run(tmp_path / "often", model=model, seconds=seconds).killed:
         killed += 1
-        resumable += any(tmp_path.glob("training/*/checkpoint-*/whole.json"))
         seconds *= 1.2
-    assert killed >= 3
-    assert resumable
-    assert content(tmp_path) == trained
-
-
-def until_a_checkpoint(runs: Runs, path: Path, model: str, **how: Any) -> None:
-    """Kills runs, each a little later than the one before, until one leaves a checkpoint behind."""
-    seconds = 0.5
-    while not list(path.glob("training/*/checkpoint-*/whole.json")):
-        assert runs.run(path, model=model, seconds=seconds, **how).killed
-        seconds *= 1.2
+    assert killed >= 2
+    assert warm_runs.run(tmp_path / "once", model=model, until=CHECKPOINT).killed
+    assert warm_runs.run(tmp_path / "once", model=model).status == 0
+    assert content(tmp_path / "often") == content(tmp_path / "once") == trained
 
 
 def test_a_checkpoint_that_does_not_fit_is_named_and_training_goes_on_from_the_one_before(
     warm_runs: Runs, trained: dict[str, bytes], tiny_folder: Path, tmp_path: Path
 ) -> None:
-    until_a_checkpoint(warm_runs, tmp_path, str(tiny_folder))
-    end = warm_runs.run(tmp_path, model=str(tiny_folder), room=20_000)
+    model = str(tiny_folder)
+    assert warm_runs.run(tmp_path, model=model, until=CHECKPOINT).killed
+    end = warm_runs.run(tmp_path, model=model, room=20_000)
     assert end.status == 1
-    assert re.fullmatch(
-        rf"StoreError: {tmp_path}/training/\w+/checkpoint-\d+ cannot be written: .*free space.*", end.error
-    )
-    assert list(tmp_path.glob("training/*/checkpoint-*/whole.json"))
-    assert warm_runs.run(tmp_path, model=str(tiny_folder)).status == 0
+    named = rf"StoreError: {tmp_path}/training/\w+/checkpoint-\d+ cannot be written: .*free space.*"
+    assert re.fullmatch(named, end.error, re.DOTALL)
+    assert list(tmp_path.glob(CHECKPOINT))
+    assert warm_runs.run(tmp_path, model=model).status == 0
     assert content(tmp_path) == trained
 
 
@@ -168,9 +162,10 @@ def test_a_launched_training_ends_with_the_run_that_launched_it(
         lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
         return any(argument.startswith(str(tmp_path)) for line in lines for argument in line)
 
-    until_a_checkpoint(warm_runs, tmp_path, str(tiny_folder), launched=True)
-    for _ in range(100):
+    assert warm_runs.run(tmp_path, model=str(tiny_folder), launched=True, until="training/*/steps.txt").killed
+    for _ in range(600):
         if not training():
             break
-        time.sleep(0.05)
+        time.sleep(0.1)
     assert not training()
+    assert not list(tmp_path.glob("training/*/losses.json")), "it went on to its end"
