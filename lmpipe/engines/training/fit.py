@@ -10,7 +10,7 @@ import os
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -148,6 +148,7 @@ def _arguments(tuning: Tuning, seed: int, folder: Path, *, cpu: bool) -> Trainin
         eval_strategy="epoch" if chosen else "no",
         load_best_model_at_end=chosen,
         metric_for_best_model="eval_loss" if chosen else None,
+        restore_callback_states_from_checkpoint=chosen,  # or patience would begin anew
         prediction_loss_only=True,
         dataloader_pin_memory=False,
         report_to=[],
@@ -267,14 +268,14 @@ def last_whole(folder: Path) -> str | None:
 
     Others are deleted.
     """
-    whole: dict[str, Path] = {}
+    usable: dict[str, Path] = {}
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2])):
-        if _is_whole(checkpoint) and _best_of(checkpoint) in {None, checkpoint.name, *whole}:
-            whole[checkpoint.name] = checkpoint
+        if _is_whole(checkpoint) and _leads_on(checkpoint, usable):
+            usable[checkpoint.name] = checkpoint
         else:
-            logger.warning("checkpoint %s is incomplete or damaged; its steps are done again", checkpoint)
+            logger.warning("training cannot go on from %s; it is deleted and its steps are done again", checkpoint)
             shutil.rmtree(checkpoint, ignore_errors=True)
-    return str(list(whole.values())[-1]) if whole else None
+    return str(list(usable.values())[-1]) if usable else None
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -282,10 +283,13 @@ def _is_whole(checkpoint: Path) -> bool:
     return found.pop(_WHOLE, None) == digest(found)
 
 
-def _best_of(checkpoint: Path) -> str | None:
-    """Name of the checkpoint with the lowest held-out loss until then, if that is looked for."""
-    step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).best_global_step
-    return f"checkpoint-{step}" if step else None
+def _leads_on(checkpoint: Path, usable: Container[str]) -> bool:
+    """Whether the best checkpoint until then is there, and patience had not ended: going on would train for longer."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    stopped = state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
+    best = f"checkpoint-{state.best_global_step}"
+    found = not state.best_global_step or best == checkpoint.name or best in usable
+    return found and not (stopped and state.global_step < state.max_steps)
 
 
 @contextmanager
