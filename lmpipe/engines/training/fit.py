@@ -5,12 +5,10 @@ Knows nothing of where rows come from or where weights go.
 
 from __future__ import annotations
 
-import logging
 import os
 import random
-import shutil
 import warnings
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,23 +18,16 @@ from typing import Any, final
 import numpy as np
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HFTrainer
 
 from lmpipe.engines.local.adapters import in_place_of, learned_prefix, quiet
+from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_of, last_whole
 from lmpipe.engines.training.layout import EncodedRow, collate
 from lmpipe.engines.training.tuning import Tuning
-from lmpipe.files import write_whole, writing
-from lmpipe.hashing import canonical_json, derive_seed, digest, file_digests
+from lmpipe.files import writing
+from lmpipe.hashing import derive_seed
 from lmpipe.splits import stratified
-
-logger = logging.getLogger(__name__)
-
-SAVING_FAILS = (OSError, SafetensorError, RuntimeError)
-"""What safetensors and torch raise when the disk is full."""
-
-_WHOLE = "whole.json"  # written last: file → digest, of a checkpoint that is complete
 
 
 @final
@@ -86,7 +77,7 @@ def fit(
         eval_dataset=held_out or None,
         data_collator=partial(collate, virtual=virtual),
         compute_loss_func=_loss,
-        callbacks=[_Advance(advance), _Seal(), *([EarlyStoppingCallback(tuning.patience)] if held_out else [])],
+        callbacks=[_Advance(advance), Seal(), *([EarlyStoppingCallback(tuning.patience)] if held_out else [])],
     )
     trainer.remove_callback(PrinterCallback)
     halved = _halved_weights(model) if tuning.bf16 else {}
@@ -171,7 +162,7 @@ class _PackedTrainer(HFTrainer):
         return _SpreadSampler(rows, self.args.seed)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with writing(_checkpoint(self.args, self.state.global_step), SAVING_FAILS):
+        with writing(checkpoint_of(self.args, self.state.global_step), SAVING_FAILS):
             super()._save_checkpoint(model, trial)
 
     def compute_loss(
@@ -218,26 +209,6 @@ class _Advance(TrainerCallback):
         self._advance(1)
 
 
-@final
-class _Seal(TrainerCallback):
-    """Marks a checkpoint as whole once all its files are written, and finds the best one where the folder is now."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        if state.best_global_step:
-            state.best_model_checkpoint = str(_checkpoint(args, state.best_global_step))
-
-    def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()  # every process writes a file of its own
-        if state.is_world_process_zero:
-            folder = _checkpoint(args, state.global_step)
-            write_whole(folder / _WHOLE, canonical_json(file_digests(folder)).encode())
-
-
-def _checkpoint(args: Any, step: int) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{step}"
-
-
 def _halved_weights(model: Any) -> dict[str, torch.Tensor]:
     """Frozen float32 weights of linear layers as the bfloat16 that autocast would turn them into at every pass."""
     tied = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
@@ -261,35 +232,6 @@ def _recomputed(model: Any) -> Iterator[None]:
             yield
         finally:
             model.gradient_checkpointing_disable()
-
-
-def last_whole(folder: Path) -> str | None:
-    """The newest checkpoint to go on from: its files, and those of the best one before it, are as they were written.
-
-    Others are deleted.
-    """
-    usable: dict[str, Path] = {}
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2])):
-        if _is_whole(checkpoint) and _leads_on(checkpoint, usable):
-            usable[checkpoint.name] = checkpoint
-        else:
-            logger.warning("training cannot go on from %s; it is deleted and its steps are done again", checkpoint)
-            shutil.rmtree(checkpoint, ignore_errors=True)
-    return str(list(usable.values())[-1]) if usable else None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    found = file_digests(checkpoint)
-    return found.pop(_WHOLE, None) == digest(found)
-
-
-def _leads_on(checkpoint: Path, usable: Container[str]) -> bool:
-    """Whether the best checkpoint until then is there, and patience had not ended: going on would train for longer."""
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    stopped = state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
-    best = f"checkpoint-{state.best_global_step}"
-    found = not state.best_global_step or best == checkpoint.name or best in usable
-    return found and not (stopped and state.global_step < state.max_steps)
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from pydantic import TypeAdapter
 from lmpipe.engines.local.adapters import AdapterPool, save
 from lmpipe.engines.local.attention import use
 from lmpipe.engines.local.models import Source, load_model
-from lmpipe.engines.training.fit import LossCurve, fit, last_whole, seeded
+from lmpipe.engines.training.checkpoints import last_whole
+from lmpipe.engines.training.fit import LossCurve, fit, seeded
 from lmpipe.engines.training.layout import EncodedRow
 from lmpipe.engines.training.tuning import Tuning
 from lmpipe.errors import ConfigError, EngineError

@@ -17,7 +17,8 @@ from pydantic import TypeAdapter
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.adapters import save
 from lmpipe.engines.local.models import Source
-from lmpipe.engines.training.fit import SAVING_FAILS, LossCurve, fit, seeded, step_count
+from lmpipe.engines.training.checkpoints import SAVING_FAILS
+from lmpipe.engines.training.fit import LossCurve, fit, seeded, step_count
 from lmpipe.engines.training.job import Job, launch
 from lmpipe.engines.training.layout import EncodedRow
 from lmpipe.engines.training.tuning import Tuning
