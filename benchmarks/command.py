@@ -25,6 +25,7 @@ from lmpipe.engines import load_lm
 from lmpipe.engines.cached import CachedLM
 from lmpipe.engines.local import LocalLM
 from lmpipe.errors import ConfigError
+from lmpipe.files import write_whole
 from lmpipe.hashing import describe
 from lmpipe.store import RunStore
 from optimizers import parse_strategy
@@ -174,7 +175,7 @@ def execute(
             lm, trained = models.load(to_train="w" in stages)
         with progress_bars() as progress:
             result = run(task, lm, trained, settings, strategies, seeds, store, progress)
-        (out / "result.json").write_text(result.model_dump_json(indent=2) + "\n")
+        write_whole(out / "result.json", (result.model_dump_json(indent=2) + "\n").encode())
         write_report(result, out)
     finally:
         store.close()

@@ -10,6 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from benchmarks.result import Result, StageReport
+from lmpipe.files import write_whole
 
 BLUE, GREY, GREEN = "#2f6690", "#9aa5b1", "#3a7d44"
 
@@ -26,8 +27,8 @@ def write_report(result: Result, folder: Path) -> None:
         searches=_svg(_plot_candidates(result)),
         losses=_svg(_plot_losses(result)),
     )
-    (folder / "report.html").write_text(page)
-    (folder / "scores.svg").write_text(scores)
+    write_whole(folder / "report.html", page.encode())
+    write_whole(folder / "scores.svg", scores.encode())
 
 
 def _svg(figure: Figure | None) -> str:

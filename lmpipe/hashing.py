@@ -21,6 +21,8 @@ from pydantic_core import to_jsonable_python
 
 from lmpipe.errors import ConfigError
 
+_PIECE = 1 << 20  # bytes of a file in memory at once
+
 
 def canonical_json(value: object) -> str:
     """The one JSON text of a value: sorted keys, no spaces, UTF-8 kept as it is."""
@@ -39,10 +41,19 @@ def digest_bytes(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+def digest_file(path: Path) -> str:
+    """Hex BLAKE2b digest (128 bits, 32 characters) of a file's bytes, read piece by piece."""
+    hasher = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            hasher.update(piece)
+    return hasher.hexdigest()
+
+
 def file_digests(folder: Path) -> dict[str, str]:
     """Path within the folder → digest of its bytes, for each file below it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): digest_bytes(path.read_bytes()) for path in files}
+    return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
 
 
 def digest(value: object) -> str:

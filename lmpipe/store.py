@@ -4,8 +4,9 @@
     RUN/journal.jsonl    append-only: one finished piece of work a line, each with a checksum
     RUN/blobs/DIGEST     content-addressed files and folders (JSON and safetensors, never pickle)
 
-Whatever is in it is whole: blobs are renamed into place when complete, and a journal line that was cut off by a
-kill is dropped, so its work is done again. Knows nothing of what the work is.
+Whatever is in it is whole: blobs are renamed into place when complete, and a journal line that was cut off by a kill
+or a full disk is dropped, so its work is done again. Whatever was damaged since is named when the directory is opened.
+Knows nothing of what the work is.
 """
 
 from __future__ import annotations
@@ -14,14 +15,21 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from itertools import zip_longest
 from pathlib import Path
+from threading import Lock
 from typing import Any, final
 
 from filelock import FileLock, Timeout
 
 from lmpipe.errors import ConfigChanged, CorruptBlob, StoreError
-from lmpipe.hashing import canonical_json, digest, digest_bytes, file_digests
+from lmpipe.files import UNFINISHED, write_whole, writing
+from lmpipe.hashing import canonical_json, digest, digest_bytes, digest_file, file_digests
+
+_SHORT = 80  # characters of a list that is shown whole where it differs
+_ABSENT = object()
 
 
 @final
@@ -33,30 +41,26 @@ class RunStore:
         config: JSON settings that decide the results; a directory made with others is refused.
 
     Raises:
-        StoreError: If another process has it open.
+        StoreError: If another process has it open, or it cannot be written.
         ConfigChanged: If it was made with other settings; the message shows the difference.
-        CorruptBlob: If a journal line was damaged.
+        CorruptBlob: If a blob, a journal line or the settings were damaged; the message names what.
     """
 
     def __init__(self, path: str | Path, config: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
         self._blobs = self.path / "blobs"
         self._journal = self.path / "journal.jsonl"
-        self._blobs.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.path / "lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise StoreError(
-                f"{self.path} is in use by another process; wait for it or choose another directory"
-            ) from None
-        try:
+        self._writer = Lock()
+        with writing(self.path):
+            self._blobs.mkdir(parents=True, exist_ok=True)
+        self._lock = self._locked()
+        with ExitStack() as unless_opened:
+            unless_opened.callback(self.close)
             self._check_config(json.loads(canonical_json(dict(config or {}))))
-            self._records = self._read_journal()
-        except StoreError:
-            self.close()
-            raise
-        self._verified: set[str] = set()
+            self._drop_unfinished()
+            self._records, self._length = self._read_journal()
+            self._verify()
+            unless_opened.pop_all()
 
     def close(self) -> None:
         """Lets other processes open the directory."""
@@ -70,88 +74,116 @@ class RunStore:
         """Records the results of finished work by their keys: all of them or, after a kill, none.
 
         They are on disk when this returns.
+
+        Raises:
+            StoreError: If they cannot be written; the journal is then as it was before.
         """
         text = canonical_json(records)
-        line = f'{{"records":{text},"sum":"{digest_bytes(text.encode())}"}}\n'
-        with self._journal.open("ab") as journal:
-            journal.write(line.encode())
-            journal.flush()
-            os.fsync(journal.fileno())
-        self._records.update(json.loads(text))
+        line = f'{{"records":{text},"sum":"{digest_bytes(text.encode())}"}}\n'.encode()
+        with self._writer:
+            self._append(line)
+            self._length += len(line)
+            self._records.update(json.loads(text))
 
     def put_blob(self, data: bytes) -> str:
-        """Keeps some bytes; returns their digest."""
+        """Keeps some bytes; returns their digest.
+
+        Raises:
+            StoreError: If they cannot be written.
+        """
         name = digest_bytes(data)
-        if not (self._blobs / name).exists():
-            self._write(self._blobs / name, data)
+        with self._writer:
+            if not (self._blobs / name).exists():
+                write_whole(self._blobs / name, data)
         return name
 
     def blob(self, name: str) -> bytes:
-        """Raises:
-        CorruptBlob: If the bytes are absent or damaged.
+        """The bytes of a digest.
+
+        Raises:
+            CorruptBlob: If they are absent or damaged.
         """
         path = self._blobs / name
         if not path.is_file() or digest_bytes(data := path.read_bytes()) != name:
-            raise CorruptBlob(f"{path} is missing or damaged; delete the run directory or restore it")
+            raise _corrupt(path)
         return data
 
     def put_folder(self, folder: Path) -> str:
-        """Moves a folder into the store; returns the digest of its content."""
+        """Moves a folder into the store; returns the digest of its content.
+
+        Raises:
+            StoreError: If it cannot be written.
+        """
         name = digest(file_digests(folder))
         target = self._blobs / name
-        if target.exists():
-            shutil.rmtree(folder)
-        else:
-            _sync(folder)
-            os.replace(folder, target)
+        with self._writer, writing(target):
+            if target.exists():
+                shutil.rmtree(folder)
+            else:
+                _sync(folder)
+                folder.replace(target)
         return name
 
     def folder(self, name: str) -> Path:
-        """Path of a stored folder, verified on its first use.
+        """Path of a stored folder; its files were verified when the store was opened.
 
         Raises:
-            CorruptBlob: If a file in it is absent or damaged.
+            CorruptBlob: If it is absent.
         """
         path = self._blobs / name
-        if name not in self._verified:
-            if not path.is_dir() or digest(file_digests(path)) != name:
-                raise CorruptBlob(f"{path} is missing or damaged; delete the run directory or restore it")
-            self._verified.add(name)
+        if not path.is_dir():
+            raise _corrupt(path)
         return path
 
     def new_folder(self) -> Path:
-        """An empty folder on the store's file system, to fill and give to `put_folder`."""
-        return Path(tempfile.mkdtemp(prefix="unfinished-", dir=self.path))
+        """An empty folder on the store's file system, to fill and give to `put_folder`.
+
+        Raises:
+            StoreError: If it cannot be made.
+        """
+        with writing(self.path):
+            return Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self.path))
+
+    def _locked(self) -> FileLock:
+        lock = FileLock(self.path / "lock")
+        with writing(self.path / "lock"):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise StoreError(
+                    f"{self.path} is in use by another process; wait for it or choose another directory"
+                ) from None
+        return lock
 
     def _check_config(self, config: dict[str, Any]) -> None:
         path = self.path / "config.json"
         if not path.exists():
-            self._write(path, json.dumps(config, indent=2, sort_keys=True).encode())
+            write_whole(path, json.dumps(config, indent=2, sort_keys=True).encode())
             return
-        known = json.loads(path.read_text())
-        changed = [
-            f"{name}: {known.get(name)!r} → {config.get(name)!r}"
-            for name in sorted(known.keys() | config.keys())
-            if known.get(name) != config.get(name)
-        ]
-        if changed:
-            listed = "; ".join(changed)
+        try:
+            known = json.loads(path.read_bytes())
+        except ValueError:
+            raise _corrupt(path) from None
+        if changed := "; ".join(_differences(known, config)):
             raise ConfigChanged(
-                f"{self.path} was made with other settings ({listed}); choose another directory or delete it"
+                f"{self.path} was made with other settings ({changed}); choose another directory or delete it"
             )
 
-    def _read_journal(self) -> dict[str, Any]:
-        for unfinished in self.path.glob("unfinished-*"):
-            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+    def _drop_unfinished(self) -> None:
+        """Deletes what a killed process did not get to finish."""
+        for folder in (self.path, self._blobs):
+            for unfinished in folder.glob(UNFINISHED + "*"):
+                with writing(unfinished):
+                    shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+
+    def _read_journal(self) -> tuple[dict[str, Any], int]:
+        """The records, and how many bytes of the file they take."""
         data = self._journal.read_bytes() if self._journal.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            with self._journal.open("r+b") as journal:
-                journal.truncate(len(whole))
         records: dict[str, Any] = {}
         for number, line in enumerate(whole.splitlines(), 1):
             records.update(self._read_line(number, line))
-        return records
+        return records, len(whole)
 
     def _read_line(self, number: int, line: bytes) -> dict[str, Any]:
         try:
@@ -164,12 +196,52 @@ class RunStore:
             f"{self._journal}, line {number}: damaged; cut the file before this line to do the rest again"
         )
 
-    def _write(self, path: Path, data: bytes) -> None:
-        with tempfile.NamedTemporaryFile(dir=self.path, prefix="unfinished-", delete=False) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
+    def _append(self, line: bytes) -> None:
+        """Writes a journal line after the last whole one, in the place of what a kill or a full disk left there."""
+        with writing(self._journal):
+            try:
+                with self._journal.open("r+b" if self._journal.exists() else "wb") as journal:
+                    journal.truncate(self._length)
+                    journal.seek(self._length)
+                    journal.write(line)
+                    journal.flush()
+                    os.fsync(journal.fileno())
+            except OSError:
+                with suppress(OSError):  # or else the next line does it
+                    os.truncate(self._journal, self._length)
+                raise
+
+    def _verify(self) -> None:
+        """Compares every blob with its name, those that this run may never read included."""
+        damaged = [path for path in sorted(self._blobs.iterdir()) if _content_digest(path) != path.name]
+        if damaged:
+            raise _corrupt(*damaged)
+
+
+def _content_digest(path: Path) -> str:
+    return digest(file_digests(path)) if path.is_dir() else digest_file(path)
+
+
+def _corrupt(*paths: Path) -> CorruptBlob:
+    named = ", ".join(map(str, paths))
+    return CorruptBlob(f"{named}: missing or damaged; restore it from a copy, or delete the run directory")
+
+
+def _differences(before: Any, after: Any, name: str = "") -> Iterator[str]:
+    """What differs between two JSON values, by dotted names: ``settings.val: 4 → 5``."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted(before.keys() | after.keys()):
+            inner = f"{name}.{key}" if name else key
+            yield from _differences(before.get(key, _ABSENT), after.get(key, _ABSENT), inner)
+    elif isinstance(before, list) and isinstance(after, list) and max(len(repr(before)), len(repr(after))) > _SHORT:
+        for number, pair in enumerate(zip_longest(before, after, fillvalue=_ABSENT)):
+            yield from _differences(*pair, f"{name}[{number}]")
+    elif before is _ABSENT or after is _ABSENT or canonical_json(before) != canonical_json(after):
+        yield f"{name}: {_shown(before)} → {_shown(after)}"
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is _ABSENT else repr(value)
 
 
 def _sync(folder: Path) -> None:

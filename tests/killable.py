@@ -1,15 +1,174 @@
-"""A run to be killed: ``python -m tests.killable RUN [MODEL]`` writes the final state when it ends.
+"""Runs to be killed: ``python -m tests.killable RUN [MODEL]`` writes the final state when it ends.
 
-Without a model the LM and the trainer are scripted; with one both are real.
+Without a model the LM and the trainer are scripted; with one both are real. ``python -m tests.killable --serve [warm]``
+starts such runs as forks of one process, so that importing is paid once: see `Runs`.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import resource
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any, final
 
+import lmpipe
 from lmpipe import Example, Predict, Prediction, RunStore, Sampling, ScriptedLM, Session, exact_match, initial_state
+from lmpipe.errors import LmpipeError
+from lmpipe.files import write_whole
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
 from tests.scripted import Colour, KeepingTrainer, examples, scheduler, slow_script
+
+STORING = {str(Path(lmpipe.__file__).parent / name) for name in ("store.py", "files.py", "session.py")}
+
+
+@final
+@dataclass(frozen=True)
+class Start:
+    """How a run is started, and when it is killed.
+
+    Args:
+        path: The run directory.
+        model: Folder of a real LM; without it everything is scripted.
+        launched: Whether the real LM is trained in another process.
+        seconds: Kills the run after so many.
+        until: Kills it once a file of this pattern is in the run directory.
+        lines: Kills the run before the so-many-th executed line of the code that stores results.
+        room: Bytes that a file may have; the disk is full for what is beyond.
+    """
+
+    path: str
+    model: str | None = None
+    launched: bool = False
+    seconds: float | None = None
+    until: str | None = None
+    lines: int | None = None
+    room: int | None = None
+
+
+@final
+@dataclass(frozen=True)
+class End:
+    """How a run ended: its exit status, negative if it was killed; and its error."""
+
+    status: int
+    error: str = ""
+
+    @property
+    def killed(self) -> bool:
+        return self.status == -signal.SIGKILL
+
+
+@final
+class Runs:
+    """A process that starts runs as forks of itself, and kills them; a context manager.
+
+    Args:
+        warm: Whether it imports what real LMs need.
+    """
+
+    def __init__(self, *, warm: bool = False) -> None:
+        command = [sys.executable, "-m", "tests.killable", "--serve", *(["warm"] if warm else [])]
+        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Runs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.communicate()
+
+    def run(self, path: Path, **how: Any) -> End:
+        """Starts a run and waits until it has ended; takes the fields of `Start`."""
+        requests, replies = _pipes(self._server)
+        requests.write(json.dumps(asdict(Start(str(path), **how))) + "\n")
+        requests.flush()
+        return End(**json.loads(replies.readline()))
+
+
+def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    if process.stdin is None or process.stdout is None:
+        raise ValueError("started without pipes")
+    return process.stdin, process.stdout
+
+
+def serve() -> None:
+    """Reads how to start runs, one a line, and answers how they ended."""
+    for line in sys.stdin:
+        start = Start(**json.loads(line))
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(reading)
+            _run_and_exit(start, writing)
+        os.close(writing)
+        if start.seconds is not None or start.until is not None:
+            _wait(start, child)
+            os.kill(child, signal.SIGKILL)  # a run that has ended is not reaped yet, so its number is still its own
+        with os.fdopen(reading) as told:
+            error = told.read()
+        _, status = os.waitpid(child, 0)
+        sys.stdout.write(json.dumps(asdict(End(os.waitstatus_to_exitcode(status), error))) + "\n")
+        sys.stdout.flush()
+
+
+def _wait(start: Start, child: int) -> None:
+    """Waits until a run is to be killed, or has ended."""
+    time.sleep(start.seconds or 0)
+    while start.until and not list(Path(start.path).glob(start.until)):
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            break
+        time.sleep(0.001)
+
+
+def _run_and_exit(start: Start, told: int) -> None:
+    """The life of a fork; its other output goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    if start.room is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (start.room, start.room))
+    status = 2  # of whatever lmpipe did not mean to raise
+    try:
+        with _killed_before(start.lines):
+            whole_run(start)
+        status = 0
+    except LmpipeError as error:
+        os.write(told, f"{type(error).__name__}: {error}".encode())
+        status = 1
+    finally:
+        os._exit(status)
+
+
+@contextmanager
+def _killed_before(lines: int | None) -> Iterator[None]:
+    """Kills this process before the so-many-th line that its main thread executes of the code that stores results."""
+    left = lines
+
+    def local(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal left
+        if event == "line" and left is not None:
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return local
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        return local if frame.f_code.co_filename in STORING else None
+
+    if lines is not None:
+        sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
 
 
 def even_length(example: Example, prediction: Prediction) -> float:
@@ -24,7 +183,7 @@ def scripted_run(store: RunStore) -> str:
     return result.state.model_dump_json()
 
 
-def real_run(store: RunStore, model: str) -> str:
+def real_run(store: RunStore, model: str, *, launched: bool = False) -> str:
     from lmpipe.engines.local import LocalLM
     from lmpipe.engines.training import LocalTrainer, Tuning
 
@@ -32,7 +191,9 @@ def real_run(store: RunStore, model: str) -> str:
     tuning = Tuning(learning_rate=0.01, epochs=40, checkpoint_steps=5, batch_size=4, dropout=0.1)
     stages = {
         "p": BootstrapFewShotRandomSearch(exact_match, num_candidate_programs=1),
-        "w": BootstrapFinetune(even_length, LocalTrainer(lm, tuning), temperature=1.0),
+        "w": BootstrapFinetune(
+            even_length, LocalTrainer(lm, tuning, (sys.executable,) if launched else ()), temperature=1.0
+        ),
     }
     program = Predict("number: int -> answer")
     session = Session(lm=lm, store=store, sampling=Sampling(max_tokens=6))
@@ -41,12 +202,19 @@ def real_run(store: RunStore, model: str) -> str:
     return result.state.model_dump_json()
 
 
-def main(path: str, model: str | None = None) -> None:
+def whole_run(start: Start) -> None:
     """Optimizes on a store and writes the state beside it."""
-    store = RunStore(path, {"model": "real" if model else "scripted"})
-    state = real_run(store, model) if model else scripted_run(store)
-    (store.path / "state.json").write_text(state)
+    store = RunStore(start.path, {"model": "real" if start.model else "scripted"})
+    state = real_run(store, start.model, launched=start.launched) if start.model else scripted_run(store)
+    write_whole(store.path / "state.json", state.encode())
+    store.close()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1] == "--serve":
+        if sys.argv[2:]:
+            import lmpipe.engines.local
+            import lmpipe.engines.training
+        serve()
+    else:
+        whole_run(Start(*sys.argv[1:]))

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.command import Models
+from benchmarks.command import Models, execute
 from benchmarks.intervals import paired_difference
 from benchmarks.iris import IrisTask
 from benchmarks.result import Result, Score
 from benchmarks.settings import settings_for
-from lmpipe.errors import ConfigError
+from lmpipe.errors import ConfigError, StoreError
 from lmpipe.ledger import MEASURED
+from tests.disk import full_disk
 from tests.engines.openai_server import serving
 
 
@@ -95,11 +96,21 @@ def test_a_killed_run_started_again_ends_in_the_same_result(finished: Path, tiny
     assert without_seconds(mine) == without_seconds(theirs)
 
 
+def test_a_full_disk_leaves_the_result_of_before(finished: Path, tiny_folder: Path) -> None:
+    before = {path: path.read_bytes() for path in (finished / "result.json", finished / "report.html")}
+    assert min(map(len, before.values())) > 1000
+    models = Models(f"hf:{tiny_folder}")
+    sizes = {"train": 6, "val": 4, "test": 3, "max_tokens": 8}
+    with full_disk(1000), pytest.raises(StoreError, match=r"result\.json cannot be written: .*free space"):
+        execute(IrisTask(), models, ["vanilla", "p", "p -> w"], [0, 1], finished, sizes)
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_other_settings_on_the_same_directory_are_refused(finished: Path, tiny_folder: Path) -> None:
     again = subprocess.run(command(tiny_folder, finished, "--val", "5"), capture_output=True, text=True, check=False)
     assert again.returncode == 1
     assert "ConfigChanged" in again.stdout
-    assert "val" in again.stdout
+    assert "(settings.val: 4 → 5)" in " ".join(again.stdout.split())
 
 
 @pytest.mark.parametrize(

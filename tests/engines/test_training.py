@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, final
+from typing import Literal
 
 import pytest
 import torch
@@ -28,33 +28,10 @@ from lmpipe import (
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.training import LocalTrainer, Tuning
 from lmpipe.errors import ConfigError, EngineError, SessionError
-from lmpipe.lm import Message
 from lmpipe.trainer import TrainingRow
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
+from tests.engines.letters import BASE, ROWS, Interrupting, answers, trainer
 from tests.tiny import tiny_llama
-
-BASE = WeightState(base="tiny")
-ROWS = [
-    TrainingRow((Message("system", "Name the letter."), Message("user", letter)), f"it is {letter * 3}", letter)
-    for letter in "abcd"
-]
-
-
-def trainer(lm: LocalLM, **settings: object) -> LocalTrainer:
-    defaults = {
-        "target_modules": "all-linear",
-        "rank": 8,
-        "alpha": 16,
-        "learning_rate": 0.005,
-        "epochs": 200,
-        "batch_size": 4,
-    }
-    return LocalTrainer(lm, Tuning(**{**defaults, **settings}))  # type: ignore[arg-type]
-
-
-def answers(lm: LocalLM, weights: WeightState) -> list[str]:
-    requests = [Request(row.messages, Sampling(max_tokens=12), weights) for row in ROWS]
-    return [answer.text for answer in lm.complete(requests) if isinstance(answer, Completion)]
 
 
 def test_it_learns_its_rows_and_leaves_the_base_as_it_was(tiny_lm: LocalLM, store: RunStore) -> None:
@@ -184,46 +161,6 @@ def test_a_learned_prefix_is_used_as_peft_uses_it(tiny_lm: LocalLM, tiny_folder:
         prompt = tiny_lm.encode(row.messages)
         out = plain.generate(input_ids=torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
         assert tiny_lm.tokenizer.decode(out[0][len(prompt) :], skip_special_tokens=True) == answer
-
-
-@final
-class Interrupting:
-    """A progress display that notes every advance, and interrupts the work after some steps, as Ctrl-C would."""
-
-    def __init__(self, after: int = 10**9) -> None:
-        self.after = after
-        self.advances: list[float] = []
-
-    def add_task(self, description: str, *, total: float | None = None) -> int:
-        return 0
-
-    def advance(self, task_id: int, advance: float = 1) -> None:
-        self.advances.append(advance)
-        if sum(self.advances) >= self.after:
-            raise KeyboardInterrupt
-
-    def remove_task(self, task_id: int) -> None:
-        pass
-
-
-def test_an_interrupted_training_goes_on_from_its_checkpoint(tiny_folder: Path, tmp_path: Path) -> None:
-    """Interrupted at step 25 and at step 38, with the newest checkpoint damaged: the same bytes as undisturbed."""
-    shows = [Interrupting(), Interrupting(25), Interrupting(38), Interrupting()]
-    adapters = []
-    for show in shows:
-        store = RunStore(tmp_path / ("one" if show is shows[0] else "two"))
-        lm = LocalLM.from_pretrained(str(tiny_folder), name="tiny")
-        tuner = trainer(lm, epochs=50, batch_size=3, checkpoint_steps=10, dropout=0.1)
-        try:
-            adapters.append(tuner.train(ROWS, BASE, Session(lm=lm, store=store, progress=show)).weights.adapter)
-        except KeyboardInterrupt:
-            newest = max(store.path.glob("training/*/checkpoint-*"), key=lambda path: path.stat().st_mtime)
-            if show is shows[2]:
-                (newest / "optimizer.pt").write_bytes(b"damaged")
-        store.close()
-    assert [show.advances[0] for show in shows] == [0, 0, 20, 20]
-    assert adapters[0] == adapters[1]
-    assert not list(tmp_path.glob("*/training/*"))
 
 
 def test_training_stops_when_held_out_rows_get_worse(tiny_lm: LocalLM, store: RunStore) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import random
+import re
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +15,8 @@ from hypothesis import strategies as st
 
 from lmpipe import RunStore
 from lmpipe.errors import ConfigChanged, CorruptBlob, StoreError
+from lmpipe.hashing import canonical_json
+from tests.disk import full_disk
 
 RECORDS = st.lists(st.tuples(st.text(), st.dictionaries(st.text(), st.integers() | st.text())), max_size=5)
 
@@ -51,21 +58,93 @@ def test_a_damaged_journal_line_is_named(store: RunStore) -> None:
         reopen(store)
 
 
-def test_a_flipped_byte_in_a_blob_is_named(store: RunStore, tmp_path: Path) -> None:
-    blob = store.put_blob(b"hello")
-    folder = store.new_folder()
-    (folder / "weights").write_bytes(b"12345678")
-    name = store.put_folder(folder)
-    assert store.blob(blob) == b"hello"
-    assert (store.folder(name) / "weights").read_bytes() == b"12345678"
-    (store.path / "blobs" / blob).write_bytes(b"hellp")
-    (store.path / "blobs" / name / "weights").write_bytes(b"12345679")
+def filled(store: RunStore) -> None:
+    """Keeps files and folders of several sizes."""
+    for size in (1, 100, 70_000):
+        store.put_blob(bytes(size))
+        folder = store.new_folder()
+        (folder / "inner").mkdir()
+        for name in ("config.json", "inner/weights"):
+            (folder / name).write_bytes(f"{name} of {size}".encode() * size)
+        store.put_folder(folder)
+
+
+def test_a_flipped_byte_in_any_blob_is_named_when_the_directory_is_opened(store: RunStore) -> None:
+    filled(store)
+    store.close()
+    files = [path for path in sorted(store.path.glob("blobs/**/*")) if path.is_file()]
+    assert len(files) == 9
+    rng = random.Random(0)
+    for path in files:
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        blob = path.relative_to(store.path / "blobs").parts[0]
+        with pytest.raises(CorruptBlob, match=f"blobs/{blob}: missing or damaged"):
+            RunStore(store.path)
+        path.write_bytes(whole)
+    RunStore(store.path).close()
+
+
+def test_a_blob_that_lost_a_file_or_is_gone_is_named(store: RunStore) -> None:
+    filled(store)
+    inner = next(store.path.glob("blobs/*/inner/weights"))
+    inner.unlink()
+    with pytest.raises(CorruptBlob, match=f"blobs/{inner.parts[-3]}: missing or damaged"):
+        reopen(store)
+    shutil.rmtree(inner.parents[1])
     again = reopen(store)
-    with pytest.raises(CorruptBlob, match=blob):
-        again.blob(blob)
-    with pytest.raises(CorruptBlob, match=name):
-        again.folder(name)
+    with pytest.raises(CorruptBlob, match=f"blobs/{inner.parts[-3]}: missing or damaged"):
+        again.folder(inner.parts[-3])
+    with pytest.raises(CorruptBlob, match="blobs/other: missing or damaged"):
+        again.blob("other")
     again.close()
+
+
+def test_damaged_settings_are_named(tmp_path: Path) -> None:
+    RunStore(tmp_path, {"lr": 0.1}).close()
+    (tmp_path / "config.json").write_bytes(b'{"lr": \xff.1}')
+    for _ in range(2):  # and the directory stays free
+        with pytest.raises(CorruptBlob, match=r"config\.json: missing or damaged"):
+            RunStore(tmp_path, {"lr": 0.1})
+
+
+@pytest.mark.parametrize("room", range(0, 40, 3))
+def test_a_full_disk_leaves_the_journal_as_it_was_and_the_store_goes_on(store: RunStore, room: int) -> None:
+    """A line that does not fit is not written at all, wherever in it the disk is full."""
+    store.put({"a": 1})
+    journal = store.path / "journal.jsonl"
+    before = journal.read_bytes()
+    with (
+        full_disk(len(before) + room),
+        pytest.raises(StoreError, match=r"journal\.jsonl cannot be written: .*free space"),
+    ):
+        store.put({"b": 2})
+    assert journal.read_bytes() == before
+    assert store.get("b") is None
+    store.put({"c": 3})
+    again = reopen(store)
+    assert (again.get("a"), again.get("b"), again.get("c")) == (1, None, 3)
+    again.close()
+
+
+def test_a_full_disk_leaves_no_part_of_a_blob_or_of_the_settings(store: RunStore) -> None:
+    with full_disk(10):
+        with pytest.raises(StoreError, match=r"blobs/[0-9a-f]{32} cannot be written: .*free space"):
+            store.put_blob(bytes(11))
+        with pytest.raises(StoreError, match=r"config\.json cannot be written: .*free space"):
+            RunStore(store.path / "other", {"lr": 0.1})
+    assert not list(store.path.glob("blobs/*"))
+    assert [path.name for path in (store.path / "other").iterdir() if path.name != "lock"] == ["blobs"]
+    assert store.blob(store.put_blob(bytes(11))) == bytes(11)
+    RunStore(store.path / "other", {"lr": 0.2}).close()
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="file/run cannot be written: Not a directory"):
+        RunStore(tmp_path / "file" / "run")
 
 
 def test_the_same_content_is_stored_once(store: RunStore) -> None:
@@ -84,12 +163,44 @@ def test_an_unfinished_folder_is_gone_after_a_restart(store: RunStore) -> None:
     assert not folder.exists()
 
 
-def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
-    RunStore(tmp_path, {"lr": 0.1, "task": "iris"}).close()
+@pytest.mark.parametrize(
+    ("before", "after", "shown"),
+    [
+        ({"lr": 0.1, "task": "iris"}, {"lr": 0.2, "task": "iris"}, "lr: 0.1 → 0.2"),
+        ({"s": {"val": 4, "test": 3}}, {"s": {"val": 5, "test": 3}}, "s.val: 4 → 5"),
+        ({"s": {"a": {"b": "x"}}, "n": 1}, {"s": {"a": {"b": None}}, "n": 2}, "n: 1 → 2; s.a.b: 'x' → None"),
+        ({"s": {"old": 1}}, {"s": {"new": "absent"}}, "s.new: absent → 'absent'; s.old: 1 → absent"),
+        ({"seeds": [0, 1]}, {"seeds": [0, 2]}, "seeds: [0, 1] → [0, 2]"),
+        ({"many": [*range(40)]}, {"many": [*range(39), 7, 8]}, "many[39]: 39 → 7; many[40]: absent → 8"),
+        ({"stages": [{"n": 1, "t": "x" * 80}]}, {"stages": [{"n": 2, "t": "x" * 80}]}, "stages[0].n: 1 → 2"),
+        ({"s": {"a": 1}}, {"s": 1}, "s: {'a': 1} → 1"),
+        ({"on": True}, {"on": 1}, "on: True → 1"),
+    ],
+)
+def test_other_settings_are_refused_with_the_difference(
+    tmp_path: Path, before: dict[str, object], after: dict[str, object], shown: str
+) -> None:
+    RunStore(tmp_path, before).close()
     for _ in range(2):  # and the directory stays free
-        with pytest.raises(ConfigChanged, match=r"lr: 0\.1 → 0\.2"):
-            RunStore(tmp_path, {"lr": 0.2, "task": "iris"})
-    RunStore(tmp_path, {"lr": 0.1, "task": "iris"}).close()
+        with pytest.raises(ConfigChanged, match=re.escape(f"made with other settings ({shown});")):
+            RunStore(tmp_path, after)
+    RunStore(tmp_path, before).close()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+)
+
+
+@given(st.dictionaries(st.text(max_size=2), JSON, max_size=3), st.dictionaries(st.text(max_size=2), JSON, max_size=3))
+@settings(deadline=None)
+def test_settings_are_refused_exactly_when_they_differ(before: dict[str, object], after: dict[str, object]) -> None:
+    with TemporaryDirectory() as folder:
+        RunStore(folder, before).close()
+        same = canonical_json(before) == canonical_json(after)
+        with nullcontext() if same else pytest.raises(ConfigChanged):
+            RunStore(folder, after).close()
 
 
 def test_a_directory_is_open_once(store: RunStore) -> None:

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +28,6 @@ from lmpipe import (
     initial_state,
 )
 from lmpipe.errors import StrategyError
-from lmpipe.ledger import MEASURED
 from optimizers import BetterTogether
 from tests.scripted import Colour, KeepingTrainer, colour_script, examples, scheduler, scripted
 
@@ -165,70 +158,6 @@ def test_malformed_completions_and_engine_errors_change_the_score_and_the_count_
     assert session.ledger.total.engine_errors > 0
 
 
-def content(path: Path) -> dict[str, bytes]:
-    """All that a run leaves behind, without its clock."""
-    files = {
-        file.relative_to(path).as_posix(): file.read_bytes()
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name not in {"lock", "journal.jsonl"}
-    }
-    return files | {key: json.dumps(value, sort_keys=True).encode() for key, value in journal(path).items()}
-
-
-def journal(path: Path) -> dict[str, Any]:
-    lines = [json.loads(line)["records"] for line in (path / "journal.jsonl").read_bytes().splitlines()]
-    keys = [key for line in lines for key in line]
-    assert len(keys) == len(set(keys)), "a piece of work was done twice"
-    return {key: without_clock(record) for line in lines for key, record in line.items()}
-
-
-def without_clock(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: without_clock(item) for name, item in value.items() if name not in MEASURED}
-    return [without_clock(item) for item in value] if isinstance(value, list) else value
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    path = tmp_path_factory.mktemp("undisturbed")
-    subprocess.run([sys.executable, "-m", "tests.killable", str(path)], check=True)
-    return content(path)
-
-
-def test_two_runs_with_one_seed_write_identical_bytes(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "tests.killable", str(tmp_path)], check=True)
-    assert content(tmp_path) == undisturbed
-    assert "state.json" in undisturbed
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(
-    undisturbed: dict[str, bytes], tmp_path: Path, seed: int
-) -> None:
-    command = [sys.executable, "-m", "tests.killable", str(tmp_path)]
-    rng = random.Random(seed)
-    killed = [killed_in_the_middle(command, tmp_path, rng) for _ in range(4)]
-    assert any(killed)
-    subprocess.run(command, check=True)
-    assert content(tmp_path) == undisturbed
-
-
-def killed_in_the_middle(command: list[str], path: Path, rng: random.Random) -> bool:
-    """Starts a run and kills it a random moment after it has begun, or has finished one more piece of work."""
-
-    def pieces() -> int:
-        journal_path = path / "journal.jsonl"
-        return journal_path.read_bytes().count(b"\n") if journal_path.exists() else 0
-
-    wanted = pieces() + rng.randint(0, 1)
-    process = subprocess.Popen(command)
-    while process.poll() is None and not ((path / "config.json").exists() and pieces() >= wanted):
-        time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.1))
-    process.send_signal(signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
-
-
 def test_an_unknown_stage_is_pointed_at_before_anything_runs() -> None:
     with pytest.raises(StrategyError, match="no stage is called 'q'; the stages are p, w"):
         scheduler(KeepingTrainer(), "p -> q")
@@ -245,22 +174,3 @@ def test_any_strategy_runs_its_stages_in_order_and_shares_its_beginning(names: l
     assert [stage.result for stage in whole.stages[:-1]] == [stage.result for stage in beginning.stages]
     assert (whole.state, whole.evaluation) == (whole.stages[-1].result.state, whole.stages[-1].evaluation)
     assert (whole.status == "skipped") == all(stage.result.status == "skipped" for stage in whole.stages)
-
-
-def test_a_killed_run_that_really_trains_ends_in_the_same_bytes(tiny_folder: Path, tmp_path: Path) -> None:
-    """Killed in the middle of training a real LM; and the undisturbed run is itself repeated."""
-
-    def command(name: str) -> list[str]:
-        return [sys.executable, "-m", "tests.killable", str(tmp_path / name), str(tiny_folder)]
-
-    for name in ("one", "two"):
-        subprocess.run(command(name), check=True, capture_output=True)
-    process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list((tmp_path / "killed").glob("training/*/checkpoint-*/whole.json")):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    subprocess.run(command("killed"), check=True, capture_output=True)
-    one = content(tmp_path / "one")
-    assert any(name.endswith("adapter_model.safetensors") for name in one)
-    assert content(tmp_path / "two") == content(tmp_path / "killed") == one

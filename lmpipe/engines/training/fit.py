@@ -5,11 +5,8 @@ Knows nothing of where rows come from or where weights go.
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import random
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,14 +22,12 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers import Trainer as HFTrainer
 
 from lmpipe.engines.local.adapters import in_place_of, learned_prefix, quiet
+from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_of, last_whole
 from lmpipe.engines.training.layout import EncodedRow, collate
 from lmpipe.engines.training.tuning import Tuning
-from lmpipe.hashing import derive_seed, file_digests
+from lmpipe.files import writing
+from lmpipe.hashing import derive_seed
 from lmpipe.splits import stratified
-
-logger = logging.getLogger(__name__)
-
-_WHOLE = "whole.json"  # written last: file → digest, of a checkpoint that is complete
 
 
 @final
@@ -69,6 +64,9 @@ def fit(
 
     Returns:
         The losses of all steps, those before a kill included.
+
+    Raises:
+        StoreError: If a checkpoint cannot be written.
     """
     train, held_out = split(rows, tuning.held_out, seed)
     virtual = tuning.virtual_tokens if tuning.method == "prefix" else 0
@@ -79,14 +77,16 @@ def fit(
         eval_dataset=held_out or None,
         data_collator=partial(collate, virtual=virtual),
         compute_loss_func=_loss,
-        callbacks=[_Advance(advance), _Seal(), *([EarlyStoppingCallback(tuning.patience)] if held_out else [])],
+        callbacks=[_Advance(advance), Seal(), *([EarlyStoppingCallback(tuning.patience)] if held_out else [])],
     )
     trainer.remove_callback(PrinterCallback)
     halved = _halved_weights(model) if tuning.bf16 else {}
     recomputed = _recomputed(model) if tuning.gradient_checkpointing else nullcontext()
-    with quiet(), in_place_of(model, halved), recomputed:
-        trainer.train(resume_from_checkpoint=_last_whole(folder))
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or the model would compute in bfloat16 for ever
+    try:
+        with quiet(), in_place_of(model, halved), recomputed:
+            trainer.train(resume_from_checkpoint=last_whole(folder))
+    finally:  # or the model would compute in bfloat16 for ever
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     history = trainer.state.log_history
     return LossCurve(
         tuple(round(entry["loss"], 6) for entry in history if "loss" in entry),
@@ -139,6 +139,7 @@ def _arguments(tuning: Tuning, seed: int, folder: Path, *, cpu: bool) -> Trainin
         eval_strategy="epoch" if chosen else "no",
         load_best_model_at_end=chosen,
         metric_for_best_model="eval_loss" if chosen else None,
+        restore_callback_states_from_checkpoint=chosen,  # or patience would begin anew
         prediction_loss_only=True,
         dataloader_pin_memory=False,
         report_to=[],
@@ -159,6 +160,10 @@ class _PackedTrainer(HFTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         rows: Any = self.train_dataset
         return _SpreadSampler(rows, self.args.seed)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with writing(checkpoint_of(self.args, self.state.global_step), SAVING_FAILS):
+            super()._save_checkpoint(model, trial)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -204,18 +209,6 @@ class _Advance(TrainerCallback):
         self._advance(1)
 
 
-@final
-class _Seal(TrainerCallback):
-    """Marks a checkpoint as whole once all its files are written."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero:
-            temporary = folder / "whole.tmp"
-            temporary.write_text(json.dumps(file_digests(folder)))
-            temporary.rename(folder / _WHOLE)
-
-
 def _halved_weights(model: Any) -> dict[str, torch.Tensor]:
     """Frozen float32 weights of linear layers as the bfloat16 that autocast would turn them into at every pass."""
     tied = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
@@ -239,19 +232,6 @@ def _recomputed(model: Any) -> Iterator[None]:
             yield
         finally:
             model.gradient_checkpointing_disable()
-
-
-def _last_whole(folder: Path) -> str | None:
-    """The newest checkpoint whose files are as they were written; others are deleted."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
-    for checkpoint in found:
-        seal = checkpoint / _WHOLE
-        found_there = file_digests(checkpoint)
-        if found_there.pop(_WHOLE, None) and json.loads(seal.read_text()) == found_there:
-            return str(checkpoint)
-        logger.warning("checkpoint %s is incomplete or damaged; it is deleted and its steps are done again", checkpoint)
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    return None
 
 
 @contextmanager

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +22,12 @@ from pydantic import TypeAdapter
 from lmpipe.engines.local.adapters import AdapterPool, save
 from lmpipe.engines.local.attention import use
 from lmpipe.engines.local.models import Source, load_model
+from lmpipe.engines.training.checkpoints import last_whole
 from lmpipe.engines.training.fit import LossCurve, fit, seeded
 from lmpipe.engines.training.layout import EncodedRow
 from lmpipe.engines.training.tuning import Tuning
 from lmpipe.errors import ConfigError, EngineError
+from lmpipe.files import write_whole
 
 _POLL = 0.2  # seconds between looks at the launched processes
 
@@ -63,18 +67,25 @@ def launch(launcher: Sequence[str], job: Job, folder: Path, advance: Callable[[i
     Raises:
         ConfigError: If there is no such launcher.
         EngineError: If it fails; the message ends with the last lines that it printed.
+        StoreError: If the job cannot be written.
     """
     nearby = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     command = shutil.which(launcher[0], path=nearby)
     if command is None:
         raise ConfigError(f"there is no command {launcher[0]!r} to launch the training with")
-    (folder / "job.json").write_bytes(_JOB.dump_json(job))
+    write_whole(folder / "job.json", _JOB.dump_json(job))
+    last_whole(folder)  # deletes the others before several processes look
     log = folder / "log.txt"
     done = 0
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [command, *launcher[1:], "-m", __name__, str(folder)], stdout=output, stderr=subprocess.STDOUT
-        )
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            [command, *launcher[1:], "-m", __name__, str(folder)],
+            stdin=subprocess.PIPE,  # nothing is written: that it closes tells the processes that this one is gone
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
         try:
             while process.poll() is None:
                 done = _show(folder, done, advance)
@@ -94,6 +105,8 @@ def launch(launcher: Sequence[str], job: Job, folder: Path, advance: Callable[[i
 
 def run(folder: Path) -> None:
     """Does a job's work in each of the launched processes; the first one writes what comes of it."""
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=_end_with_the_run, daemon=True).start()
     job = _JOB.validate_json((folder / "job.json").read_bytes())
     first = int(os.environ.get("RANK", "0")) == 0
     model, _ = load_model(job.source)
@@ -114,6 +127,12 @@ def run(folder: Path) -> None:
         if first:
             save(tuned, folder / "result", job.name)
             (folder / "losses.json").write_bytes(_LOSSES.dump_json(curve))
+
+
+def _end_with_the_run() -> None:
+    """Ends this process when the one that launched it is killed, so that none is left to write beside the next run."""
+    os.read(0, 1)
+    os._exit(1)
 
 
 def _show(folder: Path, done: int, advance: Callable[[int], None]) -> int:

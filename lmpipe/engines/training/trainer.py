@@ -10,22 +10,28 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import final
+from typing import Any, final
+
+from pydantic import TypeAdapter
 
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.adapters import save
 from lmpipe.engines.local.models import Source
+from lmpipe.engines.training.checkpoints import SAVING_FAILS
 from lmpipe.engines.training.fit import LossCurve, fit, seeded, step_count
 from lmpipe.engines.training.job import Job, launch
 from lmpipe.engines.training.layout import EncodedRow
 from lmpipe.engines.training.tuning import Tuning
 from lmpipe.errors import ConfigError, SessionError
+from lmpipe.files import writing
 from lmpipe.hashing import describe, digest
 from lmpipe.ledger import Cost
 from lmpipe.session import Session
 from lmpipe.state import WeightState
 from lmpipe.store import RunStore
 from lmpipe.trainer import Trainer, TrainingResult, TrainingRow
+
+_RESULT = TypeAdapter(TrainingResult)
 
 
 @final
@@ -34,7 +40,7 @@ class LocalTrainer(Trainer):
     """Fine-tunes the model of a local LM; its base weights are left as they are.
 
     A training that was killed goes on from its last checkpoint, which lies in the run directory until the training is
-    done.
+    done; one that was done is recalled.
 
     Args:
         lm: The engine whose model is trained in place.
@@ -55,10 +61,24 @@ class LocalTrainer(Trainer):
         if not rows:
             raise ConfigError("there are no rows to train on")
         self._check()
+        key = digest([describe(self), self.lm.name, describe(rows), start.model_dump(mode="json"), session.seed])
+        checkpoints = store.path / "training" / key
+
+        def work(inner: Session) -> Any:
+            return _RESULT.dump_python(self._train(rows, start, inner, store, checkpoints), mode="json")
+
+        result = _RESULT.validate_python(session.once("training " + key, work))
+        shutil.rmtree(checkpoints, ignore_errors=True)  # not before the result is recorded: a kill would lose it
+        return result
+
+    def _train(
+        self, rows: Sequence[TrainingRow], start: WeightState, session: Session, store: RunStore, checkpoints: Path
+    ) -> TrainingResult:
         if start.adapter is not None:
             self.lm.register_adapter(start.adapter, store.folder(start.adapter))
         encoded = [self._encode(row) for row in rows]
-        checkpoints = self._checkpoints(store, rows, start, session.seed)
+        with writing(checkpoints):
+            checkpoints.mkdir(parents=True, exist_ok=True)
         with session.track("training", step_count(len(rows), self.tuning)) as advance:
             if self.launcher:
                 result, curve = self._launch(encoded, start, session.seed, checkpoints, advance)
@@ -67,7 +87,6 @@ class LocalTrainer(Trainer):
         tokens = self.tuning.epochs * sum(len(row.tokens) for row in encoded)
         session.ledger.add(Cost(training_tokens=tokens))
         weights = WeightState(base=self.lm.name, adapter=store.put_folder(result))
-        shutil.rmtree(checkpoints)
         return TrainingResult(weights, len(curve.train), tokens, curve.train, curve.held_out)
 
     def _check(self) -> None:
@@ -86,19 +105,13 @@ class LocalTrainer(Trainer):
         completion = [*self.lm.encode_text(row.completion), self.lm.end_token]
         return EncodedRow((*prompt, *completion), len(completion), row.group)
 
-    def _checkpoints(self, store: RunStore, rows: Sequence[TrainingRow], start: WeightState, seed: int) -> Path:
-        """A folder for what this training, and no other, can go on from."""
-        key = digest([describe(self), self.lm.name, describe(rows), start.model_dump(mode="json"), seed])
-        folder = store.path / "training" / key
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
     def _fit(
         self, rows: Sequence[EncodedRow], start: WeightState, seed: int, folder: Path, advance: Callable[[int], None]
     ) -> tuple[Path, LossCurve]:
         with seeded(seed), self.lm.adapters.trainable(self.tuning.peft_config(), start.adapter) as model:
             curve = fit(model, rows, self.tuning, seed, folder, advance)
-            return save(model, folder / "result", self.lm.name), curve
+            with writing(folder / "result", SAVING_FAILS):
+                return save(model, folder / "result", self.lm.name), curve
 
     def _launch(
         self, rows: Sequence[EncodedRow], start: WeightState, seed: int, folder: Path, advance: Callable[[int], None]

@@ -1,0 +1,172 @@
+"""A run that is killed at any instant, or meets a full disk, ends after a restart as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from lmpipe.ledger import MEASURED
+from tests.killable import Runs
+
+CHECKPOINT = "training/*/checkpoint-*/whole.json"
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """All that a run leaves behind, without its clock."""
+    files = {
+        file.relative_to(path).as_posix(): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name not in {"lock", "journal.jsonl"}
+    }
+    return files | {key: json.dumps(value, sort_keys=True).encode() for key, value in journal(path).items()}
+
+
+def journal(path: Path) -> dict[str, Any]:
+    lines = [json.loads(line)["records"] for line in (path / "journal.jsonl").read_bytes().splitlines()]
+    keys = [key for line in lines for key in line]
+    assert len(keys) == len(set(keys)), "a piece of work was done twice"
+    return {key: without_clock(record) for line in lines for key, record in line.items()}
+
+
+def without_clock(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_clock(item) for name, item in value.items() if name not in MEASURED}
+    return [without_clock(item) for item in value] if isinstance(value, list) else value
+
+
+def pieces(path: Path) -> int:
+    """How many pieces of work a run has finished."""
+    return (path / "journal.jsonl").read_bytes().count(b"\n") if (path / "journal.jsonl").exists() else 0
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    with Runs() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def warm_runs() -> Iterator[Runs]:
+    with Runs(warm=True) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    path = tmp_path_factory.mktemp("undisturbed")
+    assert runs.run(path).status == 0
+    return content(path)
+
+
+def test_two_runs_with_one_seed_write_identical_bytes(
+    runs: Runs, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    assert runs.run(tmp_path).status == 0
+    assert content(tmp_path) == undisturbed
+    assert "state.json" in undisturbed
+
+
+@pytest.mark.parametrize("where", ["moments", "lines"])
+def test_a_run_killed_at_random_points_ends_in_the_same_bytes(
+    runs: Runs, undisturbed: dict[str, bytes], tmp_path: Path, where: str
+) -> None:
+    """Killed thirty times as it works: at any moment, or before any line of the code that stores results."""
+    began = time.perf_counter()
+    assert runs.run(tmp_path / "timed").status == 0
+    whole = time.perf_counter() - began
+    rng = random.Random(where)
+    kills, reached, number = 0, set(), 0
+    while kills < 30:
+        path = tmp_path / str(number)
+        end = runs.run(
+            path, **{"seconds": rng.uniform(0, whole)} if where == "moments" else {"lines": rng.randint(1, 700)}
+        )
+        if end.killed:
+            kills += 1
+            reached.add(pieces(path))
+        else:  # it was through before that; so another begins
+            assert end.status == 0
+            assert content(path) == undisturbed
+            number += 1
+    assert len(reached) >= 6, "the kills must fall into all of the work"
+    assert runs.run(tmp_path / str(number)).status == 0
+    assert content(tmp_path / str(number)) == undisturbed
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
+    runs: Runs, undisturbed: dict[str, bytes], tmp_path: Path, seed: int
+) -> None:
+    room = random.Random(seed).randint(0, 15_000)
+    end = runs.run(tmp_path, room=room)
+    assert end.status == 1
+    assert end.error.startswith(f"StoreError: {tmp_path}")
+    assert "cannot be written: File too large; free space" in end.error
+    assert not (tmp_path / "state.json").exists()
+    assert runs.run(tmp_path).status == 0
+    assert content(tmp_path) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def trained(warm_runs: Runs, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a run leaves behind that really trains; and it leaves the same twice."""
+    paths = [tmp_path_factory.mktemp("trained") for _ in range(2)]
+    assert [warm_runs.run(path, model=str(tiny_folder)).status for path in paths] == [0, 0]
+    one, two = map(content, paths)
+    assert any(name.endswith("adapter_model.safetensors") for name in one)
+    assert one == two
+    return one
+
+
+def test_a_killed_run_that_really_trains_ends_in_the_same_bytes(
+    warm_runs: Runs, trained: dict[str, bytes], tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Killed again and again, each time a little later, until it is through; and once when it has a checkpoint."""
+    model, seconds, killed = str(tiny_folder), 0.5, 0
+    while warm_runs.run(tmp_path / "often", model=model, seconds=seconds).killed:
+        killed += 1
+        seconds *= 1.2
+    assert killed >= 2
+    assert warm_runs.run(tmp_path / "once", model=model, until=CHECKPOINT).killed
+    assert warm_runs.run(tmp_path / "once", model=model).status == 0
+    assert content(tmp_path / "often") == content(tmp_path / "once") == trained
+
+
+def test_a_checkpoint_that_does_not_fit_is_named_and_training_goes_on_from_the_one_before(
+    warm_runs: Runs, trained: dict[str, bytes], tiny_folder: Path, tmp_path: Path
+) -> None:
+    model = str(tiny_folder)
+    assert warm_runs.run(tmp_path, model=model, until=CHECKPOINT).killed
+    end = warm_runs.run(tmp_path, model=model, room=20_000)
+    assert end.status == 1
+    named = rf"StoreError: {tmp_path}/training/\w+/checkpoint-\d+ cannot be written: .*free space.*"
+    assert re.fullmatch(named, end.error, re.DOTALL)
+    assert list(tmp_path.glob(CHECKPOINT))
+    assert warm_runs.run(tmp_path, model=model).status == 0
+    assert content(tmp_path) == trained
+
+
+def test_a_launched_training_ends_with_the_run_that_launched_it(
+    warm_runs: Runs, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Or it would write into the folder that the next run trains in."""
+
+    def training() -> bool:
+        lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+        return any(argument.startswith(str(tmp_path)) for line in lines for argument in line)
+
+    assert warm_runs.run(tmp_path, model=str(tiny_folder), launched=True, until="training/*/steps.txt").killed
+    for _ in range(600):
+        if not training():
+            break
+        time.sleep(0.1)
+    assert not training()
+    assert not list(tmp_path.glob("training/*/losses.json")), "it went on to its end"
