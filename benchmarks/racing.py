@@ -1,24 +1,25 @@
 """What racing finds, and what it saves: ``python -m benchmarks.racing [--json] [--run FOLDER]``.
 
 A search is a table of scores, 9 candidates × 250 examples, as in the paper. Both searches read the same table: the
-exhaustive one all of it, the race block by block. The race is right if the exhaustive mean of its winner equals the best.
+exhaustive one all of it, the race block by block. A race is right if the exhaustive mean of its winner equals the best.
 
-Simulated tables are correlated Bernoulli outcomes: whether a candidate is right depends on its mean, on how difficult the
-example is for all of them, and on chance (a probit model with one factor). What varies between searches of the realistic
-mixture, each uniformly:
+Simulated tables are correlated Bernoulli outcomes: whether a candidate is right depends on its mean, on how difficult
+the example is for all of them, and on chance (a probit model with one factor). What varies between the searches of the
+realistic mixture, each uniformly:
 
 - the mean of the candidates, 30 to 80 %: tasks that demonstrations can help with;
 - the standard deviation of their means, 5 to 10 points. Random search over demonstrations exists because sets of them
-  differ by that much: Zhao et al. 2021 (arXiv 2102.09690) and Lu et al. 2022 (arXiv 2104.08786) find more. The candidates
-  on Iris (docs/results.md) differ by far more: zero-shot has 0 or 90 % where demonstrations have 20 to 57 %;
-- the share of an outcome's variance that is the example's, 30 to 70 %: two candidates of equal means then differ on 40 to
-  25 % of the examples.
+  differ by that much: Zhao et al. 2021 (arXiv 2102.09690) and Lu et al. 2022 (arXiv 2104.08786) find more. So does
+  Iris (docs/results.md), where the zero-shot candidate alone lies 34 points or more from the best one;
+- the share of an outcome's variance that is the example's, 30 to 70 %: of two candidates that are right on one half of
+  the examples, on 40 to 25 % of them only one is.
 
-Families that are not in the mixture: spreads of 2 points, and candidates that are all alike. There no rule can have both
-goals, since the best two must be told apart by a few examples of 250; the last figure says what a wrong winner costs.
+Not in the mixture are searches with a spread of 2 points, and those whose candidates are all alike. There no rule can
+have both goals, since the best two of nine differ by a few examples of 250; the mean loss says what that costs: the
+goal is half a point.
 
-Real tables: a nearest-neighbour classifier that is shown drawn demonstrations of three data sets, whose candidates differ
-only in the draw; and the searches that a run directory has recorded.
+Real tables: a nearest-neighbour classifier that is shown drawn demonstrations of three data sets, whose candidates
+differ only in the draw; and the searches that a run directory has recorded.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class Family:
         shared = rng.uniform(*self.shared)
         difficulty = rng.standard_normal(EXAMPLES)
         chance = rng.standard_normal((CANDIDATES, EXAMPLES))
-        right = math.sqrt(shared) * difficulty + math.sqrt(1 - shared) * chance < ndtri(np.clip(means, 0.01, 0.99))
-        return right.astype(np.float64)
+        ability = math.sqrt(shared) * difficulty + math.sqrt(1 - shared) * chance
+        return np.array(ability < ndtri(np.clip(means, 0.01, 0.99)), dtype=np.float64)
 
 
 REALISTIC = "realistic mixture"
@@ -100,7 +101,7 @@ class Outcome:
     loss: float
 
 
-def measure(tables: Iterator[Table], rule: Rule = Rule()) -> Outcome:
+def measure(tables: Iterator[Table], rule: Rule) -> Outcome:
     """Races on some tables."""
     rows = [_compare(table, rule) for table in tables]
     same, share, loss = (float(column) for column in np.mean(rows, axis=0))
@@ -116,10 +117,10 @@ def _compare(table: Table, rule: Rule) -> tuple[bool, float, float]:
     return loss < 1e-12, ran.rollouts / table.size, loss
 
 
-def on_table(table: Table, rule: Rule = Rule()) -> Race:
+def on_table(table: Table, rule: Rule) -> Race:
     """A race whose scores are known."""
     rows = table.tolist()
-    return race(lambda alive, block: [rows[number][block] for number in alive], *table.shape, rule)
+    return race(lambda alive, block: [rows[number][block] for number in alive], len(rows), len(rows[0]), rule)
 
 
 def simulated(family: Family, searches: int, seed: int) -> Iterator[Table]:
