@@ -4,8 +4,8 @@ Racing is due to Maron and Moore 1994; that all candidates meet the same example
 their scores is the blocking of Moore and Lee 1994, and comparing them with the leader after each block is the t-race of
 Birattari et al. 2002. Here the winner is what the exhaustive search would choose on the same finite set of examples, so
 the standard error of a mean difference is that of sampling without replacement (Cochran 1977, section 2.6): it vanishes
-as the examples run out. Bounds that hold for every distribution (Hoeffding, Serfling, empirical Bernstein) are more than
-twice as wide on a few hundred examples, and drop next to nothing.
+as the examples run out. Bounds that hold for every distribution (Hoeffding, Serfling, empirical Bernstein) are at least
+twice as wide on a few hundred examples, and leave most of the runs to be made.
 
 Knows nothing of programs, states or sessions.
 """
