@@ -82,8 +82,9 @@ class SentenceEncoder(Embedder):
         if not texts:
             return []
         ids = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
-        order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
-        vectors: dict[int, list[float]] = {}
+        nothing = [0.0] * self._model.config.hidden_size  # of a text without tokens: near nothing
+        vectors = {number: nothing for number, row in enumerate(ids) if not row}
+        order = sorted(range(len(ids)), key=lambda number: len(ids[number]))[len(vectors) :]
         for start in range(0, len(order), self._batch_size):
             batch = order[start : start + self._batch_size]
             vectors.update(zip(batch, self._encode([ids[number] for number in batch]), strict=True))
@@ -95,7 +96,7 @@ class SentenceEncoder(Embedder):
         padded = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self._model.device)
         hidden = self._model(**padded).last_hidden_state
         mask = padded["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        means = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        means = (hidden * mask).sum(1) / mask.sum(1)
         rows: list[list[float]] = torch.nn.functional.normalize(means, dim=1).double().tolist()
         return rows
 
