@@ -79,14 +79,15 @@ class Embeddings:
     def _compute(self, embedder: Embedder) -> None:
         """Computes what is wanted of an embedder; nothing if the batch before held it all."""
         with self._wanting:
-            batch = [key for key in self._wanted if key[0] == embedder.name and key not in self._known]
+            asked = [key for key in self._wanted if key[0] == embedder.name]
+        batch = [key for key in asked if key not in self._known]
         if batch:
             vectors = embedder.embed([text for _, text in batch])
             if len(vectors) != len(batch):
                 raise EngineError(f"embedder {embedder.name!r} gave {len(vectors)} vectors for {len(batch)} texts")
             self._known.update(zip(batch, map(_unit, vectors), strict=True))
         with self._wanting:
-            for key in batch:
+            for key in asked:
                 del self._wanted[key]
 
 

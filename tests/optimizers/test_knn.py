@@ -22,7 +22,7 @@ from lmpipe import (
 )
 from lmpipe.errors import ConfigError, SessionError
 from lmpipe.state import Nearest
-from optimizers import BetterTogether, BootstrapFinetune, KNNFewShot
+from optimizers import BetterTogether, BootstrapFinetune, KNNFewShot, LabeledFewShot
 from tests.scripted import COLOURS, Colour, KeepingTrainer, NumberLine, examples, scripted
 
 
@@ -127,6 +127,13 @@ def test_another_embedder_is_another_search(store: RunStore) -> None:
     assert [result.state.prompts["hint"].nearest for result in results] == [
         Nearest(k=3, embedder=name) for name in ("one", "other")
     ]
+
+
+def test_demos_that_replace_a_pool_are_all_shown() -> None:
+    session = Session(lm=scripted(), embedder=NumberLine())
+    chosen = LabeledFewShot(k=5).optimize(Colour(), knn(session, k=2).state, examples(12), [], session)
+    assert chosen.state.prompts["hint"].nearest is None
+    assert len(chosen.state.prompts["hint"].demos) == 5
 
 
 def test_without_demos_it_is_skipped_and_says_why() -> None:
