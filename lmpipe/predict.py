@@ -51,7 +51,7 @@ class Predict(Module):
         inputs = snapshot(inputs)
         path, index, seed = run.locate(self)
         template = run.session.template
-        messages = template.messages(self.signature, run.state.prompts.get(path, self.vanilla), inputs)
+        messages = run.session.messages(self.signature, run.state.prompts.get(path, self.vanilla), inputs)
         pattern = completion_pattern(self.signature) if run.session.structured else None
         request = Request(messages, self._sampling(run), run.state.weights_of(self.role, path), seed, pattern)
         answer = run.answer(self.role, request)

@@ -7,19 +7,22 @@ program run on one example carries along in a context variable. Knows nothing of
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Protocol, final
 
+from lmpipe.embedder import Embedder, Embeddings, Vector, wanted
 from lmpipe.errors import ConfigError, EngineError, ModuleError, SessionError
 from lmpipe.events import Callback, Event
 from lmpipe.hashing import canonical_json, derive_seed, describe
 from lmpipe.ledger import Budget, Cost, Ledger
-from lmpipe.lm import LM, Completion, Request, Sampling
-from lmpipe.state import ProgramState, WeightState
+from lmpipe.lm import LM, Completion, Message, Request, Sampling
+from lmpipe.nearest import shown
+from lmpipe.signature import Signature
+from lmpipe.state import ProgramState, PromptState, WeightState
 from lmpipe.store import RunStore
 from lmpipe.template import Template
 from lmpipe.trace import Step
@@ -49,12 +52,14 @@ class Session:
         max_concurrency: Most examples in flight at once.
         structured: Whether completions are held to the form that the template can read. For engines that can do so
             (all in `lmpipe.engines`) no completion is then unreadable.
+        embedder: Says which demonstrations are near an input, for prompts that show the nearest ones.
         template: Renders prompts and reads completions.
         progress: Where to show progress; none shows nothing.
         callbacks: Are told of stages, candidates and epochs as they end; see `lmpipe.events`.
         ledger: Counts what is spent, and may limit it.
         stage: Name of the stage that the session is for; empty outside of one.
         memory: What was done in this session and its children, where no store remembers it.
+        embeddings: What was embedded in this session and its children.
     """
 
     lm: LM | Mapping[str, LM]
@@ -64,12 +69,14 @@ class Session:
     store: RunStore | None = None
     max_concurrency: int = 256
     structured: bool = False
+    embedder: Embedder | None = None
     template: Template = field(default=Template(), repr=False)
     progress: Progress | None = field(default=None, repr=False)
     callbacks: tuple[Callback, ...] = field(default=(), repr=False)
     ledger: Ledger = field(default_factory=Ledger, repr=False)
     stage: str = ""
     memory: dict[str, Any] = field(default_factory=dict, repr=False)
+    embeddings: Embeddings = field(default_factory=Embeddings, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_concurrency < 1:
@@ -90,8 +97,21 @@ class Session:
             raise SessionError(f"no LM for role {role!r}; this session has {', '.join(self.roles)}") from None
 
     def decoding(self) -> Any:
-        """All that decides how completions are drawn, as JSON: part of the key of recorded work."""
-        return [describe(self.sampling), self.structured]
+        """All that decides how prompts and completions are made, as JSON: part of the key of recorded work."""
+        embedder = [] if self.embedder is None else [self.embedder.name]
+        return [describe(self.sampling), self.structured, *embedder]
+
+    def messages(self, signature: Signature, prompt: PromptState, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
+        """What an LM reads of a module's prompt and inputs, at inference and in fine-tuning rows.
+
+        Raises:
+            SessionError: If the prompt needs an embedder that the session lacks.
+        """
+
+        def embed(name: str, texts: Sequence[str]) -> Sequence[Vector]:
+            return self.embeddings.of(wanted(self.embedder, name), texts)
+
+        return self.template.messages(signature, shown(signature, prompt, inputs, embed), inputs)
 
     def base_weights(self) -> dict[str, WeightState]:
         """Role → its LM without any adapter."""
@@ -111,11 +131,15 @@ class Session:
             callback(event)
 
     def prepare(self, state: ProgramState) -> None:
-        """Makes every adapter of a state answerable, and refuses weights of another base.
+        """Makes every adapter of a state answerable, and refuses weights and embedders that the session has not.
 
         Raises:
-            SessionError: If weights belong to another LM, or an adapter is needed and there is no store.
+            SessionError: If weights belong to another LM, an adapter is needed and there is no store, or a prompt needs
+                another embedder.
         """
+        for prompt in state.prompts.values():
+            if prompt.nearest is not None:
+                wanted(self.embedder, prompt.nearest.embedder)
         for key, weights in state.weights.items():
             lm = self.lm_of(key.partition("/")[0])
             if weights.base != lm.name:

@@ -11,7 +11,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, WrapSerializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, WrapSerializer
 from pydantic_core import to_jsonable_python
 from typing_extensions import Self
 
@@ -72,11 +72,31 @@ class Demo(_Value):
 
 
 @final
+class Nearest(_Value):
+    """Of the demonstrations of a prompt, those nearest to the input are shown; see `lmpipe.nearest`.
+
+    Attributes:
+        k: How many.
+        embedder: Name of the embedder that says what is near.
+    """
+
+    k: PositiveInt
+    embedder: str
+
+
+@final
 class PromptState(_Value):
-    """π of one module."""
+    """π of one module.
+
+    Attributes:
+        instructions: What to do.
+        demos: The demonstrations that are shown; with `nearest`, the pool that they are taken from.
+        nearest: Which of them are shown for an input; none shows all.
+    """
 
     instructions: str
     demos: tuple[Demo, ...] = ()
+    nearest: Nearest | None = None
 
 
 @final

@@ -11,7 +11,7 @@ Knows nothing of tokens or engines.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, final, get_args
 
@@ -36,8 +36,15 @@ class Template:
             prompt: Decides the instruction and the demonstrations.
             inputs: A value for each input field.
         """
-        question = "\n".join(_input_lines(signature, signature.inputs, inputs))
-        return (*_opening(signature, prompt), Message("user", question))
+        return (*_opening(signature, prompt), Message("user", self.question(signature, inputs)))
+
+    def question(self, signature: Signature, inputs: Mapping[str, Any]) -> str:
+        """The user message that gives these inputs; fields that they lack are left out."""
+        return "\n".join(
+            f"{field.name}: {_quote(signature, render_input(inputs[field.name]))}"
+            for field in signature.inputs
+            if field.name in inputs
+        )
 
     def completion(self, signature: Signature, outputs: Mapping[str, Any]) -> str:
         """The assistant message that gives these outputs; absent or empty optional fields are left out."""
@@ -76,8 +83,7 @@ def _opening(signature: Signature, prompt: PromptState) -> tuple[Message, ...]:
     template = Template()
     messages = [Message("system", _system(signature, prompt.instructions))]
     for demo in prompt.demos:
-        fields = [field for field in signature.inputs if field.name in demo.inputs]
-        messages.append(Message("user", "\n".join(_input_lines(signature, fields, demo.inputs))))
+        messages.append(Message("user", template.question(signature, demo.inputs)))
         messages.append(Message("assistant", template.completion(signature, demo.outputs)))
     return tuple(messages)
 
@@ -101,10 +107,6 @@ def _hint(field: Field) -> str:
     else:
         kind = f"JSON of the schema {TypeAdapter(field.type).json_schema()}"
     return f"{field.desc}, {kind}" if field.desc else kind
-
-
-def _input_lines(signature: Signature, fields: Sequence[Field], inputs: Mapping[str, Any]) -> list[str]:
-    return [f"{field.name}: {_quote(signature, render_input(inputs[field.name]))}" for field in fields]
 
 
 @lru_cache(maxsize=1024)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optimizers.prompts import BootstrapFewShot, BootstrapFewShotRandomSearch, LabeledFewShot
+from optimizers.prompts import BootstrapFewShot, BootstrapFewShotRandomSearch, KNNFewShot, LabeledFewShot
 from optimizers.schedule import BetterTogether, distinct_stages, parse_strategy
 from optimizers.traces import Teacher
 from optimizers.weights import BootstrapFinetune
@@ -12,6 +12,7 @@ __all__ = [
     "BootstrapFewShot",
     "BootstrapFewShotRandomSearch",
     "BootstrapFinetune",
+    "KNNFewShot",
     "LabeledFewShot",
     "Teacher",
     "distinct_stages",

@@ -56,10 +56,10 @@ def trace_pool(traces: Sequence[Trace], seed: int) -> dict[str, list[tuple[str, 
 
 
 def with_demos(state: ProgramState, demos: Mapping[str, Sequence[Demo]]) -> ProgramState:
-    """The state with these demos in place of its own, instructions kept."""
+    """The state with these demos in place of its own, all of them shown, instructions kept."""
     return state.with_prompts(
         {
-            path: prompt.model_copy(update={"demos": tuple(demos.get(path, ()))})
+            path: prompt.model_copy(update={"demos": tuple(demos.get(path, ())), "nearest": None})
             for path, prompt in state.prompts.items()
         }
     )

@@ -1,4 +1,5 @@
-"""Test doubles that are real implementations of the protocols: an LM that reads demos, and a trainer that keeps rows.
+"""Test doubles that are real implementations of the protocols: an LM that reads demos, a trainer that keeps rows, and
+an embedder of numbers.
 
 The scripted LM knows the colour of a number only where its prompt or its weights tell it: with demos its hints are
 right on even numbers; on tuned weights it is right on all; otherwise it writes something unreadable.
@@ -7,6 +8,7 @@ right on even numbers; on tuned weights it is right on all; otherwise it writes 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from lmpipe import (
     WeightState,
     exact_match,
 )
+from lmpipe.embedder import Embedder
 from lmpipe.errors import SessionError
 from lmpipe.trainer import TrainingResult, TrainingRow
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
@@ -96,3 +99,25 @@ def scheduler(
 
 def scripted() -> ScriptedLM:
     return ScriptedLM(colour_script)
+
+
+@final
+class NumberLine(Embedder):
+    """Puts each text at the angle that its first number gives, so that near numbers are near.
+
+    Attributes:
+        texts: Every text so far.
+    """
+
+    def __init__(self, name: str = "number line") -> None:
+        self._name = name
+        self.texts: list[str] = []
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def embed(self, texts: Sequence[str]) -> list[tuple[float, float]]:
+        self.texts.extend(texts)
+        angles = [int("".join(filter(str.isdigit, text.partition("\n")[0])) or 0) / 1000 for text in texts]
+        return [(2 * math.cos(angle), 2 * math.sin(angle)) for angle in angles]

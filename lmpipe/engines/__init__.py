@@ -1,4 +1,4 @@
-"""Engines: what answers LM requests and trains weights. Each is imported when it is first made."""
+"""Engines: what answers LM requests, trains weights and embeds texts. Each is imported when it is first made."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lmpipe.embedder import Embedder
 from lmpipe.errors import ConfigError
 from lmpipe.lm import LM
 
@@ -31,6 +32,27 @@ def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM:
     from lmpipe.engines.cached import CachedLM
 
     return CachedLM(lm, cache)
+
+
+def load_embedder(spec: str, **options: Any) -> Embedder:
+    """Makes the embedder that a short text names.
+
+    Args:
+        spec: ``"embedded"`` for all-MiniLM-L6-v2, which comes with lmpipe[encoder]; ``"hf:ID_OR_PATH"`` for an encoder
+            of the hub or of a local folder.
+        options: Those of `SentenceEncoder.from_pretrained`.
+
+    Raises:
+        ConfigError: If the text names no embedder, or it cannot be loaded.
+    """
+    from lmpipe.engines.encoder import SentenceEncoder, load_embedded_encoder
+
+    kind, _, rest = spec.partition(":")
+    if spec == "embedded":
+        return load_embedded_encoder(**options)
+    if kind == "hf" and rest:
+        return SentenceEncoder.from_pretrained(rest, **options)
+    raise ConfigError(f"unknown embedder {spec!r}; write 'embedded' or 'hf:ID_OR_PATH'")
 
 
 def _load(spec: str, options: Mapping[str, Any]) -> LM:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from optimizers.prompts.few_shot import BootstrapFewShot, LabeledFewShot
+from optimizers.prompts.knn import KNNFewShot
 from optimizers.prompts.random_search import BootstrapFewShotRandomSearch
 
-__all__ = ["BootstrapFewShot", "BootstrapFewShotRandomSearch", "LabeledFewShot"]
+__all__ = ["BootstrapFewShot", "BootstrapFewShotRandomSearch", "KNNFewShot", "LabeledFewShot"]

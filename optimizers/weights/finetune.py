@@ -151,7 +151,7 @@ class BootstrapFinetune(WeightOptimizer):
                     continue
                 prompt = state.prompts.get(step.path, predictor.vanilla) if self.include_demos else predictor.vanilla
                 row = TrainingRow(
-                    session.template.messages(predictor.signature, prompt, step.inputs),
+                    session.messages(predictor.signature, prompt, step.inputs),
                     session.template.completion(predictor.signature, step.outputs),
                     label,
                 )

@@ -1,0 +1,72 @@
+"""Demonstrations that are chosen for each input by its nearest neighbours (Liu et al. 2022, arXiv 2101.06804)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from lmpipe import Example, Module, OptimizeResult, ProgramState, Session
+from lmpipe.errors import ConfigError, SessionError
+from lmpipe.hashing import derive_seed
+from lmpipe.splits import subsample
+from lmpipe.state import Nearest
+from optimizers.demos import labelled_pool
+from optimizers.prompts.few_shot import BootstrapSettings, choose
+
+
+@final
+@dataclass(frozen=True)
+class KNNFewShot(BootstrapSettings):
+    """Gives every module a pool of demonstrations, of which each prompt shows the k nearest to the input.
+
+    The pool is bootstrapped on the training examples once. What is near, the session's embedder says, whose name is
+    part of the state: the session of every later run needs the same one. `BootstrapSettings` has the other parameters.
+
+    Args:
+        max_bootstrapped_demos: Most demos of successful runs in the pool of each module. With 0 no run is made and the
+            pool is of labels alone, as in the paper; `max_labeled_demos` is then its size.
+        k: How many demos a prompt shows.
+        num_train: Of how many training examples demos are made; none means all.
+        stratify_by: Label whose classes the subset holds in proportion, or none.
+
+    Raises:
+        ConfigError: If `k` is below 1.
+    """
+
+    max_bootstrapped_demos: int = 100
+    k: int = 3
+    num_train: int | None = 100
+    stratify_by: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ConfigError(f"k is {self.k}; a prompt must show at least 1 demonstration")
+
+    def search(
+        self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
+    ) -> OptimizeResult:
+        """Raises:
+        SessionError: If the session has no embedder.
+        """
+        if session.embedder is None:
+            raise SessionError("KNNFewShot chooses demonstrations by an embedder; make one with Session(embedder=...)")
+        train = subsample(train, self.num_train, derive_seed(session.seed, "train"), self.stratify_by)
+        details: dict[str, Any] = {}
+        if self.max_bootstrapped_demos:
+            boot, labels, harvest = self.pools(program, state, train, session)
+            details = harvest.details()
+        else:
+            boot, labels = {}, labelled_pool(program, train)
+        pools = choose(boot, labels, self.max_bootstrapped_demos, self.max_labeled_demos, None)
+        details["pool"] = {path: len(pools.get(path, ())) for path in state.prompts}
+        if not any(pools.values()):
+            reason = f"{len(train)} training examples gave no demonstration, neither by a successful run nor by labels"
+            return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
+        nearest = Nearest(k=self.k, embedder=session.embedder.name)
+        prompts = {
+            path: prompt.model_copy(update={"demos": tuple(pool), "nearest": nearest if pool else None})
+            for path, prompt in state.prompts.items()
+            for pool in [pools.get(path, ())]
+        }
+        return OptimizeResult(state=state.with_prompts(prompts), details=details)
