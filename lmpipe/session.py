@@ -1,30 +1,28 @@
-"""The session: which LMs a program runs on, and everything else a run needs that is not the program itself.
+"""The session: which LMs and retriever a program runs on, and everything else a run needs that is not the program.
 
-A session is a frozen value; stages get children of it with seeds and ledgers of their own. `Run` is what one
-program run on one example carries along in a context variable. Knows nothing of modules.
+A session is a frozen value; stages get children of it with seeds and ledgers of their own. Knows nothing of modules,
+or of how one example is run: see `lmpipe.run`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Protocol, final
 
-from lmpipe.errors import ConfigError, EngineError, ModuleError, SessionError
+from lmpipe.errors import ConfigError, EngineError, SessionError
 from lmpipe.events import Callback, Event
 from lmpipe.hashing import canonical_json, derive_seed, describe
 from lmpipe.ledger import Budget, Cost, Ledger
 from lmpipe.lm import LM, Completion, Request, Sampling
+from lmpipe.retriever import Found, Retriever, Searches
 from lmpipe.state import ProgramState, WeightState
 from lmpipe.store import RunStore
 from lmpipe.template import Template
-from lmpipe.trace import Step
-
-Answer = Callable[[str, Request], Completion | EngineError]
 
 
 class Progress(Protocol):
@@ -49,12 +47,14 @@ class Session:
         max_concurrency: Most examples in flight at once.
         structured: Whether completions are held to the form that the template can read. For engines that can do so
             (all in `lmpipe.engines`) no completion is then unreadable.
+        retriever: Finds passages, for programs that `Retrieve`.
         template: Renders prompts and reads completions.
         progress: Where to show progress; none shows nothing.
         callbacks: Are told of stages, candidates and epochs as they end; see `lmpipe.events`.
         ledger: Counts what is spent, and may limit it.
         stage: Name of the stage that the session is for; empty outside of one.
         memory: What was done in this session and its children, where no store remembers it.
+        searches: What was found last, in this session and its children.
     """
 
     lm: LM | Mapping[str, LM]
@@ -64,12 +64,14 @@ class Session:
     store: RunStore | None = None
     max_concurrency: int = 256
     structured: bool = False
+    retriever: Retriever | None = None
     template: Template = field(default=Template(), repr=False)
     progress: Progress | None = field(default=None, repr=False)
     callbacks: tuple[Callback, ...] = field(default=(), repr=False)
     ledger: Ledger = field(default_factory=Ledger, repr=False)
     stage: str = ""
     memory: dict[str, Any] = field(default_factory=dict, repr=False)
+    searches: Searches = field(default_factory=Searches, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_concurrency < 1:
@@ -89,9 +91,32 @@ class Session:
         except KeyError:
             raise SessionError(f"no LM for role {role!r}; this session has {', '.join(self.roles)}") from None
 
+    def complete(self, role: str, requests: Sequence[Request]) -> list[Completion | EngineError]:
+        """What the LM of a role answers.
+
+        Raises:
+            SessionError: If the session has no LM for that role.
+            EngineError: If the LM failed as a whole, or lost an answer.
+        """
+        answers = self.lm_of(role).complete(requests)
+        if len(answers) != len(requests):
+            raise EngineError(f"the LM of role {role!r} gave {len(answers)} answers to {len(requests)} requests")
+        return answers
+
+    def search(self, queries: Sequence[str], k: int) -> list[Found | EngineError]:
+        """What the retriever finds, or found before.
+
+        Raises:
+            SessionError: If the session has no retriever.
+            EngineError: If the retriever failed as a whole, or lost an answer.
+        """
+        if self.retriever is None:
+            raise SessionError("the program retrieves; write: Session(lm=..., retriever=...)")
+        return self.searches.search(self.retriever, queries, k)
+
     def decoding(self) -> Any:
-        """All that decides how completions are drawn, as JSON: part of the key of recorded work."""
-        return [describe(self.sampling), self.structured]
+        """All that decides how completions are drawn and what is found, as JSON: part of the key of recorded work."""
+        return [describe(self.sampling), self.structured, self.retriever.name if self.retriever else None]
 
     def base_weights(self) -> dict[str, WeightState]:
         """Role → its LM without any adapter."""
@@ -185,70 +210,7 @@ class Session:
         _sessions.set(_sessions.get()[:-1])
 
 
-@final
-class Run:
-    """One run of a program on one example: what its predictors look up, and where they leave their steps.
-
-    Args:
-        session: The session it runs in.
-        state: Prompts and weights; a predictor that the state does not name keeps its vanilla prompt.
-        paths: ``id(module)`` → path, for every module of the program.
-        seed: Of this run; each call derives its own.
-        answer: Answers a request of a role.
-        temperature: Overrides the sampling of every call.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        state: ProgramState,
-        paths: Mapping[int, str],
-        seed: int,
-        answer: Answer,
-        temperature: float | None = None,
-    ) -> None:
-        self.session = session
-        self.state = state
-        self.answer = answer
-        self.temperature = temperature
-        self.steps: list[Step] = []
-        self._paths = paths
-        self._seed = seed
-        self._calls: dict[str, int] = {}
-
-    def locate(self, module: object) -> tuple[str, int, int]:
-        """Path of a module, the number of this call of it, and the seed of the call.
-
-        Raises:
-            ModuleError: If the module is not part of the running program.
-        """
-        path = self._paths.get(id(module))
-        if path is None:
-            raise ModuleError(
-                f"{type(module).__name__} is not part of the running program; make it in __init__ and keep it in an "
-                "attribute, a list or a dict of its module"
-            )
-        index = self._calls.get(path, 0)
-        self._calls[path] = index + 1
-        return path, index, derive_seed(self._seed, path, index)
-
-    @contextmanager
-    def active(self) -> Iterator[Run]:
-        """Makes this the current run of the calling thread."""
-        token = _run.set(self)
-        try:
-            yield self
-        finally:
-            _run.reset(token)
-
-
 _sessions: ContextVar[tuple[Session, ...]] = ContextVar("lmpipe_sessions", default=())
-_run: ContextVar[Run | None] = ContextVar("lmpipe_run", default=None)
-
-
-def current_run() -> Run | None:
-    """The run that the calling code is part of, if any."""
-    return _run.get()
 
 
 def current_session() -> Session:
