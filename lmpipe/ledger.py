@@ -5,6 +5,7 @@ A ledger may have a parent, to which everything is passed on, and a limit. Knows
 
 from __future__ import annotations
 
+import operator
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,10 @@ class ModuleCost:
     retrievals: int = 0
 
     def __add__(self, other: ModuleCost) -> ModuleCost:
-        return ModuleCost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(ModuleCost)))
+        return ModuleCost(*map(operator.add, _counts(self), _counts(other)))
+
+
+_counts = operator.attrgetter(*(f.name for f in fields(ModuleCost)))
 
 
 @final

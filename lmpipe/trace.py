@@ -144,7 +144,8 @@ def module_costs(steps: Iterable[AnyStep]) -> dict[str, ModuleCost]:
     """Module path → what the calls of it cost."""
     costs: dict[str, ModuleCost] = {}
     for step in steps:
-        costs[step.path] = costs.get(step.path, ModuleCost()) + step.cost
+        known = costs.get(step.path)
+        costs[step.path] = step.cost if known is None else known + step.cost
     return costs
 
 
