@@ -1,8 +1,7 @@
-"""Retrieval: the protocol, the step of a program, its batches and its traces, in and below optimizers."""
+"""Retrieval: the protocol, the step of a program, its batches and its traces."""
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Sequence
@@ -15,8 +14,6 @@ from lmpipe import (
     Budget,
     Completion,
     EngineError,
-    Example,
-    Job,
     Module,
     Passage,
     Predict,
@@ -27,98 +24,15 @@ from lmpipe import (
     RunStore,
     ScriptedLM,
     Session,
-    Trace,
     evaluate,
     exact_match,
     initial_state,
-    predictors,
-    rollout,
 )
 from lmpipe.errors import ConfigError, SessionError, SignatureError
 from lmpipe.evaluate import program_digest
-from lmpipe.hashing import digest
 from lmpipe.retriever import Searches
 from lmpipe.trace import RetrievalStep
-from optimizers import BetterTogether, BootstrapFewShot, BootstrapFewShotRandomSearch, BootstrapFinetune
-from tests.scripted import KeepingTrainer
-
-CITIES = {"Paris": "Seine", "London": "Thames", "Rome": "Tiber", "Cairo": "Nile"}
-SEAS = {"Seine": "Channel", "Thames": "North Sea", "Tiber": "Tyrrhenian Sea", "Nile": "Mediterranean"}
-CORPUS = [
-    *(f"{city} lies on the {river}." for city, river in CITIES.items()),
-    *(f"The {river} flows into the {sea}." for river, sea in SEAS.items()),
-]
-
-
-class WordOverlap(Retriever):
-    """Scores a passage by the share of the query's words that it has; queries with the word ``broken`` fail."""
-
-    def __init__(self, texts: Sequence[str] = CORPUS) -> None:
-        self._passages = {str(number): text for number, text in enumerate(texts)}
-        self.searches: list[tuple[int, list[str]]] = []
-
-    @property
-    def name(self) -> str:
-        return digest(["word overlap", self._passages])
-
-    def search(self, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
-        self.searches.append((k, list(queries)))
-        return [
-            EngineError("the index is damaged") if "broken" in query else self._search(words(query), k)
-            for query in queries
-        ]
-
-    def _search(self, query: set[str], k: int) -> list[Passage]:
-        if not query:
-            return []
-        scored = [Passage(key, text, len(query & words(text)) / len(query)) for key, text in self._passages.items()]
-        return sorted(scored, key=lambda passage: -passage.score)[:k]
-
-
-def words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower()))
-
-
-class ToTheSea(Module):
-    """Which sea does the river of a city reach? Two hops; a passage is read once."""
-
-    def __init__(self, k: int = 2) -> None:
-        self.query = Predict("context: list[str], city -> query")
-        self.retrieve = Retrieve(k)
-        self.answer = Predict("context: list[str], city -> answer")
-
-    def forward(self, city: str) -> Prediction:
-        context: dict[str, str] = {}
-        for _ in range(2):
-            query = self.query(context=list(context.values()), city=city).query
-            found = self.retrieve(query=query)
-            context |= dict(zip(found.ids, found.passages, strict=True))
-        return self.answer(context=list(context.values()), city=city)
-
-
-def reader(request: Request) -> str:
-    """Follows the passages: asks for the city, then for its river, then for the sea."""
-    asked = request.messages[-1].content
-    city = asked.rpartition("city: ")[2].split()[0]
-    river = re.search(rf"{city} lies on the (\w+)", asked)
-    sea = re.search(rf"The {river[1]} flows into the (.+)\.", asked) if river else None
-    if sea:
-        return f"answer: {sea[1]}"
-    return f"query: {river[1]} flows" if river else f"query: {city} lies"
-
-
-def example(city: str) -> Example:
-    return Example({"city": city}, {"answer": SEAS[CITIES[city]]}, id=city)
-
-
-EXAMPLES = [example(city) for city in CITIES]
-
-
-def run(session: Session, cities: Sequence[str] = tuple(CITIES), program: Module | None = None) -> list[Trace]:
-    program = program or ToTheSea()
-    state = initial_state(program, session)
-    jobs = [Job(state, Example({"city": city}, {"answer": SEAS[CITIES.get(city, "Nile")]})) for city in cities]
-    return rollout(program, jobs, session, exact_match)
+from tests.rivers import CITIES, CORPUS, EXAMPLES, ToTheSea, WordOverlap, reader, run
 
 
 def test_a_program_retrieves_when_it_is_called() -> None:
@@ -210,7 +124,7 @@ def test_a_query_is_searched_once() -> None:
 def test_what_was_not_asked_for_longest_is_forgotten_first() -> None:
     searches, retriever = Searches(size=2), WordOverlap()
     for query in ("Rome", "Paris", "Rome", "Cairo", "Rome", "Paris"):
-        assert searches.search(retriever, [query], 1) == [tuple(retriever._search(words(query), 1))]
+        assert searches.search(retriever, [query], 1) == [tuple(WordOverlap().search([query], 1)[0])]
     assert [queries for _, queries in retriever.searches] == [["Rome"], ["Paris"], ["Cairo"], ["Paris"]]
 
 
@@ -352,48 +266,3 @@ def test_recorded_work_is_looked_up_by_the_collection_and_by_k(store: RunStore) 
     assert mean(WordOverlap(), program) == 1
     assert len(lm.requests) == made
     assert program_digest(ToTheSea(2)) != program_digest(ToTheSea(3))
-
-
-def coy(request: Request) -> str:
-    """Reads like `reader`, and answers on other cities than Paris only if it was shown how or is tuned."""
-    text = reader(request)
-    taught = len(request.messages) > 2 or request.weights.adapter
-    return text if taught or text.startswith("query") or "city: Paris" in request.messages[-1].content else "No idea"
-
-
-STAGES = {
-    "few": BootstrapFewShot(exact_match, max_labeled_demos=0),
-    "p": BootstrapFewShotRandomSearch(exact_match, num_candidate_programs=2, max_labeled_demos=0),
-    "w": BootstrapFinetune(exact_match, KeepingTrainer()),
-}
-
-
-@pytest.mark.parametrize("strategy", ["few", "p", "w", "p -> w -> p"])
-def test_a_program_that_retrieves_is_optimized_like_any_other(store: RunStore, strategy: str) -> None:
-    program = ToTheSea()
-    session = Session(lm=ScriptedLM(coy), retriever=WordOverlap(), store=store)
-    state = initial_state(program, session)
-    assert set(state.prompts) == set(predictors(program)) == {"query", "answer"}
-    better = BetterTogether(exact_match, STAGES, strategy)
-    result = better.optimize(program, state, EXAMPLES[:2], EXAMPLES[2:], session)
-    assert result.evaluation is not None
-    assert result.evaluation.mean == 1
-    assert set(result.state.prompts) == {"query", "answer"}
-    assert result.stages[0].result.details["kept_by_module"] == {"query": 2, "answer": 1}
-    modules = session.ledger.total.modules
-    assert modules["retrieve"].kept == 0
-    assert modules["retrieve"].retrievals == modules["query"].calls > 0
-
-
-def test_demos_and_training_rows_are_made_of_lm_calls_alone(store: RunStore) -> None:
-    program, trainer = ToTheSea(), KeepingTrainer()
-    session = Session(lm=ScriptedLM(coy), retriever=WordOverlap(), store=store)
-    state = initial_state(program, session)
-    shown = STAGES["few"].optimize(program, state, EXAMPLES[:2], [], session).state
-    assert {path: [set(demo.outputs) for demo in prompt.demos] for path, prompt in shown.prompts.items()} == {
-        "query": [{"query"}],
-        "answer": [{"answer"}],
-    }
-    BootstrapFinetune(exact_match, trainer).optimize(program, shown, EXAMPLES[:2], [], session)
-    rows, _ = trainer.calls[0]
-    assert [row.completion.partition(":")[0] for row in rows] == ["query", "query", "answer"] * 2
