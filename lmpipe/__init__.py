@@ -1,7 +1,8 @@
 """lmpipe: language-model pipelines that teach themselves.
 
 A program is frozen structure (`Module`); its prompts Π and weights Θ are one explicit value (`ProgramState`); an
-`Optimizer` is a function from such a value to a better one; an `LM` answers batches. Importing this loads no torch.
+`Optimizer` is a function from such a value to a better one; an `LM` and a `Retriever` answer batches. Importing this
+loads no torch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from lmpipe.metrics import Metric, exact_match
 from lmpipe.module import Module
 from lmpipe.optimizer import Optimizer, OptimizeResult, PromptOptimizer, WeightOptimizer
 from lmpipe.predict import ChainOfThought, Predict, initial_state, predictors
+from lmpipe.retrieve import Retrieve
+from lmpipe.retriever import Passage, Retriever
 from lmpipe.rollout import Job, rollout
 from lmpipe.session import Session
 from lmpipe.signature import Input, Output, Signature, signature
@@ -41,12 +44,15 @@ __all__ = [
     "Optimizer",
     "Output",
     "ParseError",
+    "Passage",
     "Predict",
     "Prediction",
     "ProgramState",
     "PromptOptimizer",
     "PromptState",
     "Request",
+    "Retrieve",
+    "Retriever",
     "RunStore",
     "Sampling",
     "ScriptedLM",

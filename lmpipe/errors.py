@@ -7,7 +7,7 @@
     ├── SessionError         a program was called where no session is active
     ├── ModuleError          a module was changed after its first run, or cannot be found
     ├── ParseError           a completion does not hold the fields that its signature asks for
-    ├── EngineError          an LM request could not be answered
+    ├── EngineError          an LM request or a retrieval could not be answered
     ├── BudgetSpent          an LM call was not made because a budget is spent
     └── StoreError           a run directory cannot be used
         ├── ConfigChanged    it belongs to a run with other settings
@@ -61,7 +61,7 @@ class ParseError(LmpipeError):
 
 
 class EngineError(LmpipeError):
-    """An LM request could not be answered."""
+    """An LM request or a retrieval could not be answered."""
 
 
 class BudgetSpent(LmpipeError):

@@ -1,18 +1,17 @@
-"""What a stage cost, added up as it happens: LM calls, tokens, failures, traces, time and memory, and where it went.
+"""What a stage cost, added up as it happens: calls, tokens, failures, traces, time and memory, and where it went.
 
 A ledger may have a parent, to which everything is passed on, and a limit. Knows nothing of who spends.
 """
 
 from __future__ import annotations
 
+import operator
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from time import perf_counter, process_time
 from typing import Any, final
-
-from lmpipe.lm import Usage
 
 if sys.platform != "win32":
     import resource
@@ -31,8 +30,9 @@ class ModuleCost:
         prompt_tokens: Tokens read by them.
         completion_tokens: Tokens written by them.
         parse_errors: Calls whose completion could not be read.
-        engine_errors: Calls that the engine could not answer.
+        engine_errors: Calls and retrievals that could not be answered.
         kept: Calls that became demonstrations or training rows, or could have.
+        retrievals: Searches made, or recalled.
     """
 
     calls: int = 0
@@ -41,9 +41,13 @@ class ModuleCost:
     parse_errors: int = 0
     engine_errors: int = 0
     kept: int = 0
+    retrievals: int = 0
 
     def __add__(self, other: ModuleCost) -> ModuleCost:
-        return ModuleCost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(ModuleCost)))
+        return ModuleCost(*map(operator.add, _counts(self), _counts(other)))
+
+
+_counts = operator.attrgetter(*(f.name for f in fields(ModuleCost)))
 
 
 @final
@@ -58,7 +62,8 @@ class Cost:
         completion_tokens: Tokens written by them.
         training_tokens: Tokens that went forward and backward in training.
         parse_errors: Calls whose completion could not be read.
-        engine_errors: Calls that the engine could not answer.
+        engine_errors: Calls and retrievals that could not be answered.
+        retrievals: Searches made, or recalled.
         traces_tried: Runs made to learn from.
         traces_kept: How many of them were.
         seconds: Wall time.
@@ -74,6 +79,7 @@ class Cost:
     training_tokens: int = 0
     parse_errors: int = 0
     engine_errors: int = 0
+    retrievals: int = 0
     traces_tried: int = 0
     traces_kept: int = 0
     seconds: float = 0.0
@@ -163,10 +169,6 @@ class Ledger:
         for ledger in self._chain():
             with ledger._lock:
                 ledger._total += cost
-
-    def add_usage(self, usage: Usage) -> None:
-        """Adds the calls and tokens of LM calls."""
-        self.add(Cost(usage.calls, usage.cached, usage.prompt_tokens, usage.completion_tokens))
 
     @property
     def total(self) -> Cost:

@@ -13,8 +13,10 @@ from typing import Any
 
 from lmpipe.data import Prediction
 from lmpipe.errors import ModuleError
-from lmpipe.session import Run, current_run, current_session
+from lmpipe.run import Run, current_run
+from lmpipe.session import current_session
 from lmpipe.state import ProgramState
+from lmpipe.trace import total_cost
 
 
 class Module(ABC):
@@ -34,7 +36,7 @@ class Module(ABC):
         Raises:
             SessionError: If no session is active.
             ParseError: If a completion could not be read.
-            EngineError: If a request could not be answered.
+            EngineError: If a request or a query could not be answered.
         """
         if current_run() is not None:
             return self.forward(**inputs)
@@ -42,14 +44,18 @@ class Module(ABC):
         state = session.state or ProgramState(prompts={}, weights=session.base_weights())
         session.prepare(state)
         run = Run(
-            session, state, self.paths(), session.seed, lambda role, request: session.lm_of(role).complete([request])[0]
+            session,
+            state,
+            self.paths(),
+            session.seed,
+            lambda role, request: session.complete(role, [request])[0],
+            lambda query, k: session.search([query], k)[0],
         )
         with run.active():
             try:
                 return self.forward(**inputs)
             finally:
-                for step in run.steps:
-                    session.ledger.add_usage(step.usage)
+                session.ledger.add(total_cost(run.steps))
 
     def named_modules(self, path: str = "self") -> Iterator[tuple[str, Module]]:
         """Every module of the tree with its path, parents first, each object once; the root is ``"self"``."""

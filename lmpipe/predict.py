@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import Any, final
 
 from lmpipe.data import Prediction, snapshot
-from lmpipe.errors import EngineError, ModuleError, ParseError
+from lmpipe.errors import EngineError, ParseError
 from lmpipe.lm import Request, Sampling, Usage
 from lmpipe.module import Module
 from lmpipe.pattern import completion_pattern
-from lmpipe.session import Run, Session, current_run
+from lmpipe.run import Run, running
+from lmpipe.session import Session
 from lmpipe.signature import Field, SignatureLike, signature
 from lmpipe.state import ProgramState, PromptState
 from lmpipe.trace import Step
@@ -44,9 +45,7 @@ class Predict(Module):
         ParseError: If the completion could not be read; a step with the error stays in the trace.
         EngineError: If the request could not be answered; likewise.
         """
-        run = current_run()
-        if run is None:
-            raise ModuleError("forward() was called by hand; call the module itself: module(...)")
+        run = running()
         self.signature.check_inputs(inputs)
         inputs = snapshot(inputs)
         path, index, seed = run.locate(self)

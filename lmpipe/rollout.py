@@ -17,9 +17,10 @@ from lmpipe.hashing import derive_seed
 from lmpipe.ledger import Cost
 from lmpipe.metrics import Metric, judge
 from lmpipe.module import Module
-from lmpipe.session import Answer, Run, Session
+from lmpipe.run import Answer, Run, Search
+from lmpipe.session import Session
 from lmpipe.state import ProgramState
-from lmpipe.trace import Failure, Trace, module_costs, total_usage
+from lmpipe.trace import Failure, Trace, total_cost
 from lmpipe.wavefront import Wavefront
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def rollout(
     Args:
         program: The program.
         jobs: States and examples, in any mixture.
-        session: LMs, seed and limits.
+        session: LMs, retriever, seed and limits.
         metric: Scores a prediction; without one every finished run scores 0.
         title: What the progress bar says.
 
@@ -60,7 +61,7 @@ def rollout(
         spent, no further LM call is made, and the jobs that needed one have failed with it.
 
     Raises:
-        EngineError: If an engine as a whole failed.
+        EngineError: If an engine or the retriever as a whole failed.
         ConfigError, SessionError, ModuleError: If the program cannot run like this on any example.
     """
     for state in {job.state for job in jobs}:
@@ -69,7 +70,7 @@ def rollout(
         paths = program.paths()
         traces = Wavefront(
             session,
-            lambda number, answer: _trace(program, jobs[number], paths, session, metric, answer),
+            lambda number, answer, search: _trace(program, jobs[number], paths, session, metric, answer, search),
             len(jobs),
             advance,
         ).run()
@@ -80,17 +81,7 @@ def rollout(
 
 def cost_of(traces: Sequence[Trace]) -> Cost:
     """Calls, tokens and failed calls of some traces, by module too; no time."""
-    usage = total_usage(traces)
-    modules = module_costs(step for trace in traces for step in trace.steps)
-    return Cost(
-        usage.calls,
-        usage.cached,
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        parse_errors=sum(cost.parse_errors for cost in modules.values()),
-        engine_errors=sum(cost.engine_errors for cost in modules.values()),
-        modules=modules,
-    )
+    return total_cost([step for trace in traces for step in trace.steps])
 
 
 def _warn_of_broken_code(traces: Sequence[Trace]) -> None:
@@ -109,10 +100,11 @@ def _trace(
     session: Session,
     metric: Metric | None,
     answer: Answer,
+    search: Search,
 ) -> Trace:
     """Runs one job."""
     seed = derive_seed(session.seed, job.example.id, job.sample)
-    run = Run(session, job.state, paths, seed, answer, job.temperature)
+    run = Run(session, job.state, paths, seed, answer, search, job.temperature)
     prediction: Prediction | None = None
     score, feedback, failure, message = 0.0, "", None, None
     try:

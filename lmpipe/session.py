@@ -1,7 +1,7 @@
-"""The session: which LMs a program runs on, and everything else a run needs that is not the program itself.
+"""The session: which LMs and retriever a program runs on, and everything else a run needs that is not the program.
 
-A session is a frozen value; stages get children of it with seeds and ledgers of their own. `Run` is what one
-program run on one example carries along in a context variable. Knows nothing of modules.
+A session is a frozen value; stages get children of it with seeds and ledgers of their own. Knows nothing of modules,
+or of how one example is run: see `lmpipe.run`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ from types import TracebackType
 from typing import Any, Protocol, final
 
 from lmpipe.embedder import Embedder, Embeddings, Vector, wanted
-from lmpipe.errors import ConfigError, EngineError, ModuleError, SessionError
+from lmpipe.errors import ConfigError, EngineError, SessionError
 from lmpipe.events import Callback, Event
 from lmpipe.hashing import canonical_json, derive_seed, describe
 from lmpipe.ledger import Budget, Cost, Ledger
 from lmpipe.lm import LM, Completion, Message, Request, Sampling
 from lmpipe.nearest import shown
+from lmpipe.retriever import Found, Retriever, Searches
 from lmpipe.signature import Signature
 from lmpipe.state import ProgramState, PromptState, WeightState
 from lmpipe.store import RunStore
 from lmpipe.template import Template
-from lmpipe.trace import Step
-
-Answer = Callable[[str, Request], Completion | EngineError]
 
 
 class Progress(Protocol):
@@ -53,6 +51,7 @@ class Session:
         structured: Whether completions are held to the form that the template can read. For engines that can do so
             (all in `lmpipe.engines`) no completion is then unreadable.
         embedder: Says which demonstrations are near an input, for prompts that show the nearest ones.
+        retriever: Finds passages, for programs that `Retrieve`.
         template: Renders prompts and reads completions.
         progress: Where to show progress; none shows nothing.
         callbacks: Are told of stages, candidates and epochs as they end; see `lmpipe.events`.
@@ -60,6 +59,7 @@ class Session:
         stage: Name of the stage that the session is for; empty outside of one.
         memory: What was done in this session and its children, where no store remembers it.
         embeddings: What was embedded in this session and its children.
+        searches: What was found last, in this session and its children.
     """
 
     lm: LM | Mapping[str, LM]
@@ -70,6 +70,7 @@ class Session:
     max_concurrency: int = 256
     structured: bool = False
     embedder: Embedder | None = None
+    retriever: Retriever | None = None
     template: Template = field(default=Template(), repr=False)
     progress: Progress | None = field(default=None, repr=False)
     callbacks: tuple[Callback, ...] = field(default=(), repr=False)
@@ -77,6 +78,7 @@ class Session:
     stage: str = ""
     memory: dict[str, Any] = field(default_factory=dict, repr=False)
     embeddings: Embeddings = field(default_factory=Embeddings, repr=False)
+    searches: Searches = field(default_factory=Searches, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_concurrency < 1:
@@ -96,10 +98,33 @@ class Session:
         except KeyError:
             raise SessionError(f"no LM for role {role!r}; this session has {', '.join(self.roles)}") from None
 
+    def complete(self, role: str, requests: Sequence[Request]) -> list[Completion | EngineError]:
+        """What the LM of a role answers.
+
+        Raises:
+            SessionError: If the session has no LM for that role.
+            EngineError: If the LM failed as a whole, or lost an answer.
+        """
+        answers = self.lm_of(role).complete(requests)
+        if len(answers) != len(requests):
+            raise EngineError(f"the LM of role {role!r} gave {len(answers)} answers to {len(requests)} requests")
+        return answers
+
+    def search(self, queries: Sequence[str], k: int) -> list[Found | EngineError]:
+        """What the retriever finds, or found before.
+
+        Raises:
+            SessionError: If the session has no retriever.
+            EngineError: If the retriever failed as a whole, or lost an answer.
+        """
+        if self.retriever is None:
+            raise SessionError("the program retrieves; write: Session(lm=..., retriever=...)")
+        return self.searches.search(self.retriever, queries, k)
+
     def decoding(self) -> Any:
-        """All that decides how prompts and completions are made, as JSON: part of the key of recorded work."""
-        embedder = [] if self.embedder is None else [self.embedder.name]
-        return [describe(self.sampling), self.structured, *embedder]
+        """All that decides prompts, completions and what is found, as JSON: part of the key of recorded work."""
+        others = [None if other is None else other.name for other in (self.retriever, self.embedder)]
+        return [describe(self.sampling), self.structured, *others]
 
     def messages(self, signature: Signature, prompt: PromptState, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
         """What an LM reads of a module's prompt and inputs, at inference and in fine-tuning rows.
@@ -209,70 +234,7 @@ class Session:
         _sessions.set(_sessions.get()[:-1])
 
 
-@final
-class Run:
-    """One run of a program on one example: what its predictors look up, and where they leave their steps.
-
-    Args:
-        session: The session it runs in.
-        state: Prompts and weights; a predictor that the state does not name keeps its vanilla prompt.
-        paths: ``id(module)`` → path, for every module of the program.
-        seed: Of this run; each call derives its own.
-        answer: Answers a request of a role.
-        temperature: Overrides the sampling of every call.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        state: ProgramState,
-        paths: Mapping[int, str],
-        seed: int,
-        answer: Answer,
-        temperature: float | None = None,
-    ) -> None:
-        self.session = session
-        self.state = state
-        self.answer = answer
-        self.temperature = temperature
-        self.steps: list[Step] = []
-        self._paths = paths
-        self._seed = seed
-        self._calls: dict[str, int] = {}
-
-    def locate(self, module: object) -> tuple[str, int, int]:
-        """Path of a module, the number of this call of it, and the seed of the call.
-
-        Raises:
-            ModuleError: If the module is not part of the running program.
-        """
-        path = self._paths.get(id(module))
-        if path is None:
-            raise ModuleError(
-                f"{type(module).__name__} is not part of the running program; make it in __init__ and keep it in an "
-                "attribute, a list or a dict of its module"
-            )
-        index = self._calls.get(path, 0)
-        self._calls[path] = index + 1
-        return path, index, derive_seed(self._seed, path, index)
-
-    @contextmanager
-    def active(self) -> Iterator[Run]:
-        """Makes this the current run of the calling thread."""
-        token = _run.set(self)
-        try:
-            yield self
-        finally:
-            _run.reset(token)
-
-
 _sessions: ContextVar[tuple[Session, ...]] = ContextVar("lmpipe_sessions", default=())
-_run: ContextVar[Run | None] = ContextVar("lmpipe_run", default=None)
-
-
-def current_run() -> Run | None:
-    """The run that the calling code is part of, if any."""
-    return _run.get()
 
 
 def current_session() -> Session:

@@ -1,10 +1,13 @@
-"""Many pieces of work at once, their LM calls answered in batches.
+"""Many pieces of work at once, their LM calls and retrievals answered in batches.
 
-Every piece runs in a thread with a context of its own and blocks at its LM calls. When all live pieces are blocked, the
-waiting calls go out as one batch, sorted by the number of the piece, so what is in a batch depends neither on the
-number of cores nor on timing. A piece that spends its time elsewhere (a tool, an HTTP call) is waited for only while
-anything else moves; then the others go on without it. An LM that makes its own batches, as a server does, is asked at
-once, from the piece's own thread. When a budget is spent, calls are refused.
+Every piece runs in a thread with a context of its own and blocks at its calls. When all live pieces are blocked, the
+waiting calls go out: one batch for each LM role and one for each number of passages, sorted by the number of the piece,
+so what is in a batch depends neither on the number of cores nor on timing. A piece that spends its time elsewhere (a
+tool, an HTTP call) is waited for only while anything else moves; then the others go on without it. When a budget is
+spent, LM calls are refused.
+
+An LM that makes its own batches, as a server does, is asked at once, from the piece's own thread. Where all LMs are
+such, a search takes the queries that wait when the one before it has ended, so that the LMs are kept busy.
 
 Knows nothing of programs, examples or traces.
 """
@@ -14,17 +17,21 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar, final
+from functools import partial
+from typing import Any, Generic, TypeVar, final
 
 from lmpipe.errors import BudgetSpent, EngineError, ModuleError
 from lmpipe.ledger import Cost, Ledger
 from lmpipe.lm import LM, Completion, Request
-from lmpipe.session import Answer, Session
+from lmpipe.retriever import Found
+from lmpipe.run import Answer, Search
+from lmpipe.session import Session
 
 T = TypeVar("T")
-Result = Completion | EngineError | BudgetSpent
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 _TICK = 0.02  # seconds between looks at pieces that neither finish nor call
 _QUIET_TICKS = 10  # looks without any movement after which the waiting calls go out
@@ -32,11 +39,24 @@ _QUIET_TICKS = 10  # looks without any movement after which the waiting calls go
 
 @final
 @dataclass
-class _Call:
-    role: str
-    request: Request
+class _Call(Generic[Q, A]):
+    """A call that waits.
+
+    Attributes:
+        channel: Calls of one channel are asked together.
+        ask: Answers calls of the channel, in order.
+        question: What is asked.
+        limited: Whether budgets count it.
+        answered: Held until there is an answer.
+        answer: None if the wavefront ended before.
+    """
+
+    channel: tuple[str, str | int]
+    ask: Callable[[Sequence[Q]], Sequence[A]]
+    question: Q
+    limited: bool
     answered: threading.Lock = field(default_factory=threading.Lock)
-    answer: Result | None = None
+    answer: A | BudgetSpent | None = None
 
 
 @final
@@ -59,7 +79,7 @@ class _Meter:
             self._so_far += Cost(lm_calls=calls)
         return calls
 
-    def count(self, answer: Result) -> None:
+    def count(self, answer: object) -> None:
         """Counts the tokens of an answer."""
         if self._limited and isinstance(answer, Completion):
             usage = answer.usage
@@ -72,17 +92,17 @@ class _Meter:
 
 @final
 class Wavefront(Generic[T]):
-    """Runs pieces of work whose LM calls are answered together.
+    """Runs pieces of work whose calls are answered together.
 
     Args:
-        session: LMs, limits.
-        work: Does a piece, given its number and what answers its LM calls.
+        session: LMs, retriever, limits.
+        work: Does a piece, given its number and what answers its LM calls and its searches.
         count: How many pieces.
         advance: Told how many pieces were finished.
     """
 
     def __init__(
-        self, session: Session, work: Callable[[int, Answer], T], count: int, advance: Callable[[int], None]
+        self, session: Session, work: Callable[[int, Answer, Search], T], count: int, advance: Callable[[int], None]
     ) -> None:
         self._session, self._do, self._advance = session, work, advance
         self._context = contextvars.copy_context()
@@ -90,7 +110,8 @@ class Wavefront(Generic[T]):
         self._pending = deque(range(count))
         self._meter = _Meter(session.ledger)
         self._moved = threading.Condition()
-        self._waiting: dict[int, _Call] = {}
+        self._waiting: dict[int, _Call[Any, Any]] = {}
+        self._eager = {lm.batched for lm in session.roles.values()} == {False}  # then no LM call waits
         self._calling: set[int] = set()
         self._running = min(count, session.max_concurrency)  # workers that are neither waiting nor gone
         self._moves = 0  # counts everything that the threads do, to see whether any still moves
@@ -101,7 +122,7 @@ class Wavefront(Generic[T]):
         """Results in the order of the pieces.
 
         Raises:
-            EngineError: If an engine as a whole failed.
+            EngineError: If an engine or the retriever as a whole failed.
             BaseException: What a piece raised.
         """
         workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self._running)]
@@ -116,11 +137,11 @@ class Wavefront(Generic[T]):
             worker.join()
         return [self._results[number] for number in sorted(self._results)]
 
-    def _next_batch(self) -> dict[int, _Call]:
+    def _next_batch(self) -> dict[int, _Call[Any, Any]]:
         """Waits until every live piece waits, or until nothing has moved for a while; empty when all are done."""
         with self._moved:
             quiet, seen = 0, self._moves
-            while self._running and not self._error and not (self._waiting and quiet >= _QUIET_TICKS):
+            while self._running and not self._error and not (self._waiting and (self._eager or quiet >= _QUIET_TICKS)):
                 self._moved.wait(_TICK)
                 quiet, seen = (quiet + 1 if self._moves == seen else 0), self._moves
             if self._error:
@@ -129,25 +150,23 @@ class Wavefront(Generic[T]):
             self._running += len(batch)
             return batch
 
-    def _answer(self, batch: Mapping[int, _Call]) -> None:
-        calls = list(batch.values())
+    def _answer(self, batch: Mapping[int, _Call[Any, Any]]) -> None:
+        limited = [call for call in batch.values() if call.limited]
         try:
             with self._moved:
-                admitted = self._meter.admit(len(calls))
-            self._ask_for(calls[:admitted])
+                admitted = self._meter.admit(len(limited))
+            self._ask_for([*limited[:admitted], *(call for call in batch.values() if not call.limited)])
             with self._moved:
-                for call in calls[admitted:]:
+                for call in limited[admitted:]:
                     call.answer = self._meter.refusal()
         finally:
-            for call in calls:
+            for call in batch.values():
                 call.answered.release()
 
-    def _ask_for(self, batch: list[_Call]) -> None:
-        for role in sorted({call.role for call in batch}):
-            calls = [call for call in batch if call.role == role]
-            answers = self._session.lm_of(role).complete([call.request for call in calls])
-            if len(answers) != len(calls):
-                raise EngineError(f"the LM of role {role!r} gave {len(answers)} answers to {len(calls)} requests")
+    def _ask_for(self, batch: Sequence[_Call[Any, Any]]) -> None:
+        for channel in sorted({call.channel for call in batch}):
+            calls = [call for call in batch if call.channel == channel]
+            answers = calls[0].ask([call.question for call in calls])
             for call, answer in zip(calls, answers, strict=True):
                 call.answer = answer
                 self._meter.count(answer)
@@ -180,22 +199,26 @@ class Wavefront(Generic[T]):
             return self._pending.popleft() if self._pending and not self._ended else None
 
     def _piece(self, number: int) -> T:
-        return self._do(number, lambda role, request: self._call(number, role, request))
+        return self._do(number, partial(self._complete, number), partial(self._search, number))
 
-    def _call(self, number: int, role: str, request: Request) -> Completion | EngineError:
+    def _complete(self, number: int, role: str, request: Request) -> Completion | EngineError:
         lm = self._session.lm_of(role)
-        answer = self._park(number, role, request) if lm.batched else self._ask(number, lm, request)
-        if isinstance(answer, BudgetSpent):
-            raise answer
-        return answer
+        if not lm.batched:
+            return self._ask(number, lm, request)
+        return self._park(number, _Call(("lm", role), partial(self._session.complete, role), request, limited=True))
 
-    def _ask(self, number: int, lm: LM, request: Request) -> Result:
+    def _search(self, number: int, query: str, k: int) -> Found | EngineError:
+        search = partial(self._session.search, k=k)
+        return self._park(number, _Call(("retrieval", k), search, query, limited=False))
+
+    def _ask(self, number: int, lm: LM, request: Request) -> Completion | EngineError:
         """Asks at once; what the LM raises ends the run."""
         with self._moved:
+            if not self._meter.admit(1):
+                raise self._meter.refusal()
             self._begin_call(number)
-            refused = None if self._meter.admit(1) else self._meter.refusal()
         try:
-            answer = refused or lm.complete([request])[0]
+            answer = lm.complete([request])[0]
         except BaseException as error:
             self._error = error
             raise _Abandoned from error
@@ -213,18 +236,19 @@ class Wavefront(Generic[T]):
         self._calling.add(number)
         self._moves += 1
 
-    def _park(self, number: int, role: str, request: Request) -> Result:
+    def _park(self, number: int, call: _Call[Q, A]) -> A:
         """Waits with the other pieces for the next batch."""
-        call = _Call(role, request)
         call.answered.acquire()
         with self._moved:
             self._begin_call(number)
             self._waiting[number] = call
             self._running -= 1
-            if not self._running:
+            if self._eager or not self._running:
                 self._moved.notify()
         call.answered.acquire()
         self._calling.discard(number)
         if call.answer is None:
             raise _Abandoned
+        if isinstance(call.answer, BudgetSpent):
+            raise call.answer
         return call.answer

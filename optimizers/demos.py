@@ -43,7 +43,7 @@ def trace_pool(traces: Sequence[Trace], seed: int) -> dict[str, list[tuple[str, 
     """Demos from the steps of successful traces: one for each module and example, drawn where a module ran often."""
     steps: dict[tuple[str, str], list[Demo]] = {}
     for trace in traces:
-        for step in trace.steps:
+        for step in trace.lm_steps:
             if step.outputs is not None:
                 steps.setdefault((step.path, trace.example.id), []).append(
                     Demo(inputs=step.inputs, outputs=step.outputs)

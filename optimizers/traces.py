@@ -92,7 +92,7 @@ class Harvest:
 
     def details(self) -> dict[str, Any]:
         """The yield, as JSON: by module, and by class where labels are classes."""
-        steps = Counter(step.path for trace in self.kept for step in trace.steps if step.outputs is not None)
+        steps = Counter(step.path for trace in self.kept for step in trace.lm_steps if step.outputs is not None)
         return {
             "tried": self.tried,
             "kept": len(self.kept),
@@ -132,7 +132,7 @@ def run(
     modules = {
         path: ModuleCost(kept=cost.calls)
         for path, cost in module_costs(
-            step for trace in kept for step in trace.steps if step.outputs is not None
+            step for trace in kept for step in trace.lm_steps if step.outputs is not None
         ).items()
     }
     session.ledger.add(Cost(traces_tried=len(made), traces_kept=len(kept), modules=modules))

@@ -145,7 +145,7 @@ class BootstrapFinetune(WeightOptimizer):
         found: dict[str, list[TrainingRow]] = {}
         for trace in traces:
             label = str(trace.example.labels[self.balance_by]) if self.balance_by else ""
-            for step in trace.steps:
+            for step in trace.lm_steps:
                 predictor = known.get(step.path)
                 if predictor is None or step.outputs is None:
                     continue

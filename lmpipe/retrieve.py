@@ -1,0 +1,49 @@
+"""Retrieval as a step of a program. Knows nothing of indexes or of batching."""
+
+from __future__ import annotations
+
+from typing import final
+
+from lmpipe.data import Prediction
+from lmpipe.errors import ConfigError, EngineError, SignatureError
+from lmpipe.module import Module
+from lmpipe.run import running
+from lmpipe.trace import RetrievalStep
+
+
+@final
+class Retrieve(Module):
+    """Finds passages for a query, with the session's retriever.
+
+    ``self.retrieve(query=…)`` gives a prediction with three lists, best first: the texts as ``passages``, their
+    ``ids`` and their ``scores``. Programs that retrieve over several hops join them by id.
+
+    Args:
+        k: Most passages for one query.
+
+    Raises:
+        ConfigError: If `k` is below 1.
+    """
+
+    def __init__(self, k: int = 3) -> None:
+        if k < 1:
+            raise ConfigError(f"Retrieve(k={k}): k must be at least 1")
+        self.k = k
+
+    def forward(self, query: str) -> Prediction:
+        """Raises:
+        SignatureError: If the query is not text.
+        SessionError: If the session has no retriever.
+        EngineError: If the query could not be answered; a step with the error stays in the trace.
+        """
+        if not isinstance(query, str):
+            raise SignatureError(f"Retrieve takes a query that is text, and got {query!r}")
+        run = running()
+        path, index, _ = run.locate(self)
+        found = run.search(query, self.k)
+        if isinstance(found, EngineError):
+            run.steps.append(RetrievalStep(path, index, "retrieval", query, self.k, None, str(found)))
+            raise found
+        step = RetrievalStep(path, index, "retrieval", query, self.k, found)
+        run.steps.append(step)
+        return Prediction(**step.outputs or {})

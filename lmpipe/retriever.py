@@ -1,0 +1,99 @@
+"""The retriever protocol: batches of queries in, passages out; and the memory of what was found.
+
+Knows nothing of programs, or of how passages are indexed and scored.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import final
+
+from lmpipe.errors import EngineError
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A passage that was found.
+
+    Attributes:
+        id: Names it within its collection.
+        text: What programs read.
+        score: How well it fits the query, higher being better; comparable within one search only.
+    """
+
+    id: str
+    text: str
+    score: float
+
+
+class Retriever(ABC):
+    """A collection of passages that answers batches of queries.
+
+    `search` returns one result for each query, in order: at most `k` passages, best first. A `k` beyond the collection
+    gives all of it, and an empty query gives no passages. It never raises for a single query: one that cannot be
+    answered gives an `EngineError` in its place. If it does raise an `EngineError`, every query of that batch has
+    failed. Results depend on the query and on `k` alone, not on the batch, up to float rounding.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What identifies the collection and the way it is searched by content, such as the digest of an index.
+
+        Two retrievers of one name find the same; recorded results are looked up by it.
+        """
+
+    @abstractmethod
+    def search(self, queries: Sequence[str], k: int) -> Sequence[Sequence[Passage] | EngineError]:
+        """Answers a batch."""
+
+
+Found = tuple[Passage, ...]
+
+
+@final
+class Searches:
+    """Searches by way of a memory: a query is searched once, however often it is asked; threads may share it.
+
+    Args:
+        size: How many answers are remembered; those that were not asked for longest are forgotten. Errors are not
+            remembered.
+    """
+
+    def __init__(self, size: int = 10_000) -> None:
+        self._size = size
+        self._known: dict[tuple[str, str, int], Found] = {}  # in the order of their last use
+        self._lock = Lock()
+
+    def search(self, retriever: Retriever, queries: Sequence[str], k: int) -> list[Found | EngineError]:
+        """The retriever's answers, in the order of the queries.
+
+        Raises:
+            EngineError: If the retriever failed as a whole, or lost an answer.
+        """
+        asked, name = dict.fromkeys(queries), retriever.name
+        with self._lock:
+            known = {query: self._known[name, query, k] for query in asked if (name, query, k) in self._known}
+        found: dict[str, Found | EngineError] = {**known}
+        missing = [query for query in asked if query not in known]
+        if missing:
+            found.update(zip(missing, _ask(retriever, missing, k), strict=True))
+        with self._lock:
+            for query in asked:
+                if isinstance(passages := found[query], tuple):
+                    self._known.pop((name, query, k), None)
+                    self._known[name, query, k] = passages
+            for oldest in list(self._known)[: max(0, len(self._known) - self._size)]:
+                del self._known[oldest]
+        return [found[query] for query in queries]
+
+
+def _ask(retriever: Retriever, queries: Sequence[str], k: int) -> list[Found | EngineError]:
+    answers = retriever.search(queries, k)
+    if len(answers) != len(queries):
+        raise EngineError(f"the retriever {retriever.name!r} gave {len(answers)} answers to {len(queries)} queries")
+    return [answer if isinstance(answer, EngineError) else tuple(answer) for answer in answers]

@@ -1,0 +1,104 @@
+"""One run of a program on one example: what its modules look up, and where they leave their steps.
+
+A context variable carries it. Knows nothing of modules, or of who answers and when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import final
+
+from lmpipe.errors import EngineError, ModuleError
+from lmpipe.hashing import derive_seed
+from lmpipe.lm import Completion, Request
+from lmpipe.retriever import Found
+from lmpipe.session import Session
+from lmpipe.state import ProgramState
+from lmpipe.trace import AnyStep
+
+Answer = Callable[[str, Request], Completion | EngineError]
+"""Answers a request of a role."""
+Search = Callable[[str, int], Found | EngineError]
+"""Finds up to k passages for a query."""
+
+
+@final
+class Run:
+    """One run of a program on one example: what its predictors look up, and where they leave their steps.
+
+    Args:
+        session: The session it runs in.
+        state: Prompts and weights; a predictor that the state does not name keeps its vanilla prompt.
+        paths: ``id(module)`` → path, for every module of the program.
+        seed: Of this run; each call derives its own.
+        answer: Answers a request of a role.
+        search: Finds passages.
+        temperature: Overrides the sampling of every call.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        state: ProgramState,
+        paths: Mapping[int, str],
+        seed: int,
+        answer: Answer,
+        search: Search,
+        temperature: float | None = None,
+    ) -> None:
+        self.session = session
+        self.state = state
+        self.answer = answer
+        self.search = search
+        self.temperature = temperature
+        self.steps: list[AnyStep] = []
+        self._paths = paths
+        self._seed = seed
+        self._calls: dict[str, int] = {}
+
+    def locate(self, module: object) -> tuple[str, int, int]:
+        """Path of a module, the number of this call of it, and the seed of the call.
+
+        Raises:
+            ModuleError: If the module is not part of the running program.
+        """
+        path = self._paths.get(id(module))
+        if path is None:
+            raise ModuleError(
+                f"{type(module).__name__} is not part of the running program; make it in __init__ and keep it in an "
+                "attribute, a list or a dict of its module"
+            )
+        index = self._calls.get(path, 0)
+        self._calls[path] = index + 1
+        return path, index, derive_seed(self._seed, path, index)
+
+    @contextmanager
+    def active(self) -> Iterator[Run]:
+        """Makes this the current run of the calling thread."""
+        token = _run.set(self)
+        try:
+            yield self
+        finally:
+            _run.reset(token)
+
+
+_run: ContextVar[Run | None] = ContextVar("lmpipe_run", default=None)
+
+
+def current_run() -> Run | None:
+    """The run that the calling code is part of, if any."""
+    return _run.get()
+
+
+def running() -> Run:
+    """The run that the calling ``forward`` is part of.
+
+    Raises:
+        ModuleError: If there is none.
+    """
+    run = _run.get()
+    if run is None:
+        raise ModuleError("forward() was called by hand; call the module itself: module(...)")
+    return run
