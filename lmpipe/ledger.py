@@ -43,7 +43,14 @@ class ModuleCost:
     kept: int = 0
 
     def __add__(self, other: ModuleCost) -> ModuleCost:
-        return ModuleCost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(ModuleCost)))
+        return ModuleCost(
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.parse_errors + other.parse_errors,
+            self.engine_errors + other.engine_errors,
+            self.kept + other.kept,
+        )
 
 
 @final
@@ -83,9 +90,8 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         summed = {name: getattr(self, name) + getattr(other, name) for name in _SUMMED}
-        modules = dict(self.modules)
-        for path, cost in other.modules.items():
-            modules[path] = modules.get(path, ModuleCost()) + cost
+        more = {path: self.modules.get(path, ModuleCost()) + cost for path, cost in other.modules.items()}
+        modules = {**self.modules, **more} if more else self.modules
         return Cost(**summed, peak_memory=max(self.peak_memory, other.peak_memory), modules=modules)
 
     @property
