@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import process_time
-from typing import Annotated, final
+from typing import Annotated, Any, final
 
 import matplotlib as mpl
 import numpy as np
@@ -66,22 +66,28 @@ class Grove(Module):
 
     Args:
         modules: How many predictors, at least one; the first of each grove is asked twice.
+        first: Number of the first of them, in the order of the structure; each is asked by its number.
     """
 
-    def __init__(self, modules: int) -> None:
+    def __init__(self, modules: int, first: int = 0) -> None:
         kinds = [Predict, ChainOfThought]
         leaves = [kind(f"{given} -> answer") for given in ("question", "question, hint") for kind in kinds][:modules]
-        rest = modules - len(leaves)
-        self.parts = {
+        rest, after = modules - len(leaves), first + len(leaves)
+        halves = [(rest - rest // 2, after), (rest // 2, after + rest - rest // 2)]
+        self.first = first
+        self.parts: dict[str, Any] = {
             "asked": leaves[:2],
             "told": dict(zip(("plain", "reasoned"), leaves[2:], strict=False)),
-            "groves": [{"half": Grove(size)} for size in (rest - rest // 2, rest // 2) if size],
+            "groves": [{"half": Grove(size, start)} for size, start in halves if size],
         }
 
     def forward(self, question: str) -> Prediction:
-        asked, told, groves = self.parts["asked"], self.parts["told"], self.parts["groves"]
-        answers = [leaf(question=question).answer for leaf in (asked[0], *asked)]
-        answers += [leaf(question=question, hint=answers[-1]).answer for leaf in told.values()]
+        asked, told, groves = self.parts.values()
+        answers = [asked[0](question=f"{question} Step {self.first}").answer]
+        for number, leaf in enumerate(asked, self.first):
+            answers.append(leaf(question=f"{question} Step {number}").answer)
+        for number, leaf in enumerate(told.values(), self.first + 2):
+            answers.append(leaf(question=f"{question} Step {number}", hint=answers[-1]).answer)
         answers += [grove["half"](question=question).answer for grove in groves]
         return Prediction(answer=answers[-1])
 
@@ -109,12 +115,12 @@ class RowKeeper(Trainer):
         rows: Those of each training so far.
     """
 
-    rows: list[Sequence[TrainingRow]] = field(default_factory=list, repr=False)
+    rows: list[list[TrainingRow]] = field(default_factory=list, repr=False)
 
     def train(self, rows: Sequence[TrainingRow], start: WeightState, session: Session) -> TrainingResult:
         if session.store is None:
             raise SessionError("rows are kept in a store; give the session one")
-        self.rows.append(rows)
+        self.rows.append(list(rows))
         folder = session.store.new_folder()
         (folder / "rows.jsonl").write_text("".join(canonical_json(asdict(row)) + "\n" for row in rows))
         weights = WeightState(base=start.base, adapter=session.store.put_folder(folder))

@@ -17,6 +17,7 @@ from benchmarks.settings import Settings
 from benchmarks.task import Task
 from lmpipe import LM, Evaluation, OptimizeResult, Session, evaluate, initial_state
 from lmpipe.engines.local import LocalLM
+from lmpipe.events import Callback
 from lmpipe.ledger import Cost, Ledger
 from lmpipe.session import Progress
 from lmpipe.store import RunStore
@@ -51,6 +52,7 @@ def run(
     seeds: Sequence[int],
     store: RunStore,
     progress: Progress | None = None,
+    callbacks: tuple[Callback, ...] = (),
 ) -> Result:
     """Runs every strategy on every seed; what the store has is not done again.
 
@@ -63,12 +65,13 @@ def run(
         seeds: One run, with a split of its own, for each.
         store: Where results and adapters go.
         progress: Where progress is shown.
+        callbacks: Are told of stages, candidates and epochs as they end.
 
     Returns:
         The table, its stages, and the paired differences of all strategies.
     """
     cells = [
-        run_cell(task, lm, trained, settings, strategy, seed, store, progress)
+        run_cell(task, lm, trained, settings, strategy, seed, store, progress, callbacks)
         for seed in seeds
         for strategy in strategies
     ]
@@ -99,6 +102,7 @@ def run_cell(
     seed: int,
     store: RunStore,
     progress: Progress | None,
+    callbacks: tuple[Callback, ...] = (),
 ) -> Cell:
     """Optimizes on one seed's split, and scores the outcome on its test examples."""
     program, metric = task.program(), task.metric()
@@ -110,6 +114,7 @@ def run_cell(
         structured=settings.structured,
         store=store,
         progress=progress,
+        callbacks=callbacks,
     )
     scheduler = BetterTogether(
         metric,
