@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, final
@@ -25,9 +25,11 @@ from lmpipe.engines import load_lm
 from lmpipe.engines.cached import CachedLM
 from lmpipe.engines.local import LocalLM
 from lmpipe.errors import ConfigError
+from lmpipe.events import Callback
 from lmpipe.files import write_whole
 from lmpipe.hashing import describe
 from lmpipe.store import RunStore
+from lmpipe.trackers import load_tracker
 from optimizers import parse_strategy
 
 console = Console()
@@ -68,6 +70,10 @@ def main(task: Task) -> None:
         max_total_tokens: Annotated[int | None, typer.Option(help="Most tokens of a strategy's stages.")] = None,
         max_seconds: Annotated[float | None, typer.Option(help="Most seconds of a strategy's stages.")] = None,
         structured: Annotated[bool | None, typer.Option(help="Hold completions to the form that can be read.")] = None,
+        track: Annotated[
+            list[str] | None,
+            typer.Option(help="`tensorboard:FOLDER`, `mlflow:URI` or `wandb:PROJECT`; repeatable."),
+        ] = None,
     ) -> None:
         logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=console)], format="%(message)s")
         strategies = strategy or ["vanilla", "p", "w", "p -> w -> p"]
@@ -82,9 +88,10 @@ def main(task: Task) -> None:
             "structured": structured,
         }
         given = {name: value for name, value in changes.items() if value is not None}
-        with _told():
+        with _told(), ExitStack() as stack:
             models = Models(lm, train_lm, cache, dtype, quantization)
-            show(execute(task, models, strategies, _numbers(seeds), out, given), console)
+            trackers = tuple(stack.enter_context(load_tracker(spec)) for spec in track or ())
+            show(execute(task, models, strategies, _numbers(seeds), out, given, trackers), console)
         console.print(f"written: {out / 'result.json'}, {out / 'report.html'}", highlight=False)
 
     app()
@@ -158,7 +165,13 @@ class Models:
 
 
 def execute(
-    task: Task, models: Models, strategies: list[str], seeds: list[int], out: Path, changes: Mapping[str, object]
+    task: Task,
+    models: Models,
+    strategies: list[str],
+    seeds: list[int],
+    out: Path,
+    changes: Mapping[str, object],
+    callbacks: tuple[Callback, ...] = (),
 ) -> Result:
     """Runs a benchmark, with progress on the terminal, and writes its result and report into its directory."""
     stages = {stage for strategy in strategies for stage in parse_strategy(strategy, ("p", "w"))}
@@ -174,7 +187,7 @@ def execute(
         with console.status(f"loading {models.lm}"):
             lm, trained = models.load(to_train="w" in stages)
         with progress_bars() as progress:
-            result = run(task, lm, trained, settings, strategies, seeds, store, progress)
+            result = run(task, lm, trained, settings, strategies, seeds, store, progress, callbacks)
         write_whole(out / "result.json", (result.model_dump_json(indent=2) + "\n").encode())
         write_report(result, out)
     finally:

@@ -17,6 +17,7 @@ from benchmarks.settings import Settings
 from benchmarks.task import Task
 from lmpipe import LM, Evaluation, OptimizeResult, Session, evaluate, initial_state
 from lmpipe.engines.local import LocalLM
+from lmpipe.events import Callback
 from lmpipe.ledger import Cost
 from lmpipe.session import Progress
 from lmpipe.store import RunStore
@@ -50,6 +51,7 @@ def run(
     seeds: Sequence[int],
     store: RunStore,
     progress: Progress | None = None,
+    callbacks: tuple[Callback, ...] = (),
 ) -> Result:
     """Runs every strategy on every seed; what the store has is not done again.
 
@@ -62,12 +64,15 @@ def run(
         seeds: One run, with a split of its own, for each.
         store: Where results and adapters go.
         progress: Where progress is shown.
+        callbacks: Are told of stages, candidates and epochs as they end.
 
     Returns:
         The table, its stages, and the paired differences of all strategies.
     """
     cells = [
-        cell for seed in seeds for cell in run_seed(task, lm, trained, settings, strategies, seed, store, progress)
+        cell
+        for seed in seeds
+        for cell in run_seed(task, lm, trained, settings, strategies, seed, store, progress, callbacks)
     ]
     return Result(
         task=task.name,
@@ -98,6 +103,7 @@ def run_seed(
     seed: int,
     store: RunStore,
     progress: Progress | None,
+    callbacks: tuple[Callback, ...],
 ) -> list[Cell]:
     """Optimizes by every strategy on one seed's split, and scores the outcomes on its test examples."""
     program, metric = task.program(), task.metric()
@@ -109,6 +115,7 @@ def run_seed(
         structured=settings.structured,
         store=store,
         progress=progress,
+        callbacks=callbacks,
     )
     scheduler = BetterTogether(
         metric,

@@ -89,9 +89,8 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         summed = {name: getattr(self, name) + getattr(other, name) for name in _SUMMED}
-        modules = dict(self.modules)
-        for path, cost in other.modules.items():
-            modules[path] = modules.get(path, ModuleCost()) + cost
+        more = {path: self.modules.get(path, ModuleCost()) + cost for path, cost in other.modules.items()}
+        modules = {**self.modules, **more} if more else self.modules
         return Cost(**summed, peak_memory=max(self.peak_memory, other.peak_memory), modules=modules)
 
     @property

@@ -46,8 +46,11 @@ class _Value(BaseModel):
 
     @cached_property
     def digest(self) -> str:
-        """Identity by content (32 hex characters)."""
-        return digest(self.model_dump(mode="json"))
+        """Identity by content (32 hex characters), made of the digests of the values within.
+
+        So what two values share is digested once: a state that differs from another in one module costs one module.
+        """
+        return digest({name: _identity(getattr(self, name)) for name in type(self).model_fields})
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A new value, validated; pydantic's own would carry the old digest along."""
@@ -58,6 +61,15 @@ class _Value(BaseModel):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Value) and type(other) is type(self) and other.digest == self.digest
+
+
+def _identity(part: Any) -> Any:
+    """A part of a value as JSON, the values in it by their digests."""
+    if isinstance(part, _Value):
+        return part.digest
+    if isinstance(part, Mapping):
+        return {name: _identity(item) for name, item in part.items()}
+    return [_identity(item) for item in part] if isinstance(part, tuple) else part
 
 
 @final

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.command import Models, execute
 from benchmarks.intervals import paired_difference
@@ -45,7 +46,7 @@ def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    subprocess.run(command(tiny_folder, out), check=True, capture_output=True)
+    subprocess.run(command(tiny_folder, out, "--track", f"tensorboard:{out}/board"), check=True, capture_output=True)
     return out
 
 
@@ -80,6 +81,14 @@ def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
     assert page.count("<svg") == 2
     assert "nothing to train on" in page
     assert not re.search(r"""(src|href)=["']https?:""", page), "the page must be self-contained"
+
+
+def test_a_run_is_tracked_where_it_is_asked_to_be(finished: Path) -> None:
+    """On each seed the stage of "p" and the two of "p -> w"."""
+    board = EventAccumulator(str(finished / "board"))
+    board.Reload()
+    assert len(board.Tensors("stage/score")) == 6
+    assert len(board.Tensors("stages/p-w")) == 2
 
 
 def test_a_killed_run_started_again_ends_in_the_same_result(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
@@ -119,6 +128,7 @@ def test_other_settings_on_the_same_directory_are_refused(finished: Path, tiny_f
         ("--strategy", "p -> q", "no stage is called 'q'"),
         ("--seeds", "one", "must be whole numbers"),
         ("--lm", "gpt", "unknown LM 'gpt'"),
+        ("--track", "comet:here", "unknown tracker 'comet:here'"),
         ("--train", "500", "150 different examples, but 507 were asked for"),
         ("--lm", "openai:m@http://127.0.0.1:9/v1", "cannot be fine-tuned here; add --train-lm with the same model"),
     ],

@@ -1,0 +1,91 @@
+"""A generated program of 50 modules, in nested lists and dicts, works in every optimizer.
+
+Each module is asked by its number, so what it was asked says whose call it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from benchmarks.modules import OPTIMIZERS, Grove, RowKeeper, examples, reply
+from lmpipe import (
+    Optimizer,
+    OptimizeResult,
+    ProgramState,
+    RunStore,
+    ScriptedLM,
+    Session,
+    Trainer,
+    evaluate,
+    exact_match,
+    initial_state,
+    predictors,
+)
+from lmpipe.trainer import TrainingRow
+from optimizers import BootstrapFewShot
+
+MODULES = 50
+
+
+def optimize(
+    program: Grove, make: Callable[[Trainer], Optimizer], session: Session
+) -> tuple[OptimizeResult, list[list[TrainingRow]]]:
+    """The result, and the rows of each training."""
+    trainer = RowKeeper()
+    start = initial_state(program, session)
+    return make(trainer).optimize(program, start, examples(6), examples(8, start=50), session), trainer.rows
+
+
+def asked(text: str) -> set[int]:
+    """The numbers of the modules that were asked."""
+    return {int(number) for number in re.findall(r"Step (\d+)", text)}
+
+
+def shown(state: ProgramState, path: str) -> set[int]:
+    """The numbers of the modules whose calls a module's demos show; labelled demos are nobody's calls."""
+    return set().union(*(asked(demo.inputs["question"]) for demo in state.prompts[path].demos))
+
+
+def test_the_program_has_modules_of_each_kind_at_every_depth() -> None:
+    paths = list(predictors(Grove(MODULES)))
+    assert len(paths) == MODULES
+    assert {path.count("half") for path in paths} == {0, 1, 2, 3}
+    assert {path.rpartition("half.")[2] for path in paths} == {
+        "parts.asked.0",
+        "parts.asked.1.predict",
+        "parts.told.plain",
+        "parts.told.reasoned.predict",
+    }
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_improves_a_program_of_many_modules_each_by_its_own_calls(name: str, store: RunStore) -> None:
+    program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store)
+    result, trainings = optimize(program, OPTIMIZERS[name], session)
+    val = examples(8, start=50)
+    before, after = (
+        evaluate(program, state, val, exact_match, session) for state in (initial_state(program, session), result.state)
+    )
+    assert (before.mean, after.mean) == (0.5, 1.0)
+    for number, path in enumerate(predictors(program)):
+        assert shown(result.state, path) <= {number}
+    if trainings:
+        assert asked(" ".join(row.messages[-1].content for rows in trainings for row in rows)) == set(range(MODULES))
+
+
+def test_every_module_is_shown_its_own_calls(store: RunStore) -> None:
+    program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store)
+    result, _ = optimize(program, lambda _: BootstrapFewShot(exact_match, max_labeled_demos=0), session)
+    assert [shown(result.state, path) for path in predictors(program)] == [{number} for number in range(MODULES)]
+
+
+def test_the_adapter_of_a_module_is_trained_on_its_own_calls(store: RunStore) -> None:
+    program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store)
+    result, trainings = optimize(program, OPTIMIZERS["BootstrapFinetune, an adapter a module"], session)
+    assert [asked(" ".join(row.messages[-1].content for row in rows)) for rows in trainings] == [
+        {number} for number in range(MODULES)
+    ]
+    assert set(result.state.weights) == {"lm"} | {f"lm/{path}" for path in predictors(program)}
