@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from optimizers.prompts import BootstrapFewShot, BootstrapFewShotRandomSearch, LabeledFewShot
+from optimizers.prompts import (
+    GEPA,
+    BootstrapFewShot,
+    BootstrapFewShotRandomSearch,
+    LabeledFewShot,
+    MIPROv2,
+    Proposer,
+)
 from optimizers.schedule import BetterTogether, distinct_stages, parse_strategy
 from optimizers.traces import Teacher
 from optimizers.weights import BootstrapFinetune
 
 __all__ = [
+    "GEPA",
     "BetterTogether",
     "BootstrapFewShot",
     "BootstrapFewShotRandomSearch",
     "BootstrapFinetune",
     "LabeledFewShot",
+    "MIPROv2",
+    "Proposer",
     "Teacher",
     "distinct_stages",
     "parse_strategy",
