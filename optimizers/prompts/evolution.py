@@ -5,22 +5,12 @@ Knows the settings, and which candidate wins; gepa talks to `optimizers.prompts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, Literal, final
 
-from lmpipe import (
-    Evaluation,
-    Example,
-    Metric,
-    Module,
-    OptimizeResult,
-    ProgramState,
-    PromptOptimizer,
-    Session,
-    predictors,
-)
+from lmpipe import Evaluation, Example, Metric, Module, OptimizeResult, ProgramState, PromptOptimizer, Session
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import derive_seed
 from lmpipe.optimizer import Candidate
@@ -46,7 +36,8 @@ class GEPA(PromptOptimizer):
         reflection_minibatch_size: How many training examples are reflected on in a step.
         candidate_selection_strategy: Which candidate a step starts from.
         module_selector: Whether a step rewrites one module, in turn, or all of them.
-        skip_perfect_score: Whether a step ends where nothing went wrong.
+        skip_perfect_score: Whether a step ends where nothing went wrong, and the search where nothing did on any
+            validation example.
         perfect_score: Score of a run in which nothing went wrong.
         use_merge: Whether candidates that improve different modules are merged.
         max_merge_invocations: How often.
@@ -90,16 +81,19 @@ class GEPA(PromptOptimizer):
     def search(
         self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
     ) -> OptimizeResult:
-        gepa = _gepa()
+        try:
+            from optimizers.prompts.gepa_adapter import Adapter, evolve
+        except ImportError as error:
+            raise ConfigError(f'GEPA runs on the package gepa: pip install "lmpipe[search]" ({error})') from error
         train = subsample(train, self.num_train, derive_seed(session.seed, "train"), self.stratify_by)
         val = subsample(val, self.num_val, derive_seed(session.seed, "val"), self.stratify_by)
         if not train or not val:
             return OptimizeResult(state=state, status="skipped", reason="it needs training and validation examples")
         template = self.reflection_prompt_template
-        adapter = gepa.Adapter(program, state, val, self.metric, session, self.proposer, template)
-        details = gepa.evolve(
+        enough = self.perfect_score if self.skip_perfect_score else math.inf
+        adapter = Adapter(program, state, val, self.metric, session, self.proposer, template, enough)
+        details = evolve(
             adapter,
-            {path: state.prompts[path].instructions for path in predictors(program)},
             train,
             val,
             derive_seed(session.seed, "evolution"),
@@ -130,12 +124,3 @@ def _result(start: ProgramState, scored: Mapping[ProgramState, tuple[str, Evalua
         ),
         details={**details, "chosen": scored[best][0]},
     )
-
-
-def _gepa() -> ModuleType:
-    """What stands on gepa, loaded only when it is used."""
-    try:
-        from optimizers.prompts import gepa_adapter
-    except ImportError as error:
-        raise ConfigError(f'GEPA runs on the package gepa: pip install "lmpipe[search]" ({error})') from error
-    return gepa_adapter

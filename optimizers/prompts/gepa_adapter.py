@@ -18,7 +18,7 @@ from gepa.core.result import GEPAResult
 from gepa.core.state import GEPAState
 from gepa.strategies.instruction_proposal import InstructionProposalSignature
 
-from lmpipe import Evaluation, Example, Job, Metric, Module, ProgramState, Session
+from lmpipe import Evaluation, Example, Job, Metric, Module, ProgramState, Session, predictors
 from lmpipe.evaluate import evaluate_many
 from lmpipe.events import CandidateScored
 from optimizers.prompts.proposer import Proposer
@@ -27,10 +27,12 @@ from optimizers.prompts.reflection import Reflect, completion, shown
 
 logger = logging.getLogger(__name__)
 
-Candidate = dict[str, str]
-"""Module path → instruction."""
-Calls = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Module path → calls of it, as the LM that reflects is shown them."""
+_FLOOR = 2.0**-20  # added to scores: gepa draws ancestors to merge by their scores, which must not all be 0
+
+Candidate = dict[int, str]
+"""Number of a module → instruction. gepa iterates over sets of these names: numbers have one order in all processes."""
+Calls = Mapping[int, Sequence[Mapping[str, Any]]]
+"""Number of a module → calls of it, as the LM that reflects is shown them."""
 
 
 @final
@@ -84,6 +86,7 @@ class Adapter:
         session: LMs, seed, store and limits.
         proposer: Who rewrites instructions.
         template: What it is told; by default what gepa has.
+        enough: Mean score at which nothing is left to improve.
 
     Attributes:
         scored: The states of the candidates that were scored on all validation examples → name and evaluation.
@@ -99,9 +102,11 @@ class Adapter:
         session: Session,
         proposer: Proposer,
         template: str | None,
+        enough: float,
     ) -> None:
         self._program, self._state, self._val, self._metric = program, state, val, metric
-        self._session, self._template = session, template
+        self._session, self._template, self._enough = session, template, enough
+        self._paths = tuple(predictors(program))
         self._reflect = Reflect(proposer)
         self._place = proposer.place(state, session)
         self._known: dict[Any, EvaluationBatch[Any, None]] = {}
@@ -109,11 +114,16 @@ class Adapter:
         self.scored: dict[ProgramState, tuple[str, Evaluation]] = {}
         self.rewritten = {"asked": 0, "unreadable": 0, "unchanged": 0}
 
-    def state_of(self, candidate: Mapping[str, str]) -> ProgramState:
+    def start(self) -> Candidate:
+        """The present instructions."""
+        return {number: self._state.prompts[path].instructions for number, path in enumerate(self._paths)}
+
+    def state_of(self, candidate: Candidate) -> ProgramState:
         """The state with a candidate's instructions."""
         own = self._state.prompts
+        texts = {self._paths[number]: text for number, text in candidate.items()}
         return self._state.with_prompts(
-            {path: own[path].model_copy(update={"instructions": text}) for path, text in candidate.items()}
+            {path: own[path].model_copy(update={"instructions": text}) for path, text in texts.items()}
         )
 
     def evaluate(
@@ -128,31 +138,35 @@ class Adapter:
         return self._known[key]
 
     def make_reflective_dataset(
-        self, candidate: Candidate, eval_batch: EvaluationBatch[Any, None], components_to_update: list[str]
-    ) -> dict[str, list[dict[str, Any]]]:
+        self, candidate: Candidate, eval_batch: EvaluationBatch[Any, None], components_to_update: list[int]
+    ) -> dict[int, list[dict[str, Any]]]:
         """The calls of some modules in the runs of a batch; a module that was not called has none."""
         runs = eval_batch.trajectories or []
-        calls = {path: [call for run in runs for call in run["calls"].get(path, ())] for path in components_to_update}
-        return {path: own for path, own in calls.items() if own}
+        calls = {
+            number: [call for run in runs for call in run["calls"].get(self._paths[number], ())]
+            for number in components_to_update
+        }
+        return {number: own for number, own in calls.items() if own}
 
     def propose_new_texts(
-        self, candidate: Candidate, reflective_dataset: Calls, components_to_update: list[str]
-    ) -> dict[str, str]:
+        self, candidate: Candidate, reflective_dataset: Calls, components_to_update: list[int]
+    ) -> Candidate:
         """New instructions for some modules, from their calls; those that cannot be used are left out."""
-        paths = [path for path in components_to_update if path in reflective_dataset]
+        called = [number for number in components_to_update if number in reflective_dataset]
         with self._faults:
-            answers = self._ask([self._prompt(candidate[path], reflective_dataset[path]) for path in paths])
-        texts = {path: _instruction(answer) for path, answer in zip(paths, answers, strict=True)}
-        useful = {path: text for path, text in texts.items() if text and text != candidate[path]}
+            answers = self._ask([self._prompt(candidate[number], reflective_dataset[number]) for number in called])
+        texts = {number: _instruction(answer) for number, answer in zip(called, answers, strict=True)}
+        useful = {number: text for number, text in texts.items() if text and text != candidate[number]}
         empty = sum(not text for text in texts.values())
         self.rewritten["unreadable"] += empty
         self.rewritten["unchanged"] += len(texts) - empty - len(useful)
         return useful
 
     def stop(self, gepa_state: GEPAState[Any, Any]) -> bool:
-        """Whether a budget is spent; raises what ended a block that gepa went on after."""
+        """Whether nothing is left to improve or to spend; raises what ended a block that gepa went on after."""
         self._faults.check()
-        return bool(self._session.ledger.spent())
+        best = max((evaluation.mean for _, evaluation in self.scored.values()), default=0.0)
+        return best >= self._enough or bool(self._session.ledger.spent())
 
     def _score(self, state: ProgramState, examples: Sequence[Example]) -> EvaluationBatch[Any, None]:
         """On validation examples, some or all: an evaluation."""
@@ -161,14 +175,14 @@ class Adapter:
             name = f"candidate {len(self.scored)}" if self.scored else "start"
             self.scored[state] = name, evaluation
             self._session.notify(CandidateScored(self._session.stage, name, evaluation.mean, evaluation.n))
-        scores = [evaluation.scores.get(example.id, 0.0) for example in examples]
+        scores = [evaluation.scores.get(example.id, 0.0) + _FLOOR for example in examples]
         return EvaluationBatch([None] * len(scores), scores)
 
     def _run(self, state: ProgramState, examples: Sequence[Example]) -> EvaluationBatch[Any, None]:
         """On training examples: runs to reflect on."""
         jobs = [Job(state, example) for example in examples]
         runs = recorded_rollout(self._program, jobs, self._session, shown, self._metric, title="runs to reflect on")
-        return EvaluationBatch([None] * len(runs), [float(run["score"]) for run in runs], runs)
+        return EvaluationBatch([None] * len(runs), [float(run["score"]) + _FLOOR for run in runs], runs)
 
     def _prompt(self, instruction: str, calls: Sequence[Mapping[str, Any]]) -> str:
         parts = {
@@ -189,13 +203,12 @@ class Adapter:
 
 
 def evolve(
-    adapter: Adapter, candidate: Candidate, train: Sequence[Example], val: Sequence[Example], seed: int, **settings: Any
+    adapter: Adapter, train: Sequence[Example], val: Sequence[Example], seed: int, **settings: Any
 ) -> dict[str, Any]:
     """Lets gepa evolve a program's instructions; the adapter has the candidates.
 
     Args:
         adapter: Runs the program.
-        candidate: The instructions to begin with.
         train: Examples to reflect on.
         val: Examples to choose by.
         seed: Decides every draw.
@@ -205,7 +218,7 @@ def evolve(
         Figures of the search, as JSON.
     """
     result: GEPAResult[Any, Any] = optimize(
-        seed_candidate=candidate,
+        seed_candidate=cast(dict[str, str], adapter.start()),
         trainset=[Item(example, chooses=False) for example in train],
         valset=[Item(example, chooses=True) for example in val],
         adapter=cast(GEPAAdapter[Item, Any, None], adapter),  # a protocol with a member that may be set
@@ -215,12 +228,15 @@ def evolve(
         seed=seed,
         **settings,
     )
-    states = [adapter.state_of(found) for found in result.candidates]
+    states = [adapter.state_of(cast(Candidate, found)) for found in result.candidates]
     names = [adapter.scored[state][0] if state in adapter.scored else "unfinished" for state in states]
     return {
         "metric_calls": result.total_metric_calls,
         "rewritten": dict(adapter.rewritten),
-        "instructions": dict(zip(names, result.candidates, strict=True)),
+        "instructions": {
+            name: {path: prompt.instructions for path, prompt in state.prompts.items()}
+            for name, state in zip(names, states, strict=True)
+        },
         "parents": {
             name: [names[parent] for parent in parents if parent is not None]
             for name, parents in zip(names, result.parents, strict=True)
