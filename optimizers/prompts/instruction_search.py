@@ -66,7 +66,7 @@ class MIPROv2(BootstrapSettings):
     minibatch: bool = True
     minibatch_size: int = 35
     minibatch_full_eval_steps: int = 5
-    num_parallel_trials: int = 4
+    num_parallel_trials: int = 5
     program_aware_proposer: bool = True
     data_aware_proposer: bool = True
     tip_aware_proposer: bool = True

@@ -213,6 +213,15 @@ def test_it_is_a_stage_like_any_other_and_skips_without_examples() -> None:
     assert EVOLVE.optimize(program, initial_state(program, session), [], numbers(2), session).status == "skipped"
 
 
+def test_without_gepa_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gepa.api", None)
+    monkeypatch.delitem(sys.modules, "optimizers.prompts.gepa_adapter", raising=False)
+    lm = ScriptedLM(Student())
+    with pytest.raises(ConfigError, match=r'pip install "lmpipe\[search\]"'):
+        optimize(Session(lm=lm))
+    assert lm.requests == []
+
+
 def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match="max_metric_calls is 0"):
         GEPA(says_why, max_metric_calls=0)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from lmpipe import Budget, OptimizeResult, Predict, RunStore, ScriptedLM, Session, initial_state
+from lmpipe import Budget, Optimizer, OptimizeResult, Predict, RunStore, ScriptedLM, Session, initial_state
 from lmpipe.errors import ConfigError
 from lmpipe.events import CandidateScored, Event
 from lmpipe.ledger import Cost
-from optimizers import BetterTogether, MIPROv2, Proposer
-from tests.optimizers.proposing import WORD, Student, Two, is_right, numbers
+from optimizers import BetterTogether, BootstrapFinetune, MIPROv2, Proposer
+from tests.optimizers.proposing import WORD, Student, Two, anything, is_right, numbers
+from tests.scripted import KeepingTrainer
 
 SEARCH = MIPROv2(
     is_right,
@@ -71,6 +73,22 @@ def test_another_lm_may_propose() -> None:
     assert {(request.sampling.temperature, request.weights.base) for request in other.requests} == {(1.0, "other")}
     with pytest.raises(ConfigError, match="belong to the session's LM"):
         Proposer(other, weights="state")
+
+
+def test_the_session_s_lm_proposes_on_base_weights_or_on_those_of_the_state(store: RunStore) -> None:
+    program, lm = Two(), ScriptedLM(Student())
+    stages: dict[str, Optimizer] = {
+        "w": BootstrapFinetune(anything, KeepingTrainer()),
+        "base": MIPROv2(anything, num_candidates=2, num_trials=1),
+        "state": MIPROv2(anything, num_candidates=2, num_trials=1, proposer=Proposer(weights="state")),
+    }
+    session = Session(lm=lm, store=store)
+    for name in ("base", "state"):
+        better = BetterTogether(anything, stages, strategy=f"w -> {name}")
+        result = better.optimize(program, initial_state(program, session), numbers(8, 1), numbers(8, 50), session)
+        asked = [r.weights.adapter for r in lm.requests if not r.messages[-1].content.startswith("number: ")]
+        assert set(asked) == {result.state.weights["lm"].adapter if name == "state" else None}
+        lm.requests.clear()
 
 
 def test_malformed_proposals_are_counted_and_the_state_is_never_worse() -> None:
@@ -149,6 +167,15 @@ def test_it_is_a_stage_like_any_other() -> None:
     better = BetterTogether(is_right, {"i": SEARCH}, strategy="i -> i")
     result = better.optimize(program, initial_state(program, session), numbers(8, 1), numbers(12, 50), session)
     assert [stage.evaluation.mean for stage in result.stages] == [1, 1]
+
+
+def test_without_optuna_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, "optimizers.prompts.bayes", raising=False)
+    lm = ScriptedLM(Student())
+    with pytest.raises(ConfigError, match=r'pip install "lmpipe\[search\]"'):
+        optimize(Session(lm=lm))
+    assert lm.requests == []
 
 
 def test_numbers_below_one_are_refused() -> None:
