@@ -128,7 +128,7 @@ def merged(result: OptimizeResult) -> list[str]:
 
 def test_candidates_that_improve_different_modules_are_merged() -> None:
     """By seeds, since which candidates meet is drawn."""
-    found = [(result, name) for result in map(evolve_sides, range(8)) for name in merged(result)]
+    found = [(result, name) for result in map(evolve_sides, range(3)) for name in merged(result)]
     assert found
     for result, name in found:
         assert {candidate.name: candidate.mean for candidate in result.candidates}[name] == 0.9
@@ -151,7 +151,7 @@ def test_the_ancestor_of_what_is_merged_may_have_solved_nothing() -> None:
 def test_the_same_seed_finds_the_same_in_every_process() -> None:
     code = (
         "from tests.optimizers.test_evolution import *\n"
-        "print(*(evolve_sides(seed).model_dump_json() for seed in range(8)))"
+        "print(*(evolve_sides(seed).model_dump_json() for seed in range(2)))"
     )
     found = {
         subprocess.run(
