@@ -39,7 +39,7 @@ class GEPA(PromptOptimizer):
         skip_perfect_score: Whether a step ends where nothing went wrong, and the search where nothing did on any
             validation example.
         perfect_score: Score of a run in which nothing went wrong.
-        use_merge: Whether candidates that improve different modules are merged.
+        use_merge: Whether candidates that improve different modules are merged; it takes five validation examples.
         max_merge_invocations: How often.
         acceptance_criterion: Whether a new instruction must do better on what was reflected on, or not worse.
         reflection_prompt_template: What the LM is told, with ``<curr_param>`` where the instruction goes and

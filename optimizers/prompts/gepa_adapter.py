@@ -7,7 +7,7 @@ evolves, so that gepa is needed only there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, cast, final
@@ -109,7 +109,8 @@ class Adapter:
         self._paths = tuple(predictors(program))
         self._reflect = Reflect(proposer)
         self._place = proposer.place(state, session)
-        self._known: dict[Any, EvaluationBatch[Any, None]] = {}
+        self._evaluations: dict[Any, Evaluation] = {}
+        self._runs: dict[Any, list[dict[str, Any]]] = {}
         self._faults = _Faults()
         self.scored: dict[ProgramState, tuple[str, Evaluation]] = {}
         self.rewritten = {"asked": 0, "unreadable": 0, "unchanged": 0}
@@ -131,11 +132,11 @@ class Adapter:
     ) -> EvaluationBatch[Any, None]:
         """Scores of a candidate on some examples, and its calls on those to reflect on."""
         state, examples = self.state_of(candidate), [item.example for item in batch]
-        chooses = all(item.chooses for item in batch)
-        key = (state, chooses, *(example.digest for example in examples))
-        if key not in self._known:
-            self._known[key] = self._score(state, examples) if chooses else self._run(state, examples)
-        return self._known[key]
+        if not all(item.chooses for item in batch):
+            runs = self._run(state, examples)
+            return EvaluationBatch([None] * len(runs), [run["score"] + _FLOOR for run in runs], runs)
+        scores = self._score(state, {example.id for example in examples}).scores
+        return EvaluationBatch([None] * len(examples), [scores.get(own.id, 0.0) + _FLOOR for own in examples])
 
     def make_reflective_dataset(
         self, candidate: Candidate, eval_batch: EvaluationBatch[Any, None], components_to_update: list[int]
@@ -168,21 +169,28 @@ class Adapter:
         best = max((evaluation.mean for _, evaluation in self.scored.values()), default=0.0)
         return best >= self._enough or bool(self._session.ledger.spent())
 
-    def _score(self, state: ProgramState, examples: Sequence[Example]) -> EvaluationBatch[Any, None]:
-        """On validation examples, some or all: an evaluation."""
-        evaluation = evaluate_many(self._program, [state], examples, self._metric, self._session, title="candidate")[0]
-        if evaluation.complete and len(examples) == len(self._val):
-            name = f"candidate {len(self.scored)}" if self.scored else "start"
-            self.scored[state] = name, evaluation
-            self._session.notify(CandidateScored(self._session.stage, name, evaluation.mean, evaluation.n))
-        scores = [evaluation.scores.get(example.id, 0.0) + _FLOOR for example in examples]
-        return EvaluationBatch([None] * len(scores), scores)
+    def _score(self, state: ProgramState, ids: Set[str]) -> Evaluation:
+        """On validation examples, some or all; the same ones only once."""
+        part = [example for example in self._val if example.id in ids]
+        key = (state, *(example.id for example in part))
+        if key not in self._evaluations:
+            title = "candidate" if len(part) == len(self._val) else "merged candidate"
+            evaluation = evaluate_many(self._program, [state], part, self._metric, self._session, title=title)[0]
+            self._evaluations[key] = evaluation
+            if evaluation.complete and len(part) == len(self._val):
+                name = f"candidate {len(self.scored)}" if self.scored else "start"
+                self.scored[state] = name, evaluation
+                self._session.notify(CandidateScored(self._session.stage, name, evaluation.mean, evaluation.n))
+        return self._evaluations[key]
 
-    def _run(self, state: ProgramState, examples: Sequence[Example]) -> EvaluationBatch[Any, None]:
+    def _run(self, state: ProgramState, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """On training examples: runs to reflect on."""
-        jobs = [Job(state, example) for example in examples]
-        runs = recorded_rollout(self._program, jobs, self._session, shown, self._metric, title="runs to reflect on")
-        return EvaluationBatch([None] * len(runs), [float(run["score"]) + _FLOOR for run in runs], runs)
+        key = (state, *(example.digest for example in examples))
+        if key not in self._runs:
+            jobs = [Job(state, example) for example in examples]
+            title = "runs to reflect on"
+            self._runs[key] = recorded_rollout(self._program, jobs, self._session, shown, self._metric, title=title)
+        return self._runs[key]
 
     def _prompt(self, instruction: str, calls: Sequence[Mapping[str, Any]]) -> str:
         parts = {

@@ -139,13 +139,14 @@ def test_the_ancestor_of_what_is_merged_may_have_solved_nothing() -> None:
     """gepa draws an ancestor by its score, which is 0 here."""
     optimizer = replace(MERGING, candidate_selection_strategy="epsilon_greedy")
     program, found = Sides(), []
-    for seed in range(40):
+    for seed in range(40):  # on as many examples as gepa tries merged candidates on
         session = Session(lm=ScriptedLM(Student()), seed=seed)
         found.append(
-            optimizer.optimize(program, initial_state(program, session), numbers(8, 1), numbers(6, 50), session)
+            optimizer.optimize(program, initial_state(program, session), numbers(8, 1), numbers(5, 50), session)
         )
     assert any(map(merged, found))
     assert {result.candidates[0].mean for result in found} == {0}
+    assert all(len({own.name for own in result.candidates}) == len(result.candidates) for result in found)
 
 
 def test_the_same_seed_finds_the_same_in_every_process() -> None:
