@@ -6,7 +6,7 @@ Knows which texts an instruction is written from; nothing of where they come fro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 from lmpipe import Input, Module, Output, Predict, Prediction, Trace
@@ -85,7 +85,7 @@ class Grounds:
 
 @final
 class InstructionWriter(Module):
-    """Writes instructions and what they are grounded in: one call, of the kind that ``step`` names."""
+    """Writes instructions, and greedily what they are grounded in: one call, of the kind that ``step`` names."""
 
     def __init__(self, grounds: Grounds, proposer: Proposer) -> None:
         kinds: Mapping[str, Any] = {
@@ -95,8 +95,11 @@ class InstructionWriter(Module):
             "describe_module": DescribeModule,
             "write": grounds.signature(),
         }
+        greedy = replace(proposer.sampling, temperature=0.0)
         self.proposal = {
-            name: Predict(signature(kind), role=proposer.role, sampling=proposer.sampling)
+            name: Predict(
+                signature(kind), role=proposer.role, sampling=proposer.sampling if name == "write" else greedy
+            )
             for name, kind in kinds.items()
         }
 

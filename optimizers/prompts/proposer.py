@@ -22,7 +22,7 @@ class Proposer:
         role: Which of the session's LMs writes, if not another one.
         weights: Whether the session's LM writes on its base weights or on those of the state. Fine-tuning on a task
             can cost an LM the ability to write anything but answers.
-        temperature: Of what it writes, so that proposals differ; 0 is greedy (in MIPROv2, ``init_temperature``).
+        temperature: Of the instructions, so that they differ (in MIPROv2, ``init_temperature``). Small LMs need less.
         max_tokens: Most new tokens of what it writes.
 
     Attributes:
