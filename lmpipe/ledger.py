@@ -53,7 +53,7 @@ _counts = operator.attrgetter(*(f.name for f in fields(ModuleCost)))
 @final
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What something cost.
+    """What something cost. Costs are equal if all is that does not differ from run to run (`MEASURED`).
 
     Attributes:
         lm_calls: LM calls made.
@@ -73,7 +73,7 @@ class Cost:
     """
 
     lm_calls: int = 0
-    cached_calls: int = 0
+    cached_calls: int = field(default=0, compare=False)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     training_tokens: int = 0
@@ -82,9 +82,9 @@ class Cost:
     retrievals: int = 0
     traces_tried: int = 0
     traces_kept: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    peak_memory: int = 0
+    seconds: float = field(default=0.0, compare=False)
+    cpu_seconds: float = field(default=0.0, compare=False)
+    peak_memory: int = field(default=0, compare=False)
     modules: Mapping[str, ModuleCost] = field(default_factory=dict)
 
     def __add__(self, other: Cost) -> Cost:

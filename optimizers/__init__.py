@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from optimizers.prompts import BootstrapFewShot, BootstrapFewShotRandomSearch, KNNFewShot, LabeledFewShot
+from optimizers.prompts import (
+    GEPA,
+    BootstrapFewShot,
+    BootstrapFewShotRandomSearch,
+    KNNFewShot,
+    LabeledFewShot,
+    MIPROv2,
+    Proposer,
+)
 from optimizers.schedule import BetterTogether, distinct_stages, parse_strategy
 from optimizers.traces import Teacher
 from optimizers.weights import BootstrapFinetune
 
 __all__ = [
+    "GEPA",
     "BetterTogether",
     "BootstrapFewShot",
     "BootstrapFewShotRandomSearch",
     "BootstrapFinetune",
     "KNNFewShot",
     "LabeledFewShot",
+    "MIPROv2",
+    "Proposer",
     "Teacher",
     "distinct_stages",
     "parse_strategy",

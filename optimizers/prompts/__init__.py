@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from optimizers.prompts.evolution import GEPA
 from optimizers.prompts.few_shot import BootstrapFewShot, LabeledFewShot
+from optimizers.prompts.instruction_search import MIPROv2
 from optimizers.prompts.knn import KNNFewShot
+from optimizers.prompts.proposer import Proposer
 from optimizers.prompts.random_search import BootstrapFewShotRandomSearch
 
-__all__ = ["BootstrapFewShot", "BootstrapFewShotRandomSearch", "KNNFewShot", "LabeledFewShot"]
+__all__ = [
+    "GEPA",
+    "BootstrapFewShot",
+    "BootstrapFewShotRandomSearch",
+    "KNNFewShot",
+    "LabeledFewShot",
+    "MIPROv2",
+    "Proposer",
+]

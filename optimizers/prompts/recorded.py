@@ -1,0 +1,53 @@
+"""Rollouts that are recalled when a killed search starts again, as evaluations are.
+
+Knows how runs are told apart and which may be kept; nothing of what is searched for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lmpipe import Job, Metric, Module, Session, Trace, rollout
+from lmpipe.evaluate import program_digest
+from lmpipe.hashing import canonical_json, describe, digest
+
+
+def recorded_rollout(
+    program: Module,
+    jobs: Sequence[Job],
+    session: Session,
+    note: Callable[[Trace], Any],
+    metric: Metric | None = None,
+    *,
+    title: str,
+) -> list[Any]:
+    """Runs a program on every job and notes something of each run, or recalls what was noted before.
+
+    Runs that a spent budget or an engine cut short are not kept: another time they may go on.
+
+    Args:
+        program: The program.
+        jobs: What to run.
+        session: LMs, seed and, if it has one, the store that remembers.
+        note: A named function of a trace that gives plain JSON.
+        metric: Scores a prediction, or none.
+        title: What the progress bar says.
+
+    Returns:
+        The notes, in the order of the jobs.
+    """
+    runs = [[job.state.digest, job.example.digest, job.sample, job.temperature] for job in jobs]
+    setting = [program_digest(program), describe(note), describe(metric), session.decoding(), session.seed]
+    key = "rollout " + digest([runs, *setting])
+    known, value = session.recall(key)
+    if known:
+        return list(value)
+    inner = replace(session, ledger=session.ledger.child())
+    traces = rollout(program, jobs, inner, metric, title=title)
+    notes: list[Any] = json.loads(canonical_json([note(trace) for trace in traces]))  # as they will be recalled
+    if not any(trace.failure in ("budget", "engine") for trace in traces):
+        session.record({key: (notes, inner.ledger.total)})
+    return notes

@@ -1,0 +1,85 @@
+"""Reflection: what is shown of a program's runs, and the call that is asked what to make of it.
+
+Knows traces and feedback; nothing of candidates or of who evolves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+from lmpipe import EngineError, Module, Prediction, Request, Sampling, Step, Trace
+from lmpipe.errors import ModuleError
+from lmpipe.lm import Message, Usage
+from lmpipe.run import current_run
+from lmpipe.values import render_input
+from optimizers.prompts.proposer import Proposer
+
+
+@final
+class Chat(Module):
+    """One LM call with a prompt as it is, and the completion as it comes."""
+
+    def __init__(self, proposer: Proposer) -> None:
+        self.role, self.temperature, self.max_tokens = proposer.role, proposer.temperature, proposer.max_tokens
+
+    def forward(self, prompt: str) -> Prediction:
+        run = current_run()
+        if run is None:
+            raise ModuleError("forward() was called by hand; call the module itself: module(...)")
+        path, index, seed = run.locate(self)
+        sampling = Sampling(temperature=self.temperature, max_tokens=self.max_tokens)
+        request = Request((Message("user", prompt),), sampling, run.state.weights_of(self.role, path), seed)
+        answer = run.answer(self.role, request)
+        inputs = {"prompt": prompt}
+        if isinstance(answer, EngineError):
+            run.steps.append(Step(path, index, "lm", inputs, None, request, None, Usage(1), str(answer)))
+            raise answer
+        run.steps.append(Step(path, index, "lm", inputs, {"text": answer.text}, request, answer.text, answer.usage))
+        return Prediction(text=answer.text)
+
+
+@final
+class Reflect(Module):
+    """The program that rewrites instructions: a prompt that shows runs, and the completion with the new instruction."""
+
+    def __init__(self, proposer: Proposer) -> None:
+        self.reflection = Chat(proposer)
+
+    def forward(self, prompt: str) -> Prediction:
+        return self.reflection(prompt=prompt)
+
+
+def completion(trace: Trace) -> str:
+    """What a prompt was answered; empty if it was not."""
+    return str(trace.prediction["text"]) if trace.prediction else ""
+
+
+def shown(trace: Trace) -> dict[str, Any]:
+    """The score of a run, and for each module its calls with feedback, under the names that gepa has for them."""
+    calls: dict[str, list[dict[str, Any]]] = {}
+    for step in trace.lm_steps:
+        calls.setdefault(step.path, []).append(
+            {
+                "Inputs": _texts(step.inputs),
+                "Generated Outputs": _texts(step.outputs) if step.outputs is not None else "none that could be read",
+                "Feedback": _feedback(trace, step),
+            }
+        )
+    return {"score": trace.score, "calls": calls}
+
+
+def _feedback(trace: Trace, step: Step) -> str:
+    if step.error is not None:
+        return f"This call failed, and the run with it. {step.error}"
+    if trace.failure is not None:
+        return f"The run failed after this call. {trace.error}"
+    score = f"The run scored {trace.score:g}."
+    if trace.feedback:
+        return f"{score} {trace.feedback}"
+    labels = "; ".join(f"{name}: {text}" for name, text in _texts(trace.example.labels).items())
+    return f"{score} Right for the whole run is {labels}" if labels else score
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: render_input(value) for name, value in values.items()}
