@@ -30,8 +30,6 @@ from lmpipe.state import WeightState
 from lmpipe.store import RunStore
 from lmpipe.trainer import Imitation, Objective, PolicyGradient, Trainer, TrainingResult, TrainingRow
 
-_IMITATION = Imitation()
-
 
 @final
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class LocalTrainer(Trainer):
     launcher: tuple[str, ...] = ()
 
     def train(
-        self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = _IMITATION
+        self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = Imitation()
     ) -> TrainingResult:
         store = session.store
         if store is None:
