@@ -5,14 +5,16 @@ from __future__ import annotations
 from optimizers.prompts import BootstrapFewShot, BootstrapFewShotRandomSearch, LabeledFewShot
 from optimizers.schedule import BetterTogether, distinct_stages, parse_strategy
 from optimizers.traces import Teacher
-from optimizers.weights import BootstrapFinetune
+from optimizers.weights import GRPO, BootstrapFinetune, PreferenceFinetune
 
 __all__ = [
+    "GRPO",
     "BetterTogether",
     "BootstrapFewShot",
     "BootstrapFewShotRandomSearch",
     "BootstrapFinetune",
     "LabeledFewShot",
+    "PreferenceFinetune",
     "Teacher",
     "distinct_stages",
     "parse_strategy",
