@@ -203,6 +203,13 @@ def test_launched_processes_follow_the_objective_and_stop_together(tiny_lm: Loca
     assert [event.epoch for event in events if isinstance(event, EpochEnded)] == [event.epoch for event in told]
 
 
+def test_what_was_cut_off_is_not_learned_to_end(tiny_lm: LocalLM, store: RunStore) -> None:
+    session = Session(lm=tiny_lm, store=store)
+    cut = [replace(row, rejected_ends=False) for row in PAIRS]
+    tokens = [train(tiny_lm, session, rows, Preference(), epochs=1).tokens for rows in (PAIRS, cut)]
+    assert tokens[0] - tokens[1] == len(PAIRS)
+
+
 def test_rows_that_lack_what_the_objective_needs_are_named(tiny_lm: LocalLM, store: RunStore) -> None:
     session = Session(lm=tiny_lm, store=store)
     with pytest.raises(ConfigError, match="needs a rejected completion in every row"):

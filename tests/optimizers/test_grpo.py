@@ -122,6 +122,9 @@ def test_runs_that_are_all_alike_teach_nothing(store: RunStore) -> None:
     result = improve(store, trainer, ScriptedLM(lambda request: "hint: none"))
     assert (result.status, trainer.calls) == ("skipped", [])
     assert "the runs of each example were rewarded alike" in result.reason
+    program, session = Colour(), Session(lm=ScriptedLM(guessing), store=store)
+    state = initial_state(program, session)
+    assert GRPO(exact_match, trainer).optimize(program, state, [], [], session).status == "skipped"
     with pytest.raises(ConfigError, match="group_size ≥ 2"):
         GRPO(exact_match, trainer, group_size=1)
     with pytest.raises(ConfigError, match="temperature=0 must be above 0"):

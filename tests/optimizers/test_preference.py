@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from lmpipe import OptimizeResult, Request, RunStore, ScriptedLM, Session, exact_match, initial_state
+from lmpipe import OptimizeResult, Predict, Request, RunStore, ScriptedLM, Session, exact_match, initial_state
 from lmpipe.errors import ConfigError
 from lmpipe.trainer import Preference
 from optimizers import BetterTogether, PreferenceFinetune, Teacher
-from tests.optimizers.test_finetune import knowing
-from tests.scripted import COLOURS, Colour, KeepingTrainer, colour_script, examples
+from tests.scripted import COLOURS, Colour, KeepingTrainer, examples
 
 
 def guessing(request: Request) -> str:
@@ -72,17 +71,30 @@ def test_pairs_of_one_prompt_are_limited_and_drawn_by_the_seed(store: RunStore) 
     assert set(rows[0]) < set(rows[1])
 
 
+def wrong(request: Request) -> str:
+    return "answer: black"
+
+
+def right(request: Request) -> str:
+    return f"answer: {COLOURS[int(request.messages[-1].content.partition(': ')[2]) % 3]}"
+
+
 def test_a_teacher_gives_the_preferred_side_where_the_program_never_succeeds(store: RunStore) -> None:
-    program, trainer = Colour(), KeepingTrainer()
-    session = Session(lm=ScriptedLM(colour_script), store=store)
-    alone = PreferenceFinetune(exact_match, trainer)
-    result = alone.optimize(program, initial_state(program, session), examples(4), [], session)
-    assert result.status == "skipped"
-    assert "of 16 runs on 4 training examples 0 scored 1.0 or more" in result.reason
-    taught = PreferenceFinetune(exact_match, trainer, teacher=Teacher(lm=ScriptedLM(knowing, name="expert")))
-    result = taught.optimize(program, initial_state(program, session), examples(4), [], session)
-    assert result.status == "skipped", "the program's only failing calls are unreadable, on hints that no teacher gives"
-    assert result.details["pairs"]["answer"]["other_inputs"] > 0
+    program, trainer = Predict("number: int -> answer"), KeepingTrainer()
+    session = Session(lm=ScriptedLM(wrong), store=store)
+    state = initial_state(program, session)
+    alone = PreferenceFinetune(exact_match, trainer).optimize(program, state, examples(4), [], session)
+    assert (alone.status, trainer.calls) == ("skipped", [])
+    assert "of 16 runs on 4 training examples 0 scored 1.0 or more" in alone.reason
+    assert alone.details["pairs"]["self"]["other_inputs"] == 16
+    taught = PreferenceFinetune(exact_match, trainer, teacher=Teacher(lm=ScriptedLM(right, name="expert")))
+    result = taught.optimize(program, state, examples(4), [], session)
+    ((rows, start),) = trainer.calls
+    assert [(row.completion, row.rejected) for row in rows] == [
+        (f"answer: {COLOURS[n % 3]}", "answer: black") for n in range(4)
+    ]
+    assert start == state.weights["lm"]
+    assert result.details["tried"] == 32
 
 
 def test_it_is_a_stage_that_goes_on_from_the_weights_before_it(store: RunStore) -> None:
