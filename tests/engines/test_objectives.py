@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import pytest
 import torch
@@ -184,6 +184,37 @@ def test_training_stops_when_a_budget_is_spent_and_keeps_what_it_has(tiny_folder
     assert (whole.steps, some.steps, one.steps) == (16, math.ceil(1000 / each), 1)
     assert some.losses == whole.losses[: some.steps]
     assert (whole.stopped, some.stopped, one.stopped) == ("", "max_tokens=1000 is spent", "max_seconds=1e-06 is spent")
+
+
+@final
+class KilledAtTheEnd:
+    """A progress display whose process is killed when the training is through, before its weights are in the store."""
+
+    def add_task(self, description: str, *, total: float | None = None) -> int:
+        return 0
+
+    def advance(self, task_id: int, advance: float = 1) -> None:
+        pass
+
+    def remove_task(self, task_id: int) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_budget_that_ends_in_an_epoch_leaves_the_best_whole_one(tiny_folder: Path, tmp_path: Path) -> None:
+    """Steps have the same rows and tokens, three to an epoch; the sixth step would end the second epoch."""
+    rows = [replace(PAIRS[0], group=str(number)) for number in range(8)]
+    results = []
+    for number, steps in enumerate([5, 3, 2]):
+        store, lm = RunStore(tmp_path / str(number)), LocalLM.from_pretrained(str(tiny_folder), name="tiny")
+        each = 2 * (len(lm.encode(rows[0].messages)) * 2 + len("it is a") + len("no idea") + 2)
+        session = Session(lm=lm, store=store).limited(Budget(max_tokens=each * steps))
+        settings = {"epochs": 3, "batch_size": 2, "held_out": 0.25, "patience": 3}
+        with pytest.raises(KeyboardInterrupt):
+            train(lm, replace(session, progress=KilledAtTheEnd()), rows, Preference(), **settings)
+        results.append(train(lm, session, rows, Preference(), **settings))
+        store.close()
+    assert [(result.steps, len(result.held_out_losses)) for result in results] == [(5, 1), (3, 1), (2, 0)]
+    assert results[0].weights == results[1].weights != results[2].weights
 
 
 def test_launched_processes_follow_the_objective_and_stop_together(tiny_lm: LocalLM, store: RunStore) -> None:

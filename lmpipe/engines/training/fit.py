@@ -90,6 +90,10 @@ def fit(
     train, held_out = split(rows, tuning.held_out, seed)
     tokens = step_tokens(train, tuning, arguments.seed, arguments.world_size)
     watching = Watching(watch, tokens, held_out=bool(held_out))
+    checkpoint = _last_whole(folder)
+    done = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+    if 0 < done < len(tokens) and watching.ends_after(done):
+        arguments.max_steps = done  # or one more step would be made
     trainer = _PackedTrainer(
         model=model,
         args=arguments,
@@ -102,7 +106,7 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     recomputed = _recomputed(model) if tuning.gradient_checkpointing else nullcontext()
     with quiet(), in_place_of(model, halved), recomputed:
-        trainer.train(resume_from_checkpoint=_last_whole(folder))
+        trainer.train(resume_from_checkpoint=checkpoint)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or the model would compute in bfloat16 for ever
     history = trainer.state.log_history
     losses = tuple(round(entry["loss"], 6) for entry in history if "loss" in entry)

@@ -53,20 +53,22 @@ class Watching(TrainerCallback):
         """Tokens of the rows of the first steps."""
         return self._tokens[steps]
 
+    def ends_after(self, steps: int) -> bool:
+        """Whether the watch stops the training after some steps."""
+        self.stopped = self._watch.spent(self.tokens(steps))
+        return bool(self.stopped)
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self._watch.advance(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self._watch.advance(1)
-        if state.global_step < state.max_steps:
-            self.stopped = self._watch.spent(self.tokens(state.global_step))
-        if self.stopped:
+        if state.global_step < state.max_steps and self.ends_after(state.global_step):
             control.should_training_stop = True
-            control.should_save = False  # a training that goes on from a checkpoint makes at least one more step
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        if self.stopped:
-            control.should_save = False
+        if state.global_step % _length(args, state):  # stopped in an epoch, which then is none to choose the best from
+            control.should_save = control.should_evaluate = False
         if not self._held_out:
             self._tell(args, state, None)
 
@@ -74,8 +76,13 @@ class Watching(TrainerCallback):
         self._tell(args, state, others["metrics"]["eval_loss"])
 
     def _tell(self, args: Any, state: Any, held_out_loss: float | None) -> None:
-        length = state.max_steps // int(args.num_train_epochs)
+        length = _length(args, state)
         number, left = divmod(state.global_step, length)
         if not left:
             losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
             self._watch.epoch(number, statistics.fmean(losses[-length:]), held_out_loss)
+
+
+def _length(args: Any, state: Any) -> int:
+    """Steps of an epoch."""
+    return int(state.max_steps) // int(args.num_train_epochs)
