@@ -24,8 +24,9 @@ from lmpipe.engines.local.choose import Row
 from lmpipe.engines.training import LocalTrainer, Tuning
 from lmpipe.engines.training.fit import fit, seeded
 from lmpipe.engines.training.layout import EncodedRow
+from lmpipe.engines.training.watch import Watch
 from lmpipe.lm import Message
-from lmpipe.trainer import TrainingRow
+from lmpipe.trainer import Imitation, TrainingRow
 
 TUNING = Tuning(rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-4, epochs=1)
 
@@ -91,7 +92,7 @@ def train(workload: str) -> dict[str, Any]:
         lm.adapters.trainable(TUNING.peft_config(), None) as model,
     ):
         started = process_time()
-        curve = fit(model, rows, TUNING, 0, Path(folder))
+        curve = fit(model, rows, TUNING, 0, Path(folder), Imitation(), Watch())
         seconds = process_time() - started
     return {
         "cpu_seconds": seconds,

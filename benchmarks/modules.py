@@ -43,7 +43,7 @@ from lmpipe import (
 )
 from lmpipe.errors import SessionError
 from lmpipe.hashing import canonical_json
-from lmpipe.trainer import TrainingResult, TrainingRow
+from lmpipe.trainer import Imitation, Objective, TrainingResult, TrainingRow
 from optimizers import (
     BetterTogether,
     BootstrapFewShot,
@@ -116,7 +116,13 @@ class RowKeeper(Trainer):
 
     rows: list[list[TrainingRow]] = field(default_factory=list, repr=False)
 
-    def train(self, rows: Sequence[TrainingRow], start: WeightState, session: Session) -> TrainingResult:
+    def train(
+        self,
+        rows: Sequence[TrainingRow],
+        start: WeightState,
+        session: Session,
+        objective: Objective = Imitation(),
+    ) -> TrainingResult:
         if session.store is None:
             raise SessionError("rows are kept in a store; give the session one")
         self.rows.append(list(rows))

@@ -201,6 +201,15 @@ class Ledger:
         ]
         return max(0, min(left)) if left else None
 
+    def tokens_left(self) -> int | None:
+        """How many tokens the limits leave, or none if there is no limit."""
+        left = [
+            ledger.limit.max_tokens - ledger._total.tokens
+            for ledger in self._chain()
+            if ledger.limit is not None and ledger.limit.max_tokens is not None
+        ]
+        return max(0, min(left)) if left else None
+
     def _chain(self) -> Iterator[Ledger]:
         ledger: Ledger | None = self
         while ledger is not None:

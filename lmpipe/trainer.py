@@ -1,4 +1,4 @@
-"""The trainer protocol: rows in, an adapter in the run store out.
+"""The trainer protocol: rows and an objective in, an adapter in the run store out.
 
 Knows nothing of where rows come from, or of how an engine trains; `lmpipe.engines.training.trainer` implements it.
 """
@@ -10,25 +10,89 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from lmpipe.errors import ConfigError
 from lmpipe.lm import Message
 from lmpipe.session import Session
 from lmpipe.state import WeightState
 
 
 @final
+@dataclass(frozen=True)
+class Imitation:
+    """Makes the completions of the rows likelier: their cross-entropy, meant over tokens."""
+
+
+@final
+@dataclass(frozen=True)
+class Preference:
+    """Makes completions likelier than rejected ones: DPO (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
+
+    The reference is the model that the training starts from.
+
+    Args:
+        beta: How strongly the reference holds the model back.
+
+    Raises:
+        ConfigError: If `beta` is not above 0.
+    """
+
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise ConfigError(f"beta={self.beta} must be above 0")
+
+
+@final
+@dataclass(frozen=True)
+class PolicyGradient:
+    """Makes completions likelier by their advantage: the clipped loss of GRPO (Shao et al. 2024, arXiv 2402.03300).
+
+    It is equation 3 of the paper without its KL term: the mean over completions of the mean over their tokens. The old
+    policy is the model that the training starts from.
+
+    Args:
+        clip: How far a token's probability may get from the old one, as a share of it, before its gradient ends.
+        temperature: That the completions were drawn at; probabilities are those of that distribution.
+
+    Raises:
+        ConfigError: If a value is not above 0.
+    """
+
+    clip: float = 0.2
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.clip, self.temperature) <= 0:
+            raise ConfigError(f"clip={self.clip} and temperature={self.temperature} must be above 0")
+
+
+Objective = Imitation | Preference | PolicyGradient
+"""What training makes of its rows."""
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """One conversation to learn: the loss is on the completion alone.
+    """One conversation to learn from: the loss is on the completion alone.
 
     Args:
         messages: The context.
         completion: What to answer.
         group: Rows of different groups are spread evenly over the batches.
+        rejected: For `Preference`: what not to answer.
+        advantage: For `PolicyGradient`: how much better than others the completion is.
+        ends: Whether the completion ends the message; false for one that was cut off.
+        rejected_ends: The same of the rejected one.
     """
 
     messages: tuple[Message, ...]
     completion: str
     group: str = ""
+    rejected: str | None = None
+    advantage: float | None = None
+    ends: bool = True
+    rejected_ends: bool = True
 
 
 @final
@@ -39,9 +103,11 @@ class TrainingResult:
     Attributes:
         weights: The tuned weights; their adapter lies in the session's store.
         steps: Optimizer steps made.
-        tokens: Tokens that went through the model, counted once per epoch.
-        losses: Mean loss per completion token at each step, in nats.
+        tokens: Tokens of the rows of these steps, rejected completions with their contexts included.
+        losses: Mean loss at each step: of imitation per completion token, in nats; of preference per pair; of a policy
+            gradient per completion.
         held_out_losses: The same on rows held out, after each epoch; empty if there are none.
+        stopped: Which budget ended the training before it was through, in words.
     """
 
     weights: WeightState
@@ -49,20 +115,27 @@ class TrainingResult:
     tokens: int
     losses: tuple[float, ...]
     held_out_losses: tuple[float, ...] = ()
+    stopped: str = ""
 
 
 class Trainer(ABC):
     """Fine-tunes one LM. A subclass is a frozen dataclass of its settings."""
 
     @abstractmethod
-    def train(self, rows: Sequence[TrainingRow], start: WeightState, session: Session) -> TrainingResult:
+    def train(
+        self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = Imitation()
+    ) -> TrainingResult:
         """Fine-tunes on some rows.
+
+        When a budget of the session is spent, training ends after the step that spent it; the weights so far count.
 
         Args:
             rows: At least one.
             start: The weights to start from.
             session: Its store receives the adapter, its seed decides every random choice.
+            objective: What is made of the rows.
 
         Raises:
+            ConfigError: If there are no rows, or they lack what the objective needs.
             SessionError: If the session has no store.
         """

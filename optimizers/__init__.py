@@ -13,10 +13,11 @@ from optimizers.prompts import (
 )
 from optimizers.schedule import BetterTogether, distinct_stages, parse_strategy
 from optimizers.traces import Teacher
-from optimizers.weights import BootstrapFinetune
+from optimizers.weights import GRPO, BootstrapFinetune, PreferenceFinetune
 
 __all__ = [
     "GEPA",
+    "GRPO",
     "BetterTogether",
     "BootstrapFewShot",
     "BootstrapFewShotRandomSearch",
@@ -24,6 +25,7 @@ __all__ = [
     "KNNFewShot",
     "LabeledFewShot",
     "MIPROv2",
+    "PreferenceFinetune",
     "Proposer",
     "Teacher",
     "distinct_stages",

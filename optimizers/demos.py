@@ -12,7 +12,7 @@ from typing import Any
 
 from lmpipe import Demo, Example, Metric, Module, Predict, ProgramState, Session, Trace, predictors
 from lmpipe.rollout import Job
-from optimizers.traces import Harvest, Teacher, run
+from optimizers.traces import Harvest, Teacher, own_steps, run
 
 Pool = Mapping[str, Sequence[tuple[str, Demo]]]
 """Module path → (example id, demo) pairs."""
@@ -103,7 +103,7 @@ def successful_traces(
         temperature: Of the rounds after the first.
         teacher: Who runs instead of the program, state or LM.
     """
-    paths = tuple(predictors(program))
+    student, paths = program, tuple(predictors(program))
     if teacher is not None:
         program, state, session = teacher.place(program, state, session)
     rng = random.Random(session.seed)
@@ -119,7 +119,7 @@ def successful_traces(
         ]
         made, good = run(program, jobs, session, metric, threshold, title="bootstrapping")
         tried += len(made)
-        kept |= {trace.example.id: trace for trace in good}
+        kept |= {trace.example.id: trace for trace in own_steps(good, student, program)}
     ordered = tuple(kept[example.id] for example in examples if example.id in kept)
     return Harvest(ordered, tried, tuple(examples), paths)
 

@@ -113,6 +113,19 @@ def success(trace: Trace, threshold: float) -> bool:
     return trace.failure is None and trace.score >= threshold
 
 
+def own_steps(traces: Sequence[Trace], student: Module, maker: Module) -> list[Trace]:
+    """The traces, less the steps of modules that the student does not have with the same path and signature.
+
+    Args:
+        traces: Of runs of `maker`.
+        student: Who is to learn from them.
+        maker: The student itself, or a teacher's program.
+    """
+    own, theirs = predictors(student), predictors(maker)
+    known = {path for path in own if path in theirs and own[path].signature == theirs[path].signature}
+    return [replace(trace, steps=tuple(step for step in trace.steps if step.path in known)) for trace in traces]
+
+
 def run(
     program: Module,
     jobs: Sequence[Job],

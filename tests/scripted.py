@@ -28,7 +28,7 @@ from lmpipe import (
 )
 from lmpipe.embedder import Embedder
 from lmpipe.errors import SessionError
-from lmpipe.trainer import TrainingResult, TrainingRow
+from lmpipe.trainer import Imitation, Objective, TrainingResult, TrainingRow
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
 
 COLOURS = ("red", "green", "blue")
@@ -75,11 +75,15 @@ class KeepingTrainer(Trainer):
     """Writes its rows into the adapter folder, so the adapter's digest is that of the rows."""
 
     calls: list[tuple[list[TrainingRow], WeightState]] = field(default_factory=list, repr=False)
+    objectives: list[Objective] = field(default_factory=list, repr=False)
 
-    def train(self, rows: Sequence[TrainingRow], start: WeightState, session: Session) -> TrainingResult:
+    def train(
+        self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = Imitation()
+    ) -> TrainingResult:
         if session.store is None:
             raise SessionError("no store")
         self.calls.append((list(rows), start))
+        self.objectives.append(objective)
         folder = session.store.new_folder()
         content = [[[message.content for message in row.messages], row.completion] for row in rows]
         (folder / "adapter.json").write_text(json.dumps([content, start.adapter, session.seed]))

@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from optimizers.weights.finetune import BootstrapFinetune
+from optimizers.weights.grpo import GRPO
+from optimizers.weights.preference import PreferenceFinetune
 
-__all__ = ["BootstrapFinetune"]
+__all__ = ["GRPO", "BootstrapFinetune", "PreferenceFinetune"]

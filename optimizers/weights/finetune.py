@@ -1,4 +1,4 @@
-"""The weight optimizer that learns from a program's own successful runs (the step Θ of arXiv 2407.10930).
+"""The weight optimizer that imitates a program's own successful runs (the step Θ of arXiv 2407.10930).
 
 Knows which calls become training rows; how a row becomes weights is the trainer's business.
 """
@@ -6,69 +6,57 @@ Knows which calls become training rows; how a row becomes weights is the trainer
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal, final
 
-from lmpipe import (
-    Example,
-    Metric,
-    Module,
-    OptimizeResult,
-    Predict,
-    ProgramState,
-    Session,
-    Trace,
-    Trainer,
-    WeightOptimizer,
-    WeightState,
-    predictors,
-)
+from lmpipe import Example, Module, OptimizeResult, ProgramState, Session, Trace, predictors
 from lmpipe.hashing import canonical_json, derive_seed
 from lmpipe.rollout import Job
 from lmpipe.trainer import TrainingRow
 from optimizers.demos import labelled_pool, prompted, redraw
-from optimizers.traces import Harvest, Teacher, run
+from optimizers.traces import Harvest, Teacher, own_steps, run
+from optimizers.weights.settings import WeightSettings, shown
 
 
 @final
 @dataclass(frozen=True)
-class BootstrapFinetune(WeightOptimizer):
+class BootstrapFinetune(WeightSettings):
     """Runs the program with its current prompts and weights, and fine-tunes on the calls of the runs that succeeded.
 
+    With several rollouts per example it is rejection-sampled fine-tuning (RFT: Yuan et al. 2023, arXiv 2308.01825).
+    `WeightSettings` says what is not listed here.
+
     Args:
-        metric: Decides what is successful.
-        trainer: Turns rows into weights; one for each role where roles have different LMs.
         metric_threshold: Least score of a success.
         rollouts_per_example: How often every training example is run, in one round.
         max_rollouts_per_example: Up to how often an example is run, in further rounds of as many runs, while it has no
             success; by default there is one round.
         min_yield: A round is idle if a smaller share of its runs succeeds.
         max_idle_rounds: After how many idle rounds in a row the remaining rounds are given up.
+        max_kept_per_example: Most successful runs of one example that give rows, those that say something new before
+            those that repeat others; by default all.
         temperature: Of these runs; by default the session's.
         vary_demos: Whether each round after the first replaces the demos of the current prompt by as many labelled
             ones, drawn anew. An LM that answers one class whatever the input answers another under other demos.
         deduplicate: Whether equal rows count once.
         balance_by: Label whose classes get equally many rows, by repeating rows of the rarer ones; or none.
         include_demos: Whether rows show the current prompt with its demos, instead of the vanilla one.
-        adapters: One adapter for each LM role, trained on the rows of all its modules; or one for each module.
         init: Whether training starts from the base or from the current weights.
         teacher: Who makes the runs; by default the program itself, as it is.
     """
 
-    metric: Metric
-    trainer: Trainer | Mapping[str, Trainer]
     metric_threshold: float = 1.0
     rollouts_per_example: int = 1
     max_rollouts_per_example: int | None = None
     min_yield: float = 0.02
     max_idle_rounds: int = 3
+    max_kept_per_example: int | None = None
     temperature: float | None = None
     vary_demos: bool = False
     deduplicate: bool = False
     balance_by: str | None = None
     include_demos: bool = False
-    adapters: Literal["role", "module"] = "role"
     init: Literal["base", "current"] = "base"
     teacher: Teacher | None = None
 
@@ -89,25 +77,16 @@ class BootstrapFinetune(WeightOptimizer):
                 "before this one"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
-        for key, rows in self.rows(program, state, harvest.kept, session).items():
-            start = self._start(state, key)
-            trainer = self.trainer if isinstance(self.trainer, Trainer) else self.trainer[key.partition("/")[0]]
-            trained = trainer.train(rows, start, session)
-            lines = "".join(canonical_json(asdict(row)) + "\n" for row in rows)
-            state = state.with_weights(key, trained.weights)
-            details.setdefault("training", {})[key] = {
-                "rows": len(rows),
-                "rows_blob": session.store.put_blob(lines.encode()) if session.store else None,
-                "steps": trained.steps,
-                "tokens": trained.tokens,
-                "losses": list(trained.losses),
-                "held_out_losses": list(trained.held_out_losses),
-            }
+        rows = self.rows(program, state, harvest.kept, session)
+        state, details["training"] = self.tune(state, rows, session, init=self.init)
+        if not details["training"]:
+            reason = f"there was no budget left to train with ({session.ledger.spent()})"
+            return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
         return OptimizeResult(state=state, details=details)
 
     def harvest(self, program: Module, state: ProgramState, train: Sequence[Example], session: Session) -> Harvest:
         """The successful runs."""
-        paths = tuple(predictors(program))
+        student, paths = program, tuple(predictors(program))
         if self.teacher is not None:
             program, state, session = self.teacher.place(program, state, session)
         rng = random.Random(derive_seed(session.seed, "demos"))
@@ -128,9 +107,10 @@ class BootstrapFinetune(WeightOptimizer):
             made, good = run(program, jobs, session, self.metric, self.metric_threshold, title=title)
             tried += len(made)
             idle = idle + 1 if len(good) < self.min_yield * len(jobs) else 0
-            for trace in good:
+            for trace in own_steps(good, student, program):
                 kept.setdefault(trace.example.id, []).append(trace)
-        ordered = tuple(trace for example in train for trace in kept.get(example.id, ()))
+        most = self.max_kept_per_example
+        ordered = tuple(trace for example in train for trace in _distinct_first(kept.get(example.id, ()))[:most])
         return Harvest(ordered, tried, tuple(train), paths)
 
     def rows(
@@ -149,22 +129,13 @@ class BootstrapFinetune(WeightOptimizer):
                 predictor = known.get(step.path)
                 if predictor is None or step.outputs is None:
                     continue
-                prompt = state.prompts.get(step.path, predictor.vanilla) if self.include_demos else predictor.vanilla
                 row = TrainingRow(
-                    session.messages(predictor.signature, prompt, step.inputs),
+                    shown(predictor, step, state, session, include_demos=self.include_demos),
                     session.template.completion(predictor.signature, step.outputs),
                     label,
                 )
-                found.setdefault(self._key(predictor, step.path), []).append(row)
+                found.setdefault(self.key(predictor, step.path), []).append(row)
         return {key: self._arrange(rows, derive_seed(session.seed, "rows", key)) for key, rows in found.items()}
-
-    def _key(self, predictor: Predict, path: str) -> str:
-        return predictor.role if self.adapters == "role" else f"{predictor.role}/{path}"
-
-    def _start(self, state: ProgramState, key: str) -> WeightState:
-        role, _, path = key.partition("/")
-        current = state.weights_of(role, path)
-        return current if self.init == "current" else WeightState(base=current.base)
 
     def _arrange(self, rows: list[TrainingRow], seed: int) -> list[TrainingRow]:
         """De-duplicates and balances, as asked for."""
@@ -177,3 +148,14 @@ class BootstrapFinetune(WeightOptimizer):
             groups.setdefault(row.group, []).append(row)
         most, rng = max(map(len, groups.values())), random.Random(seed)
         return rows + [row for members in groups.values() for row in rng.choices(members, k=most - len(members))]
+
+
+def _distinct_first(traces: Iterable[Trace]) -> list[Trace]:
+    """In their order, those whose calls gave what no trace before gave; then the others."""
+    first: dict[str, Trace] = {}
+    others: list[Trace] = []
+    for trace in traces:
+        outputs = canonical_json([[step.path, step.outputs] for step in trace.steps])
+        if first.setdefault(outputs, trace) is not trace:
+            others.append(trace)
+    return [*first.values(), *others]

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, final
 
 import pytest
 
 from lmpipe import (
+    Budget,
     Demo,
     Example,
     Job,
+    Module,
     OptimizeResult,
     Predict,
+    Prediction,
     ProgramState,
     PromptState,
     Request,
     RunStore,
     ScriptedLM,
     Session,
+    WeightState,
     exact_match,
     initial_state,
     rollout,
 )
 from lmpipe.trainer import TrainingRow
-from optimizers import BootstrapFinetune
+from optimizers import BootstrapFinetune, Teacher
 from tests.scripted import COLOURS, Colour, KeepingTrainer, examples, scripted
 
 
@@ -161,3 +165,89 @@ def test_rows_are_deduplicated_and_balanced_on_request(store: RunStore) -> None:
     assert [row.group for row in rows].count("red") == [row.group for row in rows].count("Red.") == 3
     assert len(set(rows)) == 4
     assert result.details["kept_by_label"] == {"answer": {"Red.": 2, "red": 6}}
+
+
+def test_of_many_successes_the_distinct_ones_are_kept_first(store: RunStore) -> None:
+    program = Predict("number: int -> thought, answer")
+    thoughts = iter(["a", "a", "b", "a", "c", "a"])
+    lm = ScriptedLM(lambda request: f"thought: {next(thoughts)}\nanswer: red")
+    trainer, session = KeepingTrainer(), Session(lm=lm, store=store, max_concurrency=1)
+    optimizer = BootstrapFinetune(exact_match, trainer, rollouts_per_example=6, max_kept_per_example=4)
+    train = [Example({"number": 1}, {"answer": "red"})]
+    result = optimizer.optimize(program, initial_state(program, session), train, [], session)
+    assert [row.completion[9] for row in trainer.calls[0][0]] == ["a", "b", "c", "a"]
+    assert (result.details["tried"], result.details["kept"]) == (6, 4)
+
+
+def test_without_budget_to_train_the_state_stays_and_the_reason_is_given(store: RunStore) -> None:
+    program, trainer = Colour(), KeepingTrainer()
+    session = Session(lm=scripted(), store=store).limited(Budget(max_lm_calls=18))
+    state = prompted(program, session)
+    result = BootstrapFinetune(exact_match, trainer).optimize(program, state, examples(6), [], session)
+    assert (result.status, result.state, result.details["kept"], trainer.calls) == ("skipped", state, 3, [])
+    assert result.reason == "there was no budget left to train with (max_lm_calls=18 is spent)"
+
+
+@final
+class Expert(Module):
+    """Answers like `Colour`, with a hint of another kind that gives more."""
+
+    def __init__(self) -> None:
+        self.hint = Predict("number: int -> shade, certainty: float")
+        self.answer = Predict("number: int, hints: list[str] -> answer: Literal['red', 'green', 'blue']")
+
+    def forward(self, number: int) -> Prediction:
+        return self.answer(number=number, hints=[f"it is {self.hint(number=number).shade}"])
+
+
+def expert_script(request: Request) -> str:
+    asked = request.messages[-1].content
+    colour = COLOURS[int(asked.partition("\n")[0].partition(": ")[2]) % 3]
+    return f"answer: {colour}" if "hints: " in asked else f"shade: {colour}\ncertainty: 1.0"
+
+
+def learn(store: RunStore, teacher: Teacher, state: ProgramState | None = None) -> tuple[Any, KeepingTrainer, Session]:
+    program, trainer = Colour(), KeepingTrainer()
+    session = Session(lm=scripted(), store=store)
+    optimizer = BootstrapFinetune(exact_match, trainer, adapters="module", teacher=teacher)
+    state = state or initial_state(program, session)
+    return optimizer.optimize(program, state, examples(6), [], session), trainer, session
+
+
+def test_a_teaching_program_teaches_the_modules_that_it_shares_with_the_student(store: RunStore) -> None:
+    """Its hints are of another signature, so only its answers become rows."""
+    result, trainer, _ = learn(store, Teacher(program=Expert(), lm=ScriptedLM(expert_script)))
+    ((rows, start),) = trainer.calls
+    assert [row.completion for row in rows] == [f"answer: {COLOURS[n % 3]}" for n in range(6)]
+    assert "hints: \n[1] it is red" in rows[0].messages[-1].content
+    assert start == WeightState(base="scripted")
+    assert set(result.state.weights) == {"lm", "lm/answer"}
+    assert result.details["kept_by_module"] == {"hint": 0, "answer": 6}
+
+
+def test_a_teaching_state_lends_its_prompts_and_weights_for_the_runs_alone(store: RunStore) -> None:
+    """The untaught student gets nothing right; its rows show its own vanilla prompt, its training its own weights."""
+    folder = store.new_folder()
+    (folder / "adapter.json").write_text("of the teacher")
+    session = Session(lm=scripted(), store=store)
+    teaching = initial_state(Colour(), session).with_weights(
+        "lm", WeightState(base="scripted", adapter=store.put_folder(folder))
+    )
+    result, trainer, session = learn(store, Teacher(state=teaching))
+    assert [start.adapter for _, start in trainer.calls] == [None, None]
+    assert result.details["kept"] == 6
+    assert result.state.prompts == initial_state(Colour(), session).prompts
+    assert teaching.weights["lm"].adapter not in {weights.adapter for weights in result.state.weights.values()}
+
+
+def test_a_teaching_lm_runs_without_the_adapters_of_the_student_and_leaves_it_none(store: RunStore) -> None:
+    folder = store.new_folder()
+    (folder / "adapter.json").write_text("of the student")
+    own = WeightState(base="scripted", adapter=store.put_folder(folder))
+    student = initial_state(Colour(), Session(lm=scripted())).with_weights("lm", own)
+    expert = ScriptedLM(knowing, name="expert")
+    result, trainer, session = learn(store, Teacher(lm=expert), student)
+    assert {request.weights for request in expert.requests} == {WeightState(base="expert")}
+    assert [start for _, start in trainer.calls] == [WeightState(base="scripted")] * 2
+    assert {weights.base for weights in result.state.weights.values()} == {"scripted"}
+    session.prepare(result.state)

@@ -18,30 +18,36 @@ from typing import Any, final
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
 from transformers import Trainer as HFTrainer
 
 from lmpipe.engines.local.adapters import in_place_of, learned_prefix, quiet
 from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_of, last_whole
-from lmpipe.engines.training.layout import EncodedRow, collate
+from lmpipe.engines.training.layout import EncodedRow, Targets, TrainingLayout, collate
+from lmpipe.engines.training.objectives import items, total_loss, with_references
+from lmpipe.engines.training.order import SpreadSampler, split, step_tokens
 from lmpipe.engines.training.tuning import Tuning
+from lmpipe.engines.training.watch import Watch, Watching
 from lmpipe.files import writing
-from lmpipe.hashing import derive_seed
-from lmpipe.splits import stratified
+from lmpipe.trainer import Objective
 
 
 @final
 @dataclass(frozen=True)
 class LossCurve:
-    """Losses in nats per completion token.
+    """Losses in the unit of the objective; see `lmpipe.trainer.TrainingResult`.
 
     Attributes:
         train: At each optimizer step.
         held_out: After each epoch, if rows were held out.
+        tokens: Of the rows of all steps.
+        stopped: Why the training was stopped before it was through, or empty.
     """
 
     train: tuple[float, ...]
     held_out: tuple[float, ...] = ()
+    tokens: int = 0
+    stopped: str = ""
 
 
 def fit(
@@ -50,17 +56,20 @@ def fit(
     tuning: Tuning,
     seed: int,
     folder: Path,
-    advance: Callable[[int], None] = lambda steps: None,
+    objective: Objective,
+    watch: Watch,
 ) -> LossCurve:
     """Trains what requires gradients, going on from the last whole checkpoint.
 
     Args:
-        model: A `PeftModel` with one adapter, or a causal LM; under layouts.
+        model: A `PeftModel` with one adapter, or a causal LM; under layouts. As it is now, it is the reference of
+            objectives that have one.
         rows: At least one.
         tuning: Settings.
         seed: Of every random choice.
         folder: Where checkpoints go, and come from.
-        advance: Told how many steps were made.
+        objective: What is made of the rows.
+        watch: Told how the training goes on; may stop it.
 
     Returns:
         The losses of all steps, those before a kill included.
@@ -68,51 +77,44 @@ def fit(
     Raises:
         StoreError: If a checkpoint cannot be written.
     """
-    train, held_out = split(rows, tuning.held_out, seed)
     virtual = tuning.virtual_tokens if tuning.method == "prefix" else 0
+    packed = partial(collate, virtual=virtual, items=partial(items, objective))
+    halved = _halved_weights(model) if tuning.bf16 else {}
+    arguments = _arguments(tuning, seed, folder, cpu=model.device.type == "cpu")
+    with in_place_of(model, halved):
+        look = partial(_look, model, packed, bf16=arguments.bf16)
+        rows = with_references(objective, rows, tuning.batch_size // tuning.passes, look)
+    train, held_out = split(rows, tuning.held_out, seed)
+    tokens = step_tokens(train, tuning, arguments.seed, arguments.world_size)
+    watching = Watching(watch, tokens, held_out=bool(held_out))
+    checkpoint = last_whole(folder)
+    done = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+    if 0 < done < len(tokens) and watching.ends_after(done):
+        arguments.max_steps = done  # or one more step would be made
     trainer = _PackedTrainer(
         model=model,
-        args=_arguments(tuning, seed, folder, cpu=model.device.type == "cpu"),
+        args=arguments,
         train_dataset=train,
         eval_dataset=held_out or None,
-        data_collator=partial(collate, virtual=virtual),
-        compute_loss_func=_loss,
-        callbacks=[_Advance(advance), Seal(), *([EarlyStoppingCallback(tuning.patience)] if held_out else [])],
+        data_collator=packed,
+        compute_loss_func=partial(_loss, objective),
+        callbacks=[watching, Seal(), *([EarlyStoppingCallback(tuning.patience)] if held_out else [])],
     )
     trainer.remove_callback(PrinterCallback)
-    halved = _halved_weights(model) if tuning.bf16 else {}
     recomputed = _recomputed(model) if tuning.gradient_checkpointing else nullcontext()
     try:
         with quiet(), in_place_of(model, halved), recomputed:
-            trainer.train(resume_from_checkpoint=last_whole(folder))
+            trainer.train(resume_from_checkpoint=checkpoint)
     finally:  # or the model would compute in bfloat16 for ever
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     history = trainer.state.log_history
+    losses = tuple(round(entry["loss"], 6) for entry in history if "loss" in entry)
     return LossCurve(
-        tuple(round(entry["loss"], 6) for entry in history if "loss" in entry),
+        losses,
         tuple(round(entry["eval_loss"], 6) for entry in history if "eval_loss" in entry),
+        watching.tokens(len(losses)),
+        watching.stopped,
     )
-
-
-def split(rows: Sequence[EncodedRow], held_out: float, seed: int) -> tuple[list[EncodedRow], list[EncodedRow]]:
-    """Rows to train on, and rows to measure the loss on: a share of each group, where that leaves any to train on."""
-    count = _held_out_count(len(rows), held_out)
-    rng = random.Random(derive_seed(seed, "held out"))
-    order = stratified(range(len(rows)), lambda number: rows[number].group, rng)
-    chosen = set(order[:count])
-    return (
-        [row for number, row in enumerate(rows) if number not in chosen],
-        [row for number, row in enumerate(rows) if number in chosen],
-    )
-
-
-def step_count(rows: int, tuning: Tuning) -> int:
-    """How many optimizer steps a training in one process takes at most."""
-    return -(-(rows - _held_out_count(rows, tuning.held_out)) // tuning.batch_size) * tuning.epochs
-
-
-def _held_out_count(rows: int, share: float) -> int:
-    return min(round(share * rows), rows - 1)
 
 
 def _arguments(tuning: Tuning, seed: int, folder: Path, *, cpu: bool) -> TrainingArguments:
@@ -148,18 +150,43 @@ def _arguments(tuning: Tuning, seed: int, folder: Path, *, cpu: bool) -> Trainin
     )
 
 
-def _loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
-    """Cross-entropy of the completion tokens, in nats: its mean over all passes of the step."""
-    wanted = labels[1:]
-    total = torch.nn.functional.cross_entropy(outputs["logits"][0].float(), wanted, reduction="sum")
-    return total / (len(wanted) if num_items_in_batch is None else num_items_in_batch)
+def _loss(
+    objective: Objective, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Its mean over all passes of the step; there is a label for each item."""
+    count = len(labels) - 1 if num_items_in_batch is None else num_items_in_batch
+    return total_loss(objective, outputs["logits"], outputs["targets"]) / count
+
+
+def _look(
+    model: Any, packed: Callable[[Sequence[EncodedRow]], dict[str, Any]], rows: Sequence[EncodedRow], *, bf16: bool
+) -> tuple[torch.Tensor, Targets]:
+    """Logits and targets of some rows under the model as it is, computed as in training."""
+    inputs = packed(rows)
+    targets: Targets = inputs.pop("targets").to(model.device)
+    inputs = {
+        name: value.to(model.device) if isinstance(value, torch.Tensor | TrainingLayout) else value
+        for name, value in inputs.items()
+        if name != "labels"
+    }
+    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        return _logits(model.eval(), inputs), targets
+
+
+def _logits(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """Of the kept positions, shape (positions, vocabulary)."""
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        inputs["layout"].past = learned_prefix(model)
+        model = model.get_base_model()
+    logits: torch.Tensor = model(**inputs)["logits"]
+    return logits[0]
 
 
 @final
 class _PackedTrainer(HFTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         rows: Any = self.train_dataset
-        return _SpreadSampler(rows, self.args.seed)
+        return SpreadSampler(rows, self.args.seed)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with writing(checkpoint_of(self.args, self.state.global_step), SAVING_FAILS):
@@ -168,45 +195,13 @@ class _PackedTrainer(HFTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
-            with self.accelerator.autocast():  # which the trainer puts around the PeftModel alone
-                inputs["layout"].past = learned_prefix(self.model)
-                return super().compute_loss(self.model.get_base_model(), inputs, return_outputs, num_items_in_batch)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        answer: Any = partial(self._answer, model)
+        return super().compute_loss(answer, inputs, return_outputs, num_items_in_batch)
 
-
-@final
-class _SpreadSampler(torch.utils.data.Sampler[int]):
-    """The rows in another order each epoch, their groups spread evenly, so that each batch has a share of each.
-
-    Without that an LM that is to learn a choice among few labels swings from one constant answer to the next.
-    """
-
-    def __init__(self, rows: Sequence[EncodedRow], seed: int) -> None:
-        self._rows, self._seed, self._epoch = rows, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Decides the order; the trainer calls it, also when it goes on from a checkpoint."""
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        rng = random.Random(derive_seed(self._seed, self._epoch))
-        return iter(stratified(range(len(self._rows)), lambda number: self._rows[number].group, rng))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-
-@final
-class _Advance(TrainerCallback):
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self._advance = advance
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self._advance(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self._advance(1)
+    def _answer(self, model: Any, targets: Targets, **inputs: Any) -> dict[str, Any]:
+        """All that the loss is made of."""
+        with self.accelerator.autocast():  # which the trainer puts around the model alone, not around its parts
+            return {"logits": _logits(model, inputs), "targets": targets}
 
 
 def _halved_weights(model: Any) -> dict[str, torch.Tensor]:

@@ -1,7 +1,8 @@
 """A training job as files, for launchers of several processes: ``LAUNCHER -m lmpipe.engines.training.job FOLDER``.
 
 FOLDER/job.json holds all that decides the result; FOLDER/result receives the tuned weights, FOLDER/losses.json the
-losses, FOLDER/log.txt what the processes print. Knows nothing of requests or stores.
+losses, FOLDER/progress.json how far it has come, FOLDER/log.txt what the processes print; FOLDER/stop.txt, if there is
+one, says why the training is to stop. Knows nothing of requests or stores.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+import torch
 from pydantic import TypeAdapter
 
 from lmpipe.engines.local.adapters import AdapterPool, save
@@ -26,8 +28,10 @@ from lmpipe.engines.training.checkpoints import last_whole
 from lmpipe.engines.training.fit import LossCurve, fit, seeded
 from lmpipe.engines.training.layout import EncodedRow
 from lmpipe.engines.training.tuning import Tuning
+from lmpipe.engines.training.watch import Watch
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.files import write_whole
+from lmpipe.trainer import Objective
 
 _POLL = 0.2  # seconds between looks at the launched processes
 
@@ -43,7 +47,9 @@ class Job:
         tuning: Method and settings.
         seed: Of every random choice.
         start: Folder of tuned weights to start from, or none.
-        rows: What to learn.
+        rows: What to learn from.
+        objective: What is made of them.
+        max_tokens: After how many tokens of rows training stops, or none.
     """
 
     source: Source
@@ -52,13 +58,25 @@ class Job:
     seed: int
     start: str | None
     rows: tuple[EncodedRow, ...]
+    objective: Objective  # pydantic reads the one whose fields the file has
+    max_tokens: int | None
+
+
+@final
+@dataclass(frozen=True)
+class _Progress:
+    """Steps made, and the losses of each epoch that has ended."""
+
+    steps: int = 0
+    epochs: tuple[tuple[int, float, float | None], ...] = ()
 
 
 _JOB = TypeAdapter(Job)
 _LOSSES = TypeAdapter(LossCurve)
+_PROGRESS = TypeAdapter(_Progress)
 
 
-def launch(launcher: Sequence[str], job: Job, folder: Path, advance: Callable[[int], None]) -> tuple[Path, LossCurve]:
+def launch(launcher: Sequence[str], job: Job, folder: Path, watch: Watch) -> tuple[Path, LossCurve]:
     """Runs a job through a launcher, and waits for it.
 
     Returns:
@@ -75,8 +93,10 @@ def launch(launcher: Sequence[str], job: Job, folder: Path, advance: Callable[[i
         raise ConfigError(f"there is no command {launcher[0]!r} to launch the training with")
     write_whole(folder / "job.json", _JOB.dump_json(job))
     last_whole(folder)  # deletes the others before several processes look
+    for name in ("stop.txt", "progress.json"):
+        (folder / name).unlink(missing_ok=True)
     log = folder / "log.txt"
-    done = 0
+    done = _Progress()
     with (
         log.open("w") as output,
         subprocess.Popen(
@@ -88,13 +108,14 @@ def launch(launcher: Sequence[str], job: Job, folder: Path, advance: Callable[[i
     ):
         try:
             while process.poll() is None:
-                done = _show(folder, done, advance)
+                done = _show(folder, done, watch)
                 try:
                     process.wait(_POLL)
                 except subprocess.TimeoutExpired:
                     continue
         finally:
             process.terminate()
+    _show(folder, done, watch)
     if process.returncode:
         lines = "\n".join(log.read_text().splitlines()[-20:])
         raise EngineError(
@@ -114,16 +135,10 @@ def run(folder: Path) -> None:
     pool = AdapterPool(model)
     if job.start is not None:
         pool.register(job.start, Path(job.start))
-    done = 0
-
-    def advance(steps: int) -> None:
-        nonlocal done
-        done += steps
-        if first:
-            (folder / "steps.txt").write_text(str(done))
-
+    progress = _Reporter(folder, job.max_tokens, first=first)
     with seeded(job.seed), pool.trainable(job.tuning.peft_config(), job.start) as tuned:
-        curve = fit(tuned, job.rows, job.tuning, job.seed, folder, advance)
+        watch = Watch(progress.advance, progress.epoch, progress.spent)
+        curve = fit(tuned, job.rows, job.tuning, job.seed, folder, job.objective, watch)
         if first:
             save(tuned, folder / "result", job.name)
             (folder / "losses.json").write_bytes(_LOSSES.dump_json(curve))
@@ -135,12 +150,53 @@ def _end_with_the_run() -> None:
     os._exit(1)
 
 
-def _show(folder: Path, done: int, advance: Callable[[int], None]) -> int:
-    """Passes on how far the processes have come."""
-    path = folder / "steps.txt"
-    text = path.read_text() if path.is_file() else ""
-    now = int(text) if text.isdigit() else done
-    advance(now - done)
+@final
+class _Reporter:
+    """Writes how far a training has come, and reads whether it is to stop, in each of the launched processes.
+
+    Args:
+        folder: Of the job.
+        max_tokens: Of the job.
+        first: Whether this is the process that writes and reads.
+    """
+
+    def __init__(self, folder: Path, max_tokens: int | None, *, first: bool) -> None:
+        self._folder, self._max_tokens, self._first = folder, max_tokens, first
+        self._progress = _Progress()
+
+    def advance(self, steps: int) -> None:
+        """See `Watch`."""
+        self._write(replace(self._progress, steps=self._progress.steps + steps))
+
+    def epoch(self, number: int, loss: float, held_out: float | None) -> None:
+        """See `Watch`."""
+        self._write(replace(self._progress, epochs=(*self._progress.epochs, (number, loss, held_out))))
+
+    def spent(self, tokens: int) -> str:
+        """See `Watch`; all processes agree, since none can make a step alone."""
+        if self._max_tokens is not None and tokens >= self._max_tokens:
+            return "max_tokens is spent"
+        path = self._folder / "stop.txt"
+        said = [path.read_text() if self._first and path.is_file() else ""]
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast_object_list(said)
+        return said[0]
+
+    def _write(self, progress: _Progress) -> None:
+        self._progress = progress
+        if self._first:
+            write_whole(self._folder / "progress.json", _PROGRESS.dump_json(progress))
+
+
+def _show(folder: Path, done: _Progress, watch: Watch) -> _Progress:
+    """Passes on how far the processes have come, and to them that a budget is spent."""
+    path = folder / "progress.json"
+    now = _PROGRESS.validate_json(path.read_bytes()) if path.is_file() else done
+    watch.advance(now.steps - done.steps)
+    for epoch in now.epochs[len(done.epochs) :]:
+        watch.epoch(*epoch)
+    if reason := watch.spent(0):
+        write_whole(folder / "stop.txt", reason.encode())
     return now
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -18,18 +18,21 @@ from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.adapters import save
 from lmpipe.engines.local.models import Source
 from lmpipe.engines.training.checkpoints import SAVING_FAILS
-from lmpipe.engines.training.fit import LossCurve, fit, seeded, step_count
+from lmpipe.engines.training.fit import LossCurve, fit, seeded
 from lmpipe.engines.training.job import Job, launch
 from lmpipe.engines.training.layout import EncodedRow
+from lmpipe.engines.training.order import step_count
 from lmpipe.engines.training.tuning import Tuning
+from lmpipe.engines.training.watch import Watch
 from lmpipe.errors import ConfigError, SessionError
+from lmpipe.events import EpochEnded
 from lmpipe.files import writing
 from lmpipe.hashing import describe, digest
 from lmpipe.ledger import Cost
 from lmpipe.session import Session
 from lmpipe.state import WeightState
 from lmpipe.store import RunStore
-from lmpipe.trainer import Trainer, TrainingResult, TrainingRow
+from lmpipe.trainer import Imitation, Objective, PolicyGradient, Trainer, TrainingResult, TrainingRow
 
 _RESULT = TypeAdapter(TrainingResult)
 
@@ -54,40 +57,59 @@ class LocalTrainer(Trainer):
     tuning: Tuning = field(default=Tuning())
     launcher: tuple[str, ...] = ()
 
-    def train(self, rows: Sequence[TrainingRow], start: WeightState, session: Session) -> TrainingResult:
+    def train(
+        self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = Imitation()
+    ) -> TrainingResult:
         store = session.store
         if store is None:
             raise SessionError("training needs a place for its weights; make the session with a store")
         if not rows:
             raise ConfigError("there are no rows to train on")
         self._check()
-        key = digest([describe(self), self.lm.name, describe(rows), start.model_dump(mode="json"), session.seed])
+        parts = [describe(self), describe(objective), self.lm.name, describe(rows), start.model_dump(mode="json")]
+        key = digest([*parts, session.seed, describe(session.ledger.limits)])
         checkpoints = store.path / "training" / key
 
         def work(inner: Session) -> Any:
-            return _RESULT.dump_python(self._train(rows, start, inner, store, checkpoints), mode="json")
+            return _RESULT.dump_python(self._train(rows, start, inner, objective, store, checkpoints), mode="json")
 
         result = _RESULT.validate_python(session.once("training " + key, work))
         shutil.rmtree(checkpoints, ignore_errors=True)  # not before the result is recorded: a kill would lose it
         return result
 
     def _train(
-        self, rows: Sequence[TrainingRow], start: WeightState, session: Session, store: RunStore, checkpoints: Path
+        self,
+        rows: Sequence[TrainingRow],
+        start: WeightState,
+        session: Session,
+        objective: Objective,
+        store: RunStore,
+        checkpoints: Path,
     ) -> TrainingResult:
+        encoded = [self._encode(row, objective) for row in rows]
         if start.adapter is not None:
             self.lm.register_adapter(start.adapter, store.folder(start.adapter))
-        encoded = [self._encode(row) for row in rows]
         with writing(checkpoints):
             checkpoints.mkdir(parents=True, exist_ok=True)
+        job = Job(
+            self.lm.source or Source(""),
+            self.lm.name,
+            self.tuning,
+            session.seed,
+            None if start.adapter is None else str(self.lm.adapters.folder(start.adapter)),
+            tuple(encoded),
+            objective,
+            session.ledger.tokens_left(),
+        )
         with session.track("training", step_count(len(rows), self.tuning)) as advance:
+            watch = _watch(session, advance)
             if self.launcher:
-                result, curve = self._launch(encoded, start, session.seed, checkpoints, advance)
+                result, curve = launch(self.launcher, job, checkpoints, watch)
             else:
-                result, curve = self._fit(encoded, start, session.seed, checkpoints, advance)
-        tokens = self.tuning.epochs * sum(len(row.tokens) for row in encoded)
-        session.ledger.add(Cost(training_tokens=tokens))
+                result, curve = self._fit(job, start, checkpoints, watch)
+        session.ledger.add(Cost(training_tokens=curve.tokens))
         weights = WeightState(base=self.lm.name, adapter=store.put_folder(result))
-        return TrainingResult(weights, len(curve.train), tokens, curve.train, curve.held_out)
+        return TrainingResult(weights, len(curve.train), curve.tokens, curve.train, curve.held_out, curve.stopped)
 
     def _check(self) -> None:
         if self.tuning.method == "qlora" and not self.lm.is_quantized:
@@ -99,23 +121,35 @@ class LocalTrainer(Trainer):
         if self.launcher and self.tuning.method == "prefix":
             raise ConfigError("prefix tuning runs in one process; leave out the launcher, or choose another method")
 
-    def _encode(self, row: TrainingRow) -> EncodedRow:
+    def _encode(self, row: TrainingRow, objective: Objective) -> EncodedRow:
         """Tokens of the prompt exactly as in inference, then the completion and the token that ends it."""
-        prompt = self.lm.encode(row.messages)
-        completion = [*self.lm.encode_text(row.completion), self.lm.end_token]
-        return EncodedRow((*prompt, *completion), len(completion), row.group)
+        completion = self._completion(row.completion, ends=row.ends)
+        encoded = EncodedRow((*self.lm.encode(row.messages), *completion), len(completion), row.group)
+        if isinstance(objective, Imitation):
+            return encoded
+        if isinstance(objective, PolicyGradient):
+            if row.advantage is None:
+                raise ConfigError(f"a policy gradient needs the advantage of every row; this has none: {row}")
+            return replace(encoded, advantage=row.advantage)
+        if row.rejected is None:
+            raise ConfigError(f"preference tuning needs a rejected completion in every row; this has none: {row}")
+        return replace(encoded, rejected=self._completion(row.rejected, ends=row.rejected_ends))
 
-    def _fit(
-        self, rows: Sequence[EncodedRow], start: WeightState, seed: int, folder: Path, advance: Callable[[int], None]
-    ) -> tuple[Path, LossCurve]:
-        with seeded(seed), self.lm.adapters.trainable(self.tuning.peft_config(), start.adapter) as model:
-            curve = fit(model, rows, self.tuning, seed, folder, advance)
+    def _completion(self, text: str, *, ends: bool) -> tuple[int, ...]:
+        tokens = tuple(self.lm.encode_text(text))
+        return (*tokens, self.lm.end_token) if ends or not tokens else tokens
+
+    def _fit(self, job: Job, start: WeightState, folder: Path, watch: Watch) -> tuple[Path, LossCurve]:
+        with seeded(job.seed), self.lm.adapters.trainable(self.tuning.peft_config(), start.adapter) as model:
+            curve = fit(model, job.rows, job.tuning, job.seed, folder, job.objective, watch)
             with writing(folder / "result", SAVING_FAILS):
                 return save(model, folder / "result", self.lm.name), curve
 
-    def _launch(
-        self, rows: Sequence[EncodedRow], start: WeightState, seed: int, folder: Path, advance: Callable[[int], None]
-    ) -> tuple[Path, LossCurve]:
-        folder_of_start = None if start.adapter is None else str(self.lm.adapters.folder(start.adapter))
-        job = Job(self.lm.source or Source(""), self.lm.name, self.tuning, seed, folder_of_start, tuple(rows))
-        return launch(self.launcher, job, folder, advance)
+
+def _watch(session: Session, advance: Callable[[int], None]) -> Watch:
+    """Shows steps, tells of epochs, and asks whether a budget is spent."""
+    return Watch(
+        advance,
+        lambda number, loss, held_out: session.notify(EpochEnded(session.stage, number, loss, held_out)),
+        lambda tokens: session.ledger.spent(Cost(training_tokens=tokens)),
+    )

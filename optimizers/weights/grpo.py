@@ -1,0 +1,222 @@
+"""The weight optimizer that follows a policy gradient: groups of runs of one input, compared call by call.
+
+Knows what a call's advantage is; what it does to weights is the trainer's business.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from lmpipe import (
+    Evaluation,
+    Example,
+    Module,
+    OptimizeResult,
+    ProgramState,
+    Session,
+    Step,
+    Trace,
+    evaluate,
+    predictors,
+    rollout,
+)
+from lmpipe.errors import ConfigError
+from lmpipe.evaluate import program_digest
+from lmpipe.events import CandidateScored
+from lmpipe.hashing import derive_seed, describe, digest
+from lmpipe.ledger import Cost, ModuleCost
+from lmpipe.optimizer import Candidate
+from lmpipe.rollout import Job
+from lmpipe.splits import shuffled, subsample
+from lmpipe.trace import module_costs
+from lmpipe.trainer import PolicyGradient, TrainingRow
+from optimizers.weights.settings import WeightSettings, ended
+
+
+@final
+@dataclass(frozen=True)
+class GRPO(WeightSettings):
+    """Group relative policy optimization (Shao et al. 2024, arXiv 2402.03300) of programs with several modules.
+
+    As in mmGRPO (Ziems et al. 2025, arXiv 2508.04660) the calls of the same module, of the same number within their
+    runs, are compared among the runs of one example: the advantage of a call is the reward of its run less the mean,
+    over the standard deviation. Groups without spread teach nothing. Each step runs the program with the current
+    weights and trains them once, from where they are, with an optimizer (AdamW) that starts anew. The state that scores
+    best on validation examples is kept, the one before the first step included. `WeightSettings` says what is not
+    listed here.
+
+    Args:
+        steps: Rounds of runs and training.
+        examples_per_step: How many training examples are run in a step.
+        group_size: How often each is run.
+        temperature: Of these runs, which should not be cut by top-p or top-k.
+        clip: See `lmpipe.trainer.PolicyGradient`.
+        format_score: Reward of a run that ended in an unreadable completion.
+        eval_every: After how many steps the state is scored on validation examples; it is after the last one too.
+        num_val: On how many validation examples; none means all. Without any, the last state is kept.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+    """
+
+    steps: int = 10
+    examples_per_step: int = 4
+    group_size: int = 8
+    temperature: float = 1.0
+    clip: float = 0.2
+    format_score: float = 0.0
+    eval_every: int = 5
+    num_val: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.examples_per_step, self.eval_every) < 1 or self.group_size < 2:
+            raise ConfigError(f"{self}: steps, examples_per_step and eval_every must be ≥ 1, group_size ≥ 2")
+        PolicyGradient(self.clip, self.temperature)
+
+    def search(
+        self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
+    ) -> OptimizeResult:
+        val = subsample(val, self.num_val, derive_seed(session.seed, "val"))
+        best = _Best(state)
+        taken: list[dict[str, Any]] = []
+        for number in range(self.steps + 1):
+            if number:
+                state, figures = self._remembered(program, state, train, session, number)
+                taken.append(figures)
+            if val and (number % self.eval_every == 0 or number == self.steps):
+                evaluation = evaluate(program, state, val, self.metric, session, title=f"scoring step {number}")
+                best.offer(f"step {number}", state, evaluation, session)
+            if session.ledger.spent():
+                break
+        trained = any(step["training"] for step in taken)
+        reason = (
+            f"in {len(taken)} steps there was nothing to train on: the runs of each example were rewarded alike, or no "
+            "budget was left; try a larger group_size, a higher temperature, or a metric with more values"
+        )
+        return OptimizeResult(
+            state=best.state if val else state,
+            status="done" if trained else "skipped",
+            reason="" if trained else reason,
+            evaluation=best.evaluation,
+            candidates=tuple(best.candidates),
+            details={"steps": taken, "chosen": best.name if val else f"step {len(taken)}"},
+        )
+
+    def _batch(self, train: Sequence[Example], number: int, seed: int) -> list[Example]:
+        """The examples of a step: the next ones of the training examples, which are shuffled and gone over again."""
+        size = min(self.examples_per_step, len(train))
+        epoch, place = divmod((number - 1) * size, max(len(train), 1))
+        order = [*_epoch(train, seed, epoch), *_epoch(train, seed, epoch + 1)]
+        chosen = {example.id: example for example in order[place:]}
+        return list(chosen.values())[:size]
+
+    def _remembered(
+        self, program: Module, state: ProgramState, train: Sequence[Example], session: Session, number: int
+    ) -> tuple[ProgramState, dict[str, Any]]:
+        """A step, or what came of it before; more steps than before go on from those."""
+        batch = self._batch(train, number, session.seed)
+        settings = describe(replace(self, steps=1, eval_every=1, num_val=None))
+        data, limits = [example.digest for example in batch], describe(session.ledger.limits)
+        parts = [
+            settings,
+            program_digest(program),
+            state.digest,
+            data,
+            session.seed,
+            session.decoding(),
+            limits,
+            number,
+        ]
+
+        def work(inner: Session) -> Any:
+            tuned, details = self._step(program, state, batch, inner, number)
+            return [tuned.model_dump(mode="json"), details]
+
+        known, details = session.once("grpo step " + digest(parts), work)
+        return ProgramState.model_validate(known), details
+
+    def _step(
+        self, program: Module, state: ProgramState, batch: Sequence[Example], session: Session, number: int
+    ) -> tuple[ProgramState, dict[str, Any]]:
+        session = replace(session, seed=derive_seed(session.seed, "step", number))
+        jobs = [Job(state, example, sample, self.temperature) for example in batch for sample in range(self.group_size)]
+        made = rollout(program, jobs, session, self.metric, title=f"runs of step {number}")
+        traces = [trace for trace in made if trace.failure not in ("engine", "budget")]
+        rows, taught = self.rows(program, traces)
+        cost = {path: ModuleCost(kept=own.calls) for path, own in module_costs(step for _, step in taught).items()}
+        session.ledger.add(Cost(traces_tried=len(traces), traces_kept=len({id(t) for t, _ in taught}), modules=cost))
+        tuned, training = self.tune(state, rows, session, PolicyGradient(self.clip, self.temperature))
+        rewards = [self._reward(trace) for trace in traces]
+        return tuned, {
+            "runs": len(traces),
+            "mean_reward": statistics.fmean(rewards) if rewards else None,
+            "unreadable": sum(trace.failure == "parse" for trace in traces),
+            "calls": {path: own.kept for path, own in cost.items()},
+            "training": training,
+        }
+
+    def rows(
+        self, program: Module, traces: Sequence[Trace]
+    ) -> tuple[dict[str, list[TrainingRow]], list[tuple[Trace, Step]]]:
+        """The rows that some runs give: what was sent and answered, as it was.
+
+        Returns:
+            Weight key → rows; and the calls that they were made of.
+        """
+        known = predictors(program)
+        groups: dict[tuple[str, str, int], list[tuple[Trace, Step]]] = {}
+        for trace in traces:
+            for step in trace.lm_steps:
+                if step.text is not None:
+                    groups.setdefault((trace.example.id, step.path, step.index), []).append((trace, step))
+        rows: dict[str, list[TrainingRow]] = {}
+        taught: list[tuple[Trace, Step]] = []
+        for (_, path, _), calls in groups.items():
+            advantages = _advantages([self._reward(trace) for trace, _ in calls])
+            for (trace, step), advantage in zip(calls, advantages, strict=True):
+                if advantage and step.text is not None:
+                    taught.append((trace, step))
+                    rows.setdefault(self.key(known[path], path), []).append(
+                        TrainingRow(step.request.messages, step.text, path, advantage=advantage, ends=ended(step))
+                    )
+        return rows, taught
+
+    def _reward(self, trace: Trace) -> float:
+        return self.format_score if trace.failure == "parse" else trace.score
+
+
+def _advantages(rewards: Sequence[float]) -> list[float]:
+    """Each reward less their mean, over their standard deviation; zeros without spread."""
+    mean, spread = statistics.fmean(rewards), statistics.pstdev(rewards)
+    return [(reward - mean) / spread if spread else 0.0 for reward in rewards]
+
+
+def _epoch(train: Sequence[Example], seed: int, epoch: int) -> list[Example]:
+    return shuffled(train, derive_seed(seed, "epoch", epoch))
+
+
+@final
+class _Best:
+    """The best of the states that were scored on all validation examples; the earliest of equals.
+
+    Args:
+        start: The first state.
+    """
+
+    def __init__(self, start: ProgramState) -> None:
+        self.start = self.state = start
+        self.name = "step 0"
+        self.evaluation: Evaluation | None = None
+        self.candidates: list[Candidate] = []
+
+    def offer(self, name: str, state: ProgramState, evaluation: Evaluation, session: Session) -> None:
+        """Takes note of a state, and tells of it."""
+        if not evaluation.complete:
+            return
+        self.candidates.append(Candidate(name=name, state=state.digest, mean=evaluation.mean, n=evaluation.n))
+        session.notify(CandidateScored(session.stage, name, evaluation.mean, evaluation.n))
+        if self.evaluation is None or evaluation.mean > self.evaluation.mean:
+            self.name, self.state, self.evaluation = name, state, evaluation

@@ -1,0 +1,90 @@
+"""What weight optimizers have in common: whose rows train which weights, and what is reported of a training.
+
+Knows nothing of where rows come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, final
+
+from lmpipe import Metric, Predict, ProgramState, Session, Step, Trainer, WeightOptimizer, WeightState
+from lmpipe.hashing import canonical_json
+from lmpipe.lm import Message
+from lmpipe.trainer import Imitation, Objective, TrainingRow
+
+
+@dataclass(frozen=True)
+class WeightSettings(WeightOptimizer):
+    """What all weight optimizers are set by.
+
+    Args:
+        metric: Scores a run.
+        trainer: Turns rows into weights; one for each role where roles have different LMs.
+        adapters: One adapter for each LM role, trained on the rows of all its modules; or one for each module.
+    """
+
+    metric: Metric
+    trainer: Trainer | Mapping[str, Trainer]
+    adapters: Literal["role", "module"] = "role"
+
+    @final
+    def key(self, predictor: Predict, path: str) -> str:
+        """The weight key (a role, or ``"role/path"``) that the calls of a module train."""
+        return predictor.role if self.adapters == "role" else f"{predictor.role}/{path}"
+
+    @final
+    def tune(
+        self,
+        state: ProgramState,
+        rows: Mapping[str, Sequence[TrainingRow]],
+        session: Session,
+        objective: Objective = Imitation(),
+        init: Literal["base", "current"] = "current",
+    ) -> tuple[ProgramState, dict[str, Any]]:
+        """Trains on the rows of each weight key, until a budget is spent.
+
+        Args:
+            state: Where the weights are replaced.
+            rows: Weight key → its rows.
+            session: Of the stage.
+            objective: What is made of the rows.
+            init: Whether training starts from the base or from the current weights.
+
+        Returns:
+            The state with the new weights, and weight key → figures of its training.
+        """
+        details: dict[str, Any] = {}
+        for key, own in rows.items():
+            if session.ledger.spent():
+                break
+            role, _, path = key.partition("/")
+            current = state.weights_of(role, path)
+            start = current if init == "current" else WeightState(base=current.base)
+            trainer = self.trainer if isinstance(self.trainer, Trainer) else self.trainer[role]
+            trained = trainer.train(own, start, session, objective)
+            lines = "".join(canonical_json(asdict(row)) + "\n" for row in own)
+            state = state.with_weights(key, trained.weights)
+            details[key] = {
+                "rows": len(own),
+                "rows_blob": session.store.put_blob(lines.encode()) if session.store else None,
+                "steps": trained.steps,
+                "tokens": trained.tokens,
+                "losses": list(trained.losses),
+                "held_out_losses": list(trained.held_out_losses),
+            }
+        return state, details
+
+
+def shown(
+    predictor: Predict, step: Step, state: ProgramState, session: Session, *, include_demos: bool
+) -> tuple[Message, ...]:
+    """What inference would send for the inputs of a call: under the vanilla prompt, or under the current one."""
+    prompt = state.prompts.get(step.path, predictor.vanilla) if include_demos else predictor.vanilla
+    return session.messages(predictor.signature, prompt, step.inputs)
+
+
+def ended(step: Step) -> bool:
+    """Whether the completion of a call ended by itself, and was not cut off at its most tokens."""
+    return step.usage.completion_tokens < step.request.sampling.max_tokens
