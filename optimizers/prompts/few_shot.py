@@ -86,6 +86,27 @@ class BootstrapSettings(PromptOptimizer):
         boot = {path: pairs for path, pairs in trace_pool(harvest.kept, session.seed).items() if path in known}
         return boot, labelled_pool(program, train), harvest
 
+    @final
+    def demo_sets(self, boot: Pool, labels: Pool, count: int, seed: int) -> dict[str, dict[str, list[Demo]]]:
+        """Name → demonstrations of each module: labelled ones, the first ones, and draws of random size.
+
+        Args:
+            boot: Bootstrapped demos.
+            labels: Labelled demos.
+            count: How many draws.
+            seed: Decides them.
+        """
+        most_boot, most_labelled = self.max_bootstrapped_demos, self.max_labeled_demos
+        sets = {
+            "labelled": choose({}, labels, 0, most_labelled, random.Random(derive_seed(seed, "labelled"))),
+            "bootstrapped": choose(boot, labels, most_boot, most_labelled, None),
+        }
+        for number in range(count):
+            rng = random.Random(derive_seed(seed, "candidate", number))
+            size = rng.randint(min(1, most_boot), most_boot)
+            sets[f"shuffled {number + 1}"] = choose(boot, labels, size, most_labelled, rng)
+        return sets
+
 
 @final
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Knows how trials are evaluated and which of them wins; proposals come from `opti
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
@@ -19,7 +18,7 @@ from lmpipe.hashing import derive_seed
 from lmpipe.optimizer import Candidate
 from lmpipe.splits import subsample
 from optimizers.demos import Pool
-from optimizers.prompts.few_shot import BootstrapSettings, choose
+from optimizers.prompts.few_shot import BootstrapSettings
 from optimizers.prompts.instruction_writer import Grounds
 from optimizers.prompts.proposals import propose
 from optimizers.prompts.proposer import Proposer
@@ -117,17 +116,9 @@ class MIPROv2(BootstrapSettings):
         self, state: ProgramState, boot: Pool, labels: Pool, seed: int
     ) -> dict[str, tuple[tuple[Demo, ...], ...]]:
         """Sets of demos for each module, different from one another; the first is its own."""
-        most_boot, most_labelled = self.max_bootstrapped_demos, self.max_labeled_demos
-        sets: list[Mapping[str, Sequence[Demo]]] = [
-            {path: prompt.demos for path, prompt in state.prompts.items()},
-            {},
-            choose({}, labels, 0, most_labelled, random.Random(derive_seed(seed, "labelled"))),
-            choose(boot, labels, most_boot, most_labelled, None),
-        ]
-        for number in range(self.num_candidates):
-            rng = random.Random(derive_seed(seed, "candidate", number))
-            size = rng.randint(min(1, most_boot), most_boot)
-            sets.append(choose(boot, labels, size, most_labelled, rng))
+        own_demos = {path: prompt.demos for path, prompt in state.prompts.items()}
+        drawn = self.demo_sets(boot, labels, self.num_candidates, seed).values()
+        sets: list[Mapping[str, Sequence[Demo]]] = [own_demos, {}, *drawn]
         own = {path: [tuple(demos.get(path, ())) for demos in sets] for path in state.prompts}
         return {path: tuple(dict.fromkeys(found))[: self.num_candidates] for path, found in own.items()}
 

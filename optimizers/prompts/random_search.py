@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from lmpipe.events import CandidateScored
 from lmpipe.hashing import derive_seed
 from lmpipe.optimizer import Candidate
 from lmpipe.splits import subsample
-from optimizers.demos import Pool, with_demos
-from optimizers.prompts.few_shot import BootstrapSettings, choose
+from optimizers.demos import with_demos
+from optimizers.prompts.few_shot import BootstrapSettings
 from optimizers.prompts.racing import race
 
 
@@ -49,7 +48,8 @@ class BootstrapFewShotRandomSearch(BootstrapSettings):
         train = subsample(train, self.num_train, derive_seed(session.seed, "train"), self.stratify_by)
         val = subsample(val, self.num_val, derive_seed(session.seed, "val"), self.stratify_by)
         boot, labels, harvest = self.pools(program, state, train, session)
-        named = self._candidates(state, boot, labels, session.seed)
+        sets = {"zero-shot": {}, **self.demo_sets(boot, labels, self.num_candidate_programs, session.seed)}
+        named = {name: with_demos(state, demos) for name, demos in sets.items()}
         states = list(named.values())
         compare = self._race if self.racing else self._exhaust
         best, evaluations, figures = compare(program, states, val, session)
@@ -103,21 +103,6 @@ class BootstrapFewShotRandomSearch(BootstrapSettings):
         figures = {"rollouts": ran.rollouts, "exhaustive": len(different) * len(val), "blocks": ran.blocks}
         best = None if ran.winner is None else states.index(different[ran.winner])
         return best, [_joined(parts[tried]) for tried in states], {"racing": figures}
-
-    def _candidates(self, state: ProgramState, boot: Pool, labels: Pool, seed: int) -> dict[str, ProgramState]:
-        most_boot, most_labelled = self.max_bootstrapped_demos, self.max_labeled_demos
-        named = {
-            "zero-shot": with_demos(state, {}),
-            "labelled": with_demos(
-                state, choose({}, labels, 0, most_labelled, random.Random(derive_seed(seed, "labelled")))
-            ),
-            "bootstrapped": with_demos(state, choose(boot, labels, most_boot, most_labelled, None)),
-        }
-        for number in range(self.num_candidate_programs):
-            rng = random.Random(derive_seed(seed, "candidate", number))
-            size = rng.randint(min(1, most_boot), most_boot)
-            named[f"shuffled {number + 1}"] = with_demos(state, choose(boot, labels, size, most_labelled, rng))
-        return named
 
 
 def _joined(parts: Sequence[Evaluation]) -> Evaluation:
