@@ -179,7 +179,7 @@ def growth(points: Mapping[int, float]) -> float:
 def draw(found: Mapping[str, Mapping[int, float]], path: Path) -> None:
     """Writes a picture of cost against modules."""
     with mpl.rc_context({"font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False}):
-        plot = Plot(figsize=(8, 4), layout="constrained")
+        plot = Plot(figsize=(10, 4), layout="constrained")
         axis = plot.subplots()
         for name, points in found.items():
             axis.plot(list(points), list(points.values()), marker="o", label=f"{name}: exponent {growth(points):.2f}")
