@@ -10,6 +10,7 @@ import gc
 import json
 import math
 import re
+import string
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -41,15 +42,21 @@ from lmpipe import (
     exact_match,
     initial_state,
 )
+from lmpipe.embedder import Embedder
 from lmpipe.errors import SessionError
 from lmpipe.hashing import canonical_json
 from lmpipe.trainer import Imitation, Objective, TrainingResult, TrainingRow
 from optimizers import (
+    GEPA,
+    GRPO,
     BetterTogether,
     BootstrapFewShot,
     BootstrapFewShotRandomSearch,
     BootstrapFinetune,
+    KNNFewShot,
     LabeledFewShot,
+    MIPROv2,
+    PreferenceFinetune,
 )
 
 SIZES = (5, 10, 20, 50, 100, 200)
@@ -92,10 +99,29 @@ class Grove(Module):
 
 
 def reply(request: Request) -> str:
-    """Right on even numbers; and on odd ones where demonstrations, weights or a hint help."""
+    """Right on even numbers; and on odd ones where demonstrations, weights, a hint or luck help.
+
+    Asked for an instruction, it gives one that helps.
+    """
     asked = request.messages[-1].content
-    helped = len(request.messages) > 2 or request.weights.adapter or "Paris" in asked
+    if not asked.startswith("question:"):
+        return "```\nSay Paris.\n```"
+    told = len(request.messages) > 2 or "Paris" in request.messages[0].content + asked
+    lucky = request.sampling.temperature > 0 and request.seed % 2
+    helped = told or request.weights.adapter or lucky
     return f"reasoning: it is known\nanswer: {'Paris' if helped or _EVEN.search(asked) else 'Rome'}"
+
+
+@final
+class Letters(Embedder):
+    """Texts of the same letters are near."""
+
+    @property
+    def name(self) -> str:
+        return "letters"
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        return [[float(text.count(letter)) for letter in string.ascii_lowercase + string.digits] for text in texts]
 
 
 def examples(count: int, start: int = 0) -> list[Example]:
@@ -141,10 +167,16 @@ OPTIMIZERS: Mapping[str, Callable[[Trainer], Optimizer]] = {
     "LabeledFewShot": lambda trainer: LabeledFewShot(),
     "BootstrapFewShot": lambda trainer: BootstrapFewShot(exact_match),
     "BootstrapFewShotRandomSearch": lambda trainer: random_search(),
+    "the same, racing": lambda trainer: BootstrapFewShotRandomSearch(exact_match, racing=True),
+    "KNNFewShot": lambda trainer: KNNFewShot(exact_match),
+    "MIPROv2": lambda trainer: MIPROv2(exact_match, num_trials=5),
+    "GEPA": lambda trainer: GEPA(exact_match, max_metric_calls=100, module_selector="all"),
     "BootstrapFinetune": lambda trainer: BootstrapFinetune(exact_match, trainer),
     "BootstrapFinetune, an adapter a module": lambda trainer: BootstrapFinetune(
         exact_match, trainer, adapters="module"
     ),
+    "PreferenceFinetune": lambda trainer: PreferenceFinetune(exact_match, trainer),
+    "GRPO": lambda trainer: GRPO(exact_match, trainer, steps=1),
     "BetterTogether p -> w -> p": lambda trainer: BetterTogether(
         exact_match, {"p": random_search(), "w": BootstrapFinetune(exact_match, trainer)}, "p -> w -> p"
     ),
@@ -157,7 +189,7 @@ def seconds(optimizer: Callable[[Trainer], Optimizer], modules: int) -> float:
     program = Grove(modules)
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(folder)
-        session = Session(lm=ScriptedLM(reply), store=store)
+        session = Session(lm=ScriptedLM(reply), store=store, embedder=Letters())
         state, train, val = initial_state(program, session), examples(EXAMPLES), examples(EXAMPLES, EXAMPLES)
         gc.collect()
         started = process_time()

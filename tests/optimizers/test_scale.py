@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.modules import OPTIMIZERS, Grove, RowKeeper, examples, reply
+from benchmarks.modules import OPTIMIZERS, Grove, Letters, RowKeeper, examples, reply
 from lmpipe import (
     Optimizer,
     OptimizeResult,
@@ -63,7 +63,7 @@ def test_the_program_has_modules_of_each_kind_at_every_depth() -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_improves_a_program_of_many_modules_each_by_its_own_calls(name: str, store: RunStore) -> None:
-    program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store)
+    program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store, embedder=Letters())
     result, trainings = optimize(program, OPTIMIZERS[name], session)
     val = examples(8, start=50)
     before, after = (
@@ -73,17 +73,20 @@ def test_an_optimizer_improves_a_program_of_many_modules_each_by_its_own_calls(n
     for number, path in enumerate(predictors(program)):
         assert shown(result.state, path) <= {number}
     if trainings:
-        assert asked(" ".join(row.messages[-1].content for rows in trainings for row in rows)) == set(range(MODULES))
+        pairs = result.details.get("pairs", {})  # only some modules are right and wrong on the same inputs
+        taught = {n for n, path in enumerate(predictors(program)) if not pairs or pairs[path]["pairs"]}
+        assert len(taught) > MODULES / 2
+        assert asked(" ".join(row.messages[-1].content for rows in trainings for row in rows)) == taught
 
 
 def test_every_module_is_shown_its_own_calls(store: RunStore) -> None:
-    program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store)
+    program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store, embedder=Letters())
     result, _ = optimize(program, lambda _: BootstrapFewShot(exact_match, max_labeled_demos=0), session)
     assert [shown(result.state, path) for path in predictors(program)] == [{number} for number in range(MODULES)]
 
 
 def test_the_adapter_of_a_module_is_trained_on_its_own_calls(store: RunStore) -> None:
-    program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store)
+    program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store, embedder=Letters())
     result, trainings = optimize(program, OPTIMIZERS["BootstrapFinetune, an adapter a module"], session)
     assert [asked(" ".join(row.messages[-1].content for row in rows)) for rows in trainings] == [
         {number} for number in range(MODULES)
