@@ -2,14 +2,14 @@
 
 What DSPy 3.4.1 needs so that the comparison is fair, and that the run ends:
 
-- ``BootstrapFewShotWithRandomSearch`` resets the LMs of its candidates, which then run on the globally configured LM. After
-  fine-tuning that is the base, not the tuned model. `SearchOnOwnLM` makes the student's LM the configured one meanwhile.
-- A completion that cannot be read ends a fine-tuning stage: ``bootstrap_trace_data`` divides two lists, or keeps the failed
-  run as if it were a success, since its score −1 is true. The program here answers None instead, which scores 0.
+- ``BootstrapFewShotWithRandomSearch`` resets the LMs of its candidates, which then run on the globally configured LM.
+  After fine-tuning that is the base, not the tuned model. `SearchOnOwnLM` configures the student's own LM meanwhile.
+- A completion that cannot be read ends a fine-tuning stage: ``bootstrap_trace_data`` divides two lists, or keeps the
+  failed run as a success, since its score −1 is true. The program here answers None instead, which scores 0.
 - Ten such completions end an evaluation by default. The same cure.
-- DSPy deep-copies programs with their LMs; the engine answers a deep copy with itself.
-- A completion that cannot be read is asked for again in JSON, which this LM cannot write either: the fallback is off, which
-  saves DSPy half of the calls on an untuned LM.
+- DSPy deep-copies programs with their LMs, weights included; the engine answers a deep copy with itself.
+- A completion that cannot be read is asked for again in JSON, which this LM does not write either. That is switched off
+  and saves DSPy calls.
 """
 
 from __future__ import annotations
@@ -82,7 +82,13 @@ def main(folder: str, workload: str) -> None:
     engine = LocalEngine(folder, threads)
     provider = LocalProvider(engine, work["tuning"], seed)
     lm = dspy.LM(
-        BASE, engine=engine, provider=provider, cache=False, num_retries=0, temperature=0.0, max_tokens=work["max_tokens"]
+        BASE,
+        engine=engine,
+        provider=provider,
+        cache=False,
+        num_retries=0,
+        temperature=0.0,
+        max_tokens=work["max_tokens"],
     )
     dspy.configure(lm=lm, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False), disable_history=True)
     program = Iris()

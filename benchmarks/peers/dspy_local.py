@@ -1,7 +1,7 @@
 """A transformers model in this process as DSPy sees models: an engine that answers, and a provider that fine-tunes.
 
 DSPy asks one completion a call, from a pool of threads. The engine gathers what the threads ask and answers it with
-one padded ``generate``. A fine-tuned model is a name of its own; its adapter is merged, so it costs no more than the base.
+one padded ``generate``. A fine-tuned model is a name of its own; its adapter is merged, so it costs what the base does.
 """
 
 from __future__ import annotations
@@ -140,7 +140,12 @@ class LocalProvider(Provider):
         self.jobs: list[dict[str, Any]] = []
 
     def finetune(
-        self, job: TrainingJob, model: str, train_data: list[dict[str, Any]], train_data_format: str, train_kwargs: Any = None
+        self,
+        job: TrainingJob,
+        model: str,
+        train_data: list[dict[str, Any]],
+        train_data_format: str,
+        train_kwargs: Any = None,
     ) -> str:
         """Trains on the completions of DSPy's chats, from the base; returns the name of what came out."""
         rows = [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in train_data]
