@@ -1,4 +1,4 @@
-"""What `benchmarks.optimizers` measures of lmpipe, in a process of its own: ``… -m benchmarks.optimizers_worker JOB …``.
+"""What `benchmarks.optimizers` measures of lmpipe, in a process of its own: ``… -m benchmarks.optimizers_worker JOB``.
 
 Prints one JSON object as its last line. Seconds leave out imports and loading the model.
 """
