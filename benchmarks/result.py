@@ -61,7 +61,7 @@ class StageReport(BaseModel):
     status: Literal["done", "skipped", "mixed"]
     reason: str
     val: Score
-    cost: dict[str, int | float]
+    cost: dict[str, Any]
     per_seed: list[dict[str, Any]]
 
 
@@ -73,7 +73,7 @@ class StrategyReport(BaseModel):
     val: Score
     test: Score
     stages: list[StageReport]
-    cost: dict[str, int | float]
+    cost: dict[str, Any]
 
 
 @final

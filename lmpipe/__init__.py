@@ -9,10 +9,11 @@ from __future__ import annotations
 from lmpipe.data import Example, Prediction
 from lmpipe.errors import EngineError, LmpipeError, ParseError
 from lmpipe.evaluate import Evaluation, evaluate
+from lmpipe.ledger import Budget
 from lmpipe.lm import LM, Completion, Request, Sampling, ScriptedLM
 from lmpipe.metrics import Metric, exact_match
 from lmpipe.module import Module
-from lmpipe.optimizer import Optimizer, OptimizeResult
+from lmpipe.optimizer import Optimizer, OptimizeResult, PromptOptimizer, WeightOptimizer
 from lmpipe.predict import ChainOfThought, Predict, initial_state, predictors
 from lmpipe.rollout import Job, rollout
 from lmpipe.session import Session
@@ -24,6 +25,7 @@ from lmpipe.trainer import Trainer
 
 __all__ = [
     "LM",
+    "Budget",
     "ChainOfThought",
     "Completion",
     "Demo",
@@ -42,6 +44,7 @@ __all__ = [
     "Predict",
     "Prediction",
     "ProgramState",
+    "PromptOptimizer",
     "PromptState",
     "Request",
     "RunStore",
@@ -52,6 +55,7 @@ __all__ = [
     "Step",
     "Trace",
     "Trainer",
+    "WeightOptimizer",
     "WeightState",
     "evaluate",
     "exact_match",

@@ -8,12 +8,13 @@
     ├── ModuleError          a module was changed after its first run, or cannot be found
     ├── ParseError           a completion does not hold the fields that its signature asks for
     ├── EngineError          an LM request could not be answered
+    ├── BudgetSpent          an LM call was not made because a budget is spent
     └── StoreError           a run directory cannot be used
         ├── ConfigChanged    it belongs to a run with other settings
         └── CorruptBlob      stored bytes no longer match their checksum
 
-`ParseError` and `EngineError` of one example become data (a step with an error, a score of 0); the others
-end the call that raised them. Knows nothing of the rest of the package.
+`ParseError`, `EngineError` and `BudgetSpent` of one example become data (a trace with a failure, a score of 0); the
+others end the call that raised them. Knows nothing of the rest of the package.
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ class ParseError(LmpipeError):
 
 class EngineError(LmpipeError):
     """An LM request could not be answered."""
+
+
+class BudgetSpent(LmpipeError):
+    """An LM call was not made because a budget is spent."""
 
 
 class StoreError(LmpipeError):

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, final
 
 from pydantic import BaseModel, ConfigDict
@@ -34,8 +34,8 @@ class Evaluation(BaseModel):
     """The scores of one state of a program on some examples.
 
     Attributes:
-        scores: Example id → score; failed runs score 0.
-        failures: Kind of failure (parse, engine, program) → how many examples it cost.
+        scores: Example id → score; failed runs score 0, and those that a spent budget prevented are absent.
+        failures: Kind of failure (parse, engine, program, budget) → how many examples it cost.
         first_error: The message of the first failed example, or none.
     """
 
@@ -49,6 +49,11 @@ class Evaluation(BaseModel):
     def n(self) -> int:
         """Number of examples."""
         return len(self.scores)
+
+    @property
+    def complete(self) -> bool:
+        """Whether no example was left out for want of budget."""
+        return "budget" not in self.failures
 
     @cached_property
     def mean(self) -> float:
@@ -119,7 +124,7 @@ def evaluate_many(
         missing, _score(program, missing, examples, metric, session, title), strict=True
     ):
         found[state] = evaluation
-        if "engine" not in evaluation.failures:  # an engine that failed may answer another time
+        if evaluation.complete and "engine" not in evaluation.failures:  # which may answer another time
             results[keys[state]] = evaluation.model_dump(mode="json"), cost
     session.record(results)
     return [found[state] for state in states]
@@ -134,13 +139,14 @@ def _score(
     title: str,
 ) -> list[tuple[Evaluation, Cost]]:
     """Evaluation and cost of each state; the time of the wavefront is divided among them."""
-    started = perf_counter()
+    started, cpu_started = perf_counter(), process_time()
     traces = rollout(
         program, [Job(state, example) for state in states for example in examples], session, metric, title=title
     )
-    seconds = (perf_counter() - started) / max(len(states), 1)
+    count = max(len(states), 1)
+    seconds, cpu_seconds = (perf_counter() - started) / count, (process_time() - cpu_started) / count
     parts = [traces[number * len(examples) : (number + 1) * len(examples)] for number in range(len(states))]
-    return [(_summary(part), replace(cost_of(part), seconds=seconds)) for part in parts]
+    return [(_summary(part), replace(cost_of(part), seconds=seconds, cpu_seconds=cpu_seconds)) for part in parts]
 
 
 def program_digest(program: Module) -> str:
@@ -172,7 +178,7 @@ def _check_ids(examples: Sequence[Example]) -> None:
 def _summary(traces: Sequence[Trace]) -> Evaluation:
     failed = [trace for trace in traces if trace.failure is not None]
     return Evaluation(
-        scores=dict(sorted((trace.example.id, trace.score) for trace in traces)),
+        scores=dict(sorted((trace.example.id, trace.score) for trace in traces if trace.failure != "budget")),
         failures=Counter(trace.failure for trace in failed if trace.failure),
         first_error=failed[0].error if failed else None,
     )

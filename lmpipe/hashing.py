@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence, Set
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
@@ -87,6 +87,7 @@ def describe(value: object) -> Any:
     return _object(value)
 
 
+@lru_cache(maxsize=1024)
 def source_digest(code: FunctionType | type) -> str:
     """Digest of the source of a function or class; empty where there is none, as at an interactive prompt."""
     try:

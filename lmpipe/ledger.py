@@ -1,16 +1,49 @@
-"""What a stage cost: LM calls, tokens, failures and time, added up as they happen.
+"""What a stage cost, added up as it happens: LM calls, tokens, failures, traces, time and memory, and where it went.
 
-Knows nothing of who spends.
+A ledger may have a parent, to which everything is passed on, and a limit. Knows nothing of who spends.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
-from dataclasses import asdict, dataclass, field
-from time import perf_counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from time import perf_counter, process_time
 from typing import Any, final
 
 from lmpipe.lm import Usage
+
+if sys.platform != "win32":
+    import resource
+
+MEASURED = ("cached_calls", "seconds", "cpu_seconds", "peak_memory")
+"""The fields of a `Cost` that differ from run to run."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ModuleCost:
+    """What the calls of one module cost.
+
+    Attributes:
+        calls: LM calls made.
+        prompt_tokens: Tokens read by them.
+        completion_tokens: Tokens written by them.
+        parse_errors: Calls whose completion could not be read.
+        engine_errors: Calls that the engine could not answer.
+        kept: Calls that became demonstrations or training rows, or could have.
+    """
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    parse_errors: int = 0
+    engine_errors: int = 0
+    kept: int = 0
+
+    def __add__(self, other: ModuleCost) -> ModuleCost:
+        return ModuleCost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(ModuleCost)))
 
 
 @final
@@ -20,29 +53,86 @@ class Cost:
 
     Attributes:
         lm_calls: LM calls made.
+        cached_calls: How many of them a cache of completions answered.
         prompt_tokens: Tokens read by them.
         completion_tokens: Tokens written by them.
         training_tokens: Tokens that went forward and backward in training.
         parse_errors: Calls whose completion could not be read.
         engine_errors: Calls that the engine could not answer.
-        seconds: Wall time; the one figure here that differs from run to run.
+        traces_tried: Runs made to learn from.
+        traces_kept: How many of them were.
+        seconds: Wall time.
+        cpu_seconds: CPU time of this process.
+        peak_memory: Most bytes of memory that this process has had resident so far.
+        modules: Module path → its share.
     """
 
     lm_calls: int = 0
+    cached_calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     training_tokens: int = 0
     parse_errors: int = 0
     engine_errors: int = 0
+    traces_tried: int = 0
+    traces_kept: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_memory: int = 0
+    modules: Mapping[str, ModuleCost] = field(default_factory=dict)
 
     def __add__(self, other: Cost) -> Cost:
-        mine, theirs = asdict(self), asdict(other)
-        return Cost(**{name: mine[name] + theirs[name] for name in mine})
+        summed = {name: getattr(self, name) + getattr(other, name) for name in _SUMMED}
+        modules = dict(self.modules)
+        for path, cost in other.modules.items():
+            modules[path] = modules.get(path, ModuleCost()) + cost
+        return Cost(**summed, peak_memory=max(self.peak_memory, other.peak_memory), modules=modules)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read, written and trained on."""
+        return self.prompt_tokens + self.completion_tokens + self.training_tokens
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, seconds to the millisecond."""
-        return {**asdict(self), "seconds": round(self.seconds, 3)}
+        """Plain JSON, times to the millisecond."""
+        times = {name: round(getattr(self, name), 3) for name in ("seconds", "cpu_seconds")}
+        return {**asdict(self), **times, "modules": {path: asdict(self.modules[path]) for path in sorted(self.modules)}}
+
+    @classmethod
+    def from_json(cls, known: Mapping[str, Any]) -> Cost:
+        """Reads what `to_json` wrote."""
+        modules = {path: ModuleCost(**cost) for path, cost in known["modules"].items()}
+        return cls(**{**known, "modules": modules})
+
+
+_SUMMED = tuple(f.name for f in fields(Cost) if f.name not in ("peak_memory", "modules"))
+
+
+@final
+@dataclass(frozen=True)
+class Budget:
+    """How much may be spent; what has no limit is none.
+
+    Args:
+        max_lm_calls: LM calls; none is made beyond it.
+        max_tokens: Tokens read, written and trained on; the batch that passes it is the last one.
+        max_seconds: Wall time; likewise. The one limit under which two runs may differ.
+    """
+
+    max_lm_calls: int | None = None
+    max_tokens: int | None = None
+    max_seconds: float | None = None
+
+    def spent(self, cost: Cost) -> str:
+        """Which limit a cost has reached, in words; empty if none."""
+        pairs = (
+            ("max_lm_calls", self.max_lm_calls, cost.lm_calls),
+            ("max_tokens", self.max_tokens, cost.tokens),
+            ("max_seconds", self.max_seconds, cost.seconds),
+        )
+        return next(
+            (f"{name}={most} is spent" for name, most, so_far in pairs if most is not None and so_far >= most), ""
+        )
 
 
 @final
@@ -50,28 +140,76 @@ class Cost:
 class Ledger:
     """A running total that threads may add to.
 
-    Its clock runs from when it is made; seconds are added only for work that was done in an earlier process.
+    Its clocks run from when it is made; times are added only for work that was done in an earlier process.
+
+    Args:
+        parent: Where everything is added as well, or none.
+        limit: How much may be spent here.
     """
 
+    parent: Ledger | None = None
+    limit: Budget | None = None
     _total: Cost = field(default=Cost())
     _started: float = field(default_factory=perf_counter)
+    _cpu_started: float = field(default_factory=process_time)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def add(self, cost: Cost) -> None:
-        """Adds to the total."""
-        with self._lock:
-            self._total += cost
+    def child(self, limit: Budget | None = None) -> Ledger:
+        """A ledger whose costs are costs of this one too."""
+        return Ledger(self, limit)
 
-    @property
-    def added(self) -> Cost:
-        """Everything added so far, without the clock."""
-        return self._total
+    def add(self, cost: Cost) -> None:
+        """Adds to the total, here and in all parents."""
+        for ledger in self._chain():
+            with ledger._lock:
+                ledger._total += cost
 
     def add_usage(self, usage: Usage) -> None:
         """Adds the calls and tokens of LM calls."""
-        self.add(Cost(usage.calls, usage.prompt_tokens, usage.completion_tokens))
+        self.add(Cost(usage.calls, usage.cached, usage.prompt_tokens, usage.completion_tokens))
 
     @property
     def total(self) -> Cost:
-        """Everything added so far, and the wall time since the ledger was made."""
-        return self._total + Cost(seconds=perf_counter() - self._started)
+        """Everything added so far, the time since the ledger was made, and the memory."""
+        return self._total + Cost(
+            seconds=perf_counter() - self._started,
+            cpu_seconds=process_time() - self._cpu_started,
+            peak_memory=_peak_memory(),
+        )
+
+    @property
+    def limits(self) -> list[Budget]:
+        """Of this ledger and its parents."""
+        return [ledger.limit for ledger in self._chain() if ledger.limit is not None]
+
+    def spent(self, more: Cost = Cost()) -> str:
+        """Which limit is reached, here or in a parent, in words; empty if none.
+
+        Args:
+            more: What is spent already and not yet added.
+        """
+        found = (ledger.limit.spent(ledger.total + more) for ledger in self._chain() if ledger.limit is not None)
+        return next((reason for reason in found if reason), "")
+
+    def calls_left(self, more: Cost = Cost()) -> int | None:
+        """How many LM calls the limits leave, or none if there is no limit."""
+        left = [
+            ledger.limit.max_lm_calls - ledger._total.lm_calls - more.lm_calls
+            for ledger in self._chain()
+            if ledger.limit is not None and ledger.limit.max_lm_calls is not None
+        ]
+        return max(0, min(left)) if left else None
+
+    def _chain(self) -> Iterator[Ledger]:
+        ledger: Ledger | None = self
+        while ledger is not None:
+            yield ledger
+            ledger = ledger.parent
+
+
+def _peak_memory() -> int:
+    """Bytes, 0 where the system does not say; macOS counts in bytes and Linux in KiB."""
+    if sys.platform == "win32":
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -78,17 +78,23 @@ class Request:
 @final
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens read and written, and the calls that did it."""
+    """Tokens read and written, and the calls that did it.
+
+    Attributes:
+        cached: How many of the calls a cache answered.
+    """
 
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.calls + other.calls,
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
+            self.cached + other.cached,
         )
 
 

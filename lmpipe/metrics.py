@@ -1,4 +1,4 @@
-"""Metrics: functions of an example and a prediction that give a score in [0, 1].
+"""Metrics: functions of an example and a prediction that give a score in [0, 1], and may say why.
 
 The normalisation of answers is the one of SQuAD (Rajpurkar et al. 2016) and HotPotQA (Yang et al. 2018): lower case, no
 punctuation, no articles, single spaces.
@@ -13,11 +13,21 @@ from collections.abc import Callable
 
 from lmpipe.data import Example, Prediction
 
-Metric = Callable[[Example, Prediction], float]
-"""Scores a prediction on an example, in [0, 1]; has a name of its own, by which a resumed run knows it."""
+Metric = Callable[[Example, Prediction], float | tuple[float, str]]
+"""Scores a prediction on an example, in [0, 1]; has a name of its own, by which a resumed run knows it.
+
+It may give ``(score, feedback)``: what is wrong with the prediction, in words, which reflective optimizers read.
+"""
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def judge(metric: Metric, example: Example, prediction: Prediction) -> tuple[float, str]:
+    """Score and feedback; the latter is empty where the metric gives none."""
+    verdict = metric(example, prediction)
+    score, feedback = verdict if isinstance(verdict, tuple) else (verdict, "")
+    return float(score), str(feedback)
 
 
 def normalize_answer(text: object) -> str:

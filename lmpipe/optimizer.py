@@ -34,6 +34,25 @@ class Candidate(BaseModel):
 
 
 @final
+class Finding(BaseModel):
+    """Something about a run that a researcher should know, in words.
+
+    Attributes:
+        kind: What sort of thing it is.
+        stage: The strategy up to and with the stage that it is about.
+        message: What was found, with figures.
+        advice: What to try next.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["few traces", "class collapse", "over-fit", "worse", "no gain", "budget"]
+    stage: str
+    message: str
+    advice: str
+
+
+@final
 class OptimizeResult(BaseModel):
     """What an optimizer found.
 
@@ -41,10 +60,12 @@ class OptimizeResult(BaseModel):
         state: The better state; the one it was given if it was skipped.
         status: ``"done"``, or ``"skipped"`` when there was nothing to work with.
         reason: Why it was skipped, in words.
+        stopped: Which budget ended it before it was through, in words; the state is then the best so far.
         evaluation: Of `state`, where the optimizer made one.
         candidates: What it chose from.
         details: Figures worth reporting, as JSON.
         stages: The results of the parts of a composed optimizer.
+        findings: What a composed optimizer has to say of them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -52,10 +73,12 @@ class OptimizeResult(BaseModel):
     state: ProgramState
     status: Literal["done", "skipped"] = "done"
     reason: str = ""
+    stopped: str = ""
     evaluation: Evaluation | None = None
     candidates: tuple[Candidate, ...] = ()
     details: dict[str, Any] = {}
     stages: tuple[StageResult, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 @final
@@ -66,7 +89,8 @@ class StageResult(BaseModel):
         name: The stage as the strategy names it.
         result: What its optimizer found.
         evaluation: Of the state after the stage, on the whole validation set.
-        cost: What it cost, the evaluation included.
+        train_evaluation: The same on training examples, if any were to be scored.
+        cost: What it cost, the evaluations included.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,13 +98,14 @@ class StageResult(BaseModel):
     name: str
     result: OptimizeResult
     evaluation: Evaluation
+    train_evaluation: Evaluation | None = None
     cost: Cost
 
 
 class Optimizer(ABC):
-    """Base of every optimizer. A subclass is a frozen dataclass of its settings and overrides `search` and `tunes`."""
+    """Base of every optimizer. A subclass is a frozen dataclass of its settings and overrides `search`."""
 
-    tunes: ClassVar[Literal["prompts", "weights", "both"]]
+    tunes: ClassVar[Literal["prompts", "weights", "both"]] = "both"
     """What of the state it changes."""
 
     @abstractmethod
@@ -95,7 +120,7 @@ class Optimizer(ABC):
         """Looks for a better state; called through `optimize` only.
 
         Must change neither the program nor the state, take every random choice from ``session.seed``, and never
-        raise for an individual example.
+        raise for an individual example. When ``session.ledger.spent()`` says so, it returns the best state so far.
         """
 
     @final
@@ -120,12 +145,27 @@ class Optimizer(ABC):
             The result; with status ``"skipped"`` and a reason if there was nothing to learn from.
         """
         data = [[example.digest for example in examples] for examples in (train, val)]
-        parts = [describe(self), program_digest(program), state.digest, data, session.seed, session.decoding()]
+        limits = describe(session.ledger.limits)
+        parts = [describe(self), program_digest(program), state.digest, data, session.seed, session.decoding(), limits]
 
         def work(inner: Session) -> Any:
-            return self.search(program, state, train, val, inner).model_dump(mode="json")
+            result = self.search(program, state, train, val, inner)
+            stopped = result.stopped or inner.ledger.spent()
+            return result.model_copy(update={"stopped": stopped}).model_dump(mode="json")
 
         return OptimizeResult.model_validate(session.once("optimize " + digest(parts), work))
+
+
+class PromptOptimizer(Optimizer):
+    """Base of the optimizers of Π: instructions and demonstrations. Weights come back as they were given."""
+
+    tunes: ClassVar[Literal["prompts", "weights", "both"]] = "prompts"
+
+
+class WeightOptimizer(Optimizer):
+    """Base of the optimizers of Θ: the weights of LM roles. Prompts come back as they were given."""
+
+    tunes: ClassVar[Literal["prompts", "weights", "both"]] = "weights"
 
 
 OptimizeResult.model_rebuild()

@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Any, Protocol, final
 
 from lmpipe.errors import ConfigError, EngineError, ModuleError, SessionError
+from lmpipe.events import Callback, Event
 from lmpipe.hashing import canonical_json, derive_seed, describe
-from lmpipe.ledger import Cost, Ledger
+from lmpipe.ledger import Budget, Cost, Ledger
 from lmpipe.lm import LM, Completion, Request, Sampling
 from lmpipe.state import ProgramState, WeightState
 from lmpipe.store import RunStore
@@ -50,7 +51,10 @@ class Session:
             (all in `lmpipe.engines`) no completion is then unreadable.
         template: Renders prompts and reads completions.
         progress: Where to show progress; none shows nothing.
-        ledger: Counts LM calls and tokens.
+        callbacks: Are told of stages, candidates and epochs as they end; see `lmpipe.events`.
+        ledger: Counts what is spent, and may limit it.
+        stage: Name of the stage that the session is for; empty outside of one.
+        memory: What was done in this session and its children, where no store remembers it.
     """
 
     lm: LM | Mapping[str, LM]
@@ -62,7 +66,10 @@ class Session:
     structured: bool = False
     template: Template = field(default=Template(), repr=False)
     progress: Progress | None = field(default=None, repr=False)
+    callbacks: tuple[Callback, ...] = field(default=(), repr=False)
     ledger: Ledger = field(default_factory=Ledger, repr=False)
+    stage: str = ""
+    memory: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_concurrency < 1:
@@ -92,7 +99,16 @@ class Session:
 
     def child(self, stage: str) -> Session:
         """A session for one stage: a seed derived from this one's and the stage's name, and a ledger of its own."""
-        return replace(self, seed=derive_seed(self.seed, stage), ledger=Ledger())
+        return replace(self, seed=derive_seed(self.seed, stage), ledger=self.ledger.child(), stage=stage)
+
+    def limited(self, budget: Budget) -> Session:
+        """The same session with a limit to what may be spent in it: an optimizer then stops at its best so far."""
+        return replace(self, ledger=self.ledger.child(budget))
+
+    def notify(self, event: Event) -> None:
+        """Tells the callbacks of an event."""
+        for callback in self.callbacks:
+            callback(event)
 
     def prepare(self, state: ProgramState) -> None:
         """Makes every adapter of a state answerable, and refuses weights of another base.
@@ -112,7 +128,7 @@ class Session:
                 lm.register_adapter(weights.adapter, self.store.folder(weights.adapter))
 
     def once(self, key: str, work: Callable[[Session], Any]) -> Any:
-        """Does a piece of work, or recalls it from the store if it was done before.
+        """Does a piece of work, or recalls it if it was done before: in this session or, with a store, in any.
 
         Either way its cost goes into the ledger, so a resumed run accounts for the same as an undisturbed one.
 
@@ -126,24 +142,26 @@ class Session:
         known, value = self.recall(key)
         if known:
             return value
-        inner = replace(self, ledger=Ledger())
+        inner = replace(self, ledger=self.ledger.child())
         value = json.loads(canonical_json(work(inner)))  # as it will be recalled
         self.record({key: (value, inner.ledger.total)})
-        self.ledger.add(inner.ledger.added)
         return value
 
     def recall(self, key: str) -> tuple[bool, Any]:
-        """Whether the store knows the result of a piece of work, and the result; its cost goes into the ledger."""
-        found = None if self.store is None else self.store.get(key)
+        """Whether the result of a piece of work is known, and the result; its cost goes into the ledger."""
+        found = self.memory.get(key) if self.store is None else self.store.get(key)
         if found is None:
             return False, None
-        self.ledger.add(Cost(**found["cost"]))
+        self.ledger.add(Cost.from_json(found["cost"]))
         return True, found["value"]
 
     def record(self, results: Mapping[str, tuple[Any, Cost]]) -> None:
-        """Keeps the results of finished work with their costs, if the session has a store."""
-        if self.store is not None and results:
-            self.store.put({key: {"value": value, "cost": cost.to_json()} for key, (value, cost) in results.items()})
+        """Keeps the results of finished work with their costs."""
+        records = {key: {"value": value, "cost": cost.to_json()} for key, (value, cost) in results.items()}
+        if self.store is None:
+            self.memory.update(records)
+        elif records:
+            self.store.put(records)
 
     @contextmanager
     def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:

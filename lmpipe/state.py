@@ -110,9 +110,17 @@ class ProgramState(_Value):
         Raises:
             ModuleError: If the program has no module of that path.
         """
-        if path not in self.prompts:
+        return self.with_prompts({path: prompt})
+
+    def with_prompts(self, prompts: Mapping[str, PromptState]) -> ProgramState:
+        """A new state in which several modules have other prompts.
+
+        Raises:
+            ModuleError: If the program has no module of one of the paths.
+        """
+        for path in prompts.keys() - self.prompts.keys():
             raise ModuleError(f"no predictor at {path!r}; this state has {', '.join(self.prompts)}")
-        return ProgramState(prompts={**self.prompts, path: prompt}, weights=self.weights)
+        return ProgramState(prompts={**self.prompts, **prompts}, weights=self.weights)
 
     def with_prompts_of(self, other: ProgramState) -> ProgramState:
         """A new state with the prompts of another one and these weights."""

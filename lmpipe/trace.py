@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, final
 
 from lmpipe.data import Example, Prediction
+from lmpipe.ledger import ModuleCost
 from lmpipe.lm import Request, Usage
 
-Failure = Literal["parse", "engine", "program"]
+Failure = Literal["parse", "engine", "program", "budget"]
 
 
 @final
@@ -56,8 +57,9 @@ class Trace:
         steps: Its module calls, in order.
         prediction: What the program returned; none if it failed.
         score: The metric's value; 0 if the run failed.
-        failure: What ended the run: an unreadable completion, the engine, or the program's own code.
+        failure: What ended the run: an unreadable completion, the engine, the program's own code, or a spent budget.
         error: The message that goes with `failure`.
+        feedback: What the metric said of the prediction, beside the score.
     """
 
     example: Example
@@ -68,6 +70,23 @@ class Trace:
     score: float
     failure: Failure | None = None
     error: str | None = None
+    feedback: str = ""
+
+
+def module_costs(steps: Iterable[Step]) -> dict[str, ModuleCost]:
+    """Module path → what the calls of it cost."""
+    costs: dict[str, ModuleCost] = {}
+    for step in steps:
+        failed, unanswered = step.error is not None, step.text is None
+        cost = ModuleCost(
+            step.usage.calls,
+            step.usage.prompt_tokens,
+            step.usage.completion_tokens,
+            parse_errors=int(failed and not unanswered),
+            engine_errors=int(failed and unanswered),
+        )
+        costs[step.path] = costs.get(step.path, ModuleCost()) + cost
+    return costs
 
 
 def total_usage(traces: Iterable[Trace]) -> Usage:

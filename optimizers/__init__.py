@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from optimizers.better_together import BetterTogether
-from optimizers.few_shot import BootstrapFewShot, BootstrapFewShotRandomSearch
-from optimizers.finetune import BootstrapFinetune
-from optimizers.strategy import parse_strategy
+from optimizers.prompts import BootstrapFewShot, BootstrapFewShotRandomSearch, LabeledFewShot
+from optimizers.schedule import BetterTogether, distinct_stages, parse_strategy
+from optimizers.traces import Teacher
+from optimizers.weights import BootstrapFinetune
 
 __all__ = [
     "BetterTogether",
     "BootstrapFewShot",
     "BootstrapFewShotRandomSearch",
     "BootstrapFinetune",
+    "LabeledFewShot",
+    "Teacher",
+    "distinct_stages",
     "parse_strategy",
 ]

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmpipe import Demo, Example, Metric, Module, Predict, ProgramState, Session, Trace, predictors
-from lmpipe.rollout import Job, rollout
+from lmpipe.rollout import Job
+from optimizers.traces import Harvest, Teacher, run
 
 Pool = Mapping[str, Sequence[tuple[str, Demo]]]
 """Module path → (example id, demo) pairs."""
@@ -56,9 +57,12 @@ def trace_pool(traces: Sequence[Trace], seed: int) -> dict[str, list[tuple[str, 
 
 def with_demos(state: ProgramState, demos: Mapping[str, Sequence[Demo]]) -> ProgramState:
     """The state with these demos in place of its own, instructions kept."""
-    for path, prompt in state.prompts.items():
-        state = state.with_prompt(path, prompt.model_copy(update={"demos": tuple(demos.get(path, ()))}))
-    return state
+    return state.with_prompts(
+        {
+            path: prompt.model_copy(update={"demos": tuple(demos.get(path, ()))})
+            for path, prompt in state.prompts.items()
+        }
+    )
 
 
 def draw(
@@ -83,8 +87,9 @@ def successful_traces(
     labelled: int = 0,
     rounds: int = 1,
     temperature: float = 0.7,
-) -> list[Trace]:
-    """Runs a program on examples and keeps one successful trace of each, in the order of the examples.
+    teacher: Teacher | None = None,
+) -> Harvest:
+    """Runs a program on examples and keeps one successful trace of each.
 
     Args:
         program: The program.
@@ -96,10 +101,15 @@ def successful_traces(
         labelled: With up to how many labelled demos the program is prompted; an example never sees its own.
         rounds: How often an example that failed is tried.
         temperature: Of the rounds after the first.
+        teacher: Who runs instead of the program, state or LM.
     """
+    paths = tuple(predictors(program))
+    if teacher is not None:
+        program, state, session = teacher.place(program, state, session)
     rng = random.Random(session.seed)
     demos = draw(labelled_pool(program, examples), labelled, rng)
     kept: dict[str, Trace] = {}
+    tried = 0
     for number in range(rounds):
         heat = temperature if number else None
         jobs = [
@@ -107,10 +117,11 @@ def successful_traces(
             for example in examples
             if example.id not in kept
         ]
-        for trace in rollout(program, jobs, session, metric, title="bootstrapping"):
-            if trace.failure is None and trace.score >= threshold:
-                kept[trace.example.id] = trace
-    return [kept[example.id] for example in examples if example.id in kept]
+        made, good = run(program, jobs, session, metric, threshold, title="bootstrapping")
+        tried += len(made)
+        kept |= {trace.example.id: trace for trace in good}
+    ordered = tuple(kept[example.id] for example in examples if example.id in kept)
+    return Harvest(ordered, tried, tuple(examples), paths)
 
 
 def redraw(state: ProgramState, pool: Pool, rng: random.Random) -> dict[str, list[tuple[str, Demo]]]:
@@ -123,8 +134,7 @@ def redraw(state: ProgramState, pool: Pool, rng: random.Random) -> dict[str, lis
 
 def prompted(state: ProgramState, demos: Pool, example: str) -> ProgramState:
     """The state with these demos, but none made of the example itself; modules without any keep their own."""
-    for path, pairs in demos.items():
-        if pairs:
-            own = tuple(demo for name, demo in pairs if name != example)
-            state = state.with_prompt(path, state.prompts[path].model_copy(update={"demos": own}))
-    return state
+    shown = {path: tuple(demo for name, demo in pairs if name != example) for path, pairs in demos.items() if pairs}
+    return state.with_prompts(
+        {path: state.prompts[path].model_copy(update={"demos": own}) for path, own in shown.items()}
+    )

@@ -11,7 +11,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
 from typing import final
@@ -33,7 +33,7 @@ _TABLE = (
 class CachedLM(LM):
     """An LM whose completions are kept; errors are not.
 
-    A recalled completion carries the usage that it had, so a ledger counts the same either way.
+    A recalled completion carries the usage that it had, marked as cached: a ledger counts the same tokens either way.
 
     Args:
         lm: What answers new requests.
@@ -105,6 +105,7 @@ class CachedLM(LM):
         fields = json.loads(text)
         logprobs = fields.pop("logprobs")
         usage = Usage(**fields.pop("usage"))
+        usage = replace(usage, cached=usage.calls)
         return Completion(**fields, usage=usage, logprobs=None if logprobs is None else tuple(logprobs))
 
     @contextmanager

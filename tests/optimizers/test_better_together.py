@@ -34,6 +34,7 @@ from lmpipe import (
     initial_state,
 )
 from lmpipe.errors import StrategyError
+from lmpipe.ledger import MEASURED
 from optimizers import BetterTogether
 from tests.scripted import Colour, KeepingTrainer, colour_script, examples, scheduler, scripted
 
@@ -183,7 +184,7 @@ def journal(path: Path) -> dict[str, Any]:
 
 def without_clock(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: without_clock(item) for name, item in value.items() if name != "seconds"}
+        return {name: without_clock(item) for name, item in value.items() if name not in MEASURED}
     return [without_clock(item) for item in value] if isinstance(value, list) else value
 
 

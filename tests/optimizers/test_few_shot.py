@@ -22,7 +22,7 @@ def test_bootstrapped_demos_are_the_calls_of_successful_runs() -> None:
         (1, {"answer": "even"}),
         (3, {"answer": "even"}),
     ]
-    assert result.details == {"tried": 6, "bootstrapped": {"predict": 3}}
+    assert (result.details["tried"], result.details["kept_by_module"]) == (6, {"predict": 3})
 
 
 def even(request: Request) -> str:
@@ -50,7 +50,7 @@ def test_a_failed_example_is_tried_again_at_a_temperature() -> None:
     state = initial_state(program, session)
     once = BootstrapFewShot(exact_match).optimize(program, state, train, [], session)
     twice = BootstrapFewShot(exact_match, max_rounds=2).optimize(program, state, train, [], session)
-    assert (once.details["bootstrapped"], twice.details["bootstrapped"]) == ({}, {"predict": 3})
+    assert (once.details["kept"], twice.details["kept"], twice.details["tried"]) == (0, 3, 6)
 
 
 def test_random_search_keeps_the_candidate_that_validates_best() -> None:

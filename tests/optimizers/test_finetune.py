@@ -160,4 +160,4 @@ def test_rows_are_deduplicated_and_balanced_on_request(store: RunStore) -> None:
     rows = trainer.calls[0][0]
     assert [row.group for row in rows].count("red") == [row.group for row in rows].count("Red.") == 3
     assert len(set(rows)) == 4
-    assert result.details["kept_by_label"] == {"Red.": 2, "red": 6}
+    assert result.details["kept_by_label"] == {"answer": {"Red.": 2, "red": 6}}

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmpipe.errors import StrategyError
-from optimizers import parse_strategy
+from optimizers import distinct_stages, parse_strategy
 
-NAMES = ("p", "w", "long name")
+NAMES = ("p", "w", "long name", "few-shot")
+EIGHT = ["vanilla", "p", "w", "p*2", "w*2", "p -> w", "w -> p", "p -> w -> p"]
 
 
 @given(st.lists(st.sampled_from(NAMES), min_size=1), st.sampled_from(["->", " -> ", "  ->"]))
@@ -17,8 +18,42 @@ def test_names_between_arrows_are_read_in_order(names: list[str], arrow: str) ->
     assert parse_strategy(arrow.join(names), NAMES) == tuple(names)
 
 
-def test_vanilla_names_no_stage() -> None:
-    assert parse_strategy("vanilla", NAMES) == ()
+Tree = str | tuple[list["Tree"], int]
+trees: st.SearchStrategy[Tree] = st.recursive(
+    st.sampled_from(NAMES),
+    lambda inner: st.tuples(st.lists(inner, min_size=1, max_size=3), st.integers(1, 3)),
+    max_leaves=6,
+)
+
+
+def written(tree: Tree) -> str:
+    return tree if isinstance(tree, str) else f"({' -> '.join(map(written, tree[0]))}) * {tree[1]}"
+
+
+def meant(tree: Tree) -> list[str]:
+    return [tree] if isinstance(tree, str) else [name for part in tree[0] for name in meant(part)] * tree[1]
+
+
+@given(trees)
+def test_parentheses_and_repetitions_mean_what_they_say(tree: Tree) -> None:
+    if len(meant(tree)) <= 100:
+        assert parse_strategy(written(tree), NAMES) == tuple(meant(tree))
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("vanilla", ""),
+        ("p*3", "ppp"),
+        ("(p -> w)*2", "pwpw"),
+        ("p -> w*2", "pww"),
+        ("(p->w)*2->p", "pwpwp"),
+        ("p*2*2", "pppp"),
+        ("((w))", "w"),
+    ],
+)
+def test_repetition_binds_more_closely_than_the_arrow(text: str, names: str) -> None:
+    assert parse_strategy(text, NAMES) == tuple(names)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +63,14 @@ def test_vanilla_names_no_stage() -> None:
         ("p w", "no stage is called 'p w'", 0),
         ("p -> -> w", "a stage name is missing", 5),
         ("", "a stage name is missing", 0),
+        ("p ->", "a stage name is missing", 4),
+        ("p*", "after '\\*' comes how often", 2),
+        ("p*w", "after '\\*' comes how often", 2),
+        ("p*0 -> w", "after '\\*' comes how often", 2),
+        ("(p -> w", "this parenthesis is not closed", 0),
+        ("p -> w)", "there is no parenthesis to close", 6),
+        ("(p)(w)", "'->' is missing", 3),
+        ("(p -> w)*51", "at most 100 stages", 9),
     ],
 )
 def test_a_fault_is_pointed_at(text: str, message: str, column: int) -> None:
@@ -36,10 +79,16 @@ def test_a_fault_is_pointed_at(text: str, message: str, column: int) -> None:
     assert str(caught.value).splitlines()[-2:] == [f"  {text}", "  " + " " * column + "^"]
 
 
-@given(st.text())
+@given(st.text("pw->*() 12", max_size=12) | st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         names = parse_strategy(text, NAMES)
     except StrategyError:
         return
     assert set(names) <= set(NAMES)
+
+
+def test_the_eight_rows_of_the_paper_take_seven_stages() -> None:
+    strategies = [parse_strategy(text, NAMES) for text in EIGHT]
+    assert sum(map(len, strategies)) == 13
+    assert ["".join(names) for names in distinct_stages(strategies)] == ["p", "w", "pp", "pw", "wp", "ww", "pwp"]

@@ -6,34 +6,34 @@ Knows which calls become training rows; how a row becomes weights is the trainer
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import Literal, final
 
 from lmpipe import (
     Example,
     Metric,
     Module,
-    Optimizer,
     OptimizeResult,
     Predict,
     ProgramState,
     Session,
     Trace,
     Trainer,
+    WeightOptimizer,
     WeightState,
     predictors,
 )
 from lmpipe.hashing import canonical_json, derive_seed
-from lmpipe.rollout import Job, rollout
+from lmpipe.rollout import Job
 from lmpipe.trainer import TrainingRow
 from optimizers.demos import labelled_pool, prompted, redraw
+from optimizers.traces import Harvest, Teacher, run
 
 
 @final
 @dataclass(frozen=True)
-class BootstrapFinetune(Optimizer):
+class BootstrapFinetune(WeightOptimizer):
     """Runs the program with its current prompts and weights, and fine-tunes on the calls of the runs that succeeded.
 
     Args:
@@ -53,6 +53,7 @@ class BootstrapFinetune(Optimizer):
         include_demos: Whether rows show the current prompt with its demos, instead of the vanilla one.
         adapters: One adapter for each LM role, trained on the rows of all its modules; or one for each module.
         init: Whether training starts from the base or from the current weights.
+        teacher: Who makes the runs; by default the program itself, as it is.
     """
 
     metric: Metric
@@ -69,8 +70,7 @@ class BootstrapFinetune(Optimizer):
     include_demos: bool = False
     adapters: Literal["role", "module"] = "role"
     init: Literal["base", "current"] = "base"
-
-    tunes: ClassVar[Literal["prompts", "weights", "both"]] = "weights"
+    teacher: Teacher | None = None
 
     def search(
         self,
@@ -80,16 +80,16 @@ class BootstrapFinetune(Optimizer):
         val: Sequence[Example],
         session: Session,
     ) -> OptimizeResult:
-        kept, tried = self.traces(program, state, train, session)
-        details: dict[str, Any] = {"tried": tried, "kept": len(kept), **self._by_label(kept)}
-        if not kept:
+        harvest = self.harvest(program, state, train, session)
+        details = harvest.details()
+        if not harvest.kept:
             reason = (
-                f"none of {tried} runs on {len(train)} training examples scored {self.metric_threshold} or more, so "
-                "there is nothing to train on; try more rollouts, a higher temperature, or a prompt stage before "
-                "this one"
+                f"none of {harvest.tried} runs on {len(train)} training examples scored {self.metric_threshold} or "
+                "more, so there is nothing to train on; try more rollouts, a higher temperature, or a prompt stage "
+                "before this one"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
-        for key, rows in self.rows(program, state, kept, session).items():
+        for key, rows in self.rows(program, state, harvest.kept, session).items():
             start = self._start(state, key)
             trainer = self.trainer if isinstance(self.trainer, Trainer) else self.trainer[key.partition("/")[0]]
             trained = trainer.train(rows, start, session)
@@ -105,10 +105,11 @@ class BootstrapFinetune(Optimizer):
             }
         return OptimizeResult(state=state, details=details)
 
-    def traces(
-        self, program: Module, state: ProgramState, train: Sequence[Example], session: Session
-    ) -> tuple[list[Trace], int]:
-        """The successful traces, in the order of the examples, and how many were tried."""
+    def harvest(self, program: Module, state: ProgramState, train: Sequence[Example], session: Session) -> Harvest:
+        """The successful runs."""
+        paths = tuple(predictors(program))
+        if self.teacher is not None:
+            program, state, session = self.teacher.place(program, state, session)
         rng = random.Random(derive_seed(session.seed, "demos"))
         labels = labelled_pool(program, train) if self.vary_demos else {}
         kept: dict[str, list[Trace]] = {}
@@ -121,15 +122,16 @@ class BootstrapFinetune(Optimizer):
                 if example.id not in kept
                 for sample in range(first, first + self.rollouts_per_example)
             ]
-            if not jobs or idle == self.max_idle_rounds:
+            if not jobs or idle == self.max_idle_rounds or session.ledger.spent():
                 break
-            tried += len(jobs)
-            traces = rollout(program, jobs, session, self.metric, title=f"traces, {len(kept)} examples solved")
-            good = [trace for trace in traces if trace.failure is None and trace.score >= self.metric_threshold]
+            title = f"traces, {len(kept)} examples solved"
+            made, good = run(program, jobs, session, self.metric, self.metric_threshold, title=title)
+            tried += len(made)
             idle = idle + 1 if len(good) < self.min_yield * len(jobs) else 0
             for trace in good:
                 kept.setdefault(trace.example.id, []).append(trace)
-        return [trace for example in train for trace in kept.get(example.id, ())], tried
+        ordered = tuple(trace for example in train for trace in kept.get(example.id, ()))
+        return Harvest(ordered, tried, tuple(train), paths)
 
     def rows(
         self, program: Module, state: ProgramState, traces: Sequence[Trace], session: Session
@@ -144,9 +146,9 @@ class BootstrapFinetune(Optimizer):
         for trace in traces:
             label = str(trace.example.labels[self.balance_by]) if self.balance_by else ""
             for step in trace.steps:
-                if step.outputs is None:
+                predictor = known.get(step.path)
+                if predictor is None or step.outputs is None:
                     continue
-                predictor = known[step.path]
                 prompt = state.prompts.get(step.path, predictor.vanilla) if self.include_demos else predictor.vanilla
                 row = TrainingRow(
                     session.template.messages(predictor.signature, prompt, step.inputs),
@@ -175,10 +177,3 @@ class BootstrapFinetune(Optimizer):
             groups.setdefault(row.group, []).append(row)
         most, rng = max(map(len, groups.values())), random.Random(seed)
         return rows + [row for members in groups.values() for row in rng.choices(members, k=most - len(members))]
-
-    def _by_label(self, kept: Sequence[Trace]) -> dict[str, Any]:
-        if not self.balance_by:
-            return {}
-        return {
-            "kept_by_label": dict(sorted(Counter(str(trace.example.labels[self.balance_by]) for trace in kept).items()))
-        }

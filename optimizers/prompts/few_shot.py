@@ -1,0 +1,121 @@
+"""Prompt optimizers that take demonstrations without a search (Khattab et al. 2023, arXiv 2310.03714).
+
+`BootstrapSettings` holds what all that bootstrap have in common, under the names that the literature has for it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from lmpipe import Demo, Example, Metric, Module, OptimizeResult, ProgramState, PromptOptimizer, Session
+from lmpipe.hashing import derive_seed
+from optimizers.demos import Pool, draw, labelled_pool, successful_traces, trace_pool, with_demos
+from optimizers.traces import Harvest, Teacher
+
+
+@final
+@dataclass(frozen=True)
+class LabeledFewShot(PromptOptimizer):
+    """Prompts every module with training examples as they are, where their labels name its inputs and outputs.
+
+    The few-shot prompting of Brown et al. 2020 (arXiv 2005.14165).
+
+    Args:
+        k: Demonstrations for each module.
+        sample: Whether they are drawn by the seed; otherwise the first ones are taken.
+    """
+
+    k: int = 16
+    sample: bool = True
+
+    def search(
+        self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
+    ) -> OptimizeResult:
+        rng = random.Random(derive_seed(session.seed, "labelled")) if self.sample else None
+        labels = labelled_pool(program, train)
+        demos = choose({}, labels, 0, self.k, rng)
+        return OptimizeResult(
+            state=with_demos(state, demos),
+            details={"labelled": {path: min(self.k, len(pairs)) for path, pairs in labels.items()}},
+        )
+
+
+@dataclass(frozen=True)
+class BootstrapSettings(PromptOptimizer):
+    """What prompt optimizers that bootstrap have in common.
+
+    Args:
+        metric: Decides what is successful, and what is best.
+        metric_threshold: Least score of a successful run.
+        max_bootstrapped_demos: Most demos from successful runs, for each module.
+        max_labeled_demos: Most demos from labels, for each module; also the prompt that the runs are made with.
+        max_rounds: How often an example that failed is tried; rounds after the first draw at `temperature`.
+        temperature: See `max_rounds`.
+        teacher: Who makes the runs; by default the program itself, as it is.
+    """
+
+    metric: Metric
+    metric_threshold: float = 1.0
+    max_bootstrapped_demos: int = 3
+    max_labeled_demos: int = 3
+    max_rounds: int = 1
+    temperature: float = 0.7
+    teacher: Teacher | None = None
+
+    @final
+    def pools(
+        self, program: Module, state: ProgramState, train: Sequence[Example], session: Session
+    ) -> tuple[Pool, Pool, Harvest]:
+        """All bootstrapped and all labelled demos that the training examples give, and the runs that were made."""
+        harvest = successful_traces(
+            program,
+            state,
+            train,
+            self.metric,
+            self.metric_threshold,
+            session,
+            labelled=self.max_labeled_demos,
+            rounds=self.max_rounds,
+            temperature=self.temperature,
+            teacher=self.teacher,
+        )
+        known = set(state.prompts)
+        boot = {path: pairs for path, pairs in trace_pool(harvest.kept, session.seed).items() if path in known}
+        return boot, labelled_pool(program, train), harvest
+
+
+@final
+@dataclass(frozen=True)
+class BootstrapFewShot(BootstrapSettings):
+    """Prompts every module with its own calls in successful runs, and with labelled examples where there are labels.
+
+    Where a module ran several times in a run, one of its calls is drawn. `BootstrapSettings` has the parameters.
+    """
+
+    def search(
+        self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
+    ) -> OptimizeResult:
+        boot, labels, harvest = self.pools(program, state, train, session)
+        demos = choose(boot, labels, self.max_bootstrapped_demos, self.max_labeled_demos, None)
+        return OptimizeResult(state=with_demos(state, demos), details=harvest.details())
+
+
+def choose(
+    boot: Pool, labels: Pool, most_boot: int, most_labelled: int, rng: random.Random | None
+) -> dict[str, list[Demo]]:
+    """Demos for each module: bootstrapped ones, then labelled ones of other examples.
+
+    Args:
+        boot: Bootstrapped demos.
+        labels: Labelled demos.
+        most_boot: Most of the first.
+        most_labelled: Most of the second.
+        rng: Draws them; without it the first ones are taken.
+    """
+    first = draw(boot, most_boot, rng)
+    taken = {path: {name for name, _ in pairs} for path, pairs in first.items()}
+    second = draw(labels, most_labelled, rng, taken)
+    return {path: [demo for _, demo in [*first.get(path, ()), *second.get(path, ())]] for path in {**boot, **labels}}

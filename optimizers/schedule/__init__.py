@@ -1,0 +1,8 @@
+"""The scheduler that alternates optimizers, what it says of a run, and the language of its strategies."""
+
+from __future__ import annotations
+
+from optimizers.schedule.better_together import BetterTogether
+from optimizers.schedule.strategy import distinct_stages, parse_strategy
+
+__all__ = ["BetterTogether", "distinct_stages", "parse_strategy"]

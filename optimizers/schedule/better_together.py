@@ -1,0 +1,178 @@
+"""The scheduler: alternates named optimizers as a strategy says (Soylu et al. 2024, arXiv 2407.10930, Algorithm 1).
+
+Knows nothing of prompts or LoRA beyond which half of the state an optimizer tunes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, final
+
+from lmpipe import (
+    Budget,
+    Evaluation,
+    Example,
+    Metric,
+    Module,
+    Optimizer,
+    OptimizeResult,
+    ProgramState,
+    Session,
+    evaluate,
+)
+from lmpipe.events import StageEnded
+from lmpipe.hashing import derive_seed
+from lmpipe.optimizer import StageResult
+from lmpipe.splits import subsample
+from optimizers.schedule.diagnosis import diagnose
+from optimizers.schedule.strategy import distinct_stages, parse_strategy
+
+
+@final
+@dataclass(frozen=True)
+class BetterTogether(Optimizer):
+    """Runs the stages of a strategy one after another, each from the state that the one before it left.
+
+    Stages are seeded by the strategy up to them, so within one session or one store ``"p"`` and ``"p -> w -> p"`` share
+    their first stage and its evaluation: they are done once. A stage without anything to work with is skipped with its
+    reason, and the run goes on.
+
+    Args:
+        metric: Scores the state after each stage on the validation examples.
+        optimizers: Stage name → optimizer.
+        strategy: Such as ``"p -> w -> p"`` or ``"(p -> w)*2"``; ``"vanilla"`` runs no stage.
+        prompts_from: Whether a prompt stage starts again from the original prompts, as in Algorithm 1, or goes on from
+            the current ones.
+        select: Whether the result is the state after the last stage, or the one with the best validation score among
+            the initial state and all stages (the earliest of equals).
+        budget: Of all stages together. Scoring the states after them is not limited, and not counted.
+        stage_budget: Of each stage; likewise.
+        num_train_scored: On how many training examples the states are scored too, which shows over-fitting.
+
+    Raises:
+        StrategyError: If the strategy cannot be read.
+    """
+
+    metric: Metric
+    optimizers: Mapping[str, Optimizer]
+    strategy: str = "p -> w -> p"
+    prompts_from: Literal["original", "current"] = "original"
+    select: Literal["last", "best"] = "last"
+    budget: Budget | None = None
+    stage_budget: Budget | None = None
+    num_train_scored: int = 0
+
+    def __post_init__(self) -> None:
+        parse_strategy(self.strategy, self.optimizers)
+
+    def optimize_all(
+        self,
+        strategies: Sequence[str],
+        program: Module,
+        state: ProgramState,
+        train: Sequence[Example],
+        val: Sequence[Example],
+        session: Session,
+    ) -> dict[str, OptimizeResult]:
+        """Runs several strategies as a tree: the stages and evaluations that they begin with are done once.
+
+        Each result accounts for its strategy as if it had run alone.
+
+        Args:
+            strategies: In place of `strategy`.
+            program: As in `optimize`, like all that follow.
+
+        Returns:
+            Strategy → result, in the order given.
+        """
+        stages = {text: parse_strategy(text, self.optimizers) for text in strategies}
+        with session.track("stages of all strategies", len(distinct_stages(stages.values()))) as advance:
+            results, done = {}, 0
+            for number, text in enumerate(strategies, 1):
+                own = replace(session, ledger=session.ledger.child())
+                results[text] = replace(self, strategy=text).optimize(program, state, train, val, own)
+                so_far = len(distinct_stages(stages[other] for other in strategies[:number]))
+                advance(so_far - done)
+                done = so_far
+        return results
+
+    def search(
+        self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
+    ) -> OptimizeResult:
+        names = parse_strategy(self.strategy, self.optimizers)
+        run = _Run(self, program, state, train, val, session)
+        first = run.score(state, session, "vanilla")
+        stages: list[StageResult] = []
+        for number in range(1, len(names) + 1):
+            before = (stages[-1].result.state, stages[-1].evaluation) if stages else (state, first)
+            stages.append(run.stage(names[:number], *before))
+        outcomes = [(state, first), *((stage.result.state, stage.evaluation) for stage in stages)]
+        chosen, evaluation = outcomes[-1]
+        if self.select == "best":
+            chosen, evaluation = max(outcomes, key=lambda outcome: outcome[1].mean)
+        skipped = bool(stages) and all(stage.result.status == "skipped" for stage in stages)
+        return OptimizeResult(
+            state=chosen,
+            status="skipped" if skipped else "done",
+            reason=stages[-1].result.reason if skipped else "",
+            stopped=next((stage.result.stopped for stage in stages if stage.result.stopped), ""),
+            evaluation=evaluation,
+            stages=tuple(stages),
+            findings=tuple(diagnose(names, first, stages, {n: self.optimizers[n].tunes for n in names})),
+        )
+
+
+@final
+class _Run:
+    """What the stages of one run have in common."""
+
+    def __init__(
+        self,
+        settings: BetterTogether,
+        program: Module,
+        original: ProgramState,
+        train: Sequence[Example],
+        val: Sequence[Example],
+        session: Session,
+    ) -> None:
+        self._settings, self._program, self._original = settings, program, original
+        self._train, self._val, self._session = train, val, session
+        self._spending = session.limited(settings.budget) if settings.budget else session
+        self._scored = subsample(train, settings.num_train_scored, derive_seed(session.seed, "scored"))
+
+    def stage(self, names: Sequence[str], state: ProgramState, evaluation: Evaluation) -> StageResult:
+        """Runs the last of some stages on what those before it left, and scores what comes of it."""
+        path, optimizer = " -> ".join(names), self._settings.optimizers[names[-1]]
+        stage = self._spending.child(path)
+        result = self._optimize(optimizer, state, stage)
+        cost = stage.ledger.total
+        train_evaluation = None
+        if result.status == "skipped":
+            result = result.model_copy(update={"state": state})
+        else:
+            measuring = replace(self._session, ledger=self._session.ledger.child())
+            evaluation = self.score(result.state, measuring, path)
+            if self._scored:
+                train_evaluation = self.score(result.state, measuring, f"{path}, training examples", self._scored)
+            cost += measuring.ledger.total
+        self._session.notify(StageEnded(path, result.status, evaluation.mean, evaluation.stderr, cost))
+        return StageResult(
+            name=names[-1], result=result, evaluation=evaluation, train_evaluation=train_evaluation, cost=cost
+        )
+
+    def score(
+        self, state: ProgramState, session: Session, what: str, examples: Sequence[Example] | None = None
+    ) -> Evaluation:
+        """Scores a state on the validation examples, or on others."""
+        chosen = self._val if examples is None else examples
+        return evaluate(self._program, state, chosen, self._settings.metric, session, title=f"scoring {what}")
+
+    def _optimize(self, optimizer: Optimizer, state: ProgramState, stage: Session) -> OptimizeResult:
+        if reason := stage.ledger.spent():
+            text = f"the budget was spent before it began ({reason})"
+            return OptimizeResult(state=state, status="skipped", reason=text, stopped=reason)
+        restart = optimizer.tunes == "prompts" and self._settings.prompts_from == "original"
+        start = state.with_prompts_of(self._original) if restart else state
+        limited = stage.limited(self._settings.stage_budget) if self._settings.stage_budget else stage
+        return optimizer.optimize(self._program, start, self._train, self._val, limited)

@@ -1,0 +1,138 @@
+"""What went wrong in a run, in words: from the results of its stages alone.
+
+The failure signatures that Soylu et al. 2024 (arXiv 2407.10930) leave open: too few successful traces, one class only,
+over-fitting, a stage that makes things worse, no gain from alternating. Knows nothing of how a report shows them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lmpipe import Evaluation
+from lmpipe.optimizer import Finding, StageResult
+
+LEAST_SOLVED = 0.1  # share of the examples that should have a successful run
+_NORMAL = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95 % interval, in standard errors
+
+
+def diagnose(
+    names: Sequence[str], first: Evaluation, stages: Sequence[StageResult], tunes: Mapping[str, str]
+) -> Iterator[Finding]:
+    """What a researcher should know of a run.
+
+    Args:
+        names: Of its stages.
+        first: Evaluation of the state that it started from.
+        stages: Their results.
+        tunes: Stage name → which half of the state it tunes.
+    """
+    before = first
+    for number, stage in enumerate(stages, 1):
+        path = " -> ".join(names[:number])
+        if stage.result.stopped:
+            yield _stopped(path, stage)
+        yield from _few_traces(path, stage.result.details)
+        yield from _collapse(path, stage.result.details)
+        yield from _over_fit(path, stage)
+        yield from _worse(path, before, stage.evaluation)
+        before = stage.evaluation
+    if len({tunes[name] for name in names}) > 1:
+        yield from _no_gain(names, stages)
+
+
+def paired_interval(scores: Mapping[str, float], baseline: Mapping[str, float]) -> tuple[float, float, float]:
+    """Mean of the paired differences over the common examples, and its 95 % interval by the normal approximation.
+
+    The bounds are infinite below two examples.
+    """
+    differences = [scores[name] - baseline[name] for name in scores if name in baseline]
+    if len(differences) < 2:
+        return statistics.fmean(differences or [math.nan]), -math.inf, math.inf
+    mean = statistics.fmean(differences)
+    half = _NORMAL * statistics.stdev(differences) / math.sqrt(len(differences))
+    return mean, mean - half, mean + half
+
+
+def _stopped(path: str, stage: StageResult) -> Finding:
+    message = f"{stage.result.stopped}, so the stage ended with the best that it had found"
+    return Finding(kind="budget", stage=path, message=message, advice="give it a larger budget, or compare at this one")
+
+
+def _few_traces(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
+    if "solved" not in details:
+        return
+    modules = [name for name, count in details["kept_by_module"].items() if not count]
+    lacking = [f"module {name}" for name in modules] + [
+        f"{label} = {value}"
+        for label, counts in details["kept_by_label"].items()
+        for value, count in counts.items()
+        if not count
+    ]
+    if details["solved"] >= LEAST_SOLVED * details["examples"] and not lacking:
+        return
+    kept, tried, solved, examples = (details[name] for name in ("kept", "tried", "solved", "examples"))
+    message = f"{kept} of {tried} runs succeeded, on {solved} of {examples} examples"
+    if kept and lacking:
+        message += f"; none for {', '.join(lacking)}"
+    advice = (
+        "more rollouts per example, a higher temperature, vary_demos, structured completions, a prompt stage before "
+        "this one, or a teacher"
+    )
+    yield Finding(kind="few traces", stage=path, message=message, advice=advice)
+
+
+def _collapse(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
+    if details.get("kept", 0) < 2:
+        return
+    several = any(len(counts) > 1 for counts in details["kept_by_label"].values())
+    if several and details["answers"] == 1:
+        message = f"all {details['kept']} successful runs give the same answer, so that is what is learned"
+        advice = "vary_demos, max_rollouts_per_example and balance_by bring the other answers in"
+        yield Finding(kind="class collapse", stage=path, message=message, advice=advice)
+
+
+def _over_fit(path: str, stage: StageResult) -> Iterator[Finding]:
+    train, val = stage.train_evaluation, stage.evaluation
+    if train is not None and train.n > 1 and val.n > 1:
+        gap, error = train.mean - val.mean, math.hypot(train.stderr, val.stderr)
+        if gap - _NORMAL * error > 0:
+            message = f"{_points(train.mean)} % on training examples and {_points(val.mean)} % on validation examples"
+            advice = "more training examples, fewer epochs, held_out with early stopping, or a smaller rank"
+            yield Finding(kind="over-fit", stage=path, message=message, advice=advice)
+    for key, training in stage.result.details.get("training", {}).items():
+        held_out = training["held_out_losses"]
+        if len(held_out) > 1 and held_out[-1] > 1.1 * min(held_out):
+            message = f"the loss of {key} on held-out rows rose from {min(held_out):.3f} to {held_out[-1]:.3f}"
+            advice = "the best epoch was kept; fewer epochs or a lower learning rate save the rest"
+            yield Finding(kind="over-fit", stage=path, message=message, advice=advice)
+
+
+def _worse(path: str, before: Evaluation, after: Evaluation) -> Iterator[Finding]:
+    change, low, high = paired_interval(after.scores, before.scores)
+    if high < 0:
+        message = f"the score fell by {_points(-change)} points (95 % interval {_points(-high)} to {_points(-low)})"
+        advice = (
+            "select='best' keeps the state before it; after a weight stage, end on a prompt stage: tuned weights want "
+            "other prompts"
+        )
+        yield Finding(kind="worse", stage=path, message=message, advice=advice)
+
+
+def _no_gain(names: Sequence[str], stages: Sequence[StageResult]) -> Iterator[Finding]:
+    """Whether the last state is better than the one after the first stage alone."""
+    alone, last = stages[0].evaluation, stages[-1].evaluation
+    gain, low, high = paired_interval(last.scores, alone.scores)
+    if low <= 0:
+        message = (
+            f"after {names[0]} alone {_points(alone.mean)} %, after all stages {_points(last.mean)} %: a difference of "
+            f"{_points(gain)} points (95 % interval {_points(low)} to {_points(high)}) does not show a gain"
+        )
+        advice = "more validation examples to see smaller gains; otherwise the shorter strategy is as good and cheaper"
+        yield Finding(kind="no gain", stage=" -> ".join(names), message=message, advice=advice)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f}"

@@ -1,0 +1,121 @@
+"""Strategy strings: ``"p -> w -> p"`` names the stages of a run in order; ``"vanilla"`` names none.
+
+    strategy   stages ("->" stages)*
+    stages     (name | "(" strategy ")") ("*" count)?
+
+So ``"p*3"`` is ``"p -> p -> p"``, and ``"(p -> w)*2"`` is ``"p -> w -> p -> w"``. Knows nothing of what a stage does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import NoReturn, final
+
+from lmpipe.errors import StrategyError
+
+VANILLA = "vanilla"
+MOST_STAGES = 100
+
+_TOKEN = re.compile(r"->|[()*]|(?:(?!->)[^()*\s])(?:(?:(?!->)[^()*])*(?:(?!->)[^()*\s]))?")
+
+
+def parse_strategy(text: str, known: Collection[str]) -> tuple[str, ...]:
+    """Reads a strategy.
+
+    Args:
+        text: Stage names with ``->`` between them, ``*`` and a number to repeat, and parentheses; or ``"vanilla"``.
+        known: The names there are.
+
+    Returns:
+        The names in order; none for ``"vanilla"``.
+
+    Raises:
+        StrategyError: If it cannot be read; the message points at the place.
+    """
+    if text.strip() == VANILLA:
+        return ()
+    return _Reader(text, known).read()
+
+
+def distinct_stages(strategies: Iterable[Collection[str]]) -> list[tuple[str, ...]]:
+    """Each stage that some strategies take, once, as the strategy up to and with it: parents before children.
+
+    Strategies that begin alike share these stages, so this is what running all of them takes.
+    """
+    prefixes = {tuple(names)[:length] for names in strategies for length in range(1, len(names) + 1)}
+    return sorted(prefixes, key=lambda names: (len(names), names))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Token:
+    text: str
+    at: int
+
+
+@final
+class _Reader:
+    """Reads one strategy from left to right."""
+
+    def __init__(self, text: str, known: Collection[str]) -> None:
+        self._text, self._known = text, known
+        self._tokens = [_Token(match.group(), match.start()) for match in _TOKEN.finditer(text)]
+        self._next = 0
+
+    def read(self) -> tuple[str, ...]:
+        names = self._strategy()
+        if (left := self._peek()) is not None:
+            self._fail("there is no parenthesis to close" if left.text == ")" else "'->' is missing", left)
+        return names
+
+    def _strategy(self) -> tuple[str, ...]:
+        names = self._stages()
+        while self._take("->"):
+            names += self._stages()
+        return names
+
+    def _stages(self) -> tuple[str, ...]:
+        opening = self._peek()
+        if self._take("("):
+            names = self._strategy()
+            if not self._take(")"):
+                self._fail("this parenthesis is not closed", opening)
+        else:
+            names = (self._name(),)
+        return self._repeated(names)
+
+    def _name(self) -> str:
+        token = self._peek()
+        if token is None or token.text in {"->", "(", ")", "*"}:
+            self._fail("a stage name is missing", token)
+        if token.text not in self._known:
+            self._fail(f"no stage is called {token.text!r}", token)
+        self._next += 1
+        return token.text
+
+    def _repeated(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        while self._take("*"):
+            token = self._peek()
+            if token is None or not (token.text.isascii() and token.text.isdigit()) or int(token.text[:6]) < 1:
+                self._fail("after '*' comes how often, such as 2", token)
+            if len(names) * int(token.text[:6]) > MOST_STAGES:
+                self._fail(f"a strategy has at most {MOST_STAGES} stages", token)
+            self._next += 1
+            names *= int(token.text)
+        return names
+
+    def _peek(self) -> _Token | None:
+        return self._tokens[self._next] if self._next < len(self._tokens) else None
+
+    def _take(self, text: str) -> bool:
+        token = self._peek()
+        found = token is not None and token.text == text
+        self._next += found
+        return found
+
+    def _fail(self, problem: str, token: _Token | None) -> NoReturn:
+        at = len(self._text.rstrip()) if token is None else token.at
+        listed = ", ".join(sorted(self._known))
+        raise StrategyError(f"{problem}; the stages are {listed}\n  {self._text}\n  {' ' * at}^")

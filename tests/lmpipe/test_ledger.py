@@ -1,0 +1,134 @@
+"""Ledgers add up what is spent, and budgets limit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmpipe import (
+    LM,
+    Budget,
+    Completion,
+    EngineError,
+    Example,
+    Job,
+    Request,
+    ScriptedLM,
+    Session,
+    exact_match,
+    initial_state,
+    rollout,
+)
+from lmpipe.ledger import MEASURED, Cost, Ledger, ModuleCost
+from tests.scripted import Colour, colour_script, examples
+
+costs = st.builds(
+    Cost,
+    lm_calls=st.integers(0, 9),
+    training_tokens=st.integers(0, 9),
+    peak_memory=st.integers(0, 9),
+    modules=st.dictionaries(st.sampled_from("ab"), st.builds(ModuleCost, calls=st.integers(0, 9))),
+)
+
+
+@given(costs, costs, costs)
+def test_costs_add_up_in_any_order_and_survive_json(one: Cost, two: Cost, three: Cost) -> None:
+    assert (one + two) + three == one + (two + three) == three + two + one
+    assert Cost.from_json(one.to_json()) == one
+    assert (one + two).peak_memory == max(one.peak_memory, two.peak_memory)
+
+
+def test_what_is_spent_in_a_child_is_spent_in_its_parents() -> None:
+    run = Ledger()
+    stage = run.child()
+    stage.child().add(Cost(lm_calls=2, modules={"a": ModuleCost(calls=2)}))
+    stage.add(Cost(lm_calls=1))
+    assert (run.total.lm_calls, stage.total.lm_calls) == (3, 3)
+    assert run.total.modules == {"a": ModuleCost(calls=2)}
+    assert run.total.cpu_seconds >= 0
+    assert run.total.peak_memory > 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("budget", "cost", "reason"),
+    [
+        (Budget(), Cost(lm_calls=10**9), ""),
+        (Budget(max_lm_calls=3), Cost(lm_calls=2), ""),
+        (Budget(max_lm_calls=3), Cost(lm_calls=3), "max_lm_calls=3 is spent"),
+        (
+            Budget(max_tokens=10),
+            Cost(prompt_tokens=4, completion_tokens=3, training_tokens=3),
+            "max_tokens=10 is spent",
+        ),
+        (Budget(max_seconds=0.0), Cost(), "max_seconds=0.0 is spent"),
+    ],
+)
+def test_a_limit_says_when_it_is_reached(budget: Budget, cost: Cost, reason: str) -> None:
+    ledger = Ledger(limit=budget)
+    within = ledger.child()
+    within.add(cost)
+    assert ledger.spent() == within.spent() == reason
+
+
+@final
+class AtOnce(LM):
+    """Wants each request at once, as a server does."""
+
+    batched = False
+
+    def __init__(self, lm: LM) -> None:
+        self.lm = lm
+
+    @property
+    def name(self) -> str:
+        return self.lm.name
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
+        return self.lm.complete(requests)
+
+    def register_adapter(self, adapter: str, folder: Path) -> None:
+        self.lm.register_adapter(adapter, folder)
+
+
+@pytest.mark.parametrize("made", [lambda lm: lm, AtOnce])
+@pytest.mark.parametrize("calls", [0, 1, 7, 30])
+def test_no_call_is_made_beyond_the_budget(made: Callable[[LM], LM], calls: int) -> None:
+    lm = ScriptedLM(colour_script)
+    session = Session(lm=made(lm)).limited(Budget(max_lm_calls=calls))
+    program = Colour()
+    state = initial_state(program, session)
+    traces = rollout(program, [Job(state, example) for example in examples(20)], session, exact_match)
+    assert len(lm.requests) == session.ledger.total.lm_calls == calls
+    assert session.ledger.total.modules.get("hint", ModuleCost()).calls <= calls
+    assert len(traces) == 20
+    for trace in traces:
+        assert trace.failure == "budget" or len(trace.steps) == 3
+    cut = [trace for trace in traces if trace.failure == "budget"]
+    assert all(trace.error == f"BudgetSpent: max_lm_calls={calls} is spent" for trace in cut)
+
+
+def test_the_batch_that_spends_the_tokens_is_the_last_one() -> None:
+    lm = ScriptedLM(lambda request: "answer: yes")
+    session = Session(lm=lm, max_concurrency=4).limited(Budget(max_tokens=1))
+    program = Colour()
+    state = initial_state(program, session)
+    rollout(program, [Job(state, Example({"number": n})) for n in range(10)], session)
+    assert lm.batch_sizes == [4]
+
+
+def test_costs_are_kept_by_module() -> None:
+    session, program = Session(lm=ScriptedLM(colour_script)), Colour()
+    state = initial_state(program, session)
+    rollout(program, [Job(state, example) for example in examples(4)], session, exact_match)
+    modules = session.ledger.total.modules
+    assert {path: (cost.calls, cost.parse_errors) for path, cost in modules.items()} == {
+        "hint": (8, 0),
+        "answer": (4, 4),
+    }
+    assert sum(cost.prompt_tokens for cost in modules.values()) == session.ledger.total.prompt_tokens
+    assert set(MEASURED) <= set(session.ledger.total.to_json())

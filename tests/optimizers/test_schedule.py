@@ -1,0 +1,203 @@
+"""What the scheduler shares, limits, and says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from lmpipe import (
+    Budget,
+    Example,
+    LmpipeError,
+    Module,
+    OptimizeResult,
+    ProgramState,
+    Request,
+    RunStore,
+    ScriptedLM,
+    Session,
+    WeightOptimizer,
+    WeightState,
+    exact_match,
+    initial_state,
+)
+from lmpipe.events import CandidateScored, Event, StageEnded
+from lmpipe.optimizer import Finding
+from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
+from tests.scripted import COLOURS, Colour, KeepingTrainer, colour_script, examples, scheduler, scripted
+
+TRAIN, VAL = examples(24), examples(24, start=50)
+EIGHT = ["vanilla", "p", "w", "p*2", "w*2", "p -> w", "w -> p", "p -> w -> p"]
+
+
+def all_strategies(session: Session, strategies: Sequence[str] = EIGHT) -> dict[str, OptimizeResult]:
+    program = Colour()
+    better = scheduler(KeepingTrainer())
+    return better.optimize_all(strategies, program, initial_state(program, session), TRAIN, VAL, session)
+
+
+def test_the_eight_rows_of_the_paper_run_seven_stages(store: RunStore, tmp_path: Path) -> None:
+    ended: list[Event] = []
+    lm = scripted()
+    together = all_strategies(Session(lm=lm, store=store, callbacks=(ended.append,)))
+    stages = {event.stage for event in ended if isinstance(event, StageEnded)}
+    assert stages == {"p", "w", "p -> p", "w -> w", "p -> w", "w -> p", "p -> w -> p"}
+    called = len(lm.requests)
+    alone: dict[str, OptimizeResult] = {}
+    for number, text in enumerate(EIGHT):
+        own = RunStore(tmp_path / str(number))
+        alone[text] = all_strategies(Session(lm=scripted(), store=own), [text])[text]
+        own.close()
+        one, two = together[text], alone[text]
+        assert (one.status, one.evaluation) == (two.status, two.evaluation)
+        assert [stage.cost.lm_calls for stage in one.stages] == [stage.cost.lm_calls for stage in two.stages]
+    vanilla = 3 * len(VAL)
+    separately = sum(sum(stage.cost.lm_calls for stage in result.stages) + vanilla for result in alone.values())
+    assert called < 0.7 * separately
+
+
+def test_without_a_store_the_session_remembers_what_strategies_share() -> None:
+    lm = scripted()
+    session = Session(lm=lm)
+    first = all_strategies(session, ["p"])["p"]
+    called = len(lm.requests)
+    assert all_strategies(session, ["vanilla", "p"])["p"] == first
+    assert len(lm.requests) == called
+
+
+def test_a_stage_stops_at_its_best_so_far_when_its_budget_is_spent(store: RunStore) -> None:
+    """Bootstrapping takes 36 calls and a candidate 24: 110 are enough for three of six candidates."""
+    lm, program = scripted(), Colour()
+    session = Session(lm=lm, store=store, max_concurrency=1)
+    search = BootstrapFewShotRandomSearch(exact_match, num_candidate_programs=3, num_train=12, num_val=8)
+    start = initial_state(program, session)
+    result = search.optimize(program, start, TRAIN, VAL, session.limited(Budget(max_lm_calls=110)))
+    assert len(lm.requests) == 110
+    assert result.stopped == "max_lm_calls=110 is spent"
+    assert [candidate.name for candidate in result.candidates] == ["zero-shot", "labelled", "bootstrapped"]
+    assert result.evaluation is not None
+    assert result.evaluation.mean == max(candidate.mean for candidate in result.candidates) > 0
+    whole = search.optimize(program, start, TRAIN, VAL, session)
+    assert (whole.stopped, len(whole.candidates)) == ("", 6)
+
+
+def test_stages_after_a_spent_budget_are_skipped_and_the_result_is_scored_in_full(store: RunStore) -> None:
+    stages = scheduler(KeepingTrainer()).optimizers
+    better = BetterTogether(exact_match, stages, "p -> w -> p", budget=Budget(max_lm_calls=110))
+    program, session = Colour(), Session(lm=scripted(), store=store, max_concurrency=1)
+    result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
+    assert [stage.result.status for stage in result.stages] == ["done", "skipped", "skipped"]
+    assert "before it began (max_lm_calls=110 is spent)" in result.stages[1].result.reason
+    assert result.stopped == "max_lm_calls=110 is spent"
+    assert result.evaluation is not None
+    assert result.evaluation.n == len(VAL)
+    assert [finding.kind for finding in result.findings if finding.stage == "p"] == ["budget"]
+
+
+def test_a_budget_for_each_stage_lets_the_next_one_begin(store: RunStore) -> None:
+    stages = scheduler(KeepingTrainer()).optimizers
+    better = BetterTogether(exact_match, stages, "p -> w", stage_budget=Budget(max_lm_calls=110))
+    program, session = Colour(), Session(lm=scripted(), store=store, max_concurrency=1)
+    result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
+    assert [bool(stage.result.stopped) for stage in result.stages] == [True, False]
+    assert result.stages[1].cost.traces_kept == result.stages[1].result.details["kept"] > 0
+
+
+def test_callbacks_are_told_of_candidates_and_stages(store: RunStore) -> None:
+    events: list[Event] = []
+    result = all_strategies(Session(lm=scripted(), store=store, callbacks=(events.append,)), ["p -> w"])["p -> w"]
+    candidates = [event for event in events if isinstance(event, CandidateScored)]
+    assert [(event.stage, event.name, event.score) for event in candidates] == [
+        ("p", candidate.name, candidate.mean) for candidate in result.stages[0].result.candidates
+    ]
+    stages = [event for event in events if isinstance(event, StageEnded)]
+    assert [(event.stage, event.score) for event in stages] == [
+        ("p", result.stages[0].evaluation.mean),
+        ("p -> w", result.stages[1].evaluation.mean),
+    ]
+
+
+def findings(result: OptimizeResult, kind: str) -> list[Finding]:
+    return [finding for finding in result.findings if finding.kind == kind]
+
+
+def test_too_few_successful_runs_are_named_by_class_and_module(store: RunStore) -> None:
+    def never_blue(request: Request) -> str:
+        text = colour_script(request)
+        return "answer: red" if text == "answer: blue" else text
+
+    program, session = Colour(), Session(lm=ScriptedLM(never_blue), store=store)
+    better = scheduler(KeepingTrainer(), "p -> w")
+    result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
+    found = findings(result, "few traces")
+    assert found[-1].stage == "p -> w"
+    assert "8 of 24 runs succeeded, on 8 of 24 examples" in found[-1].message
+    assert "none for" in found[-1].message
+    assert "answer = blue" in found[-1].message
+    alone = all_strategies(Session(lm=scripted(), store=store), ["w"])["w"]
+    assert findings(alone, "few traces")[0].message == "0 of 24 runs succeeded, on 0 of 24 examples"
+
+
+def test_one_answer_for_all_is_called_a_collapse(store: RunStore) -> None:
+    program, session = Colour(), Session(lm=ScriptedLM(lambda request: "answer: red\nhint: red"), store=store)
+    better = BetterTogether(exact_match, {"w": BootstrapFinetune(exact_match, KeepingTrainer())}, "w")
+    result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
+    assert "all 8 successful runs give the same answer" in findings(result, "class collapse")[0].message
+
+
+@final
+@dataclass(frozen=True)
+class Adapt(WeightOptimizer):
+    """Puts some adapter in place."""
+
+    name: str
+
+    def search(
+        self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
+    ) -> OptimizeResult:
+        if session.store is None:
+            raise LmpipeError("no store")
+        folder = session.store.new_folder()
+        (folder / "adapter.json").write_text(self.name)
+        return OptimizeResult(
+            state=state.with_weights("lm", WeightState(base="scripted", adapter=session.store.put_folder(folder)))
+        )
+
+
+def adapted(store: RunStore, right: dict[str, range], strategy: str) -> OptimizeResult:
+    """Runs on an LM that is right on some numbers under each of the adapters, and on even ones without any."""
+
+    def reply(request: Request) -> str:
+        asked = request.messages[-1].content
+        number = int(asked.partition("\n")[0].partition(": ")[2])
+        adapter = request.weights.adapter
+        name = (store.folder(adapter) / "adapter.json").read_text() if adapter else ""
+        known = number in right[name] if name else number % 2 == 0
+        return f"hint: none\nanswer: {COLOURS[number % 3] if known else 'unknown'}"
+
+    program, session = Colour(), Session(lm=ScriptedLM(reply), store=store)
+    stages = {name: Adapt(name) for name in right} | {"p": scheduler(KeepingTrainer()).optimizers["p"]}
+    better = BetterTogether(exact_match, stages, strategy, num_train_scored=24)
+    return better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
+
+
+def test_a_stage_that_makes_things_worse_by_more_than_its_interval_is_named(store: RunStore) -> None:
+    right = {"good": range(100), "slightly worse": range(73), "bad": range(50, 55)}
+    found = findings(adapted(store, right, "good -> slightly worse -> good -> bad"), "worse")
+    assert [finding.stage for finding in found] == ["good -> slightly worse -> good -> bad"]
+    assert "the score fell by 79.2 points (95 % interval 62.6 to 95.8)" in found[0].message
+
+
+def test_over_fitting_shows_in_the_training_score(store: RunStore) -> None:
+    result = adapted(store, {"rote": range(24)}, "rote")
+    assert result.stages[0].train_evaluation is not None
+    assert "100.0 % on training examples and 0.0 % on validation examples" in findings(result, "over-fit")[0].message
+    assert not findings(adapted(store, {"sound": range(100)}, "sound"), "over-fit")
+
+
+def test_no_gain_from_alternating_is_said(store: RunStore) -> None:
+    without = adapted(store, {"none": range(50, 74, 2)}, "p -> none")
+    assert "after p alone 50.0 %, after all stages 50.0 %" in findings(without, "no gain")[0].message
+    assert not findings(adapted(store, {"much": range(100)}, "p -> much"), "no gain")
