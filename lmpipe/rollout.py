@@ -19,7 +19,7 @@ from lmpipe.metrics import Metric, judge
 from lmpipe.module import Module
 from lmpipe.session import Answer, Run, Session
 from lmpipe.state import ProgramState
-from lmpipe.trace import Failure, Trace, module_costs, total_usage
+from lmpipe.trace import Failure, Trace, module_costs
 from lmpipe.wavefront import Wavefront
 
 logger = logging.getLogger(__name__)
@@ -80,15 +80,19 @@ def rollout(
 
 def cost_of(traces: Sequence[Trace]) -> Cost:
     """Calls, tokens and failed calls of some traces, by module too; no time."""
-    usage = total_usage(traces)
-    modules = module_costs(step for trace in traces for step in trace.steps)
+    steps = [step for trace in traces for step in trace.steps]
+    modules = module_costs(steps)
+
+    def total(name: str) -> int:
+        return sum(getattr(cost, name) for cost in modules.values())
+
     return Cost(
-        usage.calls,
-        usage.cached,
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        parse_errors=sum(cost.parse_errors for cost in modules.values()),
-        engine_errors=sum(cost.engine_errors for cost in modules.values()),
+        lm_calls=total("calls"),
+        cached_calls=sum(step.usage.cached for step in steps),
+        prompt_tokens=total("prompt_tokens"),
+        completion_tokens=total("completion_tokens"),
+        parse_errors=total("parse_errors"),
+        engine_errors=total("engine_errors"),
         modules=modules,
     )
 

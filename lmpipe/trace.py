@@ -75,20 +75,13 @@ class Trace:
 
 def module_costs(steps: Iterable[Step]) -> dict[str, ModuleCost]:
     """Module path → what the calls of it cost."""
-    costs: dict[str, ModuleCost] = {}
+    sums: dict[str, list[int]] = {}  # plain numbers: a search has thousands of steps
     for step in steps:
-        failed, unanswered = step.error is not None, step.text is None
-        cost = ModuleCost(
-            step.usage.calls,
-            step.usage.prompt_tokens,
-            step.usage.completion_tokens,
-            parse_errors=int(failed and not unanswered),
-            engine_errors=int(failed and unanswered),
-        )
-        costs[step.path] = costs.get(step.path, ModuleCost()) + cost
-    return costs
-
-
-def total_usage(traces: Iterable[Trace]) -> Usage:
-    """Sum over all steps of all traces."""
-    return sum((step.usage for trace in traces for step in trace.steps), Usage())
+        failed, unanswered, usage = step.error is not None, step.text is None, step.usage
+        total = sums.setdefault(step.path, [0] * 5)
+        total[0] += usage.calls
+        total[1] += usage.prompt_tokens
+        total[2] += usage.completion_tokens
+        total[3] += failed and not unanswered
+        total[4] += failed and unanswered
+    return {path: ModuleCost(*total) for path, total in sums.items()}
