@@ -15,6 +15,7 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, final
 
@@ -27,6 +28,7 @@ T = TypeVar("T")
 Result = Completion | EngineError | BudgetSpent
 
 _TICK = 0.02  # seconds between looks at pieces that neither finish nor call
+_AWAKE = 4  # pieces that go on at once after a batch
 _QUIET_TICKS = 10  # looks without any movement after which the waiting calls go out
 
 
@@ -91,6 +93,7 @@ class Wavefront(Generic[T]):
         self._meter = _Meter(session.ledger)
         self._moved = threading.Condition()
         self._waiting: dict[int, _Call] = {}
+        self._asleep: deque[_Call] = deque()  # answered, and not woken yet
         self._calling: set[int] = set()
         self._running = min(count, session.max_concurrency)  # workers that are neither waiting nor gone
         self._moves = 0  # counts everything that the threads do, to see whether any still moves
@@ -123,6 +126,8 @@ class Wavefront(Generic[T]):
             while self._running and not self._error and not (self._waiting and quiet >= _QUIET_TICKS):
                 self._moved.wait(_TICK)
                 quiet, seen = (quiet + 1 if self._moves == seen else 0), self._moves
+                if quiet:
+                    self._wake(len(self._asleep))  # those that are awake take their time
             if self._error:
                 raise self._error
             batch, self._waiting = dict(sorted(self._waiting.items())), {}
@@ -139,8 +144,14 @@ class Wavefront(Generic[T]):
                 for call in calls[admitted:]:
                     call.answer = self._meter.refusal()
         finally:
-            for call in calls:
-                call.answered.release()
+            self._asleep.extend(calls)
+            self._wake(_AWAKE)
+
+    def _wake(self, count: int) -> None:
+        """Lets the next pieces go on. Each lets one more go on when it waits again: many at once fight for the GIL."""
+        for _ in range(min(count, len(self._asleep))):
+            with suppress(IndexError):  # another thread was faster
+                self._asleep.popleft().answered.release()
 
     def _ask_for(self, batch: list[_Call]) -> None:
         for role in sorted({call.role for call in batch}):
@@ -155,8 +166,8 @@ class Wavefront(Generic[T]):
     def _end(self) -> None:
         with self._moved:
             self._ended = True
-            for call in self._waiting.values():
-                call.answered.release()
+            self._asleep.extend(self._waiting.values())
+        self._wake(len(self._asleep))
 
     def _work(self) -> None:
         """A worker thread: takes pieces until none is left."""
@@ -173,6 +184,7 @@ class Wavefront(Generic[T]):
                 self._moves += 1
                 self._running -= 1
                 self._moved.notify()
+            self._wake(1)
 
     def _take(self) -> int | None:
         with self._moved:
@@ -223,6 +235,7 @@ class Wavefront(Generic[T]):
             self._running -= 1
             if not self._running:
                 self._moved.notify()
+        self._wake(1)
         call.answered.acquire()
         self._calling.discard(number)
         if call.answer is None:
