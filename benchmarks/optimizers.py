@@ -60,9 +60,9 @@ class Bench:
         path.write_text(json.dumps(content) + "\n")
         return str(path)
 
-    def ours(self, *arguments: str) -> dict[str, Any]:
+    def ours(self, module: str, *arguments: str) -> dict[str, Any]:
         """A measurement of lmpipe."""
-        return self._run([sys.executable, "-m", "benchmarks.optimizers_worker", *arguments], "lmpipe")
+        return self._run([sys.executable, "-m", f"benchmarks.{module}", *arguments], "lmpipe")
 
     def dspy(self, script: str, workload: str) -> dict[str, Any]:
         """A measurement of DSPy in its environment, which is built first if need be."""
@@ -130,7 +130,7 @@ def search(bench: Bench, repetitions: int) -> dict[str, Figure]:
         for _ in range(repetitions):
             for count in (32, 256):
                 path = bench.workload("search", content)
-                found.setdefault(f"lmpipe, {count} in flight", []).append(bench.ours("search", path, str(count)))
+                found.setdefault(f"lmpipe, {count} in flight", []).append(bench.ours("search_worker", path, str(count)))
             for count in (1, 8):
                 path = bench.workload("search", {**content, "threads": count})
                 run = bench.dspy("dspy_search.py", path)
@@ -151,7 +151,7 @@ def search(bench: Bench, repetitions: int) -> dict[str, Figure]:
 
 def iris(bench: Bench) -> dict[str, Figure]:
     """``p -> w -> p`` on both sides."""
-    ours = bench.kept("iris-lmpipe", lambda: bench.ours("iris", STRATEGY, str(SEED)))
+    ours = bench.kept("iris-lmpipe", lambda: bench.ours("iris_worker", STRATEGY, str(SEED)))
     dspy = bench.kept("iris-dspy", lambda: bench.dspy("dspy_iris.py", bench.workload("iris", iris_workload())))
     table = _table(f"{STRATEGY} on Iris", "LM calls", "rows trained", "CPU s", "wall s", "test")
     for name, run in {"lmpipe": ours, "DSPy": dspy}.items():
