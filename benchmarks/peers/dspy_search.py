@@ -1,45 +1,41 @@
 """DSPy's random search with an LM that answers at once: ``python dspy_search.py MODEL WORKLOAD``; MODEL is not read.
 
-DSPy as fast as it goes: no cache, no history, no checks of input types, an engine of its own form, and the number of
+DSPy as fast as it goes: no cache, no history, no checks of input types, an LM class of its own, and the number of
 threads that the workload names.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
 from time import perf_counter, process_time
+from types import SimpleNamespace
 from typing import Any, final
 
 import dspy
-from dspy.lm15 import Message, Request, Response, Usage
 from dspy.teleprompt import BootstrapFewShotWithRandomSearch
 
 
 @final
-class Instant:
-    """Answers every request with the same text.
+class Instant(dspy.BaseLM):
+    """Answers every request with the same text. DSPy calls this kind of LM old; its new engines take a fifth more time.
 
     Args:
         text: The answer.
     """
 
+    calls = itertools.count()
+
     def __init__(self, text: str) -> None:
-        self.text, self.calls = text, 0
-        self.usage = Usage(input_tokens=0, output_tokens=0, total_tokens=0)
+        super().__init__("instant", cache=False)
+        choice = SimpleNamespace(message=SimpleNamespace(content=text), finish_reason="stop")
+        self.response = SimpleNamespace(choices=[choice], usage={}, model="instant")
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Instant:
-        """Itself, so that calls are counted in one place."""
-        return self
-
-    def complete(self, request: Request) -> Response:
-        """The answer."""
-        self.calls += 1
-        return Response(None, request.model, Message.assistant(self.text), "stop", self.usage)
-
-    def close(self) -> None:
-        """Nothing is held open."""
+    def forward(self, prompt: str | None = None, messages: Any = None, **options: Any) -> SimpleNamespace:
+        next(self.calls)
+        return self.response
 
 
 @final
@@ -71,8 +67,7 @@ def main(_: str, workload: str) -> None:
         for name in ("train", "val")
     )
     lines = [f"[[ ## {name} ## ]]\n{value}" for name, value in work["reply"].items()]
-    engine = Instant("\n\n".join([*lines, "[[ ## completed ## ]]"]))
-    lm = dspy.LM("local/instant", engine=engine, cache=False, num_retries=0, temperature=0.0, max_tokens=1000)
+    lm = Instant("\n\n".join([*lines, "[[ ## completed ## ]]"]))
     dspy.configure(lm=lm, adapter=dspy.ChatAdapter(), disable_history=True, warn_on_type_mismatch=False)
     search = BootstrapFewShotWithRandomSearch(
         exact_match,
@@ -88,7 +83,7 @@ def main(_: str, workload: str) -> None:
             {
                 "cpu_seconds": process_time() - started,
                 "seconds": perf_counter() - clock,
-                "calls": engine.calls,
+                "calls": next(lm.calls),
                 "scores": [tried["score"] for tried in best.candidate_programs],
             }
         )
