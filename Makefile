@@ -38,6 +38,11 @@ test-vllm: .venv-vllm/installed
 	.venv-peers/bin/pip install --quiet --requirement $<
 	touch $@
 
+.venv-dspy/installed: benchmarks/peers/requirements-dspy.txt
+	$(PYTHON) -m venv --clear .venv-dspy
+	.venv-dspy/bin/pip install --quiet --requirement $<
+	touch $@
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
@@ -53,4 +58,4 @@ test-vllm: .venv-vllm/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-peers .venv-dspy build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

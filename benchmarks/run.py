@@ -102,8 +102,8 @@ def run_seed(
     strategies: Sequence[str],
     seed: int,
     store: RunStore,
-    progress: Progress | None,
-    callbacks: tuple[Callback, ...],
+    progress: Progress | None = None,
+    callbacks: tuple[Callback, ...] = (),
 ) -> list[Cell]:
     """Optimizes by every strategy on one seed's split, and scores the outcomes on its test examples."""
     program, metric = task.program(), task.metric()

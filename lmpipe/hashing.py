@@ -26,7 +26,7 @@ _PIECE = 1 << 20  # bytes of a file in memory at once
 
 def canonical_json(value: object) -> str:
     """The one JSON text of a value: sorted keys, no spaces, UTF-8 kept as it is."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=plain)
+    return _CANONICAL.encode(value)
 
 
 def plain(value: object) -> Any:
@@ -34,6 +34,9 @@ def plain(value: object) -> Any:
     if isinstance(value, Set):
         return sorted(value, key=canonical_json)
     return to_jsonable_python(value)
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=plain)
 
 
 def digest_bytes(data: bytes) -> str:

@@ -142,17 +142,16 @@ class Trace:
 
 def module_costs(steps: Iterable[AnyStep]) -> dict[str, ModuleCost]:
     """Module path → what the calls of it cost."""
-    costs: dict[str, ModuleCost] = {}
+    costs: dict[str, list[ModuleCost]] = {}
     for step in steps:
-        known = costs.get(step.path)
-        costs[step.path] = step.cost if known is None else known + step.cost
-    return costs
+        costs.setdefault(step.path, []).append(step.cost)
+    return {path: ModuleCost.total(own) for path, own in costs.items()}
 
 
 def total_cost(steps: Sequence[AnyStep]) -> Cost:
     """Calls, tokens and failed calls of some steps, by module too; no time."""
     modules = module_costs(steps)
-    total = sum(modules.values(), ModuleCost())
+    total = ModuleCost.total(modules.values())
     return Cost(
         total.calls,
         sum(step.usage.cached for step in steps if isinstance(step, Step)),

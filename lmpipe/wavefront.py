@@ -18,6 +18,7 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar, final
@@ -34,6 +35,7 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 _TICK = 0.02  # seconds between looks at pieces that neither finish nor call
+_AWAKE = 4  # pieces that go on at once after a batch
 _QUIET_TICKS = 10  # looks without any movement after which the waiting calls go out
 
 
@@ -111,6 +113,7 @@ class Wavefront(Generic[T]):
         self._meter = _Meter(session.ledger)
         self._moved = threading.Condition()
         self._waiting: dict[int, _Call[Any, Any]] = {}
+        self._asleep: deque[_Call[Any, Any]] = deque()  # answered, and not woken yet
         self._eager = {lm.batched for lm in session.roles.values()} == {False}  # then no LM call waits
         self._calling: set[int] = set()
         self._running = min(count, session.max_concurrency)  # workers that are neither waiting nor gone
@@ -144,6 +147,8 @@ class Wavefront(Generic[T]):
             while self._running and not self._error and not (self._waiting and (self._eager or quiet >= _QUIET_TICKS)):
                 self._moved.wait(_TICK)
                 quiet, seen = (quiet + 1 if self._moves == seen else 0), self._moves
+                if quiet:
+                    self._wake(len(self._asleep))  # those that are awake take their time
             if self._error:
                 raise self._error
             batch, self._waiting = dict(sorted(self._waiting.items())), {}
@@ -160,8 +165,14 @@ class Wavefront(Generic[T]):
                 for call in limited[admitted:]:
                     call.answer = self._meter.refusal()
         finally:
-            for call in batch.values():
-                call.answered.release()
+            self._asleep.extend(batch.values())
+            self._wake(_AWAKE)
+
+    def _wake(self, count: int) -> None:
+        """Lets the next pieces go on. Each lets one more go on when it waits again: many at once fight for the GIL."""
+        for _ in range(min(count, len(self._asleep))):
+            with suppress(IndexError):  # another thread was faster
+                self._asleep.popleft().answered.release()
 
     def _ask_for(self, batch: Sequence[_Call[Any, Any]]) -> None:
         for channel in sorted({call.channel for call in batch}):
@@ -174,8 +185,8 @@ class Wavefront(Generic[T]):
     def _end(self) -> None:
         with self._moved:
             self._ended = True
-            for call in self._waiting.values():
-                call.answered.release()
+            self._asleep.extend(self._waiting.values())
+        self._wake(len(self._asleep))
 
     def _work(self) -> None:
         """A worker thread: takes pieces until none is left."""
@@ -192,6 +203,7 @@ class Wavefront(Generic[T]):
                 self._moves += 1
                 self._running -= 1
                 self._moved.notify()
+            self._wake(1)
 
     def _take(self) -> int | None:
         with self._moved:
@@ -217,6 +229,7 @@ class Wavefront(Generic[T]):
             if not self._meter.admit(1):
                 raise self._meter.refusal()
             self._begin_call(number)
+        self._wake(1)
         try:
             answer = lm.complete([request])[0]
         except BaseException as error:
@@ -245,6 +258,7 @@ class Wavefront(Generic[T]):
             self._running -= 1
             if self._eager or not self._running:
                 self._moved.notify()
+        self._wake(1)
         call.answered.acquire()
         self._calling.discard(number)
         if call.answer is None:

@@ -1,0 +1,47 @@
+"""One strategy on Iris for `benchmarks.optimizers`, in a process of its own: ``python -m benchmarks.iris_worker …``.
+
+Prints one JSON object as its last line. Seconds leave out imports and loading the model.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from time import perf_counter, process_time
+
+from benchmarks.iris import IrisTask
+from benchmarks.run import run_seed
+from benchmarks.settings import settings_for
+from lmpipe import RunStore
+from lmpipe.engines.embedded import load_embedded
+
+
+def main(strategy: str, seed: str) -> None:
+    """Runs a strategy with the embedded LM, as ``make demo`` does but for the training scores, and scores it on the test examples."""
+    task, lm = IrisTask(), load_embedded()
+    settings = settings_for(IrisTask.name, "embedded").model_copy(update={"num_train_scored": 0})  # as the peer
+    with tempfile.TemporaryDirectory() as folder:
+        store = RunStore(folder)
+        started, clock = process_time(), perf_counter()
+        cell = run_seed(task, lm, lm, settings, [strategy], int(seed), store)[0]
+        seconds, wall = process_time() - started, perf_counter() - clock
+        store.close()
+    stages = [(stage.name, stage.evaluation.mean) for stage in cell.result.stages if stage.evaluation]
+    jobs = [stage.result.details.get("training", {}) for stage in cell.result.stages]
+    print(
+        json.dumps(
+            {
+                "cpu_seconds": seconds,
+                "seconds": wall,
+                "calls": cell.result.cost.lm_calls + cell.test.n,
+                "test": cell.test.mean,
+                "stages": stages,
+                "jobs": [job for training in jobs for job in training.values()],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

@@ -1,0 +1,194 @@
+"""The optimizers beside DSPy's, of the same names: ``python -m benchmarks.optimizers [--json]``.
+
+Two measurements: a random search with an LM that answers at once, and ``p -> w -> p`` on Iris with the embedded LM.
+Each is a process of its own with one thread for arithmetic. DSPy runs in an environment of its own, which make builds.
+What was measured is kept in a folder and not measured again unless asked for: DSPy takes about an hour on Iris.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.figures import Figure, show
+from benchmarks.iris import IrisTask
+from benchmarks.settings import settings_for
+from lmpipe import Example
+from lmpipe.engines.embedded import embedded_folder
+from lmpipe.splits import subsample
+
+_PEERS = Path(__file__).parent / "peers"
+_ENVIRONMENT = ".venv-dspy"
+STRATEGY, SEED = "p -> w -> p", 0
+console = Console()
+
+
+@final
+@dataclass(frozen=True)
+class Bench:
+    """Runs measurements and keeps them.
+
+    Args:
+        out: Folder of workloads, measurements and logs.
+        again: Whether to measure what was measured before.
+    """
+
+    out: Path
+    again: bool
+
+    def kept(self, name: str, measure: Callable[[], Any]) -> Any:
+        """The measurement of that name, made if there is none."""
+        path = self.out / f"{name}.json"
+        if self.again or not path.exists():
+            path.write_text(json.dumps(measure()) + "\n")
+        return json.loads(path.read_text())
+
+    def workload(self, name: str, content: Mapping[str, Any]) -> str:
+        """Path of a file with the content, which both sides read."""
+        path = self.out / f"workload-{name}.json"
+        path.write_text(json.dumps(content) + "\n")
+        return str(path)
+
+    def ours(self, module: str, *arguments: str) -> dict[str, Any]:
+        """A measurement of lmpipe."""
+        return self._run([sys.executable, "-m", f"benchmarks.{module}", *arguments], "lmpipe")
+
+    def dspy(self, script: str, workload: str) -> dict[str, Any]:
+        """A measurement of DSPy in its environment, which is built first if need be."""
+        subprocess.run(["/usr/bin/env", "make", "--silent", f"{_ENVIRONMENT}/installed"], check=True)
+        python = str(Path(_ENVIRONMENT) / "bin" / "python")
+        return self._run([python, str(_PEERS / script), str(embedded_folder()), workload], "dspy")
+
+    def _run(self, command: list[str], name: str) -> dict[str, Any]:
+        """The JSON object that a command prints last, and the load of the machine before and after."""
+        console.print(f"running {' '.join(Path(part).name for part in command[1:4])} …", highlight=False)
+        load, log = os.getloadavg()[0], self.out / f"{name}.log"
+        with log.open("w") as errors:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, check=False
+            )
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}; see {log}")
+        return {**json.loads(done.stdout.splitlines()[-1]), "load": [load, os.getloadavg()[0]]}
+
+
+def search_workload() -> dict[str, Any]:
+    """The search of the paper: 100 training and 250 validation examples, 6 candidates; the LM always says the same."""
+
+    def rows(first: int, last: int) -> list[dict[str, Any]]:
+        return [{"inputs": {"question": f"Where is {n}?"}, "labels": {"answer": "Paris"}} for n in range(first, last)]
+
+    settings = settings_for("", "")
+    return {
+        "train": rows(0, settings.num_train),
+        "val": rows(settings.num_train, settings.num_train + settings.num_val),
+        "reply": {"reasoning": "two facts are needed", "query": "the capital of France", "answer": "Paris"},
+        **settings.model_dump(include={"max_bootstrapped_demos", "max_labeled_demos", "num_candidate_programs"}),
+    }
+
+
+def iris_workload() -> dict[str, Any]:
+    """The examples and settings of ``p -> w -> p`` on Iris; what only DSPy needs is said in docs/performance.md."""
+    task, settings = IrisTask(), settings_for(IrisTask.name, "embedded")
+    split = task.split(settings.train, settings.val, settings.test, SEED)
+
+    def rows(examples: tuple[Example, ...] | list[Example]) -> list[dict[str, Any]]:
+        return [{"inputs": dict(example.inputs), "labels": dict(example.labels)} for example in examples]
+
+    return {
+        "train": rows(split.train),
+        "val": rows(split.val),
+        "test": rows(split.test),
+        "search_train": rows(subsample(split.train, settings.num_train, SEED, task.label)),
+        "search_val": rows(subsample(split.val, settings.num_val, SEED, task.label)),
+        "tuning": asdict(settings.tuning),
+        "seed": SEED,
+        "batch": 16,
+        "max_tokens": 64,
+        **settings.model_dump(include={"max_bootstrapped_demos", "max_labeled_demos", "num_candidate_programs"}),
+    }
+
+
+def search(bench: Bench, repetitions: int) -> dict[str, Figure]:
+    """The random search on both sides, at their default concurrency and at their best."""
+
+    def measure() -> dict[str, list[dict[str, Any]]]:
+        content = search_workload()
+        found: dict[str, list[dict[str, Any]]] = {}
+        for _ in range(repetitions):
+            for count in (32, 256):
+                path = bench.workload("search", content)
+                found.setdefault(f"lmpipe, {count} in flight", []).append(bench.ours("search_worker", path, str(count)))
+            for count in (1, 8):
+                path = bench.workload("search", {**content, "threads": count})
+                run = bench.dspy("dspy_search.py", path)
+                found.setdefault(f"DSPy, {count} thread{'s' * (count > 1)}", []).append(run)
+        return found
+
+    found = bench.kept("search", measure)
+    table = _table("random search, an LM that answers at once", "LM calls", "CPU s", "wall s", "CPU µs a call")
+    each: dict[str, float] = {}
+    for name, runs in found.items():
+        cpu, wall, calls = _median(runs, "cpu_seconds"), _median(runs, "seconds"), runs[0]["calls"]
+        each[name] = cpu / calls
+        table.add_row(name, f"{calls:,}", f"{cpu:.2f}", f"{wall:.2f}", f"{1e6 * cpu / calls:.0f}")
+    console.print(table)
+    ours, theirs = (min(value for name, value in each.items() if name.startswith(side)) for side in ("lmpipe", "DSPy"))
+    return {"random search: fewer CPU s a call than DSPy": Figure(theirs / ours, 10, "higher", "×")}
+
+
+def iris(bench: Bench) -> dict[str, Figure]:
+    """``p -> w -> p`` on both sides."""
+    ours = bench.kept("iris-lmpipe", lambda: bench.ours("iris_worker", STRATEGY, str(SEED)))
+    dspy = bench.kept("iris-dspy", lambda: bench.dspy("dspy_iris.py", bench.workload("iris", iris_workload())))
+    table = _table(f"{STRATEGY} on Iris", "LM calls", "rows trained", "CPU s", "wall s", "test")
+    for name, run in {"lmpipe": ours, "DSPy": dspy}.items():
+        rows = ", ".join(str(job["rows"]) for job in run["jobs"]) or "none"
+        times = [f"{run[unit]:,.0f}" for unit in ("cpu_seconds", "seconds")]
+        table.add_row(name, f"{run['calls']:,}", rows, *times, f"{run['test']:.0%}")
+    console.print(table)
+    return {
+        "p -> w -> p: fewer CPU s than DSPy": Figure(dspy["cpu_seconds"] / ours["cpu_seconds"], 5, "higher", "×"),
+        "p -> w -> p: less wall time than DSPy": Figure(dspy["seconds"] / ours["seconds"], 5, "higher", "×"),
+        "p -> w -> p: test accuracy above DSPy's": Figure(100 * (ours["test"] - dspy["test"]), 0, "higher", "points"),
+    }
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table("", title=title)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _median(runs: list[dict[str, Any]], unit: str) -> float:
+    return float(statistics.median(run[unit] for run in runs))
+
+
+def main(
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
+    again: Annotated[bool, typer.Option(help="Measure again what was measured before.")] = False,
+    repetitions: Annotated[int, typer.Option(help="Of the random search; the median counts.")] = 5,
+    out: Annotated[Path, typer.Option(help="Where measurements and logs are kept.")] = Path("runs/optimizers"),
+) -> None:
+    """Measures the random search and ``p -> w -> p`` of lmpipe and of DSPy."""
+    out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(out, again)
+    figures = {**search(bench, repetitions), **iris(bench)}
+    show("optimizers beside DSPy", figures, as_json=as_json)
+
+
+if __name__ == "__main__":
+    typer.run(main)
