@@ -18,7 +18,7 @@ from lmpipe.engines.embedded import load_embedded
 
 
 def main(strategy: str, seed: str) -> None:
-    """Runs a strategy with the embedded LM, as ``make demo`` does but for the training scores, and scores it on the test examples."""
+    """Runs a strategy with the embedded LM, as ``make demo`` does, and scores it on the test examples."""
     task, lm = IrisTask(), load_embedded()
     settings = settings_for(IrisTask.name, "embedded").model_copy(update={"num_train_scored": 0})  # as the peer
     with tempfile.TemporaryDirectory() as folder:
