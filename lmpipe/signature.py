@@ -93,6 +93,9 @@ class Signature:
     def __hash__(self) -> int:
         return hash(self.digest)
 
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Signature) and other.digest == self.digest)
+
     def prepend(self, field: Field) -> Signature:
         """The same signature with one more output before the others."""
         return replace(self, outputs=(field, *self.outputs))

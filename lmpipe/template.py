@@ -118,14 +118,22 @@ def _header(signature: Signature) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE | re.MULTILINE | re.ASCII)
 
 
+@lru_cache(maxsize=1024)
+def _canonical(signature: Signature) -> dict[str, str]:
+    """Field name in lower case → field name."""
+    return {field.name.lower(): field.name for field in signature.inputs + signature.outputs}
+
+
 def _quote(signature: Signature, text: str) -> str:
     """Puts a backslash before each line that looks like the beginning of a field."""
+    if ":" not in text:
+        return text
     return _header(signature).sub(lambda match: "\\" + match.group(0), text)
 
 
 def _sections(signature: Signature, text: str) -> dict[str, str]:
     headers = [match for match in _header(signature).finditer(text) if not match.group(1)]
-    canonical = {field.name.lower(): field.name for field in signature.inputs + signature.outputs}
+    canonical = _canonical(signature)
     sections: dict[str, str] = {}
     for number, header in enumerate(headers):
         end = headers[number + 1].start() if number + 1 < len(headers) else len(text)
@@ -139,6 +147,8 @@ def _sections(signature: Signature, text: str) -> dict[str, str]:
 
 
 def _unquote(signature: Signature, text: str) -> str:
+    if "\\" not in text:
+        return text.strip()
     return _header(signature).sub(lambda match: match.group(0)[1:] if match.group(1) else match.group(0), text).strip()
 
 

@@ -44,7 +44,7 @@ def is_choice(field: Field) -> bool:
 
 def is_one_line(field: Field) -> bool:
     """Whether a value of the field is a single line: choices, numbers and truth values."""
-    return is_choice(field) or field.type in (int, float, bool)
+    return field.type is not str and (is_choice(field) or field.type in (int, float, bool))
 
 
 def parse_value(field: Field, text: str) -> Any:
