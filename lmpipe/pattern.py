@@ -25,6 +25,7 @@ _TYPES = {
 }
 _LINE = r"[^\n]+"
 _LINES = r"[\s\S]+"
+_SEEN = "[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # no white space, as Python has it
 
 
 @lru_cache(maxsize=1024)
@@ -48,8 +49,10 @@ def completion_pattern(signature: Signature) -> str:
 
 
 def _value(field: Field, *, last: bool) -> str:
-    if field.type in (str, Any):
+    if field.type is str:
         return _LINES if last else _LINE
+    if field.type is Any:  # which, unlike text, cannot be empty
+        return _SEEN + (r"[\s\S]*" if last else r"[^\n]*")
     if is_choice(field):
         return "(" + "|".join(re.escape(str(option)) for option in get_args(field.type)) + ")"
     if field.type in _TYPES:

@@ -47,6 +47,13 @@ def test_well_formed_completions_match(source: str, text: str) -> None:
     assert re.fullmatch(completion_pattern(signature(source)), text)
 
 
+@pytest.mark.parametrize("blank", [" ", "\t", "\x85", "\u2003 "])
+def test_a_value_of_any_type_is_not_blank(blank: str) -> None:
+    pattern = completion_pattern(signature("q -> answer: Any"))
+    assert not re.fullmatch(pattern, "answer: " + blank)
+    assert re.fullmatch(pattern, "answer: 1 " + blank)
+
+
 @pytest.mark.parametrize("text", ["species: rose", "setosa", "species: setosa\nx", "reasoning: a\nb\nspecies: setosa"])
 def test_others_do_not(text: str) -> None:
     pattern = completion_pattern(signature("q -> reasoning, species: Literal['setosa', 'virginica']"))
