@@ -45,18 +45,21 @@ def _scores(result: Result) -> Table:
 
 
 def _costs(result: Result) -> Table:
-    """What the stages cost beside tokens, and what they cost together: shared stages count once there."""
-    table = _table("", "cost", "cached", "unreadable", "engine errors", "traces kept", "CPU s", "peak memory")
-    rows = [*((row.strategy, row.cost) for row in result.strategies), ("all stages once", result.cost)]
+    """LM calls that were cached, unreadable or failed, runs kept to learn from, time, and peak memory.
+
+    Together, stages that strategies share count once.
+    """
+    table = _table("", "stages of", "cached", "unreadable", "failed", "kept of tried", "CPU s", "GiB")
+    rows = [*((row.strategy, row.cost) for row in result.strategies), ("all together", result.cost)]
     for name, cost in rows:
         table.add_row(
             name,
             f"{cost['cached_calls']:,}",
             f"{cost['parse_errors']:,}",
             f"{cost['engine_errors']:,}",
-            f"{cost['traces_kept']:,} of {cost['traces_tried']:,}",
+            f"{cost['traces_kept']:,} / {cost['traces_tried']:,}",
             f"{cost['cpu_seconds']:,.0f}",
-            f"{cost['peak_memory'] / 2**30:.1f} GiB",
+            f"{cost['peak_memory'] / 2**30:.1f}",
         )
     return table
 

@@ -39,7 +39,7 @@ def diagnose(
         yield from _over_fit(path, stage)
         yield from _worse(path, before, stage.evaluation)
         before = stage.evaluation
-    if len({tunes[name] for name in names}) > 1:
+    if len({tunes[name] for name in names}) > 1 and all(stage.result.status == "done" for stage in stages):
         yield from _no_gain(names, stages)
 
 
@@ -57,7 +57,8 @@ def paired_interval(scores: Mapping[str, float], baseline: Mapping[str, float]) 
 
 
 def _stopped(path: str, stage: StageResult) -> Finding:
-    message = f"{stage.result.stopped}, so the stage ended with the best that it had found"
+    begun = f"{stage.result.stopped}, so the stage ended with the best that it had found"
+    message = begun if stage.result.status == "done" else stage.result.reason
     return Finding(kind="budget", stage=path, message=message, advice="give it a larger budget, or compare at this one")
 
 
