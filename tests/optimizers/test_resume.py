@@ -163,7 +163,7 @@ def test_a_launched_training_ends_with_the_run_that_launched_it(
         lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
         return any(argument.startswith(str(tmp_path)) for line in lines for argument in line)
 
-    assert warm_runs.run(tmp_path, model=str(tiny_folder), launched=True, until="training/*/steps.txt").killed
+    assert warm_runs.run(tmp_path, model=str(tiny_folder), launched=True, until="training/*/progress.json").killed
     for _ in range(600):
         if not training():
             break
