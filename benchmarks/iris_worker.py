@@ -16,11 +16,22 @@ from benchmarks.settings import settings_for
 from lmpipe import RunStore
 from lmpipe.engines.embedded import load_embedded
 
+PLAIN = {
+    "rollouts_per_example": 1,
+    "max_rollouts_per_example": None,
+    "rollout_temperature": None,
+    "vary_demos": False,
+    "balance": False,
+    "deduplicate": False,
+}
+"""Fine-tuning data as the paper and DSPy make it: one run of each example, under the prompt that there is."""
 
-def main(strategy: str, seed: str) -> None:
-    """Runs a strategy with the embedded LM, as ``make demo`` does, and scores it on the test examples."""
+
+def main(strategy: str, seed: str, data: str) -> None:
+    """Runs a strategy with the embedded LM, as ``make demo`` does or on "plain" data, and scores it."""
     task, lm = IrisTask(), load_embedded()
     settings = settings_for(IrisTask.name, "embedded").model_copy(update={"num_train_scored": 0})  # as the peer
+    settings = settings.model_copy(update=PLAIN if data == "plain" else {})
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(folder)
         started, clock = process_time(), perf_counter()
@@ -44,4 +55,4 @@ def main(strategy: str, seed: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:4])

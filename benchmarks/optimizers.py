@@ -150,11 +150,12 @@ def search(bench: Bench, repetitions: int) -> dict[str, Figure]:
 
 
 def iris(bench: Bench) -> dict[str, Figure]:
-    """``p -> w -> p`` on both sides."""
-    ours = bench.kept("iris-lmpipe", lambda: bench.ours("iris_worker", STRATEGY, str(SEED)))
+    """``p -> w -> p`` on both sides, and lmpipe's with fine-tuning data made as DSPy makes them."""
+    ours = bench.kept("iris-lmpipe", lambda: bench.ours("iris_worker", STRATEGY, str(SEED), "varied"))
+    plain = bench.kept("iris-lmpipe-plain", lambda: bench.ours("iris_worker", STRATEGY, str(SEED), "plain"))
     dspy = bench.kept("iris-dspy", lambda: bench.dspy("dspy_iris.py", bench.workload("iris", iris_workload())))
     table = _table(f"{STRATEGY} on Iris", "LM calls", "rows trained", "CPU s", "wall s", "test")
-    for name, run in {"lmpipe": ours, "DSPy": dspy}.items():
+    for name, run in {"lmpipe": ours, "lmpipe, one run an example": plain, "DSPy": dspy}.items():
         rows = ", ".join(str(job["rows"]) for job in run["jobs"]) or "none"
         times = [f"{run[unit]:,.0f}" for unit in ("cpu_seconds", "seconds")]
         table.add_row(name, f"{run['calls']:,}", rows, *times, f"{run['test']:.0%}")
