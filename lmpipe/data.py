@@ -41,10 +41,13 @@ class Example:
 def snapshot(value: Any) -> Any:
     """The value as it is now: nested lists, dicts and sets are copied, so that later changes do not reach it."""
     if isinstance(value, dict):
-        return {key: snapshot(item) for key, item in value.items()}
+        return {key: snapshot(item) if isinstance(item, _NESTED) else item for key, item in value.items()}
     if isinstance(value, (list, set)):
-        return type(value)(map(snapshot, value))
+        return type(value)(snapshot(item) if isinstance(item, _NESTED) else item for item in value)
     return value
+
+
+_NESTED = (dict, list, set)
 
 
 @final

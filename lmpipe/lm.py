@@ -184,5 +184,5 @@ class ScriptedLM(LM):
             text = self._script(request)
         except EngineError as error:
             return error
-        read = sum(message.content.count(" ") + 1 for message in request.messages)
+        read = " ".join([message.content for message in request.messages]).count(" ") + 1
         return Completion(text, usage=Usage(1, read, text.count(" ") + 1))
