@@ -1,7 +1,7 @@
 """The optimizers beside DSPy's, of the same names: ``python -m benchmarks.optimizers [--json]``.
 
 Two measurements: a random search with an LM that answers at once, and ``p -> w -> p`` on Iris with the embedded LM.
-Each is a process of its own with one thread for arithmetic. DSPy runs in an environment of its own, which make builds.
+Each is a process of its own on one core. DSPy runs in an environment of its own, which make builds.
 What was measured is kept in a folder and not measured again unless asked for: DSPy takes about an hour on Iris.
 """
 
@@ -186,6 +186,8 @@ def main(
 ) -> None:
     """Measures the random search and ``p -> w -> p`` of lmpipe and of DSPy."""
     out.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "linux":  # inherited: what threads cost depends on how many cores they wander between
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     bench = Bench(out, again)
     figures = {**search(bench, repetitions), **iris(bench)}
     show("optimizers beside DSPy", figures, as_json=as_json)
