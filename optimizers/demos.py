@@ -1,7 +1,7 @@
 """Demonstrations: where they come from and how they are drawn.
 
 Labelled demos are training examples as they are; bootstrapped demos are a program's own successful calls. Knows
-nothing of search.
+nothing of who makes the runs, or of search.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmpipe import Demo, Example, Metric, Module, Predict, ProgramState, Session, Trace, predictors
-from lmpipe.rollout import Job
-from optimizers.traces import Harvest, Teacher, own_steps, run
+from lmpipe import Demo, Example, Module, Predict, ProgramState, Trace, predictors
 
 Pool = Mapping[str, Sequence[tuple[str, Demo]]]
 """Module path → (example id, demo) pairs."""
@@ -74,54 +72,6 @@ def draw(
         free = [pair for pair in pairs if pair[0] not in (taken or {}).get(path, ())]
         drawn[path] = rng.sample(free, min(count, len(free))) if rng else free[:count]
     return drawn
-
-
-def successful_traces(
-    program: Module,
-    state: ProgramState,
-    examples: Sequence[Example],
-    metric: Metric,
-    threshold: float,
-    session: Session,
-    *,
-    labelled: int = 0,
-    rounds: int = 1,
-    temperature: float = 0.7,
-    teacher: Teacher | None = None,
-) -> Harvest:
-    """Runs a program on examples and keeps one successful trace of each.
-
-    Args:
-        program: The program.
-        state: Where prompts and weights come from.
-        examples: What to run on.
-        metric: Scores a prediction.
-        threshold: Least score of a success.
-        session: LMs and seed.
-        labelled: With up to how many labelled demos the program is prompted; an example never sees its own.
-        rounds: How often an example that failed is tried.
-        temperature: Of the rounds after the first.
-        teacher: Who runs instead of the program, state or LM.
-    """
-    student, paths = program, tuple(predictors(program))
-    if teacher is not None:
-        program, state, session = teacher.place(program, state, session)
-    rng = random.Random(session.seed)
-    demos = draw(labelled_pool(program, examples), labelled, rng)
-    kept: dict[str, Trace] = {}
-    tried = 0
-    for number in range(rounds):
-        heat = temperature if number else None
-        jobs = [
-            Job(prompted(state, demos, example.id), example, sample=number, temperature=heat)
-            for example in examples
-            if example.id not in kept
-        ]
-        made, good = run(program, jobs, session, metric, threshold, title="bootstrapping")
-        tried += len(made)
-        kept |= {trace.example.id: trace for trace in own_steps(good, student, program)}
-    ordered = tuple(kept[example.id] for example in examples if example.id in kept)
-    return Harvest(ordered, tried, tuple(examples), paths)
 
 
 def redraw(state: ProgramState, pool: Pool, rng: random.Random) -> dict[str, list[tuple[str, Demo]]]:

@@ -65,12 +65,7 @@ class Teacher:
         start = initial_state(teaching, session)
         shared = {path: prompt for path, prompt in state.prompts.items() if path in start.prompts}
         start = start.with_prompts(shared)
-        return teaching, start if self.lm is not None else replace_weights(start, state), session
-
-
-def replace_weights(state: ProgramState, other: ProgramState) -> ProgramState:
-    """The state with the weights of another."""
-    return ProgramState(prompts=state.prompts, weights=other.weights)
+        return teaching, start if self.lm is not None else state.with_prompts_of(start), session
 
 
 @final

@@ -10,10 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from lmpipe import Demo, Example, Metric, Module, OptimizeResult, ProgramState, PromptOptimizer, Session
+from lmpipe import (
+    Demo,
+    Example,
+    Job,
+    Metric,
+    Module,
+    OptimizeResult,
+    ProgramState,
+    PromptOptimizer,
+    Session,
+    Trace,
+    predictors,
+)
 from lmpipe.hashing import derive_seed
-from optimizers.demos import Pool, draw, labelled_pool, successful_traces, trace_pool, with_demos
-from optimizers.traces import Harvest, Teacher
+from optimizers.demos import Pool, draw, labelled_pool, prompted, trace_pool, with_demos
+from optimizers.traces import Harvest, Teacher, own_steps, run
 
 
 @final
@@ -70,21 +82,33 @@ class BootstrapSettings(PromptOptimizer):
         self, program: Module, state: ProgramState, train: Sequence[Example], session: Session
     ) -> tuple[Pool, Pool, Harvest]:
         """All bootstrapped and all labelled demos that the training examples give, and the runs that were made."""
-        harvest = successful_traces(
-            program,
-            state,
-            train,
-            self.metric,
-            self.metric_threshold,
-            session,
-            labelled=self.max_labeled_demos,
-            rounds=self.max_rounds,
-            temperature=self.temperature,
-            teacher=self.teacher,
-        )
-        known = set(state.prompts)
-        boot = {path: pairs for path, pairs in trace_pool(harvest.kept, session.seed).items() if path in known}
-        return boot, labelled_pool(program, train), harvest
+        labels = labelled_pool(program, train)
+        harvest = self._bootstrap(program, state, train, labels, session)
+        return trace_pool(harvest.kept, session.seed), labels, harvest
+
+    def _bootstrap(
+        self, program: Module, state: ProgramState, train: Sequence[Example], labels: Pool, session: Session
+    ) -> Harvest:
+        """Runs a program on examples and keeps one successful run of each; an example never sees its own label."""
+        student, paths = program, tuple(predictors(program))
+        if self.teacher is not None:
+            program, state, session = self.teacher.place(program, state, session)
+            labels = labelled_pool(program, train)
+        demos = draw(labels, self.max_labeled_demos, random.Random(session.seed))
+        kept: dict[str, Trace] = {}
+        tried = 0
+        for number in range(self.max_rounds):
+            heat = self.temperature if number else None
+            jobs = [
+                Job(prompted(state, demos, example.id), example, sample=number, temperature=heat)
+                for example in train
+                if example.id not in kept
+            ]
+            made, good = run(program, jobs, session, self.metric, self.metric_threshold, title="bootstrapping")
+            tried += len(made)
+            kept |= {trace.example.id: trace for trace in own_steps(good, student, program)}
+        ordered = tuple(kept[example.id] for example in train if example.id in kept)
+        return Harvest(ordered, tried, tuple(train), paths)
 
     @final
     def demo_sets(self, boot: Pool, labels: Pool, count: int, seed: int) -> dict[str, dict[str, list[Demo]]]:
