@@ -6,18 +6,17 @@ Knows how a call becomes a request and a completion becomes a step; knows nothin
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, final
 
 from lmpipe.data import Prediction, snapshot
-from lmpipe.errors import EngineError, ParseError
-from lmpipe.lm import Request, Sampling, Usage
+from lmpipe.lm import Request, Sampling
 from lmpipe.module import Module
 from lmpipe.pattern import completion_pattern
 from lmpipe.run import Run, running
 from lmpipe.session import Session
 from lmpipe.signature import Field, SignatureLike, signature
 from lmpipe.state import ProgramState, PromptState
-from lmpipe.trace import Step
 
 
 @final
@@ -53,17 +52,8 @@ class Predict(Module):
         messages = run.session.messages(self.signature, run.state.prompts.get(path, self.vanilla), inputs)
         pattern = completion_pattern(self.signature) if run.session.structured else None
         request = Request(messages, self._sampling(run), run.state.weights_of(self.role, path), seed, pattern)
-        answer = run.answer(self.role, request)
-        if isinstance(answer, EngineError):
-            run.steps.append(Step(path, index, "lm", inputs, None, request, None, Usage(1), str(answer)))
-            raise answer
-        try:
-            outputs = template.parse(self.signature, answer.text)
-        except ParseError as error:
-            run.steps.append(Step(path, index, "lm", inputs, None, request, answer.text, answer.usage, str(error)))
-            raise
-        run.steps.append(Step(path, index, "lm", inputs, snapshot(outputs), request, answer.text, answer.usage))
-        return Prediction(**outputs)
+        read = partial(template.parse, self.signature)
+        return Prediction(**run.call(self.role, path, index, inputs, request, read))
 
     def _sampling(self, run: Run) -> Sampling:
         sampling = self.sampling or run.session.sampling

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import final
+from typing import Any, final
 
-from lmpipe.errors import EngineError, ModuleError
+from lmpipe.data import snapshot
+from lmpipe.errors import EngineError, ModuleError, ParseError
 from lmpipe.hashing import derive_seed
-from lmpipe.lm import Completion, Request
+from lmpipe.lm import Completion, Request, Usage
 from lmpipe.retriever import Found
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
-from lmpipe.trace import AnyStep
+from lmpipe.trace import AnyStep, Step
 
 Answer = Callable[[str, Request], Completion | EngineError]
 """Answers a request of a role."""
@@ -73,6 +74,44 @@ class Run:
         index = self._calls.get(path, 0)
         self._calls[path] = index + 1
         return path, index, derive_seed(self._seed, path, index)
+
+    def call(
+        self,
+        role: str,
+        path: str,
+        index: int,
+        inputs: Mapping[str, Any],
+        request: Request,
+        read: Callable[[str], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Makes an LM call, and leaves its step whether it succeeds or not.
+
+        Args:
+            role: Which of the session's LMs answers.
+            path: Of the calling module.
+            index: Number of this call of it.
+            inputs: What the module was given.
+            request: What is sent.
+            read: Makes outputs of a completion.
+
+        Returns:
+            The outputs.
+
+        Raises:
+            EngineError: If the request could not be answered.
+            ParseError: If the completion could not be read.
+        """
+        answer = self.answer(role, request)
+        if isinstance(answer, EngineError):
+            self.steps.append(Step(path, index, "lm", inputs, None, request, None, Usage(1), str(answer)))
+            raise answer
+        try:
+            outputs = read(answer.text)
+        except ParseError as error:
+            self.steps.append(Step(path, index, "lm", inputs, None, request, answer.text, answer.usage, str(error)))
+            raise
+        self.steps.append(Step(path, index, "lm", inputs, snapshot(outputs), request, answer.text, answer.usage))
+        return outputs
 
     @contextmanager
     def active(self) -> Iterator[Run]:

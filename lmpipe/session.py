@@ -176,7 +176,7 @@ class Session:
                     )
                 lm.register_adapter(weights.adapter, self.store.folder(weights.adapter))
 
-    def once(self, key: str, work: Callable[[Session], Any]) -> Any:
+    def once(self, key: str, work: Callable[[Session], Any], keep: Callable[[Any], bool] = lambda value: True) -> Any:
         """Does a piece of work, or recalls it if it was done before: in this session or, with a store, in any.
 
         Either way its cost goes into the ledger, so a resumed run accounts for the same as an undisturbed one.
@@ -184,6 +184,7 @@ class Session:
         Args:
             key: Identifies the work by everything that decides its result.
             work: Does it in the session it is given; returns JSON.
+            keep: Whether what it returned is finished; what a budget cut short, for one, is done again another time.
 
         Returns:
             What the work returned.
@@ -193,7 +194,8 @@ class Session:
             return value
         inner = replace(self, ledger=self.ledger.child())
         value = json.loads(canonical_json(work(inner)))  # as it will be recalled
-        self.record({key: (value, inner.ledger.total)})
+        if keep(value):
+            self.record({key: (value, inner.ledger.total)})
         return value
 
     def recall(self, key: str) -> tuple[bool, Any]:

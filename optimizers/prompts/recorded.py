@@ -5,14 +5,13 @@ Knows how runs are told apart and which may be kept; nothing of what is searched
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 from lmpipe import Job, Metric, Module, Session, Trace, rollout
 from lmpipe.evaluate import program_digest
-from lmpipe.hashing import canonical_json, describe, digest
+from lmpipe.hashing import describe, digest
 
 
 def recorded_rollout(
@@ -42,12 +41,11 @@ def recorded_rollout(
     runs = [[job.state.digest, job.example.digest, job.sample, job.temperature] for job in jobs]
     setting = [program_digest(program), describe(note), describe(metric), session.decoding(), session.seed]
     key = "rollout " + digest([runs, *setting])
-    known, value = session.recall(key)
-    if known:
-        return list(value)
-    inner = replace(session, ledger=session.ledger.child())
-    traces = rollout(program, jobs, inner, metric, title=title)
-    notes: list[Any] = json.loads(canonical_json([note(trace) for trace in traces]))  # as they will be recalled
-    if not any(trace.failure in ("budget", "engine") for trace in traces):
-        session.record({key: (notes, inner.ledger.total)})
+
+    def work(inner: Session) -> Any:
+        traces = rollout(program, jobs, inner, metric, title=title)
+        whole = not any(trace.failure in ("budget", "engine") for trace in traces)
+        return {"notes": [note(trace) for trace in traces], "whole": whole}
+
+    notes: list[Any] = session.once(key, work, keep=itemgetter("whole"))["notes"]
     return notes

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, final
 
-from lmpipe import EngineError, Module, Prediction, Request, Sampling, Step, Trace
-from lmpipe.errors import ModuleError
-from lmpipe.lm import Message, Usage
-from lmpipe.run import current_run
+from lmpipe import Module, Prediction, Request, Sampling, Step, Trace
+from lmpipe.lm import Message
+from lmpipe.run import running
 from lmpipe.values import render_input
 from optimizers.prompts.proposer import Proposer
 
@@ -21,22 +20,19 @@ class Chat(Module):
     """One LM call with a prompt as it is, and the completion as it comes."""
 
     def __init__(self, proposer: Proposer) -> None:
+        # plain values, which are part of the program's identity
         self.role, self.temperature, self.max_tokens = proposer.role, proposer.temperature, proposer.max_tokens
 
     def forward(self, prompt: str) -> Prediction:
-        run = current_run()
-        if run is None:
-            raise ModuleError("forward() was called by hand; call the module itself: module(...)")
+        run = running()
         path, index, seed = run.locate(self)
         sampling = Sampling(temperature=self.temperature, max_tokens=self.max_tokens)
         request = Request((Message("user", prompt),), sampling, run.state.weights_of(self.role, path), seed)
-        answer = run.answer(self.role, request)
-        inputs = {"prompt": prompt}
-        if isinstance(answer, EngineError):
-            run.steps.append(Step(path, index, "lm", inputs, None, request, None, Usage(1), str(answer)))
-            raise answer
-        run.steps.append(Step(path, index, "lm", inputs, {"text": answer.text}, request, answer.text, answer.usage))
-        return Prediction(text=answer.text)
+        return Prediction(**run.call(self.role, path, index, {"prompt": prompt}, request, _as_it_is))
+
+
+def _as_it_is(text: str) -> dict[str, str]:
+    return {"text": text}
 
 
 @final
