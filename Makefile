@@ -54,7 +54,7 @@ test-vllm: .venv-vllm/installed
 	touch $@
 
 .venv/installed-test: .venv/installed-demo
-	$(BIN)/pip install --quiet -c constraints.txt --editable ".[local,quantized,server,gguf,benchmarks,test]"
+	$(BIN)/pip install --quiet -c constraints.txt --editable ".[local,quantized,server,gguf,retrieval,benchmarks,test]"
 	touch $@
 
 clean:

@@ -38,7 +38,7 @@ def load_embedder(spec: str, **options: Any) -> Embedder:
     """Makes the embedder that a short text names.
 
     Args:
-        spec: ``"embedded"`` for all-MiniLM-L6-v2, which comes with lmpipe[encoder]; ``"hf:ID_OR_PATH"`` for an encoder
+        spec: ``"embedded"`` for all-MiniLM-L6-v2, which comes with lmpipe[embedded]; ``"hf:ID_OR_PATH"`` for an encoder
             of the hub or of a local folder.
         options: Those of `SentenceEncoder.from_pretrained`.
 
