@@ -19,7 +19,7 @@ from lmpipe import LM, Evaluation, OptimizeResult, Session, evaluate, initial_st
 from lmpipe.engines.local import LocalLM
 from lmpipe.events import Callback
 from lmpipe.ledger import Cost
-from lmpipe.session import Progress
+from lmpipe.progress import Progress
 from lmpipe.store import RunStore
 from optimizers import BetterTogether
 

@@ -59,6 +59,11 @@ def file_digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
 
 
+def content_digest(path: Path) -> str:
+    """Digest of a file's bytes, or of all files of a folder with their names."""
+    return digest(file_digests(path)) if path.is_dir() else digest_file(path)
+
+
 def digest(value: object) -> str:
     """Hex BLAKE2b digest (128 bits, 32 characters) of a value's canonical JSON."""
     return digest_bytes(canonical_json(value).encode())

@@ -7,12 +7,12 @@ or of how one example is run: see `lmpipe.run`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Protocol, final
+from typing import Any, final
 
 from lmpipe.embedder import Embedder, Embeddings, Vector, wanted
 from lmpipe.errors import ConfigError, EngineError, SessionError
@@ -21,19 +21,12 @@ from lmpipe.hashing import canonical_json, derive_seed, describe
 from lmpipe.ledger import Budget, Cost, Ledger
 from lmpipe.lm import LM, Completion, Message, Request, Sampling
 from lmpipe.nearest import shown
+from lmpipe.progress import Progress, show_progress
 from lmpipe.retriever import Found, Retriever, Searches
 from lmpipe.signature import Signature
 from lmpipe.state import ProgramState, PromptState, WeightState
 from lmpipe.store import RunStore
 from lmpipe.template import Template
-
-
-class Progress(Protocol):
-    """Where progress is shown; `rich.progress.Progress` is one."""
-
-    def add_task(self, description: str, *, total: float | None = None) -> Any: ...
-    def advance(self, task_id: Any, advance: float = 1) -> None: ...
-    def remove_task(self, task_id: Any) -> None: ...
 
 
 @final
@@ -214,17 +207,9 @@ class Session:
         elif records:
             self.store.put(records)
 
-    @contextmanager
-    def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+    def track(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """Shows a progress bar while the block runs; the block calls what it is given to advance it."""
-        if self.progress is None:
-            yield lambda done: None
-            return
-        progress, task = self.progress, self.progress.add_task(description, total=total)
-        try:
-            yield lambda done: progress.advance(task, done)
-        finally:
-            progress.remove_task(task)
+        return show_progress(self.progress, description, total)
 
     def __enter__(self) -> Session:
         _sessions.set((*_sessions.get(), self))

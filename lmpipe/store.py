@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from itertools import zip_longest
 from pathlib import Path
@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from lmpipe.errors import ConfigChanged, CorruptBlob, StoreError
 from lmpipe.files import UNFINISHED, write_whole, writing
-from lmpipe.hashing import canonical_json, digest, digest_bytes, digest_file, file_digests
+from lmpipe.hashing import canonical_json, content_digest, digest, digest_bytes
 
 _SHORT = 80  # characters of a list that is shown whole where it differs
 _ABSENT = object()
@@ -114,7 +114,7 @@ class RunStore:
         Raises:
             StoreError: If it cannot be written.
         """
-        name = digest(file_digests(folder))
+        name = content_digest(folder)
         target = self._blobs / name
         with self._writer, writing(target):
             if target.exists():
@@ -134,6 +134,17 @@ class RunStore:
         if not path.is_dir():
             raise _corrupt(path)
         return path
+
+    def drop_blobs(self, unused: Callable[[str], bool]) -> None:
+        """Deletes the blobs that are said to be unused.
+
+        Raises:
+            StoreError: If one cannot be deleted.
+        """
+        for path in self._blobs.iterdir():
+            if unused(path.name):
+                with writing(path):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def new_folder(self) -> Path:
         """An empty folder on the store's file system, to fill and give to `put_folder`.
@@ -213,13 +224,9 @@ class RunStore:
 
     def _verify(self) -> None:
         """Compares every blob with its name, those that this run may never read included."""
-        damaged = [path for path in sorted(self._blobs.iterdir()) if _content_digest(path) != path.name]
+        damaged = [path for path in sorted(self._blobs.iterdir()) if content_digest(path) != path.name]
         if damaged:
             raise _corrupt(*damaged)
-
-
-def _content_digest(path: Path) -> str:
-    return digest(file_digests(path)) if path.is_dir() else digest_file(path)
 
 
 def _corrupt(*paths: Path) -> CorruptBlob:

@@ -1,6 +1,6 @@
 """The command ``lmpipe``: indexes, encoders and servers from the command line.
 
-Each group of commands is a module of its own, imported when the command starts; what a command does is elsewhere.
+Each group of commands is a module of its own. What they call is imported when they run.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from lmpipe.commands import index
+from lmpipe.commands.serving import serve_index
 from lmpipe.errors import LmpipeError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Language-model pipelines that teach themselves.")
+app.add_typer(index.app, name="index")
+app.command()(serve_index)
 
 
 def main() -> None:

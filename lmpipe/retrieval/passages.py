@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, final, overload
 import numpy as np
 
 from lmpipe.errors import ConfigError
-from lmpipe.files import write_whole
+from lmpipe.files import write_whole, writing
 
 _IDS = ("pid", "id", "_id")
 
@@ -141,6 +142,17 @@ class PassageTexts(Sequence[PassageText]):
         starts = np.cumsum([0, *map(len, rows)], dtype=np.int64)
         write_whole(folder / "passages.jsonl", b"".join(rows))
         write_array(folder / "starts.npy", starts)
+
+    @staticmethod
+    def copy(folder: Path, to: Path) -> None:
+        """Copies the texts to another folder.
+
+        Raises:
+            StoreError: If they cannot be written.
+        """
+        for name in ("passages.jsonl", "starts.npy"):
+            with writing(to):
+                shutil.copyfile(folder / name, to / name)
 
     def __len__(self) -> int:
         return len(self._starts) - 1

@@ -1,0 +1,93 @@
+"""Adds passages to an exact index, and deletes some; both take effect at once and as a whole.
+
+A retriever that was opened before does not see the change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import count
+from pathlib import Path
+
+from lmpipe.errors import ConfigError
+from lmpipe.progress import Progress, show_progress
+from lmpipe.retrieval.build import new_segment
+from lmpipe.retrieval.encoder import ColbertEncoder
+from lmpipe.retrieval.manifest import Manifest
+from lmpipe.retrieval.passages import PassageText, PassageTexts
+from lmpipe.store import RunStore
+
+
+def add_passages(
+    folder: str | Path, passages: Sequence[PassageText], encoder: ColbertEncoder, progress: Progress | None = None
+) -> Manifest:
+    """Adds passages, as a segment of their own.
+
+    Args:
+        folder: Of the index.
+        passages: Whose ids the index does not have.
+        encoder: The one that the index was made with.
+        progress: Where to show progress.
+
+    Returns:
+        What the index consists of now.
+
+    Raises:
+        ConfigError: If an id is there already or twice, the encoder is another, or the index is not exact.
+        StoreError: If the index cannot be written, or another process writes it.
+    """
+    with _edited(Path(folder)) as (store, manifest):
+        if encoder.digest != manifest.encoder.digest:
+            raise ConfigError(f"{folder} was made with the encoder {manifest.encoder.spec!r}, not {encoder.name!r}")
+        known = _numbers(store.path, manifest).keys()
+        ids = [passage.id for passage in passages]
+        if twice := sorted({name for name in ids if name in known or ids.count(name) > 1}):
+            raise ConfigError(f"{folder} would have these passages twice: {', '.join(twice)}; delete them first")
+        with show_progress(progress, "encoding passages", len(passages)) as advance:
+            segment = new_segment(store, passages, encoder, advance)
+        changed = manifest.model_copy(update={"segments": (*manifest.segments, segment)})
+        changed.write(store.path)
+    return changed
+
+
+def delete_passages(folder: str | Path, ids: Collection[str]) -> Manifest:
+    """Deletes passages: they are not found any more. Their vectors stay until the index is built again.
+
+    Args:
+        folder: Of the index.
+        ids: Of passages that it has.
+
+    Returns:
+        What the index consists of now.
+
+    Raises:
+        ConfigError: If an id is not there, or the index is not exact.
+        StoreError: If the index cannot be written, or another process writes it.
+    """
+    with _edited(Path(folder)) as (store, manifest):
+        numbers = _numbers(store.path, manifest)
+        if absent := sorted(set(ids) - numbers.keys()):
+            raise ConfigError(f"{folder} has no passages {', '.join(absent)}")
+        deleted = {*manifest.deleted, *(numbers[name] for name in ids)}
+        changed = manifest.model_copy(update={"deleted": tuple(sorted(deleted))})
+        changed.write(store.path)
+    return changed
+
+
+@contextmanager
+def _edited(folder: Path) -> Iterator[tuple[RunStore, Manifest]]:
+    """The index's store, held by this process, and what it consists of."""
+    manifest = Manifest.read(folder)
+    if manifest.plaid is not None:
+        raise ConfigError(f"{folder} is a PLAID index, which cannot be changed; build it again")
+    with closing(RunStore(folder, json.loads((folder / "config.json").read_bytes()))) as store:
+        yield store, Manifest.read(folder)
+
+
+def _numbers(index: Path, manifest: Manifest) -> dict[str, int]:
+    """Id → number of every passage that is not deleted."""
+    deleted, number = set(manifest.deleted), count()
+    named = ((passage.id, next(number)) for part in manifest.folders(index) for passage in PassageTexts(part))
+    return {name: place for name, place in named if place not in deleted}

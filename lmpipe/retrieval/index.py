@@ -1,0 +1,137 @@
+"""Indexes opened: passages that are found by the token vectors of a ColBERT encoder.
+
+Knows nothing of how an index was built, or how vectors are compared.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, final
+
+from lmpipe.errors import ConfigError
+from lmpipe.hashing import content_digest, digest
+from lmpipe.retrieval.encoder import ColbertEncoder, load_encoder
+from lmpipe.retrieval.manifest import Manifest
+from lmpipe.retrieval.passages import PassageText, PassageTexts, read_passages
+from lmpipe.retrieval.segments import Segment
+from lmpipe.retrieval.vectors import TokenIndex
+from lmpipe.retriever import Passage, Retriever
+
+
+@final
+class ColbertRetriever(Retriever):
+    """Searches passages by the token vectors of an encoder.
+
+    Args:
+        encoder: Makes the vectors of queries.
+        passages: Texts in parts; passages are numbered through the parts, from 0.
+        index: Ranks the numbers.
+        name: See `Retriever.name`.
+    """
+
+    def __init__(
+        self, encoder: ColbertEncoder, passages: Sequence[Sequence[PassageText]], index: TokenIndex, name: str
+    ) -> None:
+        self._encoder, self._parts, self._index, self._name = encoder, passages, index, name
+        self._starts = [0, *accumulate(map(len, passages))]
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        asked = [number for number, query in enumerate(queries) if query.strip()]
+        found: list[list[Passage]] = [[] for _ in queries]
+        if asked:
+            vectors = self._encoder.encode_queries([queries[number] for number in asked])
+            for number, ranking in zip(asked, self._index.search(vectors, k), strict=True):
+                found[number] = [self._passage(*pair) for pair in zip(*ranking, strict=True)]
+        return found
+
+    def _passage(self, number: int, score: float) -> Passage:
+        part = bisect.bisect_right(self._starts, number) - 1
+        passage = self._parts[part][number - self._starts[part]]
+        return Passage(passage.id, passage.full, score)
+
+
+def open_index(
+    folder: str | Path, *, encoder: ColbertEncoder | None = None, verify: bool = True, **search: Any
+) -> ColbertRetriever:
+    """Opens an index that `build_index` made, or its command ``lmpipe index build``.
+
+    Args:
+        folder: Of the index.
+        encoder: Makes the vectors of queries; by default the one that the index names is loaded.
+        verify: Whether all files are compared with their checksums first: about a second for a gigabyte.
+        search: Settings of the search, as for `PlaidIndex`; an exact index has none.
+
+    Raises:
+        ConfigError: If there is no finished index, or it was made with another encoder, or settings do not fit.
+        CorruptBlob: If a file of it is missing or damaged.
+    """
+    folder = Path(folder)
+    manifest = Manifest.read(folder)
+    if verify:
+        manifest.verify(folder)
+    known = manifest.encoder
+    encoder = encoder or load_encoder(known.spec)
+    if encoder.digest != known.digest:
+        raise ConfigError(
+            f"{folder} was made with the encoder {known.spec!r} ({known.digest}), and this one is {encoder.name!r} "
+            f"({encoder.digest}); open it with the former, or build it again"
+        )
+    parts = manifest.folders(folder)
+    if manifest.plaid is None:
+        from lmpipe.retrieval.exact import ExactIndex
+
+        if search:
+            raise ConfigError(f"{folder} is an exact index, which has no settings such as {', '.join(search)}")
+        segments = [Segment(part) for part in parts]
+        exact = ExactIndex(segments, manifest.deleted)
+        return ColbertRetriever(encoder, [segment.passages for segment in segments], exact, manifest.digest)
+    from lmpipe.retrieval.plaid import PlaidIndex
+
+    plaid = PlaidIndex(parts[-1], **search)
+    name = digest([manifest.digest, search])
+    return ColbertRetriever(encoder, [PassageTexts(part) for part in parts[:-1]], plaid, name)
+
+
+def open_colbert_index(
+    folder: str | Path,
+    *,
+    passages: str | Path | None = None,
+    encoder: ColbertEncoder | None = None,
+    **search: Any,
+) -> ColbertRetriever:
+    """Opens an index that the package colbert-ai built.
+
+    Args:
+        folder: The index, with ``metadata.json``.
+        passages: The collection that it was built from; by default the file that it names.
+        encoder: Makes the vectors of queries; by default the checkpoint that the index names is loaded.
+        search: Settings of the search, as for `PlaidIndex`.
+
+    Raises:
+        ConfigError: If there is no such index, or its collection or checkpoint is not there.
+    """
+    from lmpipe.retrieval.plaid import PlaidIndex
+
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "metadata.json").read_bytes())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder} holds no index of colbert-ai: {error}") from error
+    collection = passages or config.get("collection")
+    if not isinstance(collection, (str, Path)):
+        raise ConfigError(f"{folder} does not name the file of its passages; pass passages=...")
+    index = PlaidIndex(folder, **search)
+    return ColbertRetriever(
+        encoder or load_encoder(config["checkpoint"]),
+        [list(read_passages(collection))],
+        index,
+        digest([content_digest(folder), search]),
+    )

@@ -1,0 +1,142 @@
+"""What an index folder says of itself, in ``index.json``: the last file of a build, so an interrupted one has none.
+
+    INDEX/index.json      engine, encoder, segments, deletions; with a checksum
+    INDEX/blobs/DIGEST    content-addressed folders: segments, and PLAID's files
+    INDEX/journal.jsonl   what a build has finished: see `lmpipe.store`
+
+Knows nothing of encoding or search.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lmpipe.errors import ConfigError, CorruptBlob
+from lmpipe.files import write_whole
+from lmpipe.hashing import content_digest, digest
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@final
+class EncoderIdentity(_Value):
+    """The encoder that an index was made with.
+
+    Attributes:
+        spec: What loads it; see `lmpipe.retrieval.encoder.load_encoder`.
+        digest: Of its content; an encoder of another digest is refused.
+        dim: Length of a token's vector.
+    """
+
+    spec: str
+    digest: str
+    dim: int
+
+
+@final
+class SegmentIdentity(_Value):
+    """A part of an index: a blob, and what is in it."""
+
+    digest: str
+    passages: int
+    tokens: int
+
+
+@final
+class Plaid(_Value):
+    """PLAID's files: a blob, and the bits that a component of a residual takes."""
+
+    digest: str
+    bits: int
+
+
+@final
+class Manifest(_Value):
+    """What an index consists of.
+
+    Attributes:
+        encoder: Makes the vectors of queries.
+        segments: In the order in which passages are numbered, from 0. Without vectors where there is PLAID.
+        deleted: Numbers of passages that are not found any more, ascending.
+        plaid: The compressed vectors, or none where the index is exact.
+    """
+
+    format: Literal[1] = 1
+    encoder: EncoderIdentity
+    segments: tuple[SegmentIdentity, ...]
+    deleted: tuple[int, ...] = ()
+    plaid: Plaid | None = None
+
+    @property
+    def engine(self) -> str:
+        """How it is searched: ``exact`` or ``plaid``."""
+        return "plaid" if self.plaid else "exact"
+
+    @property
+    def passages(self) -> int:
+        """How many passages can be found."""
+        return sum(segment.passages for segment in self.segments) - len(self.deleted)
+
+    @property
+    def tokens(self) -> int:
+        """How many token vectors there are, those of deleted passages included."""
+        return sum(segment.tokens for segment in self.segments)
+
+    @property
+    def digest(self) -> str:
+        """Identity by content."""
+        return digest(self.model_dump(mode="json"))
+
+    def folders(self, index: Path) -> list[Path]:
+        """Where the parts lie: segments in their order, then PLAID's files if there are any."""
+        parts = [segment.digest for segment in self.segments] + ([self.plaid.digest] if self.plaid else [])
+        return [index / "blobs" / part for part in parts]
+
+    def write(self, index: Path) -> None:
+        """Makes this what the folder says of itself, at once and as a whole.
+
+        Raises:
+            StoreError: If it cannot be written.
+        """
+        record = {"index": self.model_dump(mode="json"), "sum": self.digest}
+        write_whole(index / "index.json", json.dumps(record, indent=2).encode())
+
+    @staticmethod
+    def read(index: Path) -> Manifest:
+        """What a folder says of itself.
+
+        Raises:
+            ConfigError: If it holds no index, or one that was not finished.
+            CorruptBlob: If it was damaged.
+        """
+        path = index / "index.json"
+        if not path.exists():
+            unfinished = (index / "journal.jsonl").exists()
+            what = "an unfinished index: run the command that builds it again, it goes on" if unfinished else "no index"
+            raise ConfigError(f"{index} holds {what}")
+        try:
+            record = json.loads(path.read_bytes())
+            manifest = Manifest.model_validate_json(json.dumps(record["index"]))
+        except (ValueError, ValidationError, KeyError, TypeError):
+            raise CorruptBlob(f"{path} is damaged; restore it from a copy, or build the index again") from None
+        if manifest.digest != record.get("sum"):
+            raise CorruptBlob(f"{path} does not match its checksum; restore it from a copy, or build the index again")
+        return manifest
+
+    def verify(self, index: Path) -> None:
+        """Compares every file with its checksum.
+
+        Raises:
+            CorruptBlob: If one is missing or damaged; it names them.
+        """
+        damaged = [str(path) for path in self.folders(index) if not path.is_dir() or content_digest(path) != path.name]
+        if damaged:
+            raise CorruptBlob(
+                f"{', '.join(damaged)}: missing or damaged; restore it from a copy, or build the index again"
+            )
