@@ -199,20 +199,19 @@ class Ledger:
 
     def calls_left(self, more: Cost = Cost()) -> int | None:
         """How many LM calls the limits leave, or none if there is no limit."""
-        left = [
-            ledger.limit.max_lm_calls - ledger._total.lm_calls - more.lm_calls
-            for ledger in self._chain()
-            if ledger.limit is not None and ledger.limit.max_lm_calls is not None
-        ]
-        return max(0, min(left)) if left else None
+        return self._left((limit.max_lm_calls, total.lm_calls + more.lm_calls) for limit, total in self._limited())
 
     def tokens_left(self) -> int | None:
         """How many tokens the limits leave, or none if there is no limit."""
-        left = [
-            ledger.limit.max_tokens - ledger._total.tokens
-            for ledger in self._chain()
-            if ledger.limit is not None and ledger.limit.max_tokens is not None
-        ]
+        return self._left((limit.max_tokens, total.tokens) for limit, total in self._limited())
+
+    def _limited(self) -> Iterator[tuple[Budget, Cost]]:
+        """The limits of the chain, and what counts towards each."""
+        return ((ledger.limit, ledger._total) for ledger in self._chain() if ledger.limit is not None)
+
+    @staticmethod
+    def _left(most_and_spent: Iterable[tuple[int | None, int]]) -> int | None:
+        left = [most - spent for most, spent in most_and_spent if most is not None]
         return max(0, min(left)) if left else None
 
     def _chain(self) -> Iterator[Ledger]:

@@ -89,14 +89,6 @@ class Usage:
     completion_tokens: int = 0
     cached: int = 0
 
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.calls + other.calls,
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.cached + other.cached,
-        )
-
 
 @final
 @dataclass(frozen=True, slots=True)

@@ -107,14 +107,12 @@ def fit(
             trainer.train(resume_from_checkpoint=checkpoint)
     finally:  # or the model would compute in bfloat16 for ever
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    history = trainer.state.log_history
-    losses = tuple(round(entry["loss"], 6) for entry in history if "loss" in entry)
-    return LossCurve(
-        losses,
-        tuple(round(entry["eval_loss"], 6) for entry in history if "eval_loss" in entry),
-        watching.tokens(len(losses)),
-        watching.stopped,
-    )
+    train_losses = _logged(trainer, "loss")
+    return LossCurve(train_losses, _logged(trainer, "eval_loss"), watching.tokens(len(train_losses)), watching.stopped)
+
+
+def _logged(trainer: HFTrainer, name: str) -> tuple[float, ...]:
+    return tuple(round(entry[name], 6) for entry in trainer.state.log_history if name in entry)
 
 
 def _arguments(tuning: Tuning, seed: int, folder: Path, *, cpu: bool) -> TrainingArguments:
