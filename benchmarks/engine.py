@@ -6,12 +6,8 @@ of their own, which make builds. What is measured is CPU seconds of the whole pr
 
 from __future__ import annotations
 
-import json
 import operator
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.figures import Figure, show
+from benchmarks.processes import ours, peer
 from benchmarks.workload import make_workload
 from lmpipe.engines.embedded import embedded_folder, load_embedded
 
-_PEERS = Path(__file__).parent / "peers"
 _BATCHES = (8, 16, 32)
 console = Console()
 
@@ -51,28 +47,11 @@ class Bench:
 
     def ours(self, job: str, *arguments: str) -> dict[str, Any]:
         """A measurement of lmpipe."""
-        return self._run([sys.executable, "-m", "benchmarks.engine_worker", job, *arguments])
+        return ours("benchmarks.engine_worker", job, *arguments, threads=self.threads)
 
     def peer(self, environment: str, script: str, *arguments: str) -> dict[str, Any]:
         """A measurement of a peer in its environment, which is built first if need be."""
-        subprocess.run(["/usr/bin/env", "make", "--silent", f"{environment}/installed"], check=True)
-        python = Path(environment) / "bin" / "python"
-        return self._run([str(python), str(_PEERS / script), self.folder, self.workload, *arguments])
-
-    def _run(self, command: list[str]) -> dict[str, Any]:
-        threads = str(self.threads)
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": threads,
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "HF_HUB_OFFLINE": "1",
-        }
-        console.print(f"running {' '.join(Path(part).name for part in command[1:4])} …", highlight=False)
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return answer
+        return peer(environment, script, self.folder, self.workload, *arguments, threads=self.threads)
 
 
 def median(runs: list[dict[str, Any]]) -> float:

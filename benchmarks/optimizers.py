@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,13 +22,12 @@ from rich.table import Table
 
 from benchmarks.figures import Figure, show
 from benchmarks.iris import IrisTask
+from benchmarks.processes import ours, peer
 from benchmarks.settings import settings_for
 from lmpipe import Example
 from lmpipe.engines.embedded import embedded_folder
 from lmpipe.splits import subsample
 
-_PEERS = Path(__file__).parent / "peers"
-_ENVIRONMENT = ".venv-dspy"
 STRATEGY, SEED = "p -> w -> p", 0
 console = Console()
 
@@ -60,28 +58,10 @@ class Bench:
         path.write_text(json.dumps(content) + "\n")
         return str(path)
 
-    def ours(self, module: str, *arguments: str) -> dict[str, Any]:
-        """A measurement of lmpipe."""
-        return self._run([sys.executable, "-m", f"benchmarks.{module}", *arguments], "lmpipe")
 
-    def dspy(self, script: str, workload: str) -> dict[str, Any]:
-        """A measurement of DSPy in its environment, which is built first if need be."""
-        subprocess.run(["/usr/bin/env", "make", "--silent", f"{_ENVIRONMENT}/installed"], check=True)
-        python = str(Path(_ENVIRONMENT) / "bin" / "python")
-        return self._run([python, str(_PEERS / script), str(embedded_folder()), workload], "dspy")
-
-    def _run(self, command: list[str], name: str) -> dict[str, Any]:
-        """The JSON object that a command prints last, and the load of the machine before and after."""
-        console.print(f"running {' '.join(Path(part).name for part in command[1:4])} …", highlight=False)
-        load, log = os.getloadavg()[0], self.out / f"{name}.log"
-        with log.open("w") as errors:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-            done = subprocess.run(
-                command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, check=False
-            )
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}; see {log}")
-        return {**json.loads(done.stdout.splitlines()[-1]), "load": [load, os.getloadavg()[0]]}
+def dspy(script: str, workload: str) -> dict[str, Any]:
+    """A measurement of DSPy."""
+    return peer(".venv-dspy", script, str(embedded_folder()), workload)
 
 
 def search_workload() -> dict[str, Any]:
@@ -129,11 +109,11 @@ def search(bench: Bench, repetitions: int) -> dict[str, Figure]:
         found: dict[str, list[dict[str, Any]]] = {}
         for _ in range(repetitions):
             for count in (32, 256):
-                path = bench.workload("search", content)
-                found.setdefault(f"lmpipe, {count} in flight", []).append(bench.ours("search_worker", path, str(count)))
+                run = ours("benchmarks.search_worker", bench.workload("search", content), str(count))
+                found.setdefault(f"lmpipe, {count} in flight", []).append(run)
             for count in (1, 8):
                 path = bench.workload("search", {**content, "threads": count})
-                run = bench.dspy("dspy_search.py", path)
+                run = dspy("dspy_search.py", path)
                 found.setdefault(f"DSPy, {count} thread{'s' * (count > 1)}", []).append(run)
         return found
 
@@ -145,25 +125,27 @@ def search(bench: Bench, repetitions: int) -> dict[str, Figure]:
         each[name] = cpu / calls
         table.add_row(name, f"{calls:,}", f"{cpu:.2f}", f"{wall:.2f}", f"{1e6 * cpu / calls:.0f}")
     console.print(table)
-    ours, theirs = (min(value for name, value in each.items() if name.startswith(side)) for side in ("lmpipe", "DSPy"))
-    return {"random search: fewer CPU s a call than DSPy": Figure(theirs / ours, 10, "higher", "×")}
+    best, theirs = (min(value for name, value in each.items() if name.startswith(side)) for side in ("lmpipe", "DSPy"))
+    return {"random search: fewer CPU s a call than DSPy": Figure(theirs / best, 10, "higher", "×")}
 
 
 def iris(bench: Bench) -> dict[str, Figure]:
     """``p -> w -> p`` on both sides, and lmpipe's with fine-tuning data made as DSPy makes them."""
-    ours = bench.kept("iris-lmpipe", lambda: bench.ours("iris_worker", STRATEGY, str(SEED), "varied"))
-    plain = bench.kept("iris-lmpipe-plain", lambda: bench.ours("iris_worker", STRATEGY, str(SEED), "plain"))
-    dspy = bench.kept("iris-dspy", lambda: bench.dspy("dspy_iris.py", bench.workload("iris", iris_workload())))
+    varied = bench.kept("iris-lmpipe", lambda: ours("benchmarks.iris_worker", STRATEGY, str(SEED), "varied"))
+    plain = bench.kept("iris-lmpipe-plain", lambda: ours("benchmarks.iris_worker", STRATEGY, str(SEED), "plain"))
+    peers = bench.kept("iris-dspy", lambda: dspy("dspy_iris.py", bench.workload("iris", iris_workload())))
     table = _table(f"{STRATEGY} on Iris", "LM calls", "rows trained", "CPU s", "wall s", "test")
-    for name, run in {"lmpipe": ours, "lmpipe, one run an example": plain, "DSPy": dspy}.items():
+    for name, run in {"lmpipe": varied, "lmpipe, one run an example": plain, "DSPy": peers}.items():
         rows = ", ".join(str(job["rows"]) for job in run["jobs"]) or "none"
         times = [f"{run[unit]:,.0f}" for unit in ("cpu_seconds", "seconds")]
         table.add_row(name, f"{run['calls']:,}", rows, *times, f"{run['test']:.0%}")
     console.print(table)
     return {
-        "p -> w -> p: fewer CPU s than DSPy": Figure(dspy["cpu_seconds"] / ours["cpu_seconds"], 5, "higher", "×"),
-        "p -> w -> p: less wall time than DSPy": Figure(dspy["seconds"] / ours["seconds"], 5, "higher", "×"),
-        "p -> w -> p: test accuracy above DSPy's": Figure(100 * (ours["test"] - dspy["test"]), 0, "higher", "points"),
+        "p -> w -> p: fewer CPU s than DSPy": Figure(peers["cpu_seconds"] / varied["cpu_seconds"], 5, "higher", "×"),
+        "p -> w -> p: less wall time than DSPy": Figure(peers["seconds"] / varied["seconds"], 5, "higher", "×"),
+        "p -> w -> p: test accuracy above DSPy's": Figure(
+            100 * (varied["test"] - peers["test"]), 0, "higher", "points"
+        ),
     }
 
 
