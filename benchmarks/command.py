@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, final
+from typing import Annotated, Any, final
 
 import typer
 from rich.console import Console
@@ -28,6 +28,7 @@ from lmpipe.errors import ConfigError
 from lmpipe.events import Callback
 from lmpipe.files import write_whole
 from lmpipe.hashing import describe
+from lmpipe.retrieval import load_retriever
 from lmpipe.store import RunStore
 from lmpipe.trackers import load_tracker
 from optimizers import parse_strategy
@@ -62,6 +63,19 @@ def main(task: Task) -> None:
             ),
         ] = None,
         seeds: Annotated[str, typer.Option(help="Comma-separated; each has a data split of its own.")] = "0",
+        data: Annotated[
+            str | None,
+            typer.Option(
+                help="Folder with the data; without it they come from the hub.", hidden="data" not in task.options
+            ),
+        ] = None,
+        retriever: Annotated[
+            str | None,
+            typer.Option(
+                help="`bm25`, or `bm25:PASSAGES` or `dense:PASSAGES` with a file of passages.",
+                hidden="retriever" not in task.options,
+            ),
+        ] = None,
         train: Annotated[int | None, typer.Option(help="Training examples.")] = None,
         val: Annotated[int | None, typer.Option(help="Validation examples.")] = None,
         test: Annotated[int | None, typer.Option(help="Test examples.")] = None,
@@ -91,7 +105,8 @@ def main(task: Task) -> None:
         with _told(), ExitStack() as stack:
             models = Models(lm, train_lm, cache, dtype, quantization)
             trackers = tuple(stack.enter_context(load_tracker(spec)) for spec in track or ())
-            show(execute(task, models, strategies, _numbers(seeds), out, given, trackers), console)
+            chosen = _set(task, {"data": data, "retriever": retriever})
+            show(execute(chosen, models, strategies, _numbers(seeds), out, given, trackers), console)
         console.print(f"written: {out / 'result.json'}, {out / 'report.html'}", highlight=False)
 
     app()
@@ -164,6 +179,19 @@ class Models:
         return lm if self.cache is None else CachedLM(lm, self.cache)
 
 
+def _set(task: Task, options: Mapping[str, str | None]) -> Task:
+    """The task with the options that were given.
+
+    Raises:
+        ConfigError: If it does not take one of them.
+    """
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in task.options:
+            raise ConfigError(f"{task.name} takes no --{name}")
+    return replace(task, **given)
+
+
 def execute(
     task: Task,
     models: Models,
@@ -186,8 +214,9 @@ def execute(
     try:
         with console.status(f"loading {models.lm}"):
             lm, trained = models.load(to_train="w" in stages)
+            retriever = load_retriever(task.retriever, task.passages) if task.retriever else None
         with progress_bars() as progress:
-            result = run(task, lm, trained, settings, strategies, seeds, store, progress, callbacks)
+            result = run(task, lm, trained, settings, strategies, seeds, store, progress, callbacks, retriever)
         write_whole(out / "result.json", (result.model_dump_json(indent=2) + "\n").encode())
         write_report(result, out)
     finally:

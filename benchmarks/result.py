@@ -12,7 +12,7 @@ from typing import Any, Literal, final
 
 from pydantic import BaseModel
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @final
@@ -54,6 +54,14 @@ class Score(BaseModel):
 
 
 @final
+class Quality(BaseModel):
+    """Means of one measure of the test runs: of all, and of those with the full score."""
+
+    all: Score
+    successful: Score
+
+
+@final
 class StageReport(BaseModel):
     """One stage of a strategy, over all seeds."""
 
@@ -72,6 +80,7 @@ class StrategyReport(BaseModel):
     strategy: str
     val: Score
     test: Score
+    quality: dict[str, Quality] = {}
     stages: list[StageReport]
     cost: dict[str, Any]
 

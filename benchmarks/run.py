@@ -8,14 +8,15 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any, final
 
 from benchmarks.intervals import paired_difference
-from benchmarks.result import Comparison, FindingReport, Result, Score, StageReport, StrategyReport
+from benchmarks.result import Comparison, FindingReport, Quality, Result, Score, StageReport, StrategyReport
 from benchmarks.settings import Settings
 from benchmarks.task import Task
-from lmpipe import LM, Evaluation, OptimizeResult, Session, evaluate, initial_state
+from lmpipe import LM, Evaluation, OptimizeResult, Retriever, Session, evaluate, initial_state
 from lmpipe.engines.local import LocalLM
 from lmpipe.events import Callback
 from lmpipe.ledger import Cost
@@ -52,6 +53,7 @@ def run(
     store: RunStore,
     progress: Progress | None = None,
     callbacks: tuple[Callback, ...] = (),
+    retriever: Retriever | None = None,
 ) -> Result:
     """Runs every strategy on every seed; what the store has is not done again.
 
@@ -65,6 +67,7 @@ def run(
         store: Where results and adapters go.
         progress: Where progress is shown.
         callbacks: Are told of stages, candidates and epochs as they end.
+        retriever: What the program searches, if it does.
 
     Returns:
         The table, its stages, and the paired differences of all strategies.
@@ -72,7 +75,7 @@ def run(
     cells = [
         cell
         for seed in seeds
-        for cell in run_seed(task, lm, trained, settings, strategies, seed, store, progress, callbacks)
+        for cell in run_seed(task, lm, trained, settings, strategies, seed, store, progress, callbacks, retriever)
     ]
     return Result(
         task=task.name,
@@ -104,6 +107,7 @@ def run_seed(
     store: RunStore,
     progress: Progress | None = None,
     callbacks: tuple[Callback, ...] = (),
+    retriever: Retriever | None = None,
 ) -> list[Cell]:
     """Optimizes by every strategy on one seed's split, and scores the outcomes on its test examples."""
     program, metric = task.program(), task.metric()
@@ -114,6 +118,7 @@ def run_seed(
         sampling=settings.sampling(),
         structured=settings.structured,
         store=store,
+        retriever=retriever,
         progress=progress,
         callbacks=callbacks,
     )
@@ -128,9 +133,9 @@ def run_seed(
     )
     start = initial_state(program, session)
     results = scheduler.optimize_all(strategies, program, start, split.train, split.val, session)
+    score = partial(evaluate, metric=metric, session=session, title="test", measures=task.measures)
     return [
-        Cell(strategy, seed, result, evaluate(program, result.state, split.test, metric, session, title="test"))
-        for strategy, result in results.items()
+        Cell(strategy, seed, result, score(program, result.state, split.test)) for strategy, result in results.items()
     ]
 
 
@@ -139,9 +144,18 @@ def _report(strategy: str, cells: Sequence[Cell]) -> StrategyReport:
         strategy=strategy,
         val=Score.of([_values(cell.result.evaluation) if cell.reported else None for cell in cells]),
         test=Score.of([_values(cell.test) if cell.reported else None for cell in cells]),
+        quality={name: _quality(cells, name) for name in cells[0].test.measures},
         stages=[_stage(cells, number) for number in range(len(cells[0].result.stages))],
         cost=sum((cell.result.cost for cell in cells), Cost()).to_json(),
     )
+
+
+def _quality(cells: Sequence[Cell], name: str) -> Quality:
+    """Means of a measure over all test runs, and over those with the full score."""
+    values = [cell.test.measures[name] if cell.reported else {} for cell in cells]
+    right = [{example for example, score in cell.test.scores.items() if score >= 1} for cell in cells]
+    kept = [[own[example] for example in own if example in good] for own, good in zip(values, right, strict=True)]
+    return Quality(all=Score.of([list(own.values()) for own in values]), successful=Score.of(kept))
 
 
 def _findings(cells: Sequence[Cell]) -> list[FindingReport]:

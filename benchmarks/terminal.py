@@ -13,6 +13,8 @@ def show(result: Result, console: Console) -> None:
     """Prints the tables of a result, and its findings."""
     console.print(_scores(result))
     console.print(_costs(result))
+    if any(row.quality for row in result.strategies):
+        console.print(_quality(result))
     for finding in result.findings:
         where = f"seed {finding.seed}, {finding.stage}"
         console.print(
@@ -61,6 +63,19 @@ def _costs(result: Result) -> Table:
             f"{cost['cpu_seconds']:,.0f}",
             f"{cost['peak_memory'] / 2**30:.1f}",
         )
+    return table
+
+
+def _quality(result: Result) -> Table:
+    """Measures of the test runs, in percent."""
+    names = list(dict.fromkeys(name for row in result.strategies for name in row.quality))
+    table = _table("", "test runs of", *names)
+    for row in result.strategies:
+        for runs in ("all", "right"):
+            scores = {name: found.all if runs == "all" else found.successful for name, found in row.quality.items()}
+            table.add_row(
+                f"{row.strategy}, {runs}", *(scores[name].percent if name in scores else "" for name in names)
+            )
     return table
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from time import perf_counter, process_time
@@ -28,6 +28,9 @@ from lmpipe.session import Session
 from lmpipe.state import ProgramState
 from lmpipe.trace import Failure, Trace
 
+Measure = Callable[[Trace], float]
+"""Looks at a whole run, where a metric looks at its prediction alone; such as at what was retrieved on the way."""
+
 
 @final
 class Evaluation(BaseModel):
@@ -37,6 +40,7 @@ class Evaluation(BaseModel):
         scores: Example id → score; failed runs score 0, and those that a spent budget prevented are absent.
         failures: Kind of failure (parse, engine, program, budget) → how many examples it cost.
         first_error: The message of the first failed example, or none.
+        measures: Measure → example id → its value; of failed runs too.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,6 +48,7 @@ class Evaluation(BaseModel):
     scores: Mapping[str, float]
     failures: Mapping[Failure, int] = {}
     first_error: str | None = None
+    measures: Mapping[str, Mapping[str, float]] = {}
 
     @property
     def n(self) -> int:
@@ -74,9 +79,10 @@ def evaluate(
     session: Session,
     *,
     title: str = "evaluation",
+    measures: Mapping[str, Measure] | None = None,
 ) -> Evaluation:
     """Scores one state of a program; see `evaluate_many`."""
-    return evaluate_many(program, [state], examples, metric, session, title=title)[0]
+    return evaluate_many(program, [state], examples, metric, session, title=title, measures=measures)[0]
 
 
 def evaluate_many(
@@ -87,6 +93,7 @@ def evaluate_many(
     session: Session,
     *,
     title: str = "evaluation",
+    measures: Mapping[str, Measure] | None = None,
 ) -> list[Evaluation]:
     """Scores several states of a program on the same examples, in one wavefront.
 
@@ -97,6 +104,7 @@ def evaluate_many(
         metric: Scores one prediction.
         session: LMs, seed and, if it has one, the store that remembers evaluations.
         title: What the progress bar says.
+        measures: What else is wanted of each run, by name.
 
     Returns:
         An evaluation for every state, in order.
@@ -111,6 +119,7 @@ def evaluate_many(
         describe(metric),
         session.decoding(),
         session.seed,
+        *([describe(measures)] if measures else []),
     ]
     keys = {state: "evaluation " + digest([state.digest, *setting]) for state in states}
     found: dict[ProgramState, Evaluation] = {}
@@ -121,7 +130,7 @@ def evaluate_many(
     missing = [state for state in keys if state not in found]
     results: dict[str, tuple[Any, Cost]] = {}
     for state, (evaluation, cost) in zip(
-        missing, _score(program, missing, examples, metric, session, title), strict=True
+        missing, _score(program, missing, examples, metric, session, title, measures or {}), strict=True
     ):
         found[state] = evaluation
         if evaluation.complete and "engine" not in evaluation.failures:  # which may answer another time
@@ -137,6 +146,7 @@ def _score(
     metric: Metric,
     session: Session,
     title: str,
+    measures: Mapping[str, Measure],
 ) -> list[tuple[Evaluation, Cost]]:
     """Evaluation and cost of each state; the time of the wavefront is divided among them."""
     started, cpu_started = perf_counter(), process_time()
@@ -146,7 +156,9 @@ def _score(
     count = max(len(states), 1)
     seconds, cpu_seconds = (perf_counter() - started) / count, (process_time() - cpu_started) / count
     parts = [traces[number * len(examples) : (number + 1) * len(examples)] for number in range(len(states))]
-    return [(_summary(part), replace(cost_of(part), seconds=seconds, cpu_seconds=cpu_seconds)) for part in parts]
+    return [
+        (_summary(part, measures), replace(cost_of(part), seconds=seconds, cpu_seconds=cpu_seconds)) for part in parts
+    ]
 
 
 def program_digest(program: Module) -> str:
@@ -175,10 +187,14 @@ def _check_ids(examples: Sequence[Example]) -> None:
         )
 
 
-def _summary(traces: Sequence[Trace]) -> Evaluation:
+def _summary(traces: Sequence[Trace], measures: Mapping[str, Measure]) -> Evaluation:
     failed = [trace for trace in traces if trace.failure is not None]
+    made = sorted((trace for trace in traces if trace.failure != "budget"), key=lambda trace: trace.example.id)
     return Evaluation(
-        scores=dict(sorted((trace.example.id, trace.score) for trace in traces if trace.failure != "budget")),
+        scores={trace.example.id: trace.score for trace in made},
         failures=Counter(trace.failure for trace in failed if trace.failure),
         first_error=failed[0].error if failed else None,
+        measures={
+            name: {trace.example.id: float(measure(trace)) for trace in made} for name, measure in measures.items()
+        },
     )

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from programs.iris import Iris
+from programs.multihop import MultiHop
 
-__all__ = ["Iris"]
+__all__ = ["Iris", "MultiHop"]

@@ -4,3 +4,55 @@ A passage is a row of token vectors; a query is another; the score of a passage 
 the largest product with any vector of the passage (MaxSim; Khattab and Zaharia 2020, arXiv 2004.12832). Nothing here is
 imported before it is made: see `load_retriever`.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lmpipe.errors import ConfigError
+from lmpipe.retriever import Retriever
+
+
+def load_retriever(spec: str, passages: str | Path | None = None) -> Retriever:
+    """Makes the retriever that a short text names.
+
+    Args:
+        spec: ``"bm25:PASSAGES"`` for BM25 over a file of passages (`lmpipe.retrieval.passages.read_passages`);
+            ``"dense:PASSAGES"`` for the vectors of the embedded encoder.
+        passages: The file for a spec that names none, such as ``"bm25"``.
+
+    Raises:
+        ConfigError: If the text names no retriever, or it cannot be made.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind in ("bm25", "dense"):
+        return _over_passages(kind, rest or passages)
+    raise ConfigError(f"unknown retriever {spec!r}; write 'bm25:PASSAGES' or 'dense:PASSAGES'")
+
+
+def _over_passages(kind: str, path: str | Path | None) -> Retriever:
+    """A retriever that is made anew from a file of passages each time."""
+    if path is None:
+        raise ConfigError(f"{kind!r} searches a file of passages; write '{kind}:PASSAGES'")
+    from lmpipe.retrieval.passages import read_passages
+
+    texts = list(read_passages(path))
+    if kind == "dense":
+        from lmpipe.engines import load_embedder
+        from lmpipe.retrieval.dense import DenseRetriever
+
+        return DenseRetriever(texts, load_embedder("embedded"))
+    with _needs_extra():
+        from lmpipe.retrieval.bm25 import BM25Retriever
+    return BM25Retriever(texts)
+
+
+@contextmanager
+def _needs_extra() -> Iterator[None]:
+    """Says what to install where an import fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(f"{error}; this retriever needs: pip install 'lmpipe[retrieval]'") from error

@@ -1,0 +1,31 @@
+"""Records of benchmark data: from a folder of gzipped JSON Lines. Knows nothing of tasks."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+from lmpipe.errors import ConfigError
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a ``.jsonl.gz`` file, in its order.
+
+    Raises:
+        ConfigError: If it cannot be read, or a line is no JSON object; it names file and line.
+    """
+    records = []
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ConfigError(f"{path}, line {number}: no JSON object")
+                records.append(record)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}, line {len(records) + 1}: no JSON ({error})") from None
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the data {path} cannot be read: {error}") from error
+    return records

@@ -1,0 +1,149 @@
+"""HotPotQA: ``python -m benchmarks.hotpotqa --data DIR --lm embedded --strategy "p -> w -> p" --out runs/hotpotqa``.
+
+Questions whose answer stands in two Wikipedia articles (Yang et al. 2018, arXiv 1809.09600), asked of a program that has
+to find both. Beside the answer, it is measured what was found: without both articles the answer is a guess.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+from benchmarks.command import main
+from benchmarks.data import read_records
+from benchmarks.task import Split, Task
+from lmpipe import Example, Metric, Module, Trace, exact_match
+from lmpipe.errors import ConfigError
+from lmpipe.evaluate import Measure
+from lmpipe.hashing import digest
+from lmpipe.metrics import answer_f1
+from lmpipe.splits import shuffled
+from lmpipe.trace import RetrievalStep
+from programs import MultiHop
+
+HUB = "hotpotqa/hotpot_qa"
+_DEV_SHARE = 0.25  # of the hub's training questions, which validation examples are drawn from
+_COLUMNS = ("question", "answer", "type", "level", "supporting_facts")
+
+
+@final
+@dataclass(frozen=True)
+class HotpotTask(Task):
+    """Questions, and the program of two hops.
+
+    The folder ``DATA/hotpotqa`` holds ``train``, ``validation`` and ``test`` as ``.jsonl.gz`` in the hub's fields, and
+    ``passages.jsonl.gz``. Without a folder, the hub's hard questions of the full-wiki setting are taken, as in the
+    paper: its training questions make two parts, and its validation questions, whose answers are public, are tested
+    on; passages then come with the retriever.
+
+    Args:
+        hops: Searches of the program.
+        k: Passages of each.
+        hub: Data set of the hub, or a folder that the package datasets can load.
+    """
+
+    name: str = "hotpotqa"
+    label: str | None = "type"
+    retriever: str | None = "bm25"
+    options: tuple[str, ...] = field(default=("data", "retriever"), repr=False)
+    hops: int = 2
+    k: int = 3
+    hub: str = HUB
+
+    def __post_init__(self) -> None:
+        measures: dict[str, Measure] = {"F1": f1}
+        measures |= {f"recall@hop {hop}": GoldRecall(hop) for hop in range(1, self.hops + 1)}
+        object.__setattr__(self, "measures", {**measures, "all gold": AllGold(self.hops)})
+        if self.data is not None and self.passages is None:
+            object.__setattr__(self, "passages", str(Path(self.data, "hotpotqa", "passages.jsonl.gz")))
+
+    def examples(self) -> Split:
+        """Raises:
+        ConfigError: If there is no such data.
+        """
+        if self.data is None:
+            return self._from_hub()
+        folder = Path(self.data, "hotpotqa")
+        parts = (read_records(folder / f"{part}.jsonl.gz") for part in ("train", "validation", "test"))
+        return Split(*(tuple(map(_example, records)) for records in parts))
+
+    def program(self) -> Module:
+        return MultiHop(self.hops, self.k)
+
+    def metric(self) -> Metric:
+        return exact_match
+
+    def _from_hub(self) -> Split:
+        """The hub's hard questions; always the same ones make the part for validation."""
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise ConfigError(f"{error}; run: pip install datasets, or give --data") from error
+        try:
+            parts = [load_dataset(self.hub, "fullwiki", split=part) for part in ("train", "validation")]
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.hub!r} cannot be loaded from the hub ({error}); or give --data") from error
+        learned, tested = (tuple(_hard(part.select_columns(list(_COLUMNS)))) for part in parts)
+        order = tuple(shuffled(learned, seed=0, stratify_by=self.label))
+        dev = round(_DEV_SHARE * len(order))
+        return Split(order[dev:], order[:dev], tested)
+
+
+def _hard(records: Iterable[Mapping[str, Any]]) -> Iterable[Example]:
+    return (_example(record) for record in records if record["level"] == "hard")
+
+
+def _example(record: Mapping[str, Any]) -> Example:
+    """An example named by its question: whoever asks the same question asks the same example."""
+    try:
+        question, answer, kind = record["question"], record["answer"], record["type"]
+        titles = list(dict.fromkeys(map(html.unescape, record["supporting_facts"]["title"])))
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"a HotPotQA record lacks a field ({error}): {str(dict(record))[:200]}") from error
+    name = digest(" ".join(question.lower().split()))[:12]
+    return Example({"question": question}, {"answer": answer, "type": kind, "titles": titles}, id=name)
+
+
+def f1(trace: Trace) -> float:
+    """F1 of the answer's words; 0 for a failed run."""
+    return answer_f1(trace.example, trace.prediction) if trace.prediction else 0.0
+
+
+@final
+@dataclass(frozen=True)
+class GoldRecall:
+    """Share of the gold passages found up to and with one of the hops; failed runs count with what they have.
+
+    Args:
+        hop: From 1.
+    """
+
+    hop: int
+
+    def __call__(self, trace: Trace) -> float:
+        searches = [step for step in trace.steps if isinstance(step, RetrievalStep) and step.index < self.hop]
+        texts = [html.unescape(passage.text) for step in searches for passage in step.passages or ()]
+        gold = trace.example.labels["titles"]
+        return sum(any(text.startswith(f"{title} | ") for text in texts) for title in gold) / len(gold)
+
+
+@final
+@dataclass(frozen=True)
+class AllGold:
+    """Whether a run found every gold passage: its mean is the ceiling that retrieval sets to answers.
+
+    Args:
+        hops: Of the program.
+    """
+
+    hops: int
+
+    def __call__(self, trace: Trace) -> float:
+        return float(GoldRecall(self.hops)(trace) == 1)
+
+
+if __name__ == "__main__":
+    main(HotpotTask())

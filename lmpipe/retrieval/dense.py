@@ -1,0 +1,71 @@
+"""Dense retrieval: one vector for each passage and query, and their cosine (Karpukhin et al. 2020, arXiv 2004.04906).
+
+The baseline beside late interaction. Knows nothing of what embeds, or of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmpipe.embedder import Embedder
+from lmpipe.errors import ConfigError, EngineError
+from lmpipe.hashing import digest
+from lmpipe.retrieval.best import best
+from lmpipe.retrieval.passages import PassageText
+from lmpipe.retriever import Passage, Retriever
+
+_BLOCK = 1024  # passages embedded between two reports of progress
+
+
+@final
+class DenseRetriever(Retriever):
+    """Finds passages by the direction of their vectors, which are computed when it is made.
+
+    Args:
+        passages: What is searched, titles included.
+        embedder: Of passages and queries.
+        advance: Told how many more passages are embedded.
+
+    Raises:
+        ConfigError: If there is no passage.
+        EngineError: If the embedder loses a vector.
+    """
+
+    def __init__(
+        self, passages: Sequence[PassageText], embedder: Embedder, advance: Callable[[int], None] = lambda done: None
+    ) -> None:
+        if not passages:
+            raise ConfigError("dense retrieval has nothing to search: there is no passage")
+        self._passages, self._embedder = passages, embedder
+        blocks = []
+        for start in range(0, len(passages), _BLOCK):
+            blocks.append(self._embedded([passage.full for passage in passages[start : start + _BLOCK]]))
+            advance(len(blocks[-1]))
+        self._vectors = np.concatenate(blocks)  # float32 [passages, dimensions], each of length 1
+        self._name = "dense " + digest([embedder.name, *map(astuple, passages)])
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        asked = list(dict.fromkeys(query for query in queries if query.strip()))
+        found: dict[str, list[Passage]] = {}
+        if asked:
+            scores = self._embedded(asked) @ self._vectors.T
+            found = {query: best(self._passages, row, k) for query, row in zip(asked, scores, strict=True)}
+        return [found.get(query, []) for query in queries]
+
+    def _embedded(self, texts: Sequence[str]) -> NDArray[Any]:
+        """float32 ``[texts, dimensions]``: vectors of length 1, or 0 where a text has none."""
+        vectors = np.asarray(self._embedder.embed(texts), dtype=np.float32)
+        if len(vectors) != len(texts):
+            raise EngineError(f"embedder {self._embedder.name!r} gave {len(vectors)} vectors for {len(texts)} texts")
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit: NDArray[Any] = vectors / np.where(lengths > 0, lengths, 1)
+        return unit
