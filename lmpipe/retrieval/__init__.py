@@ -19,17 +19,30 @@ def load_retriever(spec: str, passages: str | Path | None = None) -> Retriever:
     """Makes the retriever that a short text names.
 
     Args:
-        spec: ``"bm25:PASSAGES"`` for BM25 over a file of passages (`lmpipe.retrieval.passages.read_passages`);
+        spec: A folder, or ``"index:FOLDER"``, for an index of `lmpipe.retrieval.build`; ``"http://HOST:PORT"`` for a
+            server; ``"bm25:PASSAGES"`` for BM25 over a file of passages (`lmpipe.retrieval.passages.read_passages`);
             ``"dense:PASSAGES"`` for the vectors of the embedded encoder.
         passages: The file for a spec that names none, such as ``"bm25"``.
 
     Raises:
         ConfigError: If the text names no retriever, or it cannot be made.
+        CorruptBlob: If an index is damaged.
     """
     kind, _, rest = spec.partition(":")
     if kind in ("bm25", "dense"):
         return _over_passages(kind, rest or passages)
-    raise ConfigError(f"unknown retriever {spec!r}; write 'bm25:PASSAGES' or 'dense:PASSAGES'")
+    if kind in ("http", "https"):
+        with _needs_extra():
+            from lmpipe.retrieval.remote import RemoteRetriever
+        return RemoteRetriever(spec)
+    if kind == "index" or Path(spec).is_dir():
+        from lmpipe.retrieval.index import open_index
+
+        return open_index(rest or spec)
+    raise ConfigError(
+        f"unknown retriever {spec!r}; write the FOLDER of an index, 'http://HOST:PORT', 'bm25:PASSAGES' or "
+        "'dense:PASSAGES'"
+    )
 
 
 def _over_passages(kind: str, path: str | Path | None) -> Retriever:
