@@ -107,6 +107,11 @@ def _example(record: Mapping[str, Any]) -> Example:
     return Example({"question": question}, {"answer": answer, "type": kind, "titles": titles}, id=name)
 
 
+def is_gold(text: str, title: str) -> bool:
+    """Whether a passage is the introduction of the article of that title; titles of passages may be escaped for HTML."""
+    return html.unescape(text).startswith(f"{title} | ")
+
+
 def f1(trace: Trace) -> float:
     """F1 of the answer's words; 0 for a failed run."""
     return answer_f1(trace.example, trace.prediction) if trace.prediction else 0.0
@@ -125,9 +130,9 @@ class GoldRecall:
 
     def __call__(self, trace: Trace) -> float:
         searches = [step for step in trace.steps if isinstance(step, RetrievalStep) and step.index < self.hop]
-        texts = [html.unescape(passage.text) for step in searches for passage in step.passages or ()]
+        texts = [passage.text for step in searches for passage in step.passages or ()]
         gold = trace.example.labels["titles"]
-        return sum(any(text.startswith(f"{title} | ") for text in texts) for title in gold) / len(gold)
+        return sum(any(is_gold(text, title) for text in texts) for title in gold) / len(gold)
 
 
 @final

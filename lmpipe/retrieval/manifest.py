@@ -117,7 +117,7 @@ class Manifest(_Value):
         """
         path = index / "index.json"
         if not path.exists():
-            unfinished = (index / "journal.jsonl").exists()
+            unfinished = (index / "config.json").exists()
             what = "an unfinished index: run the command that builds it again, it goes on" if unfinished else "no index"
             raise ConfigError(f"{index} holds {what}")
         try:
