@@ -1,0 +1,143 @@
+"""Searching a PLAID index: cells near a query, their passages, a filter by centroids, and MaxSim of those that pass.
+
+Knows nothing of how indexes are built; one that colbert-ai has built is searched like any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lmpipe.errors import ConfigError, StoreError
+from lmpipe.retrieval.plaid.kernels import Kernels, load_kernels
+from lmpipe.retrieval.plaid.library import colbert, make_codec, read_metadata, read_tensor
+from lmpipe.retrieval.vectors import Ranking, TokenIndex
+
+_SCORED = 4096  # passages decompressed at once
+
+
+@final
+@dataclass(frozen=True)
+class SearchSettings:
+    """What a search looks at. More of anything finds more of the exact ranking, and costs more.
+
+    Attributes:
+        cells: Centroids near each token of the query whose passages are candidates (colbert-ai's ``ncells``).
+        threshold: A centroid counts in the first filter if its product with any token of the query is at least this
+            (``centroid_score_threshold``).
+        candidates: Passages that pass the first filter; a quarter of them passes the second and is scored
+            (``ndocs``). At least 4 k are.
+    """
+
+    cells: int
+    threshold: float
+    candidates: int
+
+    @classmethod
+    def for_k(cls, k: int) -> SearchSettings:
+        """What finds nearly all that exact search over the compressed vectors would find in its top `k`."""
+        return cls(4, 0.4, max(1024, 8 * k))
+
+
+@final
+class PlaidIndex(TokenIndex):
+    """A PLAID index, in memory. It finds ``min(k, passages)`` passages, those without tokens left out.
+
+    Args:
+        folder: Where `build_plaid`, or colbert-ai, has put it.
+        settings: Those of a search for the best `k`, whatever was searched before.
+        kernels: Its inner loops; by default the fastest that can be had.
+
+    Raises:
+        StoreError: If there is no finished index, or it is damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Callable[[int], SearchSettings] = SearchSettings.for_k,
+        kernels: Kernels | None = None,
+    ) -> None:
+        self._settings, self._kernels = settings, kernels or load_kernels()
+        metadata = read_metadata(folder)
+        chunks = range(metadata["num_chunks"])
+        self.bits: int = metadata["config"]["nbits"]
+        centroids, average = read_tensor(folder / "centroids.pt"), read_tensor(folder / "avg_residual.pt")
+        self._codec = make_codec(self.bits, centroids.float(), average, *read_tensor(folder / "buckets.pt"))
+        self._stored = colbert("indexing.codecs.residual_embeddings").ResidualEmbeddings(
+            _whole([read_tensor(folder / f"{chunk}.codes.pt") for chunk in chunks]),
+            _whole([read_tensor(folder / f"{chunk}.residuals.pt") for chunk in chunks]),
+        )
+        self._lengths = torch.tensor(
+            [length for chunk in chunks for length in _lengths(folder / f"doclens.{chunk}.json")], dtype=torch.int64
+        )
+        self._starts = self._lengths.cumsum(0) - self._lengths
+        if not int(self._lengths.sum()) == metadata["num_embeddings"] == len(self._stored):
+            raise StoreError(f"the files of {folder} do not belong together; build the index again")
+        self._members, self._sizes = read_tensor(folder / "ivf.pid.pt")
+        self._sizes = self._sizes.long()
+        self._cells = self._sizes.cumsum(0) - self._sizes
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    @torch.inference_mode()
+    def search(self, queries: Tensor, k: int) -> list[Ranking]:
+        """See `TokenIndex`. Scores are those of the compressed vectors.
+
+        Raises:
+            ConfigError: If the vectors of the queries are not of the index's dimension.
+        """
+        if queries.shape[-1] != self._codec.dim:
+            raise ConfigError(f"queries of {queries.shape[-1]} dimensions, an index of {self._codec.dim}")
+        if k < 1 or not len(self):
+            return [Ranking([], []) for _ in queries]
+        settings = self._settings(k)
+        return [self._search(query.float(), min(k, len(self)), settings) for query in queries]
+
+    def _search(self, query: Tensor, k: int, settings: SearchSettings) -> Ranking:
+        products = self._codec.centroids @ query.T
+        numbers = self._candidates(products, k, settings.cells)
+        most = max(settings.candidates, 4 * k)
+        if len(numbers) > most // 4:
+            near = products.amax(1) >= settings.threshold
+            stored, lengths, starts = self._stored.codes, self._lengths, self._starts
+            numbers = self._kernels.filter(numbers, products, stored, lengths, starts, near, most).sort().values
+        scores = torch.cat([self._score(query, some) for some in numbers.split(_SCORED)])
+        best = scores.sort(descending=True, stable=True)
+        order = best.indices[:k]
+        return Ranking(numbers[order].tolist(), best.values[:k].tolist())
+
+    def _candidates(self, products: Tensor, k: int, cells: int) -> Tensor:
+        """Numbers of the passages in the cells, rising: of so many more cells that they are `k`, if need be."""
+        while True:
+            nearest = products.T.topk(min(cells, len(products)), sorted=False).indices.unique()
+            sizes = self._sizes[nearest]
+            ends = sizes.cumsum(0)
+            places = torch.arange(int(ends[-1])) + (self._cells[nearest] - ends + sizes).repeat_interleave(sizes)
+            numbers = self._members[places].unique()
+            if len(numbers) >= k or cells >= len(products):
+                return numbers.int()
+            cells *= 4
+
+    def _score(self, query: Tensor, numbers: Tensor) -> Tensor:
+        vectors = self._kernels.decompress(numbers, self._lengths, self._starts, self._codec, self._stored)
+        products = (vectors @ query.T) / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        return self._kernels.maxsim(products, self._lengths[numbers.long()])
+
+
+def _whole(chunks: list[Tensor]) -> Tensor:
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+
+
+def _lengths(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is missing or damaged ({error}); build the index again") from error
