@@ -16,7 +16,7 @@ class Progress(Protocol):
 
 
 @contextmanager
-def show_progress(progress: Progress | None, description: str, total: int) -> Iterator[Callable[[int], None]]:
+def show_progress(progress: Progress | None, description: str, total: int) -> Iterator[Callable[[float], None]]:
     """Shows a bar while the block runs; the block calls what it is given to advance it. None shows nothing."""
     if progress is None:
         yield lambda done: None

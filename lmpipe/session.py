@@ -207,7 +207,7 @@ class Session:
         elif records:
             self.store.put(records)
 
-    def track(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    def track(self, description: str, total: int) -> AbstractContextManager[Callable[[float], None]]:
         """Shows a progress bar while the block runs; the block calls what it is given to advance it."""
         return show_progress(self.progress, description, total)
 

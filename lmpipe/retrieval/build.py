@@ -21,6 +21,7 @@ from lmpipe.progress import Progress, show_progress
 from lmpipe.retrieval.encoder import ColbertEncoder
 from lmpipe.retrieval.manifest import EncoderIdentity, Manifest, Plaid, SegmentIdentity
 from lmpipe.retrieval.passages import PassageText, PassageTexts, read_passages
+from lmpipe.retrieval.plaid import build_plaid
 from lmpipe.retrieval.segments import Segment
 from lmpipe.retrieval.vectors import TokenVectors
 from lmpipe.store import RunStore
@@ -99,8 +100,8 @@ def build_index(
             encoder=EncoderIdentity(spec=encoder.name, digest=encoder.digest, dim=encoder.dim), segments=segments
         )
         if _compressed(manifest, settings):
-            with show_progress(progress, "compressing vectors", 2 * manifest.tokens) as advance:
-                manifest = _plaid(store, manifest, settings, advance)
+            with show_progress(progress, "compressing vectors, %", 100) as advance:
+                manifest = _plaid(store, manifest, settings, lambda share: advance(100 * share))
         manifest.write(out)
         drop_unused(store, manifest)
     return manifest
@@ -141,19 +142,17 @@ def new_segment(
     """Encodes passages and puts them, shortest first, into the store."""
     encoded = encoder.encode_passages([passage.full for passage in passages], advance)
     order = torch.argsort(encoded.lengths, stable=True)
-    rows = encoded.vectors.split(encoded.lengths.tolist())
+    rows = torch.split(encoded.vectors, encoded.lengths.tolist())
     vectors = TokenVectors(torch.cat([rows[number] for number in order.tolist()]), encoded.lengths[order])
     folder = store.new_folder()
     Segment.write(folder, [passages[number] for number in order.tolist()], vectors)
     return SegmentIdentity(digest=store.put_folder(folder), passages=len(passages), tokens=len(vectors.vectors))
 
 
-def _plaid(store: RunStore, exact: Manifest, settings: BuildSettings, advance: Callable[[int], None]) -> Manifest:
+def _plaid(store: RunStore, exact: Manifest, settings: BuildSettings, advance: Callable[[float], None]) -> Manifest:
     """The same passages, their vectors compressed by PLAID."""
-    from lmpipe.retrieval.plaid import build_plaid
-
     folders = exact.folders(store.path)
-    made = store.new_folder()
+    made = store.path / "plaid"  # stays there after a kill, and is gone on with
     build_plaid([Segment(folder) for folder in folders], made, bits=settings.bits, seed=settings.seed, advance=advance)
     texts = []
     for segment, folder in zip(exact.segments, folders, strict=True):

@@ -6,17 +6,19 @@ Knows nothing of how an index was built, or how vectors are compared.
 from __future__ import annotations
 
 import bisect
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from lmpipe.errors import ConfigError
-from lmpipe.hashing import content_digest, digest
+from lmpipe.hashing import content_digest, describe, digest
 from lmpipe.retrieval.encoder import ColbertEncoder, load_encoder
+from lmpipe.retrieval.exact import ExactIndex
 from lmpipe.retrieval.manifest import Manifest
 from lmpipe.retrieval.passages import PassageText, PassageTexts, read_passages
+from lmpipe.retrieval.plaid import PlaidIndex, SearchSettings
+from lmpipe.retrieval.plaid.library import read_metadata
 from lmpipe.retrieval.segments import Segment
 from lmpipe.retrieval.vectors import TokenIndex
 from lmpipe.retriever import Passage, Retriever
@@ -59,7 +61,11 @@ class ColbertRetriever(Retriever):
 
 
 def open_index(
-    folder: str | Path, *, encoder: ColbertEncoder | None = None, verify: bool = True, **search: Any
+    folder: str | Path,
+    *,
+    encoder: ColbertEncoder | None = None,
+    verify: bool = True,
+    settings: Callable[[int], SearchSettings] = SearchSettings.for_k,
 ) -> ColbertRetriever:
     """Opens an index that `build_index` made, or its command ``lmpipe index build``.
 
@@ -67,10 +73,10 @@ def open_index(
         folder: Of the index.
         encoder: Makes the vectors of queries; by default the one that the index names is loaded.
         verify: Whether all files are compared with their checksums first: about a second for a gigabyte.
-        search: Settings of the search, as for `PlaidIndex`; an exact index has none.
+        settings: How much a search for the best k looks at, if the index is PLAID's.
 
     Raises:
-        ConfigError: If there is no finished index, or it was made with another encoder, or settings do not fit.
+        ConfigError: If there is no finished index, or it was made with another encoder.
         CorruptBlob: If a file of it is missing or damaged.
     """
     folder = Path(folder)
@@ -86,17 +92,11 @@ def open_index(
         )
     parts = manifest.folders(folder)
     if manifest.plaid is None:
-        from lmpipe.retrieval.exact import ExactIndex
-
-        if search:
-            raise ConfigError(f"{folder} is an exact index, which has no settings such as {', '.join(search)}")
         segments = [Segment(part) for part in parts]
         exact = ExactIndex(segments, manifest.deleted)
         return ColbertRetriever(encoder, [segment.passages for segment in segments], exact, manifest.digest)
-    from lmpipe.retrieval.plaid import PlaidIndex
-
-    plaid = PlaidIndex(parts[-1], **search)
-    name = digest([manifest.digest, search])
+    plaid = PlaidIndex(parts[-1], settings)
+    name = digest([manifest.digest, describe(settings)])
     return ColbertRetriever(encoder, [PassageTexts(part) for part in parts[:-1]], plaid, name)
 
 
@@ -105,7 +105,7 @@ def open_colbert_index(
     *,
     passages: str | Path | None = None,
     encoder: ColbertEncoder | None = None,
-    **search: Any,
+    settings: Callable[[int], SearchSettings] = SearchSettings.for_k,
 ) -> ColbertRetriever:
     """Opens an index that the package colbert-ai built.
 
@@ -113,25 +113,21 @@ def open_colbert_index(
         folder: The index, with ``metadata.json``.
         passages: The collection that it was built from; by default the file that it names.
         encoder: Makes the vectors of queries; by default the checkpoint that the index names is loaded.
-        search: Settings of the search, as for `PlaidIndex`.
+        settings: How much a search for the best k looks at.
 
     Raises:
-        ConfigError: If there is no such index, or its collection or checkpoint is not there.
+        ConfigError: If its collection or checkpoint is not there.
+        StoreError: If there is no such index, or it is damaged.
     """
-    from lmpipe.retrieval.plaid import PlaidIndex
-
     folder = Path(folder)
-    try:
-        config = json.loads((folder / "metadata.json").read_bytes())["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder} holds no index of colbert-ai: {error}") from error
+    config = read_metadata(folder)["config"]
     collection = passages or config.get("collection")
     if not isinstance(collection, (str, Path)):
         raise ConfigError(f"{folder} does not name the file of its passages; pass passages=...")
-    index = PlaidIndex(folder, **search)
+    index = PlaidIndex(folder, settings)
     return ColbertRetriever(
         encoder or load_encoder(config["checkpoint"]),
         [list(read_passages(collection))],
         index,
-        digest([content_digest(folder), search]),
+        digest([content_digest(folder), describe(settings)]),
     )

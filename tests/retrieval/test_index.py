@@ -1,0 +1,213 @@
+"""Index folders: built, interrupted, searched, changed, damaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from lmpipe.errors import ConfigChanged, ConfigError, CorruptBlob, StoreError
+from lmpipe.retrieval import load_retriever
+from lmpipe.retrieval.build import BuildSettings, build_index
+from lmpipe.retrieval.edit import add_passages, delete_passages
+from lmpipe.retrieval.encoder import ColbertEncoder
+from lmpipe.retrieval.index import ColbertRetriever, open_index
+from lmpipe.retrieval.manifest import Manifest
+from lmpipe.retrieval.passages import PassageText
+from tests.rivers import CORPUS
+
+SMALL = BuildSettings(chunk=3)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "rivers.jsonl"
+    path.write_text("\n".join(json.dumps({"pid": number, "text": text}) for number, text in enumerate(CORPUS)))
+    return path
+
+
+@pytest.fixture
+def index(corpus: Path, tmp_path: Path, encoder: ColbertEncoder) -> Path:
+    build_index(corpus, tmp_path / "index", encoder, SMALL)
+    return tmp_path / "index"
+
+
+def ids(retriever: ColbertRetriever, query: str, k: int = 20) -> list[str]:
+    return [passage.id for passage in retriever.search([query], k)[0]]
+
+
+def test_a_passage_is_found_by_its_own_words(index: Path, encoder: ColbertEncoder) -> None:
+    found = open_index(index, encoder=encoder).search(CORPUS, 2)
+    assert [passages[0].text for passages in found] == CORPUS
+    assert all(first.score >= second.score for first, second in found)
+
+
+def test_an_empty_query_finds_nothing_and_a_large_k_everything(index: Path, encoder: ColbertEncoder) -> None:
+    found = open_index(index, encoder=encoder).search(["", "Rome", " \n"], 1000)
+    assert [len(passages) for passages in found] == [0, len(CORPUS), 0]
+    assert {passage.id for passage in found[1]} == {str(number) for number in range(len(CORPUS))}
+
+
+def test_a_folder_says_what_made_it_and_loads_that(index: Path, encoder: ColbertEncoder) -> None:
+    retriever = load_retriever(str(index))
+    assert retriever.search(["Rome lies"], 3) == open_index(index, encoder=encoder).search(["Rome lies"], 3)
+    assert retriever.name == Manifest.read(index).digest
+
+
+class Killed(Exception):
+    """Ends a build in its middle."""
+
+
+class KilledAfter:
+    """A progress bar that ends the build when so many passages are encoded."""
+
+    def __init__(self, passages: int) -> None:
+        self.left = passages
+
+    def add_task(self, description: str, *, total: float | None = None) -> int:
+        return 0
+
+    def advance(self, task_id: int, advance: float = 1) -> None:
+        self.left -= int(advance)
+        if self.left < 0:
+            raise Killed
+
+    def remove_task(self, task_id: int) -> None:
+        """There is no bar."""
+
+
+@pytest.mark.parametrize(("engine", "kills"), [("exact", (2, 4, 7)), ("plaid", (2, 7, 30, 100))])
+def test_an_interrupted_build_looks_unfinished_and_goes_on(
+    engine: Literal["exact", "plaid"], kills: Sequence[int], corpus: Path, tmp_path: Path, encoder: ColbertEncoder
+) -> None:
+    settings = BuildSettings(engine=engine, chunk=3)
+    whole = build_index(corpus, tmp_path / "whole", encoder, settings)
+    for passages in kills:
+        with pytest.raises(Killed):
+            build_index(corpus, tmp_path / "cut", encoder, settings, progress=KilledAfter(passages))
+        with pytest.raises(ConfigError, match="unfinished index"):
+            open_index(tmp_path / "cut", encoder=encoder)
+    assert build_index(corpus, tmp_path / "cut", encoder, settings) == whole
+    assert {part.name for part in (tmp_path / "cut/blobs").iterdir()} == {
+        part.name for part in whole.folders(tmp_path / "cut")
+    }
+
+
+def test_a_finished_build_is_not_done_again(index: Path, corpus: Path, encoder: ColbertEncoder) -> None:
+    assert build_index(corpus, index, encoder, SMALL, progress=KilledAfter(0)) == Manifest.read(index)
+
+
+def test_a_build_with_other_passages_or_settings_is_refused(index: Path, corpus: Path, encoder: ColbertEncoder) -> None:
+    with pytest.raises(ConfigChanged, match="chunk: 3 → 4"):
+        build_index(corpus, index, encoder, BuildSettings(chunk=4))
+    corpus.write_text(corpus.read_text() + '\n{"pid": "new", "text": "The Po."}')
+    with pytest.raises(ConfigChanged, match="passages"):
+        build_index(corpus, index, encoder, SMALL)
+
+
+def test_malformed_lines_stop_a_build_or_are_left_out(corpus: Path, tmp_path: Path, encoder: ColbertEncoder) -> None:
+    corpus.write_text("{}\n" + corpus.read_text())
+    with pytest.raises(ConfigError, match=r"rivers.jsonl, line 1"):
+        build_index(corpus, tmp_path / "index", encoder)
+    assert not (tmp_path / "index").exists()
+    told: list[ConfigError] = []
+    assert build_index(corpus, tmp_path / "index", encoder, malformed=told.append).passages == len(CORPUS)
+    assert len(told) == 1
+
+
+def test_a_file_without_passages_is_refused(tmp_path: Path, encoder: ColbertEncoder) -> None:
+    (tmp_path / "none.jsonl").write_text("\n")
+    with pytest.raises(ConfigError, match="holds no passages"):
+        build_index(tmp_path / "none.jsonl", tmp_path / "index", encoder)
+
+
+def test_auto_compresses_what_is_larger_than_the_memory(corpus: Path, tmp_path: Path, encoder: ColbertEncoder) -> None:
+    assert build_index(corpus, tmp_path / "small", encoder).engine == "exact"
+    assert build_index(corpus, tmp_path / "large", encoder, BuildSettings(memory=1000)).engine == "plaid"
+
+
+def test_passages_come_and_go(index: Path, encoder: ColbertEncoder) -> None:
+    before = open_index(index, encoder=encoder)
+    add_passages(index, [PassageText("po", "Po", "The Po crosses Turin.")], encoder)
+    changed = open_index(index, encoder=encoder)
+    assert ids(changed, "The Po crosses Turin")[0] == "po"
+    assert changed.name != before.name
+    assert delete_passages(index, ["po", "2"]).passages == len(CORPUS) - 1
+    assert set(ids(open_index(index, encoder=encoder), "The Po crosses Turin")) == {"0", "1", "3", "4", "5", "6", "7"}
+    add_passages(index, [PassageText("2", "", "Rome again.")], encoder)  # the id is free again
+    assert ids(open_index(index, encoder=encoder), "Rome again")[0] == "2"
+    assert len(ids(before, "Rome")) == len(CORPUS)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda index, encoder: add_passages(index, [PassageText("3", "", "x")], encoder), "twice: 3"),
+        (lambda index, encoder: add_passages(index, [PassageText("n", "", "x")] * 2, encoder), "twice: n"),
+        (lambda index, encoder: delete_passages(index, ["3", "none"]), "no passages none"),
+    ],
+)
+def test_a_change_that_cannot_be_made_changes_nothing(
+    change: Callable[[Path, ColbertEncoder], Manifest], problem: str, index: Path, encoder: ColbertEncoder
+) -> None:
+    before = Manifest.read(index)
+    with pytest.raises(ConfigError, match=problem):
+        change(index, encoder)
+    assert Manifest.read(index) == before
+
+
+def test_plaid_indexes_are_not_changed(corpus: Path, tmp_path: Path, encoder: ColbertEncoder) -> None:
+    build_index(corpus, tmp_path / "index", encoder, BuildSettings(engine="plaid"))
+    with pytest.raises(ConfigError, match="build it again"):
+        delete_passages(tmp_path / "index", ["0"])
+
+
+def test_another_encoder_is_refused_by_name(index: Path, other_encoder: ColbertEncoder, corpus: Path) -> None:
+    with pytest.raises(ConfigError, match=f"made with the encoder .*, and this one is '{other_encoder.name}'"):
+        open_index(index, encoder=other_encoder)
+    with pytest.raises(ConfigError, match="was made with the encoder"):
+        add_passages(index, [PassageText("po", "", "The Po.")], other_encoder)
+    with pytest.raises(ConfigChanged, match="encoder"):
+        build_index(corpus, index, other_encoder, SMALL)
+
+
+def damaged(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_every_damaged_or_missing_file_is_named(index: Path, encoder: ColbertEncoder) -> None:
+    files: Sequence[Path] = [index / "index.json", *sorted((index / "blobs").rglob("*.*"))]
+    assert len(files) == 1 + 3 * 5
+    for path in files:
+        whole = path.read_bytes()
+        named = path if path.name == "index.json" else path.parent
+        damaged(path)
+        with pytest.raises(CorruptBlob, match=str(named)):
+            open_index(index, encoder=encoder)
+        path.write_bytes(whole)
+        if path.name != "index.json":
+            path.unlink()
+            with pytest.raises(CorruptBlob, match=str(named)):
+                open_index(index, encoder=encoder)
+            path.write_bytes(whole)
+    open_index(index, encoder=encoder)
+
+
+def test_a_folder_without_an_index_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no index"):
+        open_index(tmp_path)
+
+
+def test_two_writers_do_not_mix(index: Path, corpus: Path, encoder: ColbertEncoder) -> None:
+    from lmpipe import RunStore
+
+    store = RunStore(index, json.loads((index / "config.json").read_text()))
+    with pytest.raises(StoreError, match="in use by another process"):
+        delete_passages(index, ["0"])
+    store.close()
+    assert open_index(index, encoder=encoder).name == Manifest.read(index).digest
