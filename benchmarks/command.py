@@ -63,19 +63,6 @@ def main(task: Task) -> None:
             ),
         ] = None,
         seeds: Annotated[str, typer.Option(help="Comma-separated; each has a data split of its own.")] = "0",
-        data: Annotated[
-            str | None,
-            typer.Option(
-                help="Folder with the data; without it they come from the hub.", hidden="data" not in task.options
-            ),
-        ] = None,
-        retriever: Annotated[
-            str | None,
-            typer.Option(
-                help="`bm25`, or `bm25:PASSAGES` or `dense:PASSAGES` with a file of passages.",
-                hidden="retriever" not in task.options,
-            ),
-        ] = None,
         train: Annotated[int | None, typer.Option(help="Training examples.")] = None,
         val: Annotated[int | None, typer.Option(help="Validation examples.")] = None,
         test: Annotated[int | None, typer.Option(help="Test examples.")] = None,
@@ -88,6 +75,15 @@ def main(task: Task) -> None:
             list[str] | None,
             typer.Option(help="`tensorboard:FOLDER`, `mlflow:URI` or `wandb:PROJECT`; repeatable."),
         ] = None,
+        # defaults, not annotations, since those cannot see the task
+        data: str | None = typer.Option(
+            None, help="Folder with the data; without it they come from the hub.", hidden="data" not in task.options
+        ),
+        retriever: str | None = typer.Option(
+            None,
+            help="`bm25`, or `bm25:PASSAGES` or `dense:PASSAGES` with a file of passages.",
+            hidden="retriever" not in task.options,
+        ),
     ) -> None:
         logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=console)], format="%(message)s")
         strategies = strategy or ["vanilla", "p", "w", "p -> w -> p"]

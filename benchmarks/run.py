@@ -84,7 +84,8 @@ def run(
         config=settings.model_dump(mode="json"),
         versions=versions(),
         strategies=[
-            _report(strategy, [cell for cell in cells if cell.strategy == strategy]) for strategy in strategies
+            _report(strategy, [cell for cell in cells if cell.strategy == strategy], list(task.measures))
+            for strategy in strategies
         ],
         comparisons=_comparisons(cells, strategies),
         findings=_findings(cells),
@@ -139,12 +140,12 @@ def run_seed(
     ]
 
 
-def _report(strategy: str, cells: Sequence[Cell]) -> StrategyReport:
+def _report(strategy: str, cells: Sequence[Cell], measures: Sequence[str]) -> StrategyReport:
     return StrategyReport(
         strategy=strategy,
         val=Score.of([_values(cell.result.evaluation) if cell.reported else None for cell in cells]),
         test=Score.of([_values(cell.test) if cell.reported else None for cell in cells]),
-        quality={name: _quality(cells, name) for name in cells[0].test.measures},
+        quality={name: _quality(cells, name) for name in measures},
         stages=[_stage(cells, number) for number in range(len(cells[0].result.stages))],
         cost=sum((cell.result.cost for cell in cells), Cost()).to_json(),
     )

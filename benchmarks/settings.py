@@ -121,8 +121,8 @@ _EMBEDDED: dict[str, dict[str, object]] = {
             batch_size=6,
         ),
     },
-    # Zero-shot it never keeps the reply form, so completions are held to it, and it answers one question in forty: several
-    # sampled runs of each find those. A demonstration holds up to six passages, so there are few.
+    # Zero-shot it never keeps the reply form, so completions are held to it, and about one answer in forty is right:
+    # several sampled runs of each find those. A demonstration holds up to six passages, so there are few.
     "hotpotqa": {
         "train": 48,
         "val": 24,

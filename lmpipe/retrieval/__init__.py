@@ -21,7 +21,7 @@ def load_retriever(spec: str, passages: str | Path | None = None) -> Retriever:
     Args:
         spec: A folder, or ``"index:FOLDER"``, for an index of `lmpipe.retrieval.build`; ``"http://HOST:PORT"`` for a
             server; ``"bm25:PASSAGES"`` for BM25 over a file of passages (`lmpipe.retrieval.passages.read_passages`);
-            ``"dense:PASSAGES"`` for the vectors of the embedded encoder.
+            ``"dense:PASSAGES"`` for the vectors of the embedded encoder, which are kept in ``$LMPIPE_CACHE``.
         passages: The file for a spec that names none, such as ``"bm25"``.
 
     Raises:
@@ -54,9 +54,10 @@ def _over_passages(kind: str, path: str | Path | None) -> Retriever:
     texts = list(read_passages(path))
     if kind == "dense":
         from lmpipe.engines import load_embedder
+        from lmpipe.engines.embedded import cache_folder
         from lmpipe.retrieval.dense import DenseRetriever
 
-        return DenseRetriever(texts, load_embedder("embedded"))
+        return DenseRetriever(texts, load_embedder("embedded"), cache_folder())
     with _needs_extra():
         from lmpipe.retrieval.bm25 import BM25Retriever
     return BM25Retriever(texts)

@@ -6,6 +6,7 @@ words are lower-cased, English stop words left out, and the rest stemmed by Snow
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import astuple
 from typing import final
@@ -18,6 +19,8 @@ from lmpipe.hashing import digest
 from lmpipe.retrieval.best import best
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retriever import Passage, Retriever
+
+logging.getLogger("bm25s").setLevel(logging.NOTSET)  # which bm25s sets to DEBUG, whatever the program logs
 
 
 @final

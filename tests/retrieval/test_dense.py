@@ -1,0 +1,89 @@
+"""Dense retrieval with an embedder of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from lmpipe import EngineError
+from lmpipe.embedder import Embedder
+from lmpipe.errors import ConfigError, StoreError
+from lmpipe.retrieval.dense import DenseRetriever
+from lmpipe.retrieval.passages import PassageText
+from tests.scripted import NumberLine
+
+PASSAGES = [PassageText(name, "", f"number {n}") for name, n in [("a", 100), ("b", 300), ("c", 200), ("d", 300)]]
+
+
+def test_the_nearest_come_first_and_equals_in_the_order_of_the_passages() -> None:
+    retriever = DenseRetriever(PASSAGES, NumberLine())
+    found = retriever.search(["320", "90"], 3)
+    assert [[passage.text for passage in passages] for passages in found] == [
+        ["number 300", "number 300", "number 200"],
+        ["number 100", "number 200", "number 300"],
+    ]
+    first, second = retriever.search(["300"], 2)[0]
+    assert (first.score, second.score) == pytest.approx((1, 1))
+    assert (first.id, second.id) == ("b", "d")
+
+
+def test_titles_are_embedded_with_their_texts_once() -> None:
+    embedder, done = NumberLine(), list[int]()
+    retriever = DenseRetriever([PassageText("a", "7", "seven")], embedder, advance=done.append)
+    retriever.search(["8", "9", "8"], 1)
+    assert embedder.texts == ["7 | seven", "8", "9"]
+    assert done == [1]
+
+
+def test_vectors_are_kept_in_a_folder(tmp_path: Path) -> None:
+    embedder = NumberLine()
+    first = DenseRetriever(PASSAGES, embedder, tmp_path / "cache")
+    again = DenseRetriever(PASSAGES, embedder, tmp_path / "cache")
+    assert len(embedder.texts) == len(PASSAGES)
+    assert again.search(["250"], 4) == first.search(["250"], 4)
+    DenseRetriever(PASSAGES[:3], embedder, tmp_path / "cache")
+    assert len(embedder.texts) == len(PASSAGES) + 1 + 1 + 3
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        DenseRetriever(PASSAGES, embedder, tmp_path / "file")
+
+
+def test_empty_queries_find_nothing_and_are_not_embedded() -> None:
+    embedder = NumberLine()
+    retriever = DenseRetriever(PASSAGES, embedder)
+    assert retriever.search(["", " "], 2) == [[], []]
+    assert [len(found) for found in retriever.search(["", "100"], 2)] == [0, 2]
+    assert embedder.texts[len(PASSAGES) :] == ["100"]
+
+
+def test_more_than_there_is_gives_all_there_is() -> None:
+    assert len(DenseRetriever(PASSAGES, NumberLine()).search(["1"], 100)[0]) == 4
+
+
+def test_the_name_is_that_of_the_passages_and_the_embedder() -> None:
+    name = DenseRetriever(PASSAGES, NumberLine()).name
+    assert name == DenseRetriever(list(PASSAGES), NumberLine()).name
+    assert name != DenseRetriever(PASSAGES[:3], NumberLine()).name
+    assert name != DenseRetriever(PASSAGES, NumberLine("another line")).name
+
+
+class Losing(Embedder):
+    """Gives one vector too few, or vectors of length 0."""
+
+    name = "losing"
+
+    def __init__(self, lost: int) -> None:
+        self.lost = lost
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        return [[0.0, 0.0] for _ in texts[self.lost :]]
+
+
+def test_what_cannot_be_searched_is_refused() -> None:
+    with pytest.raises(ConfigError, match="there is no passage"):
+        DenseRetriever([], NumberLine())
+    with pytest.raises(EngineError, match="'losing' gave 3 vectors for 4 texts"):
+        DenseRetriever(PASSAGES, Losing(1))
+    assert [passage.score for passage in DenseRetriever(PASSAGES, Losing(0)).search(["1"], 4)[0]] == [0] * 4

