@@ -143,12 +143,13 @@ def _read(folder: Path) -> Checkpoint:
         raise ConfigError(f"{base} has no tokenizer.json or vocab.txt for a fast tokenizer; {_WHAT_TO_DO}")
     path, weights = _weights(base)
     if modules:
-        settings, metadata = ColbertSettings.from_sentence_transformers(_json(folder / _PYLATE)), {}
+        settings, dim = ColbertSettings.from_sentence_transformers(_json(folder / _PYLATE)), None
         projection = _dense(folder / modules["Dense"])
     else:
         metadata = _json(folder / _METADATA)
-        settings, projection = ColbertSettings.from_metadata(metadata), weights.get(_LINEAR)
-    if projection is None or projection.shape != (metadata.get("dim", len(projection)), config.hidden_size):
+        settings, dim = ColbertSettings.from_metadata(metadata), metadata.get("dim")
+        projection = weights.get(_LINEAR, torch.empty(0, 0))
+    if projection.shape != (dim or len(projection), config.hidden_size):
         raise ConfigError(f"{path} has no {_LINEAR} of the shape that config.json and {_METADATA} say; {_WHAT_TO_DO}")
     return Checkpoint(settings, config, tokenizer, _of_encoder(config, weights, path), projection.float())
 
@@ -205,7 +206,7 @@ def _below_top(names: Iterable[str]) -> list[str]:
 def _skeleton(config: Any) -> Any:
     """The encoder without values."""
     with torch.device("meta"):
-        return AutoModel.from_config(config)
+        return AutoModel.from_config(config)  # type: ignore[no-untyped-call]
 
 
 def _json(path: Path) -> Any:

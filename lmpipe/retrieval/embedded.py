@@ -1,14 +1,13 @@
 """The embedded ColBERT checkpoint: all-MiniLM-L6-v2, whose weights come with a package, and a projection made here.
 
-The projection keeps what differs most between words: the first principal directions of the last states that the model
-gives to the words of its own vocabulary. It needs no data, and is a start to train from. Knows nothing of training.
+The projection is random and orthogonal, which nearly keeps the products of vectors (Johnson and Lindenstrauss 1984): no
+worse than the principal directions of token vectors, and a start to train from. Knows nothing of training.
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -16,8 +15,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from lmpipe.engines.packaged import cache_folder, minilm_folder
+from lmpipe.hashing import derive_seed
 from lmpipe.retrieval.checkpoint import Checkpoint, load_checkpoint
-from lmpipe.retrieval.network import ColbertNetwork
 from lmpipe.retrieval.settings import ColbertSettings
 
 logger = logging.getLogger(__name__)
@@ -38,3 +37,26 @@ def embedded_checkpoint() -> Checkpoint:
         logger.info("making a ColBERT checkpoint of all-MiniLM-L6-v2 in %s, once", folder)
         _make(minilm_folder()).save(folder)
     return load_checkpoint(str(folder))
+
+
+def _make(minilm: Path) -> Checkpoint:
+    config, weights = AutoConfig.from_pretrained(minilm), load_file(minilm / "model.safetensors")
+    return Checkpoint(
+        ColbertSettings(),
+        config,
+        AutoTokenizer.from_pretrained(minilm),
+        {name: weight for name, weight in weights.items() if weight.is_floating_point()},  # the others are positions
+        _projection(config.hidden_size),
+    )
+
+
+def _projection(hidden: int) -> Tensor:
+    """Orthogonal rows, ``[dim, hidden]``; in float64 and then rounded, so that every machine makes the same bits."""
+    drawn = torch.randn(
+        hidden,
+        _DIM,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(derive_seed("projection of the embedded ColBERT checkpoint")),
+    )
+    orthogonal: Tensor = torch.linalg.qr(drawn)[0]
+    return orthogonal.T.bfloat16().float().contiguous()

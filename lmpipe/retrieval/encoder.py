@@ -1,4 +1,4 @@
-"""The encoder of late interaction: texts in, token vectors out, the same as the colbert-ai package makes of a checkpoint.
+"""The encoder of late interaction: texts in, token vectors out, the same that the colbert-ai package makes.
 
 Knows nothing of indexes or search.
 """
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from lmpipe.engines.local.packed import PackedProducts
-from lmpipe.errors import ConfigError
 from lmpipe.retrieval.checkpoint import Checkpoint, load_checkpoint
 from lmpipe.retrieval.embedded import NAME, embedded_checkpoint
 from lmpipe.retrieval.network import ColbertNetwork
@@ -75,7 +74,7 @@ class ColbertEncoder:
     @property
     def dim(self) -> int:
         """Components of a vector."""
-        return len(self._checkpoint.projection)
+        return int(self._checkpoint.projection.shape[0])
 
     @property
     def query_tokens(self) -> int:
@@ -163,8 +162,8 @@ def load_encoder(
     """Loads a ColBERT checkpoint.
 
     Args:
-        spec: ``"embedded"`` for the one that comes with lmpipe[embedded]; else a hub id or a local folder, in the format
-            of ColBERTv2 or of sentence-transformers and PyLate.
+        spec: ``"embedded"`` for the one that comes with lmpipe[embedded]; else a hub id or a local folder, in the
+            format of ColBERTv2 or of sentence-transformers and PyLate.
         query_tokens: In place of what the checkpoint says.
         passage_tokens: In place of what the checkpoint says.
         device: See `ColbertEncoder`.
@@ -174,11 +173,13 @@ def load_encoder(
         ConfigError: If there is no such checkpoint, or it is damaged.
     """
     checkpoint = embedded_checkpoint() if spec == NAME else load_checkpoint(spec)
-    lengths = {"query_tokens": query_tokens, "passage_tokens": passage_tokens}
-    given = {name: length for name, length in lengths.items() if length is not None}
-    if given:
-        checkpoint = replace(checkpoint, settings=replace(checkpoint.settings, **given))
-    return ColbertEncoder(checkpoint, spec, device=device, precision=precision)
+    settings = checkpoint.settings
+    lengths = replace(
+        settings,
+        query_tokens=query_tokens or settings.query_tokens,
+        passage_tokens=passage_tokens or settings.passage_tokens,
+    )
+    return ColbertEncoder(replace(checkpoint, settings=lengths), spec, device=device, precision=precision)
 
 
 def _batches(rows: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:

@@ -25,7 +25,7 @@ class ColbertNetwork(torch.nn.Module):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
-        self.backbone: Any = AutoModel.from_config(checkpoint.config, dtype=torch.float32)
+        self.backbone: Any = AutoModel.from_config(checkpoint.config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         self.backbone.load_state_dict(checkpoint.weights, strict=False)
         dim, hidden = checkpoint.projection.shape
         self.projection = torch.nn.Linear(hidden, dim, bias=False)
