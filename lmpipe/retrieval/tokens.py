@@ -41,8 +41,8 @@ class ColbertTokens:
     def __init__(self, checkpoint: Checkpoint) -> None:
         settings, tokenizer = checkpoint.settings, checkpoint.tokenizer
         positions = min(tokenizer.model_max_length, getattr(checkpoint.config, "max_position_embeddings", 512))
-        self.query_tokens = min(settings.query_tokens, positions)
-        self.passage_tokens = min(settings.passage_tokens, positions)
+        self.query_tokens: int = min(settings.query_tokens, positions)
+        self.passage_tokens: int = min(settings.passage_tokens, positions)
         self._settings = settings
         self._queries = _side(tokenizer, settings.query_marker, self.query_tokens)
         self._passages = _side(tokenizer, settings.passage_marker, self.passage_tokens)
