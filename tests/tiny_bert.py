@@ -15,7 +15,7 @@ TEXTS = [
     "Kicksend | Kicksend was a file-sharing company, founded in 2011; it shut down in 2014.",
     "The Bonobo (Pan paniscus), formerly called the pygmy chimpanzee, is a great ape.",
     "Who directed the film?",
-    "«Ünïcödé» – dashes… and quotes: \"don't!\"",
+    '«Ünïcödé» – dashes… and quotes: "don\'t!"',
     "",
     "a",
     "?!,.",

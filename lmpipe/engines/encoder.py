@@ -105,4 +105,3 @@ def load_embedded_encoder(**options: Any) -> SentenceEncoder:
         ConfigError: If the package is not installed or a file of it is damaged.
     """
     return SentenceEncoder.from_pretrained(str(minilm_folder()), **{"name": NAME, "max_tokens": _MAX_TOKENS, **options})
-

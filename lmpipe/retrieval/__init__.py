@@ -54,7 +54,7 @@ def _over_passages(kind: str, path: str | Path | None) -> Retriever:
     texts = list(read_passages(path))
     if kind == "dense":
         from lmpipe.engines import load_embedder
-        from lmpipe.engines.embedded import cache_folder
+        from lmpipe.engines.packaged import cache_folder
         from lmpipe.retrieval.dense import DenseRetriever
 
         return DenseRetriever(texts, load_embedder("embedded"), cache_folder())

@@ -49,7 +49,9 @@ class ColbertTokens:
         self._pad = tokenizer.pad_token_id
         self._mask = tokenizer.mask_token_id if settings.expands else self._pad
         if self._mask is None or self._pad is None:
-            raise ConfigError(f"the tokenizer of {tokenizer.name_or_path} has no [MASK] or no [PAD]; it is no ColBERT's")
+            raise ConfigError(
+                f"the tokenizer of {tokenizer.name_or_path} has no [MASK] or no [PAD]; it is no ColBERT's"
+            )
         skipped = [tokenizer.encode(word, add_special_tokens=False)[:1] for word in settings.skipped]
         self._skipped = torch.tensor(sorted({*sum(skipped, []), self._pad}))
         self._warned: set[str] = set()

@@ -38,5 +38,7 @@ def reference(folder: Path) -> Iterator[Any]:
             return Model
 
         patch.setattr(base_colbert, "class_factory", with_post_init)
-        patch.setattr(ColBERT, "loaded_extensions", True, raising=False)  # it would compile one that encoding never uses
+        patch.setattr(
+            ColBERT, "loaded_extensions", True, raising=False
+        )  # it would compile one that encoding never uses
         yield Checkpoint(str(folder), ColBERTConfig.load_from_checkpoint(str(folder)), verbose=0)

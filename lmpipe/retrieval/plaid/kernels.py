@@ -21,7 +21,7 @@ from filelock import FileLock
 from torch import Tensor
 from torch.utils.cpp_extension import load
 
-from lmpipe.engines.embedded import cache_folder
+from lmpipe.engines.packaged import cache_folder
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import digest
 
