@@ -53,7 +53,7 @@ def test_malformed_lines_are_named_and_left_out_if_asked_to(
         cwd=passages.parent,
     )
     assert run.returncode == 1
-    assert "rivers.jsonl, line 1" in run.stderr.replace("\n", " ")
+    assert "rivers.jsonl, line 1" in " ".join(run.stderr.split())
     assert "Traceback" not in run.stderr
     lmpipe("index", "build", passages, passages.parent / "out", "--encoder", encoder_folder, "--skip-malformed")
     assert "line 1" in caplog.text
