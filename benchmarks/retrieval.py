@@ -79,3 +79,21 @@ def plaid_alone(plaid: dict[int, dict[str, Any]]) -> dict[str, Figure]:
         for bits, found in plaid.items()
     }
     return {**figures, "PLAID 2 bits: bytes a token": Figure(plaid[2]["bytes"] / plaid[2]["tokens"], 41, "lower", "")}
+
+
+def beside_colbert(
+    encoded: dict[str, Any], plaid: dict[int, dict[str, Any]], colbert: dict[int, dict[str, Any]]
+) -> dict[str, Figure]:
+    """Encoding, building and searching beside colbert-ai's own."""
+    theirs = colbert[2]["encode"]
+    rates = [side["passages"] / side["cpu_seconds"] for side in (encoded, theirs)]
+    console.print(f"encoding, passages a CPU second: lmpipe {rates[0]:.1f}, colbert-ai {rates[1]:.1f}")
+    figures = {"encoding: passages a CPU s over colbert-ai's": Figure(rates[0] / rates[1], 3.0, "higher", "×")}
+    for bits, found in plaid.items():
+        peers = colbert[bits]
+        build = found["cpu_seconds"] / peers["build_cpu_seconds"]
+        figures[f"PLAID {bits} bits: build beyond encoding over colbert-ai's"] = Figure(build, 0.7, "lower", "×")
+        for (k, seconds), search in zip(found["searches"].items(), peers["searches"], strict=True):
+            ratio = seconds / (search["cpu_seconds"] / len(search["numbers"]))
+            figures[f"PLAID {bits} bits, top {k}: CPU time over colbert-ai's"] = Figure(ratio, 1.1, "lower", "×")
+    return figures

@@ -114,9 +114,11 @@ def segments_of(encoded: TokenVectors, size: int = 16_384) -> Iterator[list[Segm
 
 def grown(encoded: TokenVectors, passages: int) -> TokenVectors:
     """So many passages, shortest first; where real ones end, they come again with noise of 5 % of a vector's length."""
-    picked = torch.arange(passages) % len(encoded.lengths) if passages > len(encoded.lengths) else torch.linspace(
-        0, len(encoded.lengths) - 1, passages
-    ).long()
+    picked = (
+        torch.arange(passages) % len(encoded.lengths)
+        if passages > len(encoded.lengths)
+        else torch.linspace(0, len(encoded.lengths) - 1, passages).long()
+    )
     picked = picked.sort().values
     rows, generator = torch.split(encoded.vectors, encoded.lengths.tolist()), torch.Generator().manual_seed(0)
     vectors = torch.cat([rows[number] for number in picked.tolist()]).float()
@@ -141,7 +143,9 @@ def truth(encoded: TokenVectors, queries: Tensor, k: int = 100) -> np.ndarray[An
 
 def recall(found: Sequence[Sequence[int]], wanted: np.ndarray[Any, Any]) -> float:
     """Mean share of the wanted numbers that were found."""
-    return float(np.mean([len({*some} & {*all_.tolist()}) / len(all_) for some, all_ in zip(found, wanted, strict=True)]))
+    return float(
+        np.mean([len({*some} & {*all_.tolist()}) / len(all_) for some, all_ in zip(found, wanted, strict=True)])
+    )
 
 
 def timed(index: TokenIndex, queries: Tensor) -> dict[str, float]:

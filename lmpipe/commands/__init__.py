@@ -24,7 +24,8 @@ app.command()(serve_index)
 def main() -> None:
     """Runs the command line; errors that lmpipe raises on purpose end it with their message."""
     console = Console(stderr=True)
-    logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=console)], format="%(message)s")
+    handler = RichHandler(console=console, show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
     try:
         app()
     except LmpipeError as error:

@@ -14,7 +14,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from lmpipe.engines.local.packed import PackedProducts
+from lmpipe.engines.packed import PackedProducts
 from lmpipe.retrieval.checkpoint import Checkpoint, load_checkpoint
 from lmpipe.retrieval.embedded import NAME, embedded_checkpoint
 from lmpipe.retrieval.network import ColbertNetwork

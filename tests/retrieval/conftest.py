@@ -9,9 +9,15 @@ from tests.retrieval.tiny_colbert import tiny_colbert
 
 
 @pytest.fixture(scope="session")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> ColbertEncoder:
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ColBERT checkpoint with random weights, whose vectors tell words apart."""
-    return load_encoder(str(tiny_colbert(tmp_path_factory.mktemp("colbert") / "tiny", seed=0)))
+    return tiny_colbert(tmp_path_factory.mktemp("colbert") / "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def encoder(encoder_folder: Path) -> ColbertEncoder:
+    """The same, loaded."""
+    return load_encoder(str(encoder_folder))
 
 
 @pytest.fixture(scope="session")

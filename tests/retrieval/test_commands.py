@@ -1,0 +1,64 @@
+"""The command lmpipe: an index from a file to an answer, on the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lmpipe.commands import app
+from tests.rivers import CORPUS
+
+
+def lmpipe(*arguments: object) -> str:
+    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"}, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def passages(tmp_path: Path) -> Path:
+    path = tmp_path / "rivers.jsonl"
+    path.write_text("\n".join(json.dumps({"pid": number, "text": text}) for number, text in enumerate(CORPUS)))
+    return path
+
+
+def test_an_index_is_built_shown_searched_and_changed(passages: Path, encoder_folder: Path) -> None:
+    folder = passages.parent / "index"
+    shown = lmpipe("index", "build", passages, folder, "--encoder", encoder_folder)
+    assert "exact" in shown
+    assert str(encoder_folder) in shown.replace("\n", "")
+    assert CORPUS[2] in lmpipe("index", "search", folder, CORPUS[2], "-k", 1)
+    more = passages.with_name("more.jsonl")
+    more.write_text('{"pid": "po", "text": "Turin lies on the Po."}')
+    assert "9" in lmpipe("index", "add", folder, more)
+    assert "(2 deleted)" in lmpipe("index", "delete", folder, "po", 0)
+    assert "verified" in lmpipe("index", "info", folder)
+
+
+def test_malformed_lines_are_named_and_left_out_if_asked_to(
+    passages: Path, encoder_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    passages.write_text("?\n" + passages.read_text())
+    command = [sys.executable, "-c", "from lmpipe.commands import main; main()", "index", "build", passages, "out"]
+    run = subprocess.run(
+        [*map(str, command), "--encoder", str(encoder_folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=passages.parent,
+    )
+    assert run.returncode == 1
+    assert "rivers.jsonl, line 1" in " ".join(run.stderr.split())
+    assert "Traceback" not in run.stderr
+    lmpipe("index", "build", passages, passages.parent / "out", "--encoder", encoder_folder, "--skip-malformed")
+    assert "line 1" in caplog.text
+
+
+def test_help_names_every_command() -> None:
+    text = lmpipe("--help")
+    assert all(name in text for name in ("index", "colbert", "serve-index"))
