@@ -324,10 +324,10 @@ def test_kmeans_finds_groups_and_leaves_no_centroid_alone() -> None:
     assert sum(told) == 6 * 800
     assert centroids.norm(dim=1) == pytest.approx(1)
     found = nearest(sample, centroids)
-    assert len(found.unique()) > 50
+    assert len(torch.unique(found)) > 50
     assert (sample * centroids[found]).sum(1).min() > 0.85
-    for centroid in found.unique():
-        assert len(of[found == centroid].unique()) == 1
+    for centroid in torch.unique(found):
+        assert len(torch.unique(of[found == centroid])) == 1
 
 
 def test_buckets_are_those_of_least_error() -> None:
