@@ -1,7 +1,8 @@
 """colbert-ai's own indexer and searcher: ``python colbert_search.py CHECKPOINT WORKLOAD``.
 
-The workload's vectors are indexed and searched, so that both sides have the same; if it holds texts, the checkpoint
-encodes those too. The environment is lmpipe's own with the extra ``plaid``: colbert-ai runs beside the same libraries.
+The workload's vectors are indexed, unless it names an index, and searched, so that both sides have the same; if it
+names a file of texts, the checkpoint encodes those too. It runs in lmpipe's own environment with the extra ``plaid``:
+colbert-ai lives with the same libraries. Its C++ is compiled at the first use, into torch's folder of extensions.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from time import process_time
@@ -19,11 +19,12 @@ from typing import Any, final
 import numpy as np
 import torch
 from colbert.data.collection import Collection
+from colbert.indexing.collection_encoder import CollectionEncoder
 from colbert.indexing.collection_indexer import CollectionIndexer
 from colbert.indexing.index_saver import IndexSaver
 from colbert.infra import ColBERTConfig, Run, RunConfig
 from colbert.infra.launcher import set_seed
-from colbert.modeling import hf_colbert
+from colbert.modeling import base_colbert
 from colbert.modeling.checkpoint import Checkpoint
 from colbert.modeling.colbert import ColBERT
 from colbert.search.index_storage import IndexScorer
@@ -100,18 +101,20 @@ def search(work: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
 
 
 def encode(checkpoint: str, texts: list[str]) -> dict[str, Any]:
-    """Passages per CPU second, as its indexer encodes them, and the mean of all vectors' components."""
-    made = hf_colbert.class_factory
+    """CPU seconds in which its indexer encodes passages."""
+    made = base_colbert.class_factory
 
-    def patched(name: str) -> Any:
-        kind = made(name)
-        kind.init_weights = kind.post_init  # transformers 5 asks for it
-        return kind
+    def with_post_init(name: str) -> Any:
+        """transformers 5 wants a call that colbert-ai does not make."""
 
-    from colbert.indexing.collection_encoder import CollectionEncoder
-    from colbert.modeling import base_colbert
+        class Model(made(name)):  # type: ignore[misc]
+            def __init__(self, config: Any, colbert_config: Any) -> None:
+                super().__init__(config, colbert_config)
+                self.post_init()
 
-    base_colbert.class_factory = patched
+        return Model
+
+    base_colbert.class_factory = with_post_init
     config = ColBERTConfig.from_existing(ColBERTConfig.load_from_checkpoint(checkpoint), RunConfig())
     encoder = CollectionEncoder(config, Checkpoint(checkpoint, colbert_config=config, verbose=0))
     encoder.encode_passages(texts[:8])
@@ -128,9 +131,10 @@ def main(checkpoint: str, workload: str) -> None:
     with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as root:
         if "texts" in work:
             answer["encode"] = encode(checkpoint, json.loads(Path(work["texts"]).read_text()))
-        folder = Path(work["index"]) if "index" in work else None
-        if folder is None or not (folder / "metadata.json").exists():
-            folder, answer["build_cpu_seconds"] = build(work, Path(root) if folder is None else folder.parent)
+        if "index" in work:
+            folder = Path(work["index"])
+        else:
+            folder, answer["build_cpu_seconds"] = build(work, Path(root))
         ColBERT.try_load_torch_extensions(use_gpu=False)
         answer["bytes"] = sum(path.stat().st_size for path in folder.iterdir())
         answer["searches"] = search(work, folder)
