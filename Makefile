@@ -43,6 +43,11 @@ test-vllm: .venv-vllm/installed
 	.venv-dspy/bin/pip install --quiet --requirement $<
 	touch $@
 
+.venv-fastplaid/installed: benchmarks/peers/requirements-fastplaid.txt
+	$(PYTHON) -m venv --clear .venv-fastplaid
+	.venv-fastplaid/bin/pip install --quiet --requirement $<
+	touch $@
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
@@ -58,4 +63,4 @@ test-vllm: .venv-vllm/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-peers .venv-dspy build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-peers .venv-dspy .venv-fastplaid build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

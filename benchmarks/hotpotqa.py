@@ -108,7 +108,7 @@ def _example(record: Mapping[str, Any]) -> Example:
 
 
 def is_gold(text: str, title: str) -> bool:
-    """Whether a passage is the introduction of the article of that title; titles of passages may be escaped for HTML."""
+    """Whether a passage introduces the article of that title; titles of passages may be escaped for HTML."""
     return html.unescape(text).startswith(f"{title} | ")
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from time import process_time
