@@ -104,8 +104,8 @@ class PlaidIndex(TokenIndex):
     @torch.inference_mode()
     def decompressed(self) -> TokenVectors:
         """All vectors as float32, as near to what was compressed as the bits allow."""
-        parts = [self._vectors(numbers) for numbers in torch.split(torch.arange(len(self)).int(), _SCORED)]
-        return TokenVectors(torch.cat(parts), self._lengths)
+        parts = [self._decompress(numbers) for numbers in torch.split(torch.arange(len(self)).int(), _SCORED)]
+        return TokenVectors(torch.nn.functional.normalize(torch.cat(parts), dim=1), self._lengths)
 
     def _search(self, query: Tensor, k: int, settings: SearchSettings) -> Ranking:
         products = self._codec.centroids @ query.T
@@ -133,12 +133,13 @@ class PlaidIndex(TokenIndex):
             cells *= 4
 
     def _score(self, query: Tensor, numbers: Tensor) -> Tensor:
-        return self._kernels.maxsim(self._vectors(numbers) @ query.T, self._lengths[numbers.long()])
+        vectors = self._decompress(numbers)
+        products = (vectors @ query.T) / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        return self._kernels.maxsim(products, self._lengths[numbers.long()])
 
-    def _vectors(self, numbers: Tensor) -> Tensor:
-        """Vectors of some passages, each of length 1."""
-        vectors = self._kernels.decompress(numbers, self._lengths, self._starts, self._codec, self._stored)
-        return vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    def _decompress(self, numbers: Tensor) -> Tensor:
+        """Vectors of some passages, of any length."""
+        return self._kernels.decompress(numbers, self._lengths, self._starts, self._codec, self._stored)
 
 
 def _whole(chunks: list[Tensor]) -> Tensor:
