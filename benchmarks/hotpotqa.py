@@ -81,7 +81,7 @@ class HotpotTask(Task):
         try:
             from datasets import load_dataset
         except ImportError as error:
-            raise ConfigError(f"{error}; run: pip install datasets, or give --data") from error
+            raise ConfigError(f"{error}; run: pip install 'lmpipe[hub]', or give --data") from error
         try:
             parts = [load_dataset(self.hub, "fullwiki", split=part) for part in ("train", "validation")]
         except (OSError, ValueError) as error:
