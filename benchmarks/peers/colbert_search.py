@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from colbert.data.collection import Collection
 from colbert.indexing.collection_indexer import CollectionIndexer
+from colbert.indexing.collection_encoder import CollectionEncoder
 from colbert.indexing.index_saver import IndexSaver
 from colbert.infra import ColBERTConfig, Run, RunConfig
 from colbert.infra.launcher import set_seed
-from colbert.modeling import hf_colbert
+from colbert.modeling import base_colbert
 from colbert.modeling.checkpoint import Checkpoint
 from colbert.modeling.colbert import ColBERT
 from colbert.search.index_storage import IndexScorer
@@ -100,17 +101,19 @@ def search(work: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
 
 def encode(checkpoint: str, texts: list[str]) -> dict[str, Any]:
     """Passages per CPU second, as its indexer encodes them, and the mean of all vectors' components."""
-    made = hf_colbert.class_factory
+    made = base_colbert.class_factory
 
-    def patched(name: str) -> Any:
-        kind = made(name)
-        kind.init_weights = kind.post_init  # transformers 5 asks for it
-        return kind
+    def with_post_init(name: str) -> Any:
+        """transformers 5 wants a call that colbert-ai does not make."""
 
-    from colbert.indexing.collection_encoder import CollectionEncoder
-    from colbert.modeling import base_colbert
+        class Model(made(name)):  # type: ignore[misc]
+            def __init__(self, config: Any, colbert_config: Any) -> None:
+                super().__init__(config, colbert_config)
+                self.post_init()
 
-    base_colbert.class_factory = patched
+        return Model
+
+    base_colbert.class_factory = with_post_init
     config = ColBERTConfig.from_existing(ColBERTConfig.load_from_checkpoint(checkpoint), RunConfig())
     encoder = CollectionEncoder(config, Checkpoint(checkpoint, colbert_config=config, verbose=0))
     encoder.encode_passages(texts[:8])
