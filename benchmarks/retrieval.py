@@ -139,7 +139,8 @@ def show_growth(sizes: dict[int, dict[str, Any]], encoded: dict[str, Any], plaid
     rate, per_token = encoded["passages"] / encoded["cpu_seconds"], plaid["bytes"] / plaid["tokens"]
     console.print(
         f"{_WIKIPEDIA / 1e6:.1f} M abstracts of Wikipedia 2017 hold {tokens / 1e6:,.0f} M tokens: "
-        f"{_WIKIPEDIA / rate / 3600:.0f} core-hours to encode with this encoder, {tokens * 128 / 1e9:.0f} GB as int8 (while building), "
+        f"{_WIKIPEDIA / rate / 3600:.0f} core-hours to encode with this encoder, "
+        f"{tokens * 128 / 1e9:.0f} GB as int8 (while building), "
         f"{tokens * per_token / 1e9:.0f} GB with PLAID at 2 bits, "
         f"{plaid['cpu_seconds'] / plaid['tokens'] * tokens / 3600:.0f} core-hours or more to compress"
     )

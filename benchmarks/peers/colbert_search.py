@@ -18,8 +18,8 @@ from typing import Any, final
 import numpy as np
 import torch
 from colbert.data.collection import Collection
-from colbert.indexing.collection_indexer import CollectionIndexer
 from colbert.indexing.collection_encoder import CollectionEncoder
+from colbert.indexing.collection_indexer import CollectionIndexer
 from colbert.indexing.index_saver import IndexSaver
 from colbert.infra import ColBERTConfig, Run, RunConfig
 from colbert.infra.launcher import set_seed
