@@ -35,7 +35,7 @@ class ExactIndex(TokenIndex):
     Scores are MaxSim of the float32 queries with the segments' decompressed vectors, up to the rounding of float32. A
     passage is missed only where rounding the query to int8 puts it so far below that it is no candidate; there are
     an eighth more candidates than asked for, and 16. The vectors are read through the page cache and never copied as a
-    whole; a search takes some 500 bytes for each passage beside. It is fastest where passages are sorted by length
+    whole; a search takes less than 1 KiB for each passage beside. It is fastest where passages are sorted by length
     within their segments, and with 16 queries or more.
 
     Args:
