@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, final
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -19,18 +19,12 @@ from lmpipe.retrieval.tokens import ColbertTokens
 _PIECE = 32  # passages of a forward pass: sorted by length, they hold little padding
 
 
-class Batch(TypedDict):
-    """Tensors of a step, as the training loop moves them between devices.
+Batch: TypeAlias = dict[str, Any]
+"""Tensors of a step, as the training loop moves them between devices.
 
-    Fields:
-        questions: Ids and attention, ``[questions, query tokens]``.
-        passages: For each piece of them ids, attention, and which tokens have a vector, ``[passages, tokens]``.
-        gold: Bool ``[questions, passages]``, the passages in the order of the pieces.
-    """
-
-    questions: tuple[Tensor, Tensor]
-    passages: list[tuple[Tensor, Tensor, Tensor]]
-    gold: Tensor
+``questions``: ids and attention, ``[questions, query tokens]``; ``passages``: for each piece of them ids, attention,
+and which tokens have a vector, ``[passages, tokens]``; ``gold``: bool ``[questions, passages]``, as in the pieces.
+"""
 
 
 @final

@@ -1,4 +1,4 @@
-"""What an encoder finds: rankings of all passages for questions, the recall of gold ones, and the negatives among others.
+"""What an encoder finds: rankings of passages for questions, the recall of gold ones, and negatives among the others.
 
 Knows nothing of training.
 """
@@ -20,7 +20,6 @@ from lmpipe.retrieval.encoder import ColbertEncoder
 from lmpipe.retrieval.exact import ExactIndex
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.segments import Segment
-from lmpipe.retrieval.vectors import TokenVectors
 
 Gold = Sequence[Sequence[int]]
 """For each title of a question, the numbers of the passages that have it."""

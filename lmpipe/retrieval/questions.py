@@ -43,22 +43,21 @@ def read_questions(path: str | Path) -> list[GoldQuestion]:
     Raises:
         ConfigError: If there is no such file, or a line is no such question; it names file and line.
     """
-    questions = []
-    for number, line in numbered_lines(Path(path)):
-        try:
-            questions.append(_question(json.loads(line)))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"{path}, line {number}: no question with titles of gold passages ({error!r})") from None
+    questions = [_question(line, f"{path}, line {number}") for number, line in numbered_lines(Path(path))]
     if not questions:
         raise ConfigError(f"{path} holds no questions")
     return questions
 
 
-def _question(record: Any) -> GoldQuestion:
-    titles = record["titles"] if "titles" in record else record["supporting_facts"]["title"]
-    if not isinstance(record["question"], str) or not isinstance(titles, list) or not titles:
-        raise ValueError("a question is a text, and its titles are a list of texts")
-    return GoldQuestion(record["question"], tuple(dict.fromkeys(map(_plain, titles))))
+def _question(line: str, where: str) -> GoldQuestion:
+    try:
+        record: Any = json.loads(line)
+        text, titles = record["question"], record.get("titles") or record["supporting_facts"]["title"]
+        if not isinstance(text, str) or not isinstance(titles, list) or not titles:
+            raise ValueError("a question is a text, and its titles are a list of texts")
+        return GoldQuestion(text, tuple(dict.fromkeys(map(_plain, titles))))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{where}: no question with titles of gold passages ({error!r})") from None
 
 
 def gold_passages(

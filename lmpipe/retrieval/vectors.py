@@ -32,7 +32,7 @@ class TokenVectors:
         Args:
             order: Their numbers, int64, in the order that they are wanted in.
         """
-        rows = torch.split(self.vectors, self.lengths.tolist())  # type: ignore[no-untyped-call]
+        rows = torch.split(self.vectors, self.lengths.tolist())
         taken = torch.cat([self.vectors[:0], *(rows[number] for number in order.tolist())])
         return TokenVectors(taken, self.lengths[order])
 
