@@ -25,6 +25,7 @@ from lmpipe.retrieval.segments import Segment
 
 _PASSAGES = 25_000  # of a chunk, as in colbert-ai
 _TOKENS = 1 << 16  # decompressed at once
+_CENTROIDS = 11  # times the root of the number of tokens; colbert-ai has 8 to 16, a power of two
 _PLAN = "plan.json"
 _Tell = Callable[[int], None]
 
@@ -122,8 +123,8 @@ def _make_plan(segments: Sequence[Segment], bits: int, seed: int, per_centroid: 
     if bits not in {1, 2, 4, 8} or dim % (8 * bits):
         raise ConfigError(f"residuals of 1, 2, 4 or 8 bits and {8 * bits} or more dimensions, not {bits} and {dim}")
     heldout = min(50_000, math.ceil(tokens / 20))
-    most = max(1, (tokens - heldout) // 4)  # a centroid for so few vectors would gain nothing, and colbert-ai fails
-    partitions = 2 ** int(math.log2(min(16 * math.sqrt(tokens), most)))
+    partitions = int(min(_CENTROIDS * math.sqrt(tokens), (tokens - heldout) / 4))  # 4: or colbert-ai fails
+    partitions = max(1, partitions // 256 * 256 or partitions)  # in whole blocks of the search for the nearest
     sample = min(tokens - heldout, per_centroid * partitions) or tokens
     content = digest_bytes(b"".join(t.numpy().tobytes() for s in segments for t in (s.lengths, s.scales)))
     return _Plan(content, bits, seed, dim, passages, tokens, partitions, sample, heldout, iterations)
@@ -264,7 +265,7 @@ def _write_inverted(folder: Path, plan: _Plan, chunks: int) -> None:
         [n for chunk in range(chunks) for n in json.loads((folder / f"doclens.{chunk}.json").read_text())]
     )
     pairs = codes * plan.passages + torch.arange(plan.passages).repeat_interleave(lengths)
-    pairs = pairs.unique()
+    pairs = torch.unique(pairs)
     sizes = torch.bincount(pairs // plan.passages, minlength=plan.partitions)
     passages = (pairs % plan.passages).int()
     # colbert-ai reads as much at each centroid as the longest list has

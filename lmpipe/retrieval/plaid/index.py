@@ -89,7 +89,7 @@ class PlaidIndex(TokenIndex):
 
     @torch.inference_mode()
     def search(self, queries: Tensor, k: int) -> list[Ranking]:
-        """See `TokenIndex`. Scores are those of the compressed vectors.
+        """See `TokenIndex`. Scores are those of the compressed vectors; products below 0 count as 0, as in colbert-ai.
 
         Raises:
             ConfigError: If the vectors of the queries are not of the index's dimension.
@@ -115,7 +115,7 @@ class PlaidIndex(TokenIndex):
             near = products.amax(1) >= settings.threshold
             stored, lengths, starts = self._stored.codes, self._lengths, self._starts
             numbers = self._kernels.filter(numbers, products, stored, lengths, starts, near, most).sort().values
-        scores = torch.cat([self._score(query, some) for some in numbers.split(_SCORED)])
+        scores = torch.cat([self._score(query, some) for some in torch.split(numbers, _SCORED)])
         best = scores.sort(descending=True, stable=True)
         order = best.indices[:k]
         return Ranking(numbers[order].tolist(), best.values[:k].tolist())
@@ -123,18 +123,18 @@ class PlaidIndex(TokenIndex):
     def _candidates(self, products: Tensor, k: int, cells: int) -> Tensor:
         """Numbers of the passages in the cells, rising: of so many more cells that they are `k`, if need be."""
         while True:
-            nearest = products.T.topk(min(cells, len(products)), sorted=False).indices.unique()
+            nearest = torch.unique(products.T.topk(min(cells, len(products)), sorted=False).indices)
             sizes = self._sizes[nearest]
             ends = sizes.cumsum(0)
             places = torch.arange(int(ends[-1])) + (self._cells[nearest] - ends + sizes).repeat_interleave(sizes)
-            numbers = self._members[places].unique()
+            numbers: Tensor = torch.unique(self._members[places])
             if len(numbers) >= k or cells >= len(products):
                 return numbers.int()
             cells *= 4
 
     def _score(self, query: Tensor, numbers: Tensor) -> Tensor:
         vectors = self._decompress(numbers)
-        products = (vectors @ query.T) / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        products: Tensor = (vectors @ query.T) / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
         return self._kernels.maxsim(products, self._lengths[numbers.long()])
 
     def _decompress(self, numbers: Tensor) -> Tensor:

@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
+import shutil
+import sys
 import sysconfig
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,10 +33,30 @@ from lmpipe.hashing import digest
 logger = logging.getLogger(__name__)
 
 _SOURCES = {
-    "filter_pids_cpp": "search/filter_pids.cpp",
-    "decompress_residuals_cpp": "search/decompress_residuals.cpp",
-    "segmented_maxsim_cpp": "modeling/segmented_maxsim.cpp",
+    "filter_pids": "search/filter_pids.cpp",
+    "decompress_residuals": "search/decompress_residuals.cpp",
+    "segmented_maxsim": "modeling/segmented_maxsim.cpp",
 }
+# each source is a module of its own and takes half a minute, nearly all for torch's headers: here they are one module
+_MODULE = """#include <pthread.h>
+#include <torch/extension.h>
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+#include <utility>
+
+#pragma push_macro("PYBIND11_MODULE")
+#undef PYBIND11_MODULE
+#define PYBIND11_MODULE(name, m) void bind(pybind11::module_& m)
+{sources}
+#pragma pop_macro("PYBIND11_MODULE")
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {{
+{calls}
+}}
+"""
+_NAME = "lmpipe_plaid"
 _FAR = -9999.0  # colbert-ai's product with what a passage does not have
 
 
@@ -94,10 +119,10 @@ class CompiledKernels(Kernels):
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        modules = {name: _load(name, path, folder) for name, path in _SOURCES.items()}
-        self._filter = modules["filter_pids_cpp"].filter_pids_cpp
-        self._decompress = modules["decompress_residuals_cpp"].decompress_residuals_cpp
-        self._maxsim = modules["segmented_maxsim_cpp"].segmented_maxsim_cpp
+        module = _load(folder or cache_folder() / "plaid")
+        self._filter = module.filter_pids_cpp
+        self._decompress = module.decompress_residuals_cpp
+        self._maxsim = module.segmented_maxsim_cpp
 
     def filter(
         self, numbers: Tensor, products: Tensor, codes: Tensor, lengths: Tensor, starts: Tensor, near: Tensor, most: int
@@ -127,12 +152,12 @@ class TorchKernels(Kernels):
     ) -> Tensor:
         for kept, counts in ((most, near), (most // 4, None)):
             places = _places(lengths[numbers.long()], starts[numbers.long()])
-            owners = torch.arange(len(numbers)).repeat_interleave(lengths[numbers.long()])
-            found = codes[places].long()
+            found, counted = codes[places].long(), lengths[numbers.long()]
             if counts is not None:
-                found, owners = found[counts[found]], owners[counts[found]]
-            best = torch.full((len(numbers), products.shape[1]), _FAR)
-            best = best.index_reduce_(0, owners, products[found], "amax")
+                owners = torch.arange(len(numbers)).repeat_interleave(counted)
+                counted = torch.bincount(owners[counts[found]], minlength=len(numbers))
+                found = found[counts[found]]
+            best = torch.segment_reduce(products[found], "max", lengths=counted, initial=_FAR)
             scores = torch.zeros(len(numbers))
             for column in best.T:  # one after the other, since the order decides how a sum is rounded
                 scores += column
@@ -159,37 +184,60 @@ def _places(lengths: Tensor, starts: Tensor) -> Tensor:
 
 
 @lru_cache
-def load_kernels() -> Kernels:
-    """The compiled inner loops, or, said once, the others where they cannot be compiled."""
+def load_kernels(folder: Path | None = None) -> Kernels:
+    """The compiled inner loops, or, said once, the others where they cannot be compiled.
+
+    Args:
+        folder: As for `CompiledKernels`.
+    """
     try:
-        return CompiledKernels()
+        return CompiledKernels(folder)
     except ConfigError as error:
         logger.warning("PLAID searches in torch, several times slower: %s", error)
         return TorchKernels()
 
 
-def _load(name: str, path: str, folder: Path | None) -> Any:
-    source = _package() / path
-    kind = digest([source.read_text(), torch.__version__, sysconfig.get_config_var("EXT_SUFFIX")])
-    library = (folder or cache_folder() / "plaid") / f"{name}-{kind[:12]}" / f"{name}.so"
+def _load(folder: Path) -> Any:
+    paths = {name: _package() / path for name, path in _SOURCES.items()}
     try:
+        texts = [path.read_text() for path in paths.values()]
+        kind = digest([_MODULE, *texts, torch.__version__, sysconfig.get_config_var("EXT_SUFFIX")])
+        library = folder / kind[:12] / f"{_NAME}.so"
         library.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(library.parent / "compiling.lock"):
             if not library.exists():
-                _compile(source, library)
+                _compile(paths, library)
         return _import(library)
     except (OSError, RuntimeError, ImportError) as error:
         first = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ConfigError(f"colbert-ai's {source.name} cannot be compiled and loaded here ({first})") from error
+        raise ConfigError(f"colbert-ai's C++ cannot be compiled and loaded here ({first})") from error
 
 
-def _compile(source: Path, library: Path) -> None:
-    """Compiles one file, about half a minute."""
-    logger.info("compiling colbert-ai's %s, once", source.name)
-    with TemporaryDirectory(dir=library.parent) as unfinished:  # of its own: torch waits for locks left in any other
-        load(library.stem, [str(source)], extra_cflags=["-O3"], build_directory=unfinished, is_python_module=False)
-        made = next(Path(unfinished).glob("*.so"))  # torch numbers the name if it has built one like it before
+def _compile(paths: Mapping[str, Path], library: Path) -> None:
+    """Compiles the inner loops, in about half a minute."""
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        raise OSError(f"there is no compiler {compiler}")
+    logger.info("compiling colbert-ai's C++, once")
+    # in a folder of its own: torch waits for ever where a build that was killed has left its lock
+    with TemporaryDirectory(dir=library.parent) as unfinished, _ninja():
+        source = Path(unfinished) / f"{_NAME}.cpp"
+        sources = "\n".join(f'namespace {name} {{\n#include "{path}"\n}}' for name, path in paths.items())
+        source.write_text(_MODULE.format(sources=sources, calls="\n".join(f"{name}::bind(m);" for name in paths)))
+        load(_NAME, [str(source)], extra_cflags=["-O3"], build_directory=unfinished, verbose=False)
+        made = next(Path(unfinished).glob("*.so"))
         made.replace(library)
+
+
+@contextmanager
+def _ninja() -> Iterator[None]:
+    """Lets torch find the ninja that is installed beside this Python, whose environment may not be activated."""
+    path = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join([path, str(Path(sys.executable).parent)])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = path
 
 
 def _import(library: Path) -> Any:

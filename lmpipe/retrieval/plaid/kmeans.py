@@ -64,7 +64,7 @@ def spherical_kmeans(
     centroids = sample[torch.randperm(len(sample), generator=generator)[:count]].float()
     for _ in range(iterations):
         sums, members = torch.zeros_like(centroids), torch.zeros(count)
-        for vectors in sample.split(1 << 16):
+        for vectors in torch.split(sample, 1 << 16):
             places = nearest(vectors, centroids)
             sums.index_add_(0, places, vectors.float())
             members += torch.bincount(places, minlength=count)

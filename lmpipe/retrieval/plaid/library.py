@@ -1,12 +1,14 @@
 """The package ``colbert-ai``: importing it without what it does to a process, its codec, and the files of its indexes.
 
-    INDEX/metadata.json               settings and sizes; written last
-    INDEX/centroids.pt                float16 [centroids, dim], each of length 1
-    INDEX/buckets.pt                  where the components of residuals are cut, and what each bucket stands for
-    INDEX/avg_residual.pt             not used in searches
-    INDEX/N.codes.pt, N.residuals.pt  int32 [tokens], uint8 [tokens, dim * bits / 8] of the passages of chunk N
-    INDEX/N.metadata.json, doclens.N.json   its sizes; tokens of each passage
-    INDEX/ivf.pid.pt                  passages that have a token at a centroid, for one centroid after the other; lengths
+    INDEX/metadata.json     settings and sizes; written last
+    INDEX/centroids.pt      float16 [centroids, dim], each of length 1
+    INDEX/buckets.pt        where the components of residuals are cut, and what each bucket stands for
+    INDEX/avg_residual.pt   not used in searches
+    INDEX/N.codes.pt        int32 [tokens] of the passages of chunk N
+    INDEX/N.residuals.pt    uint8 [tokens, dim * bits / 8]
+    INDEX/doclens.N.json    tokens of each passage
+    INDEX/N.metadata.json   sizes of the chunk
+    INDEX/ivf.pid.pt        passages that have a token at a centroid, one centroid after the other; and how many
 
 Knows nothing of how centroids are found or of how an index is searched.
 """
@@ -93,11 +95,13 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         StoreError: If there is no finished index.
     """
     try:
-        found = json.loads((folder / METADATA).read_text())
-        found["config"]["dim"], found["config"]["nbits"], found["num_chunks"], found["num_embeddings"]  # noqa: B018
+        found: dict[str, Any] = json.loads((folder / METADATA).read_text())
+        missing = {"num_chunks", "num_embeddings"} - set(found) or {"dim", "nbits"} - set(found["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{folder} holds no finished PLAID index ({error!r}); build it again") from error
-    return dict(found)
+        raise StoreError(f"{folder} holds no finished PLAID index ({error}); build it again") from error
+    if missing:
+        raise StoreError(f"{folder / METADATA} does not say {', '.join(sorted(missing))}; build the index again")
+    return found
 
 
 def read_tensor(path: Path) -> Any:
