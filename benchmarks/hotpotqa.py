@@ -81,7 +81,7 @@ class HotpotTask(Task):
         try:
             from datasets import load_dataset
         except ImportError as error:
-            raise ConfigError(f"{error}; run: pip install datasets, or give --data") from error
+            raise ConfigError(f"{error}; run: pip install 'lmpipe[hub]', or give --data") from error
         try:
             parts = [load_dataset(self.hub, "fullwiki", split=part) for part in ("train", "validation")]
         except (OSError, ValueError) as error:
@@ -108,7 +108,7 @@ def _example(record: Mapping[str, Any]) -> Example:
 
 
 def is_gold(text: str, title: str) -> bool:
-    """Whether a passage is the introduction of the article of that title; titles of passages may be escaped for HTML."""
+    """Whether a passage introduces the article of that title; titles of passages may be escaped for HTML."""
     return html.unescape(text).startswith(f"{title} | ")
 
 

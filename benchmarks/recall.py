@@ -1,4 +1,4 @@
-"""Recall of HotPotQA's gold passages by the question alone: ``python -m benchmarks.recall --data DIR --retriever bm25``.
+"""Recall of HotPotQA's gold passages by the question: ``python -m benchmarks.recall --data DIR --retriever bm25``.
 
 A question has two gold passages, and the second is often named only in the first: recall by one search has a ceiling
 well below 1, and compares retrievers with each other. Intervals are 95 % bootstrap intervals over questions.

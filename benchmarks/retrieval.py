@@ -1,23 +1,27 @@
-"""Retrieval against its peers and against the least work there is: ``python -m benchmarks.retrieval --data DIR [--json]``.
+"""Retrieval against its peers and against the least work there is: ``python -m benchmarks.retrieval --data DIR``.
 
-Every measurement is a process of its own with the same number of threads. Both sides search the same vectors of the same
-passages; peers run in environments of their own, which make builds. What is measured is CPU seconds, loading left out.
+Every measurement is a process of its own with the same number of threads. Both sides search the same vectors of the
+same passages. colbert-ai runs beside lmpipe, fast-plaid in an environment of its own, which make builds. What is
+measured is CPU seconds, loading left out.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from matplotlib.figure import Figure as Plot
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.figures import Figure, show
-from benchmarks.processes import ours, peer
+from benchmarks.processes import PEERS, measured, ours, peer
+from benchmarks.retrieval_worker import DEPTHS, recall
 
 _WORKER = "benchmarks.retrieval_worker"
 _PASSAGES = 15_703  # of the HotPotQA collection that comes with the data
@@ -32,7 +36,7 @@ def main(
     encoder: Annotated[str, typer.Option(help="`embedded`, or a folder that colbert-ai can read.")] = "embedded",
     passages: Annotated[int, typer.Option(help="How many.")] = _PASSAGES,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
-    peers: Annotated[bool, typer.Option(help="Measure the peers too; builds environments of 3 GB in all.")] = True,
+    peers: Annotated[bool, typer.Option(help="Measure the peers too; builds an environment of 5 GB.")] = True,
     threads: Annotated[int, typer.Option(help="Threads of each process; one where cores are shared.")] = 1,
     picture: Annotated[Path | None, typer.Option(help="Where to draw how cost grows, as SVG.")] = None,
 ) -> None:
@@ -45,7 +49,7 @@ def main(
         show_searches(exact, plaid)
         figures |= plaid_alone(plaid)
         if peers:
-            colbert = {bits: _colbert(folder, encoded, bits, threads) for bits in (2, 4)}
+            colbert = {bits: _colbert(folder, bits, threads) for bits in (2, 4)}
             figures |= beside_colbert(encoded, plaid, colbert)
             figures |= beside_fast_plaid(exact, _fast_plaid(folder, threads))
         sizes = {size: ours(_WORKER, "growth", temporary, str(size), threads=threads) for size in _SIZES}
@@ -60,8 +64,8 @@ def exact_search(folder: str, threads: int) -> tuple[dict[str, Figure], dict[str
     found = ours(_WORKER, "exact", folder, threads=threads)
     floor = found["operations"] / found["rate"]
     console.print(
-        f"floor of exact search: {found['operations'] / 1e9:.1f} G int8 operations a query / {found['rate'] / 1e9:,.0f} G "
-        f"a CPU second = {1e3 * floor:.1f} ms"
+        f"floor of exact search: {found['operations'] / 1e9:.1f} G int8 operations a query at "
+        f"{found['rate'] / 1e9:,.0f} G a CPU second = {1e3 * floor:.1f} ms"
     )
     figures = {
         f"exact, top {k}: CPU time over the floor": Figure(seconds / floor, 2.0, "lower", "×")
@@ -97,3 +101,89 @@ def beside_colbert(
             ratio = seconds / (search["cpu_seconds"] / len(search["numbers"]))
             figures[f"PLAID {bits} bits, top {k}: CPU time over colbert-ai's"] = Figure(ratio, 1.1, "lower", "×")
     return figures
+
+
+def beside_fast_plaid(exact: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Figure]:
+    """Exact search beside fast-plaid with its defaults."""
+    times, ours_recall = exact["searches"], exact["recall@10"]
+    figures = {
+        f"exact, top {search['k']}: times less CPU than fast-plaid": Figure(
+            search["cpu_seconds"] / search["queries"] / times[str(search["k"])], 8.0, "higher", "×"
+        )
+        for search in theirs["searches"]
+    }
+    gain = ours_recall - theirs["recall@10"]
+    return {**figures, "exact: recall@10 above fast-plaid's": Figure(gain, 0.0, "higher", "")}
+
+
+def show_searches(exact: dict[str, Any], plaid: dict[int, dict[str, Any]]) -> None:
+    """What searches find, and what they cost."""
+    table = Table("engine", "CPU ms, top 10", "top 100", "recall@10", "at most", title="searches in batches of 64")
+    rows = {"exact": exact, **{f"PLAID, {bits} bits": found for bits, found in plaid.items()}}
+    for name, found in rows.items():
+        times = [f"{1e3 * seconds:.1f}" for seconds in found["searches"].values()]
+        table.add_row(name, *times, f"{found['recall@10']:.3f}", f"{found.get('ceiling', 1.0):.3f}")
+    console.print(table)
+
+
+def show_growth(sizes: dict[int, dict[str, Any]], encoded: dict[str, Any], plaid: dict[str, Any]) -> None:
+    """CPU time and bytes by the number of passages; and what the abstracts of Wikipedia would take, by arithmetic."""
+    table = Table("passages", "tokens", "exact, MB", "CPU ms, top 10", "top 100", "over the floor", title="growth")
+    for size, found in sizes.items():
+        times = [f"{1e3 * seconds:.2f}" for seconds in found["searches"].values()]
+        ratio = found["searches"]["10"] / found["floor"]
+        megabytes = f"{found['tokens'] * 128 / 1e6:,.0f}"
+        table.add_row(f"{size:,}", f"{found['tokens']:,}", megabytes, *times, f"{ratio:.2f} ×")
+    console.print(table)
+    tokens = encoded["tokens"] / encoded["of"] * _WIKIPEDIA
+    rate, per_token = encoded["passages"] / encoded["cpu_seconds"], plaid["bytes"] / plaid["tokens"]
+    console.print(
+        f"{_WIKIPEDIA / 1e6:.1f} M abstracts of Wikipedia 2017 hold {tokens / 1e6:,.0f} M tokens: "
+        f"{_WIKIPEDIA / rate / 3600:.0f} core-hours to encode with this encoder, "
+        f"{tokens * 128 / 1e9:.0f} GB as int8 (while building), "
+        f"{tokens * per_token / 1e9:.0f} GB with PLAID at 2 bits, "
+        f"{plaid['cpu_seconds'] / plaid['tokens'] * tokens / 3600:.0f} core-hours or more to compress"
+    )
+
+
+def draw_growth(sizes: dict[int, dict[str, Any]], path: Path) -> None:
+    """CPU time of a query by the number of passages, beside the floor."""
+    plot = Plot(figsize=(6, 3.5), layout="constrained")
+    axes = plot.subplots()
+    for depth in ("10", "100"):
+        times = [1e3 * found["searches"][depth] for found in sizes.values()]
+        axes.plot(list(sizes), times, marker="o", label=f"exact, top {depth}")
+    floors = [1e3 * found["floor"] for found in sizes.values()]
+    axes.plot(list(sizes), floors, linestyle="--", color="gray", label="floor: its int8 products")
+    axes.set(xscale="log", yscale="log", xlabel="passages", ylabel="CPU ms a query")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    plot.savefig(path)
+
+
+def _colbert(folder: Path, bits: int, threads: int) -> dict[str, Any]:
+    """colbert-ai's own, on the same vectors; with 2 bits it encodes too."""
+    work = _workload(folder, bits=bits, searches=[{"k": k} for k in DEPTHS])
+    if bits == 2:
+        work["texts"] = str(folder / "texts.json")
+    path = folder / f"colbert-{bits}.json"
+    path.write_text(json.dumps(work))
+    return measured([sys.executable, str(PEERS / "colbert_search.py"), str(folder / "checkpoint"), str(path)], threads)
+
+
+def _fast_plaid(folder: Path, threads: int) -> dict[str, Any]:
+    """fast-plaid with its defaults, on the same vectors."""
+    path = folder / "fast-plaid.json"
+    path.write_text(json.dumps(_workload(folder, depths=list(DEPTHS))))
+    found = peer(".venv-fastplaid", "fastplaid_search.py", str(path), threads=threads)
+    truth = json.loads((folder / "truth.json").read_text())
+    return {**found, "recall@10": recall(found["numbers"], np.array(truth)[:, :10])}
+
+
+def _workload(folder: Path, **more: Any) -> dict[str, Any]:
+    """What both sides search."""
+    return {**{name: str(folder / f"{name}.npy") for name in ("vectors", "lengths", "queries")}, **more}
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,4 +1,4 @@
-"""What `benchmarks.retrieval` measures of lmpipe, in a process of its own: ``python -m benchmarks.retrieval_worker JOB …``.
+"""What `benchmarks.retrieval` measures of lmpipe, in a process of its own: ``python -m benchmarks.retrieval_worker``.
 
 Prints one JSON object as its last line. All jobs share a folder with what `encode` left there.
 """
@@ -31,10 +31,11 @@ DEPTHS = (10, 100)
 
 
 def encode(folder: Path, encoder: str, data: str, passages: str, share: str) -> dict[str, Any]:
-    """Encodes all passages and the test questions, and leaves the vectors; CPU seconds are of every `share`-th passage."""
+    """Encodes all passages and the test questions, and leaves the vectors; every `share`-th passage is timed."""
     task = HotpotTask(data=data)
     texts = [passage.full for passage in read_passages(task.passages or "")][: int(passages)]
     model = load_encoder(encoder)
+    model.save_pretrained(folder / "checkpoint")
     model.encode_passages(texts[:8])
     some = texts[:: int(share)]
     (folder / "texts.json").write_text(json.dumps(some))
@@ -45,7 +46,7 @@ def encode(folder: Path, encoder: str, data: str, passages: str, share: str) -> 
     np.save(folder / "vectors.npy", torch.cat([rows[number] for number in order.tolist()]).half().numpy())
     np.save(folder / "lengths.npy", encoded.lengths[order].int().numpy())
     np.save(folder / "queries.npy", model.encode_queries([e.inputs["question"] for e in task.examples().test]).numpy())
-    return {"passages": len(some), "cpu_seconds": seconds, "tokens": int(encoded.lengths.sum()), "digest": model.digest}
+    return {"passages": len(some), "cpu_seconds": seconds, "of": len(texts), "tokens": int(encoded.lengths.sum())}
 
 
 def exact(folder: Path) -> dict[str, Any]:

@@ -16,23 +16,31 @@ Pool = Mapping[str, Sequence[tuple[str, Demo]]]
 """Module path → (example id, demo) pairs."""
 
 
-def labelled_pool(program: Module, examples: Sequence[Example]) -> dict[str, list[tuple[str, Demo]]]:
+def labelled_pool(
+    program: Module, examples: Sequence[Example], *, partial: bool = False
+) -> dict[str, list[tuple[str, Demo]]]:
     """Demos from labels, for the predictors whose inputs and required outputs an example holds.
 
-    A module in the middle of a program, whose inputs or outputs nobody labelled, gets none.
+    A module in the middle of a program, whose outputs nobody labelled, gets none.
+
+    Args:
+        program: Whose predictors they are for.
+        examples: What they are made of.
+        partial: Whether some of the inputs suffice; a demo then lacks the others, such as what was retrieved.
     """
     pool: dict[str, list[tuple[str, Demo]]] = {}
     for path, predictor in predictors(program).items():
-        found = [(example.id, _labelled(predictor, example)) for example in examples]
+        found = [(example.id, _labelled(predictor, example, partial)) for example in examples]
         pool[path] = [(name, demo) for name, demo in found if demo is not None]
     return pool
 
 
-def _labelled(predictor: Predict, example: Example) -> Demo | None:
+def _labelled(predictor: Predict, example: Example, partial: bool) -> Demo | None:
     known: dict[str, Any] = {**example.inputs, **example.labels}
-    inputs = [field.name for field in predictor.signature.inputs]
+    wanted = [field.name for field in predictor.signature.inputs]
+    inputs = [name for name in wanted if name in known]
     outputs = [field.name for field in predictor.signature.outputs if not field.optional or field.name in known]
-    if not all(name in known for name in inputs + outputs):
+    if not all(name in known for name in outputs) or (inputs != wanted and not (partial and inputs)):
         return None
     return Demo(inputs={name: known[name] for name in inputs}, outputs={name: known[name] for name in outputs})
 

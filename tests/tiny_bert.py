@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,35 @@ TEXTS = [
 ]
 
 
-def tiny_checkpoint(settings: ColbertSettings | None = None, dim: int = 16, positions: int = 128) -> Checkpoint:
-    """A checkpoint in memory; two of one kind are equal."""
+def tiny_checkpoint(
+    settings: ColbertSettings | None = None,
+    dim: int = 16,
+    positions: int = 128,
+    *,
+    texts: Sequence[str] = TEXTS,
+    seed: int = 0,
+    word_by_word: bool = False,
+) -> Checkpoint:
+    """A checkpoint in memory; two of one kind are equal.
+
+    Args:
+        settings: How texts are tokenised.
+        dim: Of token vectors.
+        positions: Most tokens.
+        texts: Whose words the vocabulary has.
+        seed: Of the weights.
+        word_by_word: Whether a token's vector tells little but its word, so that texts are found by their words.
+    """
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 
-    words = re.findall("[a-z]+", " ".join(TEXTS).lower())
+    words = re.findall("[a-z]+", " ".join(texts).lower())
     letters = [*string.ascii_lowercase, *string.digits]
     pieces = {*letters, *(f"##{letter}" for letter in letters), *string.punctuation, *(word[:5] for word in words)}
     special = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {word: number for number, word in enumerate([*special, *sorted(pieces)])}
     tokenizer: Any = BertTokenizer(vocab=vocabulary, model_max_length=positions)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=32,
@@ -42,9 +60,11 @@ def tiny_checkpoint(settings: ColbertSettings | None = None, dim: int = 16, posi
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=positions,
-        initializer_range=0.3,
+        initializer_range=0.02 if word_by_word else 0.3,
     )
     weights = BertModel(config).state_dict()
+    if word_by_word:
+        torch.nn.init.normal_(weights["embeddings.word_embeddings.weight"])
     projection = torch.randn(dim, config.hidden_size)
     return Checkpoint(settings or ColbertSettings(passage_tokens=40), config, tokenizer, weights, projection)
 

@@ -1,8 +1,7 @@
 """colbert-ai's own indexer and searcher: ``python colbert_search.py CHECKPOINT WORKLOAD``.
 
-The workload's vectors are indexed, unless it names an index, and searched, so that both sides have the same; if it
-names a file of texts, the checkpoint encodes those too. It runs in lmpipe's own environment with the extra ``plaid``:
-colbert-ai lives with the same libraries. Its C++ is compiled at the first use, into torch's folder of extensions.
+The workload's vectors are indexed and searched, so that both sides have the same; if it holds texts, the checkpoint
+encodes those too. The environment is lmpipe's own with the extra ``plaid``: colbert-ai runs beside the same libraries.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ def search(work: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
 
 
 def encode(checkpoint: str, texts: list[str]) -> dict[str, Any]:
-    """CPU seconds in which its indexer encodes passages."""
+    """Passages per CPU second, as its indexer encodes them, and the mean of all vectors' components."""
     made = base_colbert.class_factory
 
     def with_post_init(name: str) -> Any:
@@ -131,10 +130,9 @@ def main(checkpoint: str, workload: str) -> None:
     with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as root:
         if "texts" in work:
             answer["encode"] = encode(checkpoint, json.loads(Path(work["texts"]).read_text()))
-        if "index" in work:
-            folder = Path(work["index"])
-        else:
-            folder, answer["build_cpu_seconds"] = build(work, Path(root))
+        folder = Path(work["index"]) if "index" in work else None
+        if folder is None or not (folder / "metadata.json").exists():
+            folder, answer["build_cpu_seconds"] = build(work, Path(root) if folder is None else folder.parent)
         ColBERT.try_load_torch_extensions(use_gpu=False)
         answer["bytes"] = sum(path.stat().st_size for path in folder.iterdir())
         answer["searches"] = search(work, folder)

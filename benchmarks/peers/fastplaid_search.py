@@ -1,6 +1,6 @@
-"""fast-plaid, which PyLate searches with: ``python fastplaid_search.py CHECKPOINT WORKLOAD``; CHECKPOINT is not read.
+"""fast-plaid with its defaults: ``python fastplaid_search.py WORKLOAD``.
 
-The workload's vectors are indexed and searched with fast-plaid's defaults, or with what a search of the workload sets.
+The workload's vectors are indexed and searched, so that both sides have the same. PyLate's PLAID index is this library.
 """
 
 from __future__ import annotations
@@ -9,50 +9,38 @@ import json
 import os
 import sys
 import tempfile
-from contextlib import redirect_stdout
 from pathlib import Path
 from time import process_time
 from typing import Any
 
 import numpy as np
 import torch
-from fast_plaid.search import FastPlaid
+from fast_plaid import search
+
+BATCH = 64  # queries of a measured search
 
 
-def build(work: dict[str, Any], folder: str) -> tuple[FastPlaid, float]:
-    """The index, and CPU seconds beyond encoding."""
-    vectors = torch.from_numpy(np.load(work["vectors"]).astype(np.float32))
-    passages = list(torch.split(vectors, np.load(work["lengths"]).tolist()))
-    index = FastPlaid(folder, device="cpu")
-    started = process_time()
-    index.create(passages, nbits=work["bits"])
-    return index, process_time() - started
-
-
-def search(work: dict[str, Any], index: FastPlaid) -> list[dict[str, Any]]:
-    """For each search of the workload: CPU seconds of all queries, in its batches, and the passages of each."""
-    queries, found = torch.from_numpy(np.load(work["queries"])), []
-    for wanted in work["searches"]:
-        options = {"top_k": wanted["k"], "show_progress": False, **wanted.get("fast_plaid", {})}
-        index.search(queries[:1], **options)
-        started = process_time()
-        batches = [index.search(batch, **options) for batch in queries.split(64)]
-        seconds = process_time() - started
-        numbers = [[number for number, _ in ranking] for batch in batches for ranking in batch]
-        found.append({"cpu_seconds": seconds, "numbers": numbers})
-    return found
-
-
-def main(_: str, workload: str) -> None:
+def main(workload: str) -> None:
     """Prints CPU seconds and what was found."""
     work = json.loads(Path(workload).read_text())
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
-        index, seconds = build(work, folder)
+    vectors, lengths = torch.from_numpy(np.load(work["vectors"])).float(), np.load(work["lengths"]).tolist()
+    queries = torch.from_numpy(np.load(work["queries"]))
+    with tempfile.TemporaryDirectory() as folder:
+        index = search.FastPlaid(index=folder, device="cpu")
+        started = process_time()
+        index.create(documents_embeddings=list(vectors.split(lengths)))
+        built, searches = process_time() - started, []
+        for k in work["depths"]:
+            index.search(queries[:1], top_k=k, show_progress=False)
+            started = process_time()
+            index.search(queries[:BATCH], top_k=k, show_progress=False)
+            searches.append({"k": k, "queries": BATCH, "cpu_seconds": process_time() - started})
+        found: list[list[tuple[int, float]]] = index.search(queries, top_k=10, show_progress=False)
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-        answer = {"build_cpu_seconds": seconds, "bytes": size, "searches": search(work, index)}
-    print(json.dumps(answer))
+    answer: dict[str, Any] = {"build_cpu_seconds": built, "bytes": size, "searches": searches}
+    print(json.dumps({**answer, "numbers": [[number for number, _ in ranking] for ranking in found]}))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(sys.argv[1])

@@ -12,12 +12,13 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from lmpipe.commands import index
+from lmpipe.commands import colbert, index
 from lmpipe.commands.serving import serve_index
 from lmpipe.errors import LmpipeError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Language-model pipelines that teach themselves.")
 app.add_typer(index.app, name="index")
+app.add_typer(colbert.app, name="colbert")
 app.command()(serve_index)
 
 

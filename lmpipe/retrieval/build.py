@@ -23,7 +23,6 @@ from lmpipe.retrieval.manifest import EncoderIdentity, Manifest, Plaid, SegmentI
 from lmpipe.retrieval.passages import PassageText, PassageTexts, read_passages
 from lmpipe.retrieval.plaid import build_plaid
 from lmpipe.retrieval.segments import Segment
-from lmpipe.retrieval.vectors import TokenVectors
 from lmpipe.store import RunStore
 
 MEMORY = 320_000_000
@@ -142,11 +141,9 @@ def new_segment(
     """Encodes passages and puts them, shortest first, into the store."""
     encoded = encoder.encode_passages([passage.full for passage in passages], advance)
     order = torch.argsort(encoded.lengths, stable=True)
-    rows = torch.split(encoded.vectors, encoded.lengths.tolist())
-    vectors = TokenVectors(torch.cat([rows[number] for number in order.tolist()]), encoded.lengths[order])
     folder = store.new_folder()
-    Segment.write(folder, [passages[number] for number in order.tolist()], vectors)
-    return SegmentIdentity(digest=store.put_folder(folder), passages=len(passages), tokens=len(vectors.vectors))
+    Segment.write(folder, [passages[number] for number in order.tolist()], encoded.taken(order))
+    return SegmentIdentity(digest=store.put_folder(folder), passages=len(passages), tokens=len(encoded.vectors))
 
 
 def _plaid(store: RunStore, exact: Manifest, settings: BuildSettings, advance: Callable[[float], None]) -> Manifest:

@@ -21,6 +21,7 @@ _LARGEST = 127
 _BASE = 2 * _LARGEST  # of the digits: what is left after rounding is at most half, which is 127 of the next
 _PRODUCTS = 1 << 20  # so many are computed before they are reduced: 4 MiB for each thread, to stay in its cache
 _FEWEST_ROWS, _MOST_ROWS = 512, 16384  # a product of matrices is slow with fewer, and gains nothing by more
+_AT_ONCE = 32  # passages that are scored in full; more would only take memory
 
 
 def to_digits(queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -88,7 +89,7 @@ def tiles(runs: Sequence[Run], rows: int) -> Iterator[Tile]:
     for passages, length in runs:
         left = passages
         while left:
-            count = min(left, free // length) if taken else min(left, max(1, free // length))
+            count = min(left, max(free // length, 0 if taken else 1))
             if count:
                 taken.append(Run(count, length))
                 left, free = left - count, free - count * length
@@ -117,7 +118,7 @@ def maxsim(vectors: Tensor, runs: Sequence[Run], queries: Tensor) -> Tensor:
         queries: int8 ``[queries, query tokens, dim]``.
 
     Returns:
-        int32 ``[passages, queries]``.
+        int64 ``[passages, queries]``.
     """
     count, tokens, dim = queries.shape
     columns = queries.reshape(-1, dim).T
@@ -125,13 +126,13 @@ def maxsim(vectors: Tensor, runs: Sequence[Run], queries: Tensor) -> Tensor:
     plan = list(tiles(runs, rows))
     products = columns.new_empty(max((tile.rows for tile in plan), default=0), count * tokens, dtype=torch.int32)
     greatest = products.new_empty(max((tile.passages for tile in plan), default=0), count * tokens)
-    scores = products.new_empty(sum(run.passages for run in runs), count)
+    scores = products.new_empty(sum(run.passages for run in runs), count, dtype=torch.int64)
     for tile in plan:
         block = products[: tile.rows]
         torch._int_mm(vectors[tile.start : tile.start + tile.rows], columns, out=block)
         _reduce(block, tile.runs, greatest)
         sums = scores[tile.first : tile.first + tile.passages]
-        torch.sum(greatest[: tile.passages].view(-1, count, tokens), 2, dtype=torch.int32, out=sums)
+        torch.sum(greatest[: tile.passages].view(-1, count, tokens), 2, out=sums)
     return scores
 
 
@@ -149,12 +150,17 @@ def maxsim_in_full(passages: Sequence[Tensor], query: Tensor) -> Tensor:
     """Scores some passages for a query of several digits.
 
     Args:
-        passages: int8 ``[its tokens, dim]`` each.
+        passages: int8 ``[its tokens, dim]`` each; at least one.
         query: int8 ``[digits, query tokens, dim]``, of at most three digits.
 
     Returns:
         float64 ``[passages]``: whole numbers, in units of the last digit.
     """
+    some = [passages[first : first + _AT_ONCE] for first in range(0, len(passages), _AT_ONCE)]
+    return torch.cat([_in_full(few, query) for few in some])
+
+
+def _in_full(passages: Sequence[Tensor], query: Tensor) -> Tensor:
     vectors = torch.cat(list(passages))
     whole = vectors.new_zeros(len(vectors), query.shape[1], dtype=torch.float64)
     for digit in query:

@@ -58,7 +58,7 @@ def read_passages(path: str | Path, malformed: Callable[[ConfigError], None] | N
     """
     path, known = Path(path), dict[str, int]()
     read = _from_columns if ".tsv" in path.suffixes else _from_json
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         try:
             passage = read(line)
             if passage.id in known:
@@ -73,15 +73,19 @@ def read_passages(path: str | Path, malformed: Callable[[ConfigError], None] | N
         yield passage
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbers, from 1, and texts of the lines that are not blank."""
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbers, from 1, and texts of the lines of a file that are not blank; it may be gzipped.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line.decode("utf-8", "surrogateescape")
     except (OSError, EOFError) as error:
-        raise ConfigError(f"the passages {path} cannot be read: {error}") from error
+        raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 def _from_json(line: str) -> PassageText:

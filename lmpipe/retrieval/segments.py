@@ -18,8 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmpipe.errors import ConfigError
 from lmpipe.retrieval.passages import PassageText, PassageTexts, write_array
 from lmpipe.retrieval.vectors import TokenVectors
+
+_AT_ONCE = 1024  # passages whose vectors are rounded in one step; more would only take memory
 
 
 @final
@@ -46,18 +49,47 @@ class Segment:
     def write(folder: Path, passages: Sequence[PassageText], encoded: TokenVectors) -> None:
         """Writes a segment into a folder that is there.
 
+        Args:
+            folder: The folder.
+            passages: At best sorted by the number of their tokens: search is faster.
+            encoded: Their vectors.
+
         Raises:
+            ConfigError: If there are not as many vectors as passages and their lengths ask for, or a passage has none.
             StoreError: If it cannot be written.
         """
-        vectors, lengths = encoded.vectors.float(), encoded.lengths
-        peaks = torch.segment_reduce(vectors.abs().amax(1), "max", lengths=lengths)
-        scales = (peaks / 127).clamp_min(torch.finfo(torch.float32).tiny)
-        rounded = (vectors / scales.repeat_interleave(lengths)[:, None]).round().to(torch.int8)
+        _check(passages, encoded)
+        rounded = torch.empty(encoded.vectors.shape, dtype=torch.int8)
+        scales = torch.empty(len(passages))
+        row = 0
+        for first in range(0, len(passages), _AT_ONCE):
+            lengths = encoded.lengths[first : first + _AT_ONCE]
+            end = row + int(lengths.sum())
+            rounded[row:end], scales[first : first + _AT_ONCE] = _round(encoded.vectors[row:end].float(), lengths)
+            row = end
         PassageTexts.write(folder, passages)
         write_array(folder / "vectors.npy", rounded.numpy())
         write_array(folder / "scales.npy", scales.numpy())
-        write_array(folder / "lengths.npy", lengths.int().numpy())
+        write_array(folder / "lengths.npy", encoded.lengths.int().numpy())
 
     def decompressed(self) -> TokenVectors:
         """Its vectors as float32, as near to what was encoded as int8 is."""
         return TokenVectors(self.vectors * self.scales.repeat_interleave(self.lengths)[:, None], self.lengths)
+
+
+def _check(passages: Sequence[PassageText], encoded: TokenVectors) -> None:
+    vectors, lengths = encoded.vectors, encoded.lengths
+    if len(lengths) != len(passages) or int(lengths.sum()) != len(vectors):
+        raise ConfigError(
+            f"{len(passages)} passages do not fit {len(lengths)} lengths, which ask for {int(lengths.sum())} vectors, "
+            f"and {len(vectors)} vectors"
+        )
+    if (lengths < 1).any():
+        raise ConfigError(f"passage {passages[int(lengths.argmin())].id!r} has no token vectors")
+
+
+def _round(vectors: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The vectors of some passages as int8, and the passages' scales."""
+    peaks = torch.segment_reduce(vectors.abs().amax(1), "max", lengths=lengths)
+    scales = (peaks / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    return (vectors / scales.repeat_interleave(lengths)[:, None]).round().to(torch.int8), scales

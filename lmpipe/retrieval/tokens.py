@@ -44,6 +44,7 @@ class ColbertTokens:
         self.query_tokens: int = min(settings.query_tokens, positions)
         self.passage_tokens: int = min(settings.passage_tokens, positions)
         self._settings = settings
+        self.expands = settings.expands
         self._queries = _side(tokenizer, settings.query_marker, self.query_tokens)
         self._passages = _side(tokenizer, settings.passage_marker, self.passage_tokens)
         self._pad = tokenizer.pad_token_id

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
+import torch
 from torch import Tensor
 
 
@@ -24,6 +25,16 @@ class TokenVectors:
 
     vectors: Tensor
     lengths: Tensor
+
+    def taken(self, order: Tensor) -> TokenVectors:
+        """Some of the passages.
+
+        Args:
+            order: Their numbers, int64, in the order that they are wanted in.
+        """
+        rows = torch.split(self.vectors, self.lengths.tolist())
+        taken = torch.cat([self.vectors[:0], *(rows[number] for number in order.tolist())])
+        return TokenVectors(taken, self.lengths[order])
 
 
 class Ranking(NamedTuple):

@@ -66,6 +66,8 @@ class BootstrapSettings(PromptOptimizer):
         max_labeled_demos: Most demos from labels, for each module; also the prompt that the runs are made with.
         max_rounds: How often an example that failed is tried; rounds after the first draw at `temperature`.
         temperature: See `max_rounds`.
+        partial_labels: Whether a label makes a demo of a module that has inputs which nobody labelled, such as what was
+            retrieved: the demo lacks them. So DSPy does, and with it the paper.
         teacher: Who makes the runs; by default the program itself, as it is.
     """
 
@@ -75,6 +77,7 @@ class BootstrapSettings(PromptOptimizer):
     max_labeled_demos: int = 3
     max_rounds: int = 1
     temperature: float = 0.7
+    partial_labels: bool = False
     teacher: Teacher | None = None
 
     @final
@@ -82,7 +85,7 @@ class BootstrapSettings(PromptOptimizer):
         self, program: Module, state: ProgramState, train: Sequence[Example], session: Session
     ) -> tuple[Pool, Pool, Harvest]:
         """All bootstrapped and all labelled demos that the training examples give, and the runs that were made."""
-        labels = labelled_pool(program, train)
+        labels = labelled_pool(program, train, partial=self.partial_labels)
         harvest = self._bootstrap(program, state, train, labels, session)
         return trace_pool(harvest.kept, session.seed), labels, harvest
 
@@ -93,7 +96,7 @@ class BootstrapSettings(PromptOptimizer):
         student, paths = program, tuple(predictors(program))
         if self.teacher is not None:
             program, state, session = self.teacher.place(program, state, session)
-            labels = labelled_pool(program, train)
+            labels = labelled_pool(program, train, partial=self.partial_labels)
         demos = draw(labels, self.max_labeled_demos, random.Random(session.seed))
         kept: dict[str, Trace] = {}
         tried = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lmpipe import ChainOfThought, Example, Request, ScriptedLM, Session, exact_match, initial_state
 from optimizers import BootstrapFewShot, BootstrapFewShotRandomSearch
 from tests.scripted import Colour, examples, scripted
@@ -27,6 +29,25 @@ def test_bootstrapped_demos_are_the_calls_of_successful_runs() -> None:
 
 def even(request: Request) -> str:
     return "odd" if int(request.messages[-1].content.partition(": ")[2]) % 2 else "even"
+
+
+def test_a_label_makes_a_demo_without_the_inputs_that_nobody_labelled_if_asked() -> None:
+    """The last module of the program reads hints too; of the first one no outputs are known."""
+    program, lm = Colour(), scripted()
+    session = Session(lm=lm)
+    train = [Example({"number": n}, {"answer": "red"}) for n in range(3)]
+    state = initial_state(program, session)
+    plain = BootstrapFewShot(exact_match, max_labeled_demos=2)
+    assert not any(prompt.demos for prompt in plain.optimize(program, state, train, [], session).state.prompts.values())
+    prompts = replace(plain, partial_labels=True).optimize(program, state, train, [], session).state.prompts
+    assert [(dict(demo.inputs), dict(demo.outputs)) for demo in prompts["answer"].demos] == [
+        ({"number": 0}, {"answer": "red"}),
+        ({"number": 1}, {"answer": "red"}),
+    ]
+    assert prompts["hint"].demos == ()
+    shown = [request.messages[1].content for request in lm.requests if len(request.messages) > 2]
+    assert set(shown) <= {"number: 0", "number: 1", "number: 2"}
+    assert shown
 
 
 def test_an_example_is_never_prompted_with_its_own_label() -> None:

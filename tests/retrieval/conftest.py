@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lmpipe.retrieval.encoder import ColbertEncoder, load_encoder
-from tests.retrieval.tiny_colbert import tiny_colbert
+from lmpipe.retrieval.settings import ColbertSettings
+from tests.rivers import CORPUS
+from tests.tiny_bert import tiny_checkpoint
 
 
 @pytest.fixture(scope="session")
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ColBERT checkpoint with random weights, whose vectors tell words apart."""
-    return tiny_colbert(tmp_path_factory.mktemp("colbert") / "tiny", seed=0)
+    """A ColBERT checkpoint with random weights that finds the rivers' passages by their words."""
+    folder = tmp_path_factory.mktemp("colbert") / "rivers"
+    settings = ColbertSettings(query_tokens=16, passage_tokens=40)
+    tiny_checkpoint(settings, dim=32, texts=CORPUS, word_by_word=True).save(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +28,6 @@ def encoder(encoder_folder: Path) -> ColbertEncoder:
 
 
 @pytest.fixture(scope="session")
-def other_encoder(tmp_path_factory: pytest.TempPathFactory) -> ColbertEncoder:
+def other_encoder() -> ColbertEncoder:
     """Another one."""
-    return load_encoder(str(tiny_colbert(tmp_path_factory.mktemp("colbert") / "other", seed=1)))
+    return ColbertEncoder(tiny_checkpoint(texts=CORPUS, seed=1), "other")

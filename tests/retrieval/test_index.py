@@ -14,9 +14,11 @@ from lmpipe.retrieval import load_retriever
 from lmpipe.retrieval.build import BuildSettings, build_index
 from lmpipe.retrieval.edit import add_passages, delete_passages
 from lmpipe.retrieval.encoder import ColbertEncoder
-from lmpipe.retrieval.index import ColbertRetriever, open_index
+from lmpipe.retrieval.index import ColbertRetriever, open_colbert_index, open_index
 from lmpipe.retrieval.manifest import Manifest
 from lmpipe.retrieval.passages import PassageText
+from lmpipe.retrieval.plaid import build_plaid
+from lmpipe.retrieval.segments import Segment
 from tests.rivers import CORPUS
 
 SMALL = BuildSettings(chunk=3)
@@ -211,3 +213,18 @@ def test_two_writers_do_not_mix(index: Path, corpus: Path, encoder: ColbertEncod
         delete_passages(index, ["0"])
     store.close()
     assert open_index(index, encoder=encoder).name == Manifest.read(index).digest
+
+
+def test_an_index_that_colbert_ai_built_opens_with_its_collection(tmp_path: Path, encoder: ColbertEncoder) -> None:
+    (tmp_path / "segment").mkdir()
+    texts = [PassageText(str(number), "", text) for number, text in enumerate(CORPUS)]
+    Segment.write(tmp_path / "segment", texts, encoder.encode_passages(CORPUS))
+    build_plaid([Segment(tmp_path / "segment")], tmp_path / "plaid", bits=2)  # in the package's own format
+    collection = tmp_path / "collection.tsv"
+    collection.write_text("".join(f"{number}\t{text}\n" for number, text in enumerate(CORPUS)))
+    retriever = open_colbert_index(tmp_path / "plaid", passages=collection, encoder=encoder)
+    assert [found[0].text for found in retriever.search(CORPUS, 1)] == CORPUS
+    with pytest.raises(ConfigError, match="pass passages="):
+        open_colbert_index(tmp_path / "plaid", encoder=encoder)
+    with pytest.raises(StoreError, match="no finished PLAID index"):
+        open_colbert_index(tmp_path, passages=collection, encoder=encoder)

@@ -23,9 +23,9 @@ from lmpipe.engines.local.attention import use
 from lmpipe.engines.local.choose import Row
 from lmpipe.engines.local.generate import Batch, Limits
 from lmpipe.engines.local.models import Source, bytes_per_token, check_architecture, default_memory, load_model
-from lmpipe.engines.packed import PackedProducts
 from lmpipe.engines.local.prefixes import PrefixCache
 from lmpipe.engines.local.structure import Automaton, Guide, token_bytes
+from lmpipe.engines.packed import PackedProducts
 from lmpipe.errors import EngineError
 from lmpipe.lm import LM, Completion, Message, Request, Usage
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from lmpipe.errors import ConfigError, StoreError
 from lmpipe.retrieval.plaid.kernels import Kernels, load_kernels
 from lmpipe.retrieval.plaid.library import colbert, make_codec, read_metadata, read_tensor
-from lmpipe.retrieval.vectors import Ranking, TokenIndex
+from lmpipe.retrieval.vectors import Ranking, TokenIndex, TokenVectors
 
 _SCORED = 4096  # passages decompressed at once
 
@@ -101,6 +101,12 @@ class PlaidIndex(TokenIndex):
         settings = self._settings(k)
         return [self._search(query.float(), min(k, len(self)), settings) for query in queries]
 
+    @torch.inference_mode()
+    def decompressed(self) -> TokenVectors:
+        """All vectors as float32, as near to what was compressed as the bits allow."""
+        parts = [self._decompress(numbers) for numbers in torch.split(torch.arange(len(self)).int(), _SCORED)]
+        return TokenVectors(torch.nn.functional.normalize(torch.cat(parts), dim=1), self._lengths)
+
     def _search(self, query: Tensor, k: int, settings: SearchSettings) -> Ranking:
         products = self._codec.centroids @ query.T
         numbers = self._candidates(products, k, settings.cells)
@@ -127,9 +133,13 @@ class PlaidIndex(TokenIndex):
             cells *= 4
 
     def _score(self, query: Tensor, numbers: Tensor) -> Tensor:
-        vectors: Tensor = self._kernels.decompress(numbers, self._lengths, self._starts, self._codec, self._stored)
+        vectors = self._decompress(numbers)
         products: Tensor = (vectors @ query.T) / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
         return self._kernels.maxsim(products, self._lengths[numbers.long()])
+
+    def _decompress(self, numbers: Tensor) -> Tensor:
+        """Vectors of some passages, of any length."""
+        return self._kernels.decompress(numbers, self._lengths, self._starts, self._codec, self._stored)
 
 
 def _whole(chunks: list[Tensor]) -> Tensor:

@@ -1,0 +1,180 @@
+"""The training loop of encoders: transformers' `Trainer`, with checkpoints that a killed training goes on from.
+
+Knows nothing of where examples come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import Trainer as HFTrainer
+
+from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_of, last_whole
+from lmpipe.engines.training.fit import seeded
+from lmpipe.errors import ConfigError
+from lmpipe.files import writing
+from lmpipe.retrieval.contrast import Batch, Collator, batch_loss
+from lmpipe.retrieval.mining import Example
+from lmpipe.retrieval.network import ColbertNetwork
+
+
+@final
+@dataclass(frozen=True)
+class ColbertTuning:
+    """How an encoder is trained.
+
+    Args:
+        rounds: How often negatives are mined anew, by the encoder as it is then, and trained on.
+        epochs: Of a round.
+        batch_size: Questions of a step; the passages of all are negatives of the others.
+        negatives: Mined ones of each question and epoch, drawn from the first `depth`.
+        depth: See `negatives`.
+        learning_rate: Of the encoder; falls linearly to 0 in each round.
+        projection_rate: Of the projection, likewise.
+        warmup: Share of a round's steps in which the rates rise.
+        weight_decay: Of all weights.
+        temperature: What scores are divided by in the loss.
+        dropout: Share of activations that are dropped; the checkpoint's own is passed over.
+        checkpoint_steps: Steps between two points that a killed training goes on from.
+
+    Raises:
+        ConfigError: If a number is out of its range.
+    """
+
+    rounds: int = 1
+    epochs: int = 3
+    batch_size: int = 16
+    negatives: int = 2
+    depth: int = 50
+    learning_rate: float = 5e-5
+    projection_rate: float = 1e-3
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    temperature: float = 1.0
+    dropout: float = 0.0
+    checkpoint_steps: int = 50
+
+    def __post_init__(self) -> None:
+        counts = (self.rounds, self.epochs, self.batch_size, self.depth, self.checkpoint_steps, self.negatives + 1)
+        rates = (self.learning_rate, self.projection_rate, self.weight_decay)
+        shares = (self.warmup, self.dropout)
+        if min(counts) < 1 or min(*rates, *shares) < 0 or max(shares) >= 1 or self.temperature <= 0:
+            raise ConfigError(
+                f"{self}: counts are at least 1 (negatives 0), rates at least 0, shares from 0 to below 1, and the "
+                "temperature is above 0"
+            )
+
+
+def fit(
+    network: ColbertNetwork,
+    collator: Collator,
+    examples: Sequence[Example],
+    tuning: ColbertTuning,
+    seed: int,
+    folder: Path,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> list[float]:
+    """Trains on examples in their order, going on from the last whole checkpoint.
+
+    Args:
+        network: Is trained in place, on the GPU if there is one.
+        collator: Makes batches of examples.
+        examples: At least one.
+        tuning: Settings.
+        seed: Of dropout.
+        folder: Where checkpoints go, and come from.
+        advance: Is told of steps.
+
+    Returns:
+        The loss of each step, those before a kill included.
+
+    Raises:
+        StoreError: If a checkpoint cannot be written.
+    """
+    groups = [
+        {"params": list(network.backbone.parameters()), "lr": tuning.learning_rate},
+        {"params": list(network.projection.parameters()), "lr": tuning.projection_rate},
+    ]
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = tuning.dropout
+    with seeded(seed):
+        trainer = _Trainer(
+            model=network,
+            args=_arguments(tuning, seed, len(examples), folder),
+            train_dataset=list(examples),
+            data_collator=collator,
+            optimizers=(torch.optim.AdamW(groups, weight_decay=tuning.weight_decay), None),
+            callbacks=[_Steps(advance), Seal()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.temperature, trainer.expands = tuning.temperature, collator.tokens.expands
+        try:
+            trainer.train(resume_from_checkpoint=last_whole(folder))
+        finally:  # or the network would compute in bfloat16 for ever
+            trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+            network.eval()
+    return [round(entry["loss"], 6) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def step_count(examples: int, tuning: ColbertTuning) -> int:
+    """How many steps `fit` makes of so many examples."""
+    return -(-examples // tuning.batch_size)
+
+
+def _arguments(tuning: ColbertTuning, seed: int, examples: int, folder: Path) -> TrainingArguments:
+    cuda = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=tuning.batch_size,
+        num_train_epochs=1,  # the examples are those of all epochs
+        learning_rate=tuning.learning_rate,
+        warmup_steps=round(tuning.warmup * step_count(examples, tuning)),
+        bf16=torch.cuda.is_bf16_supported() if cuda else True,
+        use_cpu=not cuda,
+        seed=seed % 2**32,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=tuning.checkpoint_steps,
+        save_total_limit=1,
+        dataloader_pin_memory=False,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+
+
+@final
+class _Steps(TrainerCallback):
+    """Tells of steps, those before a kill included."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance, self._told = advance, 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self._advance(state.global_step - self._told)
+        self._told = state.global_step
+
+
+@final
+class _Trainer(HFTrainer):
+    temperature: float
+    expands: bool
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
+        examples: Any = self.train_dataset
+        return torch.utils.data.SequentialSampler(examples)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with writing(checkpoint_of(self.args, self.state.global_step), SAVING_FAILS):
+            super()._save_checkpoint(model, trial)
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        return batch_loss(model, inputs, self.temperature, expands=self.expands)

@@ -1,0 +1,44 @@
+"""Token vectors drawn at random, and passages to go with them, for tests of indexes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lmpipe.retrieval.passages import PassageText
+from lmpipe.retrieval.segments import Segment
+from lmpipe.retrieval.vectors import TokenVectors
+
+
+def passages(count: int) -> list[PassageText]:
+    return [PassageText(str(number), "", f"text {number}") for number in range(count)]
+
+
+def random_vectors(lengths: Sequence[int], *, dim: int, seed: int) -> TokenVectors:
+    """Vectors of length 1 for passages of these lengths."""
+    return TokenVectors(unit_vectors(sum(lengths), dim, seed=seed), torch.tensor(lengths, dtype=torch.int64))
+
+
+def unit_vectors(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(shape, generator=generator), dim=-1)
+
+
+def write(folder: Path, encoded: TokenVectors) -> Segment:
+    """A segment in a new folder."""
+    folder.mkdir(parents=True)
+    Segment.write(folder, passages(len(encoded.lengths)), encoded)
+    return Segment(folder)
+
+
+def maxsim_of(segments: Sequence[Segment], query: Tensor) -> Tensor:
+    """What each passage scores, one by one, in float64: ``[passages]``."""
+    found = []
+    for segment in segments:
+        whole = segment.decompressed()
+        rows = whole.vectors.double().split(whole.lengths.tolist())
+        found += [(passage @ query.double().T).amax(0).sum() for passage in rows]
+    return torch.stack(found)
