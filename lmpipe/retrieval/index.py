@@ -65,7 +65,7 @@ def open_index(
     *,
     encoder: ColbertEncoder | None = None,
     verify: bool = True,
-    settings: Callable[[int], SearchSettings] = SearchSettings.for_k,
+    settings: Callable[[int, int], SearchSettings] = SearchSettings.of,
 ) -> ColbertRetriever:
     """Opens an index that `build_index` made, or its command ``lmpipe index build``.
 
@@ -105,7 +105,7 @@ def open_colbert_index(
     *,
     passages: str | Path | None = None,
     encoder: ColbertEncoder | None = None,
-    settings: Callable[[int], SearchSettings] = SearchSettings.for_k,
+    settings: Callable[[int, int], SearchSettings] = SearchSettings.of,
 ) -> ColbertRetriever:
     """Opens an index that the package colbert-ai built.
 

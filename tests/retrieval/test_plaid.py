@@ -126,14 +126,16 @@ def test_a_search_does_not_depend_on_what_was_searched_before_or_beside_it(folde
 
 
 def test_cells_are_added_until_there_are_k_passages(folder: Path) -> None:
-    narrow = PlaidIndex(folder, lambda _: SearchSettings(cells=1, threshold=0.9, candidates=4), TorchKernels())
+    narrow = PlaidIndex(folder, lambda *_: SearchSettings(cells=1, threshold=0.9, candidates=4), TorchKernels())
     for k in (1, 30, 150, PASSAGES):
         assert [len(set(ranking.numbers)) for ranking in narrow.search(QUERIES, k)] == [k] * len(QUERIES)
 
 
 def test_settings_decide_how_much_is_looked_at(folder: Path) -> None:
-    narrow = PlaidIndex(folder, lambda k: SearchSettings(cells=1, threshold=0.9, candidates=4 * k), TorchKernels())
-    wide = PlaidIndex(folder, lambda k: SearchSettings(cells=50, threshold=-1, candidates=4 * PASSAGES), TorchKernels())
+    narrow = PlaidIndex(folder, lambda k, _: SearchSettings(cells=1, threshold=0.9, candidates=4 * k), TorchKernels())
+    wide = PlaidIndex(
+        folder, lambda k, _: SearchSettings(cells=50, threshold=-1, candidates=4 * PASSAGES), TorchKernels()
+    )
     assert recall(narrow) < recall(wide)
 
 
@@ -258,7 +260,7 @@ def test_colbert_ai_opens_an_index_and_finds_the_same(folder: Path, compiled: Ke
         config = colbert("infra.config").ColBERTConfig(
             ncells=2, centroid_score_threshold=0.5, ndocs=200, query_maxlen=QUERIES.shape[1]
         )
-        ours = PlaidIndex(folder, lambda _: SearchSettings(2, 0.5, 200), compiled).search(QUERIES, 10)
+        ours = PlaidIndex(folder, lambda *_: SearchSettings(2, 0.5, 200), compiled).search(QUERIES, 10)
         for query, ranking in zip(QUERIES, ours, strict=True):
             numbers, scores = theirs.rank(config, query[None])
             assert scores[:10] == pytest.approx(ranking.scores, abs=1e-5)

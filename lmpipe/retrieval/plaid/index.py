@@ -40,9 +40,13 @@ class SearchSettings:
     candidates: int
 
     @classmethod
-    def for_k(cls, k: int) -> SearchSettings:
-        """What finds the best `k` of scoring every passage's compressed vectors, but for 3 in 100 (docs/results.md)."""
-        return cls(2, 0.45, 1024 + 32 * k) if k <= 10 else cls(4, 0.4, 1024 + 32 * k)
+    def of(cls, k: int, bits: int) -> SearchSettings:
+        """What finds the best `k` of scoring every passage's compressed vectors, but for 3 in 100 (docs/results.md).
+
+        More bits tell apart passages that their centroids do not, so more of them have to be scored.
+        """
+        candidates = 512 * bits + 32 * k
+        return cls(2, 0.45, candidates) if k <= 10 and bits <= 2 else cls(4, 0.4, candidates)
 
 
 @final
@@ -51,7 +55,7 @@ class PlaidIndex(TokenIndex):
 
     Args:
         folder: Where `build_plaid`, or colbert-ai, has put it.
-        settings: Those of a search for the best `k`, whatever was searched before.
+        settings: Those of a search for the best `k` in an index of so many bits, whatever was searched before.
         kernels: Its inner loops; by default the fastest that can be had.
 
     Raises:
@@ -61,7 +65,7 @@ class PlaidIndex(TokenIndex):
     def __init__(
         self,
         folder: Path,
-        settings: Callable[[int], SearchSettings] = SearchSettings.for_k,
+        settings: Callable[[int, int], SearchSettings] = SearchSettings.of,
         kernels: Kernels | None = None,
     ) -> None:
         self._settings, self._kernels = settings, kernels or load_kernels()
@@ -98,7 +102,7 @@ class PlaidIndex(TokenIndex):
             raise ConfigError(f"queries of {queries.shape[-1]} dimensions, an index of {self._codec.dim}")
         if k < 1 or not len(self):
             return [Ranking([], []) for _ in queries]
-        settings = self._settings(k)
+        settings = self._settings(k, self.bits)
         return [self._search(query.float(), min(k, len(self)), settings) for query in queries]
 
     @torch.inference_mode()
