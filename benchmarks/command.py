@@ -81,7 +81,7 @@ def main(task: Task) -> None:
         ),
         retriever: str | None = typer.Option(
             None,
-            help="`bm25`, or `bm25:PASSAGES` or `dense:PASSAGES` with a file of passages.",
+            help="`bm25`, `bm25:PASSAGES`, `dense:PASSAGES`, the folder of an index, or `http://HOST:PORT`.",
             hidden="retriever" not in task.options,
         ),
     ) -> None:
