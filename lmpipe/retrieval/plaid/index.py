@@ -43,7 +43,8 @@ class SearchSettings:
     def of(cls, k: int, bits: int) -> SearchSettings:
         """Settings whose recall of the exact top 10 is within 0.03 of scoring every passage's compressed vectors.
 
-        Measured at 2 and 4 bits on 15,703 passages. More bits tell apart passages that their centroids do not, so more of them have to be scored.
+        Measured at 2 and 4 bits on 15,703 passages. More bits tell apart passages that their centroids do not, so more
+        of them have to be scored.
         """
         candidates = 512 * bits + 32 * k
         return cls(2, 0.45, candidates) if k <= 10 and bits <= 2 else cls(4, 0.4, candidates)
