@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.hotpotqa import HotpotTask
-from lmpipe.retrieval.encoder import load_encoder
-from lmpipe.retrieval.exact import ExactIndex
+from lmpipe.retrieval.colbert import load_encoder
+from lmpipe.retrieval.index.exact import ExactIndex
 from lmpipe.retrieval.passages import PassageText, read_passages
 from lmpipe.retrieval.plaid import PlaidIndex, build_plaid
 from lmpipe.retrieval.segments import Segment

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmpipe.retrieval.checkpoint import Checkpoint
-from lmpipe.retrieval.settings import ColbertSettings
+from lmpipe.retrieval.colbert.checkpoint import Checkpoint
+from lmpipe.retrieval.colbert.settings import ColbertSettings
 
 TEXTS = [
     "Kicksend | Kicksend was a file-sharing company, founded in 2011; it shut down in 2014.",

@@ -40,11 +40,11 @@ def train(
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
 ) -> None:
     """Fine-tunes a checkpoint on questions and their gold passages. Run again after an interruption, it goes on."""
-    from lmpipe.retrieval.encoder import load_encoder
-    from lmpipe.retrieval.fit import ColbertTuning
+    from lmpipe.retrieval.colbert import load_encoder
     from lmpipe.retrieval.passages import read_passages
-    from lmpipe.retrieval.questions import read_questions
-    from lmpipe.retrieval.training import KS, TrainingData, train_encoder
+    from lmpipe.retrieval.training.fit import ColbertTuning
+    from lmpipe.retrieval.training.questions import read_questions
+    from lmpipe.retrieval.training.train import KS, TrainingData, train_encoder
 
     data = TrainingData(
         list(read_passages(passages)), read_questions(questions), read_questions(validation) if validation else ()

@@ -38,8 +38,8 @@ def build(
     skip_malformed: Annotated[bool, typer.Option(help="Leave lines out that are no passages; each is named.")] = False,
 ) -> None:
     """Builds an index. Run again after an interruption, it goes on where it was."""
-    from lmpipe.retrieval.build import BuildSettings, build_index
-    from lmpipe.retrieval.encoder import load_encoder
+    from lmpipe.retrieval.colbert import load_encoder
+    from lmpipe.retrieval.index import BuildSettings, build_index
 
     settings = BuildSettings(engine, bits, memory_mb * 1_000_000, chunk)
     with progress_bars() as progress:
@@ -59,7 +59,7 @@ def info(
     folder: Folder, verify: Annotated[bool, typer.Option(help="Compare all files with their checksums.")] = True
 ) -> None:
     """Shows what an index consists of."""
-    from lmpipe.retrieval.manifest import Manifest
+    from lmpipe.retrieval.index.manifest import Manifest
 
     manifest = Manifest.read(folder)
     if verify:
@@ -98,9 +98,9 @@ def search(
 @app.command()
 def add(folder: Folder, passages: Annotated[Path, typer.Argument(help="As for `build`.")]) -> None:
     """Adds passages to an exact index."""
-    from lmpipe.retrieval.edit import add_passages
-    from lmpipe.retrieval.encoder import load_encoder
-    from lmpipe.retrieval.manifest import Manifest
+    from lmpipe.retrieval.colbert import load_encoder
+    from lmpipe.retrieval.index import add_passages
+    from lmpipe.retrieval.index.manifest import Manifest
     from lmpipe.retrieval.passages import read_passages
 
     encoder = load_encoder(Manifest.read(folder).encoder.spec)
@@ -112,7 +112,7 @@ def add(folder: Folder, passages: Annotated[Path, typer.Argument(help="As for `b
 @app.command()
 def delete(folder: Folder, ids: Annotated[list[str], typer.Argument(help="Of the passages.")]) -> None:
     """Deletes passages from an exact index."""
-    from lmpipe.retrieval.edit import delete_passages
+    from lmpipe.retrieval.index import delete_passages
 
     delete_passages(folder, ids)
     info(folder, verify=False)

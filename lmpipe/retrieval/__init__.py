@@ -19,7 +19,7 @@ def load_retriever(spec: str, passages: str | Path | None = None) -> Retriever:
     """Makes the retriever that a short text names.
 
     Args:
-        spec: A folder, or ``"index:FOLDER"``, for an index of `lmpipe.retrieval.build`; ``"http://HOST:PORT"`` for a
+        spec: A folder, or ``"index:FOLDER"``, for an index of `lmpipe.retrieval.index`; ``"http://HOST:PORT"`` for a
             server; ``"bm25:PASSAGES"`` for BM25 over a file of passages (`lmpipe.retrieval.passages.read_passages`);
             ``"dense:PASSAGES"`` for the vectors of the embedded encoder, which are kept in ``$LMPIPE_CACHE``.
         passages: The file for a spec that names none, such as ``"bm25"``.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lmpipe.retrieval.encoder import ColbertEncoder, load_encoder
-from lmpipe.retrieval.settings import ColbertSettings
+from lmpipe.retrieval.colbert import ColbertEncoder, load_encoder
+from lmpipe.retrieval.colbert.settings import ColbertSettings
 from tests.rivers import CORPUS
 from tests.tiny_bert import tiny_checkpoint
 

@@ -15,16 +15,16 @@ from typer.testing import CliRunner
 
 from lmpipe.commands import app
 from lmpipe.errors import ConfigChanged, ConfigError
-from lmpipe.retrieval.contrast import Collator, batch_loss, maxsim
-from lmpipe.retrieval.encoder import ColbertEncoder, load_encoder
-from lmpipe.retrieval.fit import ColbertTuning
-from lmpipe.retrieval.mining import Example, gold_recall, rank_passages, training_examples
-from lmpipe.retrieval.network import ColbertNetwork
+from lmpipe.retrieval.colbert import ColbertEncoder, load_encoder
+from lmpipe.retrieval.colbert.network import ColbertNetwork
+from lmpipe.retrieval.colbert.settings import ColbertSettings
+from lmpipe.retrieval.colbert.tokens import ColbertTokens
 from lmpipe.retrieval.passages import PassageText, read_passages
-from lmpipe.retrieval.questions import GoldQuestion, gold_passages, read_questions
-from lmpipe.retrieval.settings import ColbertSettings
-from lmpipe.retrieval.tokens import ColbertTokens
-from lmpipe.retrieval.training import RoundResult, TrainingData, train_encoder
+from lmpipe.retrieval.training.contrast import Collator, batch_loss, maxsim
+from lmpipe.retrieval.training.fit import ColbertTuning
+from lmpipe.retrieval.training.mining import Example, gold_recall, rank_passages, training_examples
+from lmpipe.retrieval.training.questions import GoldQuestion, gold_passages, read_questions
+from lmpipe.retrieval.training.train import RoundResult, TrainingData, train_encoder
 from tests.retrieval.colbert_ai import reference
 from tests.tiny_bert import tiny_checkpoint
 

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lmpipe.errors import ConfigError
-from lmpipe.retrieval.encoder import ColbertEncoder, load_encoder
-from lmpipe.retrieval.settings import ColbertSettings
+from lmpipe.retrieval.colbert import ColbertEncoder, load_encoder
+from lmpipe.retrieval.colbert.settings import ColbertSettings
 from tests.retrieval.colbert_ai import reference
 from tests.tiny_bert import TEXTS, as_pylate, tiny_checkpoint
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmpipe.errors import ConfigError
-from lmpipe.retrieval.exact import ExactIndex
-from lmpipe.retrieval.maxsim import Run, maxsim, runs_of, tiles, to_digits
+from lmpipe.retrieval.index.exact import ExactIndex
+from lmpipe.retrieval.index.maxsim import Run, maxsim, runs_of, tiles, to_digits
 from lmpipe.retrieval.segments import Segment
 from lmpipe.retrieval.vectors import Ranking, TokenVectors
 from tests.retrieval.vectors import maxsim_of, random_vectors, unit_vectors, write

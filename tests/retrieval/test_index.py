@@ -11,11 +11,10 @@ import pytest
 
 from lmpipe.errors import ConfigChanged, ConfigError, CorruptBlob, StoreError
 from lmpipe.retrieval import load_retriever
-from lmpipe.retrieval.build import BuildSettings, build_index
-from lmpipe.retrieval.edit import add_passages, delete_passages
-from lmpipe.retrieval.encoder import ColbertEncoder
-from lmpipe.retrieval.index import ColbertRetriever, open_colbert_index, open_index
-from lmpipe.retrieval.manifest import Manifest
+from lmpipe.retrieval.colbert import ColbertEncoder
+from lmpipe.retrieval.index import BuildSettings, add_passages, build_index, delete_passages
+from lmpipe.retrieval.index.manifest import Manifest
+from lmpipe.retrieval.index.opened import ColbertRetriever, open_colbert_index, open_index
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.plaid import build_plaid
 from lmpipe.retrieval.segments import Segment

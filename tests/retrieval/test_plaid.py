@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from lmpipe.errors import ConfigError, StoreError
 from lmpipe.hashing import file_digests
-from lmpipe.retrieval.encoder import ColbertEncoder
+from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.plaid import PlaidIndex, SearchSettings, build_plaid
 from lmpipe.retrieval.plaid.kernels import CompiledKernels, Kernels, TorchKernels, load_kernels

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from lmpipe.errors import ConfigError
 from lmpipe.progress import Progress, show_progress
-from lmpipe.retrieval.build import new_segment
-from lmpipe.retrieval.encoder import ColbertEncoder
-from lmpipe.retrieval.manifest import Manifest
+from lmpipe.retrieval.colbert import ColbertEncoder
+from lmpipe.retrieval.index.build import new_segment
+from lmpipe.retrieval.index.manifest import Manifest
 from lmpipe.retrieval.passages import PassageText, PassageTexts
 from lmpipe.store import RunStore
 

@@ -21,15 +21,15 @@ from lmpipe.errors import ConfigError
 from lmpipe.files import UNFINISHED
 from lmpipe.hashing import derive_seed, describe, digest
 from lmpipe.progress import Progress, show_progress
-from lmpipe.retrieval.checkpoint import Checkpoint, load_checkpoint
-from lmpipe.retrieval.contrast import Collator
-from lmpipe.retrieval.encoder import ColbertEncoder
-from lmpipe.retrieval.fit import ColbertTuning, fit, step_count
-from lmpipe.retrieval.mining import Gold, gold_recall, rank_passages, training_examples
-from lmpipe.retrieval.network import ColbertNetwork
+from lmpipe.retrieval.colbert import ColbertEncoder
+from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint
+from lmpipe.retrieval.colbert.network import ColbertNetwork
+from lmpipe.retrieval.colbert.tokens import ColbertTokens
 from lmpipe.retrieval.passages import PassageText
-from lmpipe.retrieval.questions import GoldQuestion, gold_passages
-from lmpipe.retrieval.tokens import ColbertTokens
+from lmpipe.retrieval.training.contrast import Collator
+from lmpipe.retrieval.training.fit import ColbertTuning, fit, step_count
+from lmpipe.retrieval.training.mining import Gold, gold_recall, rank_passages, training_examples
+from lmpipe.retrieval.training.questions import GoldQuestion, gold_passages
 from lmpipe.store import RunStore
 
 KS = (2, 5, 10)

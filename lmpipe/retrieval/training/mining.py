@@ -16,8 +16,8 @@ import torch
 
 from lmpipe.files import writing
 from lmpipe.hashing import derive_seed
-from lmpipe.retrieval.encoder import ColbertEncoder
-from lmpipe.retrieval.exact import ExactIndex
+from lmpipe.retrieval.colbert import ColbertEncoder
+from lmpipe.retrieval.index.exact import ExactIndex
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.segments import Segment
 

@@ -29,7 +29,7 @@ class EncoderIdentity(_Value):
     """The encoder that an index was made with.
 
     Attributes:
-        spec: What loads it; see `lmpipe.retrieval.encoder.load_encoder`.
+        spec: What loads it; see `lmpipe.retrieval.colbert.encoder.load_encoder`.
         digest: Of its content; an encoder of another digest is refused.
         dim: Length of a token's vector.
     """

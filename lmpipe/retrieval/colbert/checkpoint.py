@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from lmpipe.errors import ConfigError
 from lmpipe.files import writing
 from lmpipe.hashing import canonical_json, describe
-from lmpipe.retrieval.settings import ColbertSettings
+from lmpipe.retrieval.colbert.settings import ColbertSettings
 
 _METADATA, _MODULES, _PYLATE = "artifact.metadata", "modules.json", "config_sentence_transformers.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")

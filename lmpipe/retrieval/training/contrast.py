@@ -12,9 +12,9 @@ from typing import Any, TypeAlias, final
 import torch
 from torch import Tensor
 
-from lmpipe.retrieval.mining import Example
-from lmpipe.retrieval.network import ColbertNetwork
-from lmpipe.retrieval.tokens import ColbertTokens
+from lmpipe.retrieval.colbert.network import ColbertNetwork
+from lmpipe.retrieval.colbert.tokens import ColbertTokens
+from lmpipe.retrieval.training.mining import Example
 
 _PIECE = 32  # passages of a forward pass: sorted by length, they hold little padding
 

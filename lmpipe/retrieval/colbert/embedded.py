@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from lmpipe.engines.packaged import cache_folder, minilm_folder
 from lmpipe.hashing import derive_seed
-from lmpipe.retrieval.checkpoint import Checkpoint, load_checkpoint
-from lmpipe.retrieval.settings import ColbertSettings
+from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint
+from lmpipe.retrieval.colbert.settings import ColbertSettings
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from lmpipe.engines.packed import PackedProducts
-from lmpipe.retrieval.checkpoint import Checkpoint, load_checkpoint
-from lmpipe.retrieval.embedded import NAME, embedded_checkpoint
-from lmpipe.retrieval.network import ColbertNetwork
-from lmpipe.retrieval.tokens import ColbertTokens
+from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint
+from lmpipe.retrieval.colbert.embedded import NAME, embedded_checkpoint
+from lmpipe.retrieval.colbert.network import ColbertNetwork
+from lmpipe.retrieval.colbert.tokens import ColbertTokens
 from lmpipe.retrieval.vectors import TokenVectors
 
 DEFAULT = "colbert-ir/colbertv2.0"

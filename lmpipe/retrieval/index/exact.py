@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmpipe.errors import ConfigError
-from lmpipe.retrieval.maxsim import maxsim, maxsim_in_full, runs_of, to_digits
+from lmpipe.retrieval.index.maxsim import maxsim, maxsim_in_full, runs_of, to_digits
 from lmpipe.retrieval.segments import Segment
 from lmpipe.retrieval.vectors import Ranking, TokenIndex
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from lmpipe.errors import ConfigError
-from lmpipe.retrieval.checkpoint import Checkpoint
+from lmpipe.retrieval.colbert.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 

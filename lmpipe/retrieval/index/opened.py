@@ -13,9 +13,9 @@ from typing import final
 
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import content_digest, describe, digest
-from lmpipe.retrieval.encoder import ColbertEncoder, load_encoder
-from lmpipe.retrieval.exact import ExactIndex
-from lmpipe.retrieval.manifest import Manifest
+from lmpipe.retrieval.colbert import ColbertEncoder, load_encoder
+from lmpipe.retrieval.index.exact import ExactIndex
+from lmpipe.retrieval.index.manifest import Manifest
 from lmpipe.retrieval.passages import PassageText, PassageTexts, read_passages
 from lmpipe.retrieval.plaid import PlaidIndex, SearchSettings
 from lmpipe.retrieval.plaid.library import read_metadata

@@ -18,8 +18,8 @@ import torch
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import digest_file
 from lmpipe.progress import Progress, show_progress
-from lmpipe.retrieval.encoder import ColbertEncoder
-from lmpipe.retrieval.manifest import EncoderIdentity, Manifest, Plaid, SegmentIdentity
+from lmpipe.retrieval.colbert import ColbertEncoder
+from lmpipe.retrieval.index.manifest import EncoderIdentity, Manifest, Plaid, SegmentIdentity
 from lmpipe.retrieval.passages import PassageText, PassageTexts, read_passages
 from lmpipe.retrieval.plaid import build_plaid
 from lmpipe.retrieval.segments import Segment

@@ -18,9 +18,9 @@ from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_o
 from lmpipe.engines.training.fit import seeded
 from lmpipe.errors import ConfigError
 from lmpipe.files import writing
-from lmpipe.retrieval.contrast import Batch, Collator, batch_loss
-from lmpipe.retrieval.mining import Example
-from lmpipe.retrieval.network import ColbertNetwork
+from lmpipe.retrieval.colbert.network import ColbertNetwork
+from lmpipe.retrieval.training.contrast import Batch, Collator, batch_loss
+from lmpipe.retrieval.training.mining import Example
 
 
 @final

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
-from lmpipe.retrieval.checkpoint import Checkpoint
+from lmpipe.retrieval.colbert.checkpoint import Checkpoint
 
 
 @final
