@@ -12,7 +12,6 @@ from typing import Annotated, Any, final
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.report import write_report
 from benchmarks.result import Result
@@ -21,6 +20,7 @@ from benchmarks.settings import settings_for
 from benchmarks.task import Task
 from benchmarks.terminal import show
 from lmpipe import LM, LmpipeError
+from lmpipe.commands.bars import progress_bars
 from lmpipe.engines import load_lm
 from lmpipe.engines.cached import CachedLM
 from lmpipe.engines.local import LocalLM
@@ -211,26 +211,13 @@ def execute(
         with console.status(f"loading {models.lm}"):
             lm, trained = models.load(to_train="w" in stages)
             retriever = load_retriever(task.retriever, task.passages) if task.retriever else None
-        with progress_bars() as progress:
+        with progress_bars(console) as progress:
             result = run(task, lm, trained, settings, strategies, seeds, store, progress, callbacks, retriever)
         write_whole(out / "result.json", (result.model_dump_json(indent=2) + "\n").encode())
         write_report(result, out)
     finally:
         store.close()
     return result
-
-
-def progress_bars() -> Progress:
-    """Bars for long work: what, how far, how long, how much longer."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
 
 
 def _numbers(text: str) -> list[int]:

@@ -93,7 +93,7 @@ def _system(signature: Signature, instructions: str) -> str:
     parts = [instructions]
     if described:
         parts.append("\n".join(["You are given:", *described]))
-    parts.append("\n".join(["Reply with these lines:", *(f"{f.name}: <{_hint(f)}>" for f in signature.outputs)]))
+    parts.append("\n".join(["Reply with these lines:", *(f"{f.name}: {_hint(f)}".rstrip() for f in signature.outputs)]))
     return "\n\n".join(parts)
 
 
@@ -101,7 +101,7 @@ def _hint(field: Field) -> str:
     if is_choice(field):
         kind = "one of: " + ", ".join(map(str, get_args(field.type)))
     elif field.type is str:
-        return field.desc or "text"
+        return field.desc  # nothing in its place: a small LM would copy what stands there
     elif field.type in (int, float, bool):
         kind = {int: "a whole number", float: "a number", bool: "true or false"}[field.type]
     else:

@@ -1,7 +1,8 @@
 """colbert-ai's own indexer and searcher: ``python colbert_search.py CHECKPOINT WORKLOAD``.
 
-The workload's vectors are indexed and searched, so that both sides have the same; if it holds texts, the checkpoint
-encodes those too. The environment is lmpipe's own with the extra ``plaid``: colbert-ai runs beside the same libraries.
+The workload's vectors are indexed and searched, so that both sides have the same; if it names an index, that is
+searched instead, and if it holds texts, the checkpoint encodes those too. The environment is lmpipe's own with the
+extra ``plaid``: colbert-ai runs beside the same libraries.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def search(work: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
         searcher.dense_search(queries[:1], wanted["k"])
         started = process_time()
         numbers = [searcher.dense_search(queries[n : n + 1], wanted["k"])[0] for n in range(len(queries))]
-        found.append({"cpu_seconds": process_time() - started, "numbers": numbers})
+        found.append({"k": wanted["k"], "cpu_seconds": process_time() - started, "numbers": numbers})
     return found
 
 
@@ -130,9 +131,10 @@ def main(checkpoint: str, workload: str) -> None:
     with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as root:
         if "texts" in work:
             answer["encode"] = encode(checkpoint, json.loads(Path(work["texts"]).read_text()))
-        folder = Path(work["index"]) if "index" in work else None
-        if folder is None or not (folder / "metadata.json").exists():
-            folder, answer["build_cpu_seconds"] = build(work, Path(root) if folder is None else folder.parent)
+        if "index" in work:
+            folder = Path(work["index"])
+        else:
+            folder, answer["build_cpu_seconds"] = build(work, Path(root))
         ColBERT.try_load_torch_extensions(use_gpu=False)
         answer["bytes"] = sum(path.stat().st_size for path in folder.iterdir())
         answer["searches"] = search(work, folder)

@@ -86,7 +86,7 @@ def reader(request: Request) -> str:
     """Finds the second passage in Paris and Cairo, the first alone in Rome, breaks off after it in London."""
     asked, system = request.messages[-1].content, request.messages[0].content
     city = next(city for city in CITIES if city in asked.rpartition("question: ")[2])
-    if "search_query: <" not in system:
+    if "\nsearch_query:" not in system:
         return f"answer: the {SEAS[CITIES[city]]}" if city == "Paris" else "answer: Black Sea"
     if "lies on" not in asked:
         return f"search_query: {city}"

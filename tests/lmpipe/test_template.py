@@ -137,7 +137,7 @@ def test_a_prompt_is_a_chat_of_instruction_demos_and_question() -> None:
     sig = signature("question -> answer")
     messages = TEMPLATE.messages(sig, prompt, {"question": "2 + 2?"})
     assert [(message.role, message.content) for message in messages] == [
-        ("system", "Answer briefly.\n\nReply with these lines:\nanswer: <text>"),
+        ("system", "Answer briefly.\n\nReply with these lines:\nanswer:"),
         ("user", "question: 1 + 1?"),
         ("assistant", "answer: 2"),
         ("user", "question: 2 + 2?"),

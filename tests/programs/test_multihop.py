@@ -19,7 +19,7 @@ def reader(request: Request) -> str:
     asked = request.messages[-1].content
     city = asked.rpartition("The sea of ")[2].rstrip("?")
     river = re.search(rf"{city} lies on the (\w+)", asked)
-    if "answer: <" in request.messages[0].content:
+    if "\nanswer:" in request.messages[0].content:
         sea = re.search(rf"The {river[1]} flows into the (.+)\.", asked) if river else None
         return f"answer: {sea[1] if sea else 'unknown'}"
     return f"reasoning: step by step\nsearch_query: {f'{river[1]} flows' if river else f'{city} lies'}"
