@@ -30,13 +30,16 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
     encoder: Annotated[str, typer.Option(help=ENCODER_HELP)] = "colbert-ir/colbertv2.0",
     validation: Annotated[Path | None, typer.Option(help="Questions to choose the best round by.")] = None,
+    pseudo_questions: Annotated[
+        int, typer.Option(help="Made of the passages, and trained on in a round before the others.")
+    ] = 0,
     rounds: Annotated[int, typer.Option(help="How often negatives are mined anew and trained on.")] = 1,
-    epochs: Annotated[int, typer.Option(help="Of a round.")] = 3,
+    epochs: Annotated[int, typer.Option(help="Of a round.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Questions of a step.")] = 16,
     negatives: Annotated[int, typer.Option(help="Mined ones of each question.")] = 2,
-    learning_rate: Annotated[float, typer.Option(help="Of the encoder.")] = 5e-5,
+    learning_rate: Annotated[float, typer.Option(help="Of the encoder.")] = 1e-4,
     projection_rate: Annotated[float, typer.Option(help="Learning rate of the projection.")] = 1e-3,
-    temperature: Annotated[float, typer.Option(help="What scores are divided by in the loss.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="What scores are divided by in the loss.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
 ) -> None:
     """Fine-tunes a checkpoint on questions and their gold passages. Run again after an interruption, it goes on."""
@@ -50,6 +53,7 @@ def train(
         list(read_passages(passages)), read_questions(questions), read_questions(validation) if validation else ()
     )
     tuning = ColbertTuning(
+        pseudo_questions=pseudo_questions,
         rounds=rounds,
         epochs=epochs,
         batch_size=batch_size,
@@ -60,8 +64,10 @@ def train(
     )
     with progress_bars() as progress:
         results = train_encoder(load_encoder(encoder), data, out, tuning, seed=seed, progress=progress)
-    table = Table("round", "first loss", "last loss", *(f"recall@{k}" for k in KS), title=str(out))
+    table = Table("round", "questions", "first loss", "last loss", *(f"recall@{k}" for k in KS), title=str(out))
     for result in results:
         losses = [f"{result.losses[place]:.3f}" for place in (0, -1)] if result.losses else ["", ""]
-        table.add_row(str(result.number), *losses, *(f"{share:.3f}" for share in result.recall.values()))
+        table.add_row(
+            str(result.number), str(result.questions), *losses, *(f"{share:.3f}" for share in result.recall.values())
+        )
     console.print(table)

@@ -29,6 +29,7 @@ class ColbertTuning:
     """How an encoder is trained.
 
     Args:
+        pseudo_questions: Made of the passages, and trained on for an epoch in a round before the others.
         rounds: How often negatives are mined anew, by the encoder as it is then, and trained on.
         epochs: Of a round.
         batch_size: Questions of a step; the passages of all are negatives of the others.
@@ -46,27 +47,29 @@ class ColbertTuning:
         ConfigError: If a number is out of its range.
     """
 
+    pseudo_questions: int = 0
     rounds: int = 1
-    epochs: int = 3
+    epochs: int = 1
     batch_size: int = 16
     negatives: int = 2
     depth: int = 50
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     projection_rate: float = 1e-3
     warmup: float = 0.1
     weight_decay: float = 0.01
-    temperature: float = 1.0
+    temperature: float = 0.2
     dropout: float = 0.0
     checkpoint_steps: int = 50
 
     def __post_init__(self) -> None:
-        counts = (self.rounds, self.epochs, self.batch_size, self.depth, self.checkpoint_steps, self.negatives + 1)
+        counts = (self.rounds, self.epochs, self.batch_size, self.depth, self.checkpoint_steps)
+        optional = (self.pseudo_questions, self.negatives)
         rates = (self.learning_rate, self.projection_rate, self.weight_decay)
         shares = (self.warmup, self.dropout)
-        if min(counts) < 1 or min(*rates, *shares) < 0 or max(shares) >= 1 or self.temperature <= 0:
+        if min(counts) < 1 or min(*optional, *rates, *shares) < 0 or max(shares) >= 1 or self.temperature <= 0:
             raise ConfigError(
-                f"{self}: counts are at least 1 (negatives 0), rates at least 0, shares from 0 to below 1, and the "
-                "temperature is above 0"
+                f"{self}: counts are at least 1 (pseudo-questions and negatives 0), rates at least 0, shares from 0 to "
+                "below 1, and the temperature is above 0"
             )
 
 

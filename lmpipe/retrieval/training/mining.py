@@ -20,9 +20,7 @@ from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.index.exact import ExactIndex
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.segments import Segment
-
-Gold = Sequence[Sequence[int]]
-"""For each title of a question, the numbers of the passages that have it."""
+from lmpipe.retrieval.training.questions import Gold
 
 
 @final
