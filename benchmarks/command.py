@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ from typing import Annotated, Any, final
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 
 from benchmarks.report import write_report
 from benchmarks.result import Result
@@ -20,7 +18,7 @@ from benchmarks.settings import settings_for
 from benchmarks.task import Task
 from benchmarks.terminal import show
 from lmpipe import LM, LmpipeError
-from lmpipe.commands.bars import progress_bars
+from lmpipe.commands.terminal import progress_bars, show_warnings
 from lmpipe.engines import load_lm
 from lmpipe.engines.cached import CachedLM
 from lmpipe.engines.local import LocalLM
@@ -85,7 +83,7 @@ def main(task: Task) -> None:
             hidden="retriever" not in task.options,
         ),
     ) -> None:
-        logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=console)], format="%(message)s")
+        show_warnings(console)
         strategies = strategy or ["vanilla", "p", "w", "p -> w -> p"]
         changes = {
             "train": train,

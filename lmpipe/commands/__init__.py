@@ -5,15 +5,14 @@ Each group of commands is a module of its own. What they call is imported when t
 
 from __future__ import annotations
 
-import logging
 import sys
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 
 from lmpipe.commands import colbert, index
 from lmpipe.commands.serving import serve_index
+from lmpipe.commands.terminal import show_warnings
 from lmpipe.errors import LmpipeError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Language-model pipelines that teach themselves.")
@@ -25,8 +24,7 @@ app.command()(serve_index)
 def main() -> None:
     """Runs the command line; errors that lmpipe raises on purpose end it with their message."""
     console = Console(stderr=True)
-    handler = RichHandler(console=console, show_time=False, show_path=False)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    show_warnings(console)
     try:
         app()
     except LmpipeError as error:

@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lmpipe.commands.bars import progress_bars
 from lmpipe.commands.index import ENCODER_HELP
+from lmpipe.commands.terminal import progress_bars
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tune ColBERT checkpoints.")
 console = Console()

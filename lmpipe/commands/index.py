@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lmpipe.commands.bars import progress_bars
+from lmpipe.commands.terminal import progress_bars
 from lmpipe.errors import ConfigError
 
 logger = logging.getLogger(__name__)

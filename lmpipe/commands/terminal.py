@@ -1,8 +1,11 @@
-"""Progress bars in a terminal."""
+"""What commands show in a terminal beside their results: progress bars and warnings."""
 
 from __future__ import annotations
 
+import logging
+
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
@@ -17,3 +20,10 @@ def progress_bars(console: Console | None = None) -> Progress:
         console=console or Console(stderr=True),
         transient=True,
     )
+
+
+def show_warnings(console: Console) -> None:
+    """Shows what is logged as a warning or worse, but not that bitsandbytes has no fast kernels for processors."""
+    handler = RichHandler(console=console, show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
