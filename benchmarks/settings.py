@@ -5,6 +5,7 @@ Every field is a plain value, so a run's settings are part of its ``result.json`
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, final
 
 from pydantic import BaseModel, ConfigDict
@@ -99,6 +100,8 @@ _PAPER: dict[str, Settings] = {
     "hotpotqa": Settings(train=1000, val=500, test=1500, num_train=100, num_val=250, partial_labels=True),
 }
 
+_FEW_ROWS = Tuning(rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-3, beta2=0.95)
+
 # A 135M LM needs greedy decoding, short answers, a learning rate for few rows, and many varied runs: under one prompt
 # it names one class for all flowers, and only other demonstrations make it name another.
 _EMBEDDED: dict[str, dict[str, object]] = {
@@ -112,16 +115,7 @@ _EMBEDDED: dict[str, dict[str, object]] = {
         "vary_demos": True,
         "balance": True,
         "deduplicate": True,
-        "tuning": Tuning(
-            rank=16,
-            alpha=32,
-            target_modules="all-linear",
-            learning_rate=1e-3,
-            warmup_steps=6,
-            beta2=0.95,
-            epochs=7,
-            batch_size=6,
-        ),
+        "tuning": replace(_FEW_ROWS, warmup_steps=6, epochs=7, batch_size=6),
     },
     # Zero-shot it never keeps the reply form, so completions are held to it, and about one answer in forty is right:
     # several sampled runs of each find those. A demonstration holds up to six passages, so there are few.
@@ -143,16 +137,7 @@ _EMBEDDED: dict[str, dict[str, object]] = {
         "max_rollouts_per_example": 4,
         "rollout_temperature": 0.7,
         "deduplicate": True,
-        "tuning": Tuning(
-            rank=16,
-            alpha=32,
-            target_modules="all-linear",
-            learning_rate=1e-3,
-            warmup_steps=2,
-            beta2=0.95,
-            epochs=3,
-            batch_size=4,
-        ),
+        "tuning": replace(_FEW_ROWS, warmup_steps=2, epochs=3, batch_size=4),
         "num_train_scored": 0,
     },
 }

@@ -77,12 +77,7 @@ class BootstrapFinetune(WeightSettings):
                 "before this one"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
-        rows = self.rows(program, state, harvest.kept, session)
-        state, details["training"] = self.tune(state, rows, session, init=self.init)
-        if not details["training"]:
-            reason = f"there was no budget left to train with ({session.ledger.spent()})"
-            return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
-        return OptimizeResult(state=state, details=details)
+        return self.tuned(state, self.rows(program, state, harvest.kept, session), session, details, init=self.init)
 
     def harvest(self, program: Module, state: ProgramState, train: Sequence[Example], session: Session) -> Harvest:
         """The successful runs."""

@@ -60,7 +60,6 @@ class PreferenceFinetune(WeightSettings):
     def search(
         self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
     ) -> OptimizeResult:
-        objective = Preference(self.beta)
         traces = self._run(program, state, train, session)
         kept = tuple(trace for trace in traces if success(trace, self.metric_threshold))
         harvest = Harvest(kept, len(traces), tuple(train), tuple(predictors(program)))
@@ -73,11 +72,7 @@ class PreferenceFinetune(WeightSettings):
                 "temperature"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
-        state, details["training"] = self.tune(state, rows, session, objective, self.init)
-        if not details["training"]:
-            reason = f"there was no budget left to train with ({session.ledger.spent()})"
-            return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
-        return OptimizeResult(state=state, details=details)
+        return self.tuned(state, rows, session, details, Preference(self.beta), self.init)
 
     def _run(self, program: Module, state: ProgramState, train: Sequence[Example], session: Session) -> list[Trace]:
         """The runs of the program and of its teacher."""

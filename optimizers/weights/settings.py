@@ -9,7 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, final
 
-from lmpipe import Metric, Predict, ProgramState, Session, Step, Trainer, WeightOptimizer, WeightState
+from lmpipe import (
+    Metric,
+    OptimizeResult,
+    Predict,
+    ProgramState,
+    Session,
+    Step,
+    Trainer,
+    WeightOptimizer,
+    WeightState,
+)
 from lmpipe.hashing import canonical_json
 from lmpipe.lm import Message
 from lmpipe.trainer import Imitation, Objective, TrainingRow
@@ -75,6 +85,29 @@ class WeightSettings(WeightOptimizer):
                 "held_out_losses": list(trained.held_out_losses),
             }
         return state, details
+
+    @final
+    def tuned(
+        self,
+        state: ProgramState,
+        rows: Mapping[str, Sequence[TrainingRow]],
+        session: Session,
+        details: Mapping[str, Any],
+        objective: Objective = Imitation(),
+        init: Literal["base", "current"] = "current",
+    ) -> OptimizeResult:
+        """What a stage ends with that trains once: as `tune`, or skipped if the budget was spent before.
+
+        Args:
+            state: See `tune`, as for what is not listed here.
+            details: What there is to report beside the training.
+        """
+        state, training = self.tune(state, rows, session, objective, init)
+        details = {**details, "training": training}
+        if training:
+            return OptimizeResult(state=state, details=details)
+        reason = f"there was no budget left to train with ({session.ledger.spent()})"
+        return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
 
 
 def shown(
