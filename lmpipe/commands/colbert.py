@@ -30,9 +30,6 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
     encoder: Annotated[str, typer.Option(help=ENCODER_HELP)] = "colbert-ir/colbertv2.0",
     validation: Annotated[Path | None, typer.Option(help="Questions to choose the best round by.")] = None,
-    pseudo_questions: Annotated[
-        int, typer.Option(help="Made of the passages, and trained on in a round before the others.")
-    ] = 0,
     rounds: Annotated[int, typer.Option(help="How often negatives are mined anew and trained on.")] = 1,
     epochs: Annotated[int, typer.Option(help="Of a round.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Questions of a step.")] = 16,
@@ -53,7 +50,6 @@ def train(
         list(read_passages(passages)), read_questions(questions), read_questions(validation) if validation else ()
     )
     tuning = ColbertTuning(
-        pseudo_questions=pseudo_questions,
         rounds=rounds,
         epochs=epochs,
         batch_size=batch_size,
@@ -64,10 +60,8 @@ def train(
     )
     with progress_bars() as progress:
         results = train_encoder(load_encoder(encoder), data, out, tuning, seed=seed, progress=progress)
-    table = Table("round", "questions", "first loss", "last loss", *(f"recall@{k}" for k in KS), title=str(out))
+    table = Table("round", "first loss", "last loss", *(f"recall@{k}" for k in KS), title=str(out))
     for result in results:
         losses = [f"{result.losses[place]:.3f}" for place in (0, -1)] if result.losses else ["", ""]
-        table.add_row(
-            str(result.number), str(result.questions), *losses, *(f"{share:.3f}" for share in result.recall.values())
-        )
+        table.add_row(str(result.number), *losses, *(f"{share:.3f}" for share in result.recall.values()))
     console.print(table)

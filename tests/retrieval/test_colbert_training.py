@@ -23,7 +23,6 @@ from lmpipe.retrieval.passages import PassageText, read_passages
 from lmpipe.retrieval.training.contrast import Collator, batch_loss, maxsim
 from lmpipe.retrieval.training.fit import ColbertTuning
 from lmpipe.retrieval.training.mining import Example, gold_recall, rank_passages, training_examples
-from lmpipe.retrieval.training.pseudo import pseudo_questions
 from lmpipe.retrieval.training.questions import GoldQuestion, gold_passages, read_questions
 from lmpipe.retrieval.training.train import RoundResult, TrainingData, train_encoder
 from tests.retrieval.colbert_ai import reference
@@ -202,31 +201,6 @@ def test_questions_are_read_in_both_forms_and_bad_lines_are_named(tmp_path: Path
         read_questions(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_questions(tmp_path / "absent.jsonl")
-
-
-def test_pseudo_questions_are_words_of_passages_and_of_those_that_they_name() -> None:
-    passages = [
-        PassageText("0", "Rivers", "The Garonne flows through Toulouse. Its mouth lies near Bordeaux."),
-        PassageText("1", "Garonne (river)", "The Garonne rises in the Pyrenees of Spain."),
-        PassageText("2", "", "Short."),
-    ]
-    made = [pseudo_questions(passages, 5, seed) for seed in range(40)]
-    asked = [one for some in made for one in zip(some.texts, some.gold, strict=True)]
-    assert {gold for _, gold in asked} == {((0,),), ((0,), (1,)), ((1,),), ((2,),)}
-    assert all(len(some.texts) == 3 for some in made)  # one of each passage at most
-    for text, gold in asked:
-        words = " ".join(passages[number].text for same in gold for number in same)
-        assert text
-        assert all(word in words for word in text.split())
-        assert len(gold) == 1 or "Garonne" not in text  # the second is to be found
-    assert pseudo_questions(passages, 3, 0) == made[0]
-
-
-def test_a_round_of_pseudo_questions_comes_first(tmp_path: Path) -> None:
-    before, pseudo, *real = trained(tmp_path, replace(TUNING, pseudo_questions=20))
-    assert [one.questions for one in (before, pseudo, *real)] == [0, 20, 26, 26]
-    assert [len(one.losses) for one in (pseudo, *real)] == [2, 40, 40]  # 13 a step, one epoch of the first
-    assert before.recall[2] < 0.5 < real[-1].recall[2]
 
 
 @pytest.mark.parametrize("change", [{"rounds": 0}, {"negatives": -1}, {"temperature": 0}, {"warmup": 1.5}])

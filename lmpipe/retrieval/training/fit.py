@@ -29,7 +29,6 @@ class ColbertTuning:
     """How an encoder is trained.
 
     Args:
-        pseudo_questions: Made of the passages, and trained on for an epoch in a round before the others.
         rounds: How often negatives are mined anew, by the encoder as it is then, and trained on.
         epochs: Of a round.
         batch_size: Questions of a step; the passages of all are negatives of the others.
@@ -47,7 +46,6 @@ class ColbertTuning:
         ConfigError: If a number is out of its range.
     """
 
-    pseudo_questions: int = 0
     rounds: int = 1
     epochs: int = 1
     batch_size: int = 16
@@ -62,14 +60,13 @@ class ColbertTuning:
     checkpoint_steps: int = 50
 
     def __post_init__(self) -> None:
-        counts = (self.rounds, self.epochs, self.batch_size, self.depth, self.checkpoint_steps)
-        optional = (self.pseudo_questions, self.negatives)
+        counts = (self.rounds, self.epochs, self.batch_size, self.depth, self.checkpoint_steps, self.negatives + 1)
         rates = (self.learning_rate, self.projection_rate, self.weight_decay)
         shares = (self.warmup, self.dropout)
-        if min(counts) < 1 or min(*optional, *rates, *shares) < 0 or max(shares) >= 1 or self.temperature <= 0:
+        if min(counts) < 1 or min(*rates, *shares) < 0 or max(shares) >= 1 or self.temperature <= 0:
             raise ConfigError(
-                f"{self}: counts are at least 1 (pseudo-questions and negatives 0), rates at least 0, shares from 0 to "
-                "below 1, and the temperature is above 0"
+                f"{self}: counts are at least 1 (negatives 0), rates at least 0, shares from 0 to below 1, and the "
+                "temperature is above 0"
             )
 
 

@@ -20,7 +20,9 @@ from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.index.exact import ExactIndex
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.segments import Segment
-from lmpipe.retrieval.training.questions import Gold
+
+Gold = Sequence[Sequence[int]]
+"""For each title of a question, the numbers of the passages that have it."""
 
 
 @final

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, final
 
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval.passages import PassageText, numbered_lines
@@ -31,24 +31,6 @@ class GoldQuestion:
 
     text: str
     titles: tuple[str, ...]
-
-
-Gold: TypeAlias = Sequence[Sequence[int]]
-"""For each title of a question, the numbers of the passages that have it."""
-
-
-@final
-@dataclass(frozen=True)
-class QuestionSet:
-    """Questions with the numbers of their gold passages.
-
-    Attributes:
-        texts: The questions.
-        gold: Theirs, in the same order.
-    """
-
-    texts: Sequence[str]
-    gold: Sequence[Gold]
 
 
 def read_questions(path: str | Path) -> list[GoldQuestion]:

@@ -2,8 +2,7 @@
 
 In each round the encoder as it is then ranks all passages for the training questions; gold passages are learned against
 others that it ranks high, and against all passages of the same step (Karpukhin et al. 2020, arXiv 2004.04906; Xiong et
-al. 2021, arXiv 2007.00808). A round on pseudo-questions may come first. Where there are validation questions, the best
-encoder of all rounds is kept.
+al. 2021, arXiv 2007.00808). Where there are validation questions, the best encoder of all rounds is kept.
 
 What is done is in a folder beside the result until that is whole, and a training that was killed goes on from there.
 Knows nothing of the loss or of the loop.
@@ -29,9 +28,8 @@ from lmpipe.retrieval.colbert.tokens import ColbertTokens
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.training.contrast import Collator
 from lmpipe.retrieval.training.fit import ColbertTuning, fit, step_count
-from lmpipe.retrieval.training.mining import gold_recall, rank_passages, training_examples
-from lmpipe.retrieval.training.pseudo import pseudo_questions
-from lmpipe.retrieval.training.questions import GoldQuestion, QuestionSet, gold_passages
+from lmpipe.retrieval.training.mining import Gold, gold_recall, rank_passages, training_examples
+from lmpipe.retrieval.training.questions import GoldQuestion, gold_passages
 from lmpipe.store import RunStore
 
 KS = (2, 5, 10)
@@ -45,14 +43,12 @@ class RoundResult:
 
     Attributes:
         number: From 1; 0 stands for the encoder before training.
-        questions: How many were trained on.
         losses: Of each step, in nats.
         recall: Number of passages → share of the gold passages of validation questions among so many; empty if there
             are none.
     """
 
     number: int
-    questions: int = 0
     losses: tuple[float, ...] = ()
     recall: dict[int, float] = field(default_factory=dict)
 
@@ -112,30 +108,12 @@ def train_encoder(
     identity = {"encoder": encoder.digest, "data": held, "tuning": asdict(tuning), "seed": seed}
     work = out.with_name(UNFINISHED + out.name)
     with closing(RunStore(work, identity)) as store:
-        rounds = _Rounds(encoder, data, tuning, seed, store, progress, _plan(data, tuning, seed))
+        rounds = _Rounds(encoder, data, tuning, seed, store, progress)
         results = rounds.run()
         best = max(results, key=lambda one: (one.score, one.number))
         rounds.checkpoint(best.number).save(out)
     shutil.rmtree(work)
     return results
-
-
-@final
-@dataclass(frozen=True)
-class _Round:
-    """What is trained on in a round."""
-
-    questions: QuestionSet
-    epochs: int
-
-
-def _plan(data: TrainingData, tuning: ColbertTuning, seed: int) -> list[_Round]:
-    """All rounds, the first of them numbered 1."""
-    real = QuestionSet([one.text for one in data.questions], gold_passages(data.questions, data.passages))
-    rounds = [_Round(real, tuning.epochs)] * tuning.rounds
-    if not tuning.pseudo_questions:
-        return rounds
-    return [_Round(pseudo_questions(data.passages, tuning.pseudo_questions, seed), 1), *rounds]
 
 
 @final
@@ -149,13 +127,13 @@ class _Rounds:
     seed: int
     store: RunStore
     progress: Progress | None
-    plan: Sequence[_Round]
 
     def run(self) -> list[RoundResult]:
-        results = [RoundResult(0, recall=self._recalls(0))] if self.data.validation else []
-        for number, one in enumerate(self.plan, 1):
-            losses = self._trained(number, one)
-            results.append(RoundResult(number, len(one.questions.texts), losses, self._recalls(number)))
+        gold = gold_passages(self.data.questions, self.data.passages)
+        results = [RoundResult(0, (), self._recalls(0))] if self.data.validation else []
+        for number in range(1, self.tuning.rounds + 1):
+            losses = self._trained(number, gold)
+            results.append(RoundResult(number, losses, self._recalls(number)))
         return results
 
     def checkpoint(self, number: int) -> Checkpoint:
@@ -168,11 +146,11 @@ class _Rounds:
         return self.store.get(key)
 
     def _ranked(self, number: int) -> Any:
-        """What the encoder after a round finds for the questions of the next one, if there is one, and its recall."""
+        """What the encoder after a round finds for training questions, if another round follows, and its recall."""
         key = f"rankings {number}"
         if self._record(key) is None:
-            asked = self.plan[number].questions.texts if number < len(self.plan) else ()
-            texts = [*asked, *(question.text for question in self.data.validation)]
+            asked = self.data.questions if number < self.tuning.rounds else ()
+            texts = [question.text for question in (*asked, *self.data.validation)]
             encoder = self.encoder if not number else ColbertEncoder(self.checkpoint(number), "")
             with show_progress(self.progress, "encoding passages", len(self.data.passages)) as advance:
                 depth = max(self.tuning.depth, *KS)
@@ -190,23 +168,23 @@ class _Rounds:
         gold = gold_passages(self.data.validation, self.data.passages)
         return {str(k): gold_recall(rankings, gold, k) for k in KS}
 
-    def _trained(self, number: int, one: _Round) -> tuple[float, ...]:
+    def _trained(self, number: int, gold: Sequence[Gold]) -> tuple[float, ...]:
         """Makes the checkpoint of a round; returns the losses."""
         key = f"round {number}"
         if self._record(key) is None:
             before, seed = self.checkpoint(number - 1), derive_seed(self.seed, key)
             rankings = [ranking[: self.tuning.depth] for ranking in self._ranked(number - 1)["rankings"]]
-            examples = training_examples(rankings, one.questions.gold, self.tuning.negatives, one.epochs, seed)
+            examples = training_examples(rankings, gold, self.tuning.negatives, self.tuning.epochs, seed)
             network, folder = ColbertNetwork(before), self.store.path / key
             with show_progress(self.progress, f"training, {key}", step_count(len(examples), self.tuning)) as advance:
-                losses = fit(network, self._collator(before, one), examples, self.tuning, seed, folder, advance)
+                losses = fit(network, self._collator(before), examples, self.tuning, seed, folder, advance)
             made = self.store.new_folder()
             network.checkpoint(before).save(made)
             self.store.put({key: {"checkpoint": self.store.put_folder(made), "losses": losses}})
             shutil.rmtree(folder, ignore_errors=True)
         return tuple(self._record(key)["losses"])
 
-    def _collator(self, checkpoint: Checkpoint, one: _Round) -> Collator:
+    def _collator(self, checkpoint: Checkpoint) -> Collator:
         tokens = ColbertTokens(checkpoint)
         passages = tokens.passages([passage.full for passage in self.data.passages])
-        return Collator(tokens, one.questions.texts, passages)
+        return Collator(tokens, [question.text for question in self.data.questions], passages)
