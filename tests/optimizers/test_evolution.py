@@ -54,7 +54,7 @@ def test_a_call_that_failed_is_shown_to_all_modules_of_the_run() -> None:
     def script(request: Request) -> str:
         if is_reflection(request):
             return "```\nTry again.\n```"
-        return "thought: hm" if "\nthought: " in request.messages[0].content else ""
+        return "thought: hm" if request.messages[0].content.endswith("\nthought:") else ""
 
     lm = ScriptedLM(script)
     optimize(Session(lm=lm), GEPA(says_why, max_metric_calls=12, module_selector="all"))
