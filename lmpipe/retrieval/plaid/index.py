@@ -46,8 +46,8 @@ class SearchSettings:
         Measured at 2 and 4 bits on 15,703 passages. More bits tell apart passages that their centroids do not, so more
         of them have to be scored.
         """
-        candidates = 512 * bits + 32 * k
-        return cls(2, 0.45, candidates) if k <= 10 and bits <= 2 else cls(4, 0.4, candidates)
+        candidates = 384 * bits**2 + 32 * k
+        return cls(2, 0.45, candidates) if bits <= 2 else cls(8, 0.4, candidates)
 
 
 @final
