@@ -28,8 +28,11 @@ from lmpipe.session import Session
 from lmpipe.state import ProgramState
 from lmpipe.trace import Failure, Trace
 
-Measure = Callable[[Trace], float]
-"""Looks at a whole run, where a metric looks at its prediction alone; such as at what was retrieved on the way."""
+Measure = Callable[[Trace], float | None]
+"""Looks at a whole run, where a metric looks at its prediction alone; such as at what was retrieved on the way.
+
+None where there is nothing to measure: such a run does not count.
+"""
 
 
 @final
@@ -195,6 +198,7 @@ def _summary(traces: Sequence[Trace], measures: Mapping[str, Measure]) -> Evalua
         failures=Counter(trace.failure for trace in failed if trace.failure),
         first_error=failed[0].error if failed else None,
         measures={
-            name: {trace.example.id: float(measure(trace)) for trace in made} for name, measure in measures.items()
+            name: {trace.example.id: float(value) for trace in made if (value := measure(trace)) is not None}
+            for name, measure in measures.items()
         },
     )
