@@ -49,15 +49,15 @@ def _plot_scores(result: Result) -> Figure:
         (-0.18, BLUE, "test", [row.test for row in rows]),
     ):
         for number, score in enumerate(scores):
-            if score.mean is None:
+            if score.mean is None or score.low is None or score.high is None:
                 axes.text(0.5, number + offset, "—", va="center", color=colour)
                 continue
-            error = None if score.stderr is None else 100 * score.stderr
-            axes.barh(number + offset, 100 * score.mean, 0.34, color=colour, xerr=error, capsize=3, ecolor="#333333")
+            sides = [[100 * (score.mean - score.low)], [100 * (score.high - score.mean)]]
+            axes.barh(number + offset, 100 * score.mean, 0.34, color=colour, xerr=sides, capsize=3, ecolor="#333333")
         axes.barh(0, 0, color=colour, label=name)
     axes.set_yticks(range(len(rows)), [row.strategy for row in rows])
     axes.set_xlim(0, 105)
-    axes.set_xlabel("score, percent (whiskers: one standard error)")
+    axes.set_xlabel("score, percent (whiskers: 95 % intervals)")
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

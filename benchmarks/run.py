@@ -12,8 +12,8 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, final
 
-from benchmarks.intervals import paired_difference
-from benchmarks.result import Comparison, FindingReport, Quality, Result, Score, StageReport, StrategyReport
+from benchmarks.intervals import holm, paired_difference, score_of
+from benchmarks.result import Comparison, FindingReport, Quality, Result, StageReport, StrategyReport
 from benchmarks.settings import Settings
 from benchmarks.task import Task
 from lmpipe import LM, Evaluation, OptimizeResult, Retriever, Session, evaluate, initial_state
@@ -23,6 +23,9 @@ from lmpipe.ledger import Cost
 from lmpipe.progress import Progress
 from lmpipe.store import RunStore
 from optimizers import BetterTogether
+
+BASELINES = ("vanilla", "p", "w")
+"""What every strategy is tested against: nothing learned, prompts alone, weights alone."""
 
 PACKAGES = ("lmpipe", "torch", "transformers", "peft", "numpy")
 
@@ -143,8 +146,8 @@ def run_seed(
 def _report(strategy: str, cells: Sequence[Cell], measures: Sequence[str]) -> StrategyReport:
     return StrategyReport(
         strategy=strategy,
-        val=Score.of([_values(cell.result.evaluation) if cell.reported else None for cell in cells]),
-        test=Score.of([_values(cell.test) if cell.reported else None for cell in cells]),
+        val=score_of([_values(cell.result.evaluation) if cell.reported else None for cell in cells]),
+        test=score_of([_values(cell.test) if cell.reported else None for cell in cells]),
         quality={name: _quality(cells, name) for name in measures},
         stages=[_stage(cells, number) for number in range(len(cells[0].result.stages))],
         cost=sum((cell.result.cost for cell in cells), Cost()).to_json(),
@@ -156,7 +159,7 @@ def _quality(cells: Sequence[Cell], name: str) -> Quality:
     values = [cell.test.measures[name] if cell.reported else {} for cell in cells]
     right = [{example for example, score in cell.test.scores.items() if score >= 1} for cell in cells]
     kept = [[own[example] for example in own if example in good] for own, good in zip(values, right, strict=True)]
-    return Quality(all=Score.of([list(own.values()) for own in values]), successful=Score.of(kept))
+    return Quality(all=score_of([list(own.values()) for own in values]), successful=score_of(kept))
 
 
 def _findings(cells: Sequence[Cell]) -> list[FindingReport]:
@@ -185,7 +188,7 @@ def _stage(cells: Sequence[Cell], number: int) -> StageReport:
         name=stages[0].name,
         status=statuses.pop() if len(statuses) == 1 else "mixed",
         reason=" ".join(sorted({stage.result.reason for stage in stages if stage.result.reason})),
-        val=Score.of(done),
+        val=score_of(done),
         cost=sum((stage.cost for stage in stages), Cost()).to_json(),
         per_seed=[_details(cell, number) for cell in cells],
     )
@@ -205,7 +208,10 @@ def _details(cell: Cell, number: int) -> dict[str, Any]:
 
 
 def _comparisons(cells: Sequence[Cell], strategies: Sequence[str]) -> list[Comparison]:
-    """Every strategy against every one before it, over the seeds in which both have a score."""
+    """Every strategy against every one before it, over the seeds in which both have a score.
+
+    Differences from a baseline of the paper's question (`BASELINES`) are tests, corrected for how many there are.
+    """
     scores = {
         strategy: {
             (cell.seed, example): score
@@ -215,12 +221,15 @@ def _comparisons(cells: Sequence[Cell], strategies: Sequence[str]) -> list[Compa
         }
         for strategy in strategies
     }
-    return [
+    found = [
         paired_difference(strategy, scores[strategy], baseline, scores[baseline])
         for number, strategy in enumerate(strategies)
         for baseline in strategies[:number]
         if scores[strategy].keys() & scores[baseline].keys()
     ]
+    tests = [one for one in found if one.baseline in BASELINES]
+    corrected = iter(holm([one.p for one in tests]))
+    return [one.model_copy(update={"p_holm": next(corrected)}) if one in tests else one for one in found]
 
 
 def _values(evaluation: Evaluation | None) -> list[float] | None:

@@ -42,7 +42,7 @@ def _scores(result: Result) -> Table:
         for stage in row.stages
         if stage.reason
     ]
-    table.caption = "\n".join(["± is one standard error", *dict.fromkeys(notes)])
+    table.caption = "\n".join(["in brackets: 95 % bootstrap intervals over seeds and examples", *dict.fromkeys(notes)])
     return table
 
 
