@@ -120,9 +120,9 @@ _EMBEDDED: dict[str, dict[str, object]] = {
     # Zero-shot it never keeps the reply form, so completions are held to it, and about one answer in forty is right:
     # several sampled runs of each find those. A demonstration holds up to six passages, so there are few.
     "hotpotqa": {
-        "train": 40,
-        "val": 20,
-        "test": 40,
+        "train": 100,
+        "val": 50,
+        "test": 100,
         "temperature": 0.0,
         "top_p": 1.0,
         "max_tokens": 48,
@@ -132,7 +132,7 @@ _EMBEDDED: dict[str, dict[str, object]] = {
         "max_bootstrapped_demos": 2,
         "max_rounds": 2,
         "num_train": 40,
-        "num_val": 20,
+        "num_val": 50,
         "rollouts_per_example": 2,
         "max_rollouts_per_example": 4,
         "rollout_temperature": 0.7,
