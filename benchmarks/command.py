@@ -12,12 +12,11 @@ import typer
 from rich.console import Console
 
 from benchmarks.report import write_report
-from benchmarks.result import Result
 from benchmarks.run import run, versions
 from benchmarks.settings import settings_for
 from benchmarks.task import Task
-from benchmarks.terminal import show
 from lmpipe import LM, LmpipeError
+from lmpipe.commands.tables import show
 from lmpipe.commands.terminal import progress_bars, show_warnings
 from lmpipe.engines import load_lm
 from lmpipe.engines.cached import CachedLM
@@ -26,6 +25,7 @@ from lmpipe.errors import ConfigError
 from lmpipe.events import Callback
 from lmpipe.files import write_whole
 from lmpipe.hashing import describe
+from lmpipe.result import Result
 from lmpipe.retrieval import load_retriever
 from lmpipe.store import RunStore
 from lmpipe.trackers import load_tracker

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import permutation_test
 
-from benchmarks.result import Comparison, Score
+from lmpipe.result import Comparison, Score
 
 Scores = Mapping[tuple[int, str], float]
 """(seed, example id) → score."""

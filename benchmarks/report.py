@@ -9,8 +9,8 @@ import jinja2
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from benchmarks.result import Result, StageReport
 from lmpipe.files import write_whole
+from lmpipe.result import Result, StageReport
 
 BLUE, GREY, GREEN = "#2f6690", "#9aa5b1", "#3a7d44"
 

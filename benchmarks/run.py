@@ -13,7 +13,6 @@ from importlib.metadata import version
 from typing import Any, final
 
 from benchmarks.intervals import holm, paired_difference, score_of
-from benchmarks.result import Comparison, FindingReport, Quality, Result, StageReport, StrategyReport
 from benchmarks.settings import Settings
 from benchmarks.task import Task
 from lmpipe import LM, Evaluation, OptimizeResult, Retriever, Session, evaluate, initial_state
@@ -21,6 +20,7 @@ from lmpipe.engines.local import LocalLM
 from lmpipe.events import Callback
 from lmpipe.ledger import Cost
 from lmpipe.progress import Progress
+from lmpipe.result import Comparison, FindingReport, Outcome, Quality, Result, StageReport, StrategyReport
 from lmpipe.store import RunStore
 from optimizers import BetterTogether
 
@@ -137,7 +137,7 @@ def run_seed(
     )
     start = initial_state(program, session)
     results = scheduler.optimize_all(strategies, program, start, split.train, split.val, session)
-    score = partial(evaluate, metric=metric, session=session, title="test", measures=task.measures)
+    score = partial(evaluate, metric=metric, session=session, title="test", measures=task.measures, keep_traces=True)
     return [
         Cell(strategy, seed, result, score(program, result.state, split.test)) for strategy, result in results.items()
     ]
@@ -150,6 +150,10 @@ def _report(strategy: str, cells: Sequence[Cell], measures: Sequence[str]) -> St
         test=score_of([_values(cell.test) if cell.reported else None for cell in cells]),
         quality={name: _quality(cells, name) for name in measures},
         stages=[_stage(cells, number) for number in range(len(cells[0].result.stages))],
+        outcomes=[
+            Outcome(seed=cell.seed, state=cell.result.state, modules=dict(cell.test.modules), traces=cell.test.traces)
+            for cell in cells
+        ],
         cost=sum((cell.result.cost for cell in cells), Cost()).to_json(),
     )
 

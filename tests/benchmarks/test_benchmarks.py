@@ -20,10 +20,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from benchmarks.command import Models, execute
 from benchmarks.intervals import holm, paired_difference, score_of
 from benchmarks.iris import IrisTask
-from benchmarks.result import Result
 from benchmarks.settings import settings_for
 from lmpipe.errors import ConfigError, StoreError
 from lmpipe.ledger import MEASURED
+from lmpipe.result import Result
 from tests.disk import full_disk
 from tests.engines.openai_server import serving
 

@@ -6,7 +6,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.result import Result
+from lmpipe.result import Result
 
 
 def show(result: Result, console: Console) -> None:

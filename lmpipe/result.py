@@ -1,4 +1,4 @@
-"""``result.json``: what a benchmark run found, in a documented and versioned form (docs/results.md has the fields).
+"""``result.json``: what a comparison of strategies found, in a documented and versioned form (docs/results.md).
 
 Apart from what `lmpipe.ledger.MEASURED` names it is the same, byte for byte, whenever a run is repeated.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import Any, Literal, final
 
 from pydantic import BaseModel
+
+from lmpipe.ledger import ModuleCost
+from lmpipe.state import ProgramState
 
 SCHEMA = 4
 
@@ -61,6 +64,23 @@ class StageReport(BaseModel):
 
 
 @final
+class Outcome(BaseModel):
+    """What a strategy ended in on one seed.
+
+    Attributes:
+        seed: Which.
+        state: Prompts and weights; an adapter is ``blobs/DIGEST`` of the run directory.
+        modules: Module path → calls, tokens and failures of the test runs.
+        traces: The log of the test runs, ``blobs/DIGEST`` of the run directory (`lmpipe.tracelog`).
+    """
+
+    seed: int
+    state: ProgramState
+    modules: dict[str, ModuleCost]
+    traces: str | None
+
+
+@final
 class StrategyReport(BaseModel):
     """One row of the table."""
 
@@ -69,6 +89,7 @@ class StrategyReport(BaseModel):
     test: Score
     quality: dict[str, Quality] = {}
     stages: list[StageReport]
+    outcomes: list[Outcome]
     cost: dict[str, Any]
 
 
