@@ -159,6 +159,25 @@ _EMBEDDED: dict[str, dict[str, object]] = {
         "tuning": replace(_FEW_ROWS, warmup_steps=2, epochs=3, batch_size=4),
         "num_train_scored": 0,
     },
+    # About one answer in thirty is right, and it takes the form of the completion from the prompt alone if it has to.
+    "gsm8k": {
+        "train": 40,
+        "val": 40,
+        "test": 60,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "max_tokens": 96,
+        "structured": True,
+        "num_candidate_programs": 1,
+        "num_train": 40,
+        "num_val": 40,
+        "rollouts_per_example": 2,
+        "max_rollouts_per_example": 4,
+        "rollout_temperature": 0.7,
+        "deduplicate": True,
+        "tuning": replace(_FEW_ROWS, warmup_steps=2, epochs=3, batch_size=4),
+        "num_train_scored": 0,
+    },
 }
 
 
