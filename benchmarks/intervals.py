@@ -86,9 +86,9 @@ def holm(values: Sequence[float]) -> list[float]:
 
 def _chance(differences: NDArray[np.float64]) -> float:
     """Two-sided p-value of a mean of paired differences that is not 0."""
-    if not differences.any():
-        return 1.0
     changed = differences[differences != 0]  # exchanging equals changes nothing
+    if len(changed) < 2:  # one pair is as extreme either way
+        return 1.0
     found = permutation_test(
         (changed, np.zeros_like(changed)),
         lambda left, right, axis: np.mean(left - right, axis=axis),

@@ -191,11 +191,12 @@ def test_a_paired_difference_has_an_interval() -> None:
     assert paired_difference("p", worse, "vanilla", worse).p == 1
 
 
-def test_the_permutation_test_is_exact_for_few_pairs() -> None:
-    """Of the 8 ways to exchange three pairs, two are as far apart as what was found."""
-    better = {(0, str(n)): 1.0 for n in range(3)}
+@pytest.mark.parametrize(("pairs", "p"), [(1, 1), (2, 2 / 4), (3, 2 / 8)])
+def test_the_permutation_test_is_exact_for_few_pairs(pairs: int, p: float) -> None:
+    """Of the 8 ways to exchange three pairs, two are as far apart as what was found; of the 2 for one pair, both."""
+    better = {(0, str(n)): float(n < pairs) for n in range(5)}
     found = paired_difference("p", better, "vanilla", dict.fromkeys(better, 0.0))
-    assert found.p == pytest.approx(2 / 8)
+    assert found.p == pytest.approx(p)
 
 
 @given(st.lists(st.floats(0, 1), max_size=8))
