@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -100,7 +102,7 @@ def main(task: Task) -> None:
             models = Models(lm, train_lm, cache, dtype, quantization)
             trackers = tuple(stack.enter_context(load_tracker(spec)) for spec in track or ())
             chosen = _set(task, {"data": data, "retriever": retriever})
-            show(execute(chosen, models, strategies, _numbers(seeds), out, given, trackers), console)
+            show(execute(chosen, models, strategies, _numbers(seeds), out, given, trackers, _typed()), console)
         console.print(f"written: {out / 'result.json'}, {out / 'report.html'}", highlight=False)
 
     app()
@@ -194,8 +196,12 @@ def execute(
     out: Path,
     changes: Mapping[str, object],
     callbacks: tuple[Callback, ...] = (),
+    command: str = "",
 ) -> Result:
-    """Runs a benchmark, with progress on the terminal, and writes its result and report into its directory."""
+    """Runs a benchmark, with progress on the terminal, and writes its result and report into its directory.
+
+    The report says which command it was, and the result does not: it is the same in every directory.
+    """
     stages = {stage for strategy in strategies for stage in parse_strategy(strategy, ("p", "w"))}
     settings = settings_for(task.name, models.train_lm or models.lm).model_copy(update=changes)
     config = {
@@ -212,10 +218,15 @@ def execute(
         with progress_bars(console) as progress:
             result = run(task, lm, trained, settings, strategies, seeds, store, progress, callbacks, retriever)
         write_whole(out / "result.json", (result.model_dump_json(indent=2) + "\n").encode())
-        write_report(result, out)
+        write_report(result, out, task.label, command)
     finally:
         store.close()
     return result
+
+
+def _typed() -> str:
+    """The command of this process, as it is typed in the checkout."""
+    return shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 
 def _numbers(text: str) -> list[int]:
