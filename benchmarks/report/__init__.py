@@ -14,7 +14,17 @@ import jinja2
 from benchmarks.report.confusion import confusions
 from benchmarks.report.figures import themed
 from benchmarks.report.plots import PLOTS, draw
-from benchmarks.report.rows import arrows, best_of, csv_of, efficiencies, headline, module_rows, stage_tree, stages_of
+from benchmarks.report.rows import (
+    arrows,
+    best_of,
+    csv_of,
+    efficiencies,
+    headline,
+    module_rows,
+    points,
+    stage_tree,
+    stages_of,
+)
 from benchmarks.report.stories import Logs, changes, endings, prompts
 from lmpipe.files import write_whole
 from lmpipe.result import Outcome, Result
@@ -48,9 +58,13 @@ def write_report(result: Result, folder: Path, label: str | None = None, command
         "modules": module_rows(result),
     }
     markdown = _environment(escape=False).get_template("report.md.jinja").render(values)
-    page = _environment(escape=True).get_template("report.html.jinja").render(
-        values | _of_traces(result, _logs(folder), label),
-        plots={name: themed(svg, name) for name, svg in drawn.items() if svg is not None},
+    page = (
+        _environment(escape=True)
+        .get_template("report.html.jinja")
+        .render(
+            values | _of_traces(result, _logs(folder), label),
+            plots={name: themed(svg, name) for name, svg in drawn.items() if svg is not None},
+        )
     )
     write_whole(folder / "report.html", page.encode())
     write_whole(folder / "report.md", markdown.encode())
@@ -88,7 +102,7 @@ def _environment(*, escape: bool) -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"count": "{:,.0f}".format, "arrows": arrows, "cell": _cell}
+    environment.filters |= {"count": "{:,.0f}".format, "arrows": arrows, "points": points, "cell": _cell}
     return environment
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from benchmarks.report.figures import GREY, INK, colour_of, legend, panels, style, svg_of
+from benchmarks.report.figures import GREY, INK, colour_of, legend, panels, plain_log, style, svg_of
 from benchmarks.report.rows import VANILLA, arrows, difference, stages_of, start_of
 from lmpipe.result import Result, Score, StageReport
 
@@ -80,7 +80,10 @@ def _by_stage(result: Result) -> Figure | None:
         return None
     figure, (axes,) = panels(1, 3.1)
     for number, row in enumerate(result.strategies):
-        points = [*first, *((place, stage.val) for place, stage in enumerate(row.stages, 1) if stage.val.mean is not None)]
+        points = [
+            *first,
+            *((place, stage.val) for place, stage in enumerate(row.stages, 1) if stage.val.mean is not None),
+        ]
         _chain(axes, points, number, len(result.strategies), row.strategy)
     axes.set_xticks(range(longest + 1), ["start", *(f"stage {number}" for number in range(1, longest + 1))])
     axes.set_xlim(-0.4, longest + 0.4)
@@ -97,8 +100,8 @@ def _chain(axes: Axes, points: Sequence[tuple[int, Score]], number: int, count: 
     axes.plot([], [], "o-", ms=5, color=colour, label=arrows(name))
     axes.plot([place + aside for place, _ in points], [_percent(score) for _, score in points], color=colour, lw=1.2)
     for place, score in points:
-        style = {"fmt": "o", "ms": 5, "capsize": 2.5, "lw": 1}
-        axes.errorbar(place + aside, _percent(score), yerr=_sides(score), color=colour, **style)
+        sides = _sides(score)
+        axes.errorbar(place + aside, _percent(score), yerr=sides, color=colour, fmt="o", ms=5, capsize=2.5, lw=1)
 
 
 def _percent(score: Score) -> float:
@@ -127,6 +130,7 @@ def _gains(result: Result) -> Figure | None:
         )
     axes.axhline(0, color=GREY, lw=1)
     axes.set_xscale("log")
+    plain_log(axes.xaxis)
     axes.margins(x=0.25)
     axes.set_xlabel("LM calls per seed")
     axes.set_ylabel("points gained over vanilla")
@@ -178,13 +182,16 @@ def _losses(result: Result) -> Figure | None:
         return None
     figure, (axes,) = panels(1, 2.6)
     for number, (name, lines) in enumerate(curves.items()):
-        for key, losses in lines:
+        for _, losses in lines:
             marker = "o" if len(losses) == 1 else None
             axes.plot(range(1, len(losses) + 1), losses, marker=marker, ms=4, lw=1.2, color=colour_of(number))
-        axes.plot([], [], color=colour_of(number), label=f"{name} ({', '.join(dict.fromkeys(key for key, _ in lines))})")
+        axes.plot(
+            [], [], color=colour_of(number), label=f"{name} ({', '.join(dict.fromkeys(key for key, _ in lines))})"
+        )
     axes.set_xlabel("step")
     axes.set_ylabel("loss per token, nats")
     axes.set_yscale("log")
+    plain_log(axes.yaxis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(figure, axes)
     return figure

@@ -37,9 +37,16 @@ def arrows(strategy: str) -> str:
     return strategy.replace("->", "→")
 
 
-def signed(mean: float, low: float, high: float, digits: int = 1) -> str:
-    """A difference and its interval."""
-    return f"{mean:+,.{digits}f} ({low:+,.{digits}f} to {high:+,.{digits}f})"
+def points(found: Comparison, per: float = 1, digits: int = 1) -> str:
+    """A difference and its interval, in points.
+
+    Args:
+        found: The difference.
+        per: What it is divided by.
+        digits: Behind the point.
+    """
+    mean, low, high = (f"{100 * value / per:+,.{digits}f}" for value in (found.difference, found.low, found.high))
+    return f"{mean} ({low} to {high})"
 
 
 @final
@@ -88,8 +95,8 @@ def stage_tree(result: Result) -> Node:
             if own[:-1] == path
         )
 
-    known = (None, None) if start is None else (start.val, start.cost["lm_calls"])
-    return Node((), None, *known, below(()))
+    val, calls = (None, None) if start is None else (start.val, start.cost["lm_calls"])
+    return Node((), None, val, calls, below(()))
 
 
 def difference(result: Result, strategy: str, baseline: str) -> Comparison | None:
@@ -134,11 +141,9 @@ def _efficiency(result: Result, row: StrategyReport) -> Efficiency:
     calls, minutes = (cost / len(result.seeds) for cost in (row.cost["lm_calls"], row.cost["seconds"] / 60))
 
     def per(amount: float) -> str:
-        if found is None or amount <= 0:
-            return "—"
-        return signed(*(100 * value / amount for value in (found.difference, found.low, found.high)), digits=2)
+        return "—" if found is None or amount <= 0 else points(found, amount, digits=2)
 
-    gain = "—" if found is None else signed(*(100 * value for value in (found.difference, found.low, found.high)))
+    gain = "—" if found is None else points(found)
     return Efficiency(row.strategy, gain, f"{calls:,.0f}", per(calls / 1000), per(minutes))
 
 
@@ -150,7 +155,7 @@ class ModuleRow:
     Args:
         strategy: Which.
         path: Of the module.
-        cost: Their sum.
+        cost: Their sum; there is at least one.
     """
 
     strategy: str
@@ -160,22 +165,23 @@ class ModuleRow:
     @property
     def unreadable(self) -> str:
         """Share of the calls whose completion could not be read."""
-        return f"{100 * self.cost.parse_errors / self.cost.calls:.1f} %" if self.cost.calls else "—"
+        return f"{100 * self.cost.parse_errors / self.cost.calls:.1f} %"
 
     @property
     def length(self) -> str:
         """Mean tokens of a completion."""
-        return f"{self.cost.completion_tokens / self.cost.calls:.1f}" if self.cost.calls else "—"
+        return f"{self.cost.completion_tokens / self.cost.calls:.1f}"
 
 
 def module_rows(result: Result) -> list[ModuleRow]:
-    """Of every strategy and module."""
-    return [
-        ModuleRow(row.strategy, path, ModuleCost.total(costs[path] for costs in outcomes if path in costs))
-        for row in result.strategies
-        for outcomes in [[outcome.modules for outcome in row.outcomes]]
-        for path in sorted({path for costs in outcomes for path in costs})
-    ]
+    """Of every strategy and every module that called an LM."""
+    rows: list[ModuleRow] = []
+    for row in result.strategies:
+        costs = [outcome.modules for outcome in row.outcomes]
+        for path in sorted({path for own in costs for path in own}):
+            cost = ModuleCost.total(own[path] for own in costs if path in own)
+            rows += [ModuleRow(row.strategy, path, cost)] if cost.calls else []
+    return rows
 
 
 def best_of(result: Result) -> StrategyReport | None:
@@ -193,8 +199,7 @@ def headline(result: Result) -> str:
     found = difference(result, best.strategy, VANILLA)
     if found is None:
         return text
-    points = signed(*(100 * value for value in (found.difference, found.low, found.high)))
-    verdict = f"{points} points against the program without any learning, p = {_chance(found)}"
+    verdict = f"{points(found)} points against the program without any learning, p = {_chance(found)}"
     return f"{text} That is {verdict}."
 
 
