@@ -226,7 +226,9 @@ def execute(
 
 def _typed() -> str:
     """The command of this process, as it is typed in the checkout."""
-    return shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    spec = sys.modules["__main__"].__spec__
+    started = [sys.argv[0]] if spec is None else ["-m", spec.name]
+    return shlex.join(["python", *started, *sys.argv[1:]])
 
 
 def _numbers(text: str) -> list[int]:

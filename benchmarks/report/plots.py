@@ -59,7 +59,7 @@ def _bars(axes: Axes, strategies: Sequence[str], series: Mapping[str, Sequence[S
         axes.barh(0, 0, color=colour, label=name)
     axes.set_yticks(range(len(strategies)), list(map(arrows, strategies)))
     axes.set_ylim(len(strategies) - 0.45, -0.55)
-    axes.set_xlim(0, 103)
+    axes.set_xlim(0, max([103, *(105 * score.high for scores in series.values() for score in scores if score.high)]))
     axes.set_xlabel("percent, with 95 % intervals")
     axes.grid(visible=False, axis="y")
 
