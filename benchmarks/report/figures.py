@@ -79,7 +79,7 @@ def colour_of(number: int) -> str:
 
 def plain_log(axis: Axis) -> None:
     """A logarithmic axis with the numbers themselves, not their powers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

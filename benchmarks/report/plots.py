@@ -115,26 +115,46 @@ def _gains(result: Result) -> Figure | None:
     if not known:
         return None
     figure, (axes,) = panels(1, 2.9)
-    middle = sorted(row.cost["lm_calls"] for _, row, _ in known)[len(known) // 2]
+    named: list[tuple[float, float, int]] = []
     for number, row, gain in known:
         calls, points = row.cost["lm_calls"] / len(result.seeds), 100 * gain.difference
         sides = [[points - 100 * gain.low], [100 * gain.high - points]]
         axes.errorbar(calls, points, yerr=sides, fmt="o", ms=7, capsize=3, lw=1, color=colour_of(number))
-        right = len(known) > 1 and row.cost["lm_calls"] >= middle
-        axes.annotate(
-            arrows(row.strategy),
-            (calls, points),
-            xytext=(-7 if right else 7, 5),
-            textcoords="offset points",
-            ha="right" if right else "left",
-        )
+        named.append((points, calls, number))
     axes.axhline(0, color=GREY, lw=1)
     axes.set_xscale("log")
     plain_log(axes.xaxis)
-    axes.margins(x=0.25)
+    axes.margins(x=0.15)
     axes.set_xlabel("LM calls per seed")
     axes.set_ylabel("points gained over vanilla")
+    _name(axes, sorted(named), [row.strategy for row in result.strategies])
     return figure
+
+
+def _name(axes: Axes, dots: Sequence[tuple[float, float, int]], strategies: Sequence[str]) -> None:
+    """Names dots at the right, each as high as its dot where the others leave it room.
+
+    Args:
+        axes: The plot, whose axes are as they will be.
+        dots: ``(height, place, number of the strategy)``, from below.
+        strategies: Their names.
+    """
+    low, high = axes.get_ylim()
+    gap = 0.08 * (high - low)
+    at: list[float] = []
+    for points, _, _ in dots:
+        at.append(points if not at else max(points, at[-1] + gap))
+    down = max(0.0, at[-1] - high)
+    for height, (points, calls, number) in zip(at, dots, strict=True):
+        axes.annotate(
+            arrows(strategies[number]),
+            (calls, points),
+            xytext=(1.04, (height - down - low) / (high - low)),
+            textcoords="axes fraction",
+            va="center",
+            color=colour_of(number),
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": colour_of(number), "shrinkB": 5},
+        )
 
 
 def _candidates(result: Result) -> Figure | None:
@@ -162,7 +182,7 @@ def _search(axes: Axes, stage: StageReport) -> None:
         axes.plot(places, means, "o", ms=5, alpha=0.75, color=colour_of(number), label=f"seed {own['seed']}")
         if own.get("chosen") in names:
             place = names.index(own["chosen"])
-            axes.plot(places[place], means[place], "o", ms=10, mfc="none", mec=colour_of(number))
+            axes.plot(places[place], means[place], "o", ms=10, mfc="none", mec=colour_of(number), clip_on=False)
     if len(longest) <= _MOST_NAMES:
         axes.set_xticks(range(len(longest)), longest, rotation=35, ha="right", fontsize=8)
     axes.set_ylim(-5, 105)
@@ -184,7 +204,7 @@ def _losses(result: Result) -> Figure | None:
     for number, (name, lines) in enumerate(curves.items()):
         for _, losses in lines:
             marker = "o" if len(losses) == 1 else None
-            axes.plot(range(1, len(losses) + 1), losses, marker=marker, ms=4, lw=1.2, color=colour_of(number))
+            axes.plot(range(1, len(losses) + 1), losses, marker=marker, ms=4, lw=1, alpha=0.7, color=colour_of(number))
         axes.plot(
             [], [], color=colour_of(number), label=f"{name} ({', '.join(dict.fromkeys(key for key, _ in lines))})"
         )
