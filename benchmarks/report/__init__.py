@@ -100,6 +100,7 @@ def _environment(*, escape: bool) -> jinja2.Environment:
         autoescape=escape,  # noqa: S701 Markdown has other rules; the filter `cell` keeps tables whole
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"count": "{:,.0f}".format, "arrows": arrows, "points": points, "cell": _cell}

@@ -43,6 +43,7 @@ def style() -> AbstractContextManager[None]:
             "figure.facecolor": "none",
             "savefig.facecolor": "none",
             "text.color": INK,
+            "text.parse_math": False,  # names may hold dollars
             "xtick.color": GREY,
             "ytick.color": GREY,
             "xtick.labelcolor": INK,
