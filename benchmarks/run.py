@@ -15,13 +15,15 @@ from typing import Any, final
 from benchmarks.intervals import holm, paired_difference, score_of
 from benchmarks.settings import Settings
 from benchmarks.task import Task
-from lmpipe import LM, Evaluation, OptimizeResult, Retriever, Session, evaluate, initial_state
+from lmpipe import LM, Evaluation, Metric, OptimizeResult, Retriever, Session, evaluate, initial_state
 from lmpipe.engines.local import LocalLM
+from lmpipe.engines.training import LocalTrainer
 from lmpipe.events import Callback
 from lmpipe.ledger import Cost
 from lmpipe.progress import Progress
 from lmpipe.result import Comparison, FindingReport, Outcome, Quality, Result, StageReport, StrategyReport
 from lmpipe.store import RunStore
+from lmpipe.trainer import Trainer
 from optimizers import BetterTogether
 
 BASELINES = ("vanilla", "p", "w")
@@ -126,21 +128,27 @@ def run_seed(
         progress=progress,
         callbacks=callbacks,
     )
-    scheduler = BetterTogether(
+    trainer = None if trained is None else LocalTrainer(trained, settings.tuning)
+    planned = scheduler(settings, metric, trainer, task.label)
+    start = initial_state(program, session)
+    results = planned.optimize_all(strategies, program, start, split.train, split.val, session)
+    score = partial(evaluate, metric=metric, session=session, title="test", measures=task.measures, keep_traces=True)
+    return [
+        Cell(strategy, seed, result, score(program, result.state, split.test)) for strategy, result in results.items()
+    ]
+
+
+def scheduler(settings: Settings, metric: Metric, trainer: Trainer | None, label: str | None) -> BetterTogether:
+    """What runs the strategies of one seed."""
+    return BetterTogether(
         metric,
-        settings.optimizers(metric, trained, task.label),
+        settings.optimizers(metric, trainer, label),
         strategy="vanilla",
         prompts_from=settings.prompts_from,
         select=settings.select,
         budget=settings.budget(),
         num_train_scored=settings.num_train_scored,
     )
-    start = initial_state(program, session)
-    results = scheduler.optimize_all(strategies, program, start, split.train, split.val, session)
-    score = partial(evaluate, metric=metric, session=session, title="test", measures=task.measures, keep_traces=True)
-    return [
-        Cell(strategy, seed, result, score(program, result.state, split.test)) for strategy, result in results.items()
-    ]
 
 
 def _report(strategy: str, cells: Sequence[Cell], measures: Sequence[str]) -> StrategyReport:

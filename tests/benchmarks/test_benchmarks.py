@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks.command import Models, execute
+from benchmarks.execute import execute
 from benchmarks.intervals import holm, paired_difference, score_of
 from benchmarks.iris import IrisTask
+from benchmarks.models import Models
 from benchmarks.settings import settings_for
 from lmpipe.errors import ConfigError, StoreError
 from lmpipe.ledger import MEASURED
