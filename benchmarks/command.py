@@ -5,6 +5,8 @@ Whatever takes long to import is imported when a run begins, so that ``--help`` 
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -144,7 +146,7 @@ def main(task: Task) -> None:
             if out is None:
                 raise ConfigError("--out says where the run's results go, such as --out runs/first")
             trackers = tuple(stack.enter_context(load_tracker(spec)) for spec in track or ())
-            show(execute(chosen, models, strategies, _numbers(seeds), out, given, trackers, console), console)
+            show(execute(chosen, models, strategies, _numbers(seeds), out, given, trackers, console, _typed()), console)
             console.print(f"written: {out / 'result.json'}, {out / 'report.html'}", highlight=False)
 
     app()
@@ -199,6 +201,13 @@ def _set(task: Task, options: Mapping[str, str | None]) -> Task:
         if name not in task.options:
             raise ConfigError(f"{task.name} takes no --{name}")
     return replace(task, **given)
+
+
+def _typed() -> str:
+    """The command of this process, as it is typed in the checkout."""
+    spec = sys.modules["__main__"].__spec__
+    started = [sys.argv[0]] if spec is None else ["-m", spec.name]
+    return shlex.join(["python", *started, *sys.argv[1:]])
 
 
 def _numbers(text: str) -> list[int]:

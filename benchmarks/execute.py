@@ -40,8 +40,12 @@ def execute(
     changes: Mapping[str, object],
     callbacks: tuple[Callback, ...] = (),
     console: Console | None = None,
+    command: str = "",
 ) -> Result:
-    """Runs a benchmark, with progress on the terminal, and writes its result and report into its directory."""
+    """Runs a benchmark, with progress on the terminal, and writes its result and report into its directory.
+
+    The report says which `command` it was, and the result does not: it is the same in every directory.
+    """
     console = console or Console()
     stages = {stage for strategy in strategies for stage in parse_strategy(strategy, ("p", "w"))}
     settings = chosen_settings(task, models, changes)
@@ -59,7 +63,7 @@ def execute(
         with progress_bars(console) as progress:
             result = run(task, lm, trained, settings, strategies, seeds, store, progress, callbacks, retriever)
         write_whole(out / "result.json", (result.model_dump_json(indent=2) + "\n").encode())
-        write_report(result, out)
+        write_report(result, out, task.label, command)
     finally:
         store.close()
     return result

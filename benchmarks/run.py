@@ -159,7 +159,13 @@ def _report(strategy: str, cells: Sequence[Cell], measures: Sequence[str]) -> St
         quality={name: _quality(cells, name) for name in measures},
         stages=[_stage(cells, number) for number in range(len(cells[0].result.stages))],
         outcomes=[
-            Outcome(seed=cell.seed, state=cell.result.state, modules=dict(cell.test.modules), traces=cell.test.traces)
+            Outcome(
+                seed=cell.seed,
+                state=cell.result.state,
+                modules=dict(cell.test.modules),
+                traces=cell.test.traces,
+                cost=cell.result.cost.to_json(),
+            )
             for cell in cells
         ],
         cost=sum((cell.result.cost for cell in cells), Cost()).to_json(),

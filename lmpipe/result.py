@@ -72,12 +72,14 @@ class Outcome(BaseModel):
         state: Prompts and weights; an adapter is ``blobs/DIGEST`` of the run directory.
         modules: Module path → calls, tokens and failures of the test runs.
         traces: The log of the test runs, ``blobs/DIGEST`` of the run directory (`lmpipe.tracelog`).
+        cost: Of its stages.
     """
 
     seed: int
     state: ProgramState
     modules: dict[str, ModuleCost]
     traces: str | None
+    cost: dict[str, Any]
 
 
 @final
