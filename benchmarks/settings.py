@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -61,17 +61,17 @@ class Settings(BaseModel):
     select: Literal["last", "best"] = "last"
 
     def changed(self, changes: Mapping[str, object]) -> Settings:
-        """Others with some changed; of `tuning`, fields may be given.
+        """Others with some changed; of `tuning`, fields may be given, and ``"none"`` stands for none.
 
         Raises:
             ConfigError: If there is no such setting, or a value cannot be one.
         """
         known = {name: getattr(self, name) for name in type(self).model_fields}
-        tuning = changes.get("tuning")
+        wanted = _without_none(changes)
+        if isinstance(wanted.get("tuning"), Mapping):
+            wanted["tuning"] = {**asdict(self.tuning), **wanted["tuning"]}
         try:
-            if isinstance(tuning, Mapping):
-                changes = {**changes, "tuning": {**asdict(self.tuning), **tuning}}
-            return Settings.model_validate({**known, **changes})
+            return Settings.model_validate({**known, **wanted})
         except (TypeError, ValidationError) as error:
             raise ConfigError(f"these settings cannot be: {error}") from error
 
@@ -193,5 +193,15 @@ def settings_for(task: str, lm: str) -> Settings:
 
 
 def as_toml(settings: Settings) -> str:
-    """Settings as a file for ``--config``; those without a limit are left out."""
-    return tomli_w.dumps({"settings": settings.model_dump(mode="json", exclude_none=True)})
+    """Settings as a file for ``--config``; TOML has no word for none, so it is written ``"none"``."""
+    return tomli_w.dumps({"settings": _with_none(settings.model_dump(mode="json"))})
+
+
+def _with_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    named = {name: "none" if value is None else value for name, value in values.items()}
+    return {name: _with_none(value) if isinstance(value, Mapping) else value for name, value in named.items()}
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    named = {name: None if value == "none" else value for name, value in values.items()}
+    return {name: _without_none(value) if isinstance(value, Mapping) else value for name, value in named.items()}
