@@ -121,8 +121,8 @@ _PAPER: dict[str, Settings] = {
 
 _FEW_ROWS = Tuning(rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-3, beta2=0.95)
 
-# Zero-shot it never keeps the reply form, so completions are held to it, and one answer in some thirty is right: several
-# sampled runs of each example find those.
+# Zero-shot it never keeps the reply form, so completions are held to it, and one answer in some thirty is right:
+# several sampled runs of each example find those.
 _RARELY_RIGHT: dict[str, object] = {
     "temperature": 0.0,
     "top_p": 1.0,
