@@ -11,6 +11,7 @@ from typing import Annotated, Any, final
 import typer
 from rich.console import Console
 
+from benchmarks.cells import Cluster, Work
 from benchmarks.report import write_report
 from benchmarks.run import run, versions
 from benchmarks.settings import settings_for
@@ -26,10 +27,8 @@ from lmpipe.events import Callback
 from lmpipe.files import write_whole
 from lmpipe.hashing import describe
 from lmpipe.result import Result
-from lmpipe.retrieval import load_retriever
 from lmpipe.store import RunStore
 from lmpipe.trackers import load_tracker
-from optimizers import parse_strategy
 
 console = Console()
 
@@ -73,6 +72,15 @@ def main(task: Task) -> None:
             list[str] | None,
             typer.Option(help="`tensorboard:FOLDER`, `mlflow:URI` or `wandb:PROJECT`; repeatable."),
         ] = None,
+        ray: Annotated[
+            str | None,
+            typer.Option(
+                help="Runs cells on a Ray cluster: `local` starts one here, `auto`, `HOST:6379` or `ray://HOST:10001` "
+                "joins one. All its machines must see `--out` under the same path."
+            ),
+        ] = None,
+        cpus_per_cell: Annotated[float, typer.Option(help="With `--ray`: cores of a cell.", min=0)] = 1,
+        gpus_per_cell: Annotated[float, typer.Option(help="With `--ray`: GPUs of a cell, such as 0.5.", min=0)] = 0,
         # defaults, not annotations, since those cannot see the task
         data: str | None = typer.Option(
             None, help="Folder with the data; without it they come from the hub.", hidden="data" not in task.options
@@ -100,7 +108,10 @@ def main(task: Task) -> None:
             models = Models(lm, train_lm, cache, dtype, quantization)
             trackers = tuple(stack.enter_context(load_tracker(spec)) for spec in track or ())
             chosen = _set(task, {"data": data, "retriever": retriever})
-            show(execute(chosen, models, strategies, _numbers(seeds), out, given, trackers), console)
+            if cache is not None and ray not in (None, "local"):
+                raise ConfigError("--cache is a file for processes of one machine; leave it out with --ray ADDRESS")
+            cells = None if ray is None else Cluster(ray, cpus_per_cell, gpus_per_cell)
+            show(execute(chosen, models, strategies, _numbers(seeds), out, given, trackers, cells), console)
         console.print(f"written: {out / 'result.json'}, {out / 'report.html'}", highlight=False)
 
     app()
@@ -194,9 +205,9 @@ def execute(
     out: Path,
     changes: Mapping[str, object],
     callbacks: tuple[Callback, ...] = (),
+    cluster: Cluster | None = None,
 ) -> Result:
     """Runs a benchmark, with progress on the terminal, and writes its result and report into its directory."""
-    stages = {stage for strategy in strategies for stage in parse_strategy(strategy, ("p", "w"))}
     settings = settings_for(task.name, models.train_lm or models.lm).model_copy(update=changes)
     config = {
         "task": describe(task),
@@ -204,18 +215,32 @@ def execute(
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
     }
+    work = Work(task, models, settings, tuple(strategies), tuple(seeds), out.absolute(), config)
     store = RunStore(out, config)
     try:
-        with console.status(f"loading {models.lm}"):
-            lm, trained = models.load(to_train="w" in stages)
-            retriever = load_retriever(task.retriever, task.passages) if task.retriever else None
-        with progress_bars(console) as progress:
-            result = run(task, lm, trained, settings, strategies, seeds, store, progress, callbacks, retriever)
+        result = _run_here(work, store, callbacks) if cluster is None else _run_on(cluster, work, store, callbacks)
         write_whole(out / "result.json", (result.model_dump_json(indent=2) + "\n").encode())
         write_report(result, out)
     finally:
         store.close()
     return result
+
+
+def _run_here(work: Work, store: RunStore, callbacks: tuple[Callback, ...]) -> Result:
+    """Runs the cells one after another in this process."""
+    with console.status("loading the LM"):
+        lm, trained, retriever = work.load()
+    task, settings, strategies, seeds = work.task, work.settings, work.strategies, work.seeds
+    with progress_bars(console) as progress:
+        return run(task, lm, trained, settings, strategies, seeds, store, progress, callbacks, retriever)
+
+
+def _run_on(cluster: Cluster, work: Work, store: RunStore, callbacks: tuple[Callback, ...]) -> Result:
+    """Runs the cells on a Ray cluster."""
+    from benchmarks.cluster import connected, run_cells
+
+    with connected(cluster), progress_bars(console) as progress:
+        return run_cells(work, store, cluster, progress, callbacks)
 
 
 def _numbers(text: str) -> list[int]:

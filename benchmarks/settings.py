@@ -15,6 +15,9 @@ from lmpipe.engines.local import LocalLM
 from lmpipe.engines.training import LocalTrainer, Tuning
 from optimizers import BootstrapFewShotRandomSearch, BootstrapFinetune
 
+STAGES = ("p", "w")
+"""What strategies are made of."""
+
 
 @final
 class Settings(BaseModel):
@@ -98,6 +101,7 @@ class Settings(BaseModel):
 _PAPER: dict[str, Settings] = {
     "iris": Settings(train=50, val=50, test=50, num_train=15, num_val=35),
     "hotpotqa": Settings(train=1000, val=500, test=1500, num_train=100, num_val=250, partial_labels=True),
+    "gsm8k": Settings(train=1000, val=500, test=1319, num_train=100, num_val=250),
 }
 
 _FEW_ROWS = Tuning(rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-3, beta2=0.95)
