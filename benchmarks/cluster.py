@@ -36,6 +36,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
         ClusterError: If there is none.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray started here tells nobody
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of cells after the one whose error is raised
     started: dict[str, Any] = {
         "num_cpus": cluster.cores,
         "include_dashboard": False,
