@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from lmpipe.differences import differences
 from lmpipe.errors import ConfigChanged, CorruptBlob, StoreError
-from lmpipe.files import UNFINISHED, write_whole, writing
+from lmpipe.files import UNFINISHED, delete, link, write_whole, writing
 from lmpipe.hashing import canonical_json, content_digest, digest, digest_bytes
 
 
@@ -142,7 +142,7 @@ class RunStore:
         for path in self._blobs.iterdir():
             if unused(path.name):
                 with writing(path):
-                    _delete(path)
+                    delete(path)
 
     def new_folder(self) -> Path:
         """An empty folder on the store's file system, to fill and give to `put_folder`.
@@ -183,15 +183,15 @@ class RunStore:
                 return
             try:
                 if blob.is_dir():
-                    shutil.copytree(blob, made, copy_function=_link)
+                    shutil.copytree(blob, made, copy_function=link)
                 else:
-                    _link(blob, made)
+                    link(blob, made)
                 if content_digest(made) != blob.name:
                     raise _corrupt(blob)
                 _sync(made)
                 made.replace(target)
             finally:
-                _delete(made)
+                delete(made)
 
     def _locked(self) -> FileLock:
         lock = FileLock(self.path / "lock")
@@ -216,7 +216,7 @@ class RunStore:
         for folder in (self.path, self._blobs):
             for unfinished in folder.glob(UNFINISHED + "*"):
                 with writing(unfinished):
-                    _delete(unfinished)
+                    delete(unfinished)
 
     def _append(self, line: bytes) -> None:
         """Writes a journal line after the last whole one, in the place of what a kill or a full disk left there."""
@@ -288,16 +288,3 @@ def _sync(made: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-
-
-def _link(source: str | Path, target: str | Path) -> None:
-    """A hard link, or a copy where there can be none; stored files are never written again."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _delete(path: Path) -> None:
-    """Deletes a file or a folder, if it is there."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
