@@ -21,9 +21,6 @@ from benchmarks.task import Task
 from lmpipe.commands.terminal import show_warnings
 from lmpipe.errors import ConfigError, LmpipeError
 
-ROWS = ("vanilla", "p", "w", "p -> p", "w -> w", "p -> w", "w -> p", "p -> w -> p")
-"""The strategies of the paper's table 1."""
-
 console = Console()
 
 
@@ -113,6 +110,20 @@ def main(task: Task) -> None:
             list[str] | None,
             typer.Option(help="`tensorboard:FOLDER`, `mlflow:URI` or `wandb:PROJECT`; repeatable."),
         ] = None,
+        ray: Annotated[
+            str | None,
+            typer.Option(
+                help="Runs cells on a Ray cluster: `local` starts one here, `auto`, `HOST:6379` or `ray://HOST:10001` "
+                "joins one. All its machines must see `--out` under the same path.",
+                rich_help_panel="Machines",
+            ),
+        ] = None,
+        cpus_per_cell: Annotated[
+            float, typer.Option(help="With `--ray`: cores of a cell.", min=0, rich_help_panel="Machines")
+        ] = 1,
+        gpus_per_cell: Annotated[
+            float, typer.Option(help="With `--ray`: GPUs of a cell, such as 0.5.", min=0, rich_help_panel="Machines")
+        ] = 0,
         # defaults, not annotations, since those cannot see the task
         data: str | None = typer.Option(
             None, help="Folder with the data; without it they come from the hub.", hidden="data" not in task.options
@@ -127,6 +138,7 @@ def main(task: Task) -> None:
         given = _given(locals(), read_config(config).settings if config else {})
         with _told(), ExitStack() as stack:
             from benchmarks import settings as known
+            from benchmarks.cells import Cluster
             from benchmarks.execute import chosen_settings, execute
             from benchmarks.models import Models
             from benchmarks.rehearsal import rehearse, show_plan
@@ -136,7 +148,7 @@ def main(task: Task) -> None:
             if paper:
                 print(known.as_toml(known.settings_of_paper(task.name)), end="")
                 return
-            strategies = list(ROWS) if all_strategies else strategy or ["vanilla", "p", "w", "p -> w -> p"]
+            strategies = list(known.ROWS) if all_strategies else strategy or ["vanilla", "p", "w", "p -> w -> p"]
             models = Models(lm, train_lm, cache, dtype, quantization)
             chosen = _set(task, {"data": data, "retriever": retriever})
             if dry_run:
@@ -145,8 +157,13 @@ def main(task: Task) -> None:
                 return
             if out is None:
                 raise ConfigError("--out says where the run's results go, such as --out runs/first")
+            if cache is not None and ray not in (None, "local"):
+                raise ConfigError("--cache is a file for processes of one machine; leave it out with --ray ADDRESS")
+            cells = None if ray is None else Cluster(ray, cpus_per_cell, gpus_per_cell)
             trackers = tuple(stack.enter_context(load_tracker(spec)) for spec in track or ())
-            show(execute(chosen, models, strategies, _numbers(seeds), out, given, trackers, console, _typed()), console)
+            numbers = _numbers(seeds)
+            result = execute(chosen, models, strategies, numbers, out, given, trackers, console, _typed(), cells)
+            show(result, console)
             console.print(f"written: {out / 'result.json'}, {out / 'report.html'}", highlight=False)
 
     app()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.cells import Cluster, Work
 from benchmarks.models import Models
 from benchmarks.report import write_report
 from benchmarks.run import run, versions
@@ -17,9 +19,7 @@ from lmpipe.events import Callback
 from lmpipe.files import write_whole
 from lmpipe.hashing import describe
 from lmpipe.result import Result
-from lmpipe.retrieval import load_retriever
 from lmpipe.store import RunStore
-from optimizers import parse_strategy
 
 
 def chosen_settings(task: Task, models: Models, changes: Mapping[str, object]) -> Settings:
@@ -41,13 +41,26 @@ def execute(
     callbacks: tuple[Callback, ...] = (),
     console: Console | None = None,
     command: str = "",
+    cluster: Cluster | None = None,
 ) -> Result:
     """Runs a benchmark, with progress on the terminal, and writes its result and report into its directory.
 
-    The report says which `command` it was, and the result does not: it is the same in every directory.
+    Args:
+        task: Data, program and metric.
+        models: What it runs on.
+        strategies: Strategy strings.
+        seeds: A run of each strategy for each.
+        out: The run directory.
+        changes: Settings that differ from those of the task and the LM.
+        callbacks: Are told of stages, candidates and epochs as they end.
+        console: Where progress is shown.
+        command: What was typed: the report says it, and the result does not, which is the same in every directory.
+        cluster: Where cells run; by default here, one after another.
+
+    Raises:
+        LmpipeError: What ended the run.
     """
     console = console or Console()
-    stages = {stage for strategy in strategies for stage in parse_strategy(strategy, ("p", "w"))}
     settings = chosen_settings(task, models, changes)
     config = {
         "task": describe(task),
@@ -55,15 +68,30 @@ def execute(
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
     }
+    work = Work(task, models, settings, tuple(strategies), tuple(seeds), out.absolute(), config)
     store = RunStore(out, config)
     try:
-        with console.status(f"loading {models.lm}"):
-            lm, trained = models.load(to_train="w" in stages)
-            retriever = load_retriever(task.retriever, task.passages) if task.retriever else None
-        with progress_bars(console) as progress:
-            result = run(task, lm, trained, settings, strategies, seeds, store, progress, callbacks, retriever)
+        run_all = _run_here if cluster is None else partial(_run_on, cluster)
+        result = run_all(work, store, callbacks, console)
         write_whole(out / "result.json", (result.model_dump_json(indent=2) + "\n").encode())
         write_report(result, out, task.label, command)
     finally:
         store.close()
     return result
+
+
+def _run_here(work: Work, store: RunStore, callbacks: tuple[Callback, ...], console: Console) -> Result:
+    """Runs the cells one after another in this process."""
+    with console.status("loading the LM"):
+        lm, trained, retriever = work.load()
+    task, settings, strategies, seeds = work.task, work.settings, work.strategies, work.seeds
+    with progress_bars(console) as progress:
+        return run(task, lm, trained, settings, strategies, seeds, store, progress, callbacks, retriever)
+
+
+def _run_on(cluster: Cluster, work: Work, store: RunStore, callbacks: tuple[Callback, ...], console: Console) -> Result:
+    """Runs the cells on a Ray cluster."""
+    from benchmarks.cluster import connected, run_cells  # Ray only where it is asked for
+
+    with connected(cluster), progress_bars(console) as progress:
+        return run_cells(work, store, cluster, progress, callbacks)

@@ -114,8 +114,12 @@ def run_seed(
     progress: Progress | None = None,
     callbacks: tuple[Callback, ...] = (),
     retriever: Retriever | None = None,
+    tested: bool = True,
 ) -> list[Cell]:
-    """Optimizes by every strategy on one seed's split, and scores the outcomes on its test examples."""
+    """Optimizes by every strategy on one seed's split, and scores the outcomes on its test examples.
+
+    With ``tested=False`` it stops before that, and there are no cells.
+    """
     program, metric = task.program(), task.metric()
     split = task.split(settings.train, settings.val, settings.test, seed)
     session = Session(
@@ -132,6 +136,8 @@ def run_seed(
     planned = scheduler(settings, metric, trainer, task.label)
     start = initial_state(program, session)
     results = planned.optimize_all(strategies, program, start, split.train, split.val, session)
+    if not tested:
+        return []
     score = partial(evaluate, metric=metric, session=session, title="test", measures=task.measures, keep_traces=True)
     return [
         Cell(strategy, seed, result, score(program, result.state, split.test)) for strategy, result in results.items()

@@ -18,6 +18,12 @@ from lmpipe.errors import ConfigError
 from lmpipe.trainer import Trainer
 from optimizers import BootstrapFewShotRandomSearch, BootstrapFinetune
 
+STAGES = ("p", "w")
+"""What strategies are made of."""
+
+ROWS = ("vanilla", "p", "w", "p -> p", "w -> w", "p -> w", "w -> p", "p -> w -> p")
+"""The strategies of the paper's table."""
+
 
 @final
 class Settings(BaseModel):
