@@ -1,35 +1,25 @@
-"""The command line that all benchmarks share: reads options, runs, and shows what was found."""
+"""The command line that all benchmarks share: reads options, and calls what they ask for.
+
+Whatever takes long to import is imported when a run begins, so that ``--help`` answers at once.
+"""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, final
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from benchmarks.report import write_report
-from benchmarks.result import Result
-from benchmarks.run import run, versions
-from benchmarks.settings import settings_for
+from benchmarks.config import read_config
 from benchmarks.task import Task
-from benchmarks.terminal import show
-from lmpipe import LM, LmpipeError
-from lmpipe.commands.terminal import progress_bars, show_warnings
-from lmpipe.engines import load_lm
-from lmpipe.engines.cached import CachedLM
-from lmpipe.engines.local import LocalLM
-from lmpipe.errors import ConfigError
-from lmpipe.events import Callback
-from lmpipe.files import write_whole
-from lmpipe.hashing import describe
-from lmpipe.retrieval import load_retriever
-from lmpipe.store import RunStore
-from lmpipe.trackers import load_tracker
-from optimizers import parse_strategy
+from lmpipe.commands.terminal import show_warnings
+from lmpipe.errors import ConfigError, LmpipeError
 
 console = Console()
 
@@ -42,37 +32,98 @@ def main(task: Task) -> None:
         help=f"Teaches the {task.name} program with every strategy on every seed, and reports the test scores."
     )
     def command(
-        out: Annotated[Path, typer.Option(help="Run directory. Started again on it, a run goes on where it was.")],
+        out: Annotated[
+            Path | None, typer.Option(help="Run directory. Started again on it, a run goes on where it was.")
+        ] = None,
+        config: Annotated[
+            Path | None,
+            typer.Option(
+                help="TOML file: options of this command by name, and any setting in a table `[settings]`. What "
+                "the command line says counts more.",
+                is_eager=True,
+                callback=_use_config,
+                rich_help_panel="Settings",
+            ),
+        ] = None,
         lm: Annotated[
             str, typer.Option(help="`embedded`, `hf:ID_OR_PATH`, `vllm:ID_OR_PATH`, or `openai:MODEL@URL,URL`.")
         ] = "embedded",
-        train_lm: Annotated[
-            str | None, typer.Option(help="What trains adapters if `--lm` cannot: `embedded`, or `hf:ID_OR_PATH`.")
-        ] = None,
-        dtype: Annotated[str | None, typer.Option(help="Of a model in this process: `float32`, `bfloat16` …")] = None,
-        quantization: Annotated[
-            str | None, typer.Option(help="Of a model in this process: `nf4` or `int8`, through bitsandbytes.")
-        ] = None,
-        cache: Annotated[Path | None, typer.Option(help="File that keeps completions, for runs to share.")] = None,
         strategy: Annotated[
             list[str] | None,
             typer.Option(
                 help="`vanilla`, `p`, `w`, `p -> w -> p` … (p searches prompts, w tunes weights); repeatable."
             ),
         ] = None,
+        all_strategies: Annotated[
+            bool, typer.Option("--all-strategies", help="The eight rows of the paper's table.")
+        ] = False,
         seeds: Annotated[str, typer.Option(help="Comma-separated; each has a data split of its own.")] = "0",
-        train: Annotated[int | None, typer.Option(help="Training examples.")] = None,
-        val: Annotated[int | None, typer.Option(help="Validation examples.")] = None,
-        test: Annotated[int | None, typer.Option(help="Test examples.")] = None,
-        max_tokens: Annotated[int | None, typer.Option(help="Most new tokens of an LM call.")] = None,
-        max_lm_calls: Annotated[int | None, typer.Option(help="Most LM calls of a strategy's stages.")] = None,
-        max_total_tokens: Annotated[int | None, typer.Option(help="Most tokens of a strategy's stages.")] = None,
-        max_seconds: Annotated[float | None, typer.Option(help="Most seconds of a strategy's stages.")] = None,
-        structured: Annotated[bool | None, typer.Option(help="Hold completions to the form that can be read.")] = None,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Print stages, runs, LM calls and expected tokens; spend nothing.")
+        ] = False,
+        paper: Annotated[
+            bool, typer.Option("--paper", help="Print the paper's settings as a file for `--config`, and end.")
+        ] = False,
+        train_lm: Annotated[
+            str | None,
+            typer.Option(
+                help="What trains adapters if `--lm` cannot: `embedded`, or `hf:ID_OR_PATH`.", rich_help_panel="LM"
+            ),
+        ] = None,
+        dtype: Annotated[
+            str | None,
+            typer.Option(help="Of a model in this process: `float32`, `bfloat16` …", rich_help_panel="LM"),
+        ] = None,
+        quantization: Annotated[
+            str | None,
+            typer.Option(
+                help="Of a model in this process: `nf4` or `int8`, through bitsandbytes.", rich_help_panel="LM"
+            ),
+        ] = None,
+        cache: Annotated[
+            Path | None, typer.Option(help="File that keeps completions, for runs to share.", rich_help_panel="LM")
+        ] = None,
+        train: Annotated[int | None, typer.Option(help="Training examples.", rich_help_panel="Settings")] = None,
+        val: Annotated[int | None, typer.Option(help="Validation examples.", rich_help_panel="Settings")] = None,
+        test: Annotated[int | None, typer.Option(help="Test examples.", rich_help_panel="Settings")] = None,
+        max_tokens: Annotated[
+            int | None, typer.Option(help="Most new tokens of an LM call.", rich_help_panel="Settings")
+        ] = None,
+        rollouts_per_example: Annotated[
+            int | None,
+            typer.Option(help="Runs of each training example to fine-tune on.", rich_help_panel="Settings"),
+        ] = None,
+        structured: Annotated[
+            bool | None,
+            typer.Option(help="Hold completions to the form that can be read.", rich_help_panel="Settings"),
+        ] = None,
+        max_lm_calls: Annotated[
+            int | None, typer.Option(help="Most LM calls of a strategy's stages.", rich_help_panel="Limits")
+        ] = None,
+        max_total_tokens: Annotated[
+            int | None, typer.Option(help="Most tokens of a strategy's stages.", rich_help_panel="Limits")
+        ] = None,
+        max_seconds: Annotated[
+            float | None, typer.Option(help="Most seconds of a strategy's stages.", rich_help_panel="Limits")
+        ] = None,
         track: Annotated[
             list[str] | None,
             typer.Option(help="`tensorboard:FOLDER`, `mlflow:URI` or `wandb:PROJECT`; repeatable."),
         ] = None,
+        ray: Annotated[
+            str | None,
+            typer.Option(
+                help="Runs cells on a Ray cluster: `local` starts one here, `auto`, `HOST:6379` or `ray://HOST:10001` "
+                "joins one. All its machines must see `--out` under the same path.",
+                rich_help_panel="Machines",
+            ),
+        ] = None,
+        cpus_per_cell: Annotated[
+            float, typer.Option(help="With `--ray`: cores of a cell.", min=0, rich_help_panel="Machines")
+        ] = 1,
+        gpus_per_cell: Annotated[
+            float, typer.Option(help="With `--ray`: GPUs of a cell, such as 0.5.", min=0, rich_help_panel="Machines")
+        ] = 0,
         # defaults, not annotations, since those cannot see the task
         data: str | None = typer.Option(
             None, help="Folder with the data; without it they come from the hub.", hidden="data" not in task.options
@@ -84,26 +135,66 @@ def main(task: Task) -> None:
         ),
     ) -> None:
         show_warnings(console)
-        strategies = strategy or ["vanilla", "p", "w", "p -> w -> p"]
-        changes = {
-            "train": train,
-            "val": val,
-            "test": test,
-            "max_tokens": max_tokens,
-            "max_lm_calls": max_lm_calls,
-            "max_total_tokens": max_total_tokens,
-            "max_seconds": max_seconds,
-            "structured": structured,
-        }
-        given = {name: value for name, value in changes.items() if value is not None}
+        given = _given(locals(), read_config(config).settings if config else {})
         with _told(), ExitStack() as stack:
+            from benchmarks import settings as known
+            from benchmarks.cells import Cluster
+            from benchmarks.execute import chosen_settings, execute
+            from benchmarks.models import Models
+            from benchmarks.rehearsal import rehearse, show_plan
+            from lmpipe.commands.tables import show
+            from lmpipe.trackers import load_tracker
+
+            if paper:
+                print(known.as_toml(known.settings_of_paper(task.name)), end="")
+                return
+            strategies = list(known.ROWS) if all_strategies else strategy or ["vanilla", "p", "w", "p -> w -> p"]
             models = Models(lm, train_lm, cache, dtype, quantization)
-            trackers = tuple(stack.enter_context(load_tracker(spec)) for spec in track or ())
             chosen = _set(task, {"data": data, "retriever": retriever})
-            show(execute(chosen, models, strategies, _numbers(seeds), out, given, trackers), console)
-        console.print(f"written: {out / 'result.json'}, {out / 'report.html'}", highlight=False)
+            if dry_run:
+                settings = chosen_settings(chosen, models, given)
+                show_plan(rehearse(chosen, settings, strategies, _numbers(seeds)), console)
+                return
+            if out is None:
+                raise ConfigError("--out says where the run's results go, such as --out runs/first")
+            if cache is not None and ray not in (None, "local"):
+                raise ConfigError("--cache is a file for processes of one machine; leave it out with --ray ADDRESS")
+            cells = None if ray is None else Cluster(ray, cpus_per_cell, gpus_per_cell)
+            trackers = tuple(stack.enter_context(load_tracker(spec)) for spec in track or ())
+            numbers = _numbers(seeds)
+            result = execute(chosen, models, strategies, numbers, out, given, trackers, console, _typed(), cells)
+            show(result, console)
+            console.print(f"written: {out / 'result.json'}, {out / 'report.html'}", highlight=False)
 
     app()
+
+
+_SETTINGS = (
+    "train",
+    "val",
+    "test",
+    "max_tokens",
+    "rollouts_per_example",
+    "structured",
+    "max_lm_calls",
+    "max_total_tokens",
+    "max_seconds",
+)
+"""The options that are fields of `benchmarks.settings.Settings`."""
+
+
+def _given(options: Mapping[str, Any], more: Mapping[str, object]) -> dict[str, object]:
+    """The settings that were asked for, those of the command line before those of a file."""
+    return {**more, **{name: options[name] for name in _SETTINGS if options[name] is not None}}
+
+
+def _use_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Makes what a file says the defaults of the options."""
+    if path is not None:
+        with _told():
+            names = {parameter.name for parameter in context.command.params if parameter.name}
+            context.default_map = read_config(path, names - {"config"}).options
+    return path
 
 
 @contextmanager
@@ -114,63 +205,6 @@ def _told() -> Iterator[None]:
     except LmpipeError as error:
         console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
         raise typer.Exit(1) from error
-
-
-@final
-@dataclass(frozen=True)
-class Models:
-    """What a benchmark runs on.
-
-    Args:
-        lm: Generates.
-        train_lm: Trains adapters, if `lm` cannot; a model in this process, of the same name.
-        cache: File that keeps completions.
-        dtype: Of what runs in this process.
-        quantization: Of what runs in this process.
-    """
-
-    lm: str
-    train_lm: str | None = None
-    cache: Path | None = None
-    dtype: str | None = None
-    quantization: str | None = None
-
-    @property
-    def identity(self) -> dict[str, str | None]:
-        """What decides results: not where servers are."""
-        return {
-            "lm": self.lm.partition("@http")[0],
-            "train_lm": self.train_lm,
-            "dtype": self.dtype,
-            "quantization": self.quantization,
-        }
-
-    def load(self, *, to_train: bool) -> tuple[LM, LocalLM | None]:
-        """The LM that generates, and the one that trains if that is asked for.
-
-        Raises:
-            ConfigError: If the second cannot train, or is not the same model.
-        """
-        lm = self._made(self.lm)
-        trained = lm if self.train_lm is None else self._made(self.train_lm)
-        if not isinstance(trained, LocalLM):
-            if not to_train:
-                return self._cached(lm), None
-            raise ConfigError(
-                f"{self.train_lm or self.lm!r} cannot be fine-tuned here; add --train-lm with the same model, as "
-                "'embedded' or 'hf:ID_OR_PATH'"
-            )
-        if trained.name != lm.name:
-            raise ConfigError(f"--lm is {lm.name!r} and --train-lm is {trained.name!r}; serve the model by that name")
-        return self._cached(lm), trained
-
-    def _made(self, spec: str) -> LM:
-        chosen = {"dtype": self.dtype, "quantization": self.quantization}
-        here = spec == "embedded" or spec.startswith("hf:")
-        return load_lm(spec, **{name: value for name, value in chosen.items() if here and value is not None})
-
-    def _cached(self, lm: LM) -> LM:
-        return lm if self.cache is None else CachedLM(lm, self.cache)
 
 
 def _set(task: Task, options: Mapping[str, str | None]) -> Task:
@@ -186,36 +220,11 @@ def _set(task: Task, options: Mapping[str, str | None]) -> Task:
     return replace(task, **given)
 
 
-def execute(
-    task: Task,
-    models: Models,
-    strategies: list[str],
-    seeds: list[int],
-    out: Path,
-    changes: Mapping[str, object],
-    callbacks: tuple[Callback, ...] = (),
-) -> Result:
-    """Runs a benchmark, with progress on the terminal, and writes its result and report into its directory."""
-    stages = {stage for strategy in strategies for stage in parse_strategy(strategy, ("p", "w"))}
-    settings = settings_for(task.name, models.train_lm or models.lm).model_copy(update=changes)
-    config = {
-        "task": describe(task),
-        **models.identity,
-        "settings": settings.model_dump(mode="json"),
-        "versions": versions(),
-    }
-    store = RunStore(out, config)
-    try:
-        with console.status(f"loading {models.lm}"):
-            lm, trained = models.load(to_train="w" in stages)
-            retriever = load_retriever(task.retriever, task.passages) if task.retriever else None
-        with progress_bars(console) as progress:
-            result = run(task, lm, trained, settings, strategies, seeds, store, progress, callbacks, retriever)
-        write_whole(out / "result.json", (result.model_dump_json(indent=2) + "\n").encode())
-        write_report(result, out)
-    finally:
-        store.close()
-    return result
+def _typed() -> str:
+    """The command of this process, as it is typed in the checkout."""
+    spec = sys.modules["__main__"].__spec__
+    started = [sys.argv[0]] if spec is None else ["-m", spec.name]
+    return shlex.join(["python", *started, *sys.argv[1:]])
 
 
 def _numbers(text: str) -> list[int]:

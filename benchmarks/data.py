@@ -1,9 +1,10 @@
-"""Records of benchmark data: from a folder of gzipped JSON Lines. Knows nothing of tasks."""
+"""Records of benchmark data: from a folder of gzipped JSON Lines, or from the hub. Knows nothing of tasks."""
 
 from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +30,27 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ConfigError(f"the data {path} cannot be read: {error}") from error
     return records
+
+
+def load_hub(name: str, config: str, parts: Sequence[str]) -> list[Any]:
+    """Parts of a data set of the hub.
+
+    Args:
+        name: Of the data set, or of a folder that the package datasets can load.
+        config: Which form of it.
+        parts: Their names.
+
+    Returns:
+        A ``datasets.Dataset`` for each part.
+
+    Raises:
+        ConfigError: If they cannot be loaded.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ConfigError(f"{error}; run: pip install 'lmpipe[hub]', or give --data") from error
+    try:
+        return [load_dataset(name, config, split=part) for part in parts]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name!r} cannot be loaded from the hub ({error}); or give --data") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, final
 
 from benchmarks.command import main
-from benchmarks.data import read_records
+from benchmarks.data import load_hub, read_records
 from benchmarks.task import Split, Task
 from lmpipe import Example, Metric, Module, Trace, exact_match
 from lmpipe.errors import ConfigError
@@ -78,14 +78,7 @@ class HotpotTask(Task):
 
     def _from_hub(self) -> Split:
         """The hub's hard questions; always the same ones make the part for validation."""
-        try:
-            from datasets import load_dataset
-        except ImportError as error:
-            raise ConfigError(f"{error}; run: pip install 'lmpipe[hub]', or give --data") from error
-        try:
-            parts = [load_dataset(self.hub, "fullwiki", split=part) for part in ("train", "validation")]
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.hub!r} cannot be loaded from the hub ({error}); or give --data") from error
+        parts = load_hub(self.hub, "fullwiki", ("train", "validation"))
         learned, tested = (tuple(_hard(part.select_columns(list(_COLUMNS)))) for part in parts)
         order = tuple(shuffled(learned, seed=0, stratify_by=self.label))
         dev = round(_DEV_SHARE * len(order))

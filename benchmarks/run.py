@@ -12,17 +12,22 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, final
 
-from benchmarks.intervals import paired_difference
-from benchmarks.result import Comparison, FindingReport, Quality, Result, Score, StageReport, StrategyReport
+from benchmarks.intervals import holm, paired_difference, score_of
 from benchmarks.settings import Settings
 from benchmarks.task import Task
-from lmpipe import LM, Evaluation, OptimizeResult, Retriever, Session, evaluate, initial_state
+from lmpipe import LM, Evaluation, Metric, OptimizeResult, Retriever, Session, evaluate, initial_state
 from lmpipe.engines.local import LocalLM
+from lmpipe.engines.training import LocalTrainer
 from lmpipe.events import Callback
 from lmpipe.ledger import Cost
 from lmpipe.progress import Progress
+from lmpipe.result import Comparison, FindingReport, Outcome, Quality, Result, StageReport, StrategyReport
 from lmpipe.store import RunStore
+from lmpipe.trainer import Trainer
 from optimizers import BetterTogether
+
+BASELINES = ("vanilla", "p", "w")
+"""What every strategy is tested against: nothing learned, prompts alone, weights alone."""
 
 PACKAGES = ("lmpipe", "torch", "transformers", "peft", "numpy")
 
@@ -109,8 +114,12 @@ def run_seed(
     progress: Progress | None = None,
     callbacks: tuple[Callback, ...] = (),
     retriever: Retriever | None = None,
+    tested: bool = True,
 ) -> list[Cell]:
-    """Optimizes by every strategy on one seed's split, and scores the outcomes on its test examples."""
+    """Optimizes by every strategy on one seed's split, and scores the outcomes on its test examples.
+
+    With ``tested=False`` it stops before that, and there are no cells.
+    """
     program, metric = task.program(), task.metric()
     split = task.split(settings.train, settings.val, settings.test, seed)
     session = Session(
@@ -123,30 +132,48 @@ def run_seed(
         progress=progress,
         callbacks=callbacks,
     )
-    scheduler = BetterTogether(
+    trainer = None if trained is None else LocalTrainer(trained, settings.tuning)
+    planned = scheduler(settings, metric, trainer, task.label)
+    start = initial_state(program, session)
+    results = planned.optimize_all(strategies, program, start, split.train, split.val, session)
+    if not tested:
+        return []
+    score = partial(evaluate, metric=metric, session=session, title="test", measures=task.measures, keep_traces=True)
+    return [
+        Cell(strategy, seed, result, score(program, result.state, split.test)) for strategy, result in results.items()
+    ]
+
+
+def scheduler(settings: Settings, metric: Metric, trainer: Trainer | None, label: str | None) -> BetterTogether:
+    """What runs the strategies of one seed."""
+    return BetterTogether(
         metric,
-        settings.optimizers(metric, trained, task.label),
+        settings.optimizers(metric, trainer, label),
         strategy="vanilla",
         prompts_from=settings.prompts_from,
         select=settings.select,
         budget=settings.budget(),
         num_train_scored=settings.num_train_scored,
     )
-    start = initial_state(program, session)
-    results = scheduler.optimize_all(strategies, program, start, split.train, split.val, session)
-    score = partial(evaluate, metric=metric, session=session, title="test", measures=task.measures)
-    return [
-        Cell(strategy, seed, result, score(program, result.state, split.test)) for strategy, result in results.items()
-    ]
 
 
 def _report(strategy: str, cells: Sequence[Cell], measures: Sequence[str]) -> StrategyReport:
     return StrategyReport(
         strategy=strategy,
-        val=Score.of([_values(cell.result.evaluation) if cell.reported else None for cell in cells]),
-        test=Score.of([_values(cell.test) if cell.reported else None for cell in cells]),
+        val=score_of([_values(cell.result.evaluation) if cell.reported else None for cell in cells]),
+        test=score_of([_values(cell.test) if cell.reported else None for cell in cells]),
         quality={name: _quality(cells, name) for name in measures},
         stages=[_stage(cells, number) for number in range(len(cells[0].result.stages))],
+        outcomes=[
+            Outcome(
+                seed=cell.seed,
+                state=cell.result.state,
+                modules=dict(cell.test.modules),
+                traces=cell.test.traces,
+                cost=cell.result.cost.to_json(),
+            )
+            for cell in cells
+        ],
         cost=sum((cell.result.cost for cell in cells), Cost()).to_json(),
     )
 
@@ -156,7 +183,7 @@ def _quality(cells: Sequence[Cell], name: str) -> Quality:
     values = [cell.test.measures[name] if cell.reported else {} for cell in cells]
     right = [{example for example, score in cell.test.scores.items() if score >= 1} for cell in cells]
     kept = [[own[example] for example in own if example in good] for own, good in zip(values, right, strict=True)]
-    return Quality(all=Score.of([list(own.values()) for own in values]), successful=Score.of(kept))
+    return Quality(all=score_of([list(own.values()) for own in values]), successful=score_of(kept))
 
 
 def _findings(cells: Sequence[Cell]) -> list[FindingReport]:
@@ -185,7 +212,7 @@ def _stage(cells: Sequence[Cell], number: int) -> StageReport:
         name=stages[0].name,
         status=statuses.pop() if len(statuses) == 1 else "mixed",
         reason=" ".join(sorted({stage.result.reason for stage in stages if stage.result.reason})),
-        val=Score.of(done),
+        val=score_of(done),
         cost=sum((stage.cost for stage in stages), Cost()).to_json(),
         per_seed=[_details(cell, number) for cell in cells],
     )
@@ -205,7 +232,10 @@ def _details(cell: Cell, number: int) -> dict[str, Any]:
 
 
 def _comparisons(cells: Sequence[Cell], strategies: Sequence[str]) -> list[Comparison]:
-    """Every strategy against every one before it, over the seeds in which both have a score."""
+    """Every strategy against every one before it, over the seeds in which both have a score.
+
+    Differences from a baseline of the paper's question (`BASELINES`) are tests, corrected for how many there are.
+    """
     scores = {
         strategy: {
             (cell.seed, example): score
@@ -215,12 +245,15 @@ def _comparisons(cells: Sequence[Cell], strategies: Sequence[str]) -> list[Compa
         }
         for strategy in strategies
     }
-    return [
+    found = [
         paired_difference(strategy, scores[strategy], baseline, scores[baseline])
         for number, strategy in enumerate(strategies)
         for baseline in strategies[:number]
         if scores[strategy].keys() & scores[baseline].keys()
     ]
+    tests = [one for one in found if one.baseline in BASELINES]
+    corrected = iter(holm([one.p for one in tests]))
+    return [one.model_copy(update={"p_holm": next(corrected)}) if one in tests else one for one in found]
 
 
 def _values(evaluation: Evaluation | None) -> list[float] | None:

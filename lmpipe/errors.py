@@ -9,6 +9,7 @@
     ├── ParseError           a completion does not hold the fields that its signature asks for
     ├── EngineError          an LM request or a retrieval could not be answered
     ├── BudgetSpent          an LM call was not made because a budget is spent
+    ├── ClusterError         the machines of a cluster cannot do the work
     └── StoreError           a run directory cannot be used
         ├── ConfigChanged    it belongs to a run with other settings
         └── CorruptBlob      stored bytes no longer match their checksum
@@ -66,6 +67,10 @@ class EngineError(LmpipeError):
 
 class BudgetSpent(LmpipeError):
     """An LM call was not made because a budget is spent."""
+
+
+class ClusterError(LmpipeError):
+    """The machines of a cluster cannot do the work: they are not there, differ, or were lost too often."""
 
 
 class StoreError(LmpipeError):

@@ -19,17 +19,22 @@ from pydantic import BaseModel, ConfigDict
 from lmpipe.data import Example
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import describe, digest, source_digest
-from lmpipe.ledger import Cost
+from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.metrics import Metric
 from lmpipe.module import Module
 from lmpipe.predict import Predict
 from lmpipe.rollout import Job, cost_of, rollout
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
-from lmpipe.trace import Failure, Trace
+from lmpipe.store import RunStore
+from lmpipe.trace import Failure, Trace, module_costs
+from lmpipe.tracelog import write_log
 
-Measure = Callable[[Trace], float]
-"""Looks at a whole run, where a metric looks at its prediction alone; such as at what was retrieved on the way."""
+Measure = Callable[[Trace], float | None]
+"""Looks at a whole run, where a metric looks at its prediction alone; such as at what was retrieved on the way.
+
+None where there is nothing to measure: such a run does not count.
+"""
 
 
 @final
@@ -41,6 +46,8 @@ class Evaluation(BaseModel):
         failures: Kind of failure (parse, engine, program, budget) → how many examples it cost.
         first_error: The message of the first failed example, or none.
         measures: Measure → example id → its value; of failed runs too.
+        modules: Module path → calls, tokens and failures of it in all runs.
+        traces: Blob of the session's store that holds the traces (`lmpipe.tracelog`), if they were to be kept.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -49,6 +56,8 @@ class Evaluation(BaseModel):
     failures: Mapping[Failure, int] = {}
     first_error: str | None = None
     measures: Mapping[str, Mapping[str, float]] = {}
+    modules: Mapping[str, ModuleCost] = {}
+    traces: str | None = None
 
     @property
     def n(self) -> int:
@@ -80,9 +89,12 @@ def evaluate(
     *,
     title: str = "evaluation",
     measures: Mapping[str, Measure] | None = None,
+    keep_traces: bool = False,
 ) -> Evaluation:
     """Scores one state of a program; see `evaluate_many`."""
-    return evaluate_many(program, [state], examples, metric, session, title=title, measures=measures)[0]
+    return evaluate_many(
+        program, [state], examples, metric, session, title=title, measures=measures, keep_traces=keep_traces
+    )[0]
 
 
 def evaluate_many(
@@ -94,6 +106,7 @@ def evaluate_many(
     *,
     title: str = "evaluation",
     measures: Mapping[str, Measure] | None = None,
+    keep_traces: bool = False,
 ) -> list[Evaluation]:
     """Scores several states of a program on the same examples, in one wavefront.
 
@@ -105,6 +118,7 @@ def evaluate_many(
         session: LMs, seed and, if it has one, the store that remembers evaluations.
         title: What the progress bar says.
         measures: What else is wanted of each run, by name.
+        keep_traces: Whether the session's store, if it has one, keeps what was sent and answered.
 
     Returns:
         An evaluation for every state, in order.
@@ -120,6 +134,7 @@ def evaluate_many(
         session.decoding(),
         session.seed,
         *([describe(measures)] if measures else []),
+        *(["traces"] if keep_traces else []),
     ]
     keys = {state: "evaluation " + digest([state.digest, *setting]) for state in states}
     found: dict[ProgramState, Evaluation] = {}
@@ -128,9 +143,10 @@ def evaluate_many(
         if known:
             found[state] = Evaluation.model_validate(value)
     missing = [state for state in keys if state not in found]
+    keep = session.store if keep_traces else None
     results: dict[str, tuple[Any, Cost]] = {}
     for state, (evaluation, cost) in zip(
-        missing, _score(program, missing, examples, metric, session, title, measures or {}), strict=True
+        missing, _score(program, missing, examples, metric, session, title, measures or {}, keep), strict=True
     ):
         found[state] = evaluation
         if evaluation.complete and "engine" not in evaluation.failures:  # which may answer another time
@@ -147,6 +163,7 @@ def _score(
     session: Session,
     title: str,
     measures: Mapping[str, Measure],
+    keep: RunStore | None,
 ) -> list[tuple[Evaluation, Cost]]:
     """Evaluation and cost of each state; the time of the wavefront is divided among them."""
     started, cpu_started = perf_counter(), process_time()
@@ -157,7 +174,8 @@ def _score(
     seconds, cpu_seconds = (perf_counter() - started) / count, (process_time() - cpu_started) / count
     parts = [traces[number * len(examples) : (number + 1) * len(examples)] for number in range(len(states))]
     return [
-        (_summary(part, measures), replace(cost_of(part), seconds=seconds, cpu_seconds=cpu_seconds)) for part in parts
+        (_summary(part, measures, keep), replace(cost_of(part), seconds=seconds, cpu_seconds=cpu_seconds))
+        for part in parts
     ]
 
 
@@ -187,7 +205,7 @@ def _check_ids(examples: Sequence[Example]) -> None:
         )
 
 
-def _summary(traces: Sequence[Trace], measures: Mapping[str, Measure]) -> Evaluation:
+def _summary(traces: Sequence[Trace], measures: Mapping[str, Measure], keep: RunStore | None) -> Evaluation:
     failed = [trace for trace in traces if trace.failure is not None]
     made = sorted((trace for trace in traces if trace.failure != "budget"), key=lambda trace: trace.example.id)
     return Evaluation(
@@ -195,6 +213,9 @@ def _summary(traces: Sequence[Trace], measures: Mapping[str, Measure]) -> Evalua
         failures=Counter(trace.failure for trace in failed if trace.failure),
         first_error=failed[0].error if failed else None,
         measures={
-            name: {trace.example.id: float(measure(trace)) for trace in made} for name, measure in measures.items()
+            name: {trace.example.id: float(value) for trace in made if (value := measure(trace)) is not None}
+            for name, measure in measures.items()
         },
+        modules=module_costs(step for trace in made for step in trace.steps),
+        traces=None if keep is None else keep.put_blob(write_log(made)),
     )

@@ -10,6 +10,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 
 from lmpipe.data import Example, Prediction
 
@@ -20,6 +21,13 @@ It may give ``(score, feedback)``: what is wrong with the prediction, in words, 
 """
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NUMBER = re.compile(
+    r"""(?<![\w.])(?P<sign>[-−]?)\s?[$€£]?\s?               # a hyphen between words is no sign
+        (?:(?P<whole>\d+)\s+(?=\d+/\d))?                    # 1 1/2
+        (?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+)
+        (?:\s?/\s?(?P<under>\d*[1-9]\d*)(?![\d.,]*\d*/))?""",
+    re.VERBOSE,
+)
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -46,3 +54,23 @@ def answer_f1(example: Example, prediction: Prediction) -> float:
     gold = Counter(normalize_answer(example.labels["answer"]).split())
     shared = (found & gold).total()
     return 2 * shared / (found.total() + gold.total()) if shared else 0.0
+
+
+def last_number(text: object) -> Fraction | None:
+    """The last number of a text, exactly: ``$1,000``, ``5.00``, ``3/4``, ``1 1/2`` and ``-7`` are numbers.
+
+    Returns:
+        None if there is none.
+    """
+    numbers = list(_NUMBER.finditer(str(text)))
+    if not numbers:
+        return None
+    found = numbers[-1]
+    number = Fraction(found["number"].replace(",", "")) / int(found["under"] or 1) + int(found["whole"] or 0)
+    return -number if found["sign"] else number
+
+
+def number_match(example: Example, prediction: Prediction) -> float:
+    """1 if the last numbers of ``answer`` and of the label ``answer`` are equal, else 0 (Cobbe et al. 2021)."""
+    number = last_number(prediction["answer"])
+    return float(number is not None and number == last_number(example.labels["answer"]))

@@ -15,21 +15,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from itertools import zip_longest
 from pathlib import Path
 from threading import Lock
 from typing import Any, final
 
 from filelock import FileLock, Timeout
 
+from lmpipe.differences import differences
 from lmpipe.errors import ConfigChanged, CorruptBlob, StoreError
-from lmpipe.files import UNFINISHED, write_whole, writing
+from lmpipe.files import UNFINISHED, delete, link, write_whole, writing
 from lmpipe.hashing import canonical_json, content_digest, digest, digest_bytes
-
-_SHORT = 80  # characters of a list that is shown whole where it differs
-_ABSENT = object()
 
 
 @final
@@ -56,9 +53,10 @@ class RunStore:
         self._lock = self._locked()
         with ExitStack() as unless_opened:
             unless_opened.callback(self.close)
-            self._check_config(json.loads(canonical_json(dict(config or {}))))
+            self._config = json.loads(canonical_json(dict(config or {})))
+            self._check_config()
             self._drop_unfinished()
-            self._records, self._length = self._read_journal()
+            self._records, self._length = _read_journal(self._journal)
             self._verify()
             unless_opened.pop_all()
 
@@ -144,7 +142,7 @@ class RunStore:
         for path in self._blobs.iterdir():
             if unused(path.name):
                 with writing(path):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    delete(path)
 
     def new_folder(self) -> Path:
         """An empty folder on the store's file system, to fill and give to `put_folder`.
@@ -154,6 +152,46 @@ class RunStore:
         """
         with writing(self.path):
             return Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self.path))
+
+    def absorb(self, path: str | Path) -> None:
+        """Takes over the records and blobs of another run directory that was made with the same settings.
+
+        What is here already stays as it is. The other directory is only read, and may be in use meanwhile: its blobs
+        are there before a record names them. Files become hard links where the file system has those.
+
+        Raises:
+            StoreError: If there is no run directory, or this one cannot be written.
+            ConfigChanged: If it was made with other settings.
+            CorruptBlob: If something in it is damaged; its records are then not taken over.
+        """
+        other = Path(path)
+        if not (other / "config.json").is_file():
+            raise StoreError(f"{other} is no run directory; look whether its file system is there")
+        _refuse_others(other / "config.json", self._config)
+        records, _ = _read_journal(other / "journal.jsonl")
+        for blob in sorted((other / "blobs").iterdir()):
+            if not blob.name.startswith(UNFINISHED):
+                self._take(blob)
+        if new := {key: value for key, value in records.items() if key not in self._records}:
+            self.put(new)
+
+    def _take(self, blob: Path) -> None:
+        """Links or copies a blob of another directory, and compares it with its name before it counts."""
+        target, made = self._blobs / blob.name, self._blobs / (UNFINISHED + blob.name)
+        with self._writer, writing(target):
+            if target.exists():
+                return
+            try:
+                if blob.is_dir():
+                    shutil.copytree(blob, made, copy_function=link)
+                else:
+                    link(blob, made)
+                if content_digest(made) != blob.name:
+                    raise _corrupt(blob)
+                _sync(made)
+                made.replace(target)
+            finally:
+                delete(made)
 
     def _locked(self) -> FileLock:
         lock = FileLock(self.path / "lock")
@@ -166,46 +204,19 @@ class RunStore:
                 ) from None
         return lock
 
-    def _check_config(self, config: dict[str, Any]) -> None:
+    def _check_config(self) -> None:
         path = self.path / "config.json"
-        if not path.exists():
-            write_whole(path, json.dumps(config, indent=2, sort_keys=True).encode())
-            return
-        try:
-            known = json.loads(path.read_bytes())
-        except ValueError:
-            raise _corrupt(path) from None
-        if changed := "; ".join(_differences(known, config)):
-            raise ConfigChanged(
-                f"{self.path} was made with other settings ({changed}); choose another directory or delete it"
-            )
+        if path.exists():
+            _refuse_others(path, self._config)
+        else:
+            write_whole(path, json.dumps(self._config, indent=2, sort_keys=True).encode())
 
     def _drop_unfinished(self) -> None:
         """Deletes what a killed process did not get to finish."""
         for folder in (self.path, self._blobs):
             for unfinished in folder.glob(UNFINISHED + "*"):
                 with writing(unfinished):
-                    shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
-
-    def _read_journal(self) -> tuple[dict[str, Any], int]:
-        """The records, and how many bytes of the file they take."""
-        data = self._journal.read_bytes() if self._journal.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        records: dict[str, Any] = {}
-        for number, line in enumerate(whole.splitlines(), 1):
-            records.update(self._read_line(number, line))
-        return records, len(whole)
-
-    def _read_line(self, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            record = json.loads(line)
-            if digest(record["records"]) == record["sum"]:
-                return dict(record["records"])
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise CorruptBlob(
-            f"{self._journal}, line {number}: damaged; cut the file before this line to do the rest again"
-        )
+                    delete(unfinished)
 
     def _append(self, line: bytes) -> None:
         """Writes a journal line after the last whole one, in the place of what a kill or a full disk left there."""
@@ -229,31 +240,51 @@ class RunStore:
             raise _corrupt(*damaged)
 
 
+def _refuse_others(path: Path, config: dict[str, Any]) -> None:
+    """Compares a directory's settings with those it is asked for.
+
+    Raises:
+        ConfigChanged: If they differ.
+        CorruptBlob: If they cannot be read.
+    """
+    try:
+        known = json.loads(path.read_bytes())
+    except ValueError:
+        raise _corrupt(path) from None
+    if changed := "; ".join(differences(known, config)):
+        raise ConfigChanged(
+            f"{path.parent} was made with other settings ({changed}); choose another directory or delete it"
+        )
+
+
+def _read_journal(path: Path) -> tuple[dict[str, Any], int]:
+    """The records, and how many bytes of the file they take."""
+    data = path.read_bytes() if path.exists() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    records: dict[str, Any] = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        records.update(_read_line(path, number, line))
+    return records, len(whole)
+
+
+def _read_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        if digest(record["records"]) == record["sum"]:
+            return dict(record["records"])
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise CorruptBlob(f"{path}, line {number}: damaged; cut the file before this line to do the rest again")
+
+
 def _corrupt(*paths: Path) -> CorruptBlob:
     named = ", ".join(map(str, paths))
     return CorruptBlob(f"{named}: missing or damaged; restore it from a copy, or delete the run directory")
 
 
-def _differences(before: Any, after: Any, name: str = "") -> Iterator[str]:
-    """What differs between two JSON values, by dotted names: ``settings.val: 4 → 5``."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for key in sorted(before.keys() | after.keys()):
-            inner = f"{name}.{key}" if name else key
-            yield from _differences(before.get(key, _ABSENT), after.get(key, _ABSENT), inner)
-    elif isinstance(before, list) and isinstance(after, list) and max(len(repr(before)), len(repr(after))) > _SHORT:
-        for number, pair in enumerate(zip_longest(before, after, fillvalue=_ABSENT)):
-            yield from _differences(*pair, f"{name}[{number}]")
-    elif before is _ABSENT or after is _ABSENT or canonical_json(before) != canonical_json(after):
-        yield f"{name}: {_shown(before)} → {_shown(after)}"
-
-
-def _shown(value: Any) -> str:
-    return "absent" if value is _ABSENT else repr(value)
-
-
-def _sync(folder: Path) -> None:
-    """Makes sure that a folder's files are on disk before anything names them."""
-    for path in folder.rglob("*"):
+def _sync(made: Path) -> None:
+    """Makes sure that a file, or a folder's files, are on disk before anything names them."""
+    for path in made.rglob("*") if made.is_dir() else (made,):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""The command ``lmpipe``: indexes, encoders and servers from the command line.
+"""The command ``lmpipe``: finished runs, indexes, encoders and servers from the command line.
 
 Each group of commands is a module of its own. What they call is imported when they run.
 """
@@ -10,12 +10,14 @@ import sys
 import typer
 from rich.console import Console
 
-from lmpipe.commands import colbert, index
+from lmpipe.commands import colbert, index, runs
 from lmpipe.commands.serving import serve_index
 from lmpipe.commands.terminal import show_warnings
 from lmpipe.errors import LmpipeError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Language-model pipelines that teach themselves.")
+for command in (runs.show, runs.trace, runs.prompt, runs.export, runs.diff):
+    app.command()(command)
 app.add_typer(index.app, name="index")
 app.add_typer(colbert.app, name="colbert")
 app.command()(serve_index)

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks.command import Models, execute
-from benchmarks.intervals import paired_difference
+from benchmarks.execute import execute
+from benchmarks.intervals import holm, paired_difference, score_of
 from benchmarks.iris import IrisTask
-from benchmarks.result import Result, Score
+from benchmarks.models import Models
 from benchmarks.settings import settings_for
 from lmpipe.errors import ConfigError, StoreError
 from lmpipe.ledger import MEASURED
+from lmpipe.result import Result
 from tests.disk import full_disk
 from tests.engines.openai_server import serving
 
@@ -38,7 +41,7 @@ def small(out: Path, *options: str) -> list[str]:
 
 def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
     for row in [result, *result["strategies"]]:
-        for part in (row, *row.get("stages", ())):
+        for part in (row, *row.get("stages", ()), *row.get("outcomes", ())):
             assert all(part["cost"].pop(name) >= 0 for name in MEASURED)
     return result
 
@@ -66,7 +69,7 @@ def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
     }
     assert [row["strategy"] for row in result["strategies"]] == ["vanilla", "p", "p -> w"]
     for row in result["strategies"]:
-        assert set(row["test"]) == {"mean", "stderr", "n", "per_seed"}
+        assert set(row["test"]) == {"mean", "stderr", "low", "high", "n", "per_seed"}
         assert row["cost"]["lm_calls"] > 0
     stage = result["strategies"][2]["stages"][1]
     assert (stage["name"], stage["status"]) == ("w", "skipped")
@@ -77,9 +80,10 @@ def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
     assert first["cost"]["lm_calls"] == result["strategies"][1]["stages"][0]["cost"]["lm_calls"]
     assert result["cost"]["lm_calls"] == first["cost"]["lm_calls"] + second["cost"]["lm_calls"]
     page = (finished / "report.html").read_text()
-    assert page.count("What to know") == page.count("Costs</h2>") == 1
-    assert page.count("<svg") == 2
+    assert page.count("<h2>What to know") == page.count("<h2>Costs") == 1
+    assert set(re.findall(r'id="plot-([a-z-]+)"', page)) == {"scores", "by-stage", "gains", "candidates"}
     assert "nothing to train on" in page
+    assert f"python -m benchmarks.iris --out {finished} " in page
     assert not re.search(r"""(src|href)=["']https?:""", page), "the page must be self-contained"
 
 
@@ -128,6 +132,7 @@ def test_other_settings_on_the_same_directory_are_refused(finished: Path, tiny_f
         ("--strategy", "p -> q", "no stage is called 'q'"),
         ("--seeds", "one", "must be whole numbers"),
         ("--lm", "gpt", "unknown LM 'gpt'"),
+        ("--ray", "auto", "no Ray at 'auto'"),
         ("--track", "comet:here", "unknown tracker 'comet:here'"),
         ("--train", "500", "150 different examples, but 507 were asked for"),
         ("--lm", "openai:m@http://127.0.0.1:9/v1", "cannot be fine-tuned here; add --train-lm with the same model"),
@@ -165,12 +170,16 @@ def test_iris_is_split_into_disjoint_stratified_parts() -> None:
 
 
 def test_scores_over_seeds() -> None:
-    one = Score.of([[1.0, 0.0, 1.0, 0.0]])
+    one = score_of([[1.0, 0.0, 1.0, 0.0]])
     assert (one.mean, one.n, one.per_seed) == (0.5, 4, [0.5])
+    assert (one.low, one.high) == (0, 1)
     assert one.stderr == pytest.approx(0.288675)
-    several = Score.of([[1.0, 0.0], None, [1.0, 1.0]])
+    several = score_of([[1.0, 0.0], None, [1.0, 1.0]])
     assert (several.mean, several.stderr, several.n, several.per_seed) == (0.75, 0.25, 4, [0.5, None, 1.0])
-    assert Score.of([None]).mean is None
+    assert several.low == 0.25
+    assert several.high == 1
+    assert score_of([None]).percent == "—"
+    assert score_of([[1.0] * 9, [1.0] * 9]).percent == "100.0 (100.0–100.0)"
 
 
 def test_a_paired_difference_has_an_interval() -> None:
@@ -179,6 +188,26 @@ def test_a_paired_difference_has_an_interval() -> None:
     found = paired_difference("p", better, "vanilla", worse)
     assert found.difference == pytest.approx(0.25)
     assert 0 < found.low < 0.25 < found.high < 0.5
+    assert (found.wins, found.losses, found.ties) == (25, 0, 75)
+    assert found.p == pytest.approx(2 / 10_000)
+    assert paired_difference("p", worse, "vanilla", worse).p == 1
+
+
+@pytest.mark.parametrize(("pairs", "p"), [(1, 1), (2, 2 / 4), (3, 2 / 8)])
+def test_the_permutation_test_is_exact_for_few_pairs(pairs: int, p: float) -> None:
+    """Of the 8 ways to exchange three pairs, two are as far apart as what was found; of the 2 for one pair, both."""
+    better = {(0, str(n)): float(n < pairs) for n in range(5)}
+    found = paired_difference("p", better, "vanilla", dict.fromkeys(better, 0.0))
+    assert found.p == pytest.approx(p)
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_corrects_upwards_and_keeps_the_order(values: list[float]) -> None:
+    corrected = holm(values)
+    for one, also in zip(values, corrected, strict=True):
+        assert round(one, 6) <= also <= 1
+    assert sorted(corrected) == [corrected[place] for place in sorted(range(len(values)), key=values.__getitem__)]
+    assert holm([0.01, 0.04, 0.03]) == [0.03, 0.06, 0.06]
 
 
 def test_the_embedded_lm_has_settings_of_its_own() -> None:

@@ -206,3 +206,57 @@ def test_settings_are_refused_exactly_when_they_differ(before: dict[str, object]
 def test_a_directory_is_open_once(store: RunStore) -> None:
     with pytest.raises(StoreError, match="in use by another process"):
         RunStore(store.path)
+
+
+def test_a_store_takes_over_what_another_has(store: RunStore) -> None:
+    filled(store)
+    store.put({"a": 1, "c": 3})
+    other = RunStore(store.path / "other")
+    other.put({"a": 2})
+    for _ in range(2):  # the second time there is nothing left to do
+        other.absorb(store.path)
+        journal = (other.path / "journal.jsonl").read_bytes()
+        assert journal.count(b"\n") == 2
+    again = reopen(other)
+    assert (again.get("a"), again.get("c")) == (2, 3)
+    names = {path.name for path in store.path.glob("blobs/*")}
+    assert {path.name for path in other.path.glob("blobs/*")} == names
+    assert len(names) == 6
+    assert again.blob(store.put_blob(bytes(100))) == bytes(100)
+    again.close()
+
+
+def test_what_a_store_would_take_over_is_checked(store: RunStore) -> None:
+    filled(store)
+    store.put({"a": 1})
+    other = RunStore(store.path / "other", {"lr": 0.1})
+    with pytest.raises(ConfigChanged, match=r"run was made with other settings \(lr: absent → 0\.1\)"):
+        other.absorb(store.path)
+    other.close()
+    other = RunStore(store.path / "third")
+    with pytest.raises(StoreError, match="nowhere is no run directory"):
+        other.absorb(store.path / "nowhere")
+    blob = next(path for path in store.path.glob("blobs/*") if path.is_dir())
+    (blob / "config.json").write_bytes(b"?")
+    for _ in range(2):
+        with pytest.raises(CorruptBlob, match=f"blobs/{blob.name}: missing or damaged"):
+            other.absorb(store.path)
+    assert not (other.path / "blobs" / blob.name).exists()
+    assert other.get("a") is None
+    journal = store.path / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes().replace(b'"a":1', b'"a":7'))
+    with pytest.raises(CorruptBlob, match=r"journal\.jsonl, line 1: damaged"):
+        other.absorb(store.path)
+    other.close()
+
+
+def test_a_kill_or_a_full_disk_leaves_no_part_of_what_is_taken_over(store: RunStore) -> None:
+    store.put({"a": "x" * 100})
+    other = RunStore(store.path / "other")
+    with full_disk(50), pytest.raises(StoreError, match=r"journal\.jsonl cannot be written"):
+        other.absorb(store.path)
+    assert other.get("a") is None
+    other.absorb(store.path)
+    again = reopen(other)
+    assert again.get("a") == "x" * 100
+    again.close()

@@ -1,18 +1,18 @@
-"""``result.json``: what a benchmark run found, in a documented and versioned form (docs/results.md has the fields).
+"""``result.json``: what a comparison of strategies found, in a documented and versioned form (docs/results.md).
 
 Apart from what `lmpipe.ledger.MEASURED` names it is the same, byte for byte, whenever a run is repeated.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Sequence
 from typing import Any, Literal, final
 
 from pydantic import BaseModel
 
-SCHEMA = 3
+from lmpipe.ledger import ModuleCost
+from lmpipe.state import ProgramState
+
+SCHEMA = 4
 
 
 @final
@@ -22,35 +22,25 @@ class Score(BaseModel):
     Attributes:
         mean: None where there is nothing to report ("—").
         stderr: Standard error of the mean: over seeds, or over examples where there is one seed.
+        low: Where its 95 % bootstrap interval over seeds × examples begins.
+        high: Where that ends.
         n: Examples of all seeds together.
         per_seed: The mean of each seed, in the order of the run's seeds.
     """
 
     mean: float | None
     stderr: float | None
+    low: float | None
+    high: float | None
     n: int
     per_seed: list[float | None]
 
     @property
     def percent(self) -> str:
-        """As ``"84.0 ± 2.1"``, or "—"."""
-        if self.mean is None:
+        """As ``"84.0 (79.5–88.2)"``, or "—"."""
+        if self.mean is None or self.low is None or self.high is None:
             return "—"
-        return f"{100 * self.mean:.1f}" + ("" if self.stderr is None else f" ± {100 * self.stderr:.1f}")
-
-    @classmethod
-    def of(cls, scores: Sequence[Sequence[float] | None]) -> Score:
-        """From the example scores of each seed; none for a seed that has nothing to report."""
-        known = [list(values) for values in scores if values]
-        means = [statistics.fmean(values) for values in known]
-        spread = means if len(means) > 1 else known[0] if known else []
-        stderr = statistics.stdev(spread) / math.sqrt(len(spread)) if len(spread) > 1 else None
-        return cls(
-            mean=round(statistics.fmean(means), 6) if means else None,
-            stderr=None if stderr is None else round(stderr, 6),
-            n=sum(map(len, known)),
-            per_seed=[round(statistics.fmean(values), 6) if values else None for values in scores],
-        )
+        return f"{100 * self.mean:.1f} ({100 * self.low:.1f}–{100 * self.high:.1f})"
 
 
 @final
@@ -74,6 +64,25 @@ class StageReport(BaseModel):
 
 
 @final
+class Outcome(BaseModel):
+    """What a strategy ended in on one seed.
+
+    Attributes:
+        seed: Which.
+        state: Prompts and weights; an adapter is ``blobs/DIGEST`` of the run directory.
+        modules: Module path → calls, tokens and failures of the test runs.
+        traces: The log of the test runs, ``blobs/DIGEST`` of the run directory (`lmpipe.tracelog`).
+        cost: Of its stages.
+    """
+
+    seed: int
+    state: ProgramState
+    modules: dict[str, ModuleCost]
+    traces: str | None
+    cost: dict[str, Any]
+
+
+@final
 class StrategyReport(BaseModel):
     """One row of the table."""
 
@@ -82,18 +91,37 @@ class StrategyReport(BaseModel):
     test: Score
     quality: dict[str, Quality] = {}
     stages: list[StageReport]
+    outcomes: list[Outcome]
     cost: dict[str, Any]
 
 
 @final
 class Comparison(BaseModel):
-    """A paired difference of test scores between two strategies, with its 95 % bootstrap interval."""
+    """A paired difference of test scores between two strategies.
+
+    Attributes:
+        strategy: The one.
+        baseline: The other, which is subtracted.
+        difference: Mean.
+        low: Where its 95 % bootstrap interval begins.
+        high: Where that ends.
+        p: Of a two-sided paired permutation test.
+        p_holm: The same, corrected for all tests of the run (Holm); none where the baseline is none of them.
+        wins: Pairs of seed and example in which the strategy scored higher.
+        losses: In which it scored lower.
+        ties: In which both scored the same.
+    """
 
     strategy: str
     baseline: str
     difference: float
     low: float
     high: float
+    p: float
+    p_holm: float | None = None
+    wins: int
+    losses: int
+    ties: int
 
 
 @final

@@ -6,13 +6,15 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.result import Result
+from lmpipe.result import Result
 
 
 def show(result: Result, console: Console) -> None:
-    """Prints the tables of a result, and its findings."""
+    """Prints the tables of a result, and its findings; they fit into 80 columns."""
     console.print(_scores(result))
     console.print(_costs(result))
+    if result.comparisons:
+        console.print(_comparisons(result))
     if any(row.quality for row in result.strategies):
         console.print(_quality(result))
     for finding in result.findings:
@@ -24,17 +26,11 @@ def show(result: Result, console: Console) -> None:
 
 def _scores(result: Result) -> Table:
     title = f"{result.task} on {result.lm}, seeds {', '.join(map(str, result.seeds))}"
-    table = _table(title, "strategy", "val", "test", "LM calls", "tokens", "trained", "seconds")
+    table = _table(title, "strategy", "val", "test", "LM calls", "seconds")
     for row in result.strategies:
         cost = row.cost
         table.add_row(
-            row.strategy,
-            row.val.percent,
-            row.test.percent,
-            f"{cost['lm_calls']:,}",
-            _thousands(cost["prompt_tokens"] + cost["completion_tokens"]),
-            _thousands(cost["training_tokens"]),
-            f"{cost['seconds']:,.0f}",
+            row.strategy, row.val.percent, row.test.percent, f"{cost['lm_calls']:,}", f"{cost['seconds']:,.0f}"
         )
     notes = [
         f"{row.strategy}: {stage.name} {stage.status}: {stage.reason}"
@@ -42,27 +38,40 @@ def _scores(result: Result) -> Table:
         for stage in row.stages
         if stage.reason
     ]
-    table.caption = "\n".join(["± is one standard error", *dict.fromkeys(notes)])
+    table.caption = "\n".join(["in brackets: 95 % bootstrap intervals over seeds and examples", *dict.fromkeys(notes)])
     return table
 
 
 def _costs(result: Result) -> Table:
-    """LM calls that were cached, unreadable or failed, runs kept to learn from, time, and peak memory.
+    """Tokens, LM calls that could not be read, runs kept to learn from, time, and peak memory.
 
     Together, stages that strategies share count once.
     """
-    table = _table("", "stages of", "cached", "unreadable", "failed", "kept of tried", "CPU s", "GiB")
-    rows = [*((row.strategy, row.cost) for row in result.strategies), ("all together", result.cost)]
-    for name, cost in rows:
+    table = _table("", "stages of", "tokens", "trained", "unreadable", "kept of tried", "CPU s", "GiB")
+    for name, cost in [*((row.strategy, row.cost) for row in result.strategies), ("all together", result.cost)]:
         table.add_row(
             name,
-            f"{cost['cached_calls']:,}",
+            _thousands(cost["prompt_tokens"] + cost["completion_tokens"]),
+            _thousands(cost["training_tokens"]),
             f"{cost['parse_errors']:,}",
-            f"{cost['engine_errors']:,}",
             f"{cost['traces_kept']:,} / {cost['traces_tried']:,}",
             f"{cost['cpu_seconds']:,.0f}",
             f"{cost['peak_memory'] / 2**30:.1f}",
         )
+    special = {"engine_errors": "could not be answered", "cached_calls": "were answered by the cache"}
+    notes = [f"{result.cost[name]:,} LM calls {what}" for name, what in special.items() if result.cost[name]]
+    table.caption = "; ".join(notes) or None
+    return table
+
+
+def _comparisons(result: Result) -> Table:
+    """Paired differences from the baselines, in points; those whose p is low are not chance."""
+    table = _table("", "strategy", "against", "points of difference", "wins", "losses", "p (Holm)")
+    for one in result.comparisons:
+        if one.p_holm is not None:
+            difference = f"{100 * one.difference:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+            p = "< 0.001" if one.p_holm < 0.001 else f"{one.p_holm:.3f}"
+            table.add_row(one.strategy, one.baseline, difference, f"{one.wins:,}", f"{one.losses:,}", p)
     return table
 
 

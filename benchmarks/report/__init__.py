@@ -1,0 +1,112 @@
+"""The report of a run: a page of tables, plots and traces, the same as Markdown, scores as CSV, and one plot alone.
+
+Knows nothing of how a run is made: all is read from its result, and from the traces in its directory.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from benchmarks.report.confusion import confusions
+from benchmarks.report.figures import themed
+from benchmarks.report.plots import PLOTS, draw
+from benchmarks.report.rows import (
+    arrows,
+    best_of,
+    csv_of,
+    efficiencies,
+    headline,
+    module_rows,
+    points,
+    stage_tree,
+    stages_of,
+)
+from benchmarks.report.stories import Logs, changes, endings, prompts
+from lmpipe.files import write_whole
+from lmpipe.result import Outcome, Result
+from lmpipe.tracelog import TraceRecord, read_log
+
+_HERE = Path(__file__).parent
+
+
+def write_report(result: Result, folder: Path, label: str | None = None, command: str = "") -> None:
+    """Writes ``report.html`` (which needs no other file), ``report.md``, ``results.csv`` and ``scores.svg``.
+
+    Args:
+        result: Of the run.
+        folder: The run directory, in whose ``blobs`` the traces of its test runs are.
+        label: The label of examples whose classes are told apart, if there is one.
+        command: What makes the run again, as it is typed.
+
+    Raises:
+        CorruptBlob: If traces that the result names are absent or damaged.
+        StoreError: If the files cannot be written.
+    """
+    drawn = {name: draw(name, result) for name in PLOTS}
+    values: dict[str, Any] = {
+        "result": result,
+        "command": command,
+        "best": best_of(result),
+        "headline": headline(result),
+        "tree": stage_tree(result),
+        "stages": stages_of(result),
+        "efficiencies": efficiencies(result),
+        "modules": module_rows(result),
+    }
+    markdown = _environment(escape=False).get_template("report.md.jinja").render(values)
+    page = (
+        _environment(escape=True)
+        .get_template("report.html.jinja")
+        .render(
+            values | _of_traces(result, _logs(folder), label),
+            plots={name: themed(svg, name) for name, svg in drawn.items() if svg is not None},
+        )
+    )
+    write_whole(folder / "report.html", page.encode())
+    write_whole(folder / "report.md", markdown.encode())
+    write_whole(folder / "results.csv", csv_of(result).encode())
+    write_whole(folder / "scores.svg", (drawn["scores"] or "").encode())
+
+
+def _of_traces(result: Result, logs: Logs, label: str | None) -> dict[str, Any]:
+    return {
+        "endings": endings(result, logs),
+        "confusions": confusions(result, logs, label),
+        "prompts": prompts(result, logs),
+        "changes": changes(result, logs),
+    }
+
+
+def _logs(folder: Path) -> Logs:
+    """Reads the test runs of an outcome; the last few stay in memory."""
+
+    @lru_cache(maxsize=4)
+    def read(blob: str) -> list[TraceRecord]:
+        return read_log(folder / "blobs" / blob)
+
+    def of(outcome: Outcome) -> list[TraceRecord]:
+        return [] if outcome.traces is None else read(outcome.traces)
+
+    return of
+
+
+def _environment(*, escape: bool) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=escape,  # noqa: S701 Markdown has other rules; the filter `cell` keeps tables whole
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"count": "{:,.0f}".format, "arrows": arrows, "points": points, "cell": _cell}
+    return environment
+
+
+def _cell(text: object) -> str:
+    """Text that stays in its cell of a Markdown table."""
+    return " ".join(str(text).split()).replace("|", "\\|")

@@ -1,0 +1,236 @@
+"""What the tables of a report show: figures of strategies and stages, as text.
+
+Knows nothing of pages or plots.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+from lmpipe.ledger import ModuleCost
+from lmpipe.result import Comparison, Result, Score, StageReport, StrategyReport
+
+VANILLA = "vanilla"
+_COSTS = (
+    "lm_calls",
+    "cached_calls",
+    "prompt_tokens",
+    "completion_tokens",
+    "training_tokens",
+    "parse_errors",
+    "engine_errors",
+    "retrievals",
+    "traces_tried",
+    "traces_kept",
+    "seconds",
+    "cpu_seconds",
+    "peak_memory",
+)
+
+
+def arrows(strategy: str) -> str:
+    """A strategy as it is shown."""
+    return strategy.replace("->", "→")
+
+
+def points(found: Comparison, per: float = 1, digits: int = 1) -> str:
+    """A difference and its interval, in points.
+
+    Args:
+        found: The difference.
+        per: What it is divided by.
+        digits: Behind the point.
+    """
+    mean, low, high = (f"{100 * value / per:+,.{digits}f}" for value in (found.difference, found.low, found.high))
+    return f"{mean} ({low} to {high})"
+
+
+@final
+@dataclass(frozen=True)
+class Node:
+    """A stage where it stands in the tree of all strategies.
+
+    Args:
+        path: Names of the stages up to and with it; empty for the program as it is written.
+        stage: What came of it; none for the program as it is written.
+        val: Its validation score, if it is known.
+        calls: LM calls of this stage, of all seeds; none if they are not known.
+        children: The stages that follow it.
+    """
+
+    path: tuple[str, ...]
+    stage: StageReport | None
+    val: Score | None
+    calls: int | None
+    children: tuple[Node, ...]
+
+
+def stages_of(result: Result) -> dict[tuple[str, ...], StageReport]:
+    """Every stage once, by the names up to it."""
+    found: dict[tuple[str, ...], StageReport] = {}
+    for row in result.strategies:
+        names = tuple(stage.name for stage in row.stages)
+        for number, stage in enumerate(row.stages, 1):
+            found.setdefault(names[:number], stage)
+    return found
+
+
+def start_of(result: Result) -> StrategyReport | None:
+    """The strategy of no stage, if it was run."""
+    return next((row for row in result.strategies if not row.stages), None)
+
+
+def stage_tree(result: Result) -> Node:
+    """All stages, from the program as it is written; strategies that begin alike share them."""
+    stages, start = stages_of(result), start_of(result)
+
+    def below(path: tuple[str, ...]) -> tuple[Node, ...]:
+        return tuple(
+            Node(own, stage, stage.val, stage.cost["lm_calls"], below(own))
+            for own, stage in stages.items()
+            if own[:-1] == path
+        )
+
+    val, calls = (None, None) if start is None else (start.val, start.cost["lm_calls"])
+    return Node((), None, val, calls, below(()))
+
+
+def difference(result: Result, strategy: str, baseline: str) -> Comparison | None:
+    """How a strategy compares with another, whichever of them was run first."""
+    for one in result.comparisons:
+        if (one.strategy, one.baseline) == (strategy, baseline):
+            return one
+        if (one.strategy, one.baseline) == (baseline, strategy):
+            turned = {"strategy": strategy, "baseline": baseline, "difference": -one.difference}
+            ends = {"low": -one.high, "high": -one.low, "wins": one.losses, "losses": one.wins}
+            return one.model_copy(update=turned | ends)
+    return None
+
+
+@final
+@dataclass(frozen=True)
+class Efficiency:
+    """What a strategy gained over vanilla, and for how much; "—" where there is no difference to speak of.
+
+    Args:
+        strategy: Which.
+        gain: Difference of the test scores, points.
+        calls: LM calls per seed.
+        per_1000_calls: Points gained per 1000 LM calls.
+        per_minute: Points gained per minute.
+    """
+
+    strategy: str
+    gain: str
+    calls: str
+    per_1000_calls: str
+    per_minute: str
+
+
+def efficiencies(result: Result) -> list[Efficiency]:
+    """Of every strategy; costs are those of one seed on average, as gains are."""
+    return [_efficiency(result, row) for row in result.strategies]
+
+
+def _efficiency(result: Result, row: StrategyReport) -> Efficiency:
+    found = difference(result, row.strategy, VANILLA)
+    calls, minutes = (cost / len(result.seeds) for cost in (row.cost["lm_calls"], row.cost["seconds"] / 60))
+
+    def per(amount: float) -> str:
+        return "—" if found is None or amount <= 0 else points(found, amount, digits=2)
+
+    gain = "—" if found is None else points(found)
+    return Efficiency(row.strategy, gain, f"{calls:,.0f}", per(calls / 1000), per(minutes))
+
+
+@final
+@dataclass(frozen=True)
+class ModuleRow:
+    """The calls of one module in the test runs of a strategy, of all seeds.
+
+    Args:
+        strategy: Which.
+        path: Of the module.
+        cost: Their sum; there is at least one.
+    """
+
+    strategy: str
+    path: str
+    cost: ModuleCost
+
+    @property
+    def unreadable(self) -> str:
+        """Share of the calls whose completion could not be read."""
+        return f"{100 * self.cost.parse_errors / self.cost.calls:.1f} %"
+
+    @property
+    def length(self) -> str:
+        """Mean tokens of a completion."""
+        return f"{self.cost.completion_tokens / self.cost.calls:.1f}"
+
+
+def module_rows(result: Result) -> list[ModuleRow]:
+    """Of every strategy and every module that called an LM."""
+    rows: list[ModuleRow] = []
+    for row in result.strategies:
+        costs = [outcome.modules for outcome in row.outcomes]
+        for path in sorted({path for own in costs for path in own}):
+            cost = ModuleCost.total(own[path] for own in costs if path in own)
+            rows += [ModuleRow(row.strategy, path, cost)] if cost.calls else []
+    return rows
+
+
+def best_of(result: Result) -> StrategyReport | None:
+    """The strategy with the highest test score, the first of several; none if none has one."""
+    scored = [row for row in result.strategies if row.test.mean is not None]
+    return max(scored, key=lambda row: row.test.mean or 0.0, default=None)
+
+
+def headline(result: Result) -> str:
+    """The result in a sentence or two."""
+    best = best_of(result)
+    if best is None:
+        return "No strategy had anything to learn from."
+    text = f"“{arrows(best.strategy)}” scores best on the test examples: {best.test.percent} percent."
+    found = difference(result, best.strategy, VANILLA)
+    if found is None:
+        return text
+    verdict = f"{points(found)} points against the program without any learning, p = {_chance(found)}"
+    return f"{text} That is {verdict}."
+
+
+def _chance(found: Comparison) -> str:
+    return f"{found.p:.4f}" if found.p_holm is None else f"{found.p_holm:.4f} corrected for all tests"
+
+
+def csv_of(result: Result) -> str:
+    """A line for every strategy and seed: its scores, what was measured besides, and what its stages cost.
+
+    Scores are in [0, 1], and empty where there was nothing to learn from.
+    """
+    measures = list(dict.fromkeys(name for row in result.strategies for name in row.quality))
+    text = io.StringIO()
+    named = ["task", "lm", "strategy", "seed", "val", "test"]
+    writer = csv.DictWriter(text, [*named, *measures, *_COSTS], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_lines(result))
+    return text.getvalue()
+
+
+def _lines(result: Result) -> Iterator[dict[str, Any]]:
+    for row in result.strategies:
+        for number, outcome in enumerate(row.outcomes):
+            yield {
+                "task": result.task,
+                "lm": result.lm,
+                "strategy": row.strategy,
+                "seed": outcome.seed,
+                "val": row.val.per_seed[number],
+                "test": row.test.per_seed[number],
+                **{name: found.all.per_seed[number] for name, found in row.quality.items()},
+                **{name: outcome.cost[name] for name in _COSTS},
+            }

@@ -1,0 +1,185 @@
+"""``lmpipe show``, ``trace``, ``prompt``, ``export`` and ``diff``: looking into a finished run."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from lmpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lmpipe.finished import FinishedRun
+    from lmpipe.result import Outcome
+    from lmpipe.tracelog import StepRecord, TraceRecord
+
+console = Console(soft_wrap=True, highlight=False)
+_COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green"}
+
+Run = Annotated[Path, typer.Argument(help="Run directory of a benchmark.")]
+Strategy = Annotated[str | None, typer.Option(help="By default the one with the best validation score.")]
+Seed = Annotated[int | None, typer.Option(help="By default the first.")]
+Module = Annotated[str | None, typer.Option(help="Path of a module; by default all.")]
+
+
+def show(run: Run) -> None:
+    """Shows the scores of all strategies with their intervals, what they cost, and what is to be known."""
+    from lmpipe.commands.tables import show as show_tables
+    from lmpipe.finished import open_run
+
+    show_tables(open_run(run).result, Console())
+
+
+def trace(
+    run: Run,
+    strategy: Strategy = None,
+    seed: Seed = None,
+    example: Annotated[str | None, typer.Option(help="Id of an example.")] = None,
+    module: Module = None,
+    errors: Annotated[bool, typer.Option("--errors", help="Only runs that failed, and their failed steps.")] = False,
+    limit: Annotated[int, typer.Option(help="Most runs to show.")] = 5,
+) -> None:
+    """Shows test runs step by step: the messages as sent, the completion, what was read of it, and the score."""
+    from lmpipe.finished import open_run
+
+    opened = open_run(run)
+    outcome, name = _chosen(opened, strategy, seed)
+    found = [
+        record
+        for record in opened.traces(outcome)
+        if example in (None, record.example) and (record.failure or not errors)
+    ]
+    if not found:
+        raise ConfigError(f"{run} has no such run of {name!r}, seed {outcome.seed}")
+    console.print(f"[bold]{escape(name)}[/], seed {outcome.seed}: {min(limit, len(found))} of {len(found)} runs")
+    for record in found[:limit]:
+        _show_trace(record, module, errors)
+
+
+def prompt(run: Run, strategy: Strategy = None, seed: Seed = None, module: Module = None) -> None:
+    """Shows the prompts that a strategy ended in, as they are sent: instruction, reply form, demonstrations."""
+    from lmpipe.finished import open_run
+
+    opened = open_run(run)
+    outcome, name = _chosen(opened, strategy, seed)
+    console.print(f"[bold]{escape(name)}[/], seed {outcome.seed}")
+    for path, messages in _prompts(opened, outcome).items():
+        if module in (None, path):
+            console.rule(escape(path))
+            _show_messages(messages)
+
+
+def export(
+    run: Run,
+    folder: Annotated[Path, typer.Argument(help="To be made.")],
+    strategy: Strategy = None,
+    seed: Seed = None,
+) -> None:
+    """Writes a folder with the state, the adapters in PEFT's format, which transformers and vLLM load, and a card."""
+    from lmpipe.export import export as write
+    from lmpipe.finished import open_run
+
+    opened = open_run(run)
+    outcome, name = _chosen(opened, strategy, seed)
+    write(opened, outcome, opened.strategy(name), folder)
+    console.print(f"written: {escape(', '.join(sorted(path.name for path in folder.iterdir())))} in {folder}")
+
+
+def diff(
+    run_a: Annotated[Path, typer.Argument(help="Run directory.")],
+    run_b: Annotated[Path, typer.Argument(help="Another one.")],
+    strategy: Annotated[str | None, typer.Option(help="Whose prompts to compare; by default those of all.")] = None,
+) -> None:
+    """Shows in what two runs differ: settings, versions, scores, and prompts of the first seed that both have."""
+    from lmpipe.finished import open_run
+
+    first, second = open_run(run_a), open_run(run_b)
+    _show_difference("settings", _lines(first.result.config), _lines(second.result.config))
+    _show_difference("versions", _lines(first.result.versions), _lines(second.result.versions))
+    _show_difference("test scores", _scores(first), _scores(second))
+    both = [row.strategy for row in first.result.strategies if row.strategy in dict(_rows(second))]
+    seeds = [seed for seed in first.result.seeds if seed in second.result.seeds]
+    for name in [strategy] if strategy else both:
+        for seed in seeds[:1]:
+            sides = [_prompts(one, one.outcome(name, seed)) for one in (first, second)]
+            _show_difference(f"prompts of {name}, seed {seed}", *map(_lines_of, sides))
+
+
+def _chosen(run: FinishedRun, strategy: str | None, seed: int | None) -> tuple[Outcome, str]:
+    name = run.strategy(strategy).strategy
+    return run.outcome(name, seed), name
+
+
+def _rows(run: FinishedRun) -> list[tuple[str, str]]:
+    return [(row.strategy, row.test.percent) for row in run.result.strategies]
+
+
+def _prompts(run: FinishedRun, outcome: Outcome) -> dict[str, list[tuple[str, str]]]:
+    """Module path → the messages that come before the one with the inputs."""
+    from lmpipe.finished import first_calls
+
+    return {path: list(call.messages[:-1]) for path, call in first_calls(run.traces(outcome)).items()}
+
+
+def _lines(values: object) -> list[str]:
+    return json.dumps(values, indent=2, ensure_ascii=False, sort_keys=True).splitlines()
+
+
+def _scores(run: FinishedRun) -> list[str]:
+    return [f"{name}: {score}" for name, score in _rows(run)]
+
+
+def _lines_of(prompts: dict[str, list[tuple[str, str]]]) -> list[str]:
+    return [
+        line
+        for path, messages in prompts.items()
+        for role, content in messages
+        for line in (f"{path}, {role}:", *content.splitlines())
+    ]
+
+
+def _show_difference(what: str, first: list[str], second: list[str]) -> None:
+    changed = list(difflib.unified_diff(first, second, lineterm="", n=2))[2:]
+    console.rule(escape(what) + ("" if changed else ": the same"))
+    for line in changed:
+        colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[0], "dim")
+        console.print(f"[{colour}]{escape(line)}[/]")
+
+
+def _show_trace(record: TraceRecord, module: str | None, errors: bool) -> None:
+    console.rule(f"example {escape(record.example)}, score {record.score:g}")
+    for name, value in [*record.inputs.items(), *((f"right {name}", value) for name, value in record.labels.items())]:
+        console.print(f"[bold]{escape(name)}[/]: {escape(str(value))}")
+    for step in record.steps:
+        if module in (None, step.path) and (step.error or not errors):
+            _show_step(step)
+    console.print(f"[bold]prediction[/]: {escape(str(record.prediction))}")
+    if record.failure:
+        console.print(f"[bold red]failed ({record.failure})[/]: {escape(record.error or '')}")
+    if record.feedback:
+        console.print(f"[bold]feedback[/]: {escape(record.feedback)}")
+
+
+def _show_step(step: StepRecord) -> None:
+    console.print(f"\n[bold yellow]{escape(step.path)}[/], call {step.index}")
+    if step.kind == "retrieval":
+        console.print(f"  query: {escape(str(step.inputs['query']))}")
+        found = step.outputs or {"passages": [], "scores": []}
+        for text, score in zip(found["passages"], found["scores"], strict=True):
+            console.print(f"  {score:8.2f}  {escape(str(text))}")
+    else:
+        _show_messages(step.messages)
+        console.print(f"[bold green]completion[/] ({step.completion_tokens} tokens)\n{escape(step.text or '')}")
+        console.print(f"[bold]read as[/]: {escape(str(step.outputs))}")
+    if step.error:
+        console.print(f"[bold red]error[/]: {escape(step.error)}")
+
+
+def _show_messages(messages: list[tuple[str, str]] | tuple[tuple[str, str], ...]) -> None:
+    for role, content in messages:
+        console.print(f"[bold {_COLOURS.get(role, 'white')}]{escape(role)}[/]\n{escape(content)}")

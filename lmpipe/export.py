@@ -1,0 +1,66 @@
+"""A folder to give to others: the state a strategy ended in, its adapters in PEFT's format, and a model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jinja2
+
+from lmpipe.errors import ConfigError
+from lmpipe.files import write_whole, writing
+from lmpipe.finished import FinishedRun, first_calls
+from lmpipe.result import Outcome, StrategyReport
+
+_CARD = "model_card.md.jinja"
+
+
+def export(run: FinishedRun, outcome: Outcome, row: StrategyReport, target: Path) -> None:
+    """Writes ``state.json``, a folder for each adapter and ``README.md``.
+
+    Args:
+        run: Where it comes from.
+        outcome: The seed.
+        row: The strategy.
+        target: The folder; it must not be there yet.
+
+    Raises:
+        ConfigError: If the folder is there.
+        CorruptBlob: If an adapter is absent or damaged.
+    """
+    if target.exists():
+        raise ConfigError(f"{target} is there already; name another folder")
+    with writing(target):
+        target.mkdir(parents=True)
+    adapters = _adapters(outcome)
+    for name, digest in adapters.items():
+        run.copy_adapter(digest, target / name)
+    state = json.dumps(outcome.state.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    write_whole(target / "state.json", (state + "\n").encode())
+    write_whole(target / "README.md", _card(run, outcome, row, adapters).encode())
+
+
+def _adapters(outcome: Outcome) -> dict[str, str]:
+    """Folder → digest: ``adapter`` if there is one, and one for each role and module if there are several."""
+    tuned = {key: weights.adapter for key, weights in outcome.state.weights.items() if weights.adapter}
+    if len(tuned) == 1:
+        return {"adapter": next(iter(tuned.values()))}
+    return {"adapter-" + key.replace("/", "-"): digest for key, digest in tuned.items()}
+
+
+def _card(run: FinishedRun, outcome: Outcome, row: StrategyReport, adapters: dict[str, str]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=jinja2.select_autoescape(),
+    )
+    return environment.get_template(_CARD).render(
+        result=run.result,
+        row=row,
+        seed=outcome.seed,
+        score=row.test.per_seed[run.result.seeds.index(outcome.seed)],
+        adapters=adapters,
+        calls=first_calls(run.traces(outcome)),
+        fence="````",
+    )

@@ -1,0 +1,108 @@
+"""A finished run, to look into: its result, and what lies in its directory.
+
+Reads only, so it may be used while the run goes on. Knows nothing of terminals.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from pydantic import ValidationError
+
+from lmpipe.errors import ConfigError, CorruptBlob, StoreError
+from lmpipe.files import writing
+from lmpipe.hashing import content_digest
+from lmpipe.result import Outcome, Result, StrategyReport
+from lmpipe.tracelog import StepRecord, TraceRecord, read_log
+
+
+@final
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run directory holds.
+
+    Attributes:
+        folder: The directory.
+        result: Its ``result.json``.
+    """
+
+    folder: Path
+    result: Result
+
+    def strategy(self, name: str | None = None) -> StrategyReport:
+        """A row of the table; by default the one with the best validation score.
+
+        Raises:
+            ConfigError: If there is no such row.
+        """
+        rows = self.result.strategies
+        if name is None:
+            return max(rows, key=lambda row: -1.0 if row.val.mean is None else row.val.mean)
+        found = [row for row in rows if row.strategy == name]
+        if not found:
+            raise ConfigError(f"{self.folder} has no strategy {name!r}; it has {', '.join(r.strategy for r in rows)}")
+        return found[0]
+
+    def outcome(self, strategy: str | None = None, seed: int | None = None) -> Outcome:
+        """What a strategy ended in on a seed; by default on the first.
+
+        Raises:
+            ConfigError: If there is no such strategy or seed.
+        """
+        outcomes = self.strategy(strategy).outcomes
+        found = [one for one in outcomes if seed in (None, one.seed)]
+        if not found:
+            raise ConfigError(f"{self.folder} has no seed {seed}; it has {', '.join(str(o.seed) for o in outcomes)}")
+        return found[0]
+
+    def traces(self, outcome: Outcome) -> list[TraceRecord]:
+        """The test runs of an outcome, in the order of example ids.
+
+        Raises:
+            CorruptBlob: If they are absent or damaged.
+        """
+        return [] if outcome.traces is None else read_log(self.folder / "blobs" / outcome.traces)
+
+    def copy_adapter(self, adapter: str, target: Path) -> None:
+        """Copies tuned weights.
+
+        Raises:
+            CorruptBlob: If they are absent or damaged.
+            StoreError: If the target is there already or cannot be written.
+        """
+        source = self.folder / "blobs" / adapter
+        if not source.is_dir() or content_digest(source) != adapter:
+            raise CorruptBlob(f"{source} is absent or damaged; run the stage again")
+        if target.exists():
+            raise StoreError(f"{target} is there already; name another folder")
+        with writing(target):
+            shutil.copytree(source, target)
+
+
+def open_run(folder: Path) -> FinishedRun:
+    """Reads a run directory.
+
+    Raises:
+        ConfigError: If it holds no result of this version.
+    """
+    path = folder / "result.json"
+    if not path.is_file():
+        raise ConfigError(f"{folder} has no result.json; a benchmark writes it when all its strategies are through")
+    try:
+        return FinishedRun(folder, Result.model_validate_json(path.read_bytes()))
+    except ValidationError as error:
+        raise ConfigError(f"{path} is of another version: {error.errors()[0]['msg']}; run it again") from error
+
+
+def first_calls(traces: Iterable[TraceRecord]) -> dict[str, StepRecord]:
+    """Module path → its first LM call: what of its messages comes before the last is its prompt."""
+    calls: dict[str, StepRecord] = {}
+    for trace in traces:
+        for step in trace.steps:
+            if step.kind == "lm":
+                calls.setdefault(step.path, step)
+    return calls

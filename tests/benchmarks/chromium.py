@@ -1,0 +1,82 @@
+"""Pages in a headless Chromium: what the browser says of one at the width of a phone or of a desk."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--hide-scrollbars",  # which would take their share of the width
+    "--enable-logging=stderr",
+    "--v=0",
+)
+
+_PROBE = """
+const frame = document.getElementById("page");
+frame.addEventListener("load", () => {
+  const page = frame.contentDocument, all = selector => [...page.querySelectorAll(selector)];
+  const box = part => { const size = part.getBoundingClientRect(); return [size.width, size.height]; };
+  const width = () => page.documentElement.scrollWidth;
+  const found = {
+    folded: width(),
+    ids: all("[id]").map(part => part.id),
+    plots: Object.fromEntries(all("figure").map(part => [part.id, box(part.querySelector("svg"))])),
+    tables: all("table").map(part => part.rows.length),
+  };
+  all("details").forEach(part => { part.open = true; });
+  found.open = width();
+  document.getElementById("found").textContent = JSON.stringify(found);
+});
+"""
+
+
+def look(page: Path, width: int, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Opens a page in a frame of some width.
+
+    Args:
+        page: An HTML file that needs no other.
+        width: Pixels.
+        folder: An empty one, for what the browser writes.
+
+    Returns:
+        The width that the page takes with its details folded (``folded``) and ``open``, its ``ids``, plot → width and
+        height, and the number of rows of each table; and what was written to the console.
+    """
+    text = json.dumps(page.read_text()).replace("</", "<\\/")  # which would end the script
+    framed = (
+        '<!doctype html><pre id="found"></pre>'
+        f'<iframe id="page" style="width: {width}px; height: 800px; border: 0"></iframe>'
+        f"<script>{_PROBE}\nframe.srcdoc = {text};</script>"
+    )
+    (folder / "framed.html").write_text(framed)
+    run = subprocess.run(
+        [
+            CHROMIUM or "",
+            *_FLAGS,
+            f"--user-data-dir={folder / 'profile'}",
+            "--dump-dom",
+            f"file://{folder}/framed.html",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    found = re.search(r'<pre id="found">(.*?)</pre>', run.stdout, re.DOTALL)
+    console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+    return json.loads(html.unescape(found[1])) if found and found[1] else {}, console

@@ -1,0 +1,92 @@
+"""The command line of the benchmarks: what is read, and what it says it would do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.config import read_config
+from benchmarks.iris import IrisTask
+from benchmarks.rehearsal import StageCost, rehearse
+from benchmarks.settings import Settings, as_toml, settings_for, settings_of_paper
+from lmpipe.errors import ConfigError
+
+
+def said(*options: str, task: str = "iris") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{task}", *options], capture_output=True, text=True, check=False
+    )
+
+
+def plan(**changes: int) -> dict[str, StageCost]:
+    settings = settings_of_paper("iris").changed({"num_train_scored": 0, **changes})
+    strategies = ["vanilla", "p", "w", "p -> w", "p -> w -> p"]
+    return {stage.name: stage for stage in rehearse(IrisTask(), settings, strategies, [0, 1])}
+
+
+def test_a_dry_run_counts_what_each_stage_would_call() -> None:
+    """Two seeds; the 50 validation flowers are scored after every stage."""
+    found = plan()
+    assert found["vanilla"].cost.lm_calls == 2 * 50
+    assert found["p"].cost.lm_calls >= 2 * (9 * 35 + 50)  # nine candidates on 35 flowers
+    assert found["w"].cost.lm_calls == 2 * (50 + 50)  # a run of each training flower
+    assert found["w"].cost.training_tokens > 0
+    assert found["test"].cost.lm_calls == 2 * 5 * 50
+    assert plan(rollouts_per_example=3)["w"].cost.lm_calls == 2 * (3 * 50 + 50)
+
+
+def test_a_dry_run_needs_no_lm_and_no_run_directory(tmp_path: Path) -> None:
+    done = said("--dry-run", "--all-strategies", "--lm", "hf:no/such-lm", "--data", str(tmp_path))
+    assert "iris takes no --data" in done.stdout
+    done = said("--dry-run", "--all-strategies", "--lm", "hf:no/such-lm")
+    rows = re.findall(r"^ *((?:p|w)(?: -> \w)*|vanilla|test|together) +[\d,]+", done.stdout, re.MULTILINE)
+    assert rows == ["p", "w", "p -> p", "w -> w", "p -> w", "w -> p", "p -> w -> p", "vanilla", "test", "together"]
+
+
+def test_the_settings_of_the_paper_are_a_file_that_can_be_used(tmp_path: Path) -> None:
+    file = tmp_path / "paper.toml"
+    file.write_text(said("--paper", task="gsm8k").stdout)
+    assert settings_for("gsm8k", "embedded").changed(read_config(file).settings) == Settings(test=1319)
+
+
+def test_a_file_gives_options_and_settings_and_the_command_line_overrides_them(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'seeds = "0,1,2"\nstrategy = ["p", "w"]\ndry-run = true\n'
+        "[settings]\nnum_train_scored = 0\nrollouts_per_example = 2\nmax_rollouts_per_example = 2\nvary_demos = false\n"
+    )
+    calls = re.findall(r"^ *w +[\d,]+ +([\d,]+)", said("--config", str(file)).stdout, re.MULTILINE)
+    assert calls == ["450"]  # three seeds, two runs of 50 training flowers, 50 validation flowers
+    overridden = said("--config", str(file), "--seeds", "0", "--rollouts-per-example", "1").stdout
+    (fewer,) = re.findall(r"^ *w +[\d,]+ +([\d,]+)", overridden, re.MULTILINE)
+    assert 100 < int(fewer) < 150  # those that do not succeed run again
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seed = 1", "there is no option 'seed'"),
+        ("seeds = ", "cannot be read"),
+        ("dry_run = true\n[settings]\nnum_trian = 3", "num_trian"),
+        ("dry_run = true\n[settings.tuning]\nranks = 3", "ranks"),
+        ("dry_run = true\n[settings.tuning]\nrank = -3", "rank"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_with_what_is_wrong(text: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    done = said("--config", str(file))
+    assert done.returncode == 1
+    assert "ConfigError" in done.stdout
+    assert told in " ".join(done.stdout.split())
+
+
+def test_settings_survive_the_file() -> None:
+    settings = settings_for("hotpotqa", "embedded")
+    assert 'max_seconds = "none"' in as_toml(settings)
+    with pytest.raises(ConfigError, match="max_tokens"):
+        settings.changed({"max_tokens": "many"})

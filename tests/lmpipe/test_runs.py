@@ -1,0 +1,150 @@
+"""Looking into a finished run: ``lmpipe show``, ``trace``, ``prompt``, ``export`` and ``diff``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from benchmarks.execute import execute
+from benchmarks.models import Models
+from benchmarks.task import Task
+from lmpipe import Example, Metric, Module, Prediction, ProgramState
+from lmpipe.commands import app
+from lmpipe.errors import ConfigError, CorruptBlob
+from lmpipe.finished import open_run
+from programs import Iris
+
+SPECIES = ("setosa", "versicolor", "virginica")
+SIZES = {"petal_length": 1.4, "petal_width": 0.2, "sepal_length": 5.1, "sepal_width": 3.5}
+
+
+def easy(example: Example, prediction: Prediction) -> float:
+    """Half of the flowers are right whatever is answered, so that there is something to learn from."""
+    return float(example.inputs["petal_length"] % 2 < 1)
+
+
+@final
+@dataclass(frozen=True)
+class Flowers(Task):
+    name: str = "flowers"
+
+    def examples(self) -> Sequence[Example]:
+        return [
+            Example({**SIZES, "petal_length": n + 0.5}, {"answer": SPECIES[n % 3]}, id=f"f{n:02}") for n in range(24)
+        ]
+
+    def program(self) -> Module:
+        return Iris()
+
+    def metric(self) -> Metric:
+        return easy
+
+
+def made(out: Path, folder: Path, **changes: object) -> Path:
+    sizes = {"train": 6, "val": 4, "test": 4, "num_train": 6, "num_val": 4, "max_tokens": 40, "structured": True}
+    execute(Flowers(), Models(f"hf:{folder}"), ["vanilla", "p -> w"], [3, 4], out, {**sizes, **changes})
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("runs") / "first", tiny_folder)
+
+
+def said(*arguments: str | Path) -> str:
+    done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout
+
+
+def test_the_table_is_the_one_of_the_benchmark(run: Path) -> None:
+    table = said("show", run)
+    for row in open_run(run).result.strategies:
+        assert row.strategy in table
+        assert row.test.percent in table
+
+
+def test_a_trace_shows_what_was_sent_answered_and_read(run: Path) -> None:
+    opened = open_run(run)
+    outcome = opened.outcome("p -> w", seed=4)
+    record = opened.traces(outcome)[0]
+    step = record.steps[0]
+    assert step.text
+    shown = said("trace", run, "--strategy", "p -> w", "--seed", "4", "--example", record.example)
+    for part in (*(content for _, content in step.messages), step.text, f"score {record.score:g}", step.path):
+        assert part in shown
+    assert shown.count("example f") == 1
+    assert "completion" not in said("trace", run, "--module", "no.such")
+
+
+def test_failed_runs_alone_are_shown_where_that_is_asked_for(tiny_folder: Path, tmp_path: Path) -> None:
+    free = made(tmp_path / "free", tiny_folder, structured=False)
+    shown = said("trace", free, "--strategy", "vanilla", "--errors", "--limit", "2")
+    assert shown.count("failed (parse)") == 2
+    assert shown.count("error: field 'answer'") == 2
+
+
+def test_prompts_are_shown_as_they_are_sent(run: Path) -> None:
+    outcome = open_run(run).outcome("p -> w", seed=3)
+    (prompt,) = outcome.state.prompts.values()
+    shown = said("prompt", run, "--strategy", "p -> w", "--seed", "3")
+    assert prompt.instructions in shown
+    assert shown.count("assistant\n") == len(prompt.demos)
+
+
+def test_what_is_exported_is_loaded_by_peft_and_gives_the_same_state(
+    run: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    said("export", run, out, "--strategy", "p -> w", "--seed", "4")
+    state = ProgramState.model_validate_json((out / "state.json").read_text())
+    assert state == open_run(run).outcome("p -> w", seed=4).state
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), out / "adapter")
+    tokens = torch.arange(5)[None]
+    with torch.no_grad(), tuned.disable_adapter():
+        before = tuned(tokens).logits
+    with torch.no_grad():
+        assert not torch.equal(tuned(tokens).logits, before)
+    card = (out / "README.md").read_text()
+    assert next(iter(state.prompts.values())).instructions in card
+    assert open_run(run).strategy("p -> w").test.percent in card
+    with pytest.raises(ConfigError, match="there already"):
+        said("export", run, out)
+
+
+def test_a_difference_shows_settings_scores_and_prompts(run: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    other = made(tmp_path / "other", tiny_folder, max_tokens=41)
+    shown = said("diff", run, other, "--strategy", "vanilla")
+    assert '-  "max_tokens": 40' in shown
+    assert '+  "max_tokens": 41' in shown
+    assert "versions: the same" in shown
+    assert "prompts of vanilla, seed 3: the same" in shown
+
+
+def test_damage_and_what_is_not_there_are_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no result\.json"):
+        said("show", tmp_path)
+    with pytest.raises(ConfigError, match=r"no strategy 'w'; it has vanilla, p -> w"):
+        said("trace", run, "--strategy", "w")
+    with pytest.raises(ConfigError, match="no seed 9; it has 3, 4"):
+        said("prompt", run, "--seed", "9")
+    copy = shutil.copytree(run, tmp_path / "copy")
+    outcome = open_run(copy).outcome("vanilla")
+    log = copy / "blobs" / str(outcome.traces)
+    log.write_bytes(log.read_bytes()[:-5])
+    with pytest.raises(CorruptBlob, match=str(outcome.traces)):
+        said("trace", copy, "--strategy", "vanilla")
+    result = json.loads((copy / "result.json").read_text())
+    (copy / "result.json").write_text(json.dumps({**result, "strategies": [{}]}))
+    with pytest.raises(ConfigError, match="of another version"):
+        said("show", copy)
