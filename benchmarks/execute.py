@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -73,11 +74,20 @@ def execute(
     try:
         run_all = _run_here if cluster is None else partial(_run_on, cluster)
         result = run_all(work, store, callbacks, console)
+        write_whole(out / "splits.json", _splits(work).encode())
         write_whole(out / "result.json", (result.model_dump_json(indent=2) + "\n").encode())
         write_report(result, out, task.label, command)
     finally:
         store.close()
     return result
+
+
+def _splits(work: Work) -> str:
+    """Ids of the examples of each part, by seed, as JSON."""
+    sizes = (work.settings.train, work.settings.val, work.settings.test)
+    parts = {seed: work.task.split(*sizes, seed).parts for seed in work.seeds}
+    ids = {seed: {name: [one.id for one in part] for name, part in own.items()} for seed, own in parts.items()}
+    return json.dumps(ids, indent=1) + "\n"
 
 
 def _run_here(work: Work, store: RunStore, callbacks: tuple[Callback, ...], console: Console) -> Result:

@@ -6,6 +6,7 @@ Knows nothing of optimizers, command lines or reports.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
@@ -13,6 +14,7 @@ from typing import final
 from lmpipe import Example, Metric, Module
 from lmpipe.errors import ConfigError
 from lmpipe.evaluate import Measure
+from lmpipe.hashing import digest
 from lmpipe.splits import shuffled
 
 
@@ -24,6 +26,11 @@ class Split:
     train: tuple[Example, ...]
     val: tuple[Example, ...]
     test: tuple[Example, ...]
+
+    @property
+    def parts(self) -> dict[str, tuple[Example, ...]]:
+        """Each by its name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,10 @@ class Task(ABC):
 
     @final
     def split(self, train: int, val: int, test: int, seed: int) -> Split:
-        """Shuffled, stratified and disjoint by id; an example that two parts of the data have stays in the later one.
+        """Shuffled, stratified, and disjoint by content.
+
+        Of examples that the data hold several times, all are in one part; where the data have parts of their own, one
+        that several of them have, by its id, stays in the last of these.
 
         Raises:
             ConfigError: If there are too few different examples.
@@ -70,7 +80,7 @@ class Task(ABC):
         found = self.examples()
         if not isinstance(found, Split):
             order = self._draw(self.name, found, train + val + test, seed)
-            return Split(order[:train], order[train : train + val], order[train + val :])
+            return Split(*_united([order[:train], order[train : train + val], order[train + val :]], self.label))
         later = {example.id for example in found.test}
         drawn = self._draw(f"{self.name}, test part,", found.test, test, seed)
         chosen = self._draw(f"{self.name}, validation part,", _without(later, found.val), val, seed)
@@ -82,6 +92,36 @@ class Task(ABC):
         if len(different) < wanted:
             raise ConfigError(f"{what} has {len(different)} different examples, but {wanted} were asked for")
         return tuple(shuffled(different, seed, self.label)[:wanted])
+
+
+def _united(parts: Sequence[Sequence[Example]], label: str | None) -> list[tuple[Example, ...]]:
+    """The parts, with examples of one content brought together where the first of them is.
+
+    Each changes places with one of its class that the data hold once.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    united = [list(part) for part in parts]
+    copies = Counter(_content(example) for part in parts for example in part)
+    home: dict[str, int] = {}
+
+    def alike(one: Example, example: Example) -> bool:
+        return copies[_content(one)] == 1 and (label is None or one.labels[label] == example.labels[label])
+
+    for number, part in enumerate(parts):
+        for place, example in enumerate(part):
+            first = home.setdefault(_content(example), number)
+            if first != number:
+                other = next((spot for spot, one in enumerate(united[first]) if alike(one, example)), None)
+                if other is None:
+                    raise ConfigError(f"{example.id} stands in the data several times, and too few others once")
+                united[first][other], united[number][place] = example, united[first][other]
+    return [tuple(part) for part in united]
+
+
+def _content(example: Example) -> str:
+    return digest([dict(example.inputs), dict(example.labels)])
 
 
 def _without(taken: Collection[str], examples: Sequence[Example]) -> list[Example]:

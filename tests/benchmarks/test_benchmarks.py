@@ -23,6 +23,7 @@ from benchmarks.iris import IrisTask
 from benchmarks.models import Models
 from benchmarks.settings import settings_for
 from lmpipe.errors import ConfigError, StoreError
+from lmpipe.hashing import digest
 from lmpipe.ledger import MEASURED
 from lmpipe.result import Result
 from tests.disk import full_disk
@@ -79,6 +80,8 @@ def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
     first, second = result["strategies"][2]["stages"]
     assert first["cost"]["lm_calls"] == result["strategies"][1]["stages"][0]["cost"]["lm_calls"]
     assert result["cost"]["lm_calls"] == first["cost"]["lm_calls"] + second["cost"]["lm_calls"]
+    splits = json.loads((finished / "splits.json").read_text())
+    assert {part: len(ids) for part, ids in splits["1"].items()} == {"train": 6, "val": 4, "test": 3}
     page = (finished / "report.html").read_text()
     assert page.count("<h2>What to know") == page.count("<h2>Costs") == 1
     assert set(re.findall(r'id="plot-([a-z-]+)"', page)) == {"scores", "by-stage", "gains", "candidates"}
@@ -167,6 +170,13 @@ def test_iris_is_split_into_disjoint_stratified_parts() -> None:
     assert split != IrisTask().split(50, 50, 50, seed=1)
     with pytest.raises(ConfigError, match="150 different examples"):
         IrisTask().split(100, 50, 50, seed=0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_flower_that_stands_in_the_data_twice_is_in_one_part(seed: int) -> None:
+    split = IrisTask().split(50, 50, 50, seed)
+    parts = [{digest([dict(flower.inputs), dict(flower.labels)]) for flower in part} for part in split.parts.values()]
+    assert len(set().union(*parts)) == sum(map(len, parts)) == 149
 
 
 def test_scores_over_seeds() -> None:
