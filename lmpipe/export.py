@@ -9,7 +9,7 @@ import jinja2
 
 from lmpipe.errors import ConfigError
 from lmpipe.files import write_whole, writing
-from lmpipe.finished import FinishedRun, first_calls
+from lmpipe.finished import FinishedRun, prompts_sent
 from lmpipe.result import Outcome, StrategyReport
 
 _CARD = "model_card.md.jinja"
@@ -61,6 +61,6 @@ def _card(run: FinishedRun, outcome: Outcome, row: StrategyReport, adapters: dic
         seed=outcome.seed,
         score=row.test.per_seed[run.result.seeds.index(outcome.seed)],
         adapters=adapters,
-        calls=first_calls(run.traces(outcome)),
+        prompts=prompts_sent(run.traces(outcome)),
         fence="````",
     )

@@ -17,7 +17,7 @@ from lmpipe.errors import ConfigError, CorruptBlob, StoreError
 from lmpipe.files import writing
 from lmpipe.hashing import content_digest
 from lmpipe.result import Outcome, Result, StrategyReport
-from lmpipe.tracelog import StepRecord, TraceRecord, read_log
+from lmpipe.tracelog import TraceRecord, read_log
 
 
 @final
@@ -98,11 +98,11 @@ def open_run(folder: Path) -> FinishedRun:
         raise ConfigError(f"{path} is of another version: {error.errors()[0]['msg']}; run it again") from error
 
 
-def first_calls(traces: Iterable[TraceRecord]) -> dict[str, StepRecord]:
-    """Module path → its first LM call: what of its messages comes before the last is its prompt."""
-    calls: dict[str, StepRecord] = {}
+def prompts_sent(traces: Iterable[TraceRecord]) -> dict[str, list[tuple[str, str]]]:
+    """Module path → the messages of its first call, as ``(role, content)``, but the last one, which gives the inputs."""
+    prompts: dict[str, list[tuple[str, str]]] = {}
     for trace in traces:
         for step in trace.steps:
             if step.kind == "lm":
-                calls.setdefault(step.path, step)
-    return calls
+                prompts.setdefault(step.path, list(step.messages[:-1]))
+    return prompts

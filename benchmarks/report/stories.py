@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from benchmarks.report.rows import VANILLA, best_of
+from lmpipe.finished import prompts_sent
 from lmpipe.result import Outcome, Result, StrategyReport
 from lmpipe.tracelog import StepRecord, TraceRecord
 
@@ -80,16 +81,11 @@ def prompts(result: Result, logs: Logs) -> list[Sent]:
 
 
 def _sent(strategy: str, outcome: Outcome, logs: Logs) -> Sent:
-    modules: dict[str, list[tuple[str, str]]] = {}
-    for record in logs(outcome):
-        for step in record.steps:
-            if step.kind == "lm":
-                modules.setdefault(step.path, list(step.messages[:-1]))
     weights = {
         role: own.base if own.adapter is None else f"{own.base} with adapter {own.adapter}"
         for role, own in outcome.state.weights.items()
     }
-    return Sent(strategy, outcome.seed, weights, modules)
+    return Sent(strategy, outcome.seed, weights, prompts_sent(logs(outcome)))
 
 
 @final

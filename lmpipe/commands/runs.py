@@ -63,12 +63,12 @@ def trace(
 
 def prompt(run: Run, strategy: Strategy = None, seed: Seed = None, module: Module = None) -> None:
     """Shows the prompts that a strategy ended in, as they are sent: instruction, reply form, demonstrations."""
-    from lmpipe.finished import open_run
+    from lmpipe.finished import open_run, prompts_sent
 
     opened = open_run(run)
     outcome, name = _chosen(opened, strategy, seed)
     console.print(f"[bold]{escape(name)}[/], seed {outcome.seed}")
-    for path, messages in _prompts(opened, outcome).items():
+    for path, messages in prompts_sent(opened.traces(outcome)).items():
         if module in (None, path):
             console.rule(escape(path))
             _show_messages(messages)
@@ -96,7 +96,7 @@ def diff(
     strategy: Annotated[str | None, typer.Option(help="Whose prompts to compare; by default those of all.")] = None,
 ) -> None:
     """Shows in what two runs differ: settings, versions, scores, and prompts of the first seed that both have."""
-    from lmpipe.finished import open_run
+    from lmpipe.finished import open_run, prompts_sent
 
     first, second = open_run(run_a), open_run(run_b)
     _show_difference("settings", _lines(first.result.config), _lines(second.result.config))
@@ -106,7 +106,7 @@ def diff(
     seeds = [seed for seed in first.result.seeds if seed in second.result.seeds]
     for name in [strategy] if strategy else both:
         for seed in seeds[:1]:
-            sides = [_prompts(one, one.outcome(name, seed)) for one in (first, second)]
+            sides = [prompts_sent(one.traces(one.outcome(name, seed))) for one in (first, second)]
             _show_difference(f"prompts of {name}, seed {seed}", *map(_lines_of, sides))
 
 
@@ -117,13 +117,6 @@ def _chosen(run: FinishedRun, strategy: str | None, seed: int | None) -> tuple[O
 
 def _rows(run: FinishedRun) -> list[tuple[str, str]]:
     return [(row.strategy, row.test.percent) for row in run.result.strategies]
-
-
-def _prompts(run: FinishedRun, outcome: Outcome) -> dict[str, list[tuple[str, str]]]:
-    """Module path → the messages that come before the one with the inputs."""
-    from lmpipe.finished import first_calls
-
-    return {path: list(call.messages[:-1]) for path, call in first_calls(run.traces(outcome)).items()}
 
 
 def _lines(values: object) -> list[str]:
