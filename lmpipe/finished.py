@@ -99,7 +99,7 @@ def open_run(folder: Path) -> FinishedRun:
 
 
 def prompts_sent(traces: Iterable[TraceRecord]) -> dict[str, list[tuple[str, str]]]:
-    """Module path → the messages of its first call, as ``(role, content)``, but the last one, which gives the inputs."""
+    """Module path → the messages of its first call, as ``(role, content)``, but the last, which gives the inputs."""
     prompts: dict[str, list[tuple[str, str]]] = {}
     for trace in traces:
         for step in trace.steps:
