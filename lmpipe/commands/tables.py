@@ -76,15 +76,11 @@ def _comparisons(result: Result) -> Table:
 
 
 def _quality(result: Result) -> Table:
-    """Measures of the test runs, in percent."""
-    names = list(dict.fromkeys(name for row in result.strategies for name in row.quality))
-    table = _table("", "test runs of", *names)
+    """Measures of the test runs: of all, and of those with the full score."""
+    table = _table("", "strategy", "on the way", "all test runs", "right ones")
     for row in result.strategies:
-        for runs in ("all", "right"):
-            scores = {name: found.all if runs == "all" else found.successful for name, found in row.quality.items()}
-            table.add_row(
-                f"{row.strategy}, {runs}", *(scores[name].percent if name in scores else "" for name in names)
-            )
+        for name, found in row.quality.items():
+            table.add_row(row.strategy, name, found.all.percent, found.successful.percent)
     return table
 
 

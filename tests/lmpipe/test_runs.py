@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 from benchmarks.execute import execute
 from benchmarks.models import Models
 from benchmarks.task import Task
-from lmpipe import Example, Metric, Module, Prediction, ProgramState
+from lmpipe import Example, Metric, Module, Prediction, ProgramState, Trace
 from lmpipe.commands import app
 from lmpipe.errors import ConfigError, CorruptBlob
+from lmpipe.evaluate import Measure
 from lmpipe.finished import open_run
 from programs import Iris
 
@@ -33,10 +34,15 @@ def easy(example: Example, prediction: Prediction) -> float:
     return float(example.inputs["petal_length"] % 2 < 1)
 
 
+def words(trace: Trace) -> float:
+    return float(sum(len((step.text or "").split()) for step in trace.lm_steps))
+
+
 @final
 @dataclass(frozen=True)
 class Flowers(Task):
     name: str = "flowers"
+    measures: Mapping[str, Measure] = field(default_factory=lambda: {"words written": words, "the same": words})
 
     def examples(self) -> Sequence[Example]:
         return [
@@ -72,6 +78,8 @@ def test_the_table_is_the_one_of_the_benchmark(run: Path) -> None:
     for row in open_run(run).result.strategies:
         assert row.strategy in table
         assert row.test.percent in table
+        assert row.quality["words written"].all.percent in table
+    assert "…" not in table, "80 columns are enough"
 
 
 def test_a_trace_shows_what_was_sent_answered_and_read(run: Path) -> None:
