@@ -16,7 +16,7 @@ from typing import Any, final
 if sys.platform != "win32":
     import resource
 
-MEASURED = ("cached_calls", "seconds", "cpu_seconds", "peak_memory")
+MEASURED = ("cached_calls", "seconds", "cpu_seconds", "gpu_seconds", "peak_memory")
 """The fields of a `Cost` that differ from run to run."""
 
 
@@ -73,6 +73,7 @@ class Cost:
         traces_kept: How many of them were.
         seconds: Wall time.
         cpu_seconds: CPU time of this process.
+        gpu_seconds: Time of generating and training here on GPUs, for each of them; that of servers is not seen.
         peak_memory: Most bytes of memory that this process has had resident so far.
         modules: Module path → its share.
     """
@@ -89,6 +90,7 @@ class Cost:
     traces_kept: int = 0
     seconds: float = field(default=0.0, compare=False)
     cpu_seconds: float = field(default=0.0, compare=False)
+    gpu_seconds: float = field(default=0.0, compare=False)
     peak_memory: int = field(default=0, compare=False)
     modules: Mapping[str, ModuleCost] = field(default_factory=dict)
 
@@ -105,7 +107,7 @@ class Cost:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, times to the millisecond."""
-        times = {name: round(getattr(self, name), 3) for name in ("seconds", "cpu_seconds")}
+        times = {name: round(getattr(self, name), 3) for name in ("seconds", "cpu_seconds", "gpu_seconds")}
         return {**asdict(self), **times, "modules": {path: asdict(self.modules[path]) for path in sorted(self.modules)}}
 
     @classmethod

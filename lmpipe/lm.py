@@ -82,12 +82,14 @@ class Usage:
 
     Attributes:
         cached: How many of the calls a cache answered.
+        gpu_seconds: The calls' share of the time that GPUs of this process took for their batch.
     """
 
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached: int = 0
+    gpu_seconds: float = field(default=0.0, compare=False)
 
 
 @final

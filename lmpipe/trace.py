@@ -159,6 +159,7 @@ def total_cost(steps: Sequence[AnyStep]) -> Cost:
         total.completion_tokens,
         parse_errors=total.parse_errors,
         engine_errors=total.engine_errors,
+        gpu_seconds=sum(step.usage.gpu_seconds for step in steps if isinstance(step, Step)),
         retrievals=total.retrievals,
         modules=modules,
     )

@@ -28,6 +28,7 @@ _COSTS = (
     "traces_kept",
     "seconds",
     "cpu_seconds",
+    "gpu_seconds",
     "peak_memory",
 )
 

@@ -17,14 +17,17 @@ from lmpipe import (
     EngineError,
     Example,
     Job,
+    Predict,
     Request,
     ScriptedLM,
     Session,
+    evaluate,
     exact_match,
     initial_state,
     rollout,
 )
 from lmpipe.ledger import MEASURED, Cost, Ledger, ModuleCost
+from lmpipe.lm import Usage
 from tests.scripted import Colour, colour_script, examples
 
 costs = st.builds(
@@ -132,3 +135,22 @@ def test_costs_are_kept_by_module() -> None:
     }
     assert sum(cost.prompt_tokens for cost in modules.values()) == session.ledger.total.prompt_tokens
     assert set(MEASURED) <= set(session.ledger.total.to_json())
+
+
+def test_seconds_of_gpus_are_those_of_all_calls() -> None:
+    """An engine says what a call took of its GPU; on a processor that is nothing."""
+
+    class OnGPU(LM):
+        name = "on a GPU"
+
+        def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
+            return [Completion("answer: yes", usage=Usage(1, gpu_seconds=6 / len(requests))) for _ in requests]
+
+        def register_adapter(self, adapter: str, folder: Path) -> None:
+            raise NotImplementedError
+
+    program, asked = Predict("question -> answer"), [Example({"question": str(n)}) for n in range(3)]
+    for lm, seconds in ((OnGPU(), 6.0), (ScriptedLM(lambda request: "answer: yes"), 0.0)):
+        session = Session(lm=lm)
+        evaluate(program, initial_state(program, session), asked, exact_match, session)
+        assert session.ledger.total.gpu_seconds == pytest.approx(seconds)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal, final
 
 import torch
@@ -142,6 +143,7 @@ class LocalLM(LM):
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
+        started = perf_counter()
         rows = [self._row(request) for request in requests]
         for adapter in sorted({request.weights.adapter or "" for request in requests}):
             members = [
@@ -150,7 +152,9 @@ class LocalLM(LM):
                 if isinstance(row, Row) and (request.weights.adapter or "") == adapter
             ]
             self.generate(members, adapter or None)
-        return [self._completion(row) if isinstance(row, Row) else row for row in rows]
+        on_gpu = perf_counter() - started if self.model.device.type == "cuda" else 0.0
+        share = on_gpu / max(len(rows), 1)
+        return [self._completion(row, share) if isinstance(row, Row) else row for row in rows]
 
     def _row(self, request: Request) -> Row | EngineError:
         prompt, wanted = tuple(self.encode(request.messages)), request.sampling.max_tokens
@@ -220,11 +224,11 @@ class LocalLM(LM):
         logger.warning("out of memory: going on with at most %d rows and %d bytes of keys and values", rows, memory)
         self.limits = replace(self.limits, rows=rows, memory=memory)
 
-    def _completion(self, row: Row) -> Completion:
+    def _completion(self, row: Row, gpu_seconds: float) -> Completion:
         return Completion(
             cut_at_stop(self._decode(row.tokens), row.sampling.stop),
             row.finish_reason or "length",
-            Usage(1, len(row.prompt), row.drawn),
+            Usage(1, len(row.prompt), row.drawn, gpu_seconds=gpu_seconds),
             tuple(row.logprobs) if row.sampling.logprobs else None,
         )
 

@@ -107,7 +107,7 @@ class LocalTrainer(Trainer):
                 result, curve = launch(self.launcher, job, checkpoints, watch)
             else:
                 result, curve = self._fit(job, start, checkpoints, watch)
-        session.ledger.add(Cost(training_tokens=curve.tokens))
+        session.ledger.add(Cost(training_tokens=curve.tokens, gpu_seconds=curve.gpu_seconds))
         weights = WeightState(base=self.lm.name, adapter=store.put_folder(result))
         return TrainingResult(weights, len(curve.train), curve.tokens, curve.train, curve.held_out, curve.stopped)
 
