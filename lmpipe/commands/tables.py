@@ -60,7 +60,7 @@ def _costs(result: Result) -> Table:
         )
     special = {"engine_errors": "could not be answered", "cached_calls": "were answered by the cache"}
     notes = [f"{result.cost[name]:,} LM calls {what}" for name, what in special.items() if result.cost[name]]
-    if result.cost["gpu_seconds"]:
+    if result.cost.get("gpu_seconds"):
         notes.append(f"{result.cost['gpu_seconds']:,.0f} seconds of GPUs")
     table.caption = "; ".join(notes) or None
     return table
