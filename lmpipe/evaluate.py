@@ -27,7 +27,7 @@ from lmpipe.rollout import Job, cost_of, rollout
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
 from lmpipe.store import RunStore
-from lmpipe.trace import Failure, Trace, module_costs
+from lmpipe.trace import Failure, Trace
 from lmpipe.tracelog import write_log
 
 Measure = Callable[[Trace], float | None]
@@ -173,10 +173,8 @@ def _score(
     count = max(len(states), 1)
     seconds, cpu_seconds = (perf_counter() - started) / count, (process_time() - cpu_started) / count
     parts = [traces[number * len(examples) : (number + 1) * len(examples)] for number in range(len(states))]
-    return [
-        (_summary(part, measures, keep), replace(cost_of(part), seconds=seconds, cpu_seconds=cpu_seconds))
-        for part in parts
-    ]
+    costs = [replace(cost_of(part), seconds=seconds, cpu_seconds=cpu_seconds) for part in parts]
+    return [(_summary(part, cost, measures, keep), cost) for part, cost in zip(parts, costs, strict=True)]
 
 
 def program_digest(program: Module) -> str:
@@ -205,7 +203,7 @@ def _check_ids(examples: Sequence[Example]) -> None:
         )
 
 
-def _summary(traces: Sequence[Trace], measures: Mapping[str, Measure], keep: RunStore | None) -> Evaluation:
+def _summary(traces: Sequence[Trace], cost: Cost, measures: Mapping[str, Measure], keep: RunStore | None) -> Evaluation:
     failed = [trace for trace in traces if trace.failure is not None]
     made = sorted((trace for trace in traces if trace.failure != "budget"), key=lambda trace: trace.example.id)
     return Evaluation(
@@ -216,6 +214,6 @@ def _summary(traces: Sequence[Trace], measures: Mapping[str, Measure], keep: Run
             name: {trace.example.id: float(value) for trace in made if (value := measure(trace)) is not None}
             for name, measure in measures.items()
         },
-        modules=module_costs(step for trace in made for step in trace.steps),
+        modules=cost.modules,
         traces=None if keep is None else keep.put_blob(write_log(made)),
     )

@@ -123,6 +123,16 @@ class Comparison(BaseModel):
     losses: int
     ties: int
 
+    def points(self, per: float = 1, digits: int = 1) -> str:
+        """The difference and its interval in points, as ``"+5.0 (+1.0 to +10.0)"``.
+
+        Args:
+            per: What they are divided by.
+            digits: Behind the point.
+        """
+        mean, low, high = (f"{100 * value / per:+,.{digits}f}" for value in (self.difference, self.low, self.high))
+        return f"{mean} ({low} to {high})"
+
 
 @final
 class FindingReport(BaseModel):
@@ -153,3 +163,8 @@ class Result(BaseModel):
     comparisons: list[Comparison]
     findings: list[FindingReport]
     cost: dict[str, Any]
+
+    @property
+    def measures(self) -> list[str]:
+        """Names of what was measured of the test runs, beside the score."""
+        return list(dict.fromkeys(name for row in self.strategies for name in row.quality))

@@ -5,7 +5,6 @@ Knows nothing of how a run is made: all is read from its result, and from the tr
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,13 @@ from benchmarks.report.rows import (
     efficiencies,
     headline,
     module_rows,
-    points,
     stage_tree,
     stages_of,
 )
 from benchmarks.report.stories import Logs, changes, endings, prompts
 from lmpipe.files import write_whole
-from lmpipe.result import Outcome, Result
-from lmpipe.tracelog import TraceRecord, read_log
+from lmpipe.finished import FinishedRun
+from lmpipe.result import Result
 
 _HERE = Path(__file__).parent
 
@@ -62,7 +60,7 @@ def write_report(result: Result, folder: Path, label: str | None = None, command
         _environment(escape=True)
         .get_template("report.html.jinja")
         .render(
-            values | _of_traces(result, _logs(folder), label),
+            values | _of_traces(result, FinishedRun(folder, result).traces, label),
             plots={name: themed(svg, name) for name, svg in drawn.items() if svg is not None},
         )
     )
@@ -81,19 +79,6 @@ def _of_traces(result: Result, logs: Logs, label: str | None) -> dict[str, Any]:
     }
 
 
-def _logs(folder: Path) -> Logs:
-    """Reads the test runs of an outcome; the last few stay in memory."""
-
-    @lru_cache(maxsize=4)
-    def read(blob: str) -> list[TraceRecord]:
-        return read_log(folder / "blobs" / blob)
-
-    def of(outcome: Outcome) -> list[TraceRecord]:
-        return [] if outcome.traces is None else read(outcome.traces)
-
-    return of
-
-
 def _environment(*, escape: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
@@ -103,7 +88,7 @@ def _environment(*, escape: bool) -> jinja2.Environment:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"count": "{:,.0f}".format, "arrows": arrows, "points": points, "cell": _cell}
+    environment.filters |= {"count": "{:,.0f}".format, "arrows": arrows, "cell": _cell}
     return environment
 
 

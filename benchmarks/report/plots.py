@@ -33,7 +33,7 @@ def _scores(result: Result) -> Figure:
 
 def _measures(result: Result) -> Figure | None:
     """What was measured of the test runs, of all and of the right ones."""
-    names = list(dict.fromkeys(name for row in result.strategies for name in row.quality))
+    names = result.measures
     if not names:
         return None
     figure, every = panels(len(names), 0.8 + 0.42 * len(result.strategies))

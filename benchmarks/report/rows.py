@@ -8,46 +8,19 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, final
 
-from lmpipe.ledger import ModuleCost
+from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.result import Comparison, Result, Score, StageReport, StrategyReport
 
 VANILLA = "vanilla"
-_COSTS = (
-    "lm_calls",
-    "cached_calls",
-    "prompt_tokens",
-    "completion_tokens",
-    "training_tokens",
-    "parse_errors",
-    "engine_errors",
-    "retrievals",
-    "traces_tried",
-    "traces_kept",
-    "seconds",
-    "cpu_seconds",
-    "gpu_seconds",
-    "peak_memory",
-)
+_COSTS = tuple(field.name for field in fields(Cost) if field.name != "modules")
 
 
 def arrows(strategy: str) -> str:
     """A strategy as it is shown."""
     return strategy.replace("->", "→")
-
-
-def points(found: Comparison, per: float = 1, digits: int = 1) -> str:
-    """A difference and its interval, in points.
-
-    Args:
-        found: The difference.
-        per: What it is divided by.
-        digits: Behind the point.
-    """
-    mean, low, high = (f"{100 * value / per:+,.{digits}f}" for value in (found.difference, found.low, found.high))
-    return f"{mean} ({low} to {high})"
 
 
 @final
@@ -142,9 +115,9 @@ def _efficiency(result: Result, row: StrategyReport) -> Efficiency:
     calls, minutes = (cost / len(result.seeds) for cost in (row.cost["lm_calls"], row.cost["seconds"] / 60))
 
     def per(amount: float) -> str:
-        return "—" if found is None or amount <= 0 else points(found, amount, digits=2)
+        return "—" if found is None or amount <= 0 else found.points(amount, digits=2)
 
-    gain = "—" if found is None else points(found)
+    gain = "—" if found is None else found.points()
     return Efficiency(row.strategy, gain, f"{calls:,.0f}", per(calls / 1000), per(minutes))
 
 
@@ -200,7 +173,7 @@ def headline(result: Result) -> str:
     found = difference(result, best.strategy, VANILLA)
     if found is None:
         return text
-    verdict = f"{points(found)} points against the program without any learning, p = {_chance(found)}"
+    verdict = f"{found.points()} points against the program without any learning, p = {_chance(found)}"
     return f"{text} That is {verdict}."
 
 
@@ -213,10 +186,9 @@ def csv_of(result: Result) -> str:
 
     Scores are in [0, 1], and empty where there was nothing to learn from.
     """
-    measures = list(dict.fromkeys(name for row in result.strategies for name in row.quality))
     text = io.StringIO()
     named = ["task", "lm", "strategy", "seed", "val", "test"]
-    writer = csv.DictWriter(text, [*named, *measures, *_COSTS], lineterminator="\n")
+    writer = csv.DictWriter(text, [*named, *result.measures, *_COSTS], lineterminator="\n")
     writer.writeheader()
     writer.writerows(_lines(result))
     return text.getvalue()

@@ -15,7 +15,7 @@ def show(result: Result, console: Console) -> None:
     console.print(_costs(result))
     if result.comparisons:
         console.print(_comparisons(result))
-    if any(row.quality for row in result.strategies):
+    if result.measures:
         console.print(_quality(result))
     for finding in result.findings:
         where = f"seed {finding.seed}, {finding.stage}"
@@ -71,9 +71,8 @@ def _comparisons(result: Result) -> Table:
     table = _table("", "strategy", "against", "points of difference", "wins", "losses", "p (Holm)")
     for one in result.comparisons:
         if one.p_holm is not None:
-            difference = f"{100 * one.difference:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
             p = "< 0.001" if one.p_holm < 0.001 else f"{one.p_holm:.3f}"
-            table.add_row(one.strategy, one.baseline, difference, f"{one.wins:,}", f"{one.losses:,}", p)
+            table.add_row(one.strategy, one.baseline, one.points(), f"{one.wins:,}", f"{one.losses:,}", p)
     return table
 
 
