@@ -36,8 +36,13 @@ from optimizers import distinct_stages, parse_strategy
 class Models(Protocol):
     """What a benchmark runs on, as a value that can be pickled."""
 
-    def load(self, *, to_train: bool) -> tuple[LM, LocalLM | None]:
-        """The LM that generates, and the one that trains if that is asked for."""
+    def load(self, *, to_train: bool, at_once: int = 1) -> tuple[LM, LocalLM | None]:
+        """The LM that generates, and the one that trains if that is asked for.
+
+        Args:
+            to_train: Whether it is.
+            at_once: How many processes of this machine do so, and share its memory.
+        """
 
 
 @final
@@ -100,6 +105,7 @@ class Work:
         config: That `out` was made with.
         folder: Where relative paths of all these begin.
         versions: Of the packages that decide results; workers must have the same.
+        at_once: How many cells run on a machine at the same time, and share its memory.
 
     Raises:
         StrategyError: If a strategy cannot be read.
@@ -114,6 +120,7 @@ class Work:
     config: Mapping[str, Any]
     folder: Path = field(default_factory=Path.cwd)
     versions: Mapping[str, str] = field(default_factory=versions)
+    at_once: int = 1
 
     def __post_init__(self) -> None:
         _ = self.chains
@@ -135,7 +142,8 @@ class Work:
 
     def load(self) -> tuple[LM, LocalLM | None, Retriever | None]:
         """Loads what a worker runs on."""
-        lm, trained = self.models.load(to_train=any("w" in stages for stages in self.chains))
+        to_train = any("w" in stages for stages in self.chains)
+        lm, trained = self.models.load(to_train=to_train, at_once=self.at_once)
         return lm, trained, load_retriever(self.task.retriever, self.task.passages) if self.task.retriever else None
 
     def store_of(self, name: str) -> Path:

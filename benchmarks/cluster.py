@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def run_cells(
             versions, or the workers of a cell were lost again and again.
         LmpipeError: What ended a cell; the message names it.
     """
-    _check_room(cluster)
+    work = replace(work, at_once=_room(cluster, len(work.cells)))
     in_worker = ray.remote(_in_worker).options(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=_RETRIES)
     with show_progress(progress, "cells", len(work.cells) + 1) as advance:
         running: dict[Any, Cell] = {}
@@ -103,15 +104,19 @@ def run_cells(
     return result
 
 
-def _check_room(cluster: Cluster) -> None:
-    """Refuses what Ray would wait for without end."""
+def _room(cluster: Cluster, cells: int) -> int:
+    """How many of some cells a machine runs at once; refuses what Ray would wait for without end."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     machines = [node["Resources"] for node in nodes if node["Alive"]]
-    if not any(machine.get("CPU", 0) >= cluster.cpus and machine.get("GPU", 0) >= cluster.gpus for machine in machines):
+    wanted = {kind: amount for kind, amount in (("CPU", cluster.cpus), ("GPU", cluster.gpus)) if amount}
+    fitting = [min([cells, *(machine.get(kind, 0) // wanted[kind] for kind in wanted)]) for machine in machines]
+    room = int(max(fitting, default=0))
+    if not room:
         there = "; ".join(f"{machine.get('CPU', 0):g} CPUs, {machine.get('GPU', 0):g} GPUs" for machine in machines)
         raise ClusterError(
             f"a cell needs {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs of one machine; there are: {there}"
         )
+    return room
 
 
 def _result(ended: Any, what: str) -> Any:

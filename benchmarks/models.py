@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
+
+import torch
 
 from lmpipe import LM
 from lmpipe.engines import load_lm
 from lmpipe.engines.cached import CachedLM
 from lmpipe.engines.local import LocalLM
+from lmpipe.engines.local.models import default_memory
 from lmpipe.errors import ConfigError
 
 
@@ -42,14 +45,18 @@ class Models:
             "quantization": self.quantization,
         }
 
-    def load(self, *, to_train: bool) -> tuple[LM, LocalLM | None]:
+    def load(self, *, to_train: bool, at_once: int = 1) -> tuple[LM, LocalLM | None]:
         """The LM that generates, and the one that trains if that is asked for.
+
+        Args:
+            to_train: Whether it is.
+            at_once: How many processes of this machine do so: on a CPU, each takes its part of the memory.
 
         Raises:
             ConfigError: If the second cannot train, or is not the same model.
         """
-        lm = self._made(self.lm)
-        trained = lm if self.train_lm is None else self._made(self.train_lm)
+        lm = self._made(self.lm, at_once)
+        trained = lm if self.train_lm is None else self._made(self.train_lm, at_once)
         if not isinstance(trained, LocalLM):
             if not to_train:
                 return self._cached(lm), None
@@ -61,9 +68,11 @@ class Models:
             raise ConfigError(f"--lm is {lm.name!r} and --train-lm is {trained.name!r}; serve the model by that name")
         return self._cached(lm), trained
 
-    def _made(self, spec: str) -> LM:
-        chosen = {"dtype": self.dtype, "quantization": self.quantization}
+    def _made(self, spec: str, at_once: int) -> LM:
+        chosen: dict[str, Any] = {"dtype": self.dtype, "quantization": self.quantization}
         here = spec == "embedded" or spec.startswith("hf:")
+        if here and at_once > 1 and not torch.cuda.is_available():
+            chosen["memory"] = default_memory(torch.device("cpu")) // at_once
         return load_lm(spec, **{name: value for name, value in chosen.items() if here and value is not None})
 
     def _cached(self, lm: LM) -> LM:

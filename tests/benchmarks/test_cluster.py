@@ -82,9 +82,10 @@ class Models:
     path: Path
     notes: Path
 
-    def load(self, *, to_train: bool) -> tuple[LM, LocalLM]:
+    def load(self, *, to_train: bool, at_once: int = 1) -> tuple[LM, LocalLM]:
         with (self.notes / "loads").open("a") as loads:
             loads.write(f"{os.getpid()}\n")
+        (self.notes / "at once").write_text(str(at_once))
         lm = LocalLM.from_pretrained(str(self.path), name="tiny")
         return Deadly(lm, self.notes / "killed"), lm
 
@@ -132,6 +133,7 @@ def test_the_result_of_two_workers_one_of_which_is_killed_is_that_of_one_process
     killed = int((notes / "killed").read_text())
     assert killed in first
     assert killed != os.getpid() not in first
+    assert (notes / "at once").read_text() == "2"  # each of the two takes half of what one would
     assert len(first) == len(work.cells) + 1 + 1  # the cells, the one that was killed again, and the summary
 
     heard = list[Event]()

@@ -83,6 +83,16 @@ def test_equal_prompts_are_computed_once_and_drawn_apart(tiny_lm: LocalLM) -> No
     assert rows[0].tokens == rows[2].tokens != rows[1].tokens
 
 
+def test_rows_outgrow_the_room_that_was_made_for_them(tiny_folder: Path) -> None:
+    lm = load(tiny_folder, max_rows=3)
+    rows = [Row(PIECES[0], Sampling(temperature=1.0, max_tokens=150), seed) for seed in range(3)]
+    rows += [Row(PIECES[4], Sampling(max_tokens=5)), Row(PIECES[3], Sampling(temperature=1.0, max_tokens=70))]
+    expected = [alone(lm, row) for row in rows]
+    lm.generate(rows)
+    assert [row.tokens for row in rows] == expected
+    assert len(rows[1].tokens) == 150
+
+
 def test_out_of_memory_shrinks_the_batch_and_loses_nothing(tiny_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The model stands for a GPU that has room for four rows."""
     lm = load(tiny_folder, max_rows=16)

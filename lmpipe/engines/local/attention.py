@@ -111,9 +111,8 @@ class Partial:
 
     def merge(self, other: Partial) -> Partial:
         """Attention over both parts."""
-        lse = torch.logaddexp(self.lse, other.lse)
-        mine, others = (torch.exp(part.lse - lse).unsqueeze(-1) for part in (self, other))
-        return Partial((self.out * mine + other.out * others).to(self.out.dtype), lse)
+        mine = torch.sigmoid(self.lse - other.lse).unsqueeze(-1).to(self.out.dtype)
+        return Partial(torch.lerp(other.out, self.out, mine), torch.logaddexp(self.lse, other.lse))
 
     def drain(self, sinks: torch.Tensor | None) -> torch.Tensor:
         """The output, shape (…, key heads, queries a head, queries, size), once the sinks have taken their weight."""
@@ -161,7 +160,7 @@ def attend_part(
         mask: What is added to the scores, broadcast to (batch, heads, queries, keys), or none.
     """
     fused = options.softcap is None and q.shape[-1] == v.shape[-1]
-    if fused and q.device.type == "cpu" and not causal and (q.dtype != torch.float32 or q.shape[2] <= _FEW):
+    if fused and q.device.type == "cpu" and not causal and (_is_slow(q.dtype, mask) or q.shape[2] <= _FEW):
         return _blocked(q, k, v, options, mask)
     if fused and q.device.type == "cpu":
         mask = None if mask is None else mask.to(q.dtype).expand(len(q), -1, q.shape[2], k.shape[2])
@@ -175,6 +174,11 @@ def attend_part(
         )
         return Partial(out, lse)
     return _plain(q, k, v, options, causal=causal, mask=mask)
+
+
+def _is_slow(dtype: torch.dtype, mask: torch.Tensor | None) -> bool:
+    """Whether plain matrix products beat the fused kernel on this CPU, even for many queries."""
+    return dtype != torch.float32 and (mask is not None or not torch.cpu._is_amx_tile_supported())
 
 
 def attend_whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> torch.Tensor:
@@ -227,14 +231,14 @@ def _blocked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options
     parts = []
     for start in range(0, q.shape[2], _BLOCK):
         block = q[:, :, start : start + _BLOCK]
-        scores = torch.bmm((block * options.scale).flatten(0, 1), flat_k.transpose(1, 2))
+        scores = torch.bmm((block * options.scale).flatten(0, 1), flat_k.transpose(1, 2)).float()
         if mask is not None:
             shown = mask if mask.shape[2] == 1 else mask[:, :, start : start + _BLOCK]
             scores.view(*block.shape[:3], -1).add_(shown)
         highest = scores.amax(-1, keepdim=True)
         weights = scores.sub_(highest.clamp(min=torch.finfo(scores.dtype).min)).exp_()
-        total = weights.sum(-1, keepdim=True, dtype=torch.float)
-        parts.append((torch.bmm(weights, flat_v) / total, (highest + total.log()).squeeze(-1)))
+        total = weights.sum(-1, keepdim=True)
+        parts.append((torch.bmm(weights.to(v.dtype), flat_v) / total, (highest + total.log()).squeeze(-1)))
     outs, lses = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))
     return Partial(outs.to(q.dtype).view(*q.shape[:3], -1), lses.view(q.shape[:3]))
 

@@ -19,6 +19,7 @@ from lmpipe.engines.local.prefixes import Node, PrefixCache
 from lmpipe.engines.local.slots import Slots
 
 _PREFILL_TOKENS = 4096  # most new prompt tokens of a pass, unless one row has more
+_MORE_WIDTH = 64  # by how many tokens the rows' room grows: all of it is attended to
 
 
 @final
@@ -125,8 +126,16 @@ class Batch:
             entering.append(self._waiting.popleft())
             tokens, width, new = tokens + more, wider, new | missing
         if entering:
-            self._slots.reserve(len(self._live) + len(entering), width)
+            self._reserve([*self._live, *entering], max(len(place.own) for place in entering))
         return entering
+
+    def _reserve(self, places: Sequence[_Place], length: int) -> None:
+        """Makes room for rows of some length, and for those to follow if memory is plenty, since growth is a copy."""
+        rows, most = len(places), max(place.most for place in places)
+        following = min(rows + len(self._waiting), self._limits.rows)
+        if 2 * self._slots.size(following, most) * self._limits.bytes_per_token <= self._limits.memory:
+            rows = following
+        self._slots.reserve(rows, min(-(-length // _MORE_WIDTH) * _MORE_WIDTH, most))
 
     def _has_room(self, rows: int, width: int, new: set[Node]) -> bool:
         """Whether so many rows fit beside the prefixes, when those that no row uses are given up."""
@@ -163,6 +172,7 @@ class Batch:
         if self._contexts is None:
             self._contexts = self._find_contexts()
         live = list(self._live)
+        self._reserve(live, 1 + max(place.length for place in live))
         layout = Decode(
             [place.row.tokens[-1] for place in live],
             [place.length for place in live],

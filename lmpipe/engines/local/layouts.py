@@ -154,11 +154,11 @@ class Decode(Layout):
         device: torch.device,
     ) -> None:
         self._contexts, self._slots = contexts, slots
-        self._lengths, self._width = torch.tensor(lengths, device=device), max(lengths) + 1
+        self._lengths = torch.tensor(lengths, device=device)
         self.input_ids = torch.tensor([tokens], device=device)
         self.position_ids = (torch.tensor(starts, device=device) + self._lengths)[None]
         self._rows = torch.arange(len(tokens), device=device)
-        self._age = self._lengths[:, None] - torch.arange(self._width, device=device)  # of each key: 0 is the newest
+        self._age = self._lengths[:, None] - torch.arange(slots.width, device=device)  # of each key: 0 is the newest
         self._masks: dict[int | None, torch.Tensor] = {}
         self.last = self._rows
 
@@ -169,8 +169,8 @@ class Decode(Layout):
         values[self._rows, :, self._lengths] = v.transpose(0, 1)
         own = attend_part(
             q.permute(2, 0, 1, 3),
-            keys[:count, :, : self._width],
-            values[:count, :, : self._width],
+            keys[:count],  # with the room beyond the newest tokens: products would copy a part of each row
+            values[:count],
             options,
             mask=self._mask(options.window),
         )
@@ -190,7 +190,7 @@ class Decode(Layout):
     def _mask(self, window: int | None) -> torch.Tensor:
         """What is added to the scores of own keys, shape (rows, 1, 1, width)."""
         if window not in self._masks:
-            hidden = (self._age < 0) | (self._age >= (window or self._width))
+            hidden = (self._age < 0) | (self._age >= (window or self._slots.width))
             self._masks[window] = as_mask(hidden)
         return self._masks[window][:, None, None]
 

@@ -24,6 +24,11 @@ class Slots:
         self._tensors: dict[int, list[torch.Tensor]] = {}  # layer → keys and values, (rows, key heads, width, size)
 
     @property
+    def width(self) -> int:
+        """For how many tokens of a row there is room."""
+        return self._width
+
+    @property
     def layers(self) -> int:
         """How many layers have keys and values."""
         return len(self._tensors)
