@@ -177,7 +177,7 @@ def attend_part(
 
 
 def _is_slow(dtype: torch.dtype, mask: torch.Tensor | None) -> bool:
-    """Whether plain matrix products beat the fused kernel on this CPU, even for many queries."""
+    """Whether plain matrix products beat the fused kernel on this CPU for many queries: with AMX they do not."""
     return dtype != torch.float32 and (mask is not None or not torch.cpu._is_amx_tile_supported())
 
 
@@ -225,7 +225,8 @@ def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Ten
 def _blocked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options, mask: torch.Tensor | None) -> Partial:
     """Plain matrix products, some queries at a time.
 
-    On a CPU the fused kernel gains nothing from half precision, and is slow where each row has few queries.
+    On a CPU without AMX the fused kernel gains nothing from half precision, and on any it is slow where each row has few
+    queries.
     """
     flat_k, flat_v = k.flatten(0, 1), v.flatten(0, 1)
     parts = []
