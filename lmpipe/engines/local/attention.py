@@ -225,8 +225,8 @@ def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Ten
 def _blocked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options, mask: torch.Tensor | None) -> Partial:
     """Plain matrix products, some queries at a time.
 
-    On a CPU without AMX the fused kernel gains nothing from half precision, and on any it is slow where each row has few
-    queries.
+    On a CPU without AMX the fused kernel gains nothing from half precision, and on any CPU it is slow where each row
+    has few queries.
     """
     flat_k, flat_v = k.flatten(0, 1), v.flatten(0, 1)
     parts = []
