@@ -135,7 +135,7 @@ def test_other_settings_on_the_same_directory_are_refused(finished: Path, tiny_f
         ("--strategy", "p -> q", "no stage is called 'q'"),
         ("--seeds", "one", "must be whole numbers"),
         ("--lm", "gpt", "unknown LM 'gpt'"),
-        ("--ray", "auto", "no Ray at 'auto'"),
+        ("--ray", "nowhere", "no Ray at 'nowhere'"),  # not 'auto': it would join a Ray that someone has started here
         ("--track", "comet:here", "unknown tracker 'comet:here'"),
         ("--train", "500", "150 different examples, but 507 were asked for"),
         ("--lm", "openai:m@http://127.0.0.1:9/v1", "cannot be fine-tuned here; add --train-lm with the same model"),
