@@ -177,7 +177,7 @@ def attend_part(
 
 
 def _is_slow(dtype: torch.dtype, mask: torch.Tensor | None) -> bool:
-    """Whether plain matrix products beat the fused kernel on this CPU for many queries: with AMX they do not."""
+    """Whether plain products beat the fused kernel on this CPU for many queries; with AMX, only under a mask."""
     return dtype != torch.float32 and (mask is not None or not torch.cpu._is_amx_tile_supported())
 
 
