@@ -30,10 +30,12 @@ class PackedProducts(TorchFunctionMode):
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
+        halves = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # or making the layout fails
+        kinds = (torch.float32, torch.bfloat16) if halves else (torch.float32,)
         weights = {
             module.weight.data_ptr(): module.weight.detach()
             for module in model.modules()
-            if type(module) is torch.nn.Linear and module.weight.dtype in (torch.float32, torch.bfloat16)
+            if type(module) is torch.nn.Linear and module.weight.dtype in kinds
         }
         room = psutil.virtual_memory().available // 4
         fits = sum(weight.nbytes for weight in weights.values()) <= room

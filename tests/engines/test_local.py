@@ -84,6 +84,16 @@ def test_weights_of_another_model_are_refused(tiny_lm: LocalLM) -> None:
     assert "runs on 'large', but this LM is 'tiny'" in str(answer)
 
 
+def test_emulated_half_precision_is_told(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for native in (True, False):
+        monkeypatch.setattr("lmpipe.engines.local.models.multiplies_bfloat16", lambda device, native=native: native)
+        load_lm(f"hf:{tiny_folder}", dtype="bfloat16")
+        load_lm(f"hf:{tiny_folder}")
+        assert ["float32 would be the faster" in told for told in caplog.messages] == ([] if native else [True])
+
+
 def test_an_unknown_adapter_is_named(tiny_lm: LocalLM) -> None:
     with pytest.raises(EngineError, match="adapter 0abc is not registered"):
         tiny_lm.complete([replace(request("a"), weights=WeightState(base="tiny", adapter="0abc"))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -110,6 +111,20 @@ def test_loss_and_gradient_do_not_depend_on_sharing_the_beginning(tiny_folder: P
         losses += [plain(input_ids=torch.tensor([prompt + completion]), labels=labels).loss * len(completion)]
     tokens = sum(len(lm.encode_text(row.completion)) + 1 for row in ROWS)
     assert result.losses[0] == pytest.approx(sum(loss.item() for loss in losses) / tokens, rel=1e-4)
+
+
+def test_half_precision_is_float32_where_it_would_be_emulated(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losses(*, bf16: bool, native: bool) -> tuple[float, ...]:
+        monkeypatch.setattr("lmpipe.engines.training.fit.multiplies_bfloat16", lambda device: native)
+        lm = LocalLM.from_pretrained(str(tiny_folder), name="tiny")
+        with closing(RunStore(tmp_path / f"{bf16}-{native}")) as store:
+            return trainer(lm, epochs=2, bf16=bf16).train(ROWS, BASE, Session(lm=lm, store=store)).losses
+
+    exact = losses(bf16=False, native=True)
+    assert losses(bf16=True, native=False) == exact
+    assert losses(bf16=True, native=True) != exact
 
 
 def test_bad_input_is_named(tiny_lm: LocalLM, store: RunStore) -> None:

@@ -184,6 +184,23 @@ def test_maxsim_of_whole_numbers_is_whole() -> None:
     assert maxsim(vectors, [Run(1, 2), Run(1, 1)], queries).tolist() == [[3 + 2, -1 + 6], [-5 + 0, 5 - 10]]
 
 
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("dim", [128, 1040, 1041])
+def test_processors_without_products_of_int8_give_the_same_numbers(
+    dim: int, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 the greatest sum of 1,040 products is exact, and of more it would not be."""
+    monkeypatch.setattr("lmpipe.retrieval.index.maxsim.multiplies_int8", lambda: native)
+    generator = torch.Generator().manual_seed(15)
+    vectors = torch.randint(-127, 128, (2100, dim), generator=generator).to(torch.int8)
+    vectors[:2] = 127
+    queries = vectors[torch.tensor([[0, 7], [2099, 1]])]
+    queries[0, 0, -1] = 126  # or all greatest products would be multiples of 127
+    scores = maxsim(vectors, [Run(70, 30)], queries)
+    products = vectors.long() @ queries.long().flatten(0, 1).T
+    assert torch.equal(scores, products.view(70, 30, 2, 2).amax(1).sum(2))
+
+
 @given(st.integers(1, 3), st.floats(1e-20, 1e20))
 def test_digits_hold_a_query_to_half_a_unit(count: int, size: float) -> None:
     queries = unit_vectors(2, 3, 5, seed=14) * size

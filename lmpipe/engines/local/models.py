@@ -5,6 +5,7 @@ Knows nothing of requests.
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -16,7 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from lmpipe.engines.local.layouts import Piece, Prefill
 from lmpipe.engines.local.prefixes import Node
 from lmpipe.engines.local.slots import Slots
+from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -67,6 +71,8 @@ def load_model(source: Source) -> tuple[Any, PreTrainedTokenizerBase]:
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     id_or_path, quantization = source.id_or_path, source.quantization
     wanted: Any = getattr(torch, source.dtype) if source.dtype else torch.float32 if device == "cpu" else "auto"
+    if wanted is torch.bfloat16 and not multiplies_bfloat16(torch.device(device)):
+        logger.warning("this device emulates bfloat16, several times slower: float32 would be the faster dtype")
     options: dict[str, Any] = {"dtype": wanted}
     if quantization:
         options |= {"quantization_config": _quantized(quantization, wanted), "device_map": {"": device}}

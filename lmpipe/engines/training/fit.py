@@ -23,6 +23,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 from transformers import Trainer as HFTrainer
 
 from lmpipe.engines.local.adapters import in_place_of, learned_prefix, quiet
+from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_of, last_whole
 from lmpipe.engines.training.layout import EncodedRow, Targets, TrainingLayout, collate
 from lmpipe.engines.training.objectives import items, total_loss, with_references
@@ -83,8 +84,8 @@ def fit(
     started = perf_counter()
     virtual = tuning.virtual_tokens if tuning.method == "prefix" else 0
     packed = partial(collate, virtual=virtual, items=partial(items, objective))
-    halved = _halved_weights(model) if tuning.bf16 else {}
-    arguments = _arguments(tuning, seed, folder, cpu=model.device.type == "cpu")
+    arguments = _arguments(tuning, seed, folder, model.device)
+    halved = _halved_weights(model) if arguments.bf16 else {}
     with in_place_of(model, halved):
         look = partial(_look, model, packed, bf16=arguments.bf16)
         rows = with_references(objective, rows, tuning.batch_size // tuning.passes, look)
@@ -120,8 +121,8 @@ def _logged(trainer: HFTrainer, name: str) -> tuple[float, ...]:
     return tuple(round(entry[name], 6) for entry in trainer.state.log_history if name in entry)
 
 
-def _arguments(tuning: Tuning, seed: int, folder: Path, *, cpu: bool) -> TrainingArguments:
-    chosen = tuning.held_out > 0
+def _arguments(tuning: Tuning, seed: int, folder: Path, device: torch.device) -> TrainingArguments:
+    chosen, cpu = tuning.held_out > 0, device.type == "cpu"
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=tuning.batch_size // tuning.passes,
@@ -133,7 +134,7 @@ def _arguments(tuning: Tuning, seed: int, folder: Path, *, cpu: bool) -> Trainin
         warmup_steps=tuning.warmup_steps,
         adam_beta2=tuning.beta2,
         weight_decay=tuning.weight_decay,
-        bf16=tuning.bf16 and (cpu or torch.cuda.is_bf16_supported()),
+        bf16=tuning.bf16 and multiplies_bfloat16(device),
         use_cpu=cpu,
         ddp_backend="gloo" if cpu and "WORLD_SIZE" in os.environ else None,
         seed=seed % 2**32,

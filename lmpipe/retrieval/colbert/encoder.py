@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lmpipe.engines.packed import PackedProducts
+from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint
 from lmpipe.retrieval.colbert.embedded import NAME, embedded_checkpoint
 from lmpipe.retrieval.colbert.network import ColbertNetwork
@@ -52,7 +53,7 @@ class ColbertEncoder:
     ) -> None:
         self._checkpoint, self._name = checkpoint, name
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._halved = precision == "bfloat16" or (precision == "auto" and _is_bfloat16_fast(self._device))
+        self._halved = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(self._device))
         self._batch = _BATCH.get(self._device.type, _BATCH["cpu"])
         self._tokens = ColbertTokens(checkpoint)
 
@@ -192,9 +193,3 @@ def _batches(rows: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
         batch.append(number)
     if batch:
         yield batch
-
-
-def _is_bfloat16_fast(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)  # below, it is emulated
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

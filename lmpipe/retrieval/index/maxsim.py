@@ -17,10 +17,14 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from lmpipe.engines.precision import multiplies_int8
+
 _LARGEST = 127
 _BASE = 2 * _LARGEST  # of the digits: what is left after rounding is at most half, which is 127 of the next
 _PRODUCTS = 1 << 20  # so many are computed before they are reduced: 4 MiB for each thread, to stay in its cache
 _FEWEST_ROWS, _MOST_ROWS = 512, 16384  # a product of matrices is slow with fewer, and gains nothing by more
+_WIDENED = 1024  # rows that are float32 at a time, so that they stay in the cache
+_EXACT = 2**24 // _LARGEST**2  # terms up to which float32 adds products of int8 without rounding
 _AT_ONCE = 32  # passages that are scored in full; more would only take memory
 
 
@@ -129,11 +133,22 @@ def maxsim(vectors: Tensor, runs: Sequence[Run], queries: Tensor) -> Tensor:
     scores = products.new_empty(sum(run.passages for run in runs), count, dtype=torch.int64)
     for tile in plan:
         block = products[: tile.rows]
-        torch._int_mm(vectors[tile.start : tile.start + tile.rows], columns, out=block)
+        _multiply(vectors[tile.start : tile.start + tile.rows], columns, block)
         _reduce(block, tile.runs, greatest)
         sums = scores[tile.first : tile.first + tile.passages]
         torch.sum(greatest[: tile.passages].view(-1, count, tokens), 2, out=sums)
     return scores
+
+
+def _multiply(vectors: Tensor, columns: Tensor, products: Tensor) -> None:
+    """Writes the products of two int8 matrices into an int32 one: the same numbers on every processor."""
+    if multiplies_int8() or len(columns) > _EXACT:
+        torch._int_mm(vectors, columns, out=products)
+        return
+    wide = columns.float()
+    for start in range(0, len(vectors), _WIDENED):
+        rows = slice(start, start + _WIDENED)
+        products[rows] = vectors[rows].float() @ wide
 
 
 def _reduce(products: Tensor, runs: Sequence[Run], greatest: Tensor) -> None:
@@ -163,7 +178,9 @@ def maxsim_in_full(passages: Sequence[Tensor], query: Tensor) -> Tensor:
 def _in_full(passages: Sequence[Tensor], query: Tensor) -> Tensor:
     vectors = torch.cat(list(passages))
     whole = vectors.new_zeros(len(vectors), query.shape[1], dtype=torch.float64)
+    products = torch.empty_like(whole, dtype=torch.int32)
     for digit in query:
-        whole.mul_(_BASE).add_(torch._int_mm(vectors, digit.T))  # exact: far below 2 ** 53
+        _multiply(vectors, digit.T, products)
+        whole.mul_(_BASE).add_(products)  # exact: far below 2 ** 53
     ends = accumulate((len(passage) for passage in passages), initial=0)
     return torch.stack([whole[start:end].amax(0) for start, end in pairwise(ends)]).sum(1)

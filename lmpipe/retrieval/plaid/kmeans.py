@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lmpipe.engines.precision import multiplies_bfloat16
+
 _ROWS = 256  # vectors in one product: their similarities to 16,384 centroids then stay near the processor
 _COLUMNS = 256  # similarities of which the largest is looked for first
 _MOVES = 50  # of bucket limits; further ones change the error by less than a thousandth
@@ -17,8 +19,7 @@ _MOVES = 50  # of bucket limits; further ones change the error by less than a th
 
 def product_type() -> torch.dtype:
     """bfloat16 where the processor multiplies it, twice as fast; float32 elsewhere."""
-    fast = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16(torch.device("cpu")) else torch.float32
 
 
 def nearest(vectors: Tensor, centroids: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HFTrainer
 
+from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_of, last_whole
 from lmpipe.engines.training.fit import seeded
 from lmpipe.errors import ConfigError
@@ -135,7 +136,7 @@ def _arguments(tuning: ColbertTuning, seed: int, examples: int, folder: Path) ->
         num_train_epochs=1,  # the examples are those of all epochs
         learning_rate=tuning.learning_rate,
         warmup_steps=round(tuning.warmup * step_count(examples, tuning)),
-        bf16=torch.cuda.is_bf16_supported() if cuda else True,
+        bf16=multiplies_bfloat16(torch.device("cuda" if cuda else "cpu")),
         use_cpu=not cuda,
         seed=seed % 2**32,
         logging_steps=1,
