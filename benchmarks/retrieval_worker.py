@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.hotpotqa import HotpotTask
+from lmpipe.engines.precision import multiplies_int8
 from lmpipe.retrieval.colbert import load_encoder
 from lmpipe.retrieval.index.exact import ExactIndex
 from lmpipe.retrieval.passages import PassageText, read_passages
@@ -161,13 +162,16 @@ def operations(segments: Sequence[Segment], queries: Tensor) -> float:
 
 
 def product_rate() -> float:
-    """Operations a CPU second of `torch._int_mm`, at the best of some shapes."""
+    """Operations a CPU second of `torch._int_mm`, or of float32 where int8 is emulated, at the best of some shapes."""
+    native = multiplies_int8()
+    multiply: Any = torch._int_mm if native else torch.mm
+    given, summed = (torch.int8, torch.int32) if native else (torch.float32, torch.float32)
     rates = []
     for rows, columns in ((2048, 1024), (2048, 2048), (1024, 2048), (16384, 2048)):
-        left = torch.randint(-127, 128, (rows, 128), dtype=torch.int8)
-        right = torch.randint(-127, 128, (columns, 128), dtype=torch.int8).T
-        out, calls = torch.empty(rows, columns, dtype=torch.int32), max(1, 2**32 // (rows * columns * 8))
-        spent = cpu_seconds(lambda: [torch._int_mm(left, right, out=out) for _ in range(calls)])  # noqa: B023
+        left = torch.randint(-127, 128, (rows, 128), dtype=given)
+        right = torch.randint(-127, 128, (columns, 128), dtype=given).T
+        out, calls = torch.empty(rows, columns, dtype=summed), max(1, 2**32 // (rows * columns * 8))
+        spent = cpu_seconds(lambda: [multiply(left, right, out=out) for _ in range(calls)])  # noqa: B023
         rates.append(calls * 2 * rows * columns * 128 / spent)
     return max(rates)
 

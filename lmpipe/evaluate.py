@@ -206,14 +206,15 @@ def _check_ids(examples: Sequence[Example]) -> None:
 def _summary(traces: Sequence[Trace], cost: Cost, measures: Mapping[str, Measure], keep: RunStore | None) -> Evaluation:
     failed = [trace for trace in traces if trace.failure is not None]
     made = sorted((trace for trace in traces if trace.failure != "budget"), key=lambda trace: trace.example.id)
+    measured = {
+        name: {trace.example.id: float(value) for trace in made if (value := measure(trace)) is not None}
+        for name, measure in measures.items()
+    }
     return Evaluation(
         scores={trace.example.id: trace.score for trace in made},
         failures=Counter(trace.failure for trace in failed if trace.failure),
         first_error=failed[0].error if failed else None,
-        measures={
-            name: {trace.example.id: float(value) for trace in made if (value := measure(trace)) is not None}
-            for name, measure in measures.items()
-        },
+        measures=measured,
         modules=cost.modules,
-        traces=None if keep is None else keep.put_blob(write_log(made)),
+        traces=None if keep is None else keep.put_blob(write_log(made, measured)),
     )

@@ -7,7 +7,7 @@ plots: values that are not JSON are kept as text, so a trace cannot be made of a
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -50,27 +50,33 @@ class StepRecord(BaseModel):
 
 @final
 class TraceRecord(BaseModel):
-    """One run of a program on one example; fields like those of `lmpipe.trace.Trace`."""
+    """One run of a program on one example; fields like those of `lmpipe.trace.Trace`.
+
+    Attributes:
+        measures: What was measured besides the score, by name.
+    """
 
     example: str
     inputs: dict[str, Any]
     labels: dict[str, Any]
     prediction: dict[str, Any] | None
     score: float
+    measures: dict[str, float] = {}
     failure: str | None = None
     error: str | None = None
     feedback: str = ""
     steps: tuple[StepRecord, ...]
 
 
-def record_of(trace: Trace) -> TraceRecord:
-    """What is kept of a trace."""
+def record_of(trace: Trace, measures: Mapping[str, Mapping[str, float]] = {}) -> TraceRecord:
+    """What is kept of a trace; `measures` are values by name and example id."""
     return TraceRecord(
         example=trace.example.id,
         inputs=_json(trace.example.inputs),
         labels=_json(trace.example.labels),
         prediction=None if trace.prediction is None else _json(trace.prediction),
         score=trace.score,
+        measures={name: values[trace.example.id] for name, values in measures.items() if trace.example.id in values},
         failure=trace.failure,
         error=trace.error,
         feedback=trace.feedback,
@@ -78,9 +84,9 @@ def record_of(trace: Trace) -> TraceRecord:
     )
 
 
-def write_log(traces: Iterable[Trace]) -> bytes:
-    """The log of some traces; the same bytes for the same traces."""
-    records = sorted(map(record_of, traces), key=lambda record: record.example)
+def write_log(traces: Iterable[Trace], measures: Mapping[str, Mapping[str, float]] = {}) -> bytes:
+    """The log of some traces; the same bytes for the same traces. `measures` are those of `record_of`."""
+    records = sorted((record_of(trace, measures) for trace in traces), key=lambda record: record.example)
     text = "".join(record.model_dump_json(exclude_defaults=True) + "\n" for record in records)
     return gzip.compress(text.encode(), mtime=0)
 

@@ -16,13 +16,13 @@ from benchmarks.report.plots import PLOTS, draw
 from benchmarks.report.rows import (
     arrows,
     best_of,
-    csv_of,
     efficiencies,
     headline,
     module_rows,
     stage_tree,
     stages_of,
 )
+from benchmarks.report.sheets import results_csv, scores_csv
 from benchmarks.report.stories import Logs, changes, endings, prompts
 from lmpipe.files import write_whole
 from lmpipe.finished import FinishedRun
@@ -32,7 +32,8 @@ _HERE = Path(__file__).parent
 
 
 def write_report(result: Result, folder: Path, label: str | None = None, command: str = "") -> None:
-    """Writes ``report.html`` (which needs no other file), ``report.md``, ``results.csv`` and ``scores.svg``.
+    """Writes ``report.html`` (which needs no other file), ``report.md``, ``results.csv``, ``scores.csv`` and
+    ``scores.svg``.
 
     Args:
         result: Of the run.
@@ -44,6 +45,7 @@ def write_report(result: Result, folder: Path, label: str | None = None, command
         CorruptBlob: If traces that the result names are absent or damaged.
         StoreError: If the files cannot be written.
     """
+    logs = FinishedRun(folder, result).traces
     drawn = {name: draw(name, result) for name in PLOTS}
     values: dict[str, Any] = {
         "result": result,
@@ -60,13 +62,14 @@ def write_report(result: Result, folder: Path, label: str | None = None, command
         _environment(escape=True)
         .get_template("report.html.jinja")
         .render(
-            values | _of_traces(result, FinishedRun(folder, result).traces, label),
+            values | _of_traces(result, logs, label),
             plots={name: themed(svg, name) for name, svg in drawn.items() if svg is not None},
         )
     )
     write_whole(folder / "report.html", page.encode())
     write_whole(folder / "report.md", markdown.encode())
-    write_whole(folder / "results.csv", csv_of(result).encode())
+    write_whole(folder / "results.csv", results_csv(result).encode())
+    write_whole(folder / "scores.csv", scores_csv(result, logs).encode())
     write_whole(folder / "scores.svg", (drawn["scores"] or "").encode())
 
 

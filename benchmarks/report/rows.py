@@ -5,17 +5,13 @@ Knows nothing of pages or plots.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any, final
+from dataclasses import dataclass
+from typing import final
 
-from lmpipe.ledger import Cost, ModuleCost
+from lmpipe.ledger import ModuleCost
 from lmpipe.result import Comparison, Result, Score, StageReport, StrategyReport
 
 VANILLA = "vanilla"
-_COSTS = tuple(field.name for field in fields(Cost) if field.name != "modules")
 
 
 def arrows(strategy: str) -> str:
@@ -179,31 +175,3 @@ def headline(result: Result) -> str:
 
 def _chance(found: Comparison) -> str:
     return f"{found.p:.4f}" if found.p_holm is None else f"{found.p_holm:.4f} corrected for all tests"
-
-
-def csv_of(result: Result) -> str:
-    """A line for every strategy and seed: its scores, what was measured besides, and what its stages cost.
-
-    Scores are in [0, 1], and empty where there was nothing to learn from.
-    """
-    text = io.StringIO()
-    named = ["task", "lm", "strategy", "seed", "val", "test"]
-    writer = csv.DictWriter(text, [*named, *result.measures, *_COSTS], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_lines(result))
-    return text.getvalue()
-
-
-def _lines(result: Result) -> Iterator[dict[str, Any]]:
-    for row in result.strategies:
-        for number, outcome in enumerate(row.outcomes):
-            yield {
-                "task": result.task,
-                "lm": result.lm,
-                "strategy": row.strategy,
-                "seed": outcome.seed,
-                "val": row.val.per_seed[number],
-                "test": row.test.per_seed[number],
-                **{name: found.all.per_seed[number] for name, found in row.quality.items()},
-                **{name: outcome.cost[name] for name in _COSTS},
-            }

@@ -145,7 +145,8 @@ def _show_difference(what: str, first: list[str], second: list[str]) -> None:
 
 
 def _show_trace(record: TraceRecord, module: str | None, errors: bool) -> None:
-    console.rule(f"example {escape(record.example)}, score {record.score:g}")
+    measured = "".join(f", {name} {value:g}" for name, value in record.measures.items())
+    console.rule(f"example {escape(record.example)}, score {record.score:g}{escape(measured)}")
     for name, value in [*record.inputs.items(), *((f"right {name}", value) for name, value in record.labels.items())]:
         console.print(f"[bold]{escape(name)}[/]: {escape(str(value))}")
     for step in record.steps:

@@ -106,7 +106,7 @@ def test_it_needs_no_other_file_and_runs_nothing(page: str) -> None:
 
 def test_it_is_the_same_every_time(ran: tuple[Result, Path]) -> None:
     found, out = ran
-    names = ("report.html", "report.md", "results.csv", "scores.svg")
+    names = ("report.html", "report.md", "results.csv", "scores.csv", "scores.svg")
     before = [(out / name).read_bytes() for name in names]
     write_report(found, out, "answer", COMMAND)
     assert [(out / name).read_bytes() for name in names] == before
@@ -224,6 +224,22 @@ def test_results_csv_has_a_line_for_every_strategy_and_seed(ran: tuple[Result, P
         assert list(own["test"]) == row.test.per_seed
         assert list(own["recall@hop 2"]) == row.quality["recall@hop 2"].all.per_seed
         assert own["lm_calls"].sum() == row.cost["lm_calls"]
+
+
+def test_scores_csv_has_a_line_for_every_test_run_and_none_of_the_data(ran: tuple[Result, Path]) -> None:
+    found, out = ran
+    table = pandas.read_csv(out / "scores.csv")
+    for (strategy, seed), own in table.groupby(["strategy", "seed"]):
+        row = next(row for row in found.strategies if row.strategy == strategy)
+        traces = {trace.example: trace for trace in read(out)(row.outcomes[seed])}
+        assert list(own["example"]) == list(traces)
+        assert own["score"].mean() == row.test.per_seed[seed]
+        for name in found.measures:
+            assert own[name].mean() == pytest.approx(row.quality[name].all.per_seed[seed])
+        assert list(own["failure"].fillna("")) == [trace.failure or "" for trace in traces.values()]
+    assert set(table["strategy"]) == set(STRATEGIES)
+    answers = {trace.labels["answer"] for trace in traces.values()}
+    assert not answers & set(table.astype(str).to_numpy().flat)
 
 
 def test_without_the_traces_it_says_so(ran: tuple[Result, Path], tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def test_a_trace_shows_what_was_sent_answered_and_read(run: Path) -> None:
     step = record.steps[0]
     assert step.text
     shown = said("trace", run, "--strategy", "p -> w", "--seed", "4", "--example", record.example)
-    for part in (*(content for _, content in step.messages), step.text, f"score {record.score:g}", step.path):
+    scored = f"score {record.score:g}, words written {len(step.text.split())}"
+    for part in (*(content for _, content in step.messages), step.text, scored, step.path):
         assert part in shown
     assert shown.count("example f") == 1
     assert "completion" not in said("trace", run, "--module", "no.such")
