@@ -68,7 +68,7 @@ class TraceRecord(BaseModel):
     steps: tuple[StepRecord, ...]
 
 
-def record_of(trace: Trace, measures: Mapping[str, Mapping[str, float]] = {}) -> TraceRecord:
+def record_of(trace: Trace, measures: Mapping[str, Mapping[str, float]]) -> TraceRecord:
     """What is kept of a trace; `measures` are values by name and example id."""
     return TraceRecord(
         example=trace.example.id,

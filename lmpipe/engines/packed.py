@@ -30,6 +30,9 @@ class PackedProducts(TorchFunctionMode):
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
+        self._packed: dict[int, torch.Tensor] = {}
+        if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            return
         halves = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # or making the layout fails
         kinds = (torch.float32, torch.bfloat16) if halves else (torch.float32,)
         weights = {
@@ -40,8 +43,7 @@ class PackedProducts(TorchFunctionMode):
         room = psutil.virtual_memory().available // 4
         fits = sum(weight.nbytes for weight in weights.values()) <= room
         on_cpu = all(weight.device.type == "cpu" for weight in weights.values())
-        self._packed: dict[int, torch.Tensor] = {}
-        if fits and on_cpu and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        if fits and on_cpu:
             for place, weight in weights.items():
                 self._packed[place] = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
 

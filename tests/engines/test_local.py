@@ -94,6 +94,13 @@ def test_emulated_half_precision_is_told(
         assert ["float32 would be the faster" in told for told in caplog.messages] == ([] if native else [True])
 
 
+def test_a_torch_without_onednn_is_enough(tiny_folder: Path, tiny_lm: LocalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = texts(tiny_lm, REQUESTS)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", None)
+    assert texts(LocalLM.from_pretrained(str(tiny_folder), name="tiny"), REQUESTS) == wanted
+
+
 def test_an_unknown_adapter_is_named(tiny_lm: LocalLM) -> None:
     with pytest.raises(EngineError, match="adapter 0abc is not registered"):
         tiny_lm.complete([replace(request("a"), weights=WeightState(base="tiny", adapter="0abc"))])

@@ -38,8 +38,8 @@ class Tuning:
         epochs: Passes over the rows.
         batch_size: Rows per optimizer step and process.
         rows_per_pass: Rows computed at once; a step then accumulates the gradients of several passes. By default all.
-        bf16: Whether products are computed in bfloat16 where the device multiplies it, and not in float32; weights
-            and optimizer stay as they are.
+        bf16: Whether products are computed in bfloat16; where the device would only emulate that, they are in float32
+            all the same. Weights and optimizer stay as they are.
         gradient_checkpointing: Computes activations twice to keep fewer of them.
         checkpoint_steps: Steps between checkpoints, from which a killed training goes on.
         held_out: Share of the rows that is not trained on, in [0, 1): after each epoch their loss is measured, and the
