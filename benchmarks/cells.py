@@ -30,7 +30,7 @@ from lmpipe.hashing import describe, digest
 from lmpipe.result import Result
 from lmpipe.retrieval import load_retriever
 from lmpipe.store import RunStore
-from optimizers import distinct_stages, parse_strategy
+from optimizers import distinct_stages, format_strategy, parse_strategy
 
 
 class Models(Protocol):
@@ -74,7 +74,7 @@ class Cell:
     @property
     def strategy(self) -> str:
         """Its stages as a strategy."""
-        return " -> ".join(self.stages) or "vanilla"
+        return format_strategy(self.stages)
 
     @property
     def name(self) -> str:

@@ -229,6 +229,9 @@ def _typed() -> str:
 
 def _numbers(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"--seeds {text!r} must be whole numbers with commas between them, such as 0,1,2") from None
+    if len(set(numbers)) < len(numbers):
+        raise ConfigError(f"--seeds {text!r} names a seed twice, which would count its examples twice")
+    return numbers

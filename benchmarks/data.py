@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
                 records.append(record)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}, line {len(records) + 1}: no JSON ({error})") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ConfigError(f"the data {path} cannot be read: {error}") from error
     return records
 

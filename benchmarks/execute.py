@@ -13,7 +13,7 @@ from benchmarks.cells import Cluster, Work
 from benchmarks.models import Models
 from benchmarks.report import write_report
 from benchmarks.run import run, versions
-from benchmarks.settings import Settings, settings_for
+from benchmarks.settings import Settings, settings_for, table_rows
 from benchmarks.task import Task
 from lmpipe.commands.terminal import progress_bars
 from lmpipe.events import Callback
@@ -49,7 +49,7 @@ def execute(
     Args:
         task: Data, program and metric.
         models: What it runs on.
-        strategies: Strategy strings.
+        strategies: Strategy strings; `table_rows` says how they are ordered.
         seeds: A run of each strategy for each.
         out: The run directory.
         changes: Settings that differ from those of the task and the LM.
@@ -69,7 +69,7 @@ def execute(
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
     }
-    work = Work(task, models, settings, tuple(strategies), tuple(seeds), out.absolute(), config)
+    work = Work(task, models, settings, tuple(table_rows(strategies)), tuple(seeds), out.absolute(), config)
     store = RunStore(out, config)
     try:
         run_all = _run_here if cluster is None else partial(_run_on, cluster)

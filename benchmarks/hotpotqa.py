@@ -96,6 +96,8 @@ def _example(record: Mapping[str, Any]) -> Example:
         titles = list(dict.fromkeys(map(html.unescape, record["supporting_facts"]["title"])))
     except (KeyError, TypeError) as error:
         raise ConfigError(f"a HotPotQA record lacks a field ({error}): {str(dict(record))[:200]}") from error
+    if not titles:
+        raise ConfigError(f"a HotPotQA record names no supporting facts: {str(dict(record))[:200]}")
     name = digest(" ".join(question.lower().split()))[:12]
     return Example({"question": question}, {"answer": answer, "type": kind, "titles": titles}, id=name)
 

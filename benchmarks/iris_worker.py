@@ -45,8 +45,8 @@ def main(strategy: str, seed: str, data: str) -> None:
             {
                 "cpu_seconds": seconds,
                 "seconds": wall,
-                "calls": cell.result.cost.lm_calls + cell.test.n,
-                "test": cell.test.mean,
+                "calls": cell.result.cost.lm_calls + (cell.test.n if cell.test else 0),
+                "test": cell.test.mean if cell.test else None,
                 "stages": stages,
                 "jobs": [job for training in jobs for job in training.values()],
             }

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.run import scheduler
-from benchmarks.settings import Settings
+from benchmarks.settings import Settings, table_rows
 from benchmarks.task import Task
 from lmpipe import LM, EngineError, Example, Module, Passage, Prediction, Retriever, Session, evaluate, initial_state
 from lmpipe.errors import SessionError
@@ -32,6 +32,7 @@ from lmpipe.store import RunStore
 from lmpipe.template import Template
 from lmpipe.trainer import Imitation, Objective, Trainer, TrainingResult, TrainingRow
 from lmpipe.values import is_choice
+from optimizers import format_strategy
 
 _CHARACTERS = 4  # of a token, about
 _TEXT = " ".join(["word"] * 40)  # what a field of text is filled with: fifty tokens
@@ -67,15 +68,15 @@ def rehearse(task: Task, settings: Settings, strategies: Sequence[str], seeds: S
             lm=_Filler(program),
             sampling=settings.sampling(),
             store=store,
-            retriever=_Library() if task.retriever else None,
+            retriever=_Library(),
         )
         split = task.split(settings.train, settings.val, settings.test, seeds[0])
         metric = _EverySecond()
         planned = scheduler(settings, metric, _Counter(settings.tuning.epochs), task.label)
         start = initial_state(program, session)
-        results = planned.optimize_all(strategies, program, start, split.train, split.val, session)
+        results = planned.optimize_all(table_rows(strategies), program, start, split.train, split.val, session)
         costs = {
-            " -> ".join(part.name for part in result.stages[:number]): stage.cost
+            format_strategy([part.name for part in result.stages[:number]]): stage.cost
             for result in results.values()
             for number, stage in enumerate(result.stages, 1)
         }
@@ -107,7 +108,8 @@ def sum_of(stages: Sequence[StageCost]) -> Cost:
 
 def _scaled(name: str, cost: Cost, seeds: int) -> StageCost:
     total = sum([cost] * seeds, Cost())
-    return StageCost(name, min((module.calls for module in total.modules.values()), default=0), total)
+    called = [module.calls for module in total.modules.values() if module.calls]  # a retriever's module makes none
+    return StageCost(name, min(called, default=0), total)
 
 
 @final

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import Any, final
 
 from benchmarks.intervals import holm, paired_difference, score_of
-from benchmarks.settings import Settings
+from benchmarks.settings import BASELINES, Settings
 from benchmarks.task import Task
 from lmpipe import LM, Evaluation, Metric, OptimizeResult, Retriever, Session, evaluate, initial_state
 from lmpipe.engines.local import LocalLM
@@ -24,10 +24,7 @@ from lmpipe.progress import Progress
 from lmpipe.result import Comparison, FindingReport, Outcome, Quality, Result, StageReport, StrategyReport
 from lmpipe.store import RunStore
 from lmpipe.trainer import Trainer
-from optimizers import BetterTogether
-
-BASELINES = ("vanilla", "p", "w")
-"""What every strategy is tested against: nothing learned, prompts alone, weights alone."""
+from optimizers import VANILLA, BetterTogether
 
 PACKAGES = ("lmpipe", "torch", "transformers", "peft", "numpy")
 
@@ -35,17 +32,21 @@ PACKAGES = ("lmpipe", "torch", "transformers", "peft", "numpy")
 @final
 @dataclass(frozen=True)
 class Cell:
-    """One strategy on one seed."""
+    """One strategy on one seed.
+
+    Args:
+        strategy: Which.
+        seed: Which.
+        result: Of its stages.
+        start: What scoring the program as it is written cost, which all strategies of the seed share.
+        test: Of the state it ended in; none if no stage had anything to work with, so that its scores are "—".
+    """
 
     strategy: str
     seed: int
     result: OptimizeResult
-    test: Evaluation
-
-    @property
-    def reported(self) -> bool:
-        """Whether the strategy had anything to work with; if not, its scores are "—"."""
-        return self.result.status == "done"
+    start: Cost
+    test: Evaluation | None
 
 
 def run(
@@ -135,13 +136,16 @@ def run_seed(
     trainer = None if trained is None else LocalTrainer(trained, settings.tuning)
     planned = scheduler(settings, metric, trainer, task.label)
     start = initial_state(program, session)
-    results = planned.optimize_all(strategies, program, start, split.train, split.val, session)
+    asked = [VANILLA, *strategies]
+    results = planned.optimize_all(asked, program, start, split.train, split.val, session)
     if not tested:
         return []
     score = partial(evaluate, metric=metric, session=session, title="test", measures=task.measures, keep_traces=True)
-    return [
-        Cell(strategy, seed, result, score(program, result.state, split.test)) for strategy, result in results.items()
-    ]
+    tests = {
+        strategy: score(program, results[strategy].state, split.test) if results[strategy].status == "done" else None
+        for strategy in strategies
+    }
+    return [Cell(strategy, seed, results[strategy], results[VANILLA].cost, test) for strategy, test in tests.items()]
 
 
 def scheduler(settings: Settings, metric: Metric, trainer: Trainer | None, label: str | None) -> BetterTogether:
@@ -149,7 +153,7 @@ def scheduler(settings: Settings, metric: Metric, trainer: Trainer | None, label
     return BetterTogether(
         metric,
         settings.optimizers(metric, trainer, label),
-        strategy="vanilla",
+        strategy=VANILLA,
         prompts_from=settings.prompts_from,
         select=settings.select,
         budget=settings.budget(),
@@ -160,16 +164,16 @@ def scheduler(settings: Settings, metric: Metric, trainer: Trainer | None, label
 def _report(strategy: str, cells: Sequence[Cell], measures: Sequence[str]) -> StrategyReport:
     return StrategyReport(
         strategy=strategy,
-        val=score_of([_values(cell.result.evaluation) if cell.reported else None for cell in cells]),
-        test=score_of([_values(cell.test) if cell.reported else None for cell in cells]),
+        val=score_of([_values(cell.result.evaluation) if cell.test else None for cell in cells]),
+        test=score_of([_values(cell.test) for cell in cells]),
         quality={name: _quality(cells, name) for name in measures},
         stages=[_stage(cells, number) for number in range(len(cells[0].result.stages))],
         outcomes=[
             Outcome(
                 seed=cell.seed,
                 state=cell.result.state,
-                modules=dict(cell.test.modules),
-                traces=cell.test.traces,
+                modules=dict(cell.test.modules) if cell.test else {},
+                traces=cell.test.traces if cell.test else None,
                 cost=cell.result.cost.to_json(),
             )
             for cell in cells
@@ -180,10 +184,14 @@ def _report(strategy: str, cells: Sequence[Cell], measures: Sequence[str]) -> St
 
 def _quality(cells: Sequence[Cell], name: str) -> Quality:
     """Means of a measure over all test runs, and over those with the full score."""
-    values = [cell.test.measures[name] if cell.reported else {} for cell in cells]
-    right = [{example for example, score in cell.test.scores.items() if score >= 1} for cell in cells]
-    kept = [[own[example] for example in own if example in good] for own, good in zip(values, right, strict=True)]
-    return Quality(all=score_of([list(own.values()) for own in values]), successful=score_of(kept))
+    every = [list(cell.test.measures[name].values()) if cell.test else None for cell in cells]
+    right = [
+        [value for example, value in cell.test.measures[name].items() if cell.test.scores[example] >= 1]
+        if cell.test
+        else None
+        for cell in cells
+    ]
+    return Quality(all=score_of(every), successful=score_of(right))
 
 
 def _findings(cells: Sequence[Cell]) -> list[FindingReport]:
@@ -195,8 +203,8 @@ def _findings(cells: Sequence[Cell]) -> list[FindingReport]:
 
 
 def _cost_of_all(cells: Sequence[Cell]) -> Cost:
-    """What all stages cost together, those that strategies share counted once."""
-    costs = {
+    """What all strategies cost together; what they share, the start among it, is counted once."""
+    costs = {(cell.seed, ()): cell.start for cell in cells} | {
         (cell.seed, tuple(stage.name for stage in cell.result.stages[: number + 1])): cell.result.stages[number].cost
         for cell in cells
         for number in range(len(cell.result.stages))
@@ -240,7 +248,7 @@ def _comparisons(cells: Sequence[Cell], strategies: Sequence[str]) -> list[Compa
         strategy: {
             (cell.seed, example): score
             for cell in cells
-            if cell.strategy == strategy and cell.reported
+            if cell.strategy == strategy and cell.test
             for example, score in cell.test.scores.items()
         }
         for strategy in strategies

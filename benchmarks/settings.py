@@ -5,24 +5,37 @@ Every field is a plain value, so a run's settings are part of its ``result.json`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Literal, final
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from lmpipe import Budget, Metric, Optimizer, Sampling
 from lmpipe.engines.training import Tuning
 from lmpipe.errors import ConfigError
 from lmpipe.trainer import Trainer
-from optimizers import BootstrapFewShotRandomSearch, BootstrapFinetune
+from optimizers import VANILLA, BootstrapFewShotRandomSearch, BootstrapFinetune, format_strategy, parse_strategy
 
 STAGES = ("p", "w")
 """What strategies are made of."""
 
-ROWS = ("vanilla", "p", "w", "p -> p", "w -> w", "p -> w", "w -> p", "p -> w -> p")
+BASELINES = (VANILLA, "p", "w")
+"""What every strategy is tested against: nothing learned, prompts alone, weights alone."""
+
+ROWS = (*BASELINES, "p -> p", "w -> w", "p -> w", "w -> p", "p -> w -> p")
 """The strategies of the paper's table."""
+
+
+def table_rows(strategies: Iterable[str]) -> list[str]:
+    """Some strategies as the rows of a table: each once and in its plain form, `BASELINES` first.
+
+    Raises:
+        StrategyError: If one cannot be read.
+    """
+    rows = dict.fromkeys(format_strategy(parse_strategy(text, STAGES)) for text in strategies)
+    return [row for row in BASELINES if row in rows] + [row for row in rows if row not in BASELINES]
 
 
 @final
@@ -32,12 +45,12 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    train: int = 1000
-    val: int = 500
-    test: int = 1500
+    train: PositiveInt = 1000
+    val: PositiveInt = 500
+    test: PositiveInt = 1500
     temperature: float = 0.1
     top_p: float = 0.97
-    max_tokens: int = 1024
+    max_tokens: PositiveInt = 1024
     stop: tuple[str, ...] = ()
     structured: bool = False
 

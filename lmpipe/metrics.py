@@ -22,10 +22,10 @@ It may give ``(score, feedback)``: what is wrong with the prediction, in words, 
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NUMBER = re.compile(
-    r"""(?<![\w.])(?P<sign>[-−]?)\s?[$€£]?\s?               # a hyphen between words is no sign
+    r"""(?<![\w.])(?P<sign>[-−]?)(?:[$€£]\s?)?               # a hyphen between words, or before a space, is no sign
         (?:(?P<whole>\d+)\s+(?=\d+/\d))?                    # 1 1/2
         (?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+)
-        (?:\s?/\s?(?P<under>\d*[1-9]\d*)(?![\d.,]*\d*/))?""",
+        (?:\s?/\s?(?P<under>[1-9]\d{0,2}(?:,\d{3})+|\d*[1-9]\d*)(?![\d.,]*\d*/))?""",
     re.VERBOSE,
 )
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -66,8 +66,9 @@ def last_number(text: object) -> Fraction | None:
     if not numbers:
         return None
     found = numbers[-1]
-    number = Fraction(found["number"].replace(",", "")) / int(found["under"] or 1) + int(found["whole"] or 0)
-    return -number if found["sign"] else number
+    whole, number, under = ((found[part] or "").replace(",", "") for part in ("whole", "number", "under"))
+    value = int(whole or 0) + Fraction(number) / int(under or 1)
+    return -value if found["sign"] else value
 
 
 def number_match(example: Example, prediction: Prediction) -> float:

@@ -62,6 +62,12 @@ class StageReport(BaseModel):
     cost: dict[str, Any]
     per_seed: list[dict[str, Any]]
 
+    @property
+    def skips(self) -> str:
+        """On which seeds it had nothing to work with, and why, in words; empty if it always had."""
+        seeds = [str(own["seed"]) for own in self.per_seed if own["status"] == "skipped"]
+        return f"{self.name} skipped on seed {', '.join(seeds)}: {self.reason}" if seeds else ""
+
 
 @final
 class Outcome(BaseModel):
@@ -93,6 +99,11 @@ class StrategyReport(BaseModel):
     stages: list[StageReport]
     outcomes: list[Outcome]
     cost: dict[str, Any]
+
+    @property
+    def skips(self) -> list[str]:
+        """Which stages had nothing to work with, on which seeds and why, in words."""
+        return [f"{self.strategy}: {stage.skips}" for stage in self.stages if stage.skips]
 
 
 @final
@@ -150,7 +161,7 @@ class Result(BaseModel):
     """A whole run.
 
     Attributes:
-        cost: Of all stages of all strategies and seeds, shared ones counted once, test evaluation left out.
+        cost: Of all strategies and seeds, what they share counted once, test evaluation left out.
     """
 
     schema_version: int = SCHEMA
@@ -168,3 +179,8 @@ class Result(BaseModel):
     def measures(self) -> list[str]:
         """Names of what was measured of the test runs, beside the score."""
         return list(dict.fromkeys(name for row in self.strategies for name in row.quality))
+
+    @property
+    def skips(self) -> list[str]:
+        """Those of all strategies."""
+        return list(dict.fromkeys(note for row in self.strategies for note in row.skips))

@@ -39,7 +39,7 @@ class RunStore:
 
     Raises:
         StoreError: If another process has it open, or it cannot be written.
-        ConfigChanged: If it was made with other settings; the message shows the difference.
+        ConfigChanged: If what is finished in it was made with other settings; the message shows the difference.
         CorruptBlob: If a blob, a journal line or the settings were damaged; the message names what.
     """
 
@@ -205,8 +205,9 @@ class RunStore:
         return lock
 
     def _check_config(self) -> None:
+        """Refuses other settings than those of finished work; where nothing is finished they may be put right."""
         path = self.path / "config.json"
-        if path.exists():
+        if path.exists() and self._journal.exists():
             _refuse_others(path, self._config)
         else:
             write_whole(path, json.dumps(self._config, indent=2, sort_keys=True).encode())

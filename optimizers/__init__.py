@@ -11,13 +11,14 @@ from optimizers.prompts import (
     MIPROv2,
     Proposer,
 )
-from optimizers.schedule import BetterTogether, distinct_stages, parse_strategy
+from optimizers.schedule import VANILLA, BetterTogether, distinct_stages, format_strategy, parse_strategy
 from optimizers.traces import Teacher
 from optimizers.weights import GRPO, BootstrapFinetune, PreferenceFinetune
 
 __all__ = [
     "GEPA",
     "GRPO",
+    "VANILLA",
     "BetterTogether",
     "BootstrapFewShot",
     "BootstrapFewShotRandomSearch",
@@ -29,5 +30,6 @@ __all__ = [
     "Proposer",
     "Teacher",
     "distinct_stages",
+    "format_strategy",
     "parse_strategy",
 ]

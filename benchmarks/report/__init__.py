@@ -5,6 +5,7 @@ Knows nothing of how a run is made: all is read from its result, and from the tr
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from benchmarks.report.rows import (
     efficiencies,
     headline,
     module_rows,
+    stage_costs,
     stage_tree,
     stages_of,
 )
@@ -54,6 +56,7 @@ def write_report(result: Result, folder: Path, label: str | None = None, command
         "headline": headline(result),
         "tree": stage_tree(result),
         "stages": stages_of(result),
+        "costs": stage_costs(result),
         "efficiencies": efficiencies(result),
         "modules": module_rows(result),
     }
@@ -91,8 +94,13 @@ def _environment(*, escape: bool) -> jinja2.Environment:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"count": "{:,.0f}".format, "arrows": arrows, "cell": _cell}
+    environment.filters |= {"count": "{:,.0f}".format, "arrows": arrows, "cell": _cell, "written": _written}
     return environment
+
+
+def _written(value: object) -> str:
+    """A list or record as people read it: JSON in which letters and line ends are themselves."""
+    return json.dumps(value, indent=1, ensure_ascii=False).replace("\\n", "\n")
 
 
 def _cell(text: object) -> str:

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.report.figures import GREY, INK, colour_of, legend, panels, plain_log, style, svg_of
-from benchmarks.report.rows import VANILLA, arrows, difference, stages_of, start_of
+from benchmarks.report.rows import arrows, cost_of_seed, difference, stages_of, start_of
 from lmpipe.result import Result, Score, StageReport
+from optimizers import VANILLA
 
 _MOST_NAMES = 12  # candidates that are named below a plot; more would lie over one another
 
@@ -68,7 +69,11 @@ def _sides(score: Score) -> list[list[float]]:
     """How far an interval goes to either side, in percent."""
     if score.mean is None or score.low is None or score.high is None:
         return [[0.0], [0.0]]
-    return [[100 * max(0.0, score.mean - score.low)], [100 * max(0.0, score.high - score.mean)]]
+    return _whiskers(score.mean, score.low, score.high)
+
+
+def _whiskers(mean: float, low: float, high: float) -> list[list[float]]:
+    return [[100 * max(0.0, mean - low)], [100 * max(0.0, high - mean)]]
 
 
 def _by_stage(result: Result) -> Figure | None:
@@ -117,8 +122,8 @@ def _gains(result: Result) -> Figure | None:
     figure, (axes,) = panels(1, 2.9)
     named: list[tuple[float, float, int]] = []
     for number, row, gain in known:
-        calls, points = row.cost["lm_calls"] / len(result.seeds), 100 * gain.difference
-        sides = [[points - 100 * gain.low], [100 * gain.high - points]]
+        calls, points = cost_of_seed(row, "lm_calls"), 100 * gain.difference
+        sides = _whiskers(gain.difference, gain.low, gain.high)
         axes.errorbar(calls, points, yerr=sides, fmt="o", ms=7, capsize=3, lw=1, color=colour_of(number))
         named.append((points, calls, number))
     axes.axhline(0, color=GREY, lw=1)

@@ -5,13 +5,13 @@ Knows nothing of pages or plots.
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from lmpipe.ledger import ModuleCost
 from lmpipe.result import Comparison, Result, Score, StageReport, StrategyReport
-
-VANILLA = "vanilla"
+from optimizers import VANILLA
 
 
 def arrows(strategy: str) -> str:
@@ -52,6 +52,20 @@ def stages_of(result: Result) -> dict[tuple[str, ...], StageReport]:
 def start_of(result: Result) -> StrategyReport | None:
     """The strategy of no stage, if it was run."""
     return next((row for row in result.strategies if not row.stages), None)
+
+
+def stage_costs(result: Result) -> dict[tuple[str, ...], dict[str, Any]]:
+    """What every stage cost, by the names up to it, and first what scoring the program as it is written did."""
+    start = start_of(result)
+    first = {} if start is None else {("start",): start.cost}
+    return first | {path: stage.cost for path, stage in stages_of(result).items()}
+
+
+def cost_of_seed(row: StrategyReport, name: str) -> float:
+    """A cost of one seed on average, over the seeds that have a score, as gains are; over all where none has."""
+    pairs = zip(row.outcomes, row.test.per_seed, strict=True)
+    scored = [outcome for outcome, mean in pairs if mean is not None]
+    return statistics.fmean(outcome.cost[name] for outcome in scored or row.outcomes)
 
 
 def stage_tree(result: Result) -> Node:
@@ -102,13 +116,13 @@ class Efficiency:
 
 
 def efficiencies(result: Result) -> list[Efficiency]:
-    """Of every strategy; costs are those of one seed on average, as gains are."""
+    """Of every strategy."""
     return [_efficiency(result, row) for row in result.strategies]
 
 
 def _efficiency(result: Result, row: StrategyReport) -> Efficiency:
     found = difference(result, row.strategy, VANILLA)
-    calls, minutes = (cost / len(result.seeds) for cost in (row.cost["lm_calls"], row.cost["seconds"] / 60))
+    calls, minutes = cost_of_seed(row, "lm_calls"), cost_of_seed(row, "seconds") / 60
 
     def per(amount: float) -> str:
         return "—" if found is None or amount <= 0 else found.points(amount, digits=2)

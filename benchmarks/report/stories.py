@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import final
 
-from benchmarks.report.rows import VANILLA, best_of
+from benchmarks.report.rows import best_of
 from lmpipe.finished import prompts_sent
 from lmpipe.result import Outcome, Result, StrategyReport
 from lmpipe.tracelog import StepRecord, TraceRecord
+from optimizers import VANILLA
 
 Logs = Callable[[Outcome], list[TraceRecord]]
 """Gives the test runs of an outcome, in the order of examples; none where they were not kept."""
@@ -76,8 +77,9 @@ class Sent:
 
 
 def prompts(result: Result, logs: Logs) -> list[Sent]:
-    """Of every strategy on its first seed, as in its first test run that called a module."""
-    return [_sent(row.strategy, row.outcomes[0], logs) for row in result.strategies if row.outcomes[0].traces]
+    """Of every strategy on the first seed that it was tested on, as in its first test run that called a module."""
+    tested = {row.strategy: [outcome for outcome in row.outcomes if outcome.traces] for row in result.strategies}
+    return [_sent(strategy, outcomes[0], logs) for strategy, outcomes in tested.items() if outcomes]
 
 
 def _sent(strategy: str, outcome: Outcome, logs: Logs) -> Sent:

@@ -30,15 +30,14 @@ def _scores(result: Result) -> Table:
     for row in result.strategies:
         cost = row.cost
         table.add_row(
-            row.strategy, row.val.percent, row.test.percent, f"{cost['lm_calls']:,}", f"{cost['seconds']:,.0f}"
+            row.strategy + " *" * bool(row.skips),
+            row.val.percent,
+            row.test.percent,
+            f"{cost['lm_calls']:,}",
+            f"{cost['seconds']:,.0f}",
         )
-    notes = [
-        f"{row.strategy}: {stage.name} {stage.status}: {stage.reason}"
-        for row in result.strategies
-        for stage in row.stages
-        if stage.reason
-    ]
-    table.caption = "\n".join(["in brackets: 95 % bootstrap intervals over seeds and examples", *dict.fromkeys(notes)])
+    notes = [f"* {note}" for note in result.skips]
+    table.caption = "\n".join(["in brackets: 95 % bootstrap intervals over seeds and examples", *notes])
     return table
 
 

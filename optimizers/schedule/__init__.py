@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from optimizers.schedule.better_together import BetterTogether
-from optimizers.schedule.strategy import distinct_stages, parse_strategy
+from optimizers.schedule.strategy import VANILLA, distinct_stages, format_strategy, parse_strategy
 
-__all__ = ["BetterTogether", "distinct_stages", "parse_strategy"]
+__all__ = ["VANILLA", "BetterTogether", "distinct_stages", "format_strategy", "parse_strategy"]

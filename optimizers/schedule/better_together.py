@@ -26,7 +26,7 @@ from lmpipe.hashing import derive_seed
 from lmpipe.optimizer import StageResult
 from lmpipe.splits import subsample
 from optimizers.schedule.diagnosis import diagnose
-from optimizers.schedule.strategy import distinct_stages, parse_strategy
+from optimizers.schedule.strategy import VANILLA, distinct_stages, format_strategy, parse_strategy
 
 
 @final
@@ -101,7 +101,7 @@ class BetterTogether(Optimizer):
     ) -> OptimizeResult:
         names = parse_strategy(self.strategy, self.optimizers)
         run = _Run(self, program, state, train, val, session)
-        first = run.score(state, session, "vanilla")
+        first = run.score(state, session, VANILLA)
         stages: list[StageResult] = []
         for number in range(1, len(names) + 1):
             before = (stages[-1].result.state, stages[-1].evaluation) if stages else (state, first)
@@ -142,7 +142,7 @@ class _Run:
 
     def stage(self, names: Sequence[str], state: ProgramState, evaluation: Evaluation) -> StageResult:
         """Runs the last of some stages on what those before it left, and scores what comes of it."""
-        path, optimizer = " -> ".join(names), self._settings.optimizers[names[-1]]
+        path, optimizer = format_strategy(names), self._settings.optimizers[names[-1]]
         stage = self._spending.child(path)
         result = self._optimize(optimizer, state, stage)
         cost = stage.ledger.total

@@ -39,6 +39,11 @@ def parse_strategy(text: str, known: Collection[str]) -> tuple[str, ...]:
     return _Reader(text, known).read()
 
 
+def format_strategy(names: Collection[str]) -> str:
+    """The plain form of a strategy, which `parse_strategy` reads back: names with ``->`` between them."""
+    return " -> ".join(names) or VANILLA
+
+
 def distinct_stages(strategies: Iterable[Collection[str]]) -> list[tuple[str, ...]]:
     """Each stage that some strategies take, once, as the strategy up to and with it: parents before children.
 

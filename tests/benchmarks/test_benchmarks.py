@@ -80,13 +80,16 @@ def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
     assert ("few traces", "p -> w") in {(finding["kind"], finding["stage"]) for finding in result["findings"]}
     first, second = result["strategies"][2]["stages"]
     assert first["cost"]["lm_calls"] == result["strategies"][1]["stages"][0]["cost"]["lm_calls"]
-    assert result["cost"]["lm_calls"] == first["cost"]["lm_calls"] + second["cost"]["lm_calls"]
+    start = result["strategies"][0]["cost"]["lm_calls"]
+    assert start == 2 * 4
+    assert result["cost"]["lm_calls"] == start + first["cost"]["lm_calls"] + second["cost"]["lm_calls"]
     splits = json.loads((finished / "splits.json").read_text())
     assert {part: len(ids) for part, ids in splits["1"].items()} == {"train": 6, "val": 4, "test": 3}
     page = (finished / "report.html").read_text()
     assert page.count("<h2>What to know") == page.count("<h2>Costs") == 1
     assert set(re.findall(r'id="plot-([a-z-]+)"', page)) == {"scores", "by-stage", "gains", "candidates"}
-    assert "nothing to train on" in page
+    for written in (page, (finished / "report.md").read_text()):
+        assert re.search(r"\* p (→|->) w: w skipped on seed 0, 1: .*nothing to train on", written)
     assert f"python -m benchmarks.iris --out {finished} " in page
     assert not re.search(r"""(src|href)=["']https?:""", page), "the page must be self-contained"
 
@@ -130,11 +133,22 @@ def test_other_settings_on_the_same_directory_are_refused(finished: Path, tiny_f
     assert "(settings.val: 4 → 5)" in " ".join(again.stdout.split())
 
 
+def test_a_mistake_before_anything_was_done_may_be_put_right_in_the_same_directory(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    wrong, right = (small(tmp_path, "--lm", f"hf:{path}", "--strategy", "vanilla") for path in ("/no/lm", tiny_folder))
+    assert subprocess.run(wrong, capture_output=True, check=False).returncode == 1
+    assert (tmp_path / "config.json").is_file()
+    subprocess.run(right, check=True, capture_output=True)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
         ("--strategy", "p -> q", "no stage is called 'q'"),
         ("--seeds", "one", "must be whole numbers"),
+        ("--seeds", "1,0,1", "names a seed twice"),
+        ("--test", "0", "test Input should be greater than 0"),
         ("--lm", "gpt", "unknown LM 'gpt'"),
         ("--ray", "auto", "no Ray at 'auto'"),  # on a machine where a Ray runs it is joined, and this fails in time
         ("--ray", "nowhere", "no Ray at 'nowhere'"),

@@ -12,8 +12,9 @@ import pytest
 from benchmarks.config import read_config
 from benchmarks.iris import IrisTask
 from benchmarks.rehearsal import StageCost, rehearse
-from benchmarks.settings import Settings, as_toml, settings_for, settings_of_paper
+from benchmarks.settings import ROWS, Settings, as_toml, settings_for, settings_of_paper, table_rows
 from lmpipe.errors import ConfigError
+from tests.benchmarks.rivers_task import RiversTask
 
 
 def said(*options: str, task: str = "iris") -> subprocess.CompletedProcess[str]:
@@ -37,6 +38,24 @@ def test_a_dry_run_counts_what_each_stage_would_call() -> None:
     assert found["w"].cost.training_tokens > 0
     assert found["test"].cost.lm_calls == 2 * 5 * 50
     assert plan(rollouts_per_example=3)["w"].cost.lm_calls == 2 * (3 * 50 + 50)
+
+
+def test_a_dry_run_counts_runs_of_programs_that_search() -> None:
+    """The module that searches calls no LM."""
+    settings = Settings(train=8, val=8, test=8, num_train=8, num_val=8)
+    found = {stage.name: stage for stage in rehearse(RiversTask(), settings, ["p", "vanilla"], [0])}
+    assert (found["vanilla"].runs, found["test"].runs) == (8, 16)
+    assert found["p"].runs >= 8
+
+
+def test_rows_are_strategies_in_their_plain_form_and_each_is_one_row() -> None:
+    assert table_rows(["p->w->p", "(p -> w)*1", "p", "p -> w", " vanilla "]) == [
+        "vanilla",
+        "p",
+        "p -> w -> p",
+        "p -> w",
+    ]
+    assert table_rows(ROWS) == list(ROWS)
 
 
 def test_a_dry_run_needs_no_lm_and_no_run_directory(tmp_path: Path) -> None:
@@ -88,5 +107,8 @@ def test_a_file_that_is_wrong_is_refused_with_what_is_wrong(text: str, told: str
 def test_settings_survive_the_file() -> None:
     settings = settings_for("hotpotqa", "embedded")
     assert 'max_seconds = "none"' in as_toml(settings)
-    with pytest.raises(ConfigError, match="max_tokens"):
-        settings.changed({"max_tokens": "many"})
+    for wrong in ("many", 0):
+        with pytest.raises(ConfigError, match="max_tokens"):
+            settings.changed({"max_tokens": wrong})
+    with pytest.raises(ConfigError, match="test"):
+        settings.changed({"test": -1})

@@ -221,6 +221,7 @@ def test_the_command_writes_what_was_found(data: Path, tiny_folder: Path, tmp_pa
         assert row["quality"]["all gold"]["all"]["n"] == 3
         assert row["quality"]["all gold"]["successful"]["n"] == 0
     assert skipped["quality"]["all gold"]["all"]["mean"] is None
+    assert (skipped["outcomes"][0]["traces"], skipped["outcomes"][0]["modules"]) == (None, {})
     assert searched["stages"][0]["cost"]["retrievals"] > 0
     assert "recall@hop 2" in run.stdout
     assert "recall@hop 2" in (tmp_path / "run" / "report.html").read_text()

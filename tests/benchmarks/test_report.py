@@ -11,7 +11,7 @@ from markupsafe import escape
 
 from benchmarks.report import write_report
 from benchmarks.report.confusion import confusions
-from benchmarks.report.rows import difference, efficiencies, module_rows, stage_tree
+from benchmarks.report.rows import cost_of_seed, difference, efficiencies, module_rows, stage_tree
 from benchmarks.report.stories import Logs, changes, endings, prompts
 from benchmarks.run import run
 from benchmarks.settings import Settings
@@ -102,6 +102,18 @@ def test_it_needs_no_other_file_and_runs_nothing(page: str) -> None:
     assert "<script" not in page
     assert "&lt;script&gt;alert(" in page, "what a trace holds is text"
     assert COMMAND.replace("'", "&#39;").replace(">", "&gt;") in page
+
+
+def test_lists_are_shown_as_they_are_written(page: str) -> None:
+    """Letters and apostrophes of titles, not their codes."""
+    assert "\\u00" not in page
+
+
+def test_costs_of_a_seed_are_those_of_the_seeds_that_have_a_score(ran: tuple[Result, Path]) -> None:
+    row = ran[0].strategies[2]
+    half = row.test.model_copy(update={"per_seed": [None, row.test.per_seed[1]]})
+    assert cost_of_seed(row, "lm_calls") == row.cost["lm_calls"] / 2
+    assert cost_of_seed(row.model_copy(update={"test": half}), "lm_calls") == row.outcomes[1].cost["lm_calls"]
 
 
 def test_it_is_the_same_every_time(ran: tuple[Result, Path]) -> None:

@@ -21,6 +21,13 @@ from tests.disk import full_disk
 RECORDS = st.lists(st.tuples(st.text(), st.dictionaries(st.text(), st.integers() | st.text())), max_size=5)
 
 
+def made(path: Path, config: dict[str, object]) -> None:
+    """Makes a store in which something is finished."""
+    store = RunStore(path, config)
+    store.put({"a": 1})
+    store.close()
+
+
 def reopen(store: RunStore) -> RunStore:
     store.close()
     return RunStore(store.path)
@@ -103,7 +110,7 @@ def test_a_blob_that_lost_a_file_or_is_gone_is_named(store: RunStore) -> None:
 
 
 def test_damaged_settings_are_named(tmp_path: Path) -> None:
-    RunStore(tmp_path, {"lr": 0.1}).close()
+    made(tmp_path, {"lr": 0.1})
     (tmp_path / "config.json").write_bytes(b'{"lr": \xff.1}')
     for _ in range(2):  # and the directory stays free
         with pytest.raises(CorruptBlob, match=r"config\.json: missing or damaged"):
@@ -180,11 +187,18 @@ def test_an_unfinished_folder_is_gone_after_a_restart(store: RunStore) -> None:
 def test_other_settings_are_refused_with_the_difference(
     tmp_path: Path, before: dict[str, object], after: dict[str, object], shown: str
 ) -> None:
-    RunStore(tmp_path, before).close()
+    made(tmp_path, before)
     for _ in range(2):  # and the directory stays free
         with pytest.raises(ConfigChanged, match=re.escape(f"made with other settings ({shown});")):
             RunStore(tmp_path, after)
     RunStore(tmp_path, before).close()
+
+
+def test_settings_may_be_put_right_while_nothing_is_finished(tmp_path: Path) -> None:
+    RunStore(tmp_path, {"lm": "embeded"}).close()
+    made(tmp_path, {"lm": "embedded"})
+    with pytest.raises(ConfigChanged, match=r"lm: 'embedded' → 'embeded'"):
+        RunStore(tmp_path, {"lm": "embeded"})
 
 
 JSON = st.recursive(
@@ -197,7 +211,7 @@ JSON = st.recursive(
 @settings(deadline=None)
 def test_settings_are_refused_exactly_when_they_differ(before: dict[str, object], after: dict[str, object]) -> None:
     with TemporaryDirectory() as folder:
-        RunStore(folder, before).close()
+        made(Path(folder), before)
         same = canonical_json(before) == canonical_json(after)
         with nullcontext() if same else pytest.raises(ConfigChanged):
             RunStore(folder, after).close()
