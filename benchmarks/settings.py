@@ -183,7 +183,6 @@ _EMBEDDED: dict[str, dict[str, object]] = {
         "max_bootstrapped_demos": 2,
         "num_train": 25,
         "num_val": 25,
-        "max_rollouts_per_example": 3,
     },
     "gsm8k": {**_RARELY_RIGHT, "train": 40, "val": 40, "test": 60, "max_tokens": 96, "num_val": 40},
 }

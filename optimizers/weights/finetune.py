@@ -88,13 +88,14 @@ class BootstrapFinetune(WeightSettings):
         labels = labelled_pool(program, train) if self.vary_demos else {}
         kept: dict[str, list[Trace]] = {}
         tried = idle = 0
-        for first in range(0, self.max_rollouts_per_example or self.rollouts_per_example, self.rollouts_per_example):
+        limit = self.max_rollouts_per_example or self.rollouts_per_example
+        for first in range(0, limit, self.rollouts_per_example):
             demos = redraw(state, labels, rng) if first else {}
             jobs = [
                 Job(prompted(state, demos, example.id), example, sample, self.temperature)
                 for example in train
                 if example.id not in kept
-                for sample in range(first, first + self.rollouts_per_example)
+                for sample in range(first, min(first + self.rollouts_per_example, limit))
             ]
             if not jobs or idle == self.max_idle_rounds or session.ledger.spent():
                 break

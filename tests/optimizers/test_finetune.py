@@ -133,6 +133,19 @@ def test_examples_are_run_until_one_run_succeeds_or_the_limit_is_reached(store: 
     assert impatient.optimize(program, initial_state(program, session), train, [], session).details["tried"] == 6
 
 
+@pytest.mark.parametrize(("each", "most", "tried"), [(2, 3, 3), (2, 4, 4), (4, 3, 3), (2, None, 2)])
+def test_no_example_is_run_more_often_than_it_may(store: RunStore, each: int, most: int | None, tried: int) -> None:
+    program, session = (
+        Predict("number: int -> answer"),
+        Session(lm=ScriptedLM(lambda request: "answer: no"), store=store),
+    )
+    train = [Example({"number": 1}, {"answer": "yes"})]
+    optimizer = BootstrapFinetune(
+        exact_match, KeepingTrainer(), rollouts_per_example=each, max_rollouts_per_example=most, temperature=1.0
+    )
+    assert optimizer.optimize(program, initial_state(program, session), train, [], session).details["tried"] == tried
+
+
 def test_varied_demos_replace_those_of_the_prompt_after_the_first_round(store: RunStore) -> None:
     program = Predict("number: int -> answer: Literal['red', 'green', 'blue']")
     state = ProgramState(
