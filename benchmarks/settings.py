@@ -172,7 +172,7 @@ _EMBEDDED: dict[str, dict[str, object]] = {
         "tuning": replace(_FEW_ROWS, warmup_steps=6, epochs=7, batch_size=6),
     },
     # A demonstration holds up to six passages, so there are few. A search sees half of the validation set, as in the
-    # paper, and a quarter of the training set: eight rows on three seeds fit into two hours of two cores.
+    # paper, and a quarter of the training set: eight rows on three seeds take six hours of one core.
     "hotpotqa": {
         **_RARELY_RIGHT,
         "train": 100,
