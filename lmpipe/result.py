@@ -1,4 +1,4 @@
-"""``result.json``: what a comparison of strategies found, in a documented and versioned form (docs/results.md).
+"""``result.json``: what a comparison of strategies found, in a documented and versioned form (docs/benchmarks.md).
 
 Apart from what `lmpipe.ledger.MEASURED` names it is the same, byte for byte, whenever a run is repeated.
 """
