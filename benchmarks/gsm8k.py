@@ -21,11 +21,9 @@ from lmpipe.errors import ConfigError
 from lmpipe.evaluate import Measure
 from lmpipe.hashing import digest
 from lmpipe.metrics import number_match
-from lmpipe.splits import shuffled
 from programs import GSM8K
 
 HUB = "openai/gsm8k"
-_DEV_SHARE = 0.25  # of the training problems, which validation examples are drawn from
 
 
 def right_sums(trace: Trace) -> float | None:
@@ -68,9 +66,7 @@ class Gsm8kTask(Task):
         else:
             folder = Path(self.data, "gsm8k")
             learned, tested = (_examples(read_records(folder / f"{part}.jsonl.gz")) for part in ("train", "test"))
-        order = tuple(shuffled(learned, seed=0))  # always the same ones make the part for validation
-        dev = round(_DEV_SHARE * len(order))
-        return Split(order[dev:], order[:dev], tested)
+        return Split.of_two(learned, tested)
 
     def program(self) -> Module:
         return GSM8K()

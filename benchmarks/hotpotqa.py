@@ -20,12 +20,10 @@ from lmpipe.errors import ConfigError
 from lmpipe.evaluate import Measure
 from lmpipe.hashing import digest
 from lmpipe.metrics import answer_f1
-from lmpipe.splits import shuffled
 from lmpipe.trace import RetrievalStep
 from programs import MultiHop
 
 HUB = "hotpotqa/hotpot_qa"
-_DEV_SHARE = 0.25  # of the hub's training questions, which validation examples are drawn from
 _COLUMNS = ("question", "answer", "type", "level", "supporting_facts")
 
 
@@ -77,12 +75,10 @@ class HotpotTask(Task):
         return exact_match
 
     def _from_hub(self) -> Split:
-        """The hub's hard questions; always the same ones make the part for validation."""
+        """The hub's hard questions."""
         parts = load_hub(self.hub, "fullwiki", ("train", "validation"))
         learned, tested = (tuple(_hard(part.select_columns(list(_COLUMNS)))) for part in parts)
-        order = tuple(shuffled(learned, seed=0, stratify_by=self.label))
-        dev = round(_DEV_SHARE * len(order))
-        return Split(order[dev:], order[:dev], tested)
+        return Split.of_two(learned, tested, self.label)
 
 
 def _hard(records: Iterable[Mapping[str, Any]]) -> Iterable[Example]:

@@ -35,18 +35,18 @@ def main(strategy: str, seed: str, data: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(folder)
         started, clock = process_time(), perf_counter()
-        cell = run_seed(task, lm, lm, settings, [strategy], int(seed), store)[0]
+        trial = run_seed(task, lm, lm, settings, [strategy], int(seed), store)[0]
         seconds, wall = process_time() - started, perf_counter() - clock
         store.close()
-    stages = [(stage.name, stage.evaluation.mean) for stage in cell.result.stages if stage.evaluation]
-    jobs = [stage.result.details.get("training", {}) for stage in cell.result.stages]
+    stages = [(stage.name, stage.evaluation.mean) for stage in trial.result.stages if stage.evaluation]
+    jobs = [stage.result.details.get("training", {}) for stage in trial.result.stages]
     print(
         json.dumps(
             {
                 "cpu_seconds": seconds,
                 "seconds": wall,
-                "calls": cell.result.cost.lm_calls + (cell.test.n if cell.test else 0),
-                "test": cell.test.mean if cell.test else None,
+                "calls": trial.result.cost.lm_calls + (trial.test.n if trial.test else 0),
+                "test": trial.test.mean if trial.test else None,
                 "stages": stages,
                 "jobs": [job for training in jobs for job in training.values()],
             }

@@ -31,7 +31,7 @@ PACKAGES = ("lmpipe", "torch", "transformers", "peft", "numpy")
 
 @final
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One strategy on one seed.
 
     Args:
@@ -78,10 +78,10 @@ def run(
     Returns:
         The table, its stages, and the paired differences of all strategies.
     """
-    cells = [
-        cell
+    trials = [
+        trial
         for seed in seeds
-        for cell in run_seed(task, lm, trained, settings, strategies, seed, store, progress, callbacks, retriever)
+        for trial in run_seed(task, lm, trained, settings, strategies, seed, store, progress, callbacks, retriever)
     ]
     return Result(
         task=task.name,
@@ -90,12 +90,12 @@ def run(
         config=settings.model_dump(mode="json"),
         versions=versions(),
         strategies=[
-            _report(strategy, [cell for cell in cells if cell.strategy == strategy], list(task.measures))
+            _report(strategy, [trial for trial in trials if trial.strategy == strategy], list(task.measures))
             for strategy in strategies
         ],
-        comparisons=_comparisons(cells, strategies),
-        findings=_findings(cells),
-        cost=_cost_of_all(cells).to_json(),
+        comparisons=_comparisons(trials, strategies),
+        findings=_findings(trials),
+        cost=_cost_of_all(trials).to_json(),
     )
 
 
@@ -116,10 +116,10 @@ def run_seed(
     callbacks: tuple[Callback, ...] = (),
     retriever: Retriever | None = None,
     tested: bool = True,
-) -> list[Cell]:
+) -> list[Trial]:
     """Optimizes by every strategy on one seed's split, and scores the outcomes on its test examples.
 
-    With ``tested=False`` it stops before that, and there are no cells.
+    With ``tested=False`` it stops before that, and there are no trials.
     """
     program, metric = task.program(), task.metric()
     split = task.split(settings.train, settings.val, settings.test, seed)
@@ -145,7 +145,7 @@ def run_seed(
         strategy: score(program, results[strategy].state, split.test) if results[strategy].status == "done" else None
         for strategy in strategies
     }
-    return [Cell(strategy, seed, results[strategy], results[VANILLA].cost, test) for strategy, test in tests.items()]
+    return [Trial(strategy, seed, results[strategy], results[VANILLA].cost, test) for strategy, test in tests.items()]
 
 
 def scheduler(settings: Settings, metric: Metric, trainer: Trainer | None, label: str | None) -> BetterTogether:
@@ -161,59 +161,58 @@ def scheduler(settings: Settings, metric: Metric, trainer: Trainer | None, label
     )
 
 
-def _report(strategy: str, cells: Sequence[Cell], measures: Sequence[str]) -> StrategyReport:
+def _report(strategy: str, trials: Sequence[Trial], measures: Sequence[str]) -> StrategyReport:
     return StrategyReport(
         strategy=strategy,
-        val=score_of([_values(cell.result.evaluation) if cell.test else None for cell in cells]),
-        test=score_of([_values(cell.test) for cell in cells]),
-        quality={name: _quality(cells, name) for name in measures},
-        stages=[_stage(cells, number) for number in range(len(cells[0].result.stages))],
+        val=score_of([_values(trial.result.evaluation) if trial.test else None for trial in trials]),
+        test=score_of([_values(trial.test) for trial in trials]),
+        quality={name: _quality(trials, name) for name in measures},
+        stages=[_stage(trials, number) for number in range(len(trials[0].result.stages))],
         outcomes=[
             Outcome(
-                seed=cell.seed,
-                state=cell.result.state,
-                modules=dict(cell.test.modules) if cell.test else {},
-                traces=cell.test.traces if cell.test else None,
-                cost=cell.result.cost.to_json(),
+                seed=trial.seed,
+                state=trial.result.state,
+                modules=dict(trial.test.modules) if trial.test else {},
+                traces=trial.test.traces if trial.test else None,
+                cost=trial.result.cost.to_json(),
             )
-            for cell in cells
+            for trial in trials
         ],
-        cost=sum((cell.result.cost for cell in cells), Cost()).to_json(),
+        cost=sum((trial.result.cost for trial in trials), Cost()).to_json(),
     )
 
 
-def _quality(cells: Sequence[Cell], name: str) -> Quality:
+def _quality(trials: Sequence[Trial], name: str) -> Quality:
     """Means of a measure over all test runs, and over those with the full score."""
-    every = [list(cell.test.measures[name].values()) if cell.test else None for cell in cells]
+    tests = [trial.test for trial in trials]
+    every = [list(test.measures[name].values()) if test else None for test in tests]
     right = [
-        [value for example, value in cell.test.measures[name].items() if cell.test.scores[example] >= 1]
-        if cell.test
-        else None
-        for cell in cells
+        [value for example, value in test.measures[name].items() if test.scores[example] >= 1] if test else None
+        for test in tests
     ]
     return Quality(all=score_of(every), successful=score_of(right))
 
 
-def _findings(cells: Sequence[Cell]) -> list[FindingReport]:
+def _findings(trials: Sequence[Trial]) -> list[FindingReport]:
     """What the runs have to say, each finding once: strategies that share a stage share what is found there."""
     found = [
-        FindingReport(seed=cell.seed, **finding.model_dump()) for cell in cells for finding in cell.result.findings
+        FindingReport(seed=trial.seed, **finding.model_dump()) for trial in trials for finding in trial.result.findings
     ]
     return list({finding.model_dump_json(): finding for finding in found}.values())
 
 
-def _cost_of_all(cells: Sequence[Cell]) -> Cost:
+def _cost_of_all(trials: Sequence[Trial]) -> Cost:
     """What all strategies cost together; what they share, the start among it, is counted once."""
-    costs = {(cell.seed, ()): cell.start for cell in cells} | {
-        (cell.seed, tuple(stage.name for stage in cell.result.stages[: number + 1])): cell.result.stages[number].cost
-        for cell in cells
-        for number in range(len(cell.result.stages))
+    costs = {(trial.seed, ()): trial.start for trial in trials} | {
+        (trial.seed, tuple(stage.name for stage in trial.result.stages[: number + 1])): trial.result.stages[number].cost
+        for trial in trials
+        for number in range(len(trial.result.stages))
     }
     return sum(costs.values(), Cost())
 
 
-def _stage(cells: Sequence[Cell], number: int) -> StageReport:
-    stages = [cell.result.stages[number] for cell in cells]
+def _stage(trials: Sequence[Trial], number: int) -> StageReport:
+    stages = [trial.result.stages[number] for trial in trials]
     statuses = {stage.result.status for stage in stages}
     done = [_values(stage.evaluation) if stage.result.status == "done" else None for stage in stages]
     return StageReport(
@@ -222,15 +221,15 @@ def _stage(cells: Sequence[Cell], number: int) -> StageReport:
         reason=" ".join(sorted({stage.result.reason for stage in stages if stage.result.reason})),
         val=score_of(done),
         cost=sum((stage.cost for stage in stages), Cost()).to_json(),
-        per_seed=[_details(cell, number) for cell in cells],
+        per_seed=[_details(trial, number) for trial in trials],
     )
 
 
-def _details(cell: Cell, number: int) -> dict[str, Any]:
-    stage = cell.result.stages[number]
+def _details(trial: Trial, number: int) -> dict[str, Any]:
+    stage = trial.result.stages[number]
     result = stage.result
     return {
-        "seed": cell.seed,
+        "seed": trial.seed,
         "status": result.status,
         "train": None if stage.train_evaluation is None else round(stage.train_evaluation.mean, 6),
         "stopped": result.stopped,
@@ -239,17 +238,17 @@ def _details(cell: Cell, number: int) -> dict[str, Any]:
     }
 
 
-def _comparisons(cells: Sequence[Cell], strategies: Sequence[str]) -> list[Comparison]:
+def _comparisons(trials: Sequence[Trial], strategies: Sequence[str]) -> list[Comparison]:
     """Every strategy against every one before it, over the seeds in which both have a score.
 
     Differences from a baseline of the paper's question (`BASELINES`) are tests, corrected for how many there are.
     """
     scores = {
         strategy: {
-            (cell.seed, example): score
-            for cell in cells
-            if cell.strategy == strategy and cell.test
-            for example, score in cell.test.scores.items()
+            (trial.seed, example): score
+            for trial in trials
+            if trial.strategy == strategy and trial.test
+            for example, score in trial.test.scores.items()
         }
         for strategy in strategies
     }

@@ -17,6 +17,8 @@ from lmpipe.evaluate import Measure
 from lmpipe.hashing import digest
 from lmpipe.splits import shuffled
 
+_DEV_SHARE = 0.25
+
 
 @final
 @dataclass(frozen=True)
@@ -26,6 +28,19 @@ class Split:
     train: tuple[Example, ...]
     val: tuple[Example, ...]
     test: tuple[Example, ...]
+
+    @classmethod
+    def of_two(cls, learned: Sequence[Example], tested: Sequence[Example], label: str | None = None) -> Split:
+        """Of data without a part for validation: a quarter of the training examples, always the same ones, makes one.
+
+        Args:
+            learned: Training examples.
+            tested: Test examples.
+            label: By whose classes the quarter is stratified, if it is.
+        """
+        order = tuple(shuffled(learned, seed=0, stratify_by=label))
+        dev = round(_DEV_SHARE * len(order))
+        return cls(order[dev:], order[:dev], tuple(tested))
 
     @property
     def parts(self) -> dict[str, tuple[Example, ...]]:

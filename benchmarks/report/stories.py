@@ -16,7 +16,7 @@ from optimizers import VANILLA
 Logs = Callable[[Outcome], list[TraceRecord]]
 """Gives the test runs of an outcome, in the order of examples; none where they were not kept."""
 
-BASELINES = (VANILLA, "p")
+_BEFORE = (VANILLA, "p")
 _MOST_CHANGES = 3  # examples shown of a kind
 _MOST_REASONS = 3
 
@@ -138,7 +138,7 @@ def changes(result: Result, logs: Logs) -> list[Changes]:
     """From vanilla, and from prompts alone, to the best strategy and to the last one."""
     best = best_of(result)
     scored = [row for row in result.strategies if row.test.mean is not None]
-    before = [row for row in scored if row.strategy in BASELINES] or scored[:1]
+    before = [row for row in scored if row.strategy in _BEFORE] or scored[:1]
     after = [row for row in scored if row in (best, scored[-1])]
     places = {row.strategy: number for number, row in enumerate(scored)}
     pairs = [(old, new) for old in before for new in after if places[old.strategy] < places[new.strategy]]
