@@ -103,7 +103,7 @@ class StrategyReport(BaseModel):
     @property
     def skips(self) -> list[str]:
         """Which stages had nothing to work with, on which seeds and why, in words."""
-        return [f"{self.strategy}: {stage.skips}" for stage in self.stages if stage.skips]
+        return list(dict.fromkeys(stage.skips for stage in self.stages if stage.skips))
 
 
 @final
@@ -182,5 +182,7 @@ class Result(BaseModel):
 
     @property
     def skips(self) -> list[str]:
-        """Those of all strategies."""
-        return list(dict.fromkeys(note for row in self.strategies for note in row.skips))
+        """Those of all strategies, each after the strategies that it is about."""
+        notes = dict.fromkeys(note for row in self.strategies for note in row.skips)
+        about = {note: [row.strategy for row in self.strategies if note in row.skips] for note in notes}
+        return [f"{', '.join(rows)}: {note}" for note, rows in about.items()]
