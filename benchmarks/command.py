@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks.config import read_config
 from benchmarks.task import Task
-from lmpipe.commands.terminal import show_warnings
+from lmpipe.commands.terminal import show_error, show_warnings
 from lmpipe.errors import ConfigError, LmpipeError
 
 console = Console()
@@ -199,11 +199,14 @@ def _use_config(context: typer.Context, path: Path | None) -> Path | None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Ends the command with the message of an error that lmpipe raises on purpose."""
+    """Ends the command with the message of an error that lmpipe raises on purpose, or with what is to be installed."""
     try:
         yield
     except LmpipeError as error:
-        console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+        show_error(error, console)
+        raise typer.Exit(1) from error
+    except ModuleNotFoundError as error:
+        show_error(ConfigError(f"{error}; run: pip install -e '.[local,benchmarks]'"), console)
         raise typer.Exit(1) from error
 
 

@@ -105,7 +105,9 @@ class Task(ABC):
     def _draw(self, what: str, examples: Sequence[Example], wanted: int, seed: int) -> tuple[Example, ...]:
         different = list({example.id: example for example in examples}.values())
         if len(different) < wanted:
-            raise ConfigError(f"{what} has {len(different)} different examples, but {wanted} were asked for")
+            raise ConfigError(
+                f"{what} has {len(different)} different examples, but {wanted} were asked for; set train, val and test"
+            )
         return tuple(shuffled(different, seed, self.label)[:wanted])
 
 

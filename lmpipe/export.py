@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import jinja2
@@ -32,12 +34,15 @@ def export(run: FinishedRun, outcome: Outcome, row: StrategyReport, target: Path
         raise ConfigError(f"{target} is there already; name another folder")
     with writing(target):
         target.mkdir(parents=True)
-    adapters = _adapters(outcome)
-    for name, digest in adapters.items():
-        run.copy_adapter(digest, target / name)
-    state = json.dumps(outcome.state.model_dump(mode="json"), indent=2, ensure_ascii=False)
-    write_whole(target / "state.json", (state + "\n").encode())
-    write_whole(target / "README.md", _card(run, outcome, row, adapters).encode())
+    with ExitStack() as undo:
+        undo.callback(shutil.rmtree, target)
+        adapters = _adapters(outcome)
+        for name, digest in adapters.items():
+            run.copy_adapter(digest, target / name)
+        state = json.dumps(outcome.state.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        write_whole(target / "state.json", (state + "\n").encode())
+        write_whole(target / "README.md", _card(run, outcome, row, adapters).encode())
+        undo.pop_all()
 
 
 def _adapters(outcome: Outcome) -> dict[str, str]:
@@ -57,6 +62,8 @@ def _card(run: FinishedRun, outcome: Outcome, row: StrategyReport, adapters: dic
     )
     return environment.get_template(_CARD).render(
         result=run.result,
+        base=run.result.lm.partition("@")[0],  # behind it, how the weights are held
+        rank=run.result.config.get("tuning", {}).get("rank"),
         row=row,
         seed=outcome.seed,
         score=row.test.per_seed[run.result.seeds.index(outcome.seed)],

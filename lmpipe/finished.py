@@ -5,11 +5,12 @@ Reads only, so it may be used while the run goes on. Knows nothing of terminals.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from pydantic import ValidationError
 
@@ -59,6 +60,14 @@ class FinishedRun:
             raise ConfigError(f"{self.folder} has no seed {seed}; it has {', '.join(str(o.seed) for o in outcomes)}")
         return found[0]
 
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """Task, LM and settings; what the run directory knows of the task and its data is part of it."""
+        path = self.folder / "config.json"
+        more = json.loads(path.read_bytes()) if path.is_file() else {}
+        more.pop("versions", None)
+        return {"task": self.result.task, "lm": self.result.lm, "settings": self.result.config, **more}
+
     def traces(self, outcome: Outcome) -> list[TraceRecord]:
         """The test runs of an outcome, in the order of example ids.
 
@@ -95,7 +104,8 @@ def open_run(folder: Path) -> FinishedRun:
     try:
         return FinishedRun(folder, Result.model_validate_json(path.read_bytes()))
     except ValidationError as error:
-        raise ConfigError(f"{path} is of another version: {error.errors()[0]['msg']}; run it again") from error
+        what = "damaged" if error.errors()[0]["type"] == "json_invalid" else "of another version"
+        raise ConfigError(f"{path} is {what}: {error.errors()[0]['msg']}; run it again") from error
 
 
 def prompts_sent(traces: Iterable[TraceRecord]) -> dict[str, list[tuple[str, str]]]:

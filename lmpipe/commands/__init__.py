@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lmpipe.commands import colbert, index, runs
 from lmpipe.commands.serving import serve_index
-from lmpipe.commands.terminal import show_warnings
+from lmpipe.commands.terminal import show_error, show_warnings
 from lmpipe.errors import LmpipeError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Language-model pipelines that teach themselves.")
@@ -30,5 +30,5 @@ def main() -> None:
     try:
         app()
     except LmpipeError as error:
-        console.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+        show_error(error, console)
         sys.exit(1)

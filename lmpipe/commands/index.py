@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lmpipe.commands.terminal import progress_bars
@@ -89,9 +90,9 @@ def search(
     from lmpipe.retrieval.index import open_index
 
     for text, found in zip(query, open_index(folder).search(query, k), strict=True):
-        table = Table("", "score", "id", "passage", title=text, title_justify="left")
+        table = Table("", "score", "id", "passage", title=escape(text), title_justify="left")
         for rank, passage in enumerate(found, 1):
-            table.add_row(str(rank), f"{passage.score:.2f}", passage.id, passage.text)
+            table.add_row(str(rank), f"{passage.score:.2f}", escape(passage.id), escape(passage.text))
         console.print(table)
 
 

@@ -24,7 +24,7 @@ _COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green"}
 Run = Annotated[Path, typer.Argument(help="Run directory of a benchmark.")]
 Strategy = Annotated[str | None, typer.Option(help="By default the one with the best validation score.")]
 Seed = Annotated[int | None, typer.Option(help="By default the first.")]
-Module = Annotated[str | None, typer.Option(help="Path of a module; by default all.")]
+Module = Annotated[str | None, typer.Option(help="Path of a module, such as `answer`; by default all.")]
 
 
 def show(run: Run) -> None:
@@ -51,11 +51,12 @@ def trace(
     outcome, name = _chosen(opened, strategy, seed)
     found = [
         record
-        for record in opened.traces(outcome)
+        for record in _tested(opened, outcome, name)
         if example in (None, record.example) and (record.failure or not errors)
     ]
     if not found:
         raise ConfigError(f"{run} has no such run of {name!r}, seed {outcome.seed}")
+    _check_module(module, {step.path for record in found for step in record.steps})
     console.print(f"[bold]{escape(name)}[/], seed {outcome.seed}: {min(limit, len(found))} of {len(found)} runs")
     for record in found[:limit]:
         _show_trace(record, module, errors)
@@ -68,8 +69,10 @@ def prompt(run: Run, strategy: Strategy = None, seed: Seed = None, module: Modul
     opened = open_run(run)
     outcome, name = _chosen(opened, strategy, seed)
     console.print(f"[bold]{escape(name)}[/], seed {outcome.seed}")
-    for path, messages in prompts_sent(opened.traces(outcome)).items():
-        if module in (None, path):
+    prompts = prompts_sent(_tested(opened, outcome, name))
+    _check_module(module, set(prompts))
+    for path, messages in prompts.items():
+        if _is_in(path, module):
             console.rule(escape(path))
             _show_messages(messages)
 
@@ -99,7 +102,7 @@ def diff(
     from lmpipe.finished import open_run, prompts_sent
 
     first, second = open_run(run_a), open_run(run_b)
-    _show_difference("settings", _lines(first.result.config), _lines(second.result.config))
+    _show_difference("settings", _lines(first.made_with), _lines(second.made_with))
     _show_difference("versions", _lines(first.result.versions), _lines(second.result.versions))
     _show_difference("test scores", _scores(first), _scores(second))
     both = [row.strategy for row in first.result.strategies if row.strategy in dict(_rows(second))]
@@ -113,6 +116,31 @@ def diff(
 def _chosen(run: FinishedRun, strategy: str | None, seed: int | None) -> tuple[Outcome, str]:
     name = run.strategy(strategy).strategy
     return run.outcome(name, seed), name
+
+
+def _tested(run: FinishedRun, outcome: Outcome, name: str) -> list[TraceRecord]:
+    """The test runs of an outcome.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    if outcome.traces is None:
+        why = "; ".join(run.strategy(name).skips) or "its traces were not kept"
+        raise ConfigError(f"{run.folder} has no test runs of {name!r}, seed {outcome.seed}: {why}")
+    return run.traces(outcome)
+
+
+def _is_in(path: str, module: str | None) -> bool:
+    """Whether a path is that of a module, or of a part of it."""
+    return module is None or path == module or path.startswith(f"{module}.")
+
+
+def _check_module(module: str | None, paths: set[str]) -> None:
+    """Raises:
+    ConfigError: If no path is in the module.
+    """
+    if not any(_is_in(path, module) for path in paths):
+        raise ConfigError(f"there is no module {module!r}; there are {', '.join(sorted(paths))}")
 
 
 def _rows(run: FinishedRun) -> list[tuple[str, str]]:
@@ -150,7 +178,7 @@ def _show_trace(record: TraceRecord, module: str | None, errors: bool) -> None:
     for name, value in [*record.inputs.items(), *((f"right {name}", value) for name, value in record.labels.items())]:
         console.print(f"[bold]{escape(name)}[/]: {escape(str(value))}")
     for step in record.steps:
-        if module in (None, step.path) and (step.error or not errors):
+        if _is_in(step.path, module) and (step.error or not errors):
             _show_step(step)
     console.print(f"[bold]prediction[/]: {escape(str(record.prediction))}")
     if record.failure:

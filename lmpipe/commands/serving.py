@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lmpipe.errors import ConfigError
+
 
 def serve_index(
     spec: Annotated[str, typer.Argument(help="Folder of an index, or `bm25:PASSAGES`.")],
@@ -13,9 +15,12 @@ def serve_index(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8893,
 ) -> None:
     """Serves an index over HTTP, in the JSON of ColBERT's own server."""
-    import uvicorn
+    try:
+        import uvicorn
 
+        from lmpipe.retrieval.serve import application
+    except ImportError as error:
+        raise ConfigError(f"{error}; run: pip install 'lmpipe[serve]'") from error
     from lmpipe.retrieval import load_retriever
-    from lmpipe.retrieval.serve import application
 
     uvicorn.run(application(load_retriever(spec)), host=host, port=port, log_level="warning", access_log=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lmpipe.result import Result
@@ -20,13 +21,13 @@ def show(result: Result, console: Console) -> None:
     for finding in result.findings:
         where = f"seed {finding.seed}, {finding.stage}"
         console.print(
-            f"[yellow]{finding.kind}[/] ({where}): {finding.message}. Try: {finding.advice}.", highlight=False
+            f"[yellow]{finding.kind}[/] ({where}): {escape(finding.message)}. Try: {finding.advice}.", highlight=False
         )
 
 
 def _scores(result: Result) -> Table:
     title = f"{result.task} on {result.lm}, seeds {', '.join(map(str, result.seeds))}"
-    table = _table(title, "strategy", "val", "test", "LM calls", "seconds")
+    table = _table(escape(title), "strategy", "val", "test", "LM calls", "seconds")
     for row in result.strategies:
         cost = row.cost
         table.add_row(
@@ -36,7 +37,7 @@ def _scores(result: Result) -> Table:
             f"{cost['lm_calls']:,}",
             f"{cost['seconds']:,.0f}",
         )
-    notes = [f"* {note}" for note in result.skips]
+    notes = [escape(f"* {note}") for note in result.skips]
     table.caption = "\n".join(["in brackets: 95 % bootstrap intervals over seeds and examples", *notes])
     return table
 

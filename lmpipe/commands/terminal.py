@@ -6,6 +6,7 @@ import logging
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
@@ -20,6 +21,11 @@ def progress_bars(console: Console | None = None) -> Progress:
         console=console or Console(stderr=True),
         transient=True,
     )
+
+
+def show_error(error: Exception, console: Console) -> None:
+    """Shows what kind of error it is and its message, as it is written: brackets are not markup."""
+    console.print(f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False)
 
 
 def show_warnings(console: Console) -> None:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from benchmarks.hotpotqa import HotpotTask
 from benchmarks.settings import settings_for
 from lmpipe import Job, Request, ScriptedLM, Session, evaluate, exact_match, initial_state, rollout
+from lmpipe.commands import app
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval import load_retriever
 from tests.rivers import CITIES, SEAS
@@ -222,6 +224,9 @@ def test_the_command_writes_what_was_found(data: Path, tiny_folder: Path, tmp_pa
         assert row["quality"]["all gold"]["successful"]["n"] == 0
     assert skipped["quality"]["all gold"]["all"]["mean"] is None
     assert (skipped["outcomes"][0]["traces"], skipped["outcomes"][0]["modules"]) == (None, {})
+    for looking in ("trace", "prompt"):
+        with pytest.raises(ConfigError, match="no test runs of 'w', seed 0: w skipped on seed 0: none of"):
+            CliRunner().invoke(app, [looking, str(tmp_path / "run"), "--strategy", "w"], catch_exceptions=False)
     assert searched["stages"][0]["cost"]["retrievals"] > 0
     assert "recall@hop 2" in run.stdout
     assert "recall@hop 2" in (tmp_path / "run" / "report.html").read_text()

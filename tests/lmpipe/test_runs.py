@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from typing import final
 import pytest
 import torch
 from peft import PeftModel
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -20,6 +23,7 @@ from benchmarks.models import Models
 from benchmarks.task import Task
 from lmpipe import Example, Metric, Module, Prediction, ProgramState, Trace
 from lmpipe.commands import app
+from lmpipe.commands.terminal import show_error
 from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.evaluate import Measure
 from lmpipe.finished import open_run
@@ -93,7 +97,12 @@ def test_a_trace_shows_what_was_sent_answered_and_read(run: Path) -> None:
     for part in (*(content for _, content in step.messages), step.text, scored, step.path):
         assert part in shown
     assert shown.count("example f") == 1
-    assert "completion" not in said("trace", run, "--module", "no.such")
+    inner, outer = (said("trace", run, "--module", path) for path in (step.path, step.path.partition(".")[0]))
+    assert inner == outer
+    assert "completion" in inner
+    for command in ("trace", "prompt"):
+        with pytest.raises(ConfigError, match=f"no module 'no.such'; there are {step.path}"):
+            said(command, run, "--module", "no.such")
 
 
 def test_failed_runs_alone_are_shown_where_that_is_asked_for(tiny_folder: Path, tmp_path: Path) -> None:
@@ -127,16 +136,43 @@ def test_what_is_exported_is_loaded_by_peft_and_gives_the_same_state(
     card = (out / "README.md").read_text()
     assert next(iter(state.prompts.values())).instructions in card
     assert open_run(run).strategy("p -> w").test.percent in card
+    assert re.search(r"vllm serve .* --max-lora-rank \d+ ", card)
     with pytest.raises(ConfigError, match="there already"):
         said("export", run, out)
+
+
+def test_an_export_that_fails_leaves_nothing_in_the_way(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    outcome = open_run(copy).outcome("p -> w", seed=4)
+    (weights,) = outcome.state.weights.values()
+    (copy / "blobs" / str(weights.adapter) / "adapter_config.json").unlink()
+    with pytest.raises(CorruptBlob):
+        said("export", copy, tmp_path / "out", "--strategy", "p -> w", "--seed", "4")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_result_is_called_so(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_bytes((run / "result.json").read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"result\.json is damaged"):
+        said("show", tmp_path)
+
+
+def test_errors_are_shown_with_their_brackets() -> None:
+    text = io.StringIO()
+    show_error(ConfigError("run: pip install 'lmpipe[retrieval]' [/b]"), Console(file=text))
+    assert text.getvalue() == "ConfigError: run: pip install 'lmpipe[retrieval]' [/b]\n"
 
 
 def test_a_difference_shows_settings_scores_and_prompts(run: Path, tiny_folder: Path, tmp_path: Path) -> None:
     other = made(tmp_path / "other", tiny_folder, max_tokens=41)
     shown = said("diff", run, other, "--strategy", "vanilla")
-    assert '-  "max_tokens": 40' in shown
-    assert '+  "max_tokens": 41' in shown
+    assert '-    "max_tokens": 40' in shown
+    assert '+    "max_tokens": 41' in shown
     assert "versions: the same" in shown
+    copy = shutil.copytree(run, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"lm": "another"}))
+    assert '+  "lm": "another"' in said("diff", run, copy)
     assert "prompts of vanilla, seed 3: the same" in shown
 
 

@@ -80,3 +80,12 @@ def test_texts_are_kept_as_they_are(tmp_path_factory: pytest.TempPathFactory, pa
     assert kept[:2] == passages[:2]
     lines = (folder / "passages.jsonl").read_bytes().splitlines()
     assert [json.loads(line)["id"] for line in lines] == [passage.id for passage in passages]
+
+
+def test_a_damaged_archive_is_named_wherever_the_damage_is(tmp_path: Path) -> None:
+    whole = gzip.compress("".join(f'{{"pid": {n}, "text": "{n**5}"}}\n' for n in range(300)).encode())
+    path = tmp_path / "p.jsonl.gz"
+    for place in range(12, len(whole) - 8, 40):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with pytest.raises(ConfigError, match=r"p\.jsonl\.gz"):
+            list(read_passages(path))
