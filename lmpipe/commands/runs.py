@@ -139,7 +139,7 @@ def _check_module(module: str | None, paths: set[str]) -> None:
     """Raises:
     ConfigError: If no path is in the module.
     """
-    if not any(_is_in(path, module) for path in paths):
+    if module is not None and not any(_is_in(path, module) for path in paths):
         raise ConfigError(f"there is no module {module!r}; there are {', '.join(sorted(paths))}")
 
 

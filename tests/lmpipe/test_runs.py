@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
@@ -27,6 +28,7 @@ from lmpipe.commands.terminal import show_error
 from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.evaluate import Measure
 from lmpipe.finished import open_run
+from lmpipe.hashing import digest_bytes
 from programs import Iris
 
 SPECIES = ("setosa", "versicolor", "virginica")
@@ -110,6 +112,20 @@ def test_failed_runs_alone_are_shown_where_that_is_asked_for(tiny_folder: Path, 
     shown = said("trace", free, "--strategy", "vanilla", "--errors", "--limit", "2")
     assert shown.count("failed (parse)") == 2
     assert shown.count("error: field 'answer'") == 2
+
+
+def test_runs_that_called_nothing_are_shown_too(run: Path, tmp_path: Path) -> None:
+    """As where the program itself fails before its first call."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    result = json.loads((copy / "result.json").read_text())
+    records = open_run(run).traces(open_run(run).outcome("vanilla"))
+    unreached = [record.model_copy(update={"steps": (), "failure": "program"}) for record in records]
+    log = gzip.compress("\n".join(record.model_dump_json() for record in unreached).encode())
+    result["strategies"][0]["outcomes"][0]["traces"] = digest_bytes(log)
+    (copy / "blobs" / digest_bytes(log)).write_bytes(log)
+    (copy / "result.json").write_text(json.dumps(result))
+    assert said("trace", copy, "--strategy", "vanilla", "--errors").count("failed (program)") == len(records)
+    assert said("prompt", copy, "--strategy", "vanilla") == "vanilla, seed 3\n"
 
 
 def test_prompts_are_shown_as_they_are_sent(run: Path) -> None:
