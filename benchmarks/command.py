@@ -148,7 +148,7 @@ def main(task: Task) -> None:
             if paper:
                 print(known.as_toml(known.settings_of_paper(task.name)), end="")
                 return
-            strategies = list(known.ROWS) if all_strategies else strategy or ["vanilla", "p", "w", "p -> w -> p"]
+            strategies = list(known.ROWS) if all_strategies else strategy or [*known.BASELINES, "p -> w -> p"]
             models = Models(lm, train_lm, cache, dtype, quantization)
             chosen = _set(task, {"data": data, "retriever": retriever})
             if dry_run:
@@ -206,7 +206,7 @@ def _told() -> Iterator[None]:
         show_error(error, console)
         raise typer.Exit(1) from error
     except ModuleNotFoundError as error:
-        show_error(ConfigError(f"{error}; run: pip install -e '.[local,benchmarks]'"), console)
+        show_error(ConfigError(f"{error}; run: pip install -e '.[local,benchmarks]', for --ray with cluster"), console)
         raise typer.Exit(1) from error
 
 

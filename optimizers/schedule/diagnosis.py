@@ -13,6 +13,7 @@ from typing import Any
 
 from lmpipe import Evaluation
 from lmpipe.optimizer import Finding, StageResult
+from optimizers.schedule.strategy import format_strategy
 
 LEAST_SOLVED = 0.1  # share of the examples that should have a successful run
 _NORMAL = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95 % interval, in standard errors
@@ -31,7 +32,7 @@ def diagnose(
     """
     before = first
     for number, stage in enumerate(stages, 1):
-        path = " -> ".join(names[:number])
+        path = format_strategy(names[:number])
         if stage.result.stopped:
             yield _stopped(path, stage)
         yield from _few_traces(path, stage.result.details)
@@ -132,7 +133,7 @@ def _no_gain(names: Sequence[str], stages: Sequence[StageResult]) -> Iterator[Fi
             f"{_points(gain)} points (95 % interval {_points(low)} to {_points(high)}) does not show a gain"
         )
         advice = "more validation examples to see smaller gains; otherwise the shorter strategy is as good and cheaper"
-        yield Finding(kind="no gain", stage=" -> ".join(names), message=message, advice=advice)
+        yield Finding(kind="no gain", stage=format_strategy(names), message=message, advice=advice)
 
 
 def _points(share: float) -> str:

@@ -135,10 +135,8 @@ def test_examples_are_run_until_one_run_succeeds_or_the_limit_is_reached(store: 
 
 @pytest.mark.parametrize(("each", "most", "tried"), [(2, 3, 3), (2, 4, 4), (4, 3, 3), (2, None, 2)])
 def test_no_example_is_run_more_often_than_it_may(store: RunStore, each: int, most: int | None, tried: int) -> None:
-    program, session = (
-        Predict("number: int -> answer"),
-        Session(lm=ScriptedLM(lambda request: "answer: no"), store=store),
-    )
+    program = Predict("number: int -> answer")
+    session = Session(lm=ScriptedLM(lambda request: "answer: no"), store=store)
     train = [Example({"number": 1}, {"answer": "yes"})]
     optimizer = BootstrapFinetune(
         exact_match, KeepingTrainer(), rollouts_per_example=each, max_rollouts_per_example=most, temperature=1.0
