@@ -2,6 +2,7 @@
 
     LmpipeError
     ├── ConfigError          a value that the caller passed cannot be used
+    │   ├── MetricError      a metric failed, or gave no number in [0, 1]
     │   ├── SignatureError   a signature, or the inputs given to it, do not fit
     │   └── StrategyError    a strategy string cannot be read
     ├── SessionError         a program was called where no session is active
@@ -14,8 +15,8 @@
         ├── ConfigChanged    it belongs to a run with other settings
         └── CorruptBlob      stored bytes no longer match their checksum
 
-`ParseError`, `EngineError` and `BudgetSpent` of one example become data (a trace with a failure, a score of 0); the
-others end the call that raised them. Knows nothing of the rest of the package.
+`ParseError`, `EngineError`, `BudgetSpent` and `MetricError` of one example become data (a trace with a failure, a score
+of 0); the others end the call that raised them. Knows nothing of the rest of the package.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ class LmpipeError(Exception):
 
 class ConfigError(LmpipeError, ValueError):
     """A value that the caller passed cannot be used."""
+
+
+class MetricError(ConfigError):
+    """A metric raised an exception, or gave something else than a number in [0, 1]."""
 
 
 class SignatureError(ConfigError):

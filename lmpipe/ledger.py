@@ -1,6 +1,7 @@
 """What a stage cost, added up as it happens: calls, tokens, failures, traces, time and memory, and where it went.
 
-A ledger may have a parent, to which everything is passed on, and a limit. Knows nothing of who spends.
+A ledger may have a parent, to which everything is passed on, and a limit. A limit to the time holds for calls that are
+under way, too: what answers them asks `seconds_left` or `check_time`. Knows nothing of who spends.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ import operator
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from time import perf_counter, process_time
 from typing import Any, final
+
+from lmpipe.errors import BudgetSpent
 
 if sys.platform != "win32":
     import resource
@@ -203,6 +208,16 @@ class Ledger:
         """How many LM calls the limits leave, or none if there is no limit."""
         return self._left((limit.max_lm_calls, total.lm_calls + more.lm_calls) for limit, total in self._limited())
 
+    @property
+    def seconds_left(self) -> float | None:
+        """How much wall time the limits leave, or none if there is no limit; below zero when it is over."""
+        left = (
+            ledger.limit.max_seconds - ledger.total.seconds
+            for ledger in self._chain()
+            if ledger.limit is not None and ledger.limit.max_seconds is not None
+        )
+        return min(left, default=None)
+
     def tokens_left(self) -> int | None:
         """How many tokens the limits leave, or none if there is no limit."""
         return self._left((limit.max_tokens, total.tokens) for limit, total in self._limited())
@@ -229,3 +244,34 @@ def _peak_memory() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+_deadline: ContextVar[float | None] = ContextVar("lmpipe_deadline", default=None)
+
+
+@contextmanager
+def time_limit(ledger: Ledger) -> Iterator[None]:
+    """Holds what the block calls, in this context, to the wall time that a ledger leaves."""
+    left = ledger.seconds_left
+    token = _deadline.set(None if left is None else perf_counter() + left)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def seconds_left() -> float | None:
+    """How much wall time the call under way may still take; none if there is no limit, 0 when it is over.
+
+    What answers calls and can wait for long asks this: an engine between its steps, a client before it waits.
+    """
+    deadline = _deadline.get()
+    return None if deadline is None else max(0.0, deadline - perf_counter())
+
+
+def check_time() -> None:
+    """Raises:
+    BudgetSpent: If the time that the call under way may take is over.
+    """
+    if seconds_left() == 0:
+        raise BudgetSpent("max_seconds is spent; the call was ended")
