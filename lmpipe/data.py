@@ -1,16 +1,19 @@
 """Examples that go into a program and predictions that come out of it.
 
+Both hold text that everything downstream can take: what is no text is replaced where it comes in (`lmpipe.text`).
 Knows nothing of signatures, LMs or metrics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, final
 
+from lmpipe.errors import ConfigError
 from lmpipe.hashing import digest
+from lmpipe.text import clean, count_unclean
 
 
 @final
@@ -22,32 +25,61 @@ class Example:
         inputs: The keyword arguments of the program.
         labels: What is known of the right outputs, by field name. Programs never see it; metrics do.
         id: Stable name of the record; by default a digest of its content.
+
+    Attributes:
+        replaced: How many characters of it were no text and were replaced by U+FFFD.
+
+    Raises:
+        ConfigError: If it holds something that contains itself.
     """
 
     inputs: Mapping[str, Any]
     labels: Mapping[str, Any] = field(default_factory=dict)
     id: str = ""
+    replaced: int = field(init=False, default=0, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        replaced: list[int] = []
+        try:
+            values = snapshot([dict(self.inputs), dict(self.labels), self.id], replaced.append)
+        except RecursionError:
+            raise ConfigError("an example holds something that contains itself, or is nested too deeply") from None
+        for name, value in zip(("inputs", "labels", "id"), values, strict=True):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "replaced", sum(replaced))
         if not self.id:
-            object.__setattr__(self, "id", digest([dict(self.inputs), dict(self.labels)])[:12])
+            object.__setattr__(self, "id", digest([self.inputs, self.labels])[:12])
 
     @cached_property
     def digest(self) -> str:
         """Identity by content, id included."""
-        return digest([self.id, dict(self.inputs), dict(self.labels)])
+        return digest([self.id, self.inputs, self.labels])
 
 
-def snapshot(value: Any) -> Any:
-    """The value as it is now: nested lists, dicts and sets are copied, so that later changes do not reach it."""
+def snapshot(value: Any, replaced: Callable[[int], object] = lambda count: None) -> Any:
+    """The value as it is now, as text that everything downstream can take.
+
+    Nested lists, dicts, sets and tuples are copied, so that later changes do not reach them. Characters that are no
+    text are replaced (`lmpipe.text`), in the keys of dicts too; other objects stay as they are.
+
+    Args:
+        value: What comes in.
+        replaced: Told how many characters of a text were replaced.
+    """
+    kind = type(value)
+    if kind is str:
+        if count := count_unclean(value):
+            replaced(count)
+            return clean(value)
+        return value
     if isinstance(value, dict):
-        return {key: snapshot(item) if isinstance(item, _NESTED) else item for key, item in value.items()}
-    if isinstance(value, (list, set)):
-        return type(value)(snapshot(item) if isinstance(item, _NESTED) else item for item in value)
+        return {snapshot(key, replaced): snapshot(item, replaced) for key, item in value.items()}
+    if kind in _COPIED:
+        return kind(snapshot(item, replaced) for item in value)
     return value
 
 
-_NESTED = (dict, list, set)
+_COPIED = (list, set, tuple, frozenset)
 
 
 @final
@@ -72,6 +104,9 @@ class Prediction(Mapping[str, Any]):
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a Prediction cannot be changed; make a new one")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _prediction, (self._values,)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
@@ -80,3 +115,8 @@ class Prediction(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"Prediction({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
+
+
+def _prediction(values: dict[str, Any]) -> Prediction:
+    """A prediction that was copied or pickled."""
+    return Prediction(**values)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from operator import mul
 from typing import final
 
+from lmpipe.contract import answers
 from lmpipe.errors import EngineError, SessionError
 
 Vector = tuple[float, ...]
@@ -65,7 +67,7 @@ class Embeddings:
         """A vector for each text, in order.
 
         Raises:
-            EngineError: If the embedder gives another number of vectors.
+            EngineError: If the embedder failed, or gave anything else than a vector of finite numbers for each text.
         """
         keys = [(embedder.name, text) for text in texts]
         missing = [key for key in keys if key not in self._known]
@@ -82,13 +84,24 @@ class Embeddings:
             asked = [key for key in self._wanted if key[0] == embedder.name]
         batch = [key for key in asked if key not in self._known]
         if batch:
-            vectors = embedder.embed([text for _, text in batch])
-            if len(vectors) != len(batch):
-                raise EngineError(f"embedder {embedder.name!r} gave {len(vectors)} vectors for {len(batch)} texts")
+            vectors = _asked(embedder, [text for _, text in batch])
             self._known.update(zip(batch, map(_unit, vectors), strict=True))
         with self._wanting:
             for key in asked:
                 del self._wanted[key]
+
+
+def _asked(embedder: Embedder, texts: Sequence[str]) -> list[Sequence[float]]:
+    who, wanted = f"the embedder {embedder.name!r} ({type(embedder).__name__})", "a vector of finite numbers"
+    vectors = answers(who, lambda: embedder.embed(texts), len(texts), wanted, _is_vector)
+    lengths = {len(vector) for vector in vectors}
+    if len(lengths) > 1:
+        raise EngineError(f"{who} gave vectors of different lengths: {sorted(lengths)}; all must have one length")
+    return vectors
+
+
+def _is_vector(vector: object) -> bool:
+    return isinstance(vector, Iterable) and all(isinstance(part, Real) and math.isfinite(part) for part in vector)
 
 
 def _unit(vector: Sequence[float]) -> Vector:

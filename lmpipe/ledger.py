@@ -38,6 +38,7 @@ class ModuleCost:
         engine_errors: Calls and retrievals that could not be answered.
         kept: Calls that became demonstrations or training rows, or could have.
         retrievals: Searches made, or recalled.
+        replaced: Characters of inputs and completions that were no text and were replaced by U+FFFD.
     """
 
     calls: int = 0
@@ -47,6 +48,7 @@ class ModuleCost:
     engine_errors: int = 0
     kept: int = 0
     retrievals: int = 0
+    replaced: int = 0
 
     def __add__(self, other: ModuleCost) -> ModuleCost:
         return ModuleCost(*map(operator.add, _counts(self), _counts(other)))
@@ -74,6 +76,7 @@ class Cost:
         parse_errors: Calls whose completion could not be read.
         engine_errors: Calls and retrievals that could not be answered.
         retrievals: Searches made, or recalled.
+        replaced: Characters of inputs and completions that were no text and were replaced by U+FFFD.
         traces_tried: Runs made to learn from.
         traces_kept: How many of them were.
         seconds: Wall time.
@@ -91,6 +94,7 @@ class Cost:
     parse_errors: int = 0
     engine_errors: int = 0
     retrievals: int = 0
+    replaced: int = 0
     traces_tried: int = 0
     traces_kept: int = 0
     seconds: float = field(default=0.0, compare=False)
@@ -260,13 +264,16 @@ def time_limit(ledger: Ledger) -> Iterator[None]:
         _deadline.reset(token)
 
 
-def seconds_left() -> float | None:
+def seconds_left(grace: float = 0.0) -> float | None:
     """How much wall time the call under way may still take; none if there is no limit, 0 when it is over.
 
     What answers calls and can wait for long asks this: an engine between its steps, a client before it waits.
+
+    Args:
+        grace: Seconds more than the limit allows.
     """
     deadline = _deadline.get()
-    return None if deadline is None else max(0.0, deadline - perf_counter())
+    return None if deadline is None else max(0.0, deadline + grace - perf_counter())
 
 
 def check_time() -> None:

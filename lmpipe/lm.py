@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, final
 
+from lmpipe.contract import answers
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.state import WeightState
 
@@ -137,6 +138,24 @@ class LM(ABC):
     @abstractmethod
     def register_adapter(self, adapter: str, folder: Path) -> None:
         """Makes requests with that adapter digest answerable; `folder` is in PEFT's format. Repeating it is free."""
+
+
+def ask(lm: LM, requests: Sequence[Request]) -> list[Completion | EngineError]:
+    """What an LM answers, held to its contract.
+
+    Raises:
+        EngineError: If the LM failed as a whole, or gave anything else than a completion or an error for each request;
+            the message names the LM.
+    """
+    who = f"the LM {lm.name!r} ({type(lm).__name__})"
+    return answers(who, lambda: lm.complete(requests), len(requests), "a Completion or an EngineError", _is_answer)
+
+
+def _is_answer(answer: object) -> bool:
+    if isinstance(answer, Completion):
+        usage = answer.usage
+        return isinstance(answer.text, str) and min(usage.calls, usage.prompt_tokens, usage.completion_tokens) >= 0
+    return isinstance(answer, EngineError)
 
 
 @final

@@ -6,13 +6,18 @@ punctuation, no articles, single spaces.
 
 from __future__ import annotations
 
+import inspect
+import math
 import re
 import string
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
+from typing import SupportsFloat
 
 from lmpipe.data import Example, Prediction
+from lmpipe.errors import MetricError
+from lmpipe.text import clean
 
 Metric = Callable[[Example, Prediction], float | tuple[float, str]]
 """Scores a prediction on an example, in [0, 1]; has a name of its own, by which a resumed run knows it.
@@ -28,14 +33,34 @@ _NUMBER = re.compile(
         (?:\s?/\s?(?P<under>[1-9]\d{0,2}(?:,\d{3})+|\d*[1-9]\d*)(?![\d.,]*\d*/))?""",
     re.VERBOSE,
 )
+_ROUNDING = 1e-6
+_SHOWN = 100  # characters of a verdict in a message
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def judge(metric: Metric, example: Example, prediction: Prediction) -> tuple[float, str]:
-    """Score and feedback; the latter is empty where the metric gives none."""
+    """Score and feedback; the latter is empty where the metric gives none.
+
+    Raises:
+        MetricError: If the metric gave something else than a number in [0, 1], or such a number and feedback. The
+            message goes on from the name of the metric.
+        Exception: What the metric raised.
+    """
     verdict = metric(example, prediction)
-    score, feedback = verdict if isinstance(verdict, tuple) else (verdict, "")
-    return float(score), str(feedback)
+    score, feedback = verdict if isinstance(verdict, tuple) and len(verdict) == 2 else (verdict, "")
+    return _in_range(score), clean(str(feedback))
+
+
+def _in_range(score: object) -> float:
+    """The score as a number; what rounding puts beyond 0 or 1 by less than a millionth is put back."""
+    if inspect.iscoroutine(score):
+        score.close()
+        raise MetricError("is async, so it gave a coroutine; write `def` in place of `async def`")
+    value = float(score) if isinstance(score, SupportsFloat) else math.nan
+    if not -_ROUNDING <= value <= 1 + _ROUNDING:  # a NaN is not either
+        shown = repr(score) if len(repr(score)) <= _SHOWN else f"{repr(score)[:_SHOWN]}…"
+        raise MetricError(f"gave {shown}; it must give a number in [0, 1], or (number, text)")
+    return min(max(value, 0.0), 1.0)
 
 
 def normalize_answer(text: object) -> str:

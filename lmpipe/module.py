@@ -7,24 +7,43 @@ under many states at once.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar, final
 
 from lmpipe.data import Prediction
-from lmpipe.errors import ModuleError
+from lmpipe.errors import ConfigError, ModuleError
+from lmpipe.ledger import time_limit
 from lmpipe.run import Run, current_run
 from lmpipe.session import current_session
 from lmpipe.state import ProgramState
 from lmpipe.trace import total_cost
 
 
+@final
+class _Used:
+    """Marks a module that has run, and says where the modules of its tree are. A copy of the module has not run."""
+
+    __slots__ = ("module", "paths")
+
+    def __init__(self, module: Module | None = None) -> None:
+        self.module = module
+        self.paths: Mapping[int, str] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Used, ()  # what is copied or unpickled belongs to no module
+
+
 class Module(ABC):
     """Base of every program and of every part of one.
 
     A subclass makes its parts in ``__init__`` and overrides `forward`; calling the module runs it. From its first run
-    on, a module cannot be changed.
+    on, a module cannot be changed; a copy of it can.
     """
+
+    takes_prompt: ClassVar[bool] = False
+    """Whether the module makes an LM call, with a prompt of its own."""
 
     @abstractmethod
     def forward(self, *args: Any, **inputs: Any) -> Prediction:
@@ -35,13 +54,16 @@ class Module(ABC):
 
         Raises:
             SessionError: If no session is active.
+            ConfigError: If the session's state does not fit the program.
+            ModuleError: If `forward` does not return a prediction.
             ParseError: If a completion could not be read.
             EngineError: If a request or a query could not be answered.
         """
         if current_run() is not None:
-            return self.forward(**inputs)
+            return self._forward(inputs)
         session = current_session()
         state = session.state or ProgramState(prompts={}, weights=session.base_weights())
+        check_state(self, state)
         session.prepare(state)
         run = Run(
             session,
@@ -51,18 +73,29 @@ class Module(ABC):
             lambda role, request: session.complete(role, [request])[0],
             lambda query, k: session.search([query], k)[0],
         )
-        with run.active():
+        with run.active(), time_limit(session.ledger):
             try:
-                return self.forward(**inputs)
+                return prediction_of(self, self._forward(inputs))
             finally:
                 session.ledger.add(total_cost(run.steps))
+
+    def _forward(self, inputs: Mapping[str, Any]) -> Prediction:
+        result = self.forward(**inputs)
+        if inspect.isawaitable(result):
+            if inspect.iscoroutine(result):
+                result.close()
+            raise ModuleError(
+                f"{type(self).__name__}.forward() is async; write `def forward` and call the modules in it without "
+                "await: examples run at once, each in a thread of its own"
+            )
+        return result
 
     def named_modules(self, path: str = "self") -> Iterator[tuple[str, Module]]:
         """Every module of the tree with its path, parents first, each object once; the root is ``"self"``."""
         seen: set[int] = set()
-        pending: list[tuple[str, object]] = [(path, self)]
+        pending: list[tuple[str, object, tuple[int, ...]]] = [(path, self, ())]
         while pending:
-            where, value = pending.pop()
+            where, value, holders = pending.pop()
             if isinstance(value, Module):
                 if id(value) in seen:
                     continue
@@ -75,23 +108,71 @@ class Module(ABC):
                 parts = dict(enumerate(value))
             else:
                 continue
+            if id(value) in holders:
+                raise ModuleError(
+                    f"{type(self).__name__}.{where} is a {type(value).__name__} that contains itself; keep the modules "
+                    "of a program in a list or dict that holds nothing but them"
+                )
             prefix = "" if where == path else f"{where}."
-            pending += reversed([(f"{prefix}{name}", part) for name, part in parts.items()])
+            inside = (*holders, id(value))
+            pending += reversed([(f"{prefix}{name}", part, inside) for name, part in parts.items()])
 
     def paths(self) -> Mapping[int, str]:
         """``id(module)`` → path for the whole tree, which is frozen from here on."""
-        known: Mapping[int, str] | None = self.__dict__.get("_paths")
-        if known is None:
+        used = self._used
+        if used is None or used.paths is None:
             known = {id(module): path for path, module in self.named_modules()}
             for _, module in self.named_modules():
-                module.__dict__["_frozen"] = True
-            self.__dict__["_paths"] = known
-        return known
+                if module._used is None:
+                    module.__dict__["_used"] = _Used(module)
+            used = self.__dict__["_used"]
+            used.paths = known
+        return used.paths
+
+    @property
+    def _used(self) -> _Used | None:
+        """The mark of this very module: a copy carries that of the original along, which says nothing of it."""
+        used: _Used | None = self.__dict__.get("_used")
+        return used if used is not None and used.module is self else None
 
     def __setattr__(self, name: str, value: object) -> None:
-        if self.__dict__.get("_frozen"):
+        if self._used is not None:
             raise ModuleError(
                 f"{type(self).__name__}.{name} cannot be set: the module has run already. Structure is set in "
                 "__init__; prompts and weights belong to a ProgramState"
             )
         super().__setattr__(name, value)
+
+
+def prediction_of(program: Module, result: object) -> Prediction:
+    """What a program returned.
+
+    Raises:
+        ModuleError: If it is no prediction.
+    """
+    if isinstance(result, Prediction):
+        return result
+    raise ModuleError(
+        f"{type(program).__name__}.forward() returned {type(result).__name__}, not a Prediction; return what a module "
+        "gave, or make one: Prediction(answer=...)"
+    )
+
+
+def check_state(program: Module, state: ProgramState) -> None:
+    """Looks whether a state's prompts and weights are for modules that a program has.
+
+    Modules that the state does not name keep their vanilla prompts.
+
+    Raises:
+        ConfigError: If the state names others; the message says which paths differ.
+    """
+    own = [path for path, module in program.named_modules() if module.takes_prompt]
+    tuned = {key.partition("/")[2] for key in state.weights} - {""}
+    unknown = sorted((state.prompts.keys() | tuned) - set(own))
+    if unknown:
+        free = [path for path in own if path not in state.prompts]
+        raise ConfigError(
+            f"the state does not fit the program: it is for {', '.join(map(repr, unknown))}, and "
+            f"{type(program).__name__} has {', '.join(map(repr, own)) or 'no module with a prompt'}; if a module was "
+            f"renamed, write state.renamed({{{unknown[0]!r}: {free[0] if free else 'its new path'!r}}})"
+        )

@@ -6,17 +6,35 @@ Knows how a call becomes a request and a completion becomes a step; knows nothin
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, final
 
 from lmpipe.data import Prediction, snapshot
+from lmpipe.errors import ConfigError
 from lmpipe.lm import Request, Sampling
 from lmpipe.module import Module
 from lmpipe.pattern import completion_pattern
 from lmpipe.run import Run, running
 from lmpipe.session import Session
-from lmpipe.signature import Field, SignatureLike, signature
+from lmpipe.signature import Field, Signature, SignatureLike, signature
 from lmpipe.state import ProgramState, PromptState
+
+
+@lru_cache(maxsize=4096)
+def check_prompt(signature: Signature, prompt: PromptState, path: str) -> None:
+    """Looks whether the demonstrations of a prompt have fields of a signature; they may lack some.
+
+    Raises:
+        ConfigError: If they have others: the prompt was then made for another signature.
+    """
+    for side, fields in (("inputs", signature.inputs), ("outputs", signature.outputs)):
+        known = {field.name for field in fields}
+        unknown = sorted({name for demo in prompt.demos for name in getattr(demo, side)} - known)
+        if unknown:
+            raise ConfigError(
+                f"the state does not fit the program: demonstrations of {path!r} have the {side} {', '.join(unknown)}, "
+                f"and its signature has {', '.join(sorted(known))}; make the state with this program, or drop the demos"
+            )
 
 
 @final
@@ -30,6 +48,8 @@ class Predict(Module):
         sampling: Overrides the session's.
     """
 
+    takes_prompt = True
+
     def __init__(
         self, source: SignatureLike, instructions: str = "", *, role: str = "lm", sampling: Sampling | None = None
     ) -> None:
@@ -41,19 +61,23 @@ class Predict(Module):
     def forward(self, *args: Any, **inputs: Any) -> Prediction:
         """Raises:
         SignatureError: If the inputs do not fit the signature.
+        ConfigError: If the state's prompt was made for another signature.
         ParseError: If the completion could not be read; a step with the error stays in the trace.
         EngineError: If the request could not be answered; likewise.
         """
         run = running()
         self.signature.check_inputs(inputs)
-        inputs = snapshot(inputs)
+        replaced: list[int] = []
+        inputs = snapshot(inputs, replaced.append)
         path, index, seed = run.locate(self)
         template = run.session.template
-        messages = run.session.messages(self.signature, run.state.prompts.get(path, self.vanilla), inputs)
+        prompt = run.state.prompts.get(path, self.vanilla)
+        check_prompt(self.signature, prompt, path)
+        messages = run.session.messages(self.signature, prompt, inputs)
         pattern = completion_pattern(self.signature) if run.session.structured else None
         request = Request(messages, self._sampling(run), run.state.weights_of(self.role, path), seed, pattern)
         read = partial(template.parse, self.signature)
-        return Prediction(**run.call(self.role, path, index, inputs, request, read))
+        return Prediction(**run.call(self.role, path, index, inputs, request, read, sum(replaced)))
 
     def _sampling(self, run: Run) -> Sampling:
         sampling = self.sampling or run.session.sampling

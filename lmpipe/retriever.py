@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import final
 
+from lmpipe.contract import answers
 from lmpipe.errors import EngineError
+from lmpipe.text import clean, count_unclean
 
 
 @final
@@ -73,7 +75,7 @@ class Searches:
         """The retriever's answers, in the order of the queries.
 
         Raises:
-            EngineError: If the retriever failed as a whole, or lost an answer.
+            EngineError: If the retriever failed as a whole, or broke its contract.
         """
         asked, name = dict.fromkeys(queries), retriever.name
         with self._lock:
@@ -93,7 +95,17 @@ class Searches:
 
 
 def _ask(retriever: Retriever, queries: Sequence[str], k: int) -> list[Found | EngineError]:
-    answers = retriever.search(queries, k)
-    if len(answers) != len(queries):
-        raise EngineError(f"the retriever {retriever.name!r} gave {len(answers)} answers to {len(queries)} queries")
-    return [answer if isinstance(answer, EngineError) else tuple(answer) for answer in answers]
+    who = f"the retriever {retriever.name!r} ({type(retriever).__name__})"
+    wanted = "a list of Passages or an EngineError"
+    found = answers(who, lambda: retriever.search(queries, k), len(queries), wanted, _is_answer)
+    return [answer if isinstance(answer, EngineError) else tuple(map(_cleaned, answer)) for answer in found]
+
+
+def _is_answer(answer: object) -> bool:
+    return isinstance(answer, EngineError) or (
+        isinstance(answer, (list, tuple)) and all(isinstance(passage, Passage) for passage in answer)
+    )
+
+
+def _cleaned(passage: Passage) -> Passage:
+    return replace(passage, text=clean(passage.text)) if count_unclean(passage.text) else passage

@@ -9,21 +9,37 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from traceback import extract_tb
 from typing import final
 
 from lmpipe.data import Example, Prediction, snapshot
-from lmpipe.errors import BudgetSpent, ConfigError, EngineError, ModuleError, ParseError, SessionError
+from lmpipe.errors import (
+    BudgetSpent,
+    ConfigError,
+    EngineError,
+    LmpipeError,
+    MetricError,
+    ModuleError,
+    ParseError,
+    SessionError,
+)
 from lmpipe.hashing import derive_seed
-from lmpipe.ledger import Cost
+from lmpipe.ledger import Cost, time_limit
 from lmpipe.metrics import Metric, judge
-from lmpipe.module import Module
+from lmpipe.module import Module, check_state, prediction_of
 from lmpipe.run import Answer, Run, Search
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
+from lmpipe.text import clean
 from lmpipe.trace import Failure, Trace, total_cost
 from lmpipe.wavefront import Wavefront
 
 logger = logging.getLogger(__name__)
+
+_FIRST = 10  # predictions after which a metric that failed on all of them ends the run
+_HERE = Path(__file__).parent
 
 
 @final
@@ -62,21 +78,77 @@ def rollout(
 
     Raises:
         EngineError: If an engine or the retriever as a whole failed.
+        MetricError: If the metric fails on all of the first ten predictions, or on most: it is then wrong for every
+            example. Fewer failures cost their examples alone.
         ConfigError, SessionError, ModuleError: If the program cannot run like this on any example.
     """
     for state in {job.state for job in jobs}:
+        check_state(program, state)
         session.prepare(state)
-    with session.track(title, len(jobs)) as advance:
+    scoring = None if metric is None else _Scoring(metric)
+    with session.track(title, len(jobs)) as advance, time_limit(session.ledger):
         paths = program.paths()
-        traces = Wavefront(
-            session,
-            lambda number, answer, search: _trace(program, jobs[number], paths, session, metric, answer, search),
-            len(jobs),
-            advance,
-        ).run()
+
+        def run(number: int, answer: Answer, search: Search) -> Trace:
+            return _trace(program, jobs[number], paths, session, scoring, answer, search, len(jobs))
+
+        traces = Wavefront(session, run, lambda number: _given_up(jobs[number]), len(jobs), advance).run()
     session.ledger.add(cost_of(traces))
-    _warn_of_broken_code(traces)
+    if scoring is not None:
+        scoring.end_if_hopeless()
+    _warn(traces)
     return traces
+
+
+@final
+class _Scoring:
+    """Scores predictions, and knows whether the metric is wrong for every example.
+
+    Args:
+        metric: Scores a prediction.
+    """
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+        self._name = getattr(metric, "__name__", type(metric).__name__)
+        self._lock = Lock()
+        self._scored = 0
+        self._failures: list[str] = []
+
+    def judge(self, example: Example, prediction: Prediction) -> tuple[float, str]:
+        """Score and feedback.
+
+        Raises:
+            MetricError: If the metric failed on this example; the message names both.
+            EngineError, BudgetSpent: If the metric asks an LM that could not answer.
+        """
+        try:
+            verdict = judge(self._metric, example, prediction)
+        except (EngineError, BudgetSpent):
+            raise
+        except Exception as error:
+            what = str(error) if type(error) is MetricError else f"raised {_described(error)}"
+            message = clean(f"metric {self._name} {what}; example {example.id}")
+            with self._lock:
+                self._scored += 1
+                self._failures.append(message)
+            raise MetricError(message) from error
+        with self._lock:
+            self._scored += 1
+        return verdict
+
+    def end_if_hopeless(self, jobs: int | None = None) -> None:
+        """Ends the run if the metric failed on all of the first ten predictions, or on most of the runs.
+
+        Args:
+            jobs: How many runs there are; by default those that were scored.
+
+        Raises:
+            MetricError: If so; the message tells the first failure.
+        """
+        failed, scored = len(self._failures), self._scored
+        if failed == scored >= _FIRST or 2 * failed > (scored if jobs is None else jobs):
+            raise MetricError(f"{self._failures[0]} (it failed on {failed} of {scored} predictions, so the run ends)")
 
 
 def cost_of(traces: Sequence[Trace]) -> Cost:
@@ -84,12 +156,21 @@ def cost_of(traces: Sequence[Trace]) -> Cost:
     return total_cost([step for trace in traces for step in trace.steps])
 
 
-def _warn_of_broken_code(traces: Sequence[Trace]) -> None:
-    broken = [trace for trace in traces if trace.failure == "program"]
-    if broken:
-        example, error = broken[0].example.id, broken[0].error
+def _warn(traces: Sequence[Trace]) -> None:
+    """Says what a researcher would not see in the scores: code that fails, and characters that were replaced."""
+    for kind, what in (("program", "the program failed"), ("metric", "the metric failed")):
+        broken = [trace for trace in traces if trace.failure == kind]
+        if broken:
+            example, error = broken[0].example.id, broken[0].error
+            logger.warning("%s in %d of %d runs; on example %s: %s", what, len(broken), len(traces), example, error)
+    given = sum({trace.example.id: trace.example.replaced for trace in traces}.values())
+    made = sum(step.replaced for trace in traces for step in trace.lm_steps)
+    if given or made:
         logger.warning(
-            "the program failed in %d of %d runs; on example %s: %s", len(broken), len(traces), example, error
+            "lone surrogates and control characters are no text and were replaced by U+FFFD: %d in examples, %d in the "
+            "inputs and completions of LM calls",
+            given,
+            made,
         )
 
 
@@ -98,9 +179,10 @@ def _trace(
     job: Job,
     paths: Mapping[int, str],
     session: Session,
-    metric: Metric | None,
+    scoring: _Scoring | None,
     answer: Answer,
     search: Search,
+    jobs: int,
 ) -> Trace:
     """Runs one job."""
     seed = derive_seed(session.seed, job.example.id, job.sample)
@@ -109,15 +191,26 @@ def _trace(
     score, feedback, failure, message = 0.0, "", None, None
     try:
         with run.active():
-            prediction = program(**snapshot(dict(job.example.inputs)))
-        if metric is not None:
-            score, feedback = judge(metric, job.example, prediction)
+            made = prediction_of(program, program(**snapshot(job.example.inputs)))
+        prediction = Prediction(**snapshot(dict(made)))
+        if scoring is not None:
+            score, feedback = scoring.judge(job.example, prediction)
+    except MetricError as error:
+        failure, message = "metric", str(error)
+        if scoring is not None:
+            scoring.end_if_hopeless(jobs)
     except (ConfigError, SessionError, ModuleError):  # a fault of the program, not of this example
         raise
     except Exception as error:  # the boundary: one example's failure is data
-        failure, message = _classify(error), f"{type(error).__name__}: {error}"
+        failure, message = _classify(error), clean(_described(error))
     steps = tuple(run.steps)
     return Trace(job.example, job.state.digest, job.sample, steps, prediction, score, failure, message, feedback)
+
+
+def _given_up(job: Job) -> Trace:
+    """What comes of a run that did not come back when the time was over; its calls are not known."""
+    message = "BudgetSpent: max_seconds is spent, and the run did not come back"
+    return Trace(job.example, job.state.digest, job.sample, (), None, 0.0, "budget", message)
 
 
 def _classify(error: Exception) -> Failure:
@@ -126,3 +219,13 @@ def _classify(error: Exception) -> Failure:
     if isinstance(error, BudgetSpent):
         return "budget"
     return "engine" if isinstance(error, EngineError) else "program"
+
+
+def _described(error: Exception) -> str:
+    """Kind and message of an exception and, unless it is one of lmpipe's, where the user's code raised it."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, LmpipeError):
+        return text
+    places = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).parent != _HERE]
+    own = [frame for frame in places if places[0].filename == frame.filename]
+    return f"{text} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else text

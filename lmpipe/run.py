@@ -5,9 +5,11 @@ A context variable carries it. Knows nothing of modules, or of who answers and w
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, final
 
 from lmpipe.data import snapshot
@@ -17,6 +19,7 @@ from lmpipe.lm import Completion, Request, Usage
 from lmpipe.retriever import Found
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
+from lmpipe.text import clean, count_unclean
 from lmpipe.trace import AnyStep, Step
 
 Answer = Callable[[str, Request], Completion | EngineError]
@@ -58,13 +61,19 @@ class Run:
         self._paths = paths
         self._seed = seed
         self._calls: dict[str, int] = {}
+        self._thread = 0
 
     def locate(self, module: object) -> tuple[str, int, int]:
         """Path of a module, the number of this call of it, and the seed of the call.
 
         Raises:
-            ModuleError: If the module is not part of the running program.
+            ModuleError: If the module is not part of the running program, or is called from another thread.
         """
+        if threading.get_ident() != self._thread:
+            raise ModuleError(
+                f"{type(module).__name__} was called from a thread that forward() started; call modules one after "
+                "another in forward() itself: examples run at once, so their calls do"
+            )
         path = self._paths.get(id(module))
         if path is None:
             raise ModuleError(
@@ -83,8 +92,11 @@ class Run:
         inputs: Mapping[str, Any],
         request: Request,
         read: Callable[[str], dict[str, Any]],
+        replaced: int = 0,
     ) -> dict[str, Any]:
         """Makes an LM call, and leaves its step whether it succeeds or not.
+
+        Characters of the completion that are no text are replaced, and counted.
 
         Args:
             role: Which of the session's LMs answers.
@@ -93,6 +105,7 @@ class Run:
             inputs: What the module was given.
             request: What is sent.
             read: Makes outputs of a completion.
+            replaced: How many characters of the inputs were no text.
 
         Returns:
             The outputs.
@@ -102,20 +115,25 @@ class Run:
             ParseError: If the completion could not be read.
         """
         answer = self.answer(role, request)
+        step = partial(Step, path, index, "lm", inputs, request=request)
         if isinstance(answer, EngineError):
-            self.steps.append(Step(path, index, "lm", inputs, None, request, None, Usage(1), str(answer)))
+            error = clean(str(answer))
+            self.steps.append(step(outputs=None, text=None, usage=Usage(1), error=error, replaced=replaced))
             raise answer
+        text, replaced = clean(answer.text), replaced + count_unclean(answer.text)
+        step = partial(step, text=text, usage=answer.usage, replaced=replaced)
         try:
-            outputs = read(answer.text)
-        except ParseError as error:
-            self.steps.append(Step(path, index, "lm", inputs, None, request, answer.text, answer.usage, str(error)))
+            outputs = read(text)
+        except ParseError as unread:
+            self.steps.append(step(outputs=None, error=str(unread)))
             raise
-        self.steps.append(Step(path, index, "lm", inputs, snapshot(outputs), request, answer.text, answer.usage))
+        self.steps.append(step(outputs=snapshot(outputs)))
         return outputs
 
     @contextmanager
     def active(self) -> Iterator[Run]:
-        """Makes this the current run of the calling thread."""
+        """Makes this the current run of the calling thread, which alone may call modules."""
+        self._thread = threading.get_ident()
         token = _run.set(self)
         try:
             yield self

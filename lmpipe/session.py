@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from threading import current_thread, main_thread
 from types import TracebackType
 from typing import Any, final
 
@@ -19,7 +20,7 @@ from lmpipe.errors import ConfigError, EngineError, SessionError
 from lmpipe.events import Callback, Event
 from lmpipe.hashing import canonical_json, derive_seed, describe
 from lmpipe.ledger import Budget, Cost, Ledger
-from lmpipe.lm import LM, Completion, Message, Request, Sampling
+from lmpipe.lm import LM, Completion, Message, Request, Sampling, ask
 from lmpipe.nearest import shown
 from lmpipe.progress import Progress, show_progress
 from lmpipe.retriever import Found, Retriever, Searches
@@ -27,6 +28,7 @@ from lmpipe.signature import Signature
 from lmpipe.state import ProgramState, PromptState, WeightState
 from lmpipe.store import RunStore
 from lmpipe.template import Template
+from lmpipe.text import clean, count_unclean
 
 
 @final
@@ -96,19 +98,16 @@ class Session:
 
         Raises:
             SessionError: If the session has no LM for that role.
-            EngineError: If the LM failed as a whole, or lost an answer.
+            EngineError: If the LM failed as a whole, or broke its contract.
         """
-        answers = self.lm_of(role).complete(requests)
-        if len(answers) != len(requests):
-            raise EngineError(f"the LM of role {role!r} gave {len(answers)} answers to {len(requests)} requests")
-        return answers
+        return ask(self.lm_of(role), requests)
 
     def search(self, queries: Sequence[str], k: int) -> list[Found | EngineError]:
         """What the retriever finds, or found before.
 
         Raises:
             SessionError: If the session has no retriever.
-            EngineError: If the retriever failed as a whole, or lost an answer.
+            EngineError: If the retriever failed as a whole, or broke its contract.
         """
         if self.retriever is None:
             raise SessionError("the program retrieves; write: Session(lm=..., retriever=...)")
@@ -120,7 +119,7 @@ class Session:
         return [describe(self.sampling), self.structured, *others]
 
     def messages(self, signature: Signature, prompt: PromptState, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
-        """What an LM reads of a module's prompt and inputs, at inference and in fine-tuning rows.
+        """What an LM reads of a module's prompt and inputs, at inference and in fine-tuning rows; text throughout.
 
         Raises:
             SessionError: If the prompt needs an embedder that the session lacks.
@@ -129,7 +128,8 @@ class Session:
         def embed(name: str, texts: Sequence[str]) -> Sequence[Vector]:
             return self.embeddings.of(wanted(self.embedder, name), texts)
 
-        return self.template.messages(signature, shown(signature, prompt, inputs, embed), inputs)
+        messages = self.template.messages(signature, shown(signature, prompt, inputs, embed), inputs)
+        return tuple(map(_as_text, messages))
 
     def base_weights(self) -> dict[str, WeightState]:
         """Role → its LM without any adapter."""
@@ -221,6 +221,11 @@ class Session:
         _sessions.set(_sessions.get()[:-1])
 
 
+def _as_text(message: Message) -> Message:
+    """The message without characters that are no text, which objects among the inputs may render."""
+    return replace(message, content=clean(message.content)) if count_unclean(message.content) else message
+
+
 _sessions: ContextVar[tuple[Session, ...]] = ContextVar("lmpipe_sessions", default=())
 
 
@@ -232,5 +237,6 @@ def current_session() -> Session:
     """
     sessions = _sessions.get()
     if not sessions:
-        raise SessionError("no session is active; write: with Session(lm=...): program(...)")
+        where = "" if current_thread() is main_thread() else " in this thread (forward() must start none for its calls)"
+        raise SessionError(f"no session is active{where}; write: with Session(lm=...): program(...)")
     return sessions[-1]

@@ -6,16 +6,17 @@ weights by an LM role, optionally narrowed to one module (``"lm"`` or ``"lm/hops
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, WrapSerializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, ValidationError, WrapSerializer
 from pydantic_core import to_jsonable_python
 from typing_extensions import Self
 
-from lmpipe.errors import ModuleError, SessionError
+from lmpipe.errors import ConfigError, ModuleError, SessionError
 from lmpipe.hashing import digest
 
 V = TypeVar("V")
@@ -44,6 +45,30 @@ class _Value(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def __init__(self, **values: Any) -> None:
+        with _named(type(self)):
+            super().__init__(**values)
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """As pydantic's own.
+
+        Raises:
+            ConfigError: If the object is no such value.
+        """
+        with _named(cls):
+            return super().model_validate(obj, **options)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        """As pydantic's own.
+
+        Raises:
+            ConfigError: If the text is no JSON of such a value.
+        """
+        with _named(cls):
+            return super().model_validate_json(json_data, **options)
+
     @cached_property
     def digest(self) -> str:
         """Identity by content (32 hex characters), made of the digests of the values within.
@@ -56,11 +81,39 @@ class _Value(BaseModel):
         """A new value, validated; pydantic's own would carry the old digest along."""
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | dict(update or {}))
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self  # it cannot change, and nothing in it can
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _read, (type(self), self.model_dump(mode="json"))
+
     def __hash__(self) -> int:
         return hash(self.digest)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Value) and type(other) is type(self) and other.digest == self.digest
+
+
+@contextmanager
+def _named(kind: type[_Value]) -> Iterator[None]:
+    """Says in words of ours which part of a value cannot be used."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        inner = first.get("ctx", {}).get("error")
+        if isinstance(inner, ConfigError) and not first["loc"]:
+            raise inner from None  # of the same value, when it was made
+        problem = str(inner) if isinstance(inner, ConfigError) else first["msg"]
+        raise ConfigError(": ".join([f"this is no {kind.__name__}", *map(str, first["loc"]), problem])) from None
+
+
+def _read(kind: type[_Value], values: Mapping[str, Any]) -> _Value:
+    """A value that was pickled."""
+    return kind.model_validate(values)
 
 
 def _identity(part: Any) -> Any:
@@ -163,6 +216,26 @@ class ProgramState(_Value):
         others = {name: own for name, own in self.weights.items() if not name.startswith(f"{key}/")}
         return ProgramState(prompts=self.prompts, weights={**others, key: weights})
 
+    def renamed(self, paths: Mapping[str, str]) -> ProgramState:
+        """A new state for a program whose modules were renamed.
+
+        Args:
+            paths: Old path → new path, of a module or of a module with parts: ``{"hops": "steps"}`` turns
+                ``"hops.0.query"`` into ``"steps.0.query"``. The longest path that fits counts.
+
+        Raises:
+            ConfigError: If the state has no module of an old path, or two modules would get one path.
+        """
+        known = [*self.prompts, *(key.partition("/")[2] for key in self.weights)]
+        for old in paths:
+            if not any(_is_within(path, old) for path in known):
+                raise ConfigError(f"no module at {old!r}; this state has {', '.join(self.prompts)}")
+        prompts = {_renamed(path, paths): prompt for path, prompt in self.prompts.items()}
+        weights = {_renamed_key(key, paths): own for key, own in self.weights.items()}
+        if len(prompts) < len(self.prompts) or len(weights) < len(self.weights):
+            raise ConfigError(f"two modules would get one path by {dict(paths)}; give each a path of its own")
+        return ProgramState(prompts=prompts, weights=weights)
+
     def weights_of(self, role: str, path: str) -> WeightState:
         """The weights that a call of the module at `path` runs on.
 
@@ -173,3 +246,18 @@ class ProgramState(_Value):
         if own is None:
             raise SessionError(f"{path!r} asks for an LM of role {role!r}; there is one for {', '.join(self.weights)}")
         return own
+
+
+def _is_within(path: str, module: str) -> bool:
+    """Whether a path is that of a module, or of a part of it."""
+    return path == module or path.startswith(f"{module}.")
+
+
+def _renamed(path: str, paths: Mapping[str, str]) -> str:
+    old = max((old for old in paths if _is_within(path, old)), key=len, default=None)
+    return path if old is None else paths[old] + path[len(old) :]
+
+
+def _renamed_key(key: str, paths: Mapping[str, str]) -> str:
+    role, slash, path = key.partition("/")
+    return role + slash + (_renamed(path, paths) if path else "")

@@ -15,7 +15,8 @@ from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.lm import Request, Usage
 from lmpipe.retriever import Passage
 
-Failure = Literal["parse", "engine", "program", "budget"]
+Failure = Literal["parse", "engine", "program", "metric", "budget"]
+"""What ended a run: an unreadable completion, the engine, the program's own code, its metric, or a spent budget."""
 
 
 @final
@@ -33,6 +34,7 @@ class Step:
         text: The raw completion; none if the engine failed.
         usage: Tokens of the call.
         error: Why the call failed, or none.
+        replaced: How many characters of its inputs and its completion were no text and were replaced by U+FFFD.
     """
 
     path: str
@@ -44,6 +46,7 @@ class Step:
     text: str | None
     usage: Usage
     error: str | None = None
+    replaced: int = 0
 
     @property
     def cost(self) -> ModuleCost:
@@ -55,6 +58,7 @@ class Step:
             self.usage.completion_tokens,
             parse_errors=int(failed and not unanswered),
             engine_errors=int(failed and unanswered),
+            replaced=self.replaced,
         )
 
 
@@ -119,7 +123,7 @@ class Trace:
         steps: Its LM calls and retrievals, in order.
         prediction: What the program returned; none if it failed.
         score: The metric's value; 0 if the run failed.
-        failure: What ended the run: an unreadable completion, the engine, the program's own code, or a spent budget.
+        failure: What ended the run, or none if the metric scored it.
         error: The message that goes with `failure`.
         feedback: What the metric said of the prediction, beside the score.
     """
@@ -161,5 +165,6 @@ def total_cost(steps: Sequence[AnyStep]) -> Cost:
         engine_errors=total.engine_errors,
         gpu_seconds=sum(step.usage.gpu_seconds for step in steps if isinstance(step, Step)),
         retrievals=total.retrievals,
+        replaced=total.replaced,
         modules=modules,
     )

@@ -4,7 +4,8 @@ Every piece runs in a thread with a context of its own and blocks at its calls. 
 waiting calls go out: one batch for each LM role and one for each number of passages, sorted by the number of the piece,
 so what is in a batch depends neither on the number of cores nor on timing. A piece that spends its time elsewhere (a
 tool, an HTTP call) is waited for only while anything else moves; then the others go on without it. When a budget is
-spent, LM calls are refused.
+spent, LM calls are refused. When its time is over, calls that are under way are given up after a few seconds of grace,
+and so are pieces that do not come back.
 
 An LM that makes its own batches, as a server does, is asked at once, from the piece's own thread. Where all LMs are
 such, a search takes the queries that wait when the one before it has ended, so that the LMs are kept busy.
@@ -18,14 +19,16 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar, final
 
 from lmpipe.errors import BudgetSpent, EngineError, ModuleError
-from lmpipe.ledger import Cost, Ledger
-from lmpipe.lm import LM, Completion, Request
+from lmpipe.ledger import Cost, Ledger, seconds_left
+from lmpipe.lm import LM, Completion, Request, ask
 from lmpipe.retriever import Found
 from lmpipe.run import Answer, Search
 from lmpipe.session import Session
@@ -37,6 +40,12 @@ A = TypeVar("A")
 _TICK = 0.02  # seconds between looks at pieces that neither finish nor call
 _AWAKE = 4  # pieces that go on at once after a batch
 _QUIET_TICKS = 10  # looks without any movement after which the waiting calls go out
+_GRACE = 2.0  # seconds that calls under way are given to come back when the time is over
+
+
+@final
+class _Abandoned(BaseException):
+    """Ends the threads when the wavefront itself has ended; no user code should catch it."""
 
 
 @final
@@ -50,7 +59,7 @@ class _Call(Generic[Q, A]):
         question: What is asked.
         limited: Whether budgets count it.
         answered: Held until there is an answer.
-        answer: None if the wavefront ended before.
+        answer: What came; as long as nothing has, that the wavefront has ended.
     """
 
     channel: tuple[str, str | int]
@@ -58,12 +67,7 @@ class _Call(Generic[Q, A]):
     question: Q
     limited: bool
     answered: threading.Lock = field(default_factory=threading.Lock)
-    answer: A | BudgetSpent | None = None
-
-
-@final
-class _Abandoned(BaseException):
-    """Ends the threads when the wavefront itself has ended; no user code should catch it."""
+    answer: A | BudgetSpent | _Abandoned = field(default_factory=_Abandoned)
 
 
 @final
@@ -99,14 +103,21 @@ class Wavefront(Generic[T]):
     Args:
         session: LMs, retriever, limits.
         work: Does a piece, given its number and what answers its LM calls and its searches.
+        given_up: What comes of a piece, given its number, that did not come back when the time was over.
         count: How many pieces.
         advance: Told how many pieces were finished.
     """
 
     def __init__(
-        self, session: Session, work: Callable[[int, Answer, Search], T], count: int, advance: Callable[[int], None]
+        self,
+        session: Session,
+        work: Callable[[int, Answer, Search], T],
+        given_up: Callable[[int], T],
+        count: int,
+        advance: Callable[[int], None],
     ) -> None:
-        self._session, self._do, self._advance = session, work, advance
+        self._session, self._do, self._given_up, self._advance = session, work, given_up, advance
+        self._count = count
         self._context = contextvars.copy_context()
         self._results: dict[int, T] = {}
         self._pending = deque(range(count))
@@ -122,10 +133,11 @@ class Wavefront(Generic[T]):
         self._ended = False
 
     def run(self) -> list[T]:
-        """Results in the order of the pieces.
+        """A result of each piece, in their order.
 
         Raises:
-            EngineError: If an engine or the retriever as a whole failed.
+            EngineError: If an engine or the retriever failed as a whole or broke its contract, or a piece ended without
+                a result.
             BaseException: What a piece raised.
         """
         workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self._running)]
@@ -136,15 +148,25 @@ class Wavefront(Generic[T]):
                 self._answer(batch)
         finally:
             self._end()
-        for worker in workers:
+        for worker in workers if not self._running else ():
             worker.join()
-        return [self._results[number] for number in sorted(self._results)]
+        results = dict(self._results)
+        if self._running:
+            results = {number: self._given_up(number) for number in range(self._count)} | results
+        if len(results) != self._count:
+            raise EngineError(f"{self._count - len(results)} of {self._count} runs ended without a result")
+        return [results[number] for number in range(self._count)]
 
     def _next_batch(self) -> dict[int, _Call[Any, Any]]:
-        """Waits until every live piece waits, or until nothing has moved for a while; empty when all are done."""
+        """Waits until every live piece waits, or until nothing has moved for a while.
+
+        Empty when all are done, or when those that are not have not come back in time.
+        """
         with self._moved:
             quiet, seen = 0, self._moves
             while self._running and not self._error and not (self._waiting and (self._eager or quiet >= _QUIET_TICKS)):
+                if _overdue(quiet):
+                    return {}
                 self._moved.wait(_TICK)
                 quiet, seen = (quiet + 1 if self._moves == seen else 0), self._moves
                 if quiet:
@@ -177,10 +199,15 @@ class Wavefront(Generic[T]):
     def _ask_for(self, batch: Sequence[_Call[Any, Any]]) -> None:
         for channel in sorted({call.channel for call in batch}):
             calls = [call for call in batch if call.channel == channel]
-            answers = calls[0].ask([call.question for call in calls])
-            for call, answer in zip(calls, answers, strict=True):
-                call.answer = answer
-                self._meter.count(answer)
+            try:
+                answers = _in_time(partial(calls[0].ask, [call.question for call in calls]))
+            except BudgetSpent as spent:
+                for call in calls:
+                    call.answer = BudgetSpent(str(spent))
+            else:
+                for call, answer in zip(calls, answers, strict=True):
+                    call.answer = answer
+                    self._meter.count(answer)
 
     def _end(self) -> None:
         with self._moved:
@@ -224,14 +251,16 @@ class Wavefront(Generic[T]):
         return self._park(number, _Call(("retrieval", k), search, query, limited=False))
 
     def _ask(self, number: int, lm: LM, request: Request) -> Completion | EngineError:
-        """Asks at once; what the LM raises ends the run."""
+        """Asks at once; what the LM raises ends the run, unless it only says that the budget is spent."""
         with self._moved:
             if not self._meter.admit(1):
                 raise self._meter.refusal()
             self._begin_call(number)
         self._wake(1)
         try:
-            answer = lm.complete([request])[0]
+            answer = ask(lm, [request])[0]
+        except BudgetSpent:
+            raise
         except BaseException as error:
             self._error = error
             raise _Abandoned from error
@@ -261,8 +290,40 @@ class Wavefront(Generic[T]):
         self._wake(1)
         call.answered.acquire()
         self._calling.discard(number)
-        if call.answer is None:
-            raise _Abandoned
-        if isinstance(call.answer, BudgetSpent):
+        if isinstance(call.answer, (BudgetSpent, _Abandoned)):
             raise call.answer
         return call.answer
+
+
+def _overdue(quiet: int) -> bool:
+    """Whether pieces that are not done are given up: after the time and the grace, when nothing has moved for a while.
+
+    After twice the grace nothing more is waited for.
+    """
+    return (seconds_left(_GRACE) == 0 and quiet >= _QUIET_TICKS) or seconds_left(2 * _GRACE) == 0
+
+
+def _in_time(work: Callable[[], T]) -> T:
+    """Does some work; where the time is limited, in a thread that is given up when the time is over.
+
+    Raises:
+        BudgetSpent: If it was given up.
+        BaseException: What the work raised.
+    """
+    if seconds_left() is None:
+        return work()
+    context, done = contextvars.copy_context(), Future[T]()
+
+    def settle() -> None:
+        try:
+            done.set_result(context.run(work))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=settle, daemon=True).start()
+    try:
+        return done.result(seconds_left(_GRACE))
+    except FutureTimeout as error:
+        if done.done():  # the work itself says so
+            raise
+        raise BudgetSpent("max_seconds is spent; a call that did not come back was given up") from error

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any
+
 import pytest
 
-from lmpipe import ChainOfThought, Module, Predict, Prediction, ScriptedLM, Session, initial_state, predictors
-from lmpipe.errors import ModuleError, SessionError, SignatureError
+from lmpipe import (
+    ChainOfThought,
+    Demo,
+    Example,
+    Job,
+    Module,
+    Predict,
+    Prediction,
+    ProgramState,
+    PromptState,
+    ScriptedLM,
+    Session,
+    initial_state,
+    predictors,
+    rollout,
+)
+from lmpipe.errors import ConfigError, ModuleError, SessionError, SignatureError
 
 
 class Nested(Module):
@@ -93,3 +114,154 @@ def test_a_prediction_is_a_read_only_mapping() -> None:
         _ = prediction.anwser
     with pytest.raises(AttributeError, match="cannot be changed"):
         prediction.answer = "5"
+
+
+class Recorder(Module):
+    """A program with state of its own beside its modules."""
+
+    def __init__(self) -> None:
+        self.parts = {"ask": [Predict("question -> answer")]}
+        self.names = {"4": "four"}
+
+    def forward(self, question: str) -> Prediction:
+        return Prediction(answer=self.names[self.parts["ask"][0](question=question).answer])
+
+
+def copies(program: Module) -> list[Module]:
+    return [copy.copy(program), copy.deepcopy(program), pickle.loads(pickle.dumps(program))]
+
+
+def test_programs_can_be_copied_used_or_unused() -> None:
+    program, session = Recorder(), Session(lm=ScriptedLM(lambda request: "answer: 4"))
+    for made in copies(program):
+        with session:
+            assert made(question="2 + 2?").answer == "four"
+    with session:
+        program(question="2 + 2?")
+    for made in copies(program):
+        made.names = {"4": "vier"}  # type: ignore[attr-defined]
+        with session:
+            assert made(question="2 + 2?").answer == "vier"
+            assert program(question="2 + 2?").answer == "four"
+        with pytest.raises(ModuleError, match="has run already"):
+            made.names = {}  # type: ignore[attr-defined]
+    with pytest.raises(ModuleError, match="has run already"):
+        program.names = {}
+
+
+def test_what_a_run_leaves_can_be_copied_and_pickled() -> None:
+    program, session = Recorder(), Session(lm=ScriptedLM(lambda request: "answer: 4"))
+    [trace] = rollout(program, [Job(initial_state(program, session), Example({"question": "2 + 2?"}))], session)
+    for made in (copy.deepcopy(trace), pickle.loads(pickle.dumps(trace))):
+        assert made == trace
+        assert made.prediction.answer == "four"
+    prediction = Prediction(answer="4", _values=3)
+    for made in (copy.copy(prediction), copy.deepcopy(prediction), pickle.loads(pickle.dumps(prediction))):
+        assert made == prediction
+        assert isinstance(made, Prediction)
+
+
+class Forward(Module):
+    """Runs forward as it is told to."""
+
+    def __init__(self, how: str) -> None:
+        self.how, self.ask = how, Predict("question -> answer")
+
+    def forward(self, question: str) -> Any:
+        if self.how == "str":
+            return self.ask(question=question).answer
+        if self.how == "dict":
+            return dict(self.ask(question=question))
+        if self.how == "pool":
+            with ThreadPoolExecutor(1) as pool:
+                return next(pool.map(lambda text: self.ask(question=text), [question]))
+        if self.how == "pool with the context":
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(copy_context().run, lambda: self.ask(question=question)).result()
+        return None
+
+
+class Async(Module):
+    async def forward(self, question: str) -> Prediction:  # type: ignore[override]
+        return Prediction(answer=question)
+
+
+class Awaits(Module):
+    def __init__(self) -> None:
+        self.part = Async()
+
+    def forward(self, question: str) -> Prediction:
+        return Prediction(answer=self.part(question=question))
+
+
+class Cyclic(Module):
+    def __init__(self) -> None:
+        self.parts: list[Any] = [Predict("question -> answer")]
+        self.parts.append({"again": self.parts})
+
+    def forward(self, question: str) -> Prediction:
+        return self.parts[0](question=question)  # type: ignore[no-any-return]
+
+
+CANNOT_RUN = {
+    "str": (lambda: Forward("str"), ModuleError, "returned str, not a Prediction; return what a module gave"),
+    "dict": (lambda: Forward("dict"), ModuleError, "returned dict, not a Prediction"),
+    "nothing": (lambda: Forward("nothing"), ModuleError, "returned NoneType, not a Prediction"),
+    "async": (Async, ModuleError, "Async.forward.. is async; write `def forward`"),
+    "async part": (Awaits, ModuleError, "Async.forward.. is async; write `def forward`"),
+    "pool": (lambda: Forward("pool"), SessionError, "no session is active in this thread .forward.. must start none"),
+    "pool with the context": (lambda: Forward("pool with the context"), ModuleError, "thread that forward.. started"),
+    "cycle": (Cyclic, ModuleError, "Cyclic.parts.1.again is a list that contains itself"),
+}
+
+
+@pytest.mark.parametrize("how", CANNOT_RUN)
+def test_a_program_that_cannot_run_says_at_once_what_to_write(how: str) -> None:
+    made, error, message = CANNOT_RUN[how]
+    program, session = made(), Session(lm=ScriptedLM(lambda request: "answer: 4"))
+    with session, pytest.raises(error, match=message):
+        program(question="2 + 2?")
+    jobs = [Job(ProgramState(prompts={}, weights=session.base_weights()), Example({"question": "2 + 2?"}))]
+    with pytest.raises(error, match=message):
+        rollout(made(), jobs, session)
+
+
+def test_a_list_that_two_modules_hold_is_no_cycle() -> None:
+    program = Nested()
+    program.other = program.hops  # type: ignore[attr-defined]
+    assert list(predictors(program)) == ["hops.0.predict", "hops.1.deep", "answer"]
+
+
+DEMO = Demo(inputs={"question": "2 + 2?"}, outputs={"answer": "4"})
+
+
+def test_a_state_of_another_program_is_refused_with_the_paths_that_differ() -> None:
+    lm = echo()
+    session, state = Session(lm=lm), PromptState(instructions="Be brief.", demos=(DEMO,))
+    renamed = ProgramState(prompts={"respond": state}, weights=session.base_weights())
+    message = r"for 'respond', and Nested has .*'answer'; if a module was renamed, write state.renamed\(.'respond': "
+    with Session(lm=lm, state=renamed), pytest.raises(ConfigError, match=message):
+        Nested()(question="Why?")
+    with pytest.raises(ConfigError, match=message):
+        rollout(Nested(), [Job(renamed, Example({"question": "Why?"}))], session)
+    tuned = ProgramState(prompts={}, weights=renamed.weights | {"lm/respond": renamed.weights["lm"]})
+    with pytest.raises(ConfigError, match="it is for 'respond'"):
+        rollout(Nested(), [Job(tuned, Example({"question": "Why?"}))], session)
+    assert not lm.requests
+    with Session(lm=lm, state=renamed.renamed({"respond": "answer"})):
+        Nested()(question="Why?")
+    assert lm.requests[-1].messages[0].content.startswith("Be brief.")
+
+
+def test_so_is_one_whose_demonstrations_have_other_fields() -> None:
+    lm = echo()
+    demo = Demo(inputs={"query": "2 + 2?"}, outputs={"answer": "4"})
+    state = ProgramState(
+        prompts={"answer": PromptState(instructions="", demos=(demo,))}, weights=Session(lm=lm).base_weights()
+    )
+    with (
+        Session(lm=lm, state=state),
+        pytest.raises(ConfigError, match="demonstrations of 'answer' have the inputs query, and its signature has que"),
+    ):
+        Nested()(question="Why?")
+    assert not lm.requests

@@ -94,7 +94,7 @@ class Short(Embedder):
 
 
 def test_an_embedder_that_gives_too_few_vectors_is_found_out() -> None:
-    with pytest.raises(EngineError, match="gave 1 vectors for 2 texts"):
+    with pytest.raises(EngineError, match="gave 1 answers to 2"):
         Embeddings().of(Short(), ["one", "two"])
 
 

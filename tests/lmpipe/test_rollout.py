@@ -253,7 +253,7 @@ def test_an_engine_that_batches_by_itself_is_asked_at_once() -> None:
 
 @pytest.mark.parametrize("error", [EngineError("connection refused"), ValueError("a bug of the engine")])
 def test_what_such_an_engine_raises_ends_the_run(error: Exception) -> None:
-    with pytest.raises(type(error), match=str(error)):
+    with pytest.raises(EngineError, match=str(error)):
         run(Queue(error))
 
 
@@ -316,7 +316,7 @@ class Quits(Module):
     [
         ("exit", SystemExit, "3"),
         ("misspelled", SignatureError, "missing question"),
-        ("threads", ModuleError, "two modules at once"),
+        ("threads", ModuleError, "a thread that forward"),
     ],
 )
 def test_what_is_wrong_with_the_program_ends_the_run(how: str, error: type[BaseException], message: str) -> None:

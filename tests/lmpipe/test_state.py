@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lmpipe import Demo, ProgramState, PromptState, WeightState
-from lmpipe.errors import ModuleError
+from lmpipe.errors import ConfigError, ModuleError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -50,6 +53,56 @@ def test_a_changed_copy_has_an_identity_of_its_own() -> None:
     demo = Demo(inputs={"x": 1}, outputs={"y": 2})
     copy = prompt.model_copy(update={"demos": (demo,)})
     assert copy.digest == PromptState(instructions="Do.", demos=(demo,)).digest != prompt.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"prompts": {"a": {"instructions": 3}}, "weights": {}}',
+            "no ProgramState: prompts: a: this is no PromptState",
+        ),
+        ('{"prompts": {}, "weights": {}, "more": 1}', "no ProgramState: more: Extra inputs"),
+        ("{", "no ProgramState: Invalid JSON"),
+        ("[" * 100_000, "no ProgramState: Invalid JSON: recursion limit exceeded"),
+    ],
+)
+def test_what_is_no_state_is_refused_in_our_words(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ProgramState.model_validate_json(text)
+
+
+@given(STATES)
+def test_states_can_be_copied_and_pickled(state: ProgramState) -> None:
+    for copied in (copy.copy(state), copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
+        assert copied == state
+        assert copied.model_dump_json() == state.model_dump_json()
+
+
+DEEP = ProgramState(
+    prompts={path: PromptState(instructions=path) for path in ("hops.0.query", "hops.1.query", "answer")},
+    weights={"lm": WeightState(base="tiny"), "lm/hops.0.query": WeightState(base="tiny", adapter="a")},
+)
+
+
+def test_a_state_follows_modules_that_were_renamed() -> None:
+    renamed = DEEP.renamed({"hops": "steps", "hops.1": "last", "answer": "respond"})
+    assert {path: prompt.instructions for path, prompt in renamed.prompts.items()} == {
+        "steps.0.query": "hops.0.query",
+        "last.query": "hops.1.query",
+        "respond": "answer",
+    }
+    assert renamed.weights["lm/steps.0.query"].adapter == "a"
+    assert renamed.renamed({"steps": "hops", "last": "hops.1", "respond": "answer"}) == DEEP
+
+
+def test_names_may_be_swapped_but_not_joined() -> None:
+    swapped = DEEP.renamed({"hops.0": "hops.1", "hops.1": "hops.0"})
+    assert swapped.prompts["hops.1.query"].instructions == "hops.0.query"
+    with pytest.raises(ConfigError, match="two modules would get one path"):
+        DEEP.renamed({"hops.0": "hops.1"})
+    with pytest.raises(ConfigError, match=r"no module at 'hop'; this state has answer, hops.0.query"):
+        DEEP.renamed({"hop": "steps"})
 
 
 def test_nothing_in_a_state_can_be_changed() -> None:

@@ -128,7 +128,7 @@ def test_optimizing_leaves_program_and_state_as_they_were(store: RunStore) -> No
     result = scheduler(KeepingTrainer()).optimize(program, state, TRAIN, VAL, session)
     assert result.state != state
     assert state.model_dump_json() == text
-    assert sorted(set(vars(program.answer)) - {"_frozen"}) == structure
+    assert sorted(set(vars(program.answer)) - {"_used"}) == structure
     assert program.answer.vanilla == state.prompts["answer"]
 
 

@@ -174,7 +174,7 @@ def test_an_evolution_that_broke_down_ends_in_the_same_result(fail_at: int, tmp_
     undisturbed = Session(lm=ScriptedLM(Student()), store=RunStore(tmp_path / "one"))
     expected = optimize(undisturbed, MERGING)
     broken = ScriptedLM(Student(fail_at))
-    with pytest.raises(RuntimeError, match="broke down"):
+    with pytest.raises(EngineError, match="broke down"):
         optimize(Session(lm=broken, store=(store := RunStore(tmp_path / "two"))), MERGING)
     assert is_reflection(broken.requests[-1]) == (fail_at == 19)
     store.close()

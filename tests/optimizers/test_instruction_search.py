@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmpipe import Budget, Optimizer, OptimizeResult, Predict, RunStore, ScriptedLM, Session, initial_state
-from lmpipe.errors import ConfigError
+from lmpipe.errors import ConfigError, EngineError
 from lmpipe.events import CandidateScored, Event
 from lmpipe.ledger import Cost
 from optimizers import BetterTogether, BootstrapFinetune, MIPROv2, Proposer
@@ -121,7 +121,7 @@ def test_the_same_seed_finds_the_same_and_another_seed_tries_something_else() ->
 def test_a_search_that_broke_down_ends_in_the_same_result(fail_at: int, tmp_path: Path) -> None:
     undisturbed = Session(lm=ScriptedLM(Student()), store=RunStore(tmp_path / "one"))
     expected = optimize(undisturbed)
-    with pytest.raises(RuntimeError, match="broke down"):
+    with pytest.raises(EngineError, match="broke down"):
         optimize(Session(lm=ScriptedLM(Student(fail_at)), store=(store := RunStore(tmp_path / "two"))))
     store.close()
     lm = ScriptedLM(Student())

@@ -1,0 +1,56 @@
+"""What engines, retrievers and embedders owe: one answer of the right kind for each question.
+
+They are extended by users, so each is asked through `answers`. Whatever breaks the contract ends the run with an error
+that names the engine: an answer that is missing or of another kind must never be given to somebody else's question.
+Knows nothing of what is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from lmpipe.errors import EngineError, LmpipeError
+
+A = TypeVar("A")
+
+_SHOWN = 100  # characters of an answer in a message
+
+
+def answers(who: str, ask: Callable[[], Iterable[A]], count: int, wanted: str, fits: Callable[[A], bool]) -> list[A]:
+    """Asks, and checks what comes back.
+
+    Args:
+        who: Names the engine in messages.
+        ask: Asks it for all answers.
+        count: How many answers there must be.
+        wanted: What an answer must be, in words.
+        fits: Whether an answer is that.
+
+    Returns:
+        The answers, in the order of the questions.
+
+    Raises:
+        EngineError: If there are too few or too many answers, one of them does not fit, or the engine raised an
+            exception that is not an error of lmpipe.
+    """
+    try:
+        given = ask()
+        found = list(given) if isinstance(given, Iterable) and not isinstance(given, (str, bytes)) else None
+    except LmpipeError:
+        raise
+    except Exception as error:
+        raise EngineError(f"{who} failed with {type(error).__name__}: {error}") from error
+    if found is None:
+        raise EngineError(f"{who} gave {_shown(given)} to {count} requests; it must give a list with {wanted} for each")
+    if len(found) != count:
+        raise EngineError(f"{who} gave {len(found)} answers to {count} requests; it must give {wanted} for each")
+    for number, answer in enumerate(found, 1):
+        if not fits(answer):
+            raise EngineError(f"{who} gave {_shown(answer)} to request {number} of {count}; it must give {wanted}")
+    return found
+
+
+def _shown(answer: object) -> str:
+    text = repr(answer)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({type(answer).__name__})"
