@@ -13,7 +13,7 @@ from typing import Any, final
 
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import digest
-from lmpipe.text import clean, count_unclean
+from lmpipe.text import clean, count_unclean, is_clean
 
 
 @final
@@ -68,10 +68,10 @@ def snapshot(value: Any, replaced: Callable[[int], object] = lambda count: None)
     """
     kind = type(value)
     if kind is str:
-        if count := count_unclean(value):
-            replaced(count)
-            return clean(value)
-        return value
+        if is_clean(value):
+            return value
+        replaced(count_unclean(value))
+        return clean(value)
     if isinstance(value, dict):
         return {snapshot(key, replaced): snapshot(item, replaced) for key, item in value.items()}
     if kind in _COPIED:

@@ -166,9 +166,11 @@ def check_state(program: Module, state: ProgramState) -> None:
     Raises:
         ConfigError: If the state names others; the message says which paths differ.
     """
+    named = {*state.prompts, *(key.partition("/")[2] for key in state.weights if "/" in key)}
+    if not named:
+        return
     own = [path for path, module in program.named_modules() if module.takes_prompt]
-    tuned = {key.partition("/")[2] for key in state.weights} - {""}
-    unknown = sorted((state.prompts.keys() | tuned) - set(own))
+    unknown = sorted(named - set(own))
     if unknown:
         free = [path for path in own if path not in state.prompts]
         raise ConfigError(

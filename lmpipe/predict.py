@@ -72,7 +72,8 @@ class Predict(Module):
         path, index, seed = run.locate(self)
         template = run.session.template
         prompt = run.state.prompts.get(path, self.vanilla)
-        check_prompt(self.signature, prompt, path)
+        if prompt.demos:
+            check_prompt(self.signature, prompt, path)
         messages = run.session.messages(self.signature, prompt, inputs)
         pattern = completion_pattern(self.signature) if run.session.structured else None
         request = Request(messages, self._sampling(run), run.state.weights_of(self.role, path), seed, pattern)

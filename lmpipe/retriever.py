@@ -13,7 +13,7 @@ from typing import final
 
 from lmpipe.contract import answers
 from lmpipe.errors import EngineError
-from lmpipe.text import clean, count_unclean
+from lmpipe.text import clean, is_clean
 
 
 @final
@@ -108,4 +108,4 @@ def _is_answer(answer: object) -> bool:
 
 
 def _cleaned(passage: Passage) -> Passage:
-    return replace(passage, text=clean(passage.text)) if count_unclean(passage.text) else passage
+    return passage if is_clean(passage.text) else replace(passage, text=clean(passage.text))

@@ -188,7 +188,8 @@ def _trace(
     seed = derive_seed(session.seed, job.example.id, job.sample)
     run = Run(session, job.state, paths, seed, answer, search, job.temperature)
     prediction: Prediction | None = None
-    score, feedback, failure, message = 0.0, "", None, None
+    score, feedback, message = 0.0, "", None
+    failure: Failure | None = None
     try:
         with run.active():
             made = prediction_of(program, program(**snapshot(job.example.inputs)))

@@ -120,7 +120,8 @@ class Run:
             error = clean(str(answer))
             self.steps.append(step(outputs=None, text=None, usage=Usage(1), error=error, replaced=replaced))
             raise answer
-        text, replaced = clean(answer.text), replaced + count_unclean(answer.text)
+        text = clean(answer.text)
+        replaced += count_unclean(answer.text) if text is not answer.text else 0
         step = partial(step, text=text, usage=answer.usage, replaced=replaced)
         try:
             outputs = read(text)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from threading import current_thread, main_thread
 from types import TracebackType
 from typing import Any, final
@@ -28,7 +29,7 @@ from lmpipe.signature import Signature
 from lmpipe.state import ProgramState, PromptState, WeightState
 from lmpipe.store import RunStore
 from lmpipe.template import Template
-from lmpipe.text import clean, count_unclean
+from lmpipe.text import clean, is_clean
 
 
 @final
@@ -128,8 +129,8 @@ class Session:
         def embed(name: str, texts: Sequence[str]) -> Sequence[Vector]:
             return self.embeddings.of(wanted(self.embedder, name), texts)
 
-        messages = self.template.messages(signature, shown(signature, prompt, inputs, embed), inputs)
-        return tuple(map(_as_text, messages))
+        *opening, last = self.template.messages(signature, shown(signature, prompt, inputs, embed), inputs)
+        return (*_all_as_text(tuple(opening)), _as_text(last))
 
     def base_weights(self) -> dict[str, WeightState]:
         """Role → its LM without any adapter."""
@@ -222,8 +223,14 @@ class Session:
 
 
 def _as_text(message: Message) -> Message:
-    """The message without characters that are no text, which objects among the inputs may render."""
-    return replace(message, content=clean(message.content)) if count_unclean(message.content) else message
+    """The message without characters that are no text, which an instruction may hold or an object may render."""
+    return message if is_clean(message.content) else replace(message, content=clean(message.content))
+
+
+@lru_cache(maxsize=4096)
+def _all_as_text(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The same of the messages that the calls of a module share."""
+    return tuple(map(_as_text, messages))
 
 
 _sessions: ContextVar[tuple[Session, ...]] = ContextVar("lmpipe_sessions", default=())

@@ -6,8 +6,7 @@ weights by an LM role, optionally narrowed to one module (``"lm"`` or ``"lm/hops
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, final
@@ -46,8 +45,10 @@ class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def __init__(self, **values: Any) -> None:
-        with _named(type(self)):
+        try:
             super().__init__(**values)
+        except ValidationError as error:
+            raise _refusal(type(self), error) from None
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
@@ -56,8 +57,10 @@ class _Value(BaseModel):
         Raises:
             ConfigError: If the object is no such value.
         """
-        with _named(cls):
+        try:
             return super().model_validate(obj, **options)
+        except ValidationError as error:
+            raise _refusal(cls, error) from None
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
@@ -66,8 +69,10 @@ class _Value(BaseModel):
         Raises:
             ConfigError: If the text is no JSON of such a value.
         """
-        with _named(cls):
+        try:
             return super().model_validate_json(json_data, **options)
+        except ValidationError as error:
+            raise _refusal(cls, error) from None
 
     @cached_property
     def digest(self) -> str:
@@ -97,18 +102,14 @@ class _Value(BaseModel):
         return isinstance(other, _Value) and type(other) is type(self) and other.digest == self.digest
 
 
-@contextmanager
-def _named(kind: type[_Value]) -> Iterator[None]:
-    """Says in words of ours which part of a value cannot be used."""
-    try:
-        yield
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        inner = first.get("ctx", {}).get("error")
-        if isinstance(inner, ConfigError) and not first["loc"]:
-            raise inner from None  # of the same value, when it was made
-        problem = str(inner) if isinstance(inner, ConfigError) else first["msg"]
-        raise ConfigError(": ".join([f"this is no {kind.__name__}", *map(str, first["loc"]), problem])) from None
+def _refusal(kind: type[_Value], error: ValidationError) -> ConfigError:
+    """Which part of a value cannot be used, in words of ours."""
+    first = error.errors(include_url=False)[0]
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, ConfigError) and not first["loc"]:
+        return inner  # of the same value, when it was made
+    problem = str(inner) if isinstance(inner, ConfigError) else first["msg"]
+    return ConfigError(": ".join([f"this is no {kind.__name__}", *map(str, first["loc"]), problem]))
 
 
 def _read(kind: type[_Value], values: Mapping[str, Any]) -> _Value:

@@ -12,13 +12,24 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What stands in the place of a character that is no text."""
 
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")  # tab and line ends are text
+_CONTROL = bytes(char for char in (*range(32), 127) if chr(char) not in "\t\n\r")
+_MORE_CONTROL = re.compile(b"\xc2[\x80-\x9f]")  # U+0080 to U+009F in UTF-8
+
+
+def is_clean(text: str) -> bool:
+    """Whether all of the text is text; several times faster than a search, since nearly all of it is."""
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        return False
+    return len(data.translate(None, _CONTROL)) == len(data) and (data.isascii() or not _MORE_CONTROL.search(data))
 
 
 def clean(text: str) -> str:
     """The text with U+FFFD in the place of lone surrogates and of control characters other than tab and line ends."""
-    return _NO_TEXT.sub(REPLACEMENT, text)
+    return text if is_clean(text) else _NO_TEXT.sub(REPLACEMENT, text)
 
 
 def count_unclean(text: str) -> int:
     """How many characters `clean` replaces."""
-    return len(_NO_TEXT.findall(text))
+    return 0 if is_clean(text) else len(_NO_TEXT.findall(text))

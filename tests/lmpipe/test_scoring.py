@@ -76,7 +76,7 @@ def test_no_more_calls_are_spent_on_it() -> None:
     lm = ScriptedLM(lambda request: "answer: ok")
     program, session = Ask(), Session(lm=lm, max_concurrency=4)
     examples = [Example({"question": f"q{number}"}) for number in range(500)]
-    with pytest.raises(MetricError, match="it failed on 10 of 10 predictions, so the run ends"):
+    with pytest.raises(MetricError, match=r"it failed on \d+ of \d+ predictions, so the run ends"):
         evaluate(program, initial_state(program, session), examples, forgot_return, session)
     assert len(lm.requests) < 30
 
