@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar, final
 
-from lmpipe.errors import BudgetSpent, EngineError, ModuleError
+from lmpipe.errors import BudgetSpent, EngineError
 from lmpipe.ledger import Cost, Ledger, seconds_left
 from lmpipe.lm import LM, Completion, Request, ask
 from lmpipe.retriever import Found
@@ -126,7 +126,6 @@ class Wavefront(Generic[T]):
         self._waiting: dict[int, _Call[Any, Any]] = {}
         self._asleep: deque[_Call[Any, Any]] = deque()  # answered, and not woken yet
         self._eager = {lm.batched for lm in session.roles.values()} == {False}  # then no LM call waits
-        self._calling: set[int] = set()
         self._running = min(count, session.max_concurrency)  # workers that are neither waiting nor gone
         self._moves = 0  # counts everything that the threads do, to see whether any still moves
         self._error: BaseException | None = None
@@ -243,19 +242,19 @@ class Wavefront(Generic[T]):
     def _complete(self, number: int, role: str, request: Request) -> Completion | EngineError:
         lm = self._session.lm_of(role)
         if not lm.batched:
-            return self._ask(number, lm, request)
+            return self._ask(lm, request)
         return self._park(number, _Call(("lm", role), partial(self._session.complete, role), request, limited=True))
 
     def _search(self, number: int, query: str, k: int) -> Found | EngineError:
         search = partial(self._session.search, k=k)
         return self._park(number, _Call(("retrieval", k), search, query, limited=False))
 
-    def _ask(self, number: int, lm: LM, request: Request) -> Completion | EngineError:
+    def _ask(self, lm: LM, request: Request) -> Completion | EngineError:
         """Asks at once; what the LM raises ends the run, unless it only says that the budget is spent."""
         with self._moved:
             if not self._meter.admit(1):
                 raise self._meter.refusal()
-            self._begin_call(number)
+            self._begin_call()
         self._wake(1)
         try:
             answer = ask(lm, [request])[0]
@@ -264,32 +263,26 @@ class Wavefront(Generic[T]):
         except BaseException as error:
             self._error = error
             raise _Abandoned from error
-        finally:
-            self._calling.discard(number)
         with self._moved:
             self._meter.count(answer)
         return answer
 
-    def _begin_call(self, number: int) -> None:
+    def _begin_call(self) -> None:
         if self._ended:
             raise _Abandoned
-        if number in self._calling:
-            raise ModuleError("forward() called two modules at once; examples run at once, their calls in order")
-        self._calling.add(number)
         self._moves += 1
 
     def _park(self, number: int, call: _Call[Q, A]) -> A:
         """Waits with the other pieces for the next batch."""
         call.answered.acquire()
         with self._moved:
-            self._begin_call(number)
+            self._begin_call()
             self._waiting[number] = call
             self._running -= 1
             if self._eager or not self._running:
                 self._moved.notify()
         self._wake(1)
         call.answered.acquire()
-        self._calling.discard(number)
         if isinstance(call.answer, (BudgetSpent, _Abandoned)):
             raise call.answer
         return call.answer
