@@ -24,6 +24,7 @@ import lmpipe
 from lmpipe import Example, Predict, Prediction, RunStore, Sampling, ScriptedLM, Session, exact_match, initial_state
 from lmpipe.errors import LmpipeError
 from lmpipe.files import write_whole
+from lmpipe.ledger import MEASURED
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
 from tests.scripted import Colour, KeepingTrainer, examples, scheduler, slow_script
 
@@ -208,6 +209,29 @@ def whole_run(start: Start) -> None:
     state = real_run(store, start.model, launched=start.launched) if start.model else scripted_run(store)
     write_whole(store.path / "state.json", state.encode())
     store.close()
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """All that a run leaves behind, without its clock."""
+    files = {
+        file.relative_to(path).as_posix(): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name not in {"lock", "journal.jsonl"}
+    }
+    return files | {key: json.dumps(value, sort_keys=True).encode() for key, value in journal(path).items()}
+
+
+def journal(path: Path) -> dict[str, Any]:
+    lines = [json.loads(line)["records"] for line in (path / "journal.jsonl").read_bytes().splitlines()]
+    keys = [key for line in lines for key in line]
+    assert len(keys) == len(set(keys)), "a piece of work was done twice"
+    return {key: without_clock(record) for line in lines for key, record in line.items()}
+
+
+def without_clock(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_clock(item) for name, item in value.items() if name not in MEASURED}
+    return [without_clock(item) for item in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from lmpipe.ledger import MEASURED
-from tests.killable import Runs
+from tests.killable import Runs, content
 
 CHECKPOINT = "training/*/checkpoint-*/whole.json"
-
-
-def content(path: Path) -> dict[str, bytes]:
-    """All that a run leaves behind, without its clock."""
-    files = {
-        file.relative_to(path).as_posix(): file.read_bytes()
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name not in {"lock", "journal.jsonl"}
-    }
-    return files | {key: json.dumps(value, sort_keys=True).encode() for key, value in journal(path).items()}
-
-
-def journal(path: Path) -> dict[str, Any]:
-    lines = [json.loads(line)["records"] for line in (path / "journal.jsonl").read_bytes().splitlines()]
-    keys = [key for line in lines for key in line]
-    assert len(keys) == len(set(keys)), "a piece of work was done twice"
-    return {key: without_clock(record) for line in lines for key, record in line.items()}
-
-
-def without_clock(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: without_clock(item) for name, item in value.items() if name not in MEASURED}
-    return [without_clock(item) for item in value] if isinstance(value, list) else value
 
 
 def pieces(path: Path) -> int:

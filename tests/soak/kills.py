@@ -1,0 +1,45 @@
+"""Kills at random moments: after a restart, a run must end in the same bytes as one that nobody disturbed."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.killable import Runs, content
+from tests.soak.tally import Tally
+
+
+def kills(folder: Path, times: int, seed: int, **how: Any) -> Tally:
+    """Kills runs until there were so many kills, and compares what each of them ends in.
+
+    Args:
+        folder: Where the runs lie.
+        times: How many kills.
+        seed: Decides when.
+        how: Fields of `tests.killable.Start`, such as the model.
+    """
+    tally, rng = Tally(), random.Random(seed)
+    with Runs(warm="model" in how) as runs:
+        began = time.perf_counter()
+        undisturbed = folder / "undisturbed"
+        if runs.run(undisturbed, **how).status:
+            raise RuntimeError("the run does not end without any kill")
+        whole, expected, number = time.perf_counter() - began, content(undisturbed), 0
+        while True:
+            path = folder / str(number)
+            left = times - tally.tried
+            end = runs.run(path, **how, **({"seconds": rng.uniform(0, whole)} if left else {}))
+            if end.killed:
+                tally.tried += 1
+                continue
+            if end.status:
+                tally.wrong.append(f"{path}: ended with {end.status}: {end.error}")
+            elif content(path) != expected:
+                tally.wrong.append(f"{path}: ended in other bytes")
+            else:
+                tally.harmless = tally.tried
+            if not left:
+                return tally
+            number += 1
