@@ -169,7 +169,9 @@ class Session:
                     )
                 lm.register_adapter(weights.adapter, self.store.folder(weights.adapter))
 
-    def once(self, key: str | None, work: Callable[[Session], Any], keep: Callable[[Any], bool] = lambda value: True) -> Any:
+    def once(
+        self, key: str | None, work: Callable[[Session], Any], keep: Callable[[Any], bool] = lambda value: True
+    ) -> Any:
         """Does a piece of work, or recalls it if it was done before: in this session or, with a store, in any.
 
         Either way its cost goes into the ledger, so a resumed run accounts for the same as an undisturbed one.

@@ -18,7 +18,7 @@ from lmpipe.identity.walk import Walk
 
 logger = logging.getLogger(__name__)
 
-_told: set[str] = set()  # what this process was warned of
+_told: set[object] = set()  # what this process was warned of: objects by type and id, and the ways to them
 
 
 def identity(**parts: object) -> str | None:
@@ -35,14 +35,15 @@ def identity(**parts: object) -> str | None:
     try:
         return Walk().digest(parts)
     except Unidentified as error:
-        if (problem := str(error)) not in _told:
-            _told.add(problem)
+        names: set[object] = {str(error), (error.what, error.thing)}
+        if not names & _told:
             logger.warning(
                 "%s, so work that depends on it is not recalled: it is done again each time. If results do not depend "
-                "on it, leave it out of its owner's state: in a dataclass with field(repr=False), in another class "
-                "with __getstate__",
-                problem,
+                "on it, hold it in an object that leaves it out: a dataclass with field(repr=False), or a class with "
+                "__getstate__",
+                error,
             )
+        _told.update(names)
         return None
 
 

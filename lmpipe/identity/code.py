@@ -1,7 +1,7 @@
 """What a function, class or module of the user consists of, and what their code reads.
 
-Everything is found as Python would find it when the code runs. Nothing of it is run, but modules that a function imports
-are imported.
+Everything is found as Python would find it when the code runs. Nothing of it is run, except that the modules that a
+function imports are imported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import singledispatch
-from types import FunctionType, ModuleType
+from types import CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -22,9 +22,15 @@ from lmpipe.errors import LmpipeError
 from lmpipe.identity.bytecode import Chain, Import, code_of
 from lmpipe.identity.packages import package_of
 
-_SINGLEDISPATCH = singledispatch(repr).__code__  # of every function that is made so
+_SINGLEDISPATCH: Any = singledispatch(repr)  # its code is that of every function that is made so
 _HEAP_TYPE = 1 << 9  # flag of classes that were made by Python code
-_OF_MODULES = frozenset(vars(ModuleType("m"))) | {"__annotations__", "__builtins__", "__cached__", "__file__", "__path__"}
+_OF_MODULES = frozenset(vars(ModuleType("m"))) | {
+    "__annotations__",
+    "__builtins__",
+    "__cached__",
+    "__file__",
+    "__path__",
+}
 _OF_CLASSES = {  # names that Python keeps in a class: positions, caches, and what follows from the rest
     "__abstractmethods__",
     "__annotations_cache__",
@@ -47,12 +53,13 @@ class Unidentified(LmpipeError):
 
     Args:
         what: What it is.
+        thing: The id of the object.
         way: Names that lead to it, if they are known already.
     """
 
-    def __init__(self, what: str, way: Sequence[str] = ()) -> None:
+    def __init__(self, what: str, thing: int, way: Sequence[str] = ()) -> None:
         super().__init__(f"nothing identifies {' → '.join(way)} ({what})")
-        self.what, self.way = what, way
+        self.what, self.thing, self.way = what, thing, way
 
 
 class Parts(NamedTuple):
@@ -101,6 +108,8 @@ def module_parts(module: ModuleType) -> Parts:
 def class_parts(kind: type) -> Parts:
     """Bases and attributes of a class, methods among them."""
     own = {name: value for name, value in vars(kind).items() if name not in _OF_CLASSES}
+    if dataclasses.is_dataclass(kind) and str(kind.__doc__).startswith(f"{kind.__name__}("):
+        own.pop("__doc__", None)  # made by dataclasses, and shows the addresses of default values
     if issubclass(kind, Enum):
         own = {name: value for name, value in own.items() if name not in kind.__members__ and not _is_sunder(name)}
         own["members"] = {name: member._value_ for name, member in kind.__members__.items()}
@@ -129,7 +138,7 @@ def function_parts(function: FunctionType) -> Parts:
     """Code, defaults, captured values and attributes of a function, and what its code reads."""
     code = code_of(function.__code__)
     named: list[tuple[str, object]] = [("defaults", function.__defaults__), ("keywords", function.__kwdefaults__)]
-    if function.__code__ is _SINGLEDISPATCH:  # the rest are caches
+    if function.__code__ is _SINGLEDISPATCH.__code__:  # the rest are caches
         named += [("function", vars(function)["__wrapped__"]), ("registry", vars(function)["registry"])]
     else:
         named += [*_captured(function), *vars(function).items()]
@@ -140,11 +149,15 @@ def function_parts(function: FunctionType) -> Parts:
 
 
 def _captured(function: FunctionType) -> Iterator[tuple[str, object]]:
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # not set yet
-            continue
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return ((name, value) for name, cell in cells for value in _content(cell))
+
+
+def _content(cell: CellType) -> tuple[object, ...]:
+    try:
+        return (cell.cell_contents,)
+    except ValueError:  # not set yet
+        return ()
 
 
 def _globals(namespace: Mapping[str, Any], reads: tuple[Chain, ...]) -> list[tuple[str, object]]:
@@ -191,4 +204,4 @@ def _module(name: str) -> ModuleType | None:
     except ModuleNotFoundError:
         return None
     except Exception as error:  # whatever a module's own code raises
-        raise Unidentified(f"the import of {name} fails ({type(error).__name__})") from error
+        raise Unidentified(f"its import fails with {type(error).__name__}: {error}", id(name)) from error

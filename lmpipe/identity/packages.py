@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 _OURS = ("lmpipe", "optimizers")
+_SCRIPTS = ("__main__", "__mp_main__")
 _INSTALLED = {"site-packages", "dist-packages"}
 _STDLIB = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")})
 
@@ -27,6 +28,8 @@ def package_of(module: str) -> str | None:
         module: Full name of the module, such as ``numpy.linalg``; it need not be imported.
     """
     top = module.partition(".")[0]
+    if top in _SCRIPTS:  # whatever file Python was started with
+        return None
     if top in _OURS:
         return f"lmpipe {_version('lmpipe')}"
     if top in sys.builtin_module_names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copyreg
 import dataclasses
 import logging
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -42,6 +43,10 @@ def parts_of(value: object) -> Parts:
         Unidentified: If nothing identifies it.
     """
     kind = type(value)
+    if kind.__module__ == typing.__name__ and typing.get_origin(value) is not None:
+        return _generic(value)
+    if (torch := sys.modules.get("torch")) is not None and issubclass(kind, torch.Tensor):
+        return _tensor(value, torch)
     made, given, state, items, pairs = _reduced(value)
     named: list[tuple[str, object]] = [("class", kind)]
     if made is not _NEW:
@@ -49,11 +54,18 @@ def parts_of(value: object) -> Parts:
     elif given[1:]:
         named += [("made of", given[1:])]
     named += _attributes(kind, state)
-    if items is not None:
-        named.append(("items", list(items)))
-    if pairs is not None:
-        named.append(("items", dict(pairs)))
-    return Parts("object", named)
+    return Parts("object", [*named, ("items", items), ("pairs", pairs)])
+
+
+def _tensor(value: Any, torch: Any) -> Parts:
+    """Pickle would keep the address of a tensor's storage."""
+    try:
+        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    except Exception as error:  # one without dense data
+        raise _unidentified(value) from error
+    dtype, shape = str(value.dtype), tuple(value.shape)
+    named: list[tuple[str, object]] = [("class", type(value)), ("dtype", dtype), ("shape", shape), ("data", data)]
+    return Parts("tensor", [*named, ("state", vars(value))])
 
 
 def _reduced(value: object) -> tuple[Any, Any, Any, Any, Any]:
@@ -61,19 +73,20 @@ def _reduced(value: object) -> tuple[Any, Any, Any, Any, Any]:
     try:
         known = copyreg.dispatch_table.get(type(value))
         reduced = known(value) if known else value.__reduce_ex__(4)
+        if isinstance(reduced, str):  # the name of a global
+            return _NEW, (None, reduced), None, None, None
+        made, given, state, items, pairs = (*reduced, None, None, None)[:5]
+        return made, tuple(given), state, items and list(items), pairs and dict(pairs)
     except RecursionError:
         raise
     except Exception as error:  # the object's own code says what it consists of
         raise _unidentified(value) from error
-    if isinstance(reduced, str):  # the name of a global
-        return _NEW, (None, reduced), None, None, None
-    made, given, state, items, pairs = (*reduced, None, None, None)[:5]
-    return made, given, state, items, pairs
 
 
 def _unidentified(value: object) -> Unidentified:
     kind = type(value)
-    return Unidentified(kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}")
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return Unidentified(name, id(value))
 
 
 def _attributes(kind: type, state: object) -> list[tuple[str, object]]:
@@ -184,7 +197,10 @@ def _member(value: Enum) -> Parts:
 
 @parts_of.register
 def _model(value: BaseModel) -> Parts:
-    kept = {name: vars(value)[name] for name in type(value).model_fields if name in vars(value)}
+    if type(value).__getstate__ is not BaseModel.__getstate__:  # it says what is left out
+        return parts_of.dispatch(object)(value)
+    fields = type(value).model_fields
+    kept = {name: item for name, item in vars(value).items() if name in fields and fields[name].repr}
     extra, private = value.__pydantic_extra__, value.__pydantic_private__
     return Parts("model", [("class", type(value)), *kept.items(), ("extra", extra), ("private", private)])
 
@@ -202,12 +218,7 @@ def _model_field(value: FieldInfo) -> Parts:
 
 
 @parts_of.register(types.GenericAlias)
-@parts_of.register(type(typing.Optional[int]))
-@parts_of.register(type(int | None))
-@parts_of.register(type(typing.List[int]))
-@parts_of.register(type(typing.Literal[1]))
-@parts_of.register(type(typing.Annotated[int, 1]))
-@parts_of.register(type(typing.Callable[[int], int]))
+@parts_of.register(types.UnionType)
 def _generic(value: Any) -> Parts:
     return Parts("type", [("origin", typing.get_origin(value)), ("arguments", typing.get_args(value))])
 

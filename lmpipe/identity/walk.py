@@ -20,6 +20,7 @@ from lmpipe.identity.parts import parts_of
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented)})
 _CODE = (FunctionType, type, ModuleType)
 _SHORT = 200  # characters of a text that stands for itself
+_NAMES = 5  # that lead to values nested too deeply
 _LONG = 4000  # bits of an integer that `repr` writes in any case
 
 
@@ -49,12 +50,13 @@ class Walk:
         """
         try:
             texts = [self._text(value)]
-            for entry, self._way in self._entries:  # more are found meanwhile
-                texts.append(self._named(*parts_of(entry)))
+            for entry, way in self._entries:  # more are found meanwhile
+                self._way = list(way)
+                texts.append(self._named(*parts_of.dispatch(type(entry))(entry)))
         except Unidentified as error:
-            raise error if error.way else Unidentified(error.what, self._way) from error
+            raise error if error.way else Unidentified(error.what, error.thing, self._way) from error
         except RecursionError:
-            raise Unidentified("values nested too deeply", self._way) from None
+            raise Unidentified("values nested too deeply", id(value), self._way[:_NAMES]) from None
         return digest_bytes("\n".join(texts).encode("utf-8", "surrogatepass"))
 
     def _text(self, value: object) -> str:
@@ -67,9 +69,8 @@ class Walk:
         if (depth := self._open.get(id(value))) is not None:
             self._outermost = min(self._outermost, depth)
             return f"^{len(self._open) - depth}"
-        if isinstance(value, _CODE):
-            label = label_of(value)
-            return self._remember(value, f"<{label!r}>" if label else self._enter(value))
+        if issubclass(type(value), _CODE):  # `isinstance` would believe what a proxy says of itself
+            return self._remember(value, self._code(value))
         flat = _flat(value)
         return self._nested(value) if flat is None else _short(flat)
 
@@ -78,11 +79,12 @@ class Walk:
         self._held.append(value)
         return text
 
-    def _enter(self, value: FunctionType | type | ModuleType) -> str:
-        """Puts code of the user on the list; gives its number."""
+    def _code(self, value: Any) -> str:
+        """What stands for a function, class or module: the user's own gets a number, and a place on the list."""
+        if (label := label_of(value)) is not None:
+            return f"<{label!r}>"
         name = value.__name__ if isinstance(value, ModuleType) else value.__qualname__
-        way = self._way if self._way and self._way[-1] == name else [*self._way, name]
-        self._entries.append((value, list(way)))
+        self._entries.append((value, [*self._way, *([] if self._way[-1:] == [name] else [name])]))
         return f"@{len(self._entries)}"
 
     def _nested(self, value: object) -> str:
@@ -107,7 +109,7 @@ class Walk:
             return self._named("dict of keys", pairs)
         if kind is set or kind is frozenset:
             return f"{kind.__name__}{{{','.join(sorted(self._alone(value, item) for item in value))}}}"
-        return self._named(*parts_of(value))
+        return self._named(*parts_of.dispatch(kind)(value))
 
     def _named(self, label: str, named: Iterable[tuple[str, object]]) -> str:
         texts = []
