@@ -133,6 +133,8 @@ def _first(pair: tuple[str, object]) -> str:
 
 
 def _atom(value: object) -> str:
+    if type(value) is bytes and len(value) > _SHORT:
+        return f"bytes {digest_bytes(value)}"
     return hex(value) if type(value) is int and value.bit_length() > _LONG else repr(value)
 
 

@@ -41,6 +41,7 @@ from lmpipe import (
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import canonical_json, digest
 from lmpipe.identity import identity
+from lmpipe.identity.packages import package_of
 from tests.identified import CHANGES, CODE, COSMETICS, EXAMPLES, SETS, VALUES, Holder, Pair, load, optimized
 
 
@@ -290,6 +291,59 @@ def test_objects_that_refer_to_one_another_have_an_identity() -> None:
         shared = [shared, shared]
     assert len({identity(it=held), identity(it=shared), identity(it=["x", ["x"]]), None}) == 4
     assert time.process_time() - began < 20
+
+
+PACKAGE = "import threading\n\nLOCK = threading.Lock()\n\n\ndef tool(text):\n    return LOCK and text\n"
+HELPERS = "LIMIT = 1\n\n\ndef used(text):\n    return text * LIMIT\n\n\ndef unused(text):\n    return text\n"
+USER = """
+import {helpers}
+import {package}
+
+
+def by_attribute(example, prediction):
+    return {helpers}.used({package}.tool(prediction.answer))
+
+
+def by_name(example, prediction):
+    return getattr({helpers}, "used")(prediction.answer)
+
+
+def by_import(example, prediction):
+    from {helpers} import used
+    import {package}, json, nothing_of_this_name
+    return used(prediction.answer)
+"""
+
+
+def test_modules_of_the_user_are_read_and_packages_count_by_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "site-packages"
+    (installed / "toolbox_of_a_package").mkdir(parents=True)
+    (installed / "toolbox_of_a_package" / "__init__.py").write_text(PACKAGE)
+    (installed / "toolbox_of_a_package-1.5.dist-info").mkdir()
+    (installed / "toolbox_of_a_package-1.5.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: toolbox-of-a-package\nVersion: 1.5\n"
+    )
+    (tmp_path / "helpers_of_a_user.py").write_text(HELPERS)
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    user = load(USER.format(helpers="helpers_of_a_user", package="toolbox_of_a_package"))
+    names = ("by_attribute", "by_name", "by_import")
+
+    def identities() -> list[str | None]:
+        return [identity(metric=vars(user)[name]) for name in names]
+
+    assert package_of("toolbox_of_a_package.inner") == "toolbox_of_a_package 1.5"
+    assert package_of("helpers_of_a_user") is package_of("__main__") is package_of("tests.scripted") is None
+    before = identities()
+    assert None not in before
+    held = vars(vars(user)["helpers_of_a_user"])
+    held["unused"] = len
+    seldom = identities()
+    assert [one == other for one, other in zip(before, seldom, strict=True)] == [True, False, True]
+    held["LIMIT"] = 2
+    assert not set(identities()) & {*before, *seldom}
 
 
 def test_equal_values_are_alike_whether_they_are_one_object_or_two() -> None:
