@@ -23,10 +23,9 @@ from benchmarks.settings import STAGES, Settings
 from benchmarks.task import Task
 from lmpipe import LM, Retriever
 from lmpipe.engines.local import LocalLM
-from lmpipe.errors import ClusterError, LmpipeError
-from lmpipe.evaluate import program_digest
+from lmpipe.errors import ClusterError, ConfigError, LmpipeError
 from lmpipe.events import Event
-from lmpipe.hashing import describe, digest
+from lmpipe.identity import work_key
 from lmpipe.result import Result
 from lmpipe.retrieval import load_retriever
 from lmpipe.store import RunStore
@@ -135,10 +134,15 @@ class Work:
         """All cells, each after its parent."""
         return [Cell(seed, stages) for stages in [(), *distinct_stages(self.chains)] for seed in self.seeds]
 
-    @property
-    def code(self) -> Any:
-        """What beside the settings decides whether finished work counts, as JSON."""
-        return [program_digest(self.task.program()), describe(self.task.metric()), describe(self.task.measures)]
+    def key(self, cell: Cell) -> str | None:
+        """The key of a finished cell: what beside the settings decides whether it counts; none if that is unknown."""
+        return work_key(
+            f"cell {cell.name}",
+            program=self.task.program(),
+            metric=self.task.metric(),
+            measures=self.task.measures,
+            tested=cell.stages in self.chains,
+        )
 
     def load(self) -> tuple[LM, LocalLM | None, Retriever | None]:
         """Loads what a worker runs on."""
@@ -162,8 +166,12 @@ def run_cell(work: Work, cell: Cell) -> list[Event]:
     """
     events: list[Event] = []
     with _opened(work, cell.name, str(cell)) as store:
-        tested = cell.stages in work.chains
-        done = f"cell {cell.name} {digest([work.code, tested])}"
+        done = work.key(cell)
+        if done is None:
+            raise ConfigError(
+                "cells find each other's work by the identity of program, metric and measures, and something in these "
+                "has none (a warning names it); leave it out of them, or run without --ray"
+            )
         if store.get(done) is None:
             if cell.parent is not None:
                 store.absorb(work.store_of(cell.parent.name))
@@ -178,7 +186,7 @@ def run_cell(work: Work, cell: Cell) -> list[Event]:
                 store,
                 callbacks=(events.append,),
                 retriever=retriever,
-                tested=tested,
+                tested=cell.stages in work.chains,
             )
             store.put({done: True})
     return events

@@ -1,6 +1,7 @@
 """Evaluation: a score with its standard error, the scores behind it, and what went wrong on the way.
 
-Evaluations are remembered in the session's store, so the same one is never made twice in a run.
+Evaluations are remembered in the session's store, so the same one is never made twice in a run, unless something that
+decides it cannot be identified (`lmpipe.identity`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from pydantic import BaseModel, ConfigDict
 
 from lmpipe.data import Example
 from lmpipe.errors import ConfigError
-from lmpipe.hashing import describe, digest, source_digest
+from lmpipe.identity import work_key
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.metrics import Metric
 from lmpipe.module import Module
-from lmpipe.predict import Predict
 from lmpipe.rollout import Job, cost_of, rollout
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
@@ -127,16 +127,17 @@ def evaluate_many(
         ConfigError: If two examples have one id.
     """
     _check_ids(examples)
-    setting = [
-        program_digest(program),
-        [example.digest for example in examples],
-        describe(metric),
-        session.decoding(),
-        session.seed,
-        *([describe(measures)] if measures else []),
-        *(["traces"] if keep_traces else []),
-    ]
-    keys = {state: "evaluation " + digest([state.digest, *setting]) for state in states}
+    setting = work_key(
+        "evaluation",
+        program=program,
+        metric=metric,
+        measures=measures or {},
+        examples=[example.digest for example in examples],
+        decoding=session.decoding(),
+        seed=session.seed,
+        traces=keep_traces,
+    )
+    keys = {state: setting and f"{setting} of {state.digest}" for state in states}
     found: dict[ProgramState, Evaluation] = {}
     for state, key in keys.items():
         known, value = session.recall(key)
@@ -144,7 +145,7 @@ def evaluate_many(
             found[state] = Evaluation.model_validate(value)
     missing = [state for state in keys if state not in found]
     keep = session.store if keep_traces else None
-    results: dict[str, tuple[Any, Cost]] = {}
+    results: dict[str | None, tuple[Any, Cost]] = {}
     for state, (evaluation, cost) in zip(
         missing, _score(program, missing, examples, metric, session, title, measures or {}, keep), strict=True
     ):
@@ -175,24 +176,6 @@ def _score(
     parts = [traces[number * len(examples) : (number + 1) * len(examples)] for number in range(len(states))]
     costs = [replace(cost_of(part), seconds=seconds, cpu_seconds=cpu_seconds) for part in parts]
     return [(_summary(part, cost, measures, keep), cost) for part, cost in zip(parts, costs, strict=True)]
-
-
-def program_digest(program: Module) -> str:
-    """Identity of a program: the class, source and plain attributes of its modules, and its predictors' settings."""
-    parts: dict[str, Any] = {}
-    for path, module in program.named_modules():
-        if isinstance(module, Predict):
-            parts[path] = [module.signature.digest, module.role, describe(module.sampling)]
-        else:
-            shown = {name: value for name, value in vars(module).items() if name[0] != "_" and _is_plain(value)}
-            parts[path] = [type(module).__qualname__, source_digest(type(module)), shown]
-    return digest(parts)
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (str, int, float, bool))
 
 
 def _check_ids(examples: Sequence[Example]) -> None:

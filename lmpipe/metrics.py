@@ -20,7 +20,7 @@ from lmpipe.errors import MetricError
 from lmpipe.text import clean
 
 Metric = Callable[[Example, Prediction], float | tuple[float, str]]
-"""Scores a prediction on an example, in [0, 1]; has a name of its own, by which a resumed run knows it.
+"""Scores a prediction on an example, in [0, 1]; a resumed run knows it by its code (`lmpipe.identity`).
 
 It may give ``(score, feedback)``: what is wrong with the prediction, in words, which reflective optimizers read.
 """

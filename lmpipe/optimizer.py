@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal, final
 from pydantic import BaseModel, ConfigDict
 
 from lmpipe.data import Example
-from lmpipe.evaluate import Evaluation, program_digest
-from lmpipe.hashing import describe, digest
+from lmpipe.evaluate import Evaluation
+from lmpipe.identity import work_key
 from lmpipe.ledger import Cost
 from lmpipe.module import Module
 from lmpipe.session import Session
@@ -146,16 +146,23 @@ class Optimizer(ABC):
         Returns:
             The result; with status ``"skipped"`` and a reason if there was nothing to learn from.
         """
-        data = [[example.digest for example in examples] for examples in (train, val)]
-        limits = describe(session.ledger.limits)
-        parts = [describe(self), program_digest(program), state.digest, data, session.seed, session.decoding(), limits]
+        key = work_key(
+            "optimize",
+            optimizer=self,
+            program=program,
+            state=state.digest,
+            examples=[[example.digest for example in examples] for examples in (train, val)],
+            seed=session.seed,
+            decoding=session.decoding(),
+            limits=session.ledger.limits,
+        )
 
         def work(inner: Session) -> Any:
             result = self.search(program, state, train, val, inner)
             found = {"stopped": result.stopped or inner.ledger.spent(), "cost": inner.ledger.total}
             return result.model_copy(update=found).model_dump(mode="json")
 
-        return OptimizeResult.model_validate(session.once("optimize " + digest(parts), work))
+        return OptimizeResult.model_validate(session.once(key, work))
 
 
 class PromptOptimizer(Optimizer):

@@ -170,13 +170,16 @@ class Session:
                     )
                 lm.register_adapter(weights.adapter, self.store.folder(weights.adapter))
 
-    def once(self, key: str, work: Callable[[Session], Any], keep: Callable[[Any], bool] = lambda value: True) -> Any:
+    def once(
+        self, key: str | None, work: Callable[[Session], Any], keep: Callable[[Any], bool] = lambda value: True
+    ) -> Any:
         """Does a piece of work, or recalls it if it was done before: in this session or, with a store, in any.
 
         Either way its cost goes into the ledger, so a resumed run accounts for the same as an undisturbed one.
 
         Args:
-            key: Identifies the work by everything that decides its result.
+            key: Identifies the work by everything that decides its result (`lmpipe.identity.work_key`); with none the
+                work is done in any case, and not recorded.
             work: Does it in the session it is given; returns JSON.
             keep: Whether what it returned is finished; what a budget cut short, for one, is done again another time.
 
@@ -192,17 +195,21 @@ class Session:
             self.record({key: (value, inner.ledger.total)})
         return value
 
-    def recall(self, key: str) -> tuple[bool, Any]:
+    def recall(self, key: str | None) -> tuple[bool, Any]:
         """Whether the result of a piece of work is known, and the result; its cost goes into the ledger."""
+        if key is None:
+            return False, None
         found = self.memory.get(key) if self.store is None else self.store.get(key)
         if found is None:
             return False, None
         self.ledger.add(Cost.from_json(found["cost"]))
         return True, found["value"]
 
-    def record(self, results: Mapping[str, tuple[Any, Cost]]) -> None:
-        """Keeps the results of finished work with their costs."""
-        records = {key: {"value": value, "cost": cost.to_json()} for key, (value, cost) in results.items()}
+    def record(self, results: Mapping[str | None, tuple[Any, Cost]]) -> None:
+        """Keeps the results of finished work with their costs; what has no key cannot be kept."""
+        records = {
+            key: {"value": value, "cost": cost.to_json()} for key, (value, cost) in results.items() if key is not None
+        }
         if self.store is None:
             self.memory.update(records)
         elif records:

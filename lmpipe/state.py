@@ -12,11 +12,10 @@ from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, ValidationError, WrapSerializer
-from pydantic_core import to_jsonable_python
 from typing_extensions import Self
 
 from lmpipe.errors import ConfigError, ModuleError, SessionError
-from lmpipe.hashing import digest
+from lmpipe.hashing import digest, jsonable
 
 V = TypeVar("V")
 
@@ -28,7 +27,7 @@ def _freeze(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _freeze_json(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same for values of one's own: plain JSON, which nobody else holds."""
-    return _freeze(to_jsonable_python(dict(values)))
+    return _freeze(jsonable(dict(values)))
 
 
 def _thaw(values: Mapping[str, Any], serialize: Callable[[dict[str, Any]], Any]) -> Any:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 from lmpipe import LM, Example, Job, Metric, Module, ProgramState, Session, Trace, initial_state, predictors, rollout
 from lmpipe.errors import ConfigError
-from lmpipe.evaluate import program_digest
 from lmpipe.hashing import canonical_json
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.trace import module_costs
@@ -29,21 +28,11 @@ class Teacher:
         program: Another program. Its predictors have the student's paths and signatures, or only those that do teach.
         state: Other prompts and weights; by default those of the student, without its adapters if the LM is another.
         lm: Another LM, or one for each role.
-
-    Attributes:
-        identity: By content, for resumption.
     """
 
-    program: Module | None = field(default=None, repr=False)
+    program: Module | None = None
     state: ProgramState | None = None
-    lm: LM | Mapping[str, LM] | None = field(default=None, repr=False)
-    identity: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        lms = self.lm if isinstance(self.lm, Mapping) else {"": self.lm} if self.lm is not None else {}
-        names = [f"{role} {lm.name}" for role, lm in sorted(lms.items())]
-        structure = program_digest(self.program) if self.program is not None else ""
-        object.__setattr__(self, "identity", canonical_json([structure, names]))
+    lm: LM | Mapping[str, LM] | None = None
 
     def place(self, program: Module, state: ProgramState, session: Session) -> tuple[Module, ProgramState, Session]:
         """The teacher's program, state and session for a student's.

@@ -5,7 +5,7 @@ Knows nothing of what it is asked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
 from lmpipe import LM, ProgramState, Sampling, Session
@@ -25,26 +25,21 @@ class Proposer:
         temperature: Of the instructions, so that they differ (in MIPROv2, ``init_temperature``). Small LMs need less.
         max_tokens: Most new tokens of what it writes.
 
-    Attributes:
-        identity: The other LM by its name, for resumption.
-
     Raises:
         ConfigError: If another LM is to run on the weights of the state, or the sampling is out of its range.
     """
 
-    lm: LM | None = field(default=None, repr=False)
+    lm: LM | None = None
     role: str = "lm"
     weights: Literal["base", "state"] = "base"
     temperature: float = 1.0
     max_tokens: int = 512
-    identity: str = field(init=False)
 
     def __post_init__(self) -> None:
         if self.lm is not None and self.weights == "state":
             raise ConfigError(
                 "the weights of a state belong to the session's LM, not to the proposer's; drop lm= or weights='state'"
             )
-        object.__setattr__(self, "identity", self.lm.name if self.lm is not None else "")
         Sampling(temperature=self.temperature, max_tokens=self.max_tokens)
 
     @property

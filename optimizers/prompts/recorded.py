@@ -10,8 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 from lmpipe import Job, Metric, Module, Session, Trace, rollout
-from lmpipe.evaluate import program_digest
-from lmpipe.hashing import describe, digest
+from lmpipe.identity import work_key
 
 
 def recorded_rollout(
@@ -31,16 +30,22 @@ def recorded_rollout(
         program: The program.
         jobs: What to run.
         session: LMs, seed and, if it has one, the store that remembers.
-        note: A named function of a trace that gives plain JSON.
+        note: A function of a trace that gives plain JSON.
         metric: Scores a prediction, or none.
         title: What the progress bar says.
 
     Returns:
         The notes, in the order of the jobs.
     """
-    runs = [[job.state.digest, job.example.digest, job.sample, job.temperature] for job in jobs]
-    setting = [program_digest(program), describe(note), describe(metric), session.decoding(), session.seed]
-    key = "rollout " + digest([runs, *setting])
+    key = work_key(
+        "rollout",
+        program=program,
+        note=note,
+        metric=metric,
+        jobs=[[job.state.digest, job.example.digest, job.sample, job.temperature] for job in jobs],
+        decoding=session.decoding(),
+        seed=session.seed,
+    )
 
     def work(inner: Session) -> Any:
         traces = rollout(program, jobs, inner, metric, title=title)

@@ -24,9 +24,9 @@ from lmpipe import (
     rollout,
 )
 from lmpipe.errors import ConfigError
-from lmpipe.evaluate import program_digest
 from lmpipe.events import CandidateScored
-from lmpipe.hashing import derive_seed, describe, digest
+from lmpipe.hashing import derive_seed
+from lmpipe.identity import work_key
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.optimizer import Candidate
 from lmpipe.rollout import Job
@@ -118,24 +118,23 @@ class GRPO(WeightSettings):
     ) -> tuple[ProgramState, dict[str, Any]]:
         """A step, or what came of it before; more steps than before go on from those."""
         batch = self._batch(train, number, session.seed)
-        settings = describe(replace(self, steps=1, eval_every=1, num_val=None))
-        data, limits = [example.digest for example in batch], describe(session.ledger.limits)
-        parts = [
-            settings,
-            program_digest(program),
-            state.digest,
-            data,
-            session.seed,
-            session.decoding(),
-            limits,
-            number,
-        ]
+        key = work_key(
+            "grpo step",
+            optimizer=replace(self, steps=1, eval_every=1, num_val=None),
+            program=program,
+            state=state.digest,
+            examples=[example.digest for example in batch],
+            seed=session.seed,
+            decoding=session.decoding(),
+            limits=session.ledger.limits,
+            number=number,
+        )
 
         def work(inner: Session) -> Any:
             tuned, details = self._step(program, state, batch, inner, number)
             return [tuned.model_dump(mode="json"), details]
 
-        known, details = session.once("grpo step " + digest(parts), work)
+        known, details = session.once(key, work)
         return ProgramState.model_validate(known), details
 
     def _step(

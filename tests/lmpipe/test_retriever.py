@@ -29,7 +29,7 @@ from lmpipe import (
     initial_state,
 )
 from lmpipe.errors import ConfigError, SessionError, SignatureError
-from lmpipe.evaluate import program_digest
+from lmpipe.identity import identity
 from lmpipe.retriever import Searches
 from lmpipe.trace import RetrievalStep
 from tests.rivers import CITIES, CORPUS, EXAMPLES, ToTheSea, WordOverlap, reader, run
@@ -265,4 +265,4 @@ def test_recorded_work_is_looked_up_by_the_collection_and_by_k(store: RunStore) 
     made = len(lm.requests)
     assert mean(WordOverlap(), program) == 1
     assert len(lm.requests) == made
-    assert program_digest(ToTheSea(2)) != program_digest(ToTheSea(3))
+    assert identity(program=ToTheSea(2)) != identity(program=ToTheSea(3))

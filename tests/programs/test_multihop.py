@@ -8,7 +8,7 @@ import pytest
 
 from lmpipe import Example, Job, Request, ScriptedLM, Session, Trace, exact_match, initial_state, predictors, rollout
 from lmpipe.errors import ConfigError
-from lmpipe.evaluate import program_digest
+from lmpipe.identity import identity
 from lmpipe.trace import RetrievalStep
 from programs import MultiHop
 from tests.rivers import CITIES, CORPUS, SEAS, WordOverlap
@@ -46,7 +46,7 @@ def test_each_hop_has_a_query_module_of_its_own() -> None:
     signature = predictors(program)["query.1.predict"].signature
     assert [field.name for field in signature.inputs] == ["context", "question"]
     assert [field.name for field in signature.outputs] == ["reasoning", "search_query"]
-    assert len({program_digest(MultiHop(hops, k)) for hops in (1, 2) for k in (3, 4)}) == 4
+    assert len({identity(program=MultiHop(hops, k)) for hops in (1, 2) for k in (3, 4)}) == 4
 
 
 def test_a_passage_that_several_hops_find_is_read_once_in_the_order_it_was_found() -> None:

@@ -27,7 +27,7 @@ from lmpipe.engines.training.watch import Watch
 from lmpipe.errors import ConfigError, SessionError
 from lmpipe.events import EpochEnded
 from lmpipe.files import writing
-from lmpipe.hashing import describe, digest
+from lmpipe.identity import work_key
 from lmpipe.ledger import Cost
 from lmpipe.session import Session
 from lmpipe.state import WeightState
@@ -66,14 +66,22 @@ class LocalTrainer(Trainer):
         if not rows:
             raise ConfigError("there are no rows to train on")
         self._check()
-        parts = [describe(self), describe(objective), self.lm.name, describe(rows), start.model_dump(mode="json")]
-        key = digest([*parts, session.seed, describe(session.ledger.limits)])
-        checkpoints = store.path / "training" / key
+        key = work_key(
+            "training",
+            trainer=self,
+            objective=objective,
+            lm=self.lm,
+            rows=rows,
+            start=start.digest,
+            seed=session.seed,
+            limits=session.ledger.limits,
+        )
+        checkpoints = store.new_folder() if key is None else store.path / key.replace(" ", "/")
 
         def work(inner: Session) -> Any:
             return _RESULT.dump_python(self._train(rows, start, inner, objective, store, checkpoints), mode="json")
 
-        result = _RESULT.validate_python(session.once("training " + key, work))
+        result = _RESULT.validate_python(session.once(key, work))
         shutil.rmtree(checkpoints, ignore_errors=True)  # not before the result is recorded: a kill would lose it
         return result
 

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import final
+from uuid import uuid4
 
 from lmpipe.errors import ConfigError
-from lmpipe.hashing import content_digest, describe, digest
+from lmpipe.hashing import content_digest, digest
+from lmpipe.identity import identity
 from lmpipe.retrieval.colbert import ColbertEncoder, load_encoder
 from lmpipe.retrieval.index.exact import ExactIndex
 from lmpipe.retrieval.index.manifest import Manifest
@@ -96,7 +98,7 @@ def open_index(
         exact = ExactIndex(segments, manifest.deleted)
         return ColbertRetriever(encoder, [segment.passages for segment in segments], exact, manifest.digest)
     plaid = PlaidIndex(parts[-1], settings)
-    name = digest([manifest.digest, describe(settings)])
+    name = digest([manifest.digest, _identity(settings)])
     return ColbertRetriever(encoder, [PassageTexts(part) for part in parts[:-1]], plaid, name)
 
 
@@ -129,5 +131,10 @@ def open_colbert_index(
         encoder or load_encoder(config["checkpoint"]),
         [list(read_passages(collection))],
         index,
-        digest([content_digest(folder), describe(settings)]),
+        digest([content_digest(folder), _identity(settings)]),
     )
+
+
+def _identity(settings: Callable[[int, int], SearchSettings]) -> str:
+    """What recorded results are looked up by; if nothing identifies the settings, none will ever be found."""
+    return identity(settings=settings) or uuid4().hex
