@@ -28,7 +28,7 @@ from lmpipe.signature import Field
 
 _FENCE = re.compile(r"`{3,}|~{3,}")
 _BOOLEANS = Choices((Choice(True, "true", ("yes",)), Choice(False, "false", ("no",))))
-_NONE = re.compile(r"[\"'`*_.()\s]*(?:none|null)[\"'`*_.()\s]*", re.IGNORECASE)
+_NONE = re.compile(r"[`*_.()\s]*(?:none|null)[`*_.()\s]*", re.IGNORECASE)  # in quotes, it is text
 _SCALES = frozenset("hundred thousand million billion trillion lakh crore dozen k bn".split())
 _SCALE = re.compile(r"[\s*_-]*([^\W\d_]+)")
 _SIGN_APART = re.compile(r"(?:\b(?:minus|negative)[-\s]|(?<![^\s*_])[-−–±][\s*_$€£¥])[\s*_$€£¥]*\Z", re.IGNORECASE)
