@@ -28,21 +28,42 @@ _NOT_BEFORE = r"(?<![^\W_])(?<![+#@&$€£%^~\\])(?<!\w')(?<!\d[.,:/])"
 _NOT_AFTER = r"(?![^\W_])(?![-_][^\W_])(?![+#@&$€£%^~\\])(?![.'][^\W_])(?![,:/]\d)"
 _NEGATION = (
     r"\b(?:no|not(?!\s(?:only|just|merely)\b)|never|neither|nor|none|nothing|nobody|nowhere|non|anti|cannot|without"
-    r"|hardly|barely|scarcely|unlikely|doubt|doubts|doubtful|den(?:y|ies|ied)|wrong|incorrect|untrue|except|excluding|excludes?|excluded|fails? to|far from"
-    r"|anything but|rather than|instead of|other than|rules? out|ruled out|\w+n't"
+    r"|hardly|barely|scarcely|unlikely|doubts?|doubtful|den(?:y|ies|ied)|wrong|incorrect|untrue|except|excluding"
+    r"|exclude[sd]?|fails? to|far from|anything but|rather than|instead of|other than|rules? out|ruled out|\w+n't"
     r"|(?:is|are|was|were|do|does|did|has|have|had|ca|could|should|would|wo|must)nt)\b"
 )
-_SENTENCE = (
-    rf"(?P<turn>\bbut\b|\A\s*no(?=\s*,))|(?P<negation>{_NEGATION})|(?P<end>[.!?;]+(?=[\"')\]*]*(?:\s|\Z)))"
-)
+_SENTENCE = rf"(?P<turn>\bbut\b|\A\s*no(?=\s*,))|(?P<negation>{_NEGATION})|(?P<end>[.!?;]+(?=[\"')\]*]*(?:\s|\Z)))"
 _NEGATIONS = re.compile(_SENTENCE)
 _AUXILIARY = r"(?:is|are|was|were|be|been|do|does|did|has|have|can|could|should|would|will|must|seems?)\s+"
 _LINK = re.compile(rf"\s+(?:{_AUXILIARY}){{1,3}}")  # between a choice and the negation that is said of it
 _PREFIX = re.compile(r"([^\W_]+)[-_]+\Z")
 _NEGATIVE_PREFIXES = frozenset(
-    "non not no anti contra counter un dis mis in semi half quasi pseudo near ex pre post sub over under de".split()
+    [
+        "non",
+        "not",
+        "no",
+        "anti",
+        "contra",
+        "counter",
+        "un",
+        "dis",
+        "mis",
+        "in",
+        "semi",
+        "half",
+        "quasi",
+        "pseudo",
+        "near",
+        "ex",
+        "pre",
+        "post",
+        "sub",
+        "over",
+        "under",
+        "de",
+    ]
 )
-_NEGATIVE_WORDS = frozenset("no not non none nothing never neither nor".split())
+_NEGATIVE_WORDS = frozenset(["no", "not", "non", "none", "nothing", "never", "neither", "nor"])
 _FURTHER = re.compile(r"\s+[\"'`*]*\w")  # a word that goes on after another
 _LABEL = re.compile(r"\b(?:option|choice|answer|letter|label|class|category|group|grade|type)[\s\"'`*(:]*\Z")
 _NEAR = 40  # how many characters around a phrase are looked at
@@ -81,12 +102,14 @@ def choices_of(type_: Any) -> Choices | None:
     alike = sorted({text for text in texts if texts.count(text) > 1})
     if alike or not made:
         problem = f"two that are written {alike[0]!r}" if alike else "none"
-        raise SignatureError(f"a type of choices has {problem}: {shorten(str(type_), 300)}; each needs a text of its own")
+        raise SignatureError(
+            f"a type of choices has {problem}: {shorten(str(type_), 300)}; each needs a text of its own"
+        )
     return Choices(made)
 
 
 def negated(before: str) -> bool:
-    """Whether what follows this text is negated in its last sentence: ``"it is not "``, but not ``"not so. It is "``."""
+    """Whether a negation comes before what follows this text: after ``it is not``, but not after ``Not so. It is``."""
     state = False
     for found in _NEGATIONS.finditer(_folded(before)):
         state = found.lastgroup == "negation"

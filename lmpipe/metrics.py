@@ -125,7 +125,9 @@ def number_match(example: Example, prediction: Prediction) -> float:
     answer, golds = _answers("number_match", example, prediction)
     wanted = [answer_number(gold) for gold in golds]
     if None in wanted:
-        raise MetricError(f"number_match needs a number in the label 'answer'; {_shown(golds[wanted.index(None)])} has none")
+        raise MetricError(
+            f"number_match needs a number in the label 'answer'; {_shown(golds[wanted.index(None)])} has none"
+        )
     number = answer_number(answer)
     return float(number is not None and number in wanted)
 

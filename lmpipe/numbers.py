@@ -1,8 +1,8 @@
 """Numbers in text: the one pattern by which fields, metrics and checks of sums read them.
 
-A number may have a sign, a currency sign after it, groups of three digits, decimals after a point, and an exponent. What
-looks like a number and is written in another way (``1.000.000``, ``1,5``, ``0x1F``, ``10²``) is found too, but has no
-value: it is never read as another number. Knows nothing of fields or metrics.
+A number may have a sign, a currency sign after it, groups of three digits, decimals after a point, and an exponent.
+What looks like a number and is written in another way (``1.000.000``, ``1,5``, ``0x1F``, ``10²``) is found too, but has
+no value: it is never read as another number. Knows nothing of fields or metrics.
 """
 
 from __future__ import annotations

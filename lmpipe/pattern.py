@@ -29,7 +29,9 @@ _OTHER_NAME = "[tT]([^hH<{0}]|[hH]([^iI<{0}]|[iI]([^nN<{0}]|[nN][^kK<{0}])))"
 _OPEN = f"<({_LEAD}([tT]([hH]([iI][nN]?)?)?)?<)*"  # one < after another; none begins a tag
 _NO_TAG = rf"{_OPEN}([ \t]*([^ \t/tT<{{0}}]|/[ \t]*[^ \ttT<{{0}}])|{_LEAD}{_OTHER_NAME})"
 _TAIL = f"{_OPEN}{_LEAD}([tT]([hH]([iI][nN]?)?)?)?"
-_SEEN = "[^<\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # no white space, as Python has it
+_SEEN = (
+    "[^<\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # no white space, as Python has it
+)
 
 
 @lru_cache(maxsize=1024)

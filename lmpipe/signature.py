@@ -161,7 +161,15 @@ def _check(field: Field) -> None:
         _schema(field.type)
     except SignatureError as error:
         raise SignatureError(f"field {field.name!r}: {error}") from None
-    except (PydanticUserError, TypeError, ValueError, NameError, AttributeError, RecursionError, AssertionError) as error:
+    except (
+        PydanticUserError,
+        TypeError,
+        ValueError,
+        NameError,
+        AttributeError,
+        RecursionError,
+        AssertionError,
+    ) as error:
         raise SignatureError(
             f"field {field.name!r} has a type that values cannot be read and written for: "
             f"{shorten(str(error).partition(chr(10))[0], 300)}"
@@ -169,8 +177,8 @@ def _check(field: Field) -> None:
     odd = [constant for constant in _constants_of(field.type) if not _is_plain(constant)]
     if odd:
         raise SignatureError(
-            f"field {field.name!r} has the choice {_shown(odd[0])}; a Literal may hold only text, finite numbers, truth "
-            "values, enum members and None"
+            f"field {field.name!r} has the choice {_shown(odd[0])}; a Literal may hold only text, finite numbers, "
+            "truth values, enum members and None"
         )
 
 
@@ -214,16 +222,27 @@ def signature(source: SignatureLike, instructions: str = "", types: Mapping[str,
         except (RecursionError, MemoryError):
             raise SignatureError(f"signature {_shown(source)} is nested too deeply") from None
     if not isinstance(source, type):
-        raise SignatureError(f"{_shown(source)} is no signature; give 'inputs -> outputs', or a class of Input and Output")
+        raise SignatureError(
+            f"{_shown(source)} is no signature; write 'inputs -> outputs' or a class of Input and Output"
+        )
     return _from_class(source)
 
 
 def _from_class(source: type) -> Signature:
     try:
         hints = get_type_hints(source)
-    except (NameError, TypeError, ValueError, AttributeError, LookupError, SyntaxError, ArithmeticError, RecursionError) as e:
+    except (
+        NameError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        LookupError,
+        SyntaxError,
+        ArithmeticError,
+        RecursionError,
+    ) as e:
         raise SignatureError(
-            f"an annotation of {source.__name__} cannot be read: {shorten(str(e), 300)}; types must be importable by name"
+            f"an annotation of {source.__name__} cannot be read: {shorten(str(e), 300)}; give types by known names"
         ) from e
     sides: dict[str, list[Field]] = {"input": [], "output": []}
     for name, hint in hints.items():
@@ -281,7 +300,8 @@ def _type(node: ast.expr | None, text: str, types: Mapping[str, Any]) -> Any:
             return _CONTAINERS[name][_type(item, text, types)]
     known = ", ".join([*_TYPE_NAMES, *_CONTAINERS, "Literal", *types])
     raise SignatureError(
-        f"unknown type {_shown(ast.unparse(node))} in signature {_shown(text)}; known are {known}; pass others in types="
+        f"unknown type {_shown(ast.unparse(node))} in signature {_shown(text)}; known are {shorten(known, 300)}; "
+        "pass others in types="
     )
 
 
@@ -297,6 +317,7 @@ def _constants(node: ast.expr, text: str) -> list[Any]:
     except (ValueError, TypeError, SyntaxError):
         constants = []
     if not constants or not all(map(_is_plain, constants)):
-        raise SignatureError(f"Literal in signature {_shown(text)} may hold only constants: text, finite numbers, "
-        "True, False and None")
+        raise SignatureError(
+            f"Literal in signature {_shown(text)} may hold only constants: text, finite numbers, True, False and None"
+        )
     return constants

@@ -25,7 +25,7 @@ def count_unclean(text: str) -> int:
 
 
 def shorten(text: str, most: int = 2000) -> str:
-    """The text if it has at most `most` characters; else its head and tail, with its length in the place of the rest."""
+    """The text, if it has at most `most` characters; else its head and tail, with its length between them."""
     if len(text) <= most:
         return text
     mark = f" […, {len(text)} characters in all] "

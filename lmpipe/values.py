@@ -29,7 +29,7 @@ from lmpipe.signature import Field
 _FENCE = re.compile(r"`{3,}|~{3,}")
 _BOOLEANS = Choices((Choice(True, "true", ("yes",)), Choice(False, "false", ("no",))))
 _NONE = re.compile(r"[`*_.()\s]*(?:none|null)[`*_.()\s]*", re.IGNORECASE)  # in quotes, it is text
-_SCALES = frozenset("hundred thousand million billion trillion lakh crore dozen k bn".split())
+_SCALES = frozenset(["hundred", "thousand", "million", "billion", "trillion", "lakh", "crore", "dozen", "k", "bn"])
 _SCALE = re.compile(r"[\s*_-]*([^\W\d_]+)")
 _SIGN_APART = re.compile(r"(?:\b(?:minus|negative)[-\s]|(?<![^\s*_])[-−–±][\s*_$€£¥])[\s*_$€£¥]*\Z", re.IGNORECASE)
 _BULLET = re.compile(r"[ \t]*(?:[-*+•‣◦▪–]|\d{1,6}[.)]|\[\d{1,6}\])[ \t]+")
@@ -201,7 +201,7 @@ def _lines(text: str, problem: ValueError) -> list[str]:
     if all(bullets):
         return items
     enumeration = len(items) == 1 and re.search(r"[,;]", items[0])
-    if any(bullets) or enumeration or items[0][0] in "[{\"" or _NONE.fullmatch(text):
+    if any(bullets) or enumeration or items[0][0] in '[{"' or _NONE.fullmatch(text):
         raise problem
     return items
 

@@ -158,7 +158,25 @@ def test_choices_that_cannot_be_told_apart_are_refused(kind: Any) -> None:
         choices_of(kind)
 
 
-WORDS = ["spam", "ham", "not", "isn't", "no", "is", "it", "but", ",", ".", "?", "York", "New", "New-York", "A", "-", "_"]
+WORDS = [
+    "spam",
+    "ham",
+    "not",
+    "isn't",
+    "no",
+    "is",
+    "it",
+    "but",
+    ",",
+    ".",
+    "?",
+    "York",
+    "New",
+    "New-York",
+    "A",
+    "-",
+    "_",
+]
 
 
 @given(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join) | st.text())

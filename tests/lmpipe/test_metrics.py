@@ -76,7 +76,25 @@ def test_numbers_match_however_they_are_written(number: int, after: str) -> None
     assert number_match(*pair(str(number), f"they have {number + 1}")) == 0
 
 
-WORDS = ["yes", "no", "noanswer", "Yes!", "no.", "a", "The", "an", "AN", "Black Sea", "sea", "black-sea", "'", "...", "42", "é", ""]
+WORDS = [
+    "yes",
+    "no",
+    "noanswer",
+    "Yes!",
+    "no.",
+    "a",
+    "The",
+    "an",
+    "AN",
+    "Black Sea",
+    "sea",
+    "black-sea",
+    "'",
+    "...",
+    "42",
+    "é",
+    "",
+]
 
 
 def official_normal(text: str) -> str:
@@ -163,8 +181,16 @@ def test_an_enum_is_scored_by_its_value() -> None:
 @pytest.mark.parametrize(
     ("example", "prediction", "message"),
     [
-        (Example({}, {"answer": "1"}), Prediction(reply="1"), "needs the field 'answer' in the prediction; there is 'reply'"),
-        (Example({}, {"label": "1"}), Prediction(answer="1"), "needs the field 'answer' in the labels; there is 'label'"),
+        (
+            Example({}, {"answer": "1"}),
+            Prediction(reply="1"),
+            "needs the field 'answer' in the prediction; there is 'reply'",
+        ),
+        (
+            Example({}, {"label": "1"}),
+            Prediction(answer="1"),
+            "needs the field 'answer' in the labels; there is 'label'",
+        ),
         (Example({}, {}), Prediction(answer="1"), "needs the field 'answer' in the labels; there is none"),
         (Example({}, {"answer": None}), Prediction(answer="1"), "needs an answer in the label 'answer'"),
         (Example({}, {"answer": []}), Prediction(answer="1"), "needs an answer in the label 'answer'"),

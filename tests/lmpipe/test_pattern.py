@@ -69,11 +69,13 @@ def test_well_formed_completions_match(source: str, text: str) -> None:
 @given(st.text("<>/ \\tTthinkgx", max_size=12), st.booleans())
 def test_text_holds_anything_but_tags_of_thoughts(text: str, last: bool) -> None:
     asked = signature("q -> answer" if last else "q -> answer, n: int")
-    matches = bool(re.fullmatch(completion_pattern(asked), f"answer: {text}" + "" if last else f"answer: {text}\nn: 1"))
+    matches = bool(re.fullmatch(completion_pattern(asked), f"answer: {text}" if last else f"answer: {text}\nn: 1"))
     assert matches == (bool(text) and not re.search(r"<[ \t]*/?[ \t]*think", text, re.IGNORECASE))
 
 
-@pytest.mark.parametrize("text", ["if a < b and c << d: return", "<b>x</b>", "a <", "<", "<<", "</", "< thin", "<thing>x"])
+@pytest.mark.parametrize(
+    "text", ["if a < b and c << d: return", "<b>x</b>", "a <", "<", "<<", "</", "< thin", "<thing>x"]
+)
 def test_other_tags_and_signs_may_be_written(text: str) -> None:
     assert re.fullmatch(completion_pattern(signature("q -> answer, n: int")), f"answer: {text}\nn: 1")
 

@@ -207,7 +207,10 @@ def test_a_completion_that_ends_within_a_thought_is_refused(text: str) -> None:
     ],
 )
 def test_tags_in_a_sentence_and_fences_in_a_value_stay(value: str) -> None:
-    assert TEMPLATE.parse(signature("question -> answer, n: int"), f"answer: {value}\nn: 3") == {"answer": value, "n": 3}
+    assert TEMPLATE.parse(signature("question -> answer, n: int"), f"answer: {value}\nn: 3") == {
+        "answer": value,
+        "n": 3,
+    }
 
 
 def test_fences_within_fenced_fields_stay() -> None:
@@ -220,7 +223,20 @@ def test_an_optional_field_without_text_is_empty_whatever_its_type() -> None:
     assert TEMPLATE.parse(sig, "n:\nanswer: x") == {"n": "", "answer": "x"}
 
 
-PIECES = ["<think>", "</think>", "<thinking a=b>", "< / think>", "<think/>", "\\", "\n", "answer: ", "a ", "```", "：", "<"]
+PIECES = [
+    "<think>",
+    "</think>",
+    "<thinking a=b>",
+    "< / think>",
+    "<think/>",
+    "\\",
+    "\n",
+    "answer: ",
+    "a ",
+    "```",
+    "：",
+    "<",
+]
 texts = st.lists(st.sampled_from(PIECES)).map("".join) | st.text()
 
 
@@ -235,16 +251,20 @@ def test_tags_and_fences_in_outputs_read_back(values: list[str]) -> None:
 @given(texts.filter(lambda text: "/" not in text), st.sampled_from(["<think>", "<Thinking x>"]))
 def test_what_stands_in_a_thought_is_never_an_answer(thought: str, tag: str) -> None:
     text = f"{tag}\nanswer: Rome {thought} answer: Oslo\n</think>\nanswer: Paris"
-    assert TEMPLATE.parse(signature("question -> answer: Literal['Rome', 'Oslo', 'Paris']"), text) == {"answer": "Paris"}
+    assert TEMPLATE.parse(signature("question -> answer: Literal['Rome', 'Oslo', 'Paris']"), text) == {
+        "answer": "Paris"
+    }
 
 
-@pytest.mark.parametrize("piece", ["answer: x\n", "\\", "- ", "<think>", "</think>\n", "```\n", "<", "1 000 ", "[", "not yes ", " "])
+@pytest.mark.parametrize(
+    "piece", ["answer: x\n", "\\", "- ", "<think>", "</think>\n", "```\n", "<", "1 000 ", "[", "not yes ", " "]
+)
 @pytest.mark.parametrize("kind", [str, int, Literal["yes", "no"], list[str], Any])
 def test_long_and_odd_completions_are_read_quickly(piece: str, kind: Any) -> None:
     """A pattern that backtracks would take hours."""
     sig = Signature((), (Field("answer", kind),))
     try:
-        TEMPLATE.parse(sig, "answer: " + piece * (100_000 // len(piece)))
+        outcome: Any = TEMPLATE.parse(sig, "answer: " + piece * (100_000 // len(piece)))
     except ParseError as error:
-        assert len(error.text) <= 2000
-        assert len(str(error)) < 6000
+        outcome = error
+    assert "answer" in outcome if isinstance(outcome, dict) else len(str(outcome)) < 5000

@@ -126,7 +126,8 @@ def test_any_text_is_looked_through_for_numbers(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("true", True), ("Yes.", True), ("**No**", False), ("It is false", False), ("yes, no doubt", True)]
+    ("text", "value"),
+    [("true", True), ("Yes.", True), ("**No**", False), ("It is false", False), ("yes, no doubt", True)],
 )
 def test_truth_values_are_choices_of_true_yes_and_false_no(text: str, value: bool) -> None:
     assert read(bool, text) is value
@@ -140,7 +141,17 @@ def test_what_is_no_plain_truth_value_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['["a", "b c"]', "- a\n- b c", "* a\n* b c", "• a\n\n• b c", "1. a\n2. b c", "1) a\n2) b c", "[1] a\n[2] b c", "a\nb c"]
+    "text",
+    [
+        '["a", "b c"]',
+        "- a\n- b c",
+        "* a\n* b c",
+        "• a\n\n• b c",
+        "1. a\n2. b c",
+        "1) a\n2) b c",
+        "[1] a\n[2] b c",
+        "a\nb c",
+    ],
 )
 def test_texts_are_read_from_json_bullets_or_lines(text: str) -> None:
     assert read(list[str], text) == ["a", "b c"]
