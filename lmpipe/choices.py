@@ -37,31 +37,8 @@ _NEGATIONS = re.compile(_SENTENCE)
 _AUXILIARY = r"(?:is|are|was|were|be|been|do|does|did|has|have|can|could|should|would|will|must|seems?)\s+"
 _LINK = re.compile(rf"\s+(?:{_AUXILIARY}){{1,3}}")  # between a choice and the negation that is said of it
 _PREFIX = re.compile(r"([^\W_]+)[-_]+\Z")
-_NEGATIVE_PREFIXES = frozenset(
-    [
-        "non",
-        "not",
-        "no",
-        "anti",
-        "contra",
-        "counter",
-        "un",
-        "dis",
-        "mis",
-        "in",
-        "semi",
-        "half",
-        "quasi",
-        "pseudo",
-        "near",
-        "ex",
-        "pre",
-        "post",
-        "sub",
-        "over",
-        "under",
-        "de",
-    ]
+_NEGATIVE_PREFIX = re.compile(
+    "non|not?|anti|contra|counter|un|dis|mis|in|semi|half|quasi|pseudo|near|ex|pre|post|sub|over|under|de"
 )
 _NEGATIVE_WORDS = frozenset(["no", "not", "non", "none", "nothing", "never", "neither", "nor"])
 _FURTHER = re.compile(r"\s+[\"'`*]*\w")  # a word that goes on after another
@@ -263,7 +240,7 @@ def _is_part(before: str, name: str, capital: bool) -> bool:
     prefix = _PREFIX.search(before)
     if prefix is None:
         return name[0].isdigit()
-    return capital or prefix[1].isdigit() or prefix[1] in _NEGATIVE_PREFIXES
+    return capital or prefix[1].isdigit() or bool(_NEGATIVE_PREFIX.fullmatch(prefix[1]))
 
 
 def _folded(text: str) -> str:

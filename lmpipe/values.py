@@ -56,10 +56,10 @@ def render_output(field: Field, value: Any) -> str:
     Raises:
         SignatureError: If the value cannot be written as JSON.
     """
+    if field.type is str:
+        return value if type(value) is str else as_choice(value).text
     known = choices_of(field.type)
-    if known is None and field.type is not str:
-        return _json(value)
-    return known.render(value) if known else as_choice(value).text
+    return known.render(value) if known else _json(value)
 
 
 def parse_value(field: Field, text: str) -> Any:
@@ -147,7 +147,8 @@ def _number(text: str, type_: Any) -> int | float:
     before, written, after = text[: number.start], text[number.start : number.end], text[number.end :]
     if number.value is None:
         parts = len(re.findall(r"\d+", written))
-        raise ValueError(f"holds {parts} numbers where one is wanted, or one that is written in an unknown way")
+        several = f"{parts} numbers where one is wanted, or " if parts > 1 else ""
+        raise ValueError(f"holds {several}a number that is too long or written in an unknown way")
     scale = _SCALE.match(f"{number.unit} {after}")
     if _SIGN_APART.search(before) or negated(before) or (scale and scale[1].lower() in _SCALES):
         raise ValueError("holds a number with words that change it; write it in digits, with its sign")
@@ -246,7 +247,7 @@ def _refuse_surprises(adapter: TypeAdapter[Any], text: str) -> None:
     def marking(value: Any) -> Any:
         nonlocal marked
         if isinstance(value, dict):
-            return {key: marking(item) for key, item in value.items()}
+            return {marking(key): marking(item) for key, item in value.items()}
         if isinstance(value, list):
             return [marking(item) for item in value]
         if isinstance(value, str) and _PLAIN_NUMBER.fullmatch(value.strip()):

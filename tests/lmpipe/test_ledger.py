@@ -149,7 +149,7 @@ def test_seconds_of_gpus_are_those_of_all_calls() -> None:
         def register_adapter(self, adapter: str, folder: Path) -> None:
             raise NotImplementedError
 
-    program, asked = Predict("question -> answer"), [Example({"question": str(n)}) for n in range(3)]
+    program, asked = Predict("question -> answer"), [Example({"question": str(n)}, {"answer": "yes"}) for n in range(3)]
     for lm, seconds in ((OnGPU(), 6.0), (ScriptedLM(lambda request: "answer: yes"), 0.0)):
         session = Session(lm=lm)
         evaluate(program, initial_state(program, session), asked, exact_match, session)
