@@ -92,13 +92,19 @@ def _fraction(text: str, numbers: Sequence[Number]) -> Fraction | None:
     above = before[-1].value if before else None
     if last.value is None or above is None or last.value <= 0 or last.value.denominator != 1:
         return last.value
-    if not _SLASH.fullmatch(text[before[-1].end : last.start]):
+    if before[-1].unit or not _SLASH.fullmatch(text[before[-1].end : last.start]):
         return last.value
     whole = before[-2] if len(before) > 1 else None
     between = text[whole.end : before[-1].start] if whole else "no number"
     if _SLASH.fullmatch(between):  # 1/2/3
         return last.value
-    if whole is None or whole.value is None or between.strip() or text[: whole.start].rstrip().endswith("/"):
+    if (
+        whole is None
+        or whole.value is None
+        or whole.unit
+        or between.strip()
+        or text[: whole.start].rstrip().endswith("/")
+    ):
         return above / last.value
     return whole.value + (above if whole.value >= 0 else -above) / last.value
 

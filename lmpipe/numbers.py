@@ -76,7 +76,7 @@ def _number(found: re.Match[str]) -> Number:
     value, unit = (_value(read["value"].replace(",", "")), read["unit"].strip(".,'’")) if read else (None, "")
     if value is not None and "-" in (found["sign"], found["inner"]):
         value = -value
-    return Number(found.start(), found.end(), value, unit, gap == " ")
+    return Number(found.start(), found.start() + len(found[0].rstrip(".,'’")), value, unit, gap == " ")
 
 
 def _value(written: str) -> Fraction | None:

@@ -79,7 +79,7 @@ class _Reader:
 
     def read(self, tag: str, after: str) -> None:
         """Goes on to the text after a tag."""
-        closing = "/" in tag[:-2]
+        closing = tag[1:].lstrip().startswith("/")
         if self._inside:
             self._thought.append(self._gap)
             self._inside = not closing

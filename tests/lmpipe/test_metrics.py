@@ -52,6 +52,8 @@ def test_answers_match_whatever_their_articles_case_and_punctuation() -> None:
         ("1 000 men", 1000),
         ("1\N{THIN SPACE}000", 1000),
         ("1/2/3", 3),
+        ("on day 1, 1/2 of it", Fraction(1, 2)),
+        ("1/2 3/4", Fraction(3, 4)),
         ("-1 1/2", Fraction(-3, 2)),
         ("1e3", 1000),
         ("first 3, then 1.000.000", None),

@@ -157,6 +157,7 @@ def test_passages_are_numbered_lines() -> None:
         "<think>\nIt is Paris, not Rome.\n</think>\n\nParis",
         "<THINK mode=long>answer: Rome</Think>answer: Paris",
         "< think >answer: Rome</ think >\nanswer: Paris",
+        "<think src=a/b>answer: Rome</think>\nanswer: Paris",
         "<thinking>answer: Rome</thinking><think>answer: Oslo</think>\nParis",
         "<think>a <think>answer: Rome</think>\nanswer: Oslo\n</think>\nanswer: Paris",
         "<think>I close it with </think> later.\nanswer: Rome\n</think>\nanswer: Paris",
