@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
-_NUMBER = r"(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
-_TERM = rf"\(*-?[$€£]?{_NUMBER}%?\)*"
-_EQUATION = re.compile(rf"(?<![\w.])(?P<left>{_TERM}(?:[-+*/]{_TERM})+)=(?P<right>-?[$€£]?{_NUMBER})")
+from lmpipe.numbers import UNSIGNED
+
+_TERM = rf"\(*-?[$€£]?{UNSIGNED}%?\)*"
+_EQUATION = re.compile(rf"(?<![\w.])(?P<left>{_TERM}(?:[-+*/]{_TERM})+)=(?P<right>-?[$€£]?{UNSIGNED})")
 _SPACES = re.compile(r"(?<=[\d)%])\s+(?=[-+*/=)%])|(?<=[-+*/=($€£])\s+(?=[-\d.($€£])")
 _TIMES = re.compile(r"(?<=[\d)%])\s*[x×]\s*(?=[\d($€£.])")
 _SPELLED = str.maketrans({"÷": "/", "−": "-"})

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, final, get_args
+from typing import Any, final
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -21,6 +21,7 @@ from benchmarks.run import scheduler
 from benchmarks.settings import Settings, table_rows
 from benchmarks.task import Task
 from lmpipe import LM, EngineError, Example, Module, Passage, Prediction, Retriever, Session, evaluate, initial_state
+from lmpipe.choices import choices_of
 from lmpipe.errors import SessionError
 from lmpipe.hashing import describe, digest
 from lmpipe.ledger import Cost, Ledger
@@ -31,7 +32,6 @@ from lmpipe.state import WeightState
 from lmpipe.store import RunStore
 from lmpipe.template import Template
 from lmpipe.trainer import Imitation, Objective, Trainer, TrainingResult, TrainingRow
-from lmpipe.values import is_choice
 from optimizers import format_strategy
 
 _CHARACTERS = 4  # of a token, about
@@ -142,8 +142,8 @@ def _reply(signature: Signature) -> str:
 
 def _fill(field: Field) -> Any:
     """A value of the field's type; JSON of any other type is not filled in, so its runs fail and count."""
-    if is_choice(field):
-        return get_args(field.type)[0]
+    if (named := choices_of(field.type)) is not None:
+        return named.choices[0].value
     known: Mapping[Any, Any] = {str: _TEXT if field.optional else "word", int: 1, float: 1.0, bool: True}
     return known.get(field.type, {})
 

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from lmpipe.errors import EngineError, LmpipeError
+from lmpipe.text import shorten
 
 A = TypeVar("A")
-
-_SHOWN = 100  # characters of an answer in a message
 
 
 def answers(who: str, ask: Callable[[], Iterable[A]], count: int, wanted: str, fits: Callable[[A], bool]) -> list[A]:
@@ -52,5 +51,4 @@ def answers(who: str, ask: Callable[[], Iterable[A]], count: int, wanted: str, f
 
 
 def _shown(answer: object) -> str:
-    text = repr(answer)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({type(answer).__name__})"
+    return shorten(repr(answer), 100)

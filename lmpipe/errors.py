@@ -16,10 +16,12 @@
         └── CorruptBlob      stored bytes no longer match their checksum
 
 `ParseError`, `EngineError`, `BudgetSpent` and `MetricError` of one example become data (a trace with a failure, a score
-of 0); the others end the call that raised them. Knows nothing of the rest of the package.
+of 0); the others end the call that raised them. Knows nothing of the rest of the package but how text is shortened.
 """
 
 from __future__ import annotations
+
+from lmpipe.text import shorten
 
 
 class LmpipeError(Exception):
@@ -55,15 +57,19 @@ class ParseError(LmpipeError):
 
     Attributes:
         field: Name of the output field that could not be read.
-        problem: What is wrong with it.
-        text: The whole completion.
+        problem: What is wrong with it, in at most 500 characters.
+        text: The completion; of one with more than 2,000 characters, its head and tail, with its length between them.
     """
 
     def __init__(self, field: str, problem: str, text: str) -> None:
-        super().__init__(f"field {field!r}: {problem}; the completion was {text!r}")
         self.field = field
-        self.problem = problem
-        self.text = text
+        self.problem = shorten(problem, 500)
+        self.text = shorten(text)
+        super().__init__(f"field {field!r}: {self.problem}; the completion was {shorten(repr(self.text))}")
+
+    def __reduce__(self) -> tuple[type[ParseError], tuple[str, str, str]]:
+        """An exception is copied and pickled by the arguments of its class, which are not the message here."""
+        return type(self), (self.field, self.problem, self.text)
 
 
 class EngineError(LmpipeError):

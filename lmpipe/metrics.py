@@ -6,18 +6,20 @@ punctuation, no articles, single spaces.
 
 from __future__ import annotations
 
+import enum
 import inspect
 import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 from lmpipe.data import Example, Prediction
 from lmpipe.errors import MetricError
-from lmpipe.text import clean
+from lmpipe.numbers import Number, find_numbers
+from lmpipe.text import clean, shorten
 
 Metric = Callable[[Example, Prediction], float | tuple[float, str]]
 """Scores a prediction on an example, in [0, 1]; a resumed run knows it by its code (`lmpipe.identity`).
@@ -26,16 +28,11 @@ It may give ``(score, feedback)``: what is wrong with the prediction, in words, 
 """
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NUMBER = re.compile(
-    r"""(?<![\w.])(?P<sign>[-−]?)(?:[$€£]\s?)?               # a hyphen between words, or before a space, is no sign
-        (?:(?P<whole>\d+)\s+(?=\d+/\d))?                    # 1 1/2
-        (?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+)
-        (?:\s?/\s?(?P<under>[1-9]\d{0,2}(?:,\d{3})+|\d*[1-9]\d*)(?![\d.,]*\d*/))?""",
-    re.VERBOSE,
-)
 _ROUNDING = 1e-6
-_SHOWN = 100  # characters of a verdict in a message
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ALONE = frozenset(["yes", "no", "noanswer"])
+_FINAL = re.compile(r"#### *(?=[-−$€£¥.\d])")
+_SLASH = re.compile(r"\s?/\s?")
 
 
 def judge(metric: Metric, example: Example, prediction: Prediction) -> tuple[float, str]:
@@ -58,8 +55,7 @@ def _in_range(score: object) -> float:
         raise MetricError("is async, so it gave a coroutine; write `def` in place of `async def`")
     value = float(score) if isinstance(score, SupportsFloat) else math.nan
     if not -_ROUNDING <= value <= 1 + _ROUNDING:  # a NaN is not either
-        shown = repr(score) if len(repr(score)) <= _SHOWN else f"{repr(score)[:_SHOWN]}…"
-        raise MetricError(f"gave {shown}; it must give a number in [0, 1], or (number, text)")
+        raise MetricError(f"gave {shorten(repr(score), 100)}; it must give a number in [0, 1], or (number, text)")
     return min(max(value, 0.0), 1.0)
 
 
@@ -69,34 +65,125 @@ def normalize_answer(text: object) -> str:
 
 
 def exact_match(example: Example, prediction: Prediction) -> float:
-    """1 if the prediction's ``answer`` equals the label ``answer`` after normalisation, else 0."""
-    return float(normalize_answer(prediction["answer"]) == normalize_answer(example.labels["answer"]))
+    """1 if the prediction's ``answer`` equals the label ``answer`` after normalisation, else 0.
+
+    A label that is a list holds answers that are all right; the best score counts, as in SQuAD.
+
+    Raises:
+        MetricError: If the prediction or the labels have no ``answer``.
+    """
+    answer, golds = _answers("exact_match", example, prediction)
+    return float(any(normalize_answer(answer) == normalize_answer(gold) for gold in golds))
 
 
 def answer_f1(example: Example, prediction: Prediction) -> float:
-    """Harmonic mean of the precision and recall of the words of ``answer`` after normalisation."""
-    found = Counter(normalize_answer(prediction["answer"]).split())
-    gold = Counter(normalize_answer(example.labels["answer"]).split())
-    shared = (found & gold).total()
-    return 2 * shared / (found.total() + gold.total()) if shared else 0.0
+    """Harmonic mean of the precision and recall of the words of ``answer`` after normalisation.
+
+    As in HotPotQA's official script, ``yes``, ``no`` and ``noanswer`` match only themselves. Two answers of which
+    normalisation leaves nothing (``"A"`` and ``"the"``) are equal, as they are for `exact_match`.
+
+    A label that is a list holds answers that are all right; the best score counts, as in SQuAD.
+
+    Raises:
+        MetricError: If the prediction or the labels have no ``answer``.
+    """
+    answer, golds = _answers("answer_f1", example, prediction)
+    return max(_f1(normalize_answer(answer), normalize_answer(gold)) for gold in golds)
 
 
 def last_number(text: object) -> Fraction | None:
     """The last number of a text, exactly: ``$1,000``, ``5.00``, ``3/4``, ``1 1/2`` and ``-7`` are numbers.
 
+    See `lmpipe.numbers.find_numbers` for how they are written. Of a number, it is the number itself.
+
     Returns:
-        None if there is none.
+        None if there is none, or if the last one has no certain reading (``1.000.000``, more than 4,300 digits).
     """
-    numbers = list(_NUMBER.finditer(str(text)))
-    if not numbers:
-        return None
-    found = numbers[-1]
-    whole, number, under = ((found[part] or "").replace(",", "") for part in ("whole", "number", "under"))
-    value = int(whole or 0) + Fraction(number) / int(under or 1)
-    return -value if found["sign"] else value
+    if isinstance(text, (int, Fraction)) and not isinstance(text, bool):
+        return Fraction(text)
+    text = str(text)
+    numbers = find_numbers(text)
+    return _fraction(text, numbers) if numbers else None
+
+
+def _fraction(text: str, numbers: Sequence[Number]) -> Fraction | None:
+    """The value of the last number; with the numbers before it, if these are the other parts of a fraction."""
+    *before, last = numbers
+    above = before[-1].value if before else None
+    if last.value is None or above is None or last.value <= 0 or last.value.denominator != 1:
+        return last.value
+    if before[-1].unit or not _SLASH.fullmatch(text[before[-1].end : last.start]):
+        return last.value
+    whole = before[-2] if len(before) > 1 else None
+    between = text[whole.end : before[-1].start] if whole else "no number"
+    if _SLASH.fullmatch(between):  # 1/2/3
+        return last.value
+    if (
+        whole is None
+        or whole.value is None
+        or whole.unit
+        or between.strip()
+        or text[: whole.start].rstrip().endswith("/")
+    ):
+        return above / last.value
+    return whole.value + (above if whole.value >= 0 else -above) / last.value
+
+
+def answer_number(text: object) -> Fraction | None:
+    """The number that a solution gives as its answer: right after the first ``####`` before a number, or the last one.
+
+    The mark is the one of GSM8K (Cobbe et al. 2021). Numbers are compared by value, not by spelling as there.
+    """
+    if isinstance(text, str) and (mark := _FINAL.search(text)):
+        found = find_numbers(text[mark.end() :])
+        return found[0].value if found else None
+    return last_number(text)
 
 
 def number_match(example: Example, prediction: Prediction) -> float:
-    """1 if the last numbers of ``answer`` and of the label ``answer`` are equal, else 0 (Cobbe et al. 2021)."""
-    number = last_number(prediction["answer"])
-    return float(number is not None and number == last_number(example.labels["answer"]))
+    """1 if the numbers of ``answer`` and of the label ``answer`` are equal, else 0 (see `answer_number`).
+
+    A label that is a list holds answers that are all right.
+
+    Raises:
+        MetricError: If the prediction or the labels have no ``answer``, or a label holds no number.
+    """
+    answer, golds = _answers("number_match", example, prediction)
+    wanted = [answer_number(gold) for gold in golds]
+    if None in wanted:
+        raise MetricError(
+            f"number_match needs a number in the label 'answer'; {_shown(golds[wanted.index(None)])} has none"
+        )
+    number = answer_number(answer)
+    return float(number is not None and number in wanted)
+
+
+def _answers(metric: str, example: Example, prediction: Prediction) -> tuple[Any, list[Any]]:
+    """The answer of a prediction, and those of the labels."""
+    for name, fields in (("prediction", prediction), ("labels", example.labels)):
+        if "answer" not in fields:
+            raise MetricError(f"{metric} needs the field 'answer' in the {name}; there is {_listed(fields)}")
+    label = example.labels["answer"]
+    golds = list(label) if isinstance(label, (list, tuple)) else [label]
+    if not golds or None in golds:
+        raise MetricError(f"{metric} needs an answer in the label 'answer'; it is {_shown(label)}")
+    answer, *golds = (one.value if isinstance(one, enum.Enum) else one for one in (prediction["answer"], *golds))
+    return "" if answer is None else answer, golds
+
+
+def _f1(answer: str, gold: str) -> float:
+    if answer == gold:
+        return 1.0
+    if {answer, gold} & _ALONE:
+        return 0.0
+    found, wanted = Counter(answer.split()), Counter(gold.split())
+    shared = (found & wanted).total()
+    return 2 * shared / (found.total() + wanted.total()) if shared else 0.0
+
+
+def _listed(fields: Any) -> str:
+    return shorten(", ".join(map(repr, fields)), 300) or "none"
+
+
+def _shown(value: object) -> str:
+    return shorten(repr(value), 300)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import TypeAdapter
 
+from lmpipe.choices import choices_of
 from lmpipe.errors import SignatureError
 from lmpipe.signature import Field, Signature
-from lmpipe.values import is_choice
+from lmpipe.thoughts import quote_tags
 
 _INTEGER = r"-?(0|[1-9][0-9]{0,17})"
 _TYPES = {
@@ -23,9 +24,14 @@ _TYPES = {
     float: _INTEGER + r"(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?",
     bool: r"(true|false)",
 }
-_LINE = r"[^\n]+"
-_LINES = r"[\s\S]+"
-_SEEN = "[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # no white space, as Python has it
+_LEAD = r"[ \t]*(/[ \t]*)?"  # between the < of a tag and its name
+_OTHER_NAME = "[tT]([^hH<{0}]|[hH]([^iI<{0}]|[iI]([^nN<{0}]|[nN][^kK<{0}])))"
+_OPEN = f"<({_LEAD}([tT]([hH]([iI][nN]?)?)?)?<)*"  # one < after another; none begins a tag
+_NO_TAG = rf"{_OPEN}([ \t]*([^ \t/tT<{{0}}]|/[ \t]*[^ \ttT<{{0}}])|{_LEAD}{_OTHER_NAME})"
+_TAIL = f"{_OPEN}{_LEAD}([tT]([hH]([iI][nN]?)?)?)?"
+_SEEN = (
+    "[^<\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # no white space, as Python has it
+)
 
 
 @lru_cache(maxsize=1024)
@@ -33,7 +39,7 @@ def completion_pattern(signature: Signature) -> str:
     """The pattern of a signature's completions.
 
     Fields stand in the signature's order, each on a line of its own; optional ones may be left out. Text is a single
-    line, except in the last field.
+    line, except in the last field, and holds no tag of a thought.
 
     Raises:
         SignatureError: If the values of a field's type cannot be described by a pattern.
@@ -49,15 +55,24 @@ def completion_pattern(signature: Signature) -> str:
 
 
 def _value(field: Field, *, last: bool) -> str:
+    piece, tail = _text("" if last else r"\n")
     if field.type is str:
-        return _LINES if last else _LINE
+        return f"({piece}+({tail})?|{tail})"
     if field.type is Any:  # which, unlike text, cannot be empty
-        return _SEEN + (r"[\s\S]*" if last else r"[^\n]*")
-    if is_choice(field):
-        return "(" + "|".join(re.escape(str(option)) for option in get_args(field.type)) + ")"
-    if field.type in _TYPES:
-        return _TYPES[field.type]
-    return _json(field)
+        return f"{_SEEN}{piece}*({tail})?"
+    known = choices_of(field.type)
+    if known is not None:
+        return "(" + "|".join(re.escape(quote_tags(choice.text)) for choice in known.choices) + ")"
+    return _TYPES.get(field.type) or _json(field)
+
+
+def _text(line_end: str) -> tuple[str, str]:
+    """The pattern of a piece of text without tags, and of what may stand after the last piece.
+
+    Args:
+        line_end: What ends the text.
+    """
+    return f"([^<{line_end}]|{_NO_TAG.format(line_end)})", _TAIL
 
 
 def _json(field: Field) -> str:
@@ -69,8 +84,9 @@ def _json(field: Field) -> str:
             "run: pip install 'lmpipe[structured]'"
         ) from error
     try:
-        return f"({build_regex_from_schema(json.dumps(TypeAdapter(field.type).json_schema()))})"
-    except (ValueError, TypeError) as error:
+        pattern = build_regex_from_schema(json.dumps(TypeAdapter(field.type).json_schema()))
+    except (ValueError, TypeError, RecursionError) as error:
         raise SignatureError(
             f"field {field.name!r} of type {field.type_name} cannot be written as a pattern: {error}"
         ) from error
+    return f"({pattern.replace('[1-9][0-9]*', '[1-9][0-9]{0,17}').replace('[eE][+-][0-9]+', '[eE][+-][0-9]{1,2}')})"

@@ -7,16 +7,22 @@ class whose annotated attributes are set to `Input` and `Output`. Knows nothing 
 from __future__ import annotations
 
 import ast
+import enum
 import inspect
+import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, Literal, final, get_type_hints
+from functools import cached_property, lru_cache
+from typing import Any, Literal, final, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
+from pydantic.errors import PydanticUserError
 
+from lmpipe.choices import choices_of
 from lmpipe.errors import SignatureError
 from lmpipe.hashing import digest
+from lmpipe.text import shorten
 
 _TYPE_NAMES: Mapping[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "Any": Any}
 _CONTAINERS: Mapping[str, Any] = {"list": list, "dict": dict, "tuple": tuple}
@@ -49,7 +55,8 @@ class Field:
         """The type by content: its name, and the schema of what it holds where that is more than a name."""
         if self.type in (str, int, float, bool, Any):
             return self.type_name
-        return [self.type_name, TypeAdapter(self.type).json_schema()]
+        names = [list(self.type.__members__)] if isinstance(self.type, enum.EnumMeta) else []
+        return [self.type_name, _schema(self.type), *names]
 
 
 @final
@@ -63,7 +70,8 @@ class Signature:
         instructions: What to do. The optimizers search over this text and over demonstrations.
 
     Raises:
-        SignatureError: If there is no output, or two fields share a name.
+        SignatureError: If there is no output, two fields share a name, a name is no identifier, or a type is none that
+            values can be read and written for.
     """
 
     inputs: tuple[Field, ...]
@@ -71,6 +79,8 @@ class Signature:
     instructions: str = ""
 
     def __post_init__(self) -> None:
+        for field in self.inputs + self.outputs:
+            _check(field)
         names = [field.name.lower() for field in self.inputs + self.outputs]
         if not self.outputs:
             raise SignatureError(f"signature with inputs {names} has no output field; write 'inputs -> outputs'")
@@ -135,6 +145,60 @@ def Output(desc: str = "", *, optional: bool = False) -> Any:
     return _Marker("output", desc, optional)
 
 
+@lru_cache(maxsize=1024)
+def _schema(type_: Any) -> dict[str, Any]:
+    return TypeAdapter(type_).json_schema()
+
+
+def _check(field: Field) -> None:
+    """Raises a SignatureError for a field that no prompt can hold."""
+    if not isinstance(field.name, str) or not field.name.isidentifier() or field.name == "self":
+        raise SignatureError(f"{_shown(field.name)} cannot name a field; use a Python identifier other than 'self'")
+    try:
+        if field.type in (str, int, float, bool, Any):
+            return
+        choices_of(field.type)
+        _schema(field.type)
+    except SignatureError as error:
+        raise SignatureError(f"field {field.name!r}: {error}") from None
+    except (
+        PydanticUserError,
+        TypeError,
+        ValueError,
+        NameError,
+        AttributeError,
+        RecursionError,
+        AssertionError,
+    ) as error:
+        raise SignatureError(
+            f"field {field.name!r} has a type that values cannot be read and written for: "
+            f"{shorten(str(error).partition(chr(10))[0], 300)}"
+        ) from None
+    odd = [constant for constant in _constants_of(field.type) if not _is_plain(constant)]
+    if odd:
+        raise SignatureError(
+            f"field {field.name!r} has the choice {_shown(odd[0])}; a Literal may hold only text, finite numbers, "
+            "truth values, enum members and None"
+        )
+
+
+def _constants_of(type_: Any) -> list[Any]:
+    """The constants of a type and of the types within it."""
+    if get_origin(type_) is Literal:
+        return list(get_args(type_))
+    return [constant for part in get_args(type_) if not isinstance(part, list) for constant in _constants_of(part)]
+
+
+def _is_plain(constant: Any) -> bool:
+    if isinstance(constant, float):
+        return math.isfinite(constant)
+    return constant is None or isinstance(constant, (str, int, enum.Enum))
+
+
+def _shown(value: object) -> str:
+    return shorten(repr(value), 300)
+
+
 SignatureLike = Signature | str | type
 
 
@@ -153,12 +217,33 @@ def signature(source: SignatureLike, instructions: str = "", types: Mapping[str,
     if isinstance(source, Signature):
         return source
     if isinstance(source, str):
-        return _from_string(source, instructions, types or {})
+        try:
+            return _from_string(source, instructions, types or {})
+        except (RecursionError, MemoryError):
+            raise SignatureError(f"signature {_shown(source)} is nested too deeply") from None
+    if not isinstance(source, type):
+        raise SignatureError(
+            f"{_shown(source)} is no signature; write 'inputs -> outputs' or a class of Input and Output"
+        )
     return _from_class(source)
 
 
 def _from_class(source: type) -> Signature:
-    hints = get_type_hints(source)
+    try:
+        hints = get_type_hints(source)
+    except (
+        NameError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        LookupError,
+        SyntaxError,
+        ArithmeticError,
+        RecursionError,
+    ) as e:
+        raise SignatureError(
+            f"an annotation of {source.__name__} cannot be read: {shorten(str(e), 300)}; give types by known names"
+        ) from e
     sides: dict[str, list[Field]] = {"input": [], "output": []}
     for name, hint in hints.items():
         marker = source.__dict__.get(name)
@@ -171,22 +256,30 @@ def _from_class(source: type) -> Signature:
 def _from_string(text: str, instructions: str, types: Mapping[str, Any]) -> Signature:
     left, arrow, right = text.partition("->")
     if not arrow or "->" in right:
-        raise SignatureError(f"signature {text!r} needs exactly one '->' between inputs and outputs")
+        raise SignatureError(f"signature {_shown(text)} needs exactly one '->' between inputs and outputs")
     return Signature(_fields(left, text, types), _fields(right, text, types), instructions)
 
 
 def _fields(side: str, text: str, types: Mapping[str, Any]) -> tuple[Field, ...]:
     """Reads one side by parsing it as the parameters of a Python function, which is what it looks like."""
+    where = f"{_shown(side.strip())} in signature {_shown(text)}"
     try:
-        tree, *more = ast.parse(f"def _({side.strip()}): pass").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in strings, which are read as Python reads them
+            tree, *more = ast.parse(f"def _({side.strip()}\n): pass").body
     except SyntaxError as error:
-        raise SignatureError(f"cannot read {side.strip()!r} in signature {text!r}: {error.msg}") from None
-    if more or not isinstance(tree, ast.FunctionDef):
-        raise SignatureError(f"cannot read {side.strip()!r} in signature {text!r}")
+        raise SignatureError(f"cannot read {where}: {error.msg}") from None
+    except ValueError as error:  # NUL, and text that is not Unicode
+        raise SignatureError(f"cannot read {where}: {error}") from None
+    if more or not isinstance(tree, ast.FunctionDef) or not isinstance(tree.body[0], ast.Pass):
+        raise SignatureError(f"cannot read {where}")
     arguments = tree.args
     if arguments.defaults or arguments.kwonlyargs or arguments.posonlyargs or arguments.vararg or arguments.kwarg:
-        raise SignatureError(f"{side.strip()!r} in signature {text!r} may hold only 'name' and 'name: type'")
-    return tuple(Field(arg.arg, _type(arg.annotation, text, types)) for arg in arguments.args)
+        raise SignatureError(f"{where} may hold only 'name' and 'name: type'")
+    try:
+        return tuple(Field(arg.arg, _type(arg.annotation, text, types)) for arg in arguments.args)
+    except TypeError as error:  # None | None, dict[int]
+        raise SignatureError(f"cannot read a type of {where}: {error}") from None
 
 
 def _type(node: ast.expr | None, text: str, types: Mapping[str, Any]) -> Any:
@@ -202,18 +295,29 @@ def _type(node: ast.expr | None, text: str, types: Mapping[str, Any]) -> Any:
         case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
             return Literal[tuple(_constants(options, text))]
         case ast.Subscript(value=ast.Name(id=name), slice=ast.Tuple(elts=items)) if name in _CONTAINERS:
-            return _CONTAINERS[name][tuple(_type(item, text, types) for item in items)]
+            return _CONTAINERS[name][tuple(_item(item, text, types) for item in items)]
         case ast.Subscript(value=ast.Name(id=name), slice=item) if name in _CONTAINERS:
             return _CONTAINERS[name][_type(item, text, types)]
     known = ", ".join([*_TYPE_NAMES, *_CONTAINERS, "Literal", *types])
     raise SignatureError(
-        f"unknown type {ast.unparse(node)!r} in signature {text!r}; known are {known}; pass others in types="
+        f"unknown type {_shown(ast.unparse(node))} in signature {_shown(text)}; known are {shorten(known, 300)}; "
+        "pass others in types="
     )
+
+
+def _item(node: ast.expr, text: str, types: Mapping[str, Any]) -> Any:
+    """A type within a container; of a tuple, also the dots of ``tuple[str, ...]``."""
+    return ... if isinstance(node, ast.Constant) and node.value is ... else _type(node, text, types)
 
 
 def _constants(node: ast.expr, text: str) -> list[Any]:
     items = node.elts if isinstance(node, ast.Tuple) else [node]
     try:
-        return [ast.literal_eval(item) for item in items]
-    except ValueError:
-        raise SignatureError(f"Literal in signature {text!r} may hold only constants") from None
+        constants = [ast.literal_eval(item) for item in items]
+    except (ValueError, TypeError, SyntaxError):
+        constants = []
+    if not constants or not all(map(_is_plain, constants)):
+        raise SignatureError(
+            f"Literal in signature {_shown(text)} may hold only constants: text, finite numbers, True, False and None"
+        )
+    return constants

@@ -1,7 +1,7 @@
 """Text that every part of a run can take: characters that are no text are replaced where they come in.
 
 Half an emoji (a lone surrogate) cannot be encoded, NUL ends strings elsewhere, and control characters command
-terminals. Knows nothing of where text comes from.
+terminals. Text that goes into messages is shortened. Knows nothing of where text comes from.
 """
 
 from __future__ import annotations
@@ -33,3 +33,12 @@ def clean(text: str) -> str:
 def count_unclean(text: str) -> int:
     """How many characters `clean` replaces."""
     return 0 if is_clean(text) else len(_NO_TEXT.findall(text))
+
+
+def shorten(text: str, most: int = 2000) -> str:
+    """The text, if it has at most `most` characters; else its head and tail, with its length between them."""
+    if len(text) <= most:
+        return text
+    mark = f" […, {len(text)} characters in all] "
+    tail = max(0, most - len(mark)) // 3
+    return text[: most - len(mark) - tail] + mark + text[len(text) - tail :]

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from typing import NoReturn, final
 
 from lmpipe.errors import StrategyError
+from lmpipe.text import clean, shorten
 
 VANILLA = "vanilla"
 MOST_STAGES = 100
+_DEEPEST = 100  # parentheses within one another
+_SHOWN = 60  # characters before and after the place that a message points at
 
 _TOKEN = re.compile(r"->|[()*]|(?:(?!->)[^()*\s])(?:(?:(?!->)[^()*])*(?:(?!->)[^()*\s]))?")
 
@@ -34,6 +37,8 @@ def parse_strategy(text: str, known: Collection[str]) -> tuple[str, ...]:
     Raises:
         StrategyError: If it cannot be read; the message points at the place.
     """
+    if not isinstance(text, str):
+        raise StrategyError(f"a strategy is a text such as 'p -> w -> p', and not {shorten(repr(text), 300)}")
     if text.strip() == VANILLA:
         return ()
     return _Reader(text, known).read()
@@ -68,6 +73,7 @@ class _Reader:
         self._text, self._known = text, known
         self._tokens = [_Token(match.group(), match.start()) for match in _TOKEN.finditer(text)]
         self._next = 0
+        self._depth = 0
 
     def read(self) -> tuple[str, ...]:
         names = self._strategy()
@@ -77,14 +83,20 @@ class _Reader:
 
     def _strategy(self) -> tuple[str, ...]:
         names = self._stages()
-        while self._take("->"):
+        while (arrow := self._peek()) is not None and self._take("->"):
             names += self._stages()
+            if len(names) > MOST_STAGES:
+                self._fail(f"a strategy has at most {MOST_STAGES} stages", arrow)
         return names
 
     def _stages(self) -> tuple[str, ...]:
         opening = self._peek()
         if self._take("("):
+            self._depth += 1
+            if self._depth > _DEEPEST:
+                self._fail(f"parentheses are nested more than {_DEEPEST} deep", opening)
             names = self._strategy()
+            self._depth -= 1
             if not self._take(")"):
                 self._fail("this parenthesis is not closed", opening)
         else:
@@ -96,19 +108,21 @@ class _Reader:
         if token is None or token.text in {"->", "(", ")", "*"}:
             self._fail("a stage name is missing", token)
         if token.text not in self._known:
-            self._fail(f"no stage is called {token.text!r}", token)
+            self._fail(f"no stage is called {shorten(repr(token.text), 100)}", token)
         self._next += 1
         return token.text
 
     def _repeated(self, names: tuple[str, ...]) -> tuple[str, ...]:
         while self._take("*"):
             token = self._peek()
-            if token is None or not (token.text.isascii() and token.text.isdigit()) or int(token.text[:6]) < 1:
+            digits = token.text.lstrip("0") if token and token.text.isascii() and token.text.isdigit() else ""
+            if not digits:
                 self._fail("after '*' comes how often, such as 2", token)
-            if len(names) * int(token.text[:6]) > MOST_STAGES:
+            count = int(digits[:6])  # more digits are too many, whatever they are
+            if len(names) * count > MOST_STAGES:
                 self._fail(f"a strategy has at most {MOST_STAGES} stages", token)
             self._next += 1
-            names *= int(token.text)
+            names *= count
         return names
 
     def _peek(self) -> _Token | None:
@@ -122,5 +136,13 @@ class _Reader:
 
     def _fail(self, problem: str, token: _Token | None) -> NoReturn:
         at = len(self._text.rstrip()) if token is None else token.at
-        listed = ", ".join(sorted(self._known))
-        raise StrategyError(f"{problem}; the stages are {listed}\n  {self._text}\n  {' ' * at}^")
+        first, last = max(0, at - _SHOWN), at + _SHOWN
+        before = "…" * (first > 0) + self._text[first:at]
+        shown = _line(before + self._text[at:last]) + "…" * (last < len(self._text))
+        listed = shorten(", ".join(sorted(self._known)), 500)
+        raise StrategyError(f"{problem}; the stages are {listed}\n  {shown}\n  {' ' * len(before)}^")
+
+
+def _line(text: str) -> str:
+    """The text as one line of as many characters, none of which commands a terminal."""
+    return "".join(clean("\0" if character in "\t\r\n\x85\u2028\u2029" else character) for character in text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from typing import Any, Literal
 
 import pytest
@@ -17,13 +18,31 @@ from lmpipe.signature import Field, signature
 from lmpipe.template import Template
 
 
+class Size(Enum):
+    BIG = "big"
+    SMALL = 2
+
+
 class City(BaseModel):
     name: str
     people: int
     rivers: list[str] = []
 
 
-TYPES = [str, int, float, bool, Literal["a (b)", "c.d", "e"], list[int], City, str | None, Any]
+TYPES = [
+    str,
+    int,
+    float,
+    bool,
+    Literal["a (b)", "c.d", "e", "<think>"],
+    list[int],
+    list[float],
+    City,
+    str | None,
+    float | None,
+    Size | None,
+    Any,
+]
 
 
 @given(st.lists(st.tuples(st.sampled_from(TYPES), st.booleans()), min_size=1, max_size=3), st.data())
@@ -45,6 +64,20 @@ def test_whatever_matches_can_be_parsed(kinds: list[tuple[Any, bool]], data: st.
 )
 def test_well_formed_completions_match(source: str, text: str) -> None:
     assert re.fullmatch(completion_pattern(signature(source)), text)
+
+
+@given(st.text("<>/ \\tTthinkgx", max_size=12), st.booleans())
+def test_text_holds_anything_but_tags_of_thoughts(text: str, last: bool) -> None:
+    asked = signature("q -> answer" if last else "q -> answer, n: int")
+    matches = bool(re.fullmatch(completion_pattern(asked), f"answer: {text}" if last else f"answer: {text}\nn: 1"))
+    assert matches == (bool(text) and not re.search(r"<[ \t]*/?[ \t]*think", text, re.IGNORECASE))
+
+
+@pytest.mark.parametrize(
+    "text", ["if a < b and c << d: return", "<b>x</b>", "a <", "<", "<<", "</", "< thin", "<thing>x"]
+)
+def test_other_tags_and_signs_may_be_written(text: str) -> None:
+    assert re.fullmatch(completion_pattern(signature("q -> answer, n: int")), f"answer: {text}\nn: 1")
 
 
 @pytest.mark.parametrize("blank", [" ", "\t", "\x85", "\u2003 "])

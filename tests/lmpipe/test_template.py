@@ -148,3 +148,124 @@ def test_passages_are_numbered_lines() -> None:
     sig = signature("context: list[str] -> answer")
     message = TEMPLATE.messages(sig, PromptState(instructions="Read."), {"context": ["one", "two"]})[-1]
     assert message.content == "context: \n[1] one\n[2] two"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>\nanswer: Rome? No.\n</think>\n\nanswer: Paris",
+        "<think>\nIt is Paris, not Rome.\n</think>\n\nParis",
+        "<THINK mode=long>answer: Rome</Think>answer: Paris",
+        "< think >answer: Rome</ think >\nanswer: Paris",
+        "<think src=a/b>answer: Rome</think>\nanswer: Paris",
+        "<thinking>answer: Rome</thinking><think>answer: Oslo</think>\nParis",
+        "<think>a <think>answer: Rome</think>\nanswer: Oslo\n</think>\nanswer: Paris",
+        "<think>I close it with </think> later.\nanswer: Rome\n</think>\nanswer: Paris",
+        "<think/>Paris",
+        "answer: Rome? No.\n</think>\nanswer: Paris",
+        "answer: Rome? No.</think>\n\nanswer: Paris",
+        "It is not Rome.</think>answer: Paris",
+        "Well. <think>answer: Rome</think> answer: Paris",
+        "answer: <think>Rome?</think> Paris",
+        "answer: Paris\n<think>\nanswer: Rome\n</think>",
+        "```\nanswer: Paris\n```",
+        "~~~text\nanswer: Paris\n~~~",
+        " ```json title=x\n\nanswer: Paris\n\n ```\n",
+        "````\nParis\n````",
+        "```Paris```",
+        "Here it is:\n```\nanswer: Paris\n```\nI hope that this helps.",
+        "```\nanswer: Paris```",
+        "```\nanswer: Paris",
+        "```\n<think>\nanswer: Rome\n</think>\nanswer: Paris\n```",
+        "<think>```\nanswer: Rome\n```</think>\n```\nanswer: Paris\n```",
+        "answer：Paris",
+        "__Answer__ : Paris",
+        "1. **Answer:** Paris",
+        "* `answer`: Paris",
+        "## Answer: Paris",
+        "\ufeffanswer: Paris",
+    ],
+)
+def test_thoughts_fences_and_marks_around_an_answer_are_no_part_of_it(text: str) -> None:
+    assert TEMPLATE.parse(signature("question -> answer"), text) == {"answer": "Paris"}
+
+
+@pytest.mark.parametrize("text", ["<think>\nperhaps\nanswer: Rome", "answer: Rome\n<think>\nor", "Rome\n<thinking>but"])
+def test_a_completion_that_ends_within_a_thought_is_refused(text: str) -> None:
+    for source in ("question -> answer", "question -> reasoning, answer"):
+        with pytest.raises(ParseError, match="cut off while the LM was thinking"):
+            TEMPLATE.parse(signature(source), text)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Wrap thoughts in <think>...</think> tags.",
+        "Begin with <think> and go on.",
+        "It ends with </think>, as always",
+        "```py\nprint()\n```",
+        "a\n```\nb\n```\nc",
+    ],
+)
+def test_tags_in_a_sentence_and_fences_in_a_value_stay(value: str) -> None:
+    assert TEMPLATE.parse(signature("question -> answer, n: int"), f"answer: {value}\nn: 3") == {
+        "answer": value,
+        "n": 3,
+    }
+
+
+def test_fences_within_fenced_fields_stay() -> None:
+    text = "```\nreasoning: run\n```py\nx\n```\nanswer: Paris\n```\nThat is all."
+    assert TEMPLATE.parse(QA, text) == {"reasoning": "run\n```py\nx\n```", "answer": "Paris"}
+
+
+def test_an_optional_field_without_text_is_empty_whatever_its_type() -> None:
+    sig = Signature((), (Field("n", int, optional=True), Field("answer")))
+    assert TEMPLATE.parse(sig, "n:\nanswer: x") == {"n": "", "answer": "x"}
+
+
+PIECES = [
+    "<think>",
+    "</think>",
+    "<thinking a=b>",
+    "< / think>",
+    "<think/>",
+    "\\",
+    "\n",
+    "answer: ",
+    "a ",
+    "```",
+    "：",
+    "<",
+]
+texts = st.lists(st.sampled_from(PIECES)).map("".join) | st.text()
+
+
+@given(st.lists(texts.map(str.strip), min_size=1, max_size=3))
+def test_tags_and_fences_in_outputs_read_back(values: list[str]) -> None:
+    names = ("reasoning", "answer", "note")[: len(values)]
+    sig = Signature((Field("question"),), tuple(map(Field, names)))
+    outputs = dict(zip(names, values, strict=True))
+    assert TEMPLATE.parse(sig, TEMPLATE.completion(sig, outputs)) == outputs
+
+
+@given(texts.filter(lambda text: "/" not in text), st.sampled_from(["<think>", "<Thinking x>"]))
+def test_what_stands_in_a_thought_is_never_an_answer(thought: str, tag: str) -> None:
+    text = f"{tag}\nanswer: Rome {thought} answer: Oslo\n</think>\nanswer: Paris"
+    assert TEMPLATE.parse(signature("question -> answer: Literal['Rome', 'Oslo', 'Paris']"), text) == {
+        "answer": "Paris"
+    }
+
+
+@pytest.mark.parametrize(
+    "piece", ["answer: x\n", "\\", "- ", "<think>", "</think>\n", "```\n", "<", "1 000 ", "[", "not yes ", " "]
+)
+@pytest.mark.parametrize("kind", [str, int, Literal["yes", "no"], list[str], Any])
+def test_long_and_odd_completions_are_read_quickly(piece: str, kind: Any) -> None:
+    """A pattern that backtracks would take hours."""
+    sig = Signature((), (Field("answer", kind),))
+    try:
+        outcome: Any = TEMPLATE.parse(sig, "answer: " + piece * (100_000 // len(piece)))
+    except ParseError as error:
+        outcome = error
+    assert "answer" in outcome if isinstance(outcome, dict) else len(str(outcome)) < 5000

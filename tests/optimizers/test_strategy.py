@@ -79,6 +79,43 @@ def test_a_fault_is_pointed_at(text: str, message: str, column: int) -> None:
     assert str(caught.value).splitlines()[-2:] == [f"  {text}", "  " + " " * column + "^"]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("p*" + "0" * 1_000_000, "after '*' comes how often"),
+        ("p*" + "9" * 1_000_000, "at most 100 stages"),
+        ("p*000001" + "0" * 5000, "at most 100 stages"),
+        ("(" * 100_000, "nested more than 100 deep"),
+        ("(" * 100_000 + "p" + ")" * 100_000, "nested more than 100 deep"),
+        ("p -> " * 100_000 + "p", "at most 100 stages"),
+        ("x" * 1_000_000, "no stage is called"),
+        (" " * 1_000_000, "a stage name is missing"),
+        ("p -> \x1b[31mred\n\t -> w", "no stage is called"),
+        ("p*²", "after '*' comes how often"),
+        (None, "a strategy is a text"),
+        (["p", "w"], "a strategy is a text"),
+    ],
+)
+def test_a_message_is_short_and_plain_whatever_the_strategy(text: str, message: str) -> None:
+    with pytest.raises(StrategyError) as caught:
+        parse_strategy(text, NAMES)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert not set("\x1b\t") & set(str(caught.value))
+
+
+def test_a_long_strategy_is_shown_around_the_place() -> None:
+    with pytest.raises(StrategyError) as caught:
+        parse_strategy("p -> " * 50 + "x" + " -> w" * 30, NAMES)
+    shown, mark = str(caught.value).splitlines()[-2:]
+    assert shown[mark.index("^")] == "x"
+
+
+def test_zeros_before_a_number_and_a_hundred_parentheses_are_read() -> None:
+    assert parse_strategy("p*" + "0" * 5000 + "2", NAMES) == ("p", "p")
+    assert parse_strategy("(" * 100 + "p" + ")*1" * 100, NAMES) == ("p",)
+
+
 @given(st.text("pw->*() 12", max_size=12) | st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
