@@ -10,13 +10,16 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from lmpipe.data import Example
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import digest
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""The type of a setting from 0 to 1."""
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +97,7 @@ def check_settings(settings: object) -> None:
     Raises:
         ConfigError: If a field holds what its type does not allow; the message has its name and value.
     """
-    kind = type(settings)
+    kind: type[Any] = type(settings)
     fields = _model(kind)
     values = {name: getattr(settings, name) for name in fields.model_fields}
     try:

@@ -57,7 +57,7 @@ class Embeddings:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], Vector] = {}
+        self._known: dict[tuple[str, str], Vector | None] = {}  # none where what came is no vector
         self._wanted: dict[tuple[str, str], None] = {}
         self._wanting, self._computing = threading.Lock(), threading.Lock()
 
@@ -65,7 +65,8 @@ class Embeddings:
         """A vector for each text, in order.
 
         Raises:
-            EngineError: If the embedder gives another number of vectors.
+            EngineError: If the embedder gives another number of vectors or vectors of several lengths, or the vector of
+                one of these texts holds something that is not a number.
         """
         keys = [(embedder.name, text) for text in texts]
         missing = [key for key in keys if key not in self._known]
@@ -74,7 +75,7 @@ class Embeddings:
                 self._wanted.update(dict.fromkeys(missing))
             with self._computing:
                 self._compute(embedder)
-        return [self._known[key] for key in keys]
+        return [_usable(key, self._known[key]) for key in keys]
 
     def _compute(self, embedder: Embedder) -> None:
         """Computes what is wanted of an embedder; nothing if the batch before held it all."""
@@ -82,18 +83,34 @@ class Embeddings:
             asked = [key for key in self._wanted if key[0] == embedder.name]
         batch = [key for key in asked if key not in self._known]
         if batch:
-            vectors = embedder.embed([text for _, text in batch])
-            if len(vectors) != len(batch):
-                raise EngineError(f"embedder {embedder.name!r} gave {len(vectors)} vectors for {len(batch)} texts")
-            self._known.update(zip(batch, map(_unit, vectors), strict=True))
+            self._known.update(zip(batch, _vectors(embedder, [text for _, text in batch]), strict=True))
         with self._wanting:
             for key in asked:
                 del self._wanted[key]
 
 
-def _unit(vector: Sequence[float]) -> Vector:
+def _vectors(embedder: Embedder, texts: Sequence[str]) -> list[Vector | None]:
+    vectors = embedder.embed(texts)
+    if len(vectors) != len(texts):
+        raise EngineError(f"embedder {embedder.name!r} gave {len(vectors)} vectors for {len(texts)} texts")
+    sizes = sorted({len(vector) for vector in vectors})
+    if len(sizes) > 1:
+        raise EngineError(f"embedder {embedder.name!r} gave vectors of {sizes[0]} and of {sizes[-1]} numbers")
+    return [_unit(vector) for vector in vectors]
+
+
+def _unit(vector: Sequence[float]) -> Vector | None:
+    """The vector at length 1, one without any length as it is; none if it holds what is not a number."""
     length = math.hypot(*vector)
+    if not math.isfinite(length):
+        return None
     return tuple(value / length for value in vector) if length else tuple(vector)
+
+
+def _usable(key: tuple[str, str], vector: Vector | None) -> Vector:
+    if vector is None:
+        raise EngineError(f"embedder {key[0]!r} gave a vector that holds no numbers for the text {key[1][:80]!r}")
+    return vector
 
 
 def cosine(one: Vector, other: Vector) -> float:

@@ -77,6 +77,11 @@ class Evaluation(BaseModel):
         """Mean score; not a number if there is no example."""
         return statistics.fmean(self.scores.values()) if self.scores else math.nan
 
+    @property
+    def comparable(self) -> float | None:
+        """The mean where all examples were run, so that it may be compared with that of others; else none."""
+        return self.mean if self.complete and self.scores else None
+
     @cached_property
     def stderr(self) -> float:
         """Standard error of the mean over examples; not a number below two examples."""

@@ -6,7 +6,7 @@ Knows nothing of who reports it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -17,6 +17,13 @@ from lmpipe.trace import Failure, Trace
 NEARLY_ALL = 0.9
 """Share of the runs from which on one kind of failure explains what came of them."""
 
+_ADVICE: Mapping[str, str] = {
+    "engine": "nothing can be learned until the LM answers; see what its message asks for",
+    "parse": "structured completions (Session(structured=True)), more max_tokens, or a simpler signature",
+    "program": "mend what the program's own code raises",
+    "metric": "mend the metric, so that it gives a number in [0, 1]",
+    "budget": "give it a larger budget",
+}
 _MOST_KINDS = 3
 _LONGEST = 300  # characters of a message
 _VARIES = "…"
@@ -38,6 +45,19 @@ class CommonFailure(BaseModel):
     kind: Failure
     message: str
     count: int
+
+    @property
+    def advice(self) -> str:
+        """What to try so that it does not happen."""
+        return _ADVICE[self.kind]
+
+    def told(self, runs: int) -> str:
+        """The failure in words, with figures.
+
+        Args:
+            runs: How many runs there were.
+        """
+        return f"{self.count} of {runs} runs failed: {self.message}"
 
 
 @final
