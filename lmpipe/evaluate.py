@@ -85,7 +85,9 @@ class Evaluation(BaseModel):
     @cached_property
     def stderr(self) -> float:
         """Standard error of the mean over examples; not a number below two examples."""
-        return statistics.stdev(self.scores.values()) / math.sqrt(self.n) if self.n > 1 else math.nan
+        if self.n < 2 or not math.isfinite(self.mean):
+            return math.nan
+        return statistics.stdev(self.scores.values()) / math.sqrt(self.n)
 
 
 def evaluate(
