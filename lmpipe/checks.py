@@ -97,7 +97,7 @@ def check_settings(settings: object) -> None:
     Raises:
         ConfigError: If a field holds what its type does not allow; the message has its name and value.
     """
-    kind: type[Any] = type(settings)
+    kind: type = type(settings)
     fields = _model(kind)
     values = {name: getattr(settings, name) for name in fields.model_fields}
     try:
