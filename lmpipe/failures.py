@@ -12,6 +12,7 @@ from typing import final
 
 from pydantic import BaseModel, ConfigDict
 
+from lmpipe.text import clean
 from lmpipe.trace import Failure, Trace
 
 NEARLY_ALL = 0.9
@@ -87,7 +88,7 @@ class FailureCounts:
 
     def _count(self, kind: Failure, message: str, count: int) -> None:
         text, _, _ = message.partition("; the completion was")  # which differs from run to run
-        parts = _PARTS.split(text[:_LONGEST])
+        parts = _PARTS.split(clean(text[:_LONGEST]))
         group = self._known.setdefault((kind, *parts[::2]), _Group(kind, parts))
         group.parts = [own if own == other else _VARIES for own, other in zip(group.parts, parts, strict=True)]
         group.count += count

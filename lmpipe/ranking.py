@@ -21,6 +21,6 @@ def best(scores: Iterable[float | None]) -> int | None:
     return -max(known)[1] if known else None
 
 
-def finite(values: Iterable[float]) -> list[float]:
-    """The values that are numbers, in their order."""
-    return [value for value in values if math.isfinite(value)]
+def finite(values: Iterable[float | None]) -> list[float]:
+    """The values that are numbers, in their order; JSON has none in the place of one that is not."""
+    return [value for value in values if value is not None and math.isfinite(value)]

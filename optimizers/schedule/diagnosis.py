@@ -154,7 +154,7 @@ def _no_gain(names: Sequence[str], stages: Sequence[StageResult]) -> Iterator[Fi
     """Whether the last state is better than the one after the first stage alone."""
     alone, last = stages[0].evaluation, stages[-1].evaluation
     gain, low, high = paired_interval(last.scores, alone.scores)
-    if math.isfinite(low) and low <= 0:
+    if low <= 0 and all(map(math.isfinite, (low, alone.mean, last.mean))):
         message = (
             f"after {names[0]} alone {_points(alone.mean)} %, after all stages {_points(last.mean)} %: a difference of "
             f"{_points(gain)} points (95 % interval {_points(low)} to {_points(high)}) does not show a gain"

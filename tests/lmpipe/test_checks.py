@@ -94,7 +94,7 @@ def test_no_setting_meets_a_foreign_error(value: Any) -> None:
 
 @given(st.lists(st.one_of(st.none(), st.floats(), st.sampled_from([0.0, 0.5, 1.0]))))
 def test_the_best_is_the_earliest_of_the_highest_and_never_without_a_score(scores: list[float | None]) -> None:
-    number, known = best(scores), finite(score for score in scores if score is not None)
+    number, known = best(scores), finite(scores)
     if number is None:
         assert not known
     else:
