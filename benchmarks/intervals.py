@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import permutation_test
 
+from lmpipe.errors import ConfigError
+from lmpipe.ranking import finite
 from lmpipe.result import Comparison, Score
 
 Scores = Mapping[tuple[int, str], float]
@@ -27,9 +29,11 @@ def score_of(scores: Sequence[Sequence[float] | None]) -> Score:
     """The mean over seeds with its standard error and 95 % interval.
 
     Args:
-        scores: Of the examples of each seed; none for a seed that has nothing to report.
+        scores: Of the examples of each seed; none for a seed that has nothing to report. What is not a number does not
+            count.
     """
-    known = [list(values) for values in scores if values]
+    seeds = [finite(values or ()) for values in scores]
+    known = [values for values in seeds if values]
     means = [statistics.fmean(values) for values in known]
     spread = means if len(means) > 1 else known[0] if known else []
     stderr = statistics.stdev(spread) / math.sqrt(len(spread)) if len(spread) > 1 else None
@@ -40,8 +44,14 @@ def score_of(scores: Sequence[Sequence[float] | None]) -> Score:
         low=low,
         high=high,
         n=sum(map(len, known)),
-        per_seed=[round(statistics.fmean(values), _DIGITS) if values else None for values in scores],
+        per_seed=[round(statistics.fmean(values), _DIGITS) if values else None for values in seeds],
     )
+
+
+def differences_of(scores: Scores, others: Scores) -> dict[tuple[int, str], float]:
+    """The differences of what both have scored, in order; those that are not numbers are left out."""
+    every = {key: scores[key] - others[key] for key in sorted(scores.keys() & others.keys())}
+    return {key: difference for key, difference in every.items() if math.isfinite(difference)}
 
 
 def paired_difference(strategy: str, scores: Scores, baseline: str, others: Scores) -> Comparison:
@@ -56,10 +66,15 @@ def paired_difference(strategy: str, scores: Scores, baseline: str, others: Scor
         scores: Its scores.
         baseline: Name of the other.
         others: Its scores; examples that only one of the two has are left out.
+
+    Raises:
+        ConfigError: If there is no example that both have scored.
     """
-    keys = sorted(scores.keys() & others.keys())
-    differences = np.array([scores[key] - others[key] for key in keys])
-    seeds = np.array([seed for seed, _ in keys])
+    paired = differences_of(scores, others)
+    if not paired:
+        raise ConfigError(f"{strategy} and {baseline} have no scored example in common, so nothing can be compared")
+    differences = np.array(list(paired.values()))
+    seeds = np.array([seed for seed, _ in paired])
     groups = [differences[seeds == seed] for seed in np.unique(seeds)]
     low, high = _interval(groups)
     return Comparison(

@@ -12,7 +12,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, final
 
-from benchmarks.intervals import holm, paired_difference, score_of
+from benchmarks.intervals import differences_of, holm, paired_difference, score_of
 from benchmarks.settings import BASELINES, Settings
 from benchmarks.task import Task
 from lmpipe import LM, Evaluation, Metric, OptimizeResult, Retriever, Session, evaluate, initial_state
@@ -227,11 +227,11 @@ def _stage(trials: Sequence[Trial], number: int) -> StageReport:
 
 def _details(trial: Trial, number: int) -> dict[str, Any]:
     stage = trial.result.stages[number]
-    result = stage.result
+    result, train = stage.result, stage.train_evaluation
     return {
         "seed": trial.seed,
         "status": result.status,
-        "train": None if stage.train_evaluation is None else round(stage.train_evaluation.mean, 6),
+        "train": None if train is None or not train.n else round(train.mean, 6),
         "stopped": result.stopped,
         "candidates": [candidate.model_dump(mode="json") for candidate in result.candidates],
         **result.details,
@@ -256,7 +256,7 @@ def _comparisons(trials: Sequence[Trial], strategies: Sequence[str]) -> list[Com
         paired_difference(strategy, scores[strategy], baseline, scores[baseline])
         for number, strategy in enumerate(strategies)
         for baseline in strategies[:number]
-        if scores[strategy].keys() & scores[baseline].keys()
+        if differences_of(scores[strategy], scores[baseline])
     ]
     tests = [one for one in found if one.baseline in BASELINES]
     corrected = iter(holm([one.p for one in tests]))

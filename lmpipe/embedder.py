@@ -59,7 +59,7 @@ class Embeddings:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], Vector] = {}
+        self._known: dict[tuple[str, str], Vector | None] = {}  # none where what came is no vector
         self._wanted: dict[tuple[str, str], None] = {}
         self._wanting, self._computing = threading.Lock(), threading.Lock()
 
@@ -67,7 +67,8 @@ class Embeddings:
         """A vector for each text, in order.
 
         Raises:
-            EngineError: If the embedder failed, or gave anything else than a vector of finite numbers for each text.
+            EngineError: If the embedder failed or broke its contract, or the vector of one of these texts holds
+                something that is not a number.
         """
         keys = [(embedder.name, text) for text in texts]
         missing = [key for key in keys if key not in self._known]
@@ -76,7 +77,7 @@ class Embeddings:
                 self._wanted.update(dict.fromkeys(missing))
             with self._computing:
                 self._compute(embedder)
-        return [self._known[key] for key in keys]
+        return [_usable(key, self._known[key]) for key in keys]
 
     def _compute(self, embedder: Embedder) -> None:
         """Computes what is wanted of an embedder; nothing if the batch before held it all."""
@@ -92,21 +93,30 @@ class Embeddings:
 
 
 def _asked(embedder: Embedder, texts: Sequence[str]) -> list[Sequence[float]]:
-    who, wanted = f"the embedder {embedder.name!r} ({type(embedder).__name__})", "a vector of finite numbers"
-    vectors = answers(who, lambda: embedder.embed(texts), len(texts), wanted, _is_vector)
-    lengths = {len(vector) for vector in vectors}
-    if len(lengths) > 1:
-        raise EngineError(f"{who} gave vectors of different lengths: {sorted(lengths)}; all must have one length")
+    who = f"the embedder {embedder.name!r} ({type(embedder).__name__})"
+    vectors = answers(who, lambda: embedder.embed(texts), len(texts), "a vector of numbers", _is_vector)
+    sizes = sorted({len(vector) for vector in vectors})
+    if len(sizes) > 1:
+        raise EngineError(f"{who} gave vectors of {sizes[0]} and of {sizes[-1]} numbers; all must have one length")
     return vectors
 
 
 def _is_vector(vector: object) -> bool:
-    return isinstance(vector, Iterable) and all(isinstance(part, Real) and math.isfinite(part) for part in vector)
+    return isinstance(vector, Iterable) and all(isinstance(part, Real) for part in vector)
 
 
-def _unit(vector: Sequence[float]) -> Vector:
+def _unit(vector: Sequence[float]) -> Vector | None:
+    """The vector at length 1, one without any length as it is; none if it holds what is not a number."""
     length = math.hypot(*vector)
+    if not math.isfinite(length):
+        return None
     return tuple(value / length for value in vector) if length else tuple(vector)
+
+
+def _usable(key: tuple[str, str], vector: Vector | None) -> Vector:
+    if vector is None:
+        raise EngineError(f"embedder {key[0]!r} gave a vector that holds no numbers for the text {key[1][:80]!r}")
+    return vector
 
 
 def cosine(one: Vector, other: Vector) -> float:

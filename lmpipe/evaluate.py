@@ -17,8 +17,9 @@ from typing import Any, final
 
 from pydantic import BaseModel, ConfigDict
 
+from lmpipe.checks import check_ids, checked_examples
 from lmpipe.data import Example
-from lmpipe.errors import ConfigError
+from lmpipe.failures import CommonFailure, FailureCounts
 from lmpipe.identity import work_key
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.metrics import Metric
@@ -33,7 +34,7 @@ from lmpipe.tracelog import write_log
 Measure = Callable[[Trace], float | None]
 """Looks at a whole run, where a metric looks at its prediction alone; such as at what was retrieved on the way.
 
-None where there is nothing to measure: such a run does not count.
+None or NaN where there is nothing to measure: such a run does not count.
 """
 
 
@@ -45,6 +46,7 @@ class Evaluation(BaseModel):
         scores: Example id → score; failed runs score 0, and those that a spent budget prevented are absent.
         failures: Kind of failure (parse, engine, program, budget) → how many examples it cost.
         first_error: The message of the first failed example, or none.
+        common_failures: What most of the failed runs failed of, the most common kind first.
         measures: Measure → example id → its value; of failed runs too.
         modules: Module path → calls, tokens and failures of it in all runs.
         traces: Blob of the session's store that holds the traces (`lmpipe.tracelog`), if they were to be kept.
@@ -55,6 +57,7 @@ class Evaluation(BaseModel):
     scores: Mapping[str, float]
     failures: Mapping[Failure, int] = {}
     first_error: str | None = None
+    common_failures: tuple[CommonFailure, ...] = ()
     measures: Mapping[str, Mapping[str, float]] = {}
     modules: Mapping[str, ModuleCost] = {}
     traces: str | None = None
@@ -74,10 +77,17 @@ class Evaluation(BaseModel):
         """Mean score; not a number if there is no example."""
         return statistics.fmean(self.scores.values()) if self.scores else math.nan
 
+    @property
+    def comparable(self) -> float | None:
+        """The mean where all examples were run, so that it may be compared with that of others; else none."""
+        return self.mean if self.complete and self.scores else None
+
     @cached_property
     def stderr(self) -> float:
         """Standard error of the mean over examples; not a number below two examples."""
-        return statistics.stdev(self.scores.values()) / math.sqrt(self.n) if self.n > 1 else math.nan
+        if self.n < 2 or not math.isfinite(self.mean):
+            return math.nan
+        return statistics.stdev(self.scores.values()) / math.sqrt(self.n)
 
 
 def evaluate(
@@ -124,9 +134,10 @@ def evaluate_many(
         An evaluation for every state, in order.
 
     Raises:
-        ConfigError: If two examples have one id.
+        ConfigError: If two examples have one id, or something else was passed than examples.
     """
-    _check_ids(examples)
+    examples = checked_examples(examples, "examples")
+    check_ids(examples)
     setting = work_key(
         "evaluation",
         program=program,
@@ -178,25 +189,24 @@ def _score(
     return [(_summary(part, cost, measures, keep), cost) for part, cost in zip(parts, costs, strict=True)]
 
 
-def _check_ids(examples: Sequence[Example]) -> None:
-    doubled = [name for name, count in Counter(example.id for example in examples).items() if count > 1]
-    if doubled:
-        raise ConfigError(
-            f"{len(doubled)} example ids are not unique, such as {doubled[0]!r}; drop or rename the doubles"
-        )
+def _is_known(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
 def _summary(traces: Sequence[Trace], cost: Cost, measures: Mapping[str, Measure], keep: RunStore | None) -> Evaluation:
     failed = [trace for trace in traces if trace.failure is not None]
     made = sorted((trace for trace in traces if trace.failure != "budget"), key=lambda trace: trace.example.id)
     measured = {
-        name: {trace.example.id: float(value) for trace in made if (value := measure(trace)) is not None}
+        name: {trace.example.id: float(value) for trace in made if _is_known(value := measure(trace))}
         for name, measure in measures.items()
     }
+    counts = FailureCounts()
+    counts.add(failed)
     return Evaluation(
         scores={trace.example.id: trace.score for trace in made},
         failures=Counter(trace.failure for trace in failed if trace.failure),
         first_error=failed[0].error if failed else None,
+        common_failures=counts.most_common(),
         measures=measured,
         modules=cost.modules,
         traces=None if keep is None else keep.put_blob(write_log(made, measured)),

@@ -21,8 +21,8 @@ class StageEnded:
     Attributes:
         stage: The strategy up to and with it, such as ``"p -> w"``.
         status: Whether it had anything to work with.
-        score: Mean on the validation examples.
-        stderr: Standard error of the mean.
+        score: Mean on the validation examples; not a number if a spent budget prevented all of them.
+        stderr: Standard error of the mean; not a number below two examples.
         cost: What the stage cost.
     """
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from lmpipe.errors import ConfigError, CorruptBlob, StoreError
 from lmpipe.files import writing
 from lmpipe.hashing import content_digest
+from lmpipe.ranking import best
 from lmpipe.result import Outcome, Result, StrategyReport
 from lmpipe.tracelog import TraceRecord, read_log
 
@@ -35,14 +36,14 @@ class FinishedRun:
     result: Result
 
     def strategy(self, name: str | None = None) -> StrategyReport:
-        """A row of the table; by default the one with the best validation score.
+        """A row of the table; by default the one with the best validation score, the first if none has a score.
 
         Raises:
             ConfigError: If there is no such row.
         """
         rows = self.result.strategies
-        if name is None:
-            return max(rows, key=lambda row: -1.0 if row.val.mean is None else row.val.mean)
+        if name is None and rows:
+            return rows[best(row.val.mean for row in rows) or 0]
         found = [row for row in rows if row.strategy == name]
         if not found:
             raise ConfigError(f"{self.folder} has no strategy {name!r}; it has {', '.join(r.strategy for r in rows)}")

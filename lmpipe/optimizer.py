@@ -12,11 +12,14 @@ from typing import Any, ClassVar, Literal, final
 
 from pydantic import BaseModel, ConfigDict
 
+from lmpipe.checks import check_ids, checked_examples, warn_of_overlap, without_repeats
 from lmpipe.data import Example
+from lmpipe.errors import ConfigError
 from lmpipe.evaluate import Evaluation
 from lmpipe.identity import work_key
 from lmpipe.ledger import Cost
-from lmpipe.module import Module
+from lmpipe.module import Module, check_state
+from lmpipe.predict import predictors
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
 
@@ -46,7 +49,7 @@ class Finding(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["few traces", "class collapse", "over-fit", "worse", "no gain", "budget"]
+    kind: Literal["few traces", "class collapse", "over-fit", "worse", "no gain", "budget", "failing", "no choice"]
     stage: str
     message: str
     advice: str
@@ -109,6 +112,8 @@ class Optimizer(ABC):
 
     tunes: ClassVar[Literal["prompts", "weights", "both"]] = "both"
     """What of the state it changes."""
+    needs: ClassVar[tuple[Literal["train", "val"], ...]] = ()
+    """Which of the two sets of examples it cannot work without."""
 
     @abstractmethod
     def search(
@@ -139,13 +144,24 @@ class Optimizer(ABC):
         Args:
             program: The program; it is left as it is.
             state: Where to start; it is left as it is.
-            train: Examples to learn from.
+            train: Examples to learn from; one that is there several times counts once.
             val: Examples to choose by.
             session: LMs, seed and store.
 
         Returns:
             The result; with status ``"skipped"`` and a reason if there was nothing to learn from.
+
+        Raises:
+            ConfigError: If it needs examples and there are none, something is no example, or two have one id; or if the
+                state is of another program.
         """
+        train = without_repeats(checked_examples(train, "train"), "train")
+        val = checked_examples(val, "val")
+        check_ids(val, "val")
+        self.require(train, val)
+        _check_paths(program, state)
+        if not session.stage:
+            warn_of_overlap(train, val)
         key = work_key(
             "optimize",
             optimizer=self,
@@ -163,6 +179,28 @@ class Optimizer(ABC):
             return result.model_copy(update=found).model_dump(mode="json")
 
         return OptimizeResult.model_validate(session.once(key, work))
+
+    @final
+    def require(self, train: Sequence[Example], val: Sequence[Example]) -> None:
+        """Raises:
+        ConfigError: If there are none of the examples that it needs.
+        """
+        name = type(self).__name__
+        if "train" in self.needs and not train:
+            raise ConfigError(f"{name}: there are no training examples to learn from; pass some as train")
+        if "val" in self.needs and not val:
+            raise ConfigError(f"{name}: there are no validation examples to choose by; pass some as val")
+
+
+def _check_paths(program: Module, state: ProgramState) -> None:
+    """An optimizer changes the prompts that a state has: one that lacks some would leave them as they are."""
+    check_state(program, state)
+    missing = [path for path in predictors(program) if path not in state.prompts]
+    if missing:
+        raise ConfigError(
+            f"the state has no prompt for {', '.join(map(repr, missing))} of {type(program).__name__}; start from a "
+            "state of this program, such as initial_state(program, session)"
+        )
 
 
 class PromptOptimizer(Optimizer):

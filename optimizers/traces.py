@@ -12,6 +12,7 @@ from typing import Any, final
 
 from lmpipe import LM, Example, Job, Metric, Module, ProgramState, Session, Trace, initial_state, predictors, rollout
 from lmpipe.errors import ConfigError
+from lmpipe.failures import CommonFailure, explained
 from lmpipe.hashing import canonical_json
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.trace import module_costs
@@ -67,12 +68,18 @@ class Harvest:
         tried: How many runs were made.
         examples: What they were made on.
         paths: Of the student's modules.
+        failures: What most of the failed runs failed of, the most common kind first.
     """
 
     kept: tuple[Trace, ...]
     tried: int
     examples: tuple[Example, ...]
     paths: tuple[str, ...]
+    failures: tuple[CommonFailure, ...] = ()
+
+    def cause(self) -> str:
+        """What nearly all runs failed of and what to do about it, in words; empty if there is no such thing."""
+        return cause(self.failures, self.tried)
 
     def details(self) -> dict[str, Any]:
         """The yield, as JSON: by module, and by class where labels are classes."""
@@ -85,11 +92,18 @@ class Harvest:
             "kept_by_module": {path: steps[path] for path in self.paths},
             "kept_by_label": {name: self._by_class(name) for name in _class_labels(self.examples)},
             "answers": len({_answer(trace) for trace in self.kept}),
+            "failures": [failure.model_dump(mode="json") for failure in self.failures],
         }
 
     def _by_class(self, label: str) -> dict[str, int]:
         kept = Counter(str(trace.example.labels[label]) for trace in self.kept)
         return {value: kept[value] for value in sorted({str(example.labels[label]) for example in self.examples})}
+
+
+def cause(failures: Sequence[CommonFailure], runs: int) -> str:
+    """What nearly all of some runs failed of and what to do about it, in words; empty if there is no such thing."""
+    found = explained(failures, runs)
+    return "" if found is None else f"{found.told(runs)}; {found.advice}"
 
 
 def success(trace: Trace, threshold: float) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lmpipe.ledger import ModuleCost
+from lmpipe.ranking import best
 from lmpipe.result import Comparison, Result, Score, StageReport, StrategyReport
 from optimizers import VANILLA
 
@@ -170,17 +171,17 @@ def module_rows(result: Result) -> list[ModuleRow]:
 
 def best_of(result: Result) -> StrategyReport | None:
     """The strategy with the highest test score, the first of several; none if none has one."""
-    scored = [row for row in result.strategies if row.test.mean is not None]
-    return max(scored, key=lambda row: row.test.mean or 0.0, default=None)
+    number = best(row.test.mean for row in result.strategies)
+    return None if number is None else result.strategies[number]
 
 
 def headline(result: Result) -> str:
     """The result in a sentence or two."""
-    best = best_of(result)
-    if best is None:
+    winner = best_of(result)
+    if winner is None:
         return "No strategy had anything to learn from."
-    text = f"“{arrows(best.strategy)}” scores best on the test examples: {best.test.percent} percent."
-    found = difference(result, best.strategy, VANILLA)
+    text = f"“{arrows(winner.strategy)}” scores best on the test examples: {winner.test.percent} percent."
+    found = difference(result, winner.strategy, VANILLA)
     if found is None:
         return text
     verdict = f"{found.points()} points against the program without any learning, p = {_chance(found)}"

@@ -6,6 +6,7 @@ Knows nothing of what is chosen from. Loaded only by what searches, so that Optu
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import final
@@ -13,7 +14,7 @@ from typing import final
 from optuna import Study, Trial, create_study
 from optuna.distributions import CategoricalDistribution
 from optuna.samplers import TPESampler
-from optuna.trial import create_trial
+from optuna.trial import TrialState, create_trial
 
 Choice = Mapping[str, int]
 """Name of a parameter → number of the option chosen."""
@@ -35,7 +36,9 @@ class Bayes:
             self._study: Study = create_study(direction="maximize", sampler=sampler)
 
     def add(self, choice: Choice, score: float) -> None:
-        """Tells of a choice that was not asked for."""
+        """Tells of a choice that was not asked for; nothing is learned from a score that is not a number."""
+        if not math.isfinite(score):
+            return
         self._study.add_trial(create_trial(params=dict(choice), distributions=dict(self._space), value=score))
 
     def ask(self, count: int) -> list[tuple[Trial, Choice]]:
@@ -44,9 +47,12 @@ class Bayes:
         return [(trial, dict(trial.params)) for trial in trials]
 
     def tell(self, trials: Sequence[Trial], scores: Sequence[float]) -> None:
-        """The scores of choices that were asked for."""
+        """The scores of choices that were asked for; one that is not a number counts as a failed trial."""
         for trial, score in zip(trials, scores, strict=True):
-            self._study.tell(trial, score)
+            if math.isfinite(score):
+                self._study.tell(trial, score)
+            else:
+                self._study.tell(trial, state=TrialState.FAIL)
 
 
 @contextmanager

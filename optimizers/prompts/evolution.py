@@ -6,15 +6,18 @@ Knows the settings, and which candidate wins; gepa talks to `optimizers.prompts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, final
+from typing import ClassVar, Literal, final
 
-from lmpipe import Evaluation, Example, Metric, Module, OptimizeResult, ProgramState, PromptOptimizer, Session
+from pydantic import NonNegativeInt, PositiveInt
+
+from lmpipe import Example, Metric, Module, OptimizeResult, ProgramState, PromptOptimizer, Session
+from lmpipe.checks import check_settings
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import derive_seed
-from lmpipe.optimizer import Candidate
 from lmpipe.splits import subsample
+from optimizers.choice import best_of, outcome
 from optimizers.prompts.proposer import Proposer
 
 
@@ -50,29 +53,30 @@ class GEPA(PromptOptimizer):
         stratify_by: Label whose classes the subsets hold in proportion, or none.
 
     Raises:
-        ConfigError: If a number is below 1 or the template lacks a place; in `optimize`, if gepa is not installed.
+        ConfigError: If a setting is out of its range or the template lacks a place; in `optimize`, if gepa is not
+            installed, or there are no training or validation examples.
     """
 
+    needs: ClassVar[tuple[Literal["train", "val"], ...]] = ("train", "val")
+
     metric: Metric
-    max_metric_calls: int = 1000
-    reflection_minibatch_size: int = 3
+    max_metric_calls: PositiveInt = 1000
+    reflection_minibatch_size: PositiveInt = 3
     candidate_selection_strategy: Literal["pareto", "current_best", "epsilon_greedy", "top_k_pareto"] = "pareto"
     module_selector: Literal["round_robin", "all"] = "round_robin"
     skip_perfect_score: bool = True
     perfect_score: float = 1.0
     use_merge: bool = False
-    max_merge_invocations: int = 5
+    max_merge_invocations: NonNegativeInt = 5
     acceptance_criterion: Literal["strict_improvement", "improvement_or_equal"] = "strict_improvement"
     reflection_prompt_template: str | None = None
     proposer: Proposer = field(default=Proposer())
-    num_train: int | None = 100
-    num_val: int | None = 50
+    num_train: PositiveInt | None = 100
+    num_val: PositiveInt | None = 50
     stratify_by: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_metric_calls", "reflection_minibatch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_settings(self)
         template = self.reflection_prompt_template
         missing = [place for place in ("<curr_param>", "<side_info>") if template is not None and place not in template]
         if missing:
@@ -87,8 +91,6 @@ class GEPA(PromptOptimizer):
             raise ConfigError(f'GEPA runs on the package gepa: pip install "lmpipe[search]" ({error})') from error
         train = subsample(train, self.num_train, derive_seed(session.seed, "train"), self.stratify_by)
         val = subsample(val, self.num_val, derive_seed(session.seed, "val"), self.stratify_by)
-        if not train or not val:
-            return OptimizeResult(state=state, status="skipped", reason="it needs training and validation examples")
         template = self.reflection_prompt_template
         enough = self.perfect_score if self.skip_perfect_score else math.inf
         adapter = Adapter(program, state, val, self.metric, session, self.proposer, template, enough)
@@ -107,20 +109,5 @@ class GEPA(PromptOptimizer):
             max_merge_invocations=self.max_merge_invocations,
             acceptance_criterion=self.acceptance_criterion,
         )
-        return _result(state, adapter.scored, details)
-
-
-def _result(start: ProgramState, scored: Mapping[ProgramState, tuple[str, Evaluation]], details: Any) -> OptimizeResult:
-    """The best of the candidates that were scored on all validation examples."""
-    if not scored:
-        return OptimizeResult(state=start, details=details)
-    best = max(scored, key=lambda state: scored[state][1].mean)
-    return OptimizeResult(
-        state=best,
-        evaluation=scored[best][1],
-        candidates=tuple(
-            Candidate(name=name, state=state.digest, mean=evaluation.mean, n=evaluation.n)
-            for state, (name, evaluation) in scored.items()
-        ),
-        details={**details, "chosen": scored[best][0]},
-    )
+        scored = [(name, tried, evaluation) for tried, (name, evaluation) in adapter.scored.items()]
+        return outcome(state, scored, session, details, winner=best_of(scored))

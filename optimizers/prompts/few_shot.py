@@ -8,7 +8,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, Literal, final
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from lmpipe import (
     Demo,
@@ -23,6 +25,8 @@ from lmpipe import (
     Trace,
     predictors,
 )
+from lmpipe.checks import Share, check_settings
+from lmpipe.failures import FailureCounts
 from lmpipe.hashing import derive_seed
 from optimizers.demos import Pool, draw, labelled_pool, prompted, trace_pool, with_demos
 from optimizers.traces import Harvest, Teacher, own_steps, run
@@ -38,10 +42,18 @@ class LabeledFewShot(PromptOptimizer):
     Args:
         k: Demonstrations for each module.
         sample: Whether they are drawn by the seed; otherwise the first ones are taken.
+
+    Raises:
+        ConfigError: If `k` is below 1; in `optimize`, if there are no training examples.
     """
 
-    k: int = 16
+    needs: ClassVar[tuple[Literal["train", "val"], ...]] = ("train",)
+
+    k: PositiveInt = 16
     sample: bool = True
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def search(
         self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
@@ -69,16 +81,25 @@ class BootstrapSettings(PromptOptimizer):
         partial_labels: Whether a label makes a demo of a module that has inputs which nobody labelled, such as what was
             retrieved: the demo lacks them. So DSPy does, and with it the paper.
         teacher: Who makes the runs; by default the program itself, as it is.
+
+    Raises:
+        ConfigError: If a setting is out of its range; in `optimize`, if there are no training examples.
     """
 
+    needs: ClassVar[tuple[Literal["train", "val"], ...]] = ("train",)
+
     metric: Metric
-    metric_threshold: float = 1.0
-    max_bootstrapped_demos: int = 3
-    max_labeled_demos: int = 3
-    max_rounds: int = 1
-    temperature: float = 0.7
+    metric_threshold: Share = 1.0
+    max_bootstrapped_demos: NonNegativeInt = 3
+    max_labeled_demos: NonNegativeInt = 3
+    max_rounds: PositiveInt = 1
+    temperature: NonNegativeFloat = 0.7
     partial_labels: bool = False
     teacher: Teacher | None = None
+
+    @final
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @final
     def pools(
@@ -99,19 +120,20 @@ class BootstrapSettings(PromptOptimizer):
             labels = labelled_pool(program, train, partial=self.partial_labels)
         demos = draw(labels, self.max_labeled_demos, random.Random(session.seed))
         kept: dict[str, Trace] = {}
-        tried = 0
+        tried, failures = 0, FailureCounts()
         for number in range(self.max_rounds):
             heat = self.temperature if number else None
             jobs = [
-                Job(prompted(state, demos, example.id), example, sample=number, temperature=heat)
+                Job(prompted(state, demos, example), example, sample=number, temperature=heat)
                 for example in train
                 if example.id not in kept
             ]
             made, good = run(program, jobs, session, self.metric, self.metric_threshold, title="bootstrapping")
             tried += len(made)
+            failures.add(made)
             kept |= {trace.example.id: trace for trace in own_steps(good, student, program)}
         ordered = tuple(kept[example.id] for example in train if example.id in kept)
-        return Harvest(ordered, tried, tuple(train), paths)
+        return Harvest(ordered, tried, tuple(train), paths, failures.most_common())
 
     @final
     def demo_sets(self, boot: Pool, labels: Pool, count: int, seed: int) -> dict[str, dict[str, list[Demo]]]:
@@ -154,7 +176,7 @@ class BootstrapFewShot(BootstrapSettings):
 def choose(
     boot: Pool, labels: Pool, most_boot: int, most_labelled: int, rng: random.Random | None
 ) -> dict[str, list[Demo]]:
-    """Demos for each module: bootstrapped ones, then labelled ones of other examples.
+    """Demos for each module, different from one another: bootstrapped ones, then labelled ones of other examples.
 
     Args:
         boot: Bootstrapped demos.
@@ -164,6 +186,7 @@ def choose(
         rng: Draws them; without it the first ones are taken.
     """
     first = draw(boot, most_boot, rng)
-    taken = {path: {name for name, _ in pairs} for path, pairs in first.items()}
-    second = draw(labels, most_labelled, rng, taken)
-    return {path: [demo for _, demo in [*first.get(path, ()), *second.get(path, ())]] for path in {**boot, **labels}}
+    second = draw(labels, most_labelled, rng, first)
+    return {
+        path: [source.demo for source in [*first.get(path, ()), *second.get(path, ())]] for path in {**boot, **labels}
+    }

@@ -7,6 +7,7 @@ evolves, so that gepa is needed only there.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import TracebackType
@@ -134,9 +135,9 @@ class Adapter:
         state, examples = self.state_of(candidate), [item.example for item in batch]
         if not all(item.chooses for item in batch):
             runs = self._run(state, examples)
-            return EvaluationBatch([None] * len(runs), [run["score"] + _FLOOR for run in runs], runs)
+            return EvaluationBatch([None] * len(runs), [_raised(run["score"]) for run in runs], runs)
         scores = self._score(state, {example.id for example in examples}).scores
-        return EvaluationBatch([None] * len(examples), [scores.get(own.id, 0.0) + _FLOOR for own in examples])
+        return EvaluationBatch([None] * len(examples), [_raised(scores.get(own.id, 0.0)) for own in examples])
 
     def make_reflective_dataset(
         self, candidate: Candidate, eval_batch: EvaluationBatch[Any, None], components_to_update: list[int]
@@ -156,7 +157,7 @@ class Adapter:
         called = [number for number in components_to_update if number in reflective_dataset]
         with self._faults:
             answers = self._ask([self._prompt(candidate[number], reflective_dataset[number]) for number in called])
-        texts = {number: _instruction(answer) for number, answer in zip(called, answers, strict=True)}
+            texts = {number: _instruction(answer) for number, answer in zip(called, answers, strict=True)}
         useful = {number: text for number, text in texts.items() if text and text != candidate[number]}
         empty = sum(not text for text in texts.values())
         self.rewritten["unreadable"] += empty
@@ -166,8 +167,8 @@ class Adapter:
     def stop(self, gepa_state: GEPAState[Any, Any]) -> bool:
         """Whether nothing is left to improve or to spend; raises what ended a block that gepa went on after."""
         self._faults.check()
-        best = max((evaluation.mean for _, evaluation in self.scored.values()), default=0.0)
-        return best >= self._enough or bool(self._session.ledger.spent())
+        perfect = any(evaluation.mean >= self._enough for _, evaluation in self.scored.values())
+        return perfect or bool(self._session.ledger.spent())
 
     def _score(self, state: ProgramState, ids: Set[str]) -> Evaluation:
         """On validation examples, some or all; the same ones only once."""
@@ -250,6 +251,11 @@ def evolve(
             for name, parents in zip(names, result.parents, strict=True)
         },
     }
+
+
+def _raised(score: float) -> float:
+    """A score as gepa is told it, which adds scores up: one that is not a number is 0."""
+    return (score if math.isfinite(score) else 0.0) + _FLOOR
 
 
 def _instruction(answer: str) -> str:

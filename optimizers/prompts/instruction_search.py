@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+
+from pydantic import PositiveInt
 
 from lmpipe import Demo, Evaluation, Example, Module, OptimizeResult, ProgramState, PromptState, Session
 from lmpipe.errors import ConfigError
 from lmpipe.evaluate import evaluate_many
 from lmpipe.events import CandidateScored
 from lmpipe.hashing import derive_seed
-from lmpipe.optimizer import Candidate
+from lmpipe.ranking import best
 from lmpipe.splits import subsample
+from optimizers.choice import best_of, outcome
 from optimizers.demos import Pool
 from optimizers.prompts.few_shot import BootstrapSettings
 from optimizers.prompts.instruction_writer import Grounds
@@ -57,36 +60,27 @@ class MIPROv2(BootstrapSettings):
         stratify_by: Label whose classes the subsets hold in proportion, or none.
 
     Raises:
-        ConfigError: If a number is below 1; in `optimize`, if Optuna is not installed.
+        ConfigError: If a setting is out of its range; in `optimize`, if Optuna is not installed, or there are no
+            training or validation examples.
     """
 
-    num_candidates: int = 6
-    num_trials: int = 20
+    needs: ClassVar[tuple[Literal["train", "val"], ...]] = ("train", "val")
+
+    num_candidates: PositiveInt = 6
+    num_trials: PositiveInt = 20
     minibatch: bool = True
-    minibatch_size: int = 35
-    minibatch_full_eval_steps: int = 5
-    num_parallel_trials: int = 5
+    minibatch_size: PositiveInt = 35
+    minibatch_full_eval_steps: PositiveInt = 5
+    num_parallel_trials: PositiveInt = 5
     program_aware_proposer: bool = True
     data_aware_proposer: bool = True
     tip_aware_proposer: bool = True
     fewshot_aware_proposer: bool = True
-    view_data_batch_size: int = 10
+    view_data_batch_size: PositiveInt = 10
     proposer: Proposer = field(default=Proposer())
-    num_train: int | None = 100
-    num_val: int | None = 250
+    num_train: PositiveInt | None = 100
+    num_val: PositiveInt | None = 250
     stratify_by: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in (
-            "num_candidates",
-            "num_trials",
-            "minibatch_size",
-            "minibatch_full_eval_steps",
-            "num_parallel_trials",
-            "view_data_batch_size",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
     def search(
         self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
@@ -94,8 +88,6 @@ class MIPROv2(BootstrapSettings):
         bayes = _bayes()
         train = subsample(train, self.num_train, derive_seed(session.seed, "train"), self.stratify_by)
         val = subsample(val, self.num_val, derive_seed(session.seed, "val"), self.stratify_by)
-        if not val:
-            return OptimizeResult(state=state, status="skipped", reason="there are no validation examples to choose by")
         boot, labels, harvest = self.pools(program, state, train, session)
         grounds = Grounds(
             self.program_aware_proposer,
@@ -202,19 +194,10 @@ class _Search:
     def result(self, details: Mapping[str, Any]) -> OptimizeResult:
         """The best state among those scored on all validation examples."""
         details = {**details, "trials": self._trials, "demo_sets": {p: len(s) for p, s in self._space.demos.items()}}
-        if not self._full:
-            return OptimizeResult(state=self._space.state, details=details)
-        best = max(self._full, key=lambda state: self._full[state].mean)
-        named = [(self._choices[state][0], state, found) for state, found in self._full.items()]
-        name, choice = self._choices[best]
-        return OptimizeResult(
-            state=best,
-            evaluation=self._full[best],
-            candidates=tuple(
-                Candidate(name=name, state=state.digest, mean=found.mean, n=found.n) for name, state, found in named
-            ),
-            details={**details, "chosen": name, "choice": dict(choice)},
-        )
+        scored = [(self._choices[state][0], state, evaluation) for state, evaluation in self._full.items()]
+        winner = best_of(scored)
+        choice = {} if winner is None else {"choice": dict(self._choices[scored[winner][1]][1])}
+        return outcome(self._space.state, scored, self._session, {**details, **choice}, winner=winner)
 
     def _try(self, choices: Sequence[Choice], in_parts: bool) -> list[Evaluation]:
         """Scores some choices in one wavefront."""
@@ -248,7 +231,8 @@ class _Search:
     def _most_promising(self) -> list[ProgramState]:
         """The state with the best mean over its minibatches that was not scored on everything yet, if there is one."""
         means = {state: sum(own) / len(own) for state, own in self._means.items() if state not in self._full}
-        return [max(means, key=lambda state: means[state])] if means else []
+        place = best(means.values())
+        return [] if place is None else [list(means)[place]]
 
     def _remember(self, named: Sequence[tuple[str, Choice]]) -> list[ProgramState]:
         states = [self._space.at(choice) for _, choice in named]

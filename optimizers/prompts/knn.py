@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from pydantic import NonNegativeInt, PositiveInt
+
 from lmpipe import Example, Module, OptimizeResult, ProgramState, Session
-from lmpipe.errors import ConfigError, SessionError
+from lmpipe.errors import SessionError
 from lmpipe.hashing import derive_seed
 from lmpipe.splits import subsample
 from lmpipe.state import Nearest
@@ -29,19 +31,12 @@ class KNNFewShot(BootstrapSettings):
         k: How many demos a prompt shows.
         num_train: Of how many training examples demos are made; none means all.
         stratify_by: Label whose classes the subset holds in proportion, or none.
-
-    Raises:
-        ConfigError: If `k` is below 1.
     """
 
-    max_bootstrapped_demos: int = 100
-    k: int = 3
-    num_train: int | None = 100
+    max_bootstrapped_demos: NonNegativeInt = 100
+    k: PositiveInt = 3
+    num_train: PositiveInt | None = 100
     stratify_by: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"k is {self.k}; a prompt must show at least 1 demonstration")
 
     def search(
         self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
@@ -53,15 +48,17 @@ class KNNFewShot(BootstrapSettings):
             raise SessionError("KNNFewShot chooses demonstrations by an embedder; make one with Session(embedder=...)")
         train = subsample(train, self.num_train, derive_seed(session.seed, "train"), self.stratify_by)
         details: dict[str, Any] = {}
+        cause = ""
         if self.max_bootstrapped_demos:
             boot, labels, harvest = self.pools(program, state, train, session)
-            details = harvest.details()
+            details, cause = harvest.details(), harvest.cause()
         else:
-            boot, labels = {}, labelled_pool(program, train)
+            boot, labels = {}, labelled_pool(program, train, partial=self.partial_labels)
         pools = choose(boot, labels, self.max_bootstrapped_demos, self.max_labeled_demos, None)
         details["pool"] = {path: len(pools.get(path, ())) for path in state.prompts}
         if not any(pools.values()):
             reason = f"{len(train)} training examples gave no demonstration, neither by a successful run nor by labels"
+            reason += f": {cause}" if cause else ""
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
         nearest = Nearest(k=self.k, embedder=session.embedder.name)
         prompts = {

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from lmpipe import Demo, Example, Job, Module, Predict, ProgramState, Session, predictors
+from lmpipe import Demo, Example, Job, Module, Predict, ProgramState, Session, initial_state, predictors
 from lmpipe.hashing import derive_seed
 from lmpipe.values import render_input
 from optimizers.demos import Pool
@@ -108,7 +108,8 @@ class _Author:
     ) -> None:
         self._program, self._student, self._grounds, self._seed = program, state, grounds, session.seed
         self._writer = InstructionWriter(grounds, proposer)
-        self._state, self._session = proposer.place(state, session)
+        placed, self._session = proposer.place(state, session)
+        self._state = placed.with_prompts_of(initial_state(self._writer, self._session))
 
     def ask(self, step: str, calls: Sequence[Mapping[str, str]]) -> list[str]:
         """What is answered to each call; empty where the answer could not be read."""
@@ -132,7 +133,7 @@ class _Author:
     def call(self, path: str, number: int, known: Mapping[str, str], boot: Pool) -> dict[str, str]:
         """The inputs of one proposal."""
         rng = random.Random(derive_seed(self._seed, "proposal", path, number))
-        own = [demo for _, demo in boot.get(path, ())]
+        own = [source.demo for source in boot.get(path, ())]
         shown = rng.sample(own, min(_MOST_SHOWN, len(own)))
         everything = {
             "dataset_summary": known.get("data", ""),

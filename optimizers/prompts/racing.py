@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from lmpipe.ranking import best
+
 Score = Callable[[Sequence[int], slice], Sequence[Sequence[float]] | None]
 """Scores some candidates on a stretch of the examples: a row for each candidate, or none if that cannot be done."""
 
@@ -91,6 +93,8 @@ class Race:
 def race(score: Score, candidates: int, examples: int, rule: Rule = Rule()) -> Race:
     """Scores candidates block by block until one is left or all examples are seen; the earliest of equals wins.
 
+    A candidate with a score that is not a number is dropped: it can be compared with none.
+
     Args:
         score: Scores candidates on a block. If it returns none, the blocks before decide.
         candidates: How many there are.
@@ -107,13 +111,16 @@ def race(score: Score, candidates: int, examples: int, rule: Rule = Rule()) -> R
         for number, row in zip(alive, rows, strict=True):
             seen[number].extend(row)
         done += 1
+        alive = [number for number in alive if all(map(math.isfinite, seen[number]))]
         leader = _leader(seen, alive)
+        if leader is None:
+            break
         alive = [n for n in alive if n == leader or not rule.hopeless(seen[n], seen[leader], examples)]
         if len(alive) == 1:
             break
-    winner = _leader(seen, alive) if done else None
-    return Race(winner, tuple(map(tuple, seen)), done)
+    return Race(_leader(seen, alive) if done else None, tuple(map(tuple, seen)), done)
 
 
-def _leader(seen: Sequence[Sequence[float]], alive: Sequence[int]) -> int:
-    return max(alive, key=lambda number: (math.fsum(seen[number]), -number))
+def _leader(seen: Sequence[Sequence[float]], alive: Sequence[int]) -> int | None:
+    place = best(math.fsum(seen[number]) for number in alive)
+    return None if place is None else alive[place]

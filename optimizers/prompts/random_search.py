@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, Literal, final
+
+from pydantic import NonNegativeInt, PositiveInt
 
 from lmpipe import Evaluation, Example, Module, OptimizeResult, ProgramState, Session
 from lmpipe.evaluate import evaluate_many
 from lmpipe.events import CandidateScored
+from lmpipe.failures import FailureCounts
 from lmpipe.hashing import derive_seed
-from lmpipe.optimizer import Candidate
+from lmpipe.ranking import best
 from lmpipe.splits import subsample
+from optimizers.choice import outcome
 from optimizers.demos import with_demos
 from optimizers.prompts.few_shot import BootstrapSettings
 from optimizers.prompts.racing import race
@@ -36,9 +40,11 @@ class BootstrapFewShotRandomSearch(BootstrapSettings):
             exhaustive search nearly always, for less than half of the runs; the scores are then of fewer examples.
     """
 
-    num_candidate_programs: int = 6
-    num_train: int | None = 100
-    num_val: int | None = 250
+    needs: ClassVar[tuple[Literal["train", "val"], ...]] = ("train", "val")
+
+    num_candidate_programs: NonNegativeInt = 6
+    num_train: PositiveInt | None = 100
+    num_val: PositiveInt | None = 250
     stratify_by: str | None = None
     racing: bool = False
 
@@ -52,32 +58,19 @@ class BootstrapFewShotRandomSearch(BootstrapSettings):
         named = {name: with_demos(state, demos) for name, demos in sets.items()}
         states = list(named.values())
         compare = self._race if self.racing else self._exhaust
-        best, evaluations, figures = compare(program, states, val, session)
-        candidates = [
-            Candidate(name=name, state=tried.digest, mean=evaluation.mean, n=evaluation.n)
-            for (name, tried), evaluation in zip(named.items(), evaluations, strict=True)
-            if evaluation.complete
-        ]
-        for candidate in candidates:
+        winner, evaluations, figures = compare(program, states, val, session)
+        scored = [(name, tried, own) for (name, tried), own in zip(named.items(), evaluations, strict=True)]
+        result = outcome(state, scored, session, {**harvest.details(), **figures}, winner=winner)
+        for candidate in result.candidates:
             session.notify(CandidateScored(session.stage, candidate.name, candidate.mean, candidate.n))
-        details = {**harvest.details(), **figures}
-        if best is None:
-            return OptimizeResult(state=state, details=details)
-        return OptimizeResult(
-            state=states[best],
-            evaluation=evaluations[best],
-            candidates=tuple(candidates),
-            details={**details, "chosen": list(named)[best]},
-        )
+        return result
 
     def _exhaust(
         self, program: Module, states: Sequence[ProgramState], val: Sequence[Example], session: Session
     ) -> tuple[int | None, Sequence[Evaluation], dict[str, Any]]:
         """Number of the best candidate, what all scored on all examples, and nothing to report."""
         evaluations = evaluate_many(program, states, val, self.metric, session, title="candidates")
-        scored = [number for number, evaluation in enumerate(evaluations) if evaluation.complete]
-        best = max(scored, key=lambda number: (evaluations[number].mean, -number)) if scored else None
-        return best, evaluations, {}
+        return best(evaluation.comparable for evaluation in evaluations), evaluations, {}
 
     def _race(
         self, program: Module, states: Sequence[ProgramState], val: Sequence[Example], session: Session
@@ -101,17 +94,20 @@ class BootstrapFewShotRandomSearch(BootstrapSettings):
 
         ran = race(score, len(different), len(val))
         figures = {"rollouts": ran.rollouts, "exhaustive": len(different) * len(val), "blocks": ran.blocks}
-        best = None if ran.winner is None else states.index(different[ran.winner])
-        return best, [_joined(parts[tried]) for tried in states], {"racing": figures}
+        winner = None if ran.winner is None else states.index(different[ran.winner])
+        return winner, [_joined(parts[tried]) for tried in states], {"racing": figures}
 
 
 def _joined(parts: Sequence[Evaluation]) -> Evaluation:
     """One evaluation of several, of different examples; an incomplete one if there is none."""
     failures: Counter[Any] = Counter() if parts else Counter(budget=1)
+    counts = FailureCounts()
     for part in parts:
         failures.update(part.failures)
+        counts.join(part.common_failures)
     return Evaluation(
         scores={name: score for part in parts for name, score in part.scores.items()},
         failures=failures,
         first_error=next((part.first_error for part in parts if part.first_error is not None), None),
+        common_failures=counts.most_common(),
     )

@@ -11,6 +11,7 @@ from typing import Any, final
 from lmpipe import Module, Prediction, Request, Sampling, Step, Trace
 from lmpipe.lm import Message
 from lmpipe.run import running
+from lmpipe.text import clean
 from lmpipe.values import render_input
 from optimizers.prompts.proposer import Proposer
 
@@ -59,7 +60,7 @@ def shown(trace: Trace) -> dict[str, Any]:
             {
                 "Inputs": _texts(step.inputs),
                 "Generated Outputs": _texts(step.outputs) if step.outputs is not None else "none that could be read",
-                "Feedback": _feedback(trace, step),
+                "Feedback": clean(_feedback(trace, step)),  # the metric and the program say what they like
             }
         )
     return {"score": trace.score, "calls": calls}

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import ClassVar, Literal, final
+
+from pydantic import NonNegativeInt
 
 from lmpipe import (
     Budget,
@@ -21,11 +23,14 @@ from lmpipe import (
     Session,
     evaluate,
 )
+from lmpipe.checks import check_settings, checked_examples
+from lmpipe.errors import ConfigError
 from lmpipe.events import StageEnded
 from lmpipe.hashing import derive_seed
 from lmpipe.optimizer import StageResult
+from lmpipe.ranking import best
 from lmpipe.splits import subsample
-from optimizers.schedule.diagnosis import diagnose
+from optimizers.schedule.diagnosis import diagnose, no_choice
 from optimizers.schedule.strategy import VANILLA, distinct_stages, format_strategy, parse_strategy
 
 
@@ -45,14 +50,19 @@ class BetterTogether(Optimizer):
         prompts_from: Whether a prompt stage starts again from the original prompts, as in Algorithm 1, or goes on from
             the current ones.
         select: Whether the result is the state after the last stage, or the one with the best validation score among
-            the initial state and all stages (the earliest of equals).
+            the initial state and all stages (the earliest of equals). What a spent budget left without some of its
+            validation scores is not chosen.
         budget: Of all stages together. Scoring the states after them is not limited, and not counted.
         stage_budget: Of each stage; likewise.
         num_train_scored: On how many training examples the states are scored too, which shows over-fitting.
 
     Raises:
         StrategyError: If the strategy cannot be read.
+        ConfigError: If another setting cannot be used; in `optimize`, if there are no validation examples, or no
+            training examples and a stage learns from them.
     """
+
+    needs: ClassVar[tuple[Literal["train", "val"], ...]] = ("val",)
 
     metric: Metric
     optimizers: Mapping[str, Optimizer]
@@ -61,9 +71,10 @@ class BetterTogether(Optimizer):
     select: Literal["last", "best"] = "last"
     budget: Budget | None = None
     stage_budget: Budget | None = None
-    num_train_scored: int = 0
+    num_train_scored: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
+        check_settings(self)
         parse_strategy(self.strategy, self.optimizers)
 
     def optimize_all(
@@ -86,6 +97,9 @@ class BetterTogether(Optimizer):
         Returns:
             Strategy → result, in the order given.
         """
+        if isinstance(strategies, str):
+            raise ConfigError(f"strategies is the text {strategies!r}; pass a list of strategies")
+        train, val = checked_examples(train, "train"), checked_examples(val, "val")
         stages = {text: parse_strategy(text, self.optimizers) for text in strategies}
         with session.track("stages of all strategies", len(distinct_stages(stages.values()))) as advance:
             results, done = {}, 0
@@ -100,16 +114,21 @@ class BetterTogether(Optimizer):
         self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
     ) -> OptimizeResult:
         names = parse_strategy(self.strategy, self.optimizers)
+        for name in names:
+            self.optimizers[name].require(train, val)
         run = _Run(self, program, state, train, val, session)
         first = run.score(state, session, VANILLA)
         stages: list[StageResult] = []
-        for number in range(1, len(names) + 1):
+        for length in range(1, len(names) + 1):
             before = (stages[-1].result.state, stages[-1].evaluation) if stages else (state, first)
-            stages.append(run.stage(names[:number], *before))
+            stages.append(run.stage(names[:length], *before))
         outcomes = [(state, first), *((stage.result.state, stage.evaluation) for stage in stages)]
+        findings = list(diagnose(names, first, stages, {n: self.optimizers[n].tunes for n in names}))
         chosen, evaluation = outcomes[-1]
         if self.select == "best":
-            chosen, evaluation = max(outcomes, key=lambda outcome: outcome[1].mean)
+            number = best(outcome[1].comparable for outcome in outcomes)
+            chosen, evaluation = outcomes[number or 0]
+            findings += [no_choice(names, len(val))] if number is None else []
         skipped = bool(stages) and all(stage.result.status == "skipped" for stage in stages)
         return OptimizeResult(
             state=chosen,
@@ -118,7 +137,7 @@ class BetterTogether(Optimizer):
             stopped=next((stage.result.stopped for stage in stages if stage.result.stopped), ""),
             evaluation=evaluation,
             stages=tuple(stages),
-            findings=tuple(diagnose(names, first, stages, {n: self.optimizers[n].tunes for n in names})),
+            findings=tuple(findings),
         )
 
 

@@ -12,8 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lmpipe import Evaluation
+from lmpipe.failures import CommonFailure, explained
 from lmpipe.optimizer import Finding, StageResult
-from optimizers.schedule.strategy import format_strategy
+from lmpipe.ranking import finite
+from optimizers.schedule.strategy import VANILLA, format_strategy
 
 LEAST_SOLVED = 0.1  # share of the examples that should have a successful run
 _NORMAL = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95 % interval, in standard errors
@@ -30,6 +32,7 @@ def diagnose(
         stages: Their results.
         tunes: Stage name → which half of the state it tunes.
     """
+    yield from _failing(VANILLA, first)
     before = first
     for number, stage in enumerate(stages, 1):
         path = format_strategy(names[:number])
@@ -38,6 +41,8 @@ def diagnose(
         yield from _few_traces(path, stage.result.details)
         yield from _collapse(path, stage.result.details)
         yield from _over_fit(path, stage)
+        if stage.result.status == "done":
+            yield from _failing(path, stage.evaluation)
         yield from _worse(path, before, stage.evaluation)
         before = stage.evaluation
     if len({tunes[name] for name in names}) > 1 and all(stage.result.status == "done" for stage in stages):
@@ -47,9 +52,9 @@ def diagnose(
 def paired_interval(scores: Mapping[str, float], baseline: Mapping[str, float]) -> tuple[float, float, float]:
     """Mean of the paired differences over the common examples, and its 95 % interval by the normal approximation.
 
-    The bounds are infinite below two examples.
+    A difference that is not a number does not count. The bounds are infinite below two examples.
     """
-    differences = [scores[name] - baseline[name] for name in scores if name in baseline]
+    differences = finite(scores[name] - baseline[name] for name in scores if name in baseline)
     if len(differences) < 2:
         return statistics.fmean(differences or [math.nan]), -math.inf, math.inf
     mean = statistics.fmean(differences)
@@ -61,6 +66,25 @@ def _stopped(path: str, stage: StageResult) -> Finding:
     begun = f"{stage.result.stopped}, so the stage ended with the best that it had found"
     message = begun if stage.result.status == "done" else stage.result.reason
     return Finding(kind="budget", stage=path, message=message, advice="give it a larger budget, or compare at this one")
+
+
+def no_choice(names: Sequence[str], examples: int) -> Finding:
+    """That the best state was asked for and none could be chosen.
+
+    Args:
+        names: Of the stages.
+        examples: How many validation examples there were.
+    """
+    message = f"no state was scored on all {examples} validation examples, so the initial state is the result"
+    return Finding(kind="no choice", stage=format_strategy(names), message=message, advice="give it a larger budget")
+
+
+def _failing(path: str, evaluation: Evaluation) -> Iterator[Finding]:
+    runs = evaluation.n + evaluation.failures.get("budget", 0)
+    found = explained(evaluation.common_failures, runs)
+    if found is not None:
+        message = f"on validation examples {found.told(runs)}"
+        yield Finding(kind="failing", stage=path, message=message, advice=found.advice)
 
 
 def _few_traces(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
@@ -83,6 +107,9 @@ def _few_traces(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
         "more rollouts per example, a higher temperature, vary_demos, structured completions, a prompt stage before "
         "this one, or a teacher"
     )
+    found = explained([CommonFailure.model_validate(failure) for failure in details.get("failures", ())], tried)
+    if found is not None:
+        message, advice = f"{message}: {found.told(tried)}", found.advice
     yield Finding(kind="few traces", stage=path, message=message, advice=advice)
 
 
@@ -105,7 +132,7 @@ def _over_fit(path: str, stage: StageResult) -> Iterator[Finding]:
             advice = "more training examples, fewer epochs, held_out with early stopping, or a smaller rank"
             yield Finding(kind="over-fit", stage=path, message=message, advice=advice)
     for key, training in stage.result.details.get("training", {}).items():
-        held_out = training["held_out_losses"]
+        held_out = finite(training["held_out_losses"])
         if len(held_out) > 1 and held_out[-1] > 1.1 * min(held_out):
             message = f"the loss of {key} on held-out rows rose from {min(held_out):.3f} to {held_out[-1]:.3f}"
             advice = "the best epoch was kept; fewer epochs or a lower learning rate save the rest"
@@ -127,7 +154,7 @@ def _no_gain(names: Sequence[str], stages: Sequence[StageResult]) -> Iterator[Fi
     """Whether the last state is better than the one after the first stage alone."""
     alone, last = stages[0].evaluation, stages[-1].evaluation
     gain, low, high = paired_interval(last.scores, alone.scores)
-    if low <= 0:
+    if low <= 0 and all(map(math.isfinite, (low, alone.mean, last.mean))):
         message = (
             f"after {names[0]} alone {_points(alone.mean)} %, after all stages {_points(last.mean)} %: a difference of "
             f"{_points(gain)} points (95 % interval {_points(low)} to {_points(high)}) does not show a gain"

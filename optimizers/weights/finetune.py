@@ -10,13 +10,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
+from pydantic import NonNegativeFloat, PositiveInt
+
 from lmpipe import Example, Module, OptimizeResult, ProgramState, Session, Trace, predictors
+from lmpipe.checks import Share, check_settings
+from lmpipe.errors import ConfigError
+from lmpipe.failures import FailureCounts
 from lmpipe.hashing import canonical_json, derive_seed
 from lmpipe.rollout import Job
 from lmpipe.trainer import TrainingRow
 from optimizers.demos import labelled_pool, prompted, redraw
 from optimizers.traces import Harvest, Teacher, own_steps, run
 from optimizers.weights.settings import WeightSettings, shown
+
+_ADVICE = "try more rollouts, a higher temperature, or a prompt stage before this one"
 
 
 @final
@@ -44,21 +51,33 @@ class BootstrapFinetune(WeightSettings):
         include_demos: Whether rows show the current prompt with its demos, instead of the vanilla one.
         init: Whether training starts from the base or from the current weights.
         teacher: Who makes the runs; by default the program itself, as it is.
+
+    Raises:
+        ConfigError: If a setting is out of its range; in `optimize`, if there are no training examples, if one of them
+            lacks the label to balance by, or if a role has no trainer.
     """
 
-    metric_threshold: float = 1.0
-    rollouts_per_example: int = 1
-    max_rollouts_per_example: int | None = None
-    min_yield: float = 0.02
-    max_idle_rounds: int = 3
-    max_kept_per_example: int | None = None
-    temperature: float | None = None
+    metric_threshold: Share = 1.0
+    rollouts_per_example: PositiveInt = 1
+    max_rollouts_per_example: PositiveInt | None = None
+    min_yield: Share = 0.02
+    max_idle_rounds: PositiveInt = 3
+    max_kept_per_example: PositiveInt | None = None
+    temperature: NonNegativeFloat | None = None
     vary_demos: bool = False
     deduplicate: bool = False
     balance_by: str | None = None
     include_demos: bool = False
     init: Literal["base", "current"] = "base"
     teacher: Teacher | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if (self.max_rollouts_per_example or self.rollouts_per_example) < self.rollouts_per_example:
+            raise ConfigError(
+                f"BootstrapFinetune: max_rollouts_per_example is {self.max_rollouts_per_example}; it must be at least "
+                f"rollouts_per_example, which is {self.rollouts_per_example}"
+            )
 
     def search(
         self,
@@ -68,13 +87,16 @@ class BootstrapFinetune(WeightSettings):
         val: Sequence[Example],
         session: Session,
     ) -> OptimizeResult:
+        self.check_trainers(program)
+        lacking = [example.id for example in train if self.balance_by and self.balance_by not in example.labels]
+        if lacking:
+            raise ConfigError(f"example {lacking[0]} has no label {self.balance_by!r} to balance by")
         harvest = self.harvest(program, state, train, session)
         details = harvest.details()
         if not harvest.kept:
             reason = (
                 f"none of {harvest.tried} runs on {len(train)} training examples scored {self.metric_threshold} or "
-                "more, so there is nothing to train on; try more rollouts, a higher temperature, or a prompt stage "
-                "before this one"
+                f"more, so there is nothing to train on; {harvest.cause() or _ADVICE}"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
         return self.tuned(state, self.rows(program, state, harvest.kept, session), session, details, init=self.init)
@@ -88,11 +110,12 @@ class BootstrapFinetune(WeightSettings):
         labels = labelled_pool(program, train) if self.vary_demos else {}
         kept: dict[str, list[Trace]] = {}
         tried = idle = 0
+        failures = FailureCounts()
         limit = self.max_rollouts_per_example or self.rollouts_per_example
         for first in range(0, limit, self.rollouts_per_example):
             demos = redraw(state, labels, rng) if first else {}
             jobs = [
-                Job(prompted(state, demos, example.id), example, sample, self.temperature)
+                Job(prompted(state, demos, example), example, sample, self.temperature)
                 for example in train
                 if example.id not in kept
                 for sample in range(first, min(first + self.rollouts_per_example, limit))
@@ -102,12 +125,13 @@ class BootstrapFinetune(WeightSettings):
             title = f"traces, {len(kept)} examples solved"
             made, good = run(program, jobs, session, self.metric, self.metric_threshold, title=title)
             tried += len(made)
+            failures.add(made)
             idle = idle + 1 if len(good) < self.min_yield * len(jobs) else 0
             for trace in own_steps(good, student, program):
                 kept.setdefault(trace.example.id, []).append(trace)
         most = self.max_kept_per_example
         ordered = tuple(trace for example in train for trace in _distinct_first(kept.get(example.id, ()))[:most])
-        return Harvest(ordered, tried, tuple(train), paths)
+        return Harvest(ordered, tried, tuple(train), paths, failures.most_common())
 
     def rows(
         self, program: Module, state: ProgramState, traces: Sequence[Trace], session: Session

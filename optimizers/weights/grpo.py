@@ -5,10 +5,13 @@ Knows what a call's advantage is; what it does to weights is the trainer's busin
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Annotated, Any, final
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lmpipe import (
     Evaluation,
@@ -23,16 +26,21 @@ from lmpipe import (
     predictors,
     rollout,
 )
+from lmpipe.checks import check_settings
 from lmpipe.errors import ConfigError
 from lmpipe.events import CandidateScored
+from lmpipe.failures import CommonFailure, FailureCounts
 from lmpipe.hashing import derive_seed
 from lmpipe.identity import work_key
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.optimizer import Candidate
+from lmpipe.ranking import best
 from lmpipe.rollout import Job
 from lmpipe.splits import shuffled, subsample
 from lmpipe.trace import module_costs
 from lmpipe.trainer import PolicyGradient, TrainingRow
+from optimizers.choice import no_choice
+from optimizers.traces import cause
 from optimizers.weights.settings import WeightSettings, ended
 
 
@@ -56,31 +64,36 @@ class GRPO(WeightSettings):
         clip: See `lmpipe.trainer.PolicyGradient`.
         format_score: Reward of a run that ended in an unreadable completion.
         eval_every: After how many steps the state is scored on validation examples; it is after the last one too.
-        num_val: On how many validation examples; none means all. Without any, the last state is kept.
+        num_val: On how many validation examples; none means all. With 0 nothing is scored and the last state is kept.
 
     Raises:
-        ConfigError: If a value is out of its range.
+        ConfigError: If a setting is out of its range; in `optimize`, if there are no training examples, no validation
+            examples to choose by, or no trainer for a role.
     """
 
-    steps: int = 10
-    examples_per_step: int = 4
-    group_size: int = 8
-    temperature: float = 1.0
-    clip: float = 0.2
+    steps: PositiveInt = 10
+    examples_per_step: PositiveInt = 4
+    group_size: Annotated[int, Field(ge=2)] = 8
+    temperature: PositiveFloat = 1.0
+    clip: PositiveFloat = 0.2
     format_score: float = 0.0
-    eval_every: int = 5
-    num_val: int | None = None
+    eval_every: PositiveInt = 5
+    num_val: NonNegativeInt | None = None
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.examples_per_step, self.eval_every) < 1 or self.group_size < 2:
-            raise ConfigError(f"{self}: steps, examples_per_step and eval_every must be ≥ 1, group_size ≥ 2")
-        PolicyGradient(self.clip, self.temperature)
+        check_settings(self)
 
     def search(
         self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
     ) -> OptimizeResult:
+        self.check_trainers(program)
+        if not val and self.num_val != 0:
+            raise ConfigError(
+                "GRPO: there are no validation examples to choose by; pass some as val, or keep the last state with "
+                "num_val=0"
+            )
         val = subsample(val, self.num_val, derive_seed(session.seed, "val"))
-        best = _Best(state)
+        kept = _Best(state)
         taken: list[dict[str, Any]] = []
         for number in range(self.steps + 1):
             if number:
@@ -88,21 +101,19 @@ class GRPO(WeightSettings):
                 taken.append(figures)
             if val and (number % self.eval_every == 0 or number == self.steps):
                 evaluation = evaluate(program, state, val, self.metric, session, title=f"scoring step {number}")
-                best.offer(f"step {number}", state, evaluation, session)
+                kept.offer(f"step {number}", state, evaluation, session)
             if session.ledger.spent():
                 break
-        trained = any(step["training"] for step in taken)
-        reason = (
-            f"in {len(taken)} steps there was nothing to train on: the runs of each example were rewarded alike, or no "
-            "budget was left; try a larger group_size, a higher temperature, or a metric with more values"
-        )
+        reason = "" if any(step["training"] for step in taken) else _untrained(taken)
+        if val and kept.evaluation is None:
+            reason = reason or no_choice(session)
         return OptimizeResult(
-            state=best.state if val else state,
-            status="done" if trained else "skipped",
-            reason="" if trained else reason,
-            evaluation=best.evaluation,
-            candidates=tuple(best.candidates),
-            details={"steps": taken, "chosen": best.name if val else f"step {len(taken)}"},
+            state=kept.state if val else state,
+            status="skipped" if reason else "done",
+            reason=reason,
+            evaluation=kept.evaluation,
+            candidates=tuple(kept.candidates),
+            details={"steps": taken, "chosen": kept.name if val else f"step {len(taken)}"},
         )
 
     def _batch(self, train: Sequence[Example], number: int, seed: int) -> list[Example]:
@@ -143,6 +154,8 @@ class GRPO(WeightSettings):
         session = replace(session, seed=derive_seed(session.seed, "step", number))
         jobs = [Job(state, example, sample, self.temperature) for example in batch for sample in range(self.group_size)]
         made = rollout(program, jobs, session, self.metric, title=f"runs of step {number}")
+        failures = FailureCounts()
+        failures.add(made)
         traces = [trace for trace in made if trace.failure not in ("engine", "budget")]
         rows, taught = self.rows(program, traces)
         cost = {path: ModuleCost(kept=own.calls) for path, own in module_costs(step for _, step in taught).items()}
@@ -153,6 +166,8 @@ class GRPO(WeightSettings):
             "runs": len(traces),
             "mean_reward": statistics.fmean(rewards) if rewards else None,
             "unreadable": sum(trace.failure == "parse" for trace in traces),
+            "tried": len(made),
+            "failures": [failure.model_dump(mode="json") for failure in failures.most_common()],
             "calls": {path: own.kept for path, own in cost.items()},
             "training": training,
         }
@@ -187,8 +202,22 @@ class GRPO(WeightSettings):
         return self.format_score if trace.failure == "parse" else trace.score
 
 
+def _untrained(taken: Sequence[Mapping[str, Any]]) -> str:
+    """Why no step had anything to train on."""
+    counts = FailureCounts()
+    for step in taken:
+        counts.join(map(CommonFailure.model_validate, step["failures"]))
+    why = cause(counts.most_common(), sum(step["tried"] for step in taken)) or (
+        "the runs of each example were rewarded alike, or no budget was left; try a larger group_size, a higher "
+        "temperature, or a metric with more values"
+    )
+    return f"in {len(taken)} steps there was nothing to train on: {why}"
+
+
 def _advantages(rewards: Sequence[float]) -> list[float]:
-    """Each reward less their mean, over their standard deviation; zeros without spread."""
+    """Each reward less their mean, over their standard deviation; zeros without spread, or where one is no number."""
+    if not all(map(math.isfinite, rewards)):
+        return [0.0] * len(rewards)
     mean, spread = statistics.fmean(rewards), statistics.pstdev(rewards)
     return [(reward - mean) / spread if spread else 0.0 for reward in rewards]
 
@@ -213,9 +242,9 @@ class _Best:
 
     def offer(self, name: str, state: ProgramState, evaluation: Evaluation, session: Session) -> None:
         """Takes note of a state, and tells of it."""
-        if not evaluation.complete:
+        if evaluation.comparable is None:
             return
         self.candidates.append(Candidate(name=name, state=state.digest, mean=evaluation.mean, n=evaluation.n))
         session.notify(CandidateScored(session.stage, name, evaluation.mean, evaluation.n))
-        if self.evaluation is None or evaluation.mean > self.evaluation.mean:
+        if best([self.evaluation.mean if self.evaluation else None, evaluation.mean]) == 1:
             self.name, self.state, self.evaluation = name, state, evaluation

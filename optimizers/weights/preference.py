@@ -11,7 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
 from lmpipe import Example, Module, OptimizeResult, Predict, ProgramState, Session, Step, Trace, predictors
+from lmpipe.checks import Share, check_settings
+from lmpipe.failures import FailureCounts
 from lmpipe.hashing import derive_seed
 from lmpipe.lm import Message
 from lmpipe.rollout import Job
@@ -45,31 +49,41 @@ class PreferenceFinetune(WeightSettings):
         init: Whether training starts from the current weights or from the base.
         teacher: Who makes as many further runs of each example; its successes are preferred too, its failures are
             rejected.
+
+    Raises:
+        ConfigError: If a setting is out of its range; in `optimize`, if there are no training examples or a role has no
+            trainer.
     """
 
-    metric_threshold: float = 1.0
-    rollouts_per_example: int = 4
-    temperature: float = 1.0
-    beta: float = 0.1
-    max_pairs_per_prompt: int = 4
+    metric_threshold: Share = 1.0
+    rollouts_per_example: PositiveInt = 4
+    temperature: NonNegativeFloat = 1.0
+    beta: PositiveFloat = 0.1
+    max_pairs_per_prompt: PositiveInt = 4
     reject_unreadable: bool = True
     include_demos: bool = False
     init: Literal["base", "current"] = "current"
     teacher: Teacher | None = None
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
     def search(
         self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
     ) -> OptimizeResult:
+        self.check_trainers(program)
         traces = self._run(program, state, train, session)
+        failures = FailureCounts()
+        failures.add(traces)
         kept = tuple(trace for trace in traces if success(trace, self.metric_threshold))
-        harvest = Harvest(kept, len(traces), tuple(train), tuple(predictors(program)))
+        harvest = Harvest(kept, len(traces), tuple(train), tuple(predictors(program)), failures.most_common())
         rows, counts = self.pairs(program, state, traces, session)
         details: dict[str, Any] = {**harvest.details(), "pairs": counts}
         if not rows:
             reason = (
                 f"of {len(traces)} runs on {len(train)} training examples {len(kept)} scored {self.metric_threshold} "
-                "or more, and no failing run shares its inputs with one of them; try more rollouts or a higher "
-                "temperature"
+                "or more, and no failing run shares its inputs with one of them; "
+                f"{harvest.cause() or 'try more rollouts or a higher temperature'}"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
         return self.tuned(state, rows, session, details, Preference(self.beta), self.init)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 from lmpipe import (
     Metric,
+    Module,
     OptimizeResult,
     Predict,
     ProgramState,
@@ -19,7 +20,9 @@ from lmpipe import (
     Trainer,
     WeightOptimizer,
     WeightState,
+    predictors,
 )
+from lmpipe.errors import ConfigError
 from lmpipe.hashing import canonical_json
 from lmpipe.lm import Message
 from lmpipe.trainer import Imitation, Objective, TrainingRow
@@ -35,9 +38,26 @@ class WeightSettings(WeightOptimizer):
         adapters: One adapter for each LM role, trained on the rows of all its modules; or one for each module.
     """
 
+    needs: ClassVar[tuple[Literal["train", "val"], ...]] = ("train",)
+
     metric: Metric
     trainer: Trainer | Mapping[str, Trainer]
     adapters: Literal["role", "module"] = "role"
+
+    @final
+    def check_trainers(self, program: Module) -> None:
+        """Looks whether all can be trained that gives rows, before any run is made.
+
+        Raises:
+            ConfigError: If there are trainers by role and one of the program's roles has none.
+        """
+        roles = dict.fromkeys(predictor.role for predictor in predictors(program).values())
+        known = roles if isinstance(self.trainer, Trainer) else self.trainer
+        if lacking := [role for role in roles if role not in known]:
+            raise ConfigError(
+                f"{type(self).__name__}: there is no trainer for role {', '.join(map(repr, lacking))}; the program's "
+                f"roles are {', '.join(roles)}, and there are trainers for {', '.join(known) or 'none'}"
+            )
 
     @final
     def key(self, predictor: Predict, path: str) -> str:

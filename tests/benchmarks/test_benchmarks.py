@@ -227,6 +227,18 @@ def test_a_paired_difference_has_an_interval() -> None:
     assert paired_difference("p", worse, "vanilla", worse).p == 1
 
 
+def test_what_is_no_number_does_not_count_in_a_score_or_a_difference() -> None:
+    nan = float("nan")
+    assert score_of([[1.0, nan, 0.0], [nan]]) == score_of([[1.0, 0.0], None])
+    assert score_of([[nan]]).percent == "—"
+    one, other = {(0, str(n)): float(n % 2) for n in range(6)}, {(0, str(n)): 0.0 for n in range(8)}
+    assert paired_difference("p", {**one, (0, "6"): nan}, "vanilla", other) == paired_difference(
+        "p", one, "vanilla", other
+    )
+    with pytest.raises(ConfigError, match="no scored example in common"):
+        paired_difference("p", {(0, "a"): nan}, "vanilla", {(0, "a"): 1.0})
+
+
 @pytest.mark.parametrize(("pairs", "p"), [(1, 1), (2, 2 / 4), (3, 2 / 8)])
 def test_the_permutation_test_is_exact_for_few_pairs(pairs: int, p: float) -> None:
     """Of the 8 ways to exchange three pairs, two are as far apart as what was found; of the 2 for one pair, both."""

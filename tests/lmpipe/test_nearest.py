@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
+from typing import final
 
 import pytest
 
@@ -126,3 +128,28 @@ def test_what_programs_ask_for_while_a_batch_is_computed_is_computed_together() 
 
 def test_vectors_have_length_1() -> None:
     assert Embeddings().of(Slow(), ["one"]) == [(0.6, 0.8)]
+
+
+@final
+class Odd(Embedder):
+    """Gives what no embedder should, for some texts."""
+
+    @property
+    def name(self) -> str:
+        return "odd"
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        vectors = {"nan": [math.nan, 1.0], "inf": [math.inf, 1.0], "zero": [0.0, 0.0], "long": [1.0, 2.0, 3.0]}
+        return [vectors.get(text, [3.0, 4.0]) for text in texts]
+
+
+def test_a_vector_without_numbers_fails_what_asks_for_it_and_nothing_else() -> None:
+    embeddings = Embeddings()
+    for text in ("nan", "inf"):
+        with pytest.raises(
+            EngineError, match=f"embedder 'odd' gave a vector that holds no numbers for the text '{text}'"
+        ):
+            embeddings.of(Odd(), ["fine", text])
+    assert embeddings.of(Odd(), ["fine", "zero"]) == [(0.6, 0.8), (0.0, 0.0)]
+    with pytest.raises(EngineError, match="vectors of 2 and of 3 numbers"):
+        embeddings.of(Odd(), ["another", "long"])

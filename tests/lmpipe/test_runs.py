@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import final
 
@@ -155,6 +156,23 @@ def test_what_is_exported_is_loaded_by_peft_and_gives_the_same_state(
     assert re.search(r"vllm serve .* --max-lora-rank \d+ ", card)
     with pytest.raises(ConfigError, match="there already"):
         said("export", run, out)
+
+
+def test_the_best_row_has_a_score_and_without_any_it_is_the_first(run: Path) -> None:
+    found = open_run(run)
+    row = found.result.strategies[0]
+
+    def best_of(*means: float | None) -> str:
+        rows = [
+            row.model_copy(update={"strategy": str(number), "val": row.val.model_copy(update={"mean": mean})})
+            for number, mean in enumerate(means)
+        ]
+        return replace(found, result=found.result.model_copy(update={"strategies": rows})).strategy().strategy
+
+    assert best_of(math.nan, 0.0, 0.5, 0.5, None) == "2"
+    assert best_of(None, math.nan) == "0"
+    with pytest.raises(ConfigError, match="has no strategy"):
+        best_of()
 
 
 def test_an_export_that_fails_leaves_nothing_in_the_way(run: Path, tmp_path: Path) -> None:

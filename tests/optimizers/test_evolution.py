@@ -206,12 +206,11 @@ def test_candidates_are_told_of_and_metric_calls_are_limited() -> None:
     assert 60 <= limited.details["metric_calls"] < 60 + 2 * 3 + 6
 
 
-def test_it_is_a_stage_like_any_other_and_skips_without_examples() -> None:
+def test_it_is_a_stage_like_any_other() -> None:
     program, session = Two(), Session(lm=ScriptedLM(Student()))
     better = BetterTogether(is_right, {"g": EVOLVE}, strategy="g")
     result = better.optimize(program, initial_state(program, session), numbers(8, 1), numbers(6, 50), session)
     assert [stage.evaluation.mean for stage in result.stages] == [1]
-    assert EVOLVE.optimize(program, initial_state(program, session), [], numbers(2), session).status == "skipped"
 
 
 def test_without_gepa_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lmpipe import ChainOfThought, Example, Request, ScriptedLM, Session, exact_match, initial_state
-from optimizers import BootstrapFewShot, BootstrapFewShotRandomSearch
-from tests.scripted import Colour, examples, scripted
+import pytest
+
+from lmpipe import ChainOfThought, Example, Predict, Request, ScriptedLM, Session, exact_match, initial_state
+from optimizers import BootstrapFewShot, BootstrapFewShotRandomSearch, KNNFewShot, LabeledFewShot
+from tests.scripted import Colour, NumberLine, examples, scripted
 
 
 def test_bootstrapped_demos_are_the_calls_of_successful_runs() -> None:
@@ -72,6 +74,51 @@ def test_a_failed_example_is_tried_again_at_a_temperature() -> None:
     once = BootstrapFewShot(exact_match).optimize(program, state, train, [], session)
     twice = BootstrapFewShot(exact_match, max_rounds=2).optimize(program, state, train, [], session)
     assert (once.details["kept"], twice.details["kept"], twice.details["tried"]) == (0, 3, 6)
+
+
+def even_labels(*keys: str) -> list[Example]:
+    """The same two examples again and again, under other ids."""
+    return [Example({"number": int(key[-1])}, {"answer": "even"}, id=key) for key in keys]
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_an_example_that_is_there_again_is_shown_once_whatever_its_id(sample: bool) -> None:
+    program, session = ChainOfThought("number: int -> answer"), Session(lm=scripted())
+    train = even_labels("a0", "b0", "c0", "a2", "b2")
+    optimizer = LabeledFewShot(k=4, sample=sample)
+    result = optimizer.optimize(program, initial_state(program, session), train, [], session)
+    assert sorted(demo.inputs["number"] for demo in result.state.prompts["predict"].demos) == [0, 2]
+    assert result.details["labelled"] == {"predict": 2}
+
+
+def test_no_prompt_shows_a_demonstration_twice_nor_an_example_its_own_label_under_another_id() -> None:
+    program, lm = Predict("number: int -> answer"), ScriptedLM(lambda request: "answer: even")
+    session = Session(lm=lm, embedder=NumberLine())
+    train = even_labels("a0", "b0", "a2", "b2", "c2", "a4")
+    state = initial_state(program, session)
+    for optimizer in (
+        BootstrapFewShot(exact_match, max_bootstrapped_demos=2, max_labeled_demos=4),
+        BootstrapFewShotRandomSearch(exact_match, max_bootstrapped_demos=2, max_labeled_demos=4),
+        KNNFewShot(exact_match, max_labeled_demos=4),
+        KNNFewShot(exact_match, max_bootstrapped_demos=0, max_labeled_demos=4),
+    ):
+        result = optimizer.optimize(program, state, train, even_labels("d6"), session)
+        for prompt in result.state.prompts.values():
+            shown = [demo.inputs["number"] for demo in prompt.demos]
+            assert len(set(shown)) == len(shown)
+    for request in lm.requests:
+        shown = [message.content for message in request.messages[1:-1:2]]
+        assert len(set(shown)) == len(shown)
+        assert request.messages[-1].content not in shown
+
+
+def test_different_calls_of_one_example_are_drawn_as_before() -> None:
+    """Of three examples without a repetition every draw is of all three."""
+    program, session = Predict("number: int -> answer"), Session(lm=ScriptedLM(lambda request: "answer: even"))
+    train = even_labels("a0", "a2", "a4")
+    optimizer = BootstrapFewShot(exact_match, max_bootstrapped_demos=2, max_labeled_demos=4)
+    result = optimizer.optimize(program, initial_state(program, session), train, [], session)
+    assert [demo.inputs["number"] for demo in result.state.prompts["self"].demos] == [0, 2, 4]
 
 
 def test_random_search_keeps_the_candidate_that_validates_best() -> None:

@@ -112,6 +112,9 @@ def test_without_a_successful_run_nothing_is_trained_and_the_reason_is_given(sto
     result = optimizer.optimize(program, state, examples(6), [], session)
     assert (result.status, result.state, trainer.calls) == ("skipped", state, [])
     assert "none of 12 runs on 6 training examples scored 1.0 or more" in result.reason
+    assert "12 of 12 runs failed: ParseError: field 'answer': names none of the choices" in result.reason
+    assert "structured completions" in result.reason
+    assert "more rollouts" not in result.reason
 
 
 def test_examples_are_run_until_one_run_succeeds_or_the_limit_is_reached(store: RunStore) -> None:
@@ -133,7 +136,7 @@ def test_examples_are_run_until_one_run_succeeds_or_the_limit_is_reached(store: 
     assert impatient.optimize(program, initial_state(program, session), train, [], session).details["tried"] == 6
 
 
-@pytest.mark.parametrize(("each", "most", "tried"), [(2, 3, 3), (2, 4, 4), (4, 3, 3), (2, None, 2)])
+@pytest.mark.parametrize(("each", "most", "tried"), [(2, 3, 3), (2, 4, 4), (4, 4, 4), (2, None, 2)])
 def test_no_example_is_run_more_often_than_it_may(store: RunStore, each: int, most: int | None, tried: int) -> None:
     program = Predict("number: int -> answer")
     session = Session(lm=ScriptedLM(lambda request: "answer: no"), store=store)

@@ -119,15 +119,20 @@ def test_a_budget_ends_it_with_the_best_so_far(store: RunStore) -> None:
 
 def test_runs_that_are_all_alike_teach_nothing(store: RunStore) -> None:
     trainer = KeepingTrainer()
-    result = improve(store, trainer, ScriptedLM(lambda request: "hint: none"))
+    result = improve(store, trainer, ScriptedLM(lambda request: "hint: none\nanswer: red"))
     assert (result.status, trainer.calls) == ("skipped", [])
     assert "the runs of each example were rewarded alike" in result.reason
+    unreadable = improve(store, trainer, ScriptedLM(lambda request: "hint: none", "unreadable"))
+    assert "runs failed: ParseError: field 'answer'" in unreadable.reason
     program, session = Colour(), Session(lm=ScriptedLM(guessing), store=store)
     state = initial_state(program, session)
-    assert GRPO(exact_match, trainer).optimize(program, state, [], [], session).status == "skipped"
-    with pytest.raises(ConfigError, match="group_size ≥ 2"):
+    with pytest.raises(ConfigError, match="no training examples to learn from"):
+        GRPO(exact_match, trainer).optimize(program, state, [], examples(2), session)
+    with pytest.raises(ConfigError, match=r"no validation examples to choose by.*num_val=0"):
+        GRPO(exact_match, trainer).optimize(program, state, examples(2), [], session)
+    with pytest.raises(ConfigError, match="group_size is 1; it must be at least 2"):
         GRPO(exact_match, trainer, group_size=1)
-    with pytest.raises(ConfigError, match="temperature=0 must be above 0"):
+    with pytest.raises(ConfigError, match="temperature is 0; it must be greater than 0"):
         GRPO(exact_match, trainer, temperature=0)
 
 

@@ -112,5 +112,5 @@ def test_it_is_a_stage_that_goes_on_from_the_weights_before_it(store: RunStore) 
 
 
 def test_bad_settings_are_named(store: RunStore) -> None:
-    with pytest.raises(ConfigError, match="beta=-1 must be above 0"):
+    with pytest.raises(ConfigError, match="beta is -1; it must be greater than 0"):
         prefer(store, beta=-1)

@@ -9,6 +9,7 @@ from typing import final
 
 from lmpipe import (
     Budget,
+    EngineError,
     Example,
     LmpipeError,
     Module,
@@ -137,7 +138,40 @@ def test_too_few_successful_runs_are_named_by_class_and_module(store: RunStore) 
     assert "none for" in found[-1].message
     assert "answer = blue" in found[-1].message
     alone = all_strategies(Session(lm=scripted(), store=store), ["w"])["w"]
-    assert findings(alone, "few traces")[0].message == "0 of 24 runs succeeded, on 0 of 24 examples"
+    assert findings(alone, "few traces")[0].message.startswith("0 of 24 runs succeeded, on 0 of 24 examples: ")
+
+
+def test_a_failure_that_all_runs_share_is_named_with_figures_and_its_own_advice(store: RunStore) -> None:
+    """The numbers that differ from run to run are left out; those that do not are part of the message."""
+
+    def too_long(request: Request) -> str:
+        tokens = 2000 + len(request.messages[-1].content) + request.seed % 100
+        raise EngineError(f"{tokens} prompt tokens do not fit the context of 2048 tokens of scripted")
+
+    program, session = Colour(), Session(lm=ScriptedLM(too_long), store=store)
+    better = BetterTogether(exact_match, {"w": BootstrapFinetune(exact_match, KeepingTrainer())}, "w")
+    result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
+    told = "24 of 24 runs failed: EngineError: … prompt tokens do not fit the context of 2048 tokens of scripted"
+    assert told in result.reason
+    few, failing = findings(result, "few traces")[0], findings(result, "failing")
+    assert few.message == f"0 of 24 runs succeeded, on 0 of 24 examples: {told}"
+    assert "rollouts" not in few.advice
+    assert [(finding.stage, finding.message) for finding in failing] == [("vanilla", f"on validation examples {told}")]
+
+
+def test_what_a_stage_broke_is_said_of_its_scoring_runs(store: RunStore) -> None:
+    """On tuned weights the LM answers nothing that can be read."""
+
+    def spoiled(request: Request) -> str:
+        return "mumble" if request.weights.adapter else "hint: none\nanswer: red"
+
+    program, session = Colour(), Session(lm=ScriptedLM(spoiled), store=store)
+    better = BetterTogether(exact_match, {"a": Adapt("x")}, "a")
+    result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
+    failing = findings(result, "failing")
+    assert [finding.stage for finding in failing] == ["a"]
+    assert "24 of 24 runs failed: ParseError: field 'answer'" in failing[0].message
+    assert "structured completions" in failing[0].advice
 
 
 def test_one_answer_for_all_is_called_a_collapse(store: RunStore) -> None:
