@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lmpipe.errors import ConfigError
+from lmpipe.lines import json_object, numbered_lines
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a ``.jsonl.gz`` file, in its order.
+    """The JSON objects of a ``.jsonl.gz`` file, in its order. See `lmpipe.lines` for what is read.
 
     Raises:
         ConfigError: If it cannot be read, or a line is no JSON object; it names file and line.
     """
     records = []
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise ConfigError(f"{path}, line {number}: no JSON object")
-                records.append(record)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}, line {len(records) + 1}: no JSON ({error})") from None
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise ConfigError(f"the data {path} cannot be read: {error}") from error
+    for number, line in numbered_lines(path):
+        try:
+            records.append(json_object(line))
+        except ValueError as error:
+            raise ConfigError(f"{path}, line {number}: {error}") from None
     return records
 
 

@@ -11,7 +11,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import final
 
-from lmpipe.errors import ConfigError
+import torch
+
+from lmpipe.arguments import items, whole_number
+from lmpipe.errors import ConfigError, EngineError, StoreError
 from lmpipe.hashing import content_digest, describe, digest
 from lmpipe.retrieval.colbert import ColbertEncoder, load_encoder
 from lmpipe.retrieval.index.exact import ExactIndex
@@ -45,12 +48,17 @@ class ColbertRetriever(Retriever):
     def name(self) -> str:
         return self._name
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+    def search(self, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
+        queries, k = items("queries", queries, str), whole_number("k", k)
         asked = [number for number, query in enumerate(queries) if query.strip()]
-        found: list[list[Passage]] = [[] for _ in queries]
+        found: list[list[Passage] | EngineError] = [[] for _ in queries]
         if asked:
             vectors = self._encoder.encode_queries([queries[number] for number in asked])
-            for number, ranking in zip(asked, self._index.search(vectors, k), strict=True):
+            finite = vectors.isfinite().all(-1).all(-1).tolist()
+            for number in (number for number, can in zip(asked, finite, strict=True) if not can):
+                found[number] = EngineError(f"the encoder made values that are no finite numbers of {queries[number]!r}")
+            able = [number for number, can in zip(asked, finite, strict=True) if can]
+            for number, ranking in zip(able, self._index.search(vectors[torch.tensor(finite)], k), strict=True):
                 found[number] = [self._passage(*pair) for pair in zip(*ranking, strict=True)]
         return found
 
@@ -106,28 +114,36 @@ def open_colbert_index(
     passages: str | Path | None = None,
     encoder: ColbertEncoder | None = None,
     settings: Callable[[int, int], SearchSettings] = SearchSettings.of,
+    header: bool = False,
 ) -> ColbertRetriever:
-    """Opens an index that the package colbert-ai built.
+    """Opens an index that the package colbert-ai built. It has no checksums: damage is found only where it shows.
 
     Args:
         folder: The index, with ``metadata.json``.
         passages: The collection that it was built from; by default the file that it names.
         encoder: Makes the vectors of queries; by default the checkpoint that the index names is loaded.
         settings: How much a search for the best k looks at.
+        header: Of the collection; see `read_passages`.
 
     Raises:
         ConfigError: If its collection or checkpoint is not there.
-        StoreError: If there is no such index, or it is damaged.
+        StoreError: If there is no such index, or it is damaged, or has more or fewer passages than the collection.
     """
     folder = Path(folder)
     config = read_metadata(folder)["config"]
     collection = passages or config.get("collection")
     if not isinstance(collection, (str, Path)):
         raise ConfigError(f"{folder} does not name the file of its passages; pass passages=...")
-    index = PlaidIndex(folder, settings)
+    index, texts = PlaidIndex(folder, settings), list(read_passages(collection, header=header))
+    if len(texts) != len(index):
+        raise StoreError(f"{folder} has {len(index)} passages and {collection} {len(texts)}; pass what it was built of")
+    if encoder is None:
+        if not isinstance(checkpoint := config.get("checkpoint"), str):
+            raise ConfigError(f"{folder} does not name its checkpoint; pass encoder=...")
+        encoder = load_encoder(checkpoint)
     return ColbertRetriever(
-        encoder or load_encoder(config["checkpoint"]),
-        [list(read_passages(collection))],
+        encoder,
+        [texts],
         index,
         digest([content_digest(folder), describe(settings)]),
     )
