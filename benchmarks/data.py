@@ -16,13 +16,14 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: If it cannot be read, or a line is no JSON object; it names file and line.
     """
-    records = []
-    for number, line in numbered_lines(path):
-        try:
-            records.append(json_object(line))
-        except ValueError as error:
-            raise ConfigError(f"{path}, line {number}: {error}") from None
-    return records
+    return [_record(line, f"{path}, line {number}") for number, line in numbered_lines(path)]
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        return json_object(line)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def load_hub(name: str, config: str, parts: Sequence[str]) -> list[Any]:

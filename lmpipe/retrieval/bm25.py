@@ -59,9 +59,7 @@ class BM25Retriever(Retriever):
             raise ConfigError(f"BM25 has nothing to search: {len(passages)} passages, and no word in them that counts")
         self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
         self._index.index(words, show_progress=False)
-        self._name = "bm25 " + digest(
-            [_READING, [version(name) for name in _PACKAGES], k1, b, *map(astuple, passages)]
-        )
+        self._name = "bm25 " + digest([_READING, [version(name) for name in _PACKAGES], k1, b, *map(astuple, passages)])
 
     @property
     def name(self) -> str:
@@ -78,7 +76,11 @@ class BM25Retriever(Retriever):
     def _words(self, texts: Sequence[str]) -> list[list[str]]:
         """Stems of each text, in its order."""
         found: list[list[str]] = bm25s.tokenize(
-            [_folded(text) for text in texts], stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False
+            [_folded(text) for text in texts],
+            stopwords="en",
+            stemmer=self._stemmer,
+            return_ids=False,
+            show_progress=False,
         )
         return found
 

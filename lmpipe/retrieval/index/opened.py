@@ -23,7 +23,7 @@ from lmpipe.retrieval.passages import PassageText, PassageTexts, read_passages
 from lmpipe.retrieval.plaid import PlaidIndex, SearchSettings
 from lmpipe.retrieval.plaid.library import read_metadata
 from lmpipe.retrieval.segments import Segment
-from lmpipe.retrieval.vectors import TokenIndex
+from lmpipe.retrieval.vectors import Ranking, TokenIndex
 from lmpipe.retriever import Passage, Retriever
 
 
@@ -54,18 +54,23 @@ class ColbertRetriever(Retriever):
         found: list[list[Passage] | EngineError] = [[] for _ in queries]
         if asked:
             vectors = self._encoder.encode_queries([queries[number] for number in asked])
-            finite = vectors.isfinite().all(-1).all(-1).tolist()
-            for number in (number for number, can in zip(asked, finite, strict=True) if not can):
-                found[number] = EngineError(f"the encoder made values that are no finite numbers of {queries[number]!r}")
-            able = [number for number, can in zip(asked, finite, strict=True) if can]
-            for number, ranking in zip(able, self._index.search(vectors[torch.tensor(finite)], k), strict=True):
-                found[number] = [self._passage(*pair) for pair in zip(*ranking, strict=True)]
+            finite = vectors.isfinite().flatten(1).all(1)
+            rankings = iter(self._index.search(vectors[finite], k))
+            for number, able in zip(asked, finite.tolist(), strict=True):
+                found[number] = self._passages(next(rankings)) if able else _no_numbers(queries[number])
         return found
 
-    def _passage(self, number: int, score: float) -> Passage:
-        part = bisect.bisect_right(self._starts, number) - 1
-        passage = self._parts[part][number - self._starts[part]]
-        return Passage(passage.id, passage.full, score)
+    def _passages(self, ranking: Ranking) -> list[Passage]:
+        found = []
+        for number, score in zip(*ranking, strict=True):
+            part = bisect.bisect_right(self._starts, number) - 1
+            passage = self._parts[part][number - self._starts[part]]
+            found.append(Passage(passage.id, passage.full, score))
+        return found
+
+
+def _no_numbers(query: str) -> EngineError:
+    return EngineError(f"the encoder gave values that are no finite numbers for the query {query[:80]!r}")
 
 
 def open_index(
