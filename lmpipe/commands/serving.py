@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from lmpipe.commands.index import HEADER_HELP
 from lmpipe.errors import ConfigError
 from lmpipe.text import clean
 
@@ -27,7 +28,7 @@ def serve_index(
         str | None,
         typer.Option(envvar="LMPIPE_TOKEN", help="That clients must send. The variable hides it from `ps`."),
     ] = None,
-    header: Annotated[bool, typer.Option(help="The passages are columns whose first line names them.")] = False,
+    header: Annotated[bool, typer.Option(help=HEADER_HELP)] = False,
     max_body: Annotated[int, typer.Option(help="Most bytes of a request.")] = 1 << 20,
     max_queries: Annotated[int, typer.Option(help="Most queries of a request.")] = 1024,
     max_characters: Annotated[int, typer.Option(help="Most characters of a query.")] = 8192,

@@ -37,8 +37,8 @@ _PACKAGES = ("bm25s", "PyStemmer")  # that words and scores come from
 class BM25Retriever(Retriever):
     """Finds passages by their words; one that has no word in common with the query is not found.
 
-    Words that differ in case or in their Unicode form are the same word (NFKC and case folding of the Unicode standard):
-    composed and decomposed letters, ligatures, full-width letters. Letters with and without accents are different.
+    Words that differ in case or in their Unicode form are the same word (NFKC and case folding of the Unicode
+    standard): composed and decomposed letters, ligatures, full-width letters. Accents make different words.
 
     Args:
         passages: What is searched, titles included.

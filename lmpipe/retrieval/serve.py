@@ -4,9 +4,10 @@
     POST /api/search {"queries": […], "k": 3}    {"results": [the same, or {"query", "error"}, for each query in order]}
     GET  /api/info                               {"name": …}
 
-What is not answered gets {"error": a sentence}: 400 for a request that cannot be read or is for another host, 401 without
-the token, 413 and 422 beyond a limit, 500 and 503 if the retriever fails, 503 while too many requests are answered, 504
-after too long. Knows nothing of what retrieves, or of connections. The client is `lmpipe.retrieval.remote`.
+What is not answered gets {"error": a sentence}: 400 for a request that cannot be read or is for another host, 401
+without the token, 413 and 422 beyond a limit, 500 and 503 if the retriever fails, 503 while too many requests are
+answered, 504 after too long. Knows nothing of what retrieves, or of connections. The client is
+`lmpipe.retrieval.remote`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from ipaddress import ip_address
 from reprlib import repr as short
@@ -76,8 +77,8 @@ class Limits:
     idle: int = 15
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            whole_number(field.name, getattr(self, field.name))
+        for one in fields(self):
+            whole_number(one.name, getattr(self, one.name))
 
 
 @final
@@ -93,7 +94,7 @@ class Access:
 
     hosts: frozenset[str] = frozenset(_LOCAL)
     addresses: bool = False
-    token: str = ""
+    token: str = field(default="", repr=False)
 
     @classmethod
     def of(cls, host: str, allowed: Iterable[str] = (), token: str | None = None) -> Access:

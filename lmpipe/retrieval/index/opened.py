@@ -11,8 +11,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import final
 
-import torch
-
 from lmpipe.arguments import items, whole_number
 from lmpipe.errors import ConfigError, EngineError, StoreError
 from lmpipe.hashing import content_digest, describe, digest
