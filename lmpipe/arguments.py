@@ -15,6 +15,8 @@ from lmpipe.errors import ConfigError
 
 T = TypeVar("T")
 
+_LARGEST = 10**20  # that is shown
+
 
 def items(name: str, value: Iterable[T], kind: type[T]) -> Sequence[T]:
     """A collection as a sequence, which can be read more than once.
@@ -52,5 +54,6 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     except TypeError:
         number = None
     if number is None or number < least:
-        raise ConfigError(f"{name} is {short(value)}; it must be a whole number from {least} up")
+        shown = short(value) if number is None or abs(number) < _LARGEST else "a number of too many digits"
+        raise ConfigError(f"{name} is {shown}; it must be a whole number from {least} up")
     return number

@@ -21,8 +21,9 @@ def load_retriever(spec: str | Path, passages: str | Path | None = None, *, head
 
     Args:
         spec: A folder, or ``"index:FOLDER"``, for an index of `lmpipe.retrieval.index`; ``"http://HOST:PORT"`` for a
-            server, which is sent the token in ``$LMPIPE_TOKEN``, if there is one; ``"bm25:PASSAGES"`` for BM25 over a file of passages (`lmpipe.retrieval.passages.read_passages`);
-            ``"dense:PASSAGES"`` for the vectors of the embedded encoder, which are kept in ``$LMPIPE_CACHE``.
+            server, which is sent the token in ``$LMPIPE_TOKEN`` if that is set; ``"bm25:PASSAGES"`` for BM25 over a
+            file of passages (`lmpipe.retrieval.passages.read_passages`); ``"dense:PASSAGES"`` for the vectors of the
+            embedded encoder, which are kept in ``$LMPIPE_CACHE``.
         passages: The file for a spec that names none, such as ``"bm25"``.
         header: Of a file of passages; see `lmpipe.retrieval.passages.read_passages`.
 

@@ -96,8 +96,8 @@ class DenseRetriever(Retriever):
 
     def _read(self, path: Path) -> NDArray[Any]:
         """The vectors of the passages as they were kept."""
-        with Reading(path, "delete it; it is made again"), np.load(path, allow_pickle=False) as kept:
-            vectors: NDArray[Any] = kept["vectors"]
+        with Reading(path, "delete it; it is made again"), path.open("rb") as file:
+            vectors: NDArray[Any] = np.load(file, allow_pickle=False)["vectors"]
             if len(vectors) != len(self._passages) or not np.isfinite(vectors).all():
                 raise ValueError(f"not {len(self._passages)} vectors of finite numbers")
         return vectors

@@ -180,13 +180,13 @@ class _NamedColumns:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         places = {name.strip(_AROUND_NAMES).lower(): place for place, name in enumerate(names)}
-        found = [
+        name, title, text = (
             next((places[name] for name in known if name in places), None)
             for known in (_ID_COLUMNS, _TITLE_COLUMNS, _TEXT_COLUMNS)
-        ]
-        if found[0] is None or found[2] is None:
+        )
+        if name is None or text is None:
             raise ValueError(f"its columns are {', '.join(names)}")
-        self._id, self._title, self._text = found
+        self._id, self._title, self._text = name, title, text
 
     def __call__(self, line: bytes) -> _Fields:
         cells = _cells(line)

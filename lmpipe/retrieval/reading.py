@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 from lmpipe.errors import CorruptBlob, LmpipeError
 from lmpipe.text import clean
 
-_DAMAGE = (
+_DAMAGE: tuple[type[Exception], ...] = (
     ArithmeticError,
     AssertionError,
     AttributeError,
