@@ -29,10 +29,16 @@ def listening(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: If there can be none.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    accepting = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY if it says TCP
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        accepting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        accepting.bind((host, port))
+        accepting.listen()
     except (OSError, OverflowError, ValueError) as error:
+        accepting.close()
         raise ConfigError(f"cannot listen on {host}, port {port} ({error}); choose another host or port") from error
+    return accepting
 
 
 def server(application: ASGIApp, idle: int) -> Server:

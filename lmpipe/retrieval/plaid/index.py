@@ -108,9 +108,10 @@ class PlaidIndex(TokenIndex):
                 and bool(centroids.isfinite().all())
                 and len(self._sizes) == len(centroids)
                 and int(self._sizes.sum()) <= len(self._members)
-                and _are_numbers(codes, len(centroids))
-                and _are_numbers(self._members, len(self._lengths))
-                and int(self._lengths.min()) >= 0 <= int(self._sizes.min())
+                and _are_below(codes, len(centroids))
+                and _are_below(self._members, len(self._lengths))
+                and _are_below(self._lengths, len(codes) + 1)
+                and _are_below(self._sizes, len(self._members) + 1)
             )
         if not fit:
             raise StoreError(f"the files of {folder} do not belong together; build the index again")
@@ -175,9 +176,9 @@ class PlaidIndex(TokenIndex):
         return self._kernels.decompress(numbers, self._lengths, self._starts, self._codec, self._stored)
 
 
-def _are_numbers(values: Tensor, of: int) -> bool:
-    """Whether values are numbers of things that there are so many of, counted from 0."""
-    return not values.is_floating_point() and 0 <= int(values.min()) <= int(values.max()) < of
+def _are_below(values: Tensor, end: int) -> bool:
+    """Whether values are whole numbers from 0 to below an end."""
+    return not values.is_floating_point() and 0 <= int(values.min()) <= int(values.max()) < end
 
 
 def _whole(chunks: list[Tensor]) -> Tensor:
