@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lmpipe.errors import ConfigError
 from lmpipe.lines import json_object, numbered_lines
 
+T = TypeVar("T")
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a ``.jsonl.gz`` file, in its order. See `lmpipe.lines` for what is read.
+
+def read_records(path: Path, make: Callable[[dict[str, Any]], T]) -> tuple[T, ...]:
+    """What is made of each JSON object of a ``.jsonl.gz`` file, in its order. See `lmpipe.lines` for what is read.
+
+    Args:
+        path: The file.
+        make: Raises a ConfigError for an object that it cannot use.
 
     Raises:
-        ConfigError: If it cannot be read, or a line is no JSON object; it names file and line.
+        ConfigError: If it cannot be read, or a line is no JSON object or none that can be used; it names file and line.
     """
-    return [_record(line, f"{path}, line {number}") for number, line in numbered_lines(path)]
+    return tuple(_made(line, make, f"{path}, line {number}") for number, line in numbered_lines(path))
 
 
-def _record(line: bytes, where: str) -> dict[str, Any]:
+def _made(line: bytes, make: Callable[[dict[str, Any]], T], where: str) -> T:
     try:
-        return json_object(line)
+        return make(json_object(line))
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
 

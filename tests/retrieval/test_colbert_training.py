@@ -179,7 +179,9 @@ def test_titles_are_compared_without_escapes_and_missing_ones_are_warned_of(capl
         gold_passages([GoldQuestion("who", ("absent",))], PASSAGES)
 
 
-def test_questions_are_read_in_both_forms_and_bad_lines_are_named(tmp_path: Path) -> None:
+def test_questions_are_read_in_both_forms_and_bad_lines_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "questions.jsonl"
     lines = [
         {"question": "who?", "titles": ["A &amp; B"]},
@@ -193,10 +195,17 @@ def test_questions_are_read_in_both_forms_and_bad_lines_are_named(tmp_path: Path
         "[]",
         '{"question": 1, "titles": ["A"]}',
         '{"question": "", "titles": []}',
+        '{"question": " ", "titles": ["A"]}',
+        "[" * 100_000,
+        '{"question": "who?", "supporting_facts": {"title": [[]]}}',
+        '{"question": "who?", "supporting_facts": []}',
     ):
         path.write_text(json.dumps(lines[0]) + "\n" + bad)
         with pytest.raises(ConfigError, match=r"questions\.jsonl, line 2: no question"):
             read_questions(path)
+    path.write_text("\ufeff" + json.dumps({"question": "wh\ud83d\0?", "titles": ["A\x1b"]}) + "\r\n")
+    assert read_questions(path) == [GoldQuestion("wh\ufffd\ufffd?", ("A\ufffd",))]
+    assert "2 control characters or halves of surrogate pairs are read as U+FFFD" in caplog.text
     path.write_text("")
     with pytest.raises(ConfigError, match="holds no questions"):
         read_questions(path)

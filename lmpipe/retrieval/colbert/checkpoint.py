@@ -22,7 +22,7 @@ from typing import Any, final
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError, StrictDataclassError
+from huggingface_hub.errors import HTTPError, StrictDataclassError  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 
@@ -95,9 +95,8 @@ def build_index(
     total = sum(1 for _ in read_passages(passages, malformed, header=header))
     if not total:
         raise ConfigError(f"{passages} holds no passages")
-    identity = {"passages": content, "encoder": encoder.digest, "settings": vars(settings)}
-    if header:
-        identity["header"] = True
+    identity: dict[str, Any] = {"passages": content, "encoder": encoder.digest, "settings": vars(settings)}
+    identity |= {"header": True} if header else {}
     with closing(RunStore(out, identity)) as store:
         if (out / "index.json").exists():
             return Manifest.read(out)
