@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lmpipe.errors import ConfigError
+from lmpipe.text import clean
 
 _GZIP = b"\x1f\x8b"
 _NO_UTF_8 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE begins as UTF-16-LE does
@@ -37,15 +38,15 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 text = line.removeprefix(codecs.BOM_UTF8)
                 if text.strip():
                     yield number, text.rstrip(b"\r\n")
-    except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except (OSError, EOFError, UnicodeEncodeError, zlib.error) as error:
+        raise ConfigError(clean(f"{path} cannot be read: {error}")) from error
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Iterable[bytes]]:
     """The lines of a file, unpacked."""
     if "\0" in str(path) or (path.exists() and not path.is_file()):
-        raise ConfigError(f"{str(path)!r} cannot be read: it is no regular file")
+        raise ConfigError(clean(f"{path} cannot be read: it is no regular file"))
     with path.open("rb") as file:
         if file.peek(len(_GZIP)).startswith(_GZIP):
             with gzip.open(file) as unpacked:

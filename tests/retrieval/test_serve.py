@@ -263,6 +263,19 @@ def test_more_requests_than_the_limit_are_refused_while_those_are_under_way() ->
         assert ask(f"{url}/api/search?query=other")[0] == 200
 
 
+def test_requests_under_way_are_told_that_the_server_ends() -> None:
+    retriever = Waiting()
+    with ThreadPoolExecutor(1) as threads:
+        with serving(application(retriever)) as url:
+            waiting = threads.submit(ask, f"{url}/api/search?query=wait")
+            assert retriever.searching.acquire(timeout=10)
+            started = time.monotonic()
+        assert time.monotonic() - started < 5
+        code, answer = waiting.result(10)
+        retriever.go.set()
+    assert (code, answer["error"]) == (503, "the server is being shut down")
+
+
 @pytest.mark.parametrize("limits", [{"k": 0}, {"body": True}, {"seconds": 1.5}, {"idle": -1}])
 def test_limits_are_whole_numbers(limits: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):

@@ -33,6 +33,7 @@ from lmpipe.files import writing
 from lmpipe.hashing import canonical_json, describe
 from lmpipe.retrieval.colbert.settings import ColbertSettings
 from lmpipe.retrieval.reading import Reading
+from lmpipe.text import clean
 
 _METADATA, _MODULES, _PYLATE = "artifact.metadata", "modules.json", "config_sentence_transformers.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -114,10 +115,10 @@ def load_checkpoint(id_or_path: str) -> Checkpoint:
     Raises:
         ConfigError: If there is none, or a part of it is missing or damaged; it names the file.
     """
-    folder = Path(id_or_path).expanduser()
-    if folder.is_dir():
-        return _read(folder)
-    if folder.is_absolute() or folder.exists() or id_or_path.startswith((".", "~")):
+    folder = os.path.expanduser(id_or_path)
+    if os.path.isdir(folder):
+        return _read(Path(folder))
+    if os.path.isabs(folder) or os.path.exists(folder) or id_or_path.startswith((".", "~")):
         raise ConfigError(f"{id_or_path} is no folder; name a ColBERT checkpoint's folder or its id on the hub")
     return _read(_download(id_or_path))
 
@@ -131,8 +132,8 @@ def _download(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=[*small, "*.bin"]))
     except (OSError, ValueError, HTTPError) as error:
         raise ConfigError(
-            f"cannot get the checkpoint {name!r} from the hub ({error}); check the id and the network, or name a local "
-            "folder"
+            f"cannot get the checkpoint {name!r} from the hub ({clean(str(error))}); check the id and the network, or "
+            "name a local folder"
         ) from error
     return folder
 

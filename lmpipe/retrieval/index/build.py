@@ -53,9 +53,9 @@ class BuildSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.engine not in {"auto", "exact", "plaid"}:
+        if self.engine not in ("auto", "exact", "plaid"):
             raise ConfigError(f"the engine of an index is 'auto', 'exact' or 'plaid', not {self.engine!r}")
-        if self.bits not in (1, 2, 4, 8):
+        if self.bits not in (1, 2, 4, 8) or isinstance(self.bits, bool):
             raise ConfigError(f"bits={self.bits}: they must be 1, 2, 4 or 8")
         for name, least in (("memory", 0), ("chunk", 1), ("seed", 0)):
             whole_number(name, getattr(self, name), least)
