@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lmpipe.errors import ConfigError
+from lmpipe.lines import json_object, numbered_lines
+
+T = TypeVar("T")
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a ``.jsonl.gz`` file, in its order.
+def read_records(path: Path, make: Callable[[dict[str, Any]], T]) -> tuple[T, ...]:
+    """What is made of each JSON object of a ``.jsonl.gz`` file, in its order. See `lmpipe.lines` for what is read.
+
+    Args:
+        path: The file.
+        make: Raises a ConfigError for an object that it cannot use.
 
     Raises:
-        ConfigError: If it cannot be read, or a line is no JSON object; it names file and line.
+        ConfigError: If it cannot be read, or a line is no JSON object or none that can be used; it names file and line.
     """
-    records = []
+    return tuple(_made(line, make, f"{path}, line {number}") for number, line in numbered_lines(path))
+
+
+def _made(line: bytes, make: Callable[[dict[str, Any]], T], where: str) -> T:
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise ConfigError(f"{path}, line {number}: no JSON object")
-                records.append(record)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}, line {len(records) + 1}: no JSON ({error})") from None
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise ConfigError(f"the data {path} cannot be read: {error}") from error
-    return records
+        return make(json_object(line))
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def load_hub(name: str, config: str, parts: Sequence[str]) -> list[Any]:

@@ -65,7 +65,7 @@ class Gsm8kTask(Task):
             learned, tested = (_examples(part) for part in load_hub(self.hub, "main", ("train", "test")))
         else:
             folder = Path(self.data, "gsm8k")
-            learned, tested = (_examples(read_records(folder / f"{part}.jsonl.gz")) for part in ("train", "test"))
+            learned, tested = (read_records(folder / f"{part}.jsonl.gz", _example) for part in ("train", "test"))
         return Split.of_two(learned, tested)
 
     def program(self) -> Module:
@@ -85,6 +85,8 @@ def _example(record: Mapping[str, Any]) -> Example:
         question, solution = record["question"], record["answer"]
     except KeyError as error:
         raise ConfigError(f"a GSM8K record lacks a field ({error}): {str(dict(record))[:200]}") from error
+    if not isinstance(question, str) or not isinstance(solution, str):
+        raise ConfigError(f"a GSM8K record has a question or an answer that is no text: {str(dict(record))[:200]}")
     name = digest(" ".join(question.lower().split()))[:12]
     return Example({"question": question}, {"answer": solution.rpartition("####")[2].strip()}, id=name)
 

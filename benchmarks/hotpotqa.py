@@ -65,8 +65,7 @@ class HotpotTask(Task):
         if self.data is None:
             return self._from_hub()
         folder = Path(self.data, "hotpotqa")
-        parts = (read_records(folder / f"{part}.jsonl.gz") for part in ("train", "validation", "test"))
-        return Split(*(tuple(map(_example, records)) for records in parts))
+        return Split(*(read_records(folder / f"{part}.jsonl.gz", _example) for part in ("train", "validation", "test")))
 
     def program(self) -> Module:
         return MultiHop(self.hops, self.k)
@@ -92,6 +91,8 @@ def _example(record: Mapping[str, Any]) -> Example:
         titles = list(dict.fromkeys(map(html.unescape, record["supporting_facts"]["title"])))
     except (KeyError, TypeError) as error:
         raise ConfigError(f"a HotPotQA record lacks a field ({error}): {str(dict(record))[:200]}") from error
+    if not isinstance(question, str) or not isinstance(answer, str):
+        raise ConfigError(f"a HotPotQA record has a question or an answer that is no text: {str(dict(record))[:200]}")
     if not titles:
         raise ConfigError(f"a HotPotQA record names no supporting facts: {str(dict(record))[:200]}")
     name = digest(" ".join(question.lower().split()))[:12]

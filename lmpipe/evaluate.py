@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from time import perf_counter, process_time
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 from pydantic import BaseModel, ConfigDict
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
+from lmpipe.arguments import whole_number
 from lmpipe.data import Prediction
-from lmpipe.errors import ConfigError, EngineError, SignatureError
+from lmpipe.errors import EngineError, SignatureError
 from lmpipe.module import Module
 from lmpipe.run import running
 from lmpipe.trace import RetrievalStep
@@ -22,13 +23,11 @@ class Retrieve(Module):
         k: Most passages for one query.
 
     Raises:
-        ConfigError: If `k` is below 1.
+        ConfigError: If `k` is no whole number above 0.
     """
 
     def __init__(self, k: int = 3) -> None:
-        if k < 1:
-            raise ConfigError(f"Retrieve(k={k}): k must be at least 1")
-        self.k = k
+        self.k = whole_number("k of Retrieve", k)
 
     def forward(self, query: str) -> Prediction:
         """Raises:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lmpipe.commands.index import ENCODER_HELP
+from lmpipe.commands.index import ENCODER_HELP, HEADER_HELP
 from lmpipe.commands.terminal import progress_bars
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tune ColBERT checkpoints.")
@@ -38,6 +38,7 @@ def train(
     projection_rate: Annotated[float, typer.Option(help="Learning rate of the projection.")] = 1e-3,
     temperature: Annotated[float, typer.Option(help="What scores are divided by in the loss.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    header: Annotated[bool, typer.Option(help=HEADER_HELP)] = False,
 ) -> None:
     """Fine-tunes a checkpoint on questions and their gold passages. Run again after an interruption, it goes on."""
     from lmpipe.retrieval.colbert import load_encoder
@@ -47,7 +48,9 @@ def train(
     from lmpipe.retrieval.training.train import KS, TrainingData, train_encoder
 
     data = TrainingData(
-        list(read_passages(passages)), read_questions(questions), read_questions(validation) if validation else ()
+        list(read_passages(passages, header=header)),
+        read_questions(questions),
+        read_questions(validation) if validation else (),
     )
     tuning = ColbertTuning(
         rounds=rounds,

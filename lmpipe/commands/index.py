@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmpipe.commands.terminal import progress_bars
-from lmpipe.errors import ConfigError
+from lmpipe.errors import ConfigError, EngineError
+from lmpipe.text import clean
 
 logger = logging.getLogger(__name__)
 app = typer.Typer(no_args_is_help=True, help="Build indexes of passages, and look into them.")
@@ -20,6 +21,7 @@ console = Console()
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the index.")]
 ENCODER_HELP = "`embedded`, or a ColBERT checkpoint: hub id or folder."
+HEADER_HELP = "Passages are columns (.tsv) whose first line names them, in a CSV writer's quotes, as DPR's are."
 
 
 @app.command()
@@ -37,6 +39,7 @@ def build(
     memory_mb: Annotated[int, typer.Option(help="Up to which `auto` keeps int8 vectors.")] = 320,
     chunk: Annotated[int, typer.Option(help="Passages between two points that a build can go on from.")] = 4096,
     skip_malformed: Annotated[bool, typer.Option(help="Leave lines out that are no passages; each is named.")] = False,
+    header: Annotated[bool, typer.Option(help=HEADER_HELP)] = False,
 ) -> None:
     """Builds an index. Run again after an interruption, it goes on where it was."""
     from lmpipe.retrieval.colbert import load_encoder
@@ -51,6 +54,7 @@ def build(
             settings,
             malformed=_told if skip_malformed else None,
             progress=progress,
+            header=header,
         )
     info(out)
 
@@ -66,7 +70,7 @@ def info(
     if verify:
         manifest.verify(folder)
     size = sum(path.stat().st_size for part in manifest.folders(folder) for path in part.iterdir())
-    table = Table(title=str(folder), show_header=False)
+    table = Table(title=_shown(str(folder)), show_header=False)
     for name, value in {
         "digest": manifest.digest,
         "engine": manifest.engine + (f", {manifest.plaid.bits} bits" if manifest.plaid else ""),
@@ -76,7 +80,7 @@ def info(
         "size": f"{size / 1e6:,.1f} MB, {size / max(1, manifest.tokens):.1f} bytes a token with texts",
         "checksums": "verified" if verify else "not verified",
     }.items():
-        table.add_row(name, value)
+        table.add_row(name, _shown(value))
     console.print(table)
 
 
@@ -90,14 +94,20 @@ def search(
     from lmpipe.retrieval.index import open_index
 
     for text, found in zip(query, open_index(folder).search(query, k), strict=True):
-        table = Table("", "score", "id", "passage", title=escape(text), title_justify="left")
+        if isinstance(found, EngineError):
+            raise found
+        table = Table("", "score", "id", "passage", title=_shown(text), title_justify="left")
         for rank, passage in enumerate(found, 1):
-            table.add_row(str(rank), f"{passage.score:.2f}", escape(passage.id), escape(passage.text))
+            table.add_row(str(rank), f"{passage.score:.2f}", _shown(passage.id), _shown(passage.text))
         console.print(table)
 
 
 @app.command()
-def add(folder: Folder, passages: Annotated[Path, typer.Argument(help="As for `build`.")]) -> None:
+def add(
+    folder: Folder,
+    passages: Annotated[Path, typer.Argument(help="As for `build`.")],
+    header: Annotated[bool, typer.Option(help=HEADER_HELP)] = False,
+) -> None:
     """Adds passages to an exact index."""
     from lmpipe.retrieval.colbert import load_encoder
     from lmpipe.retrieval.index import add_passages
@@ -106,7 +116,7 @@ def add(folder: Folder, passages: Annotated[Path, typer.Argument(help="As for `b
 
     encoder = load_encoder(Manifest.read(folder).encoder.spec)
     with progress_bars() as progress:
-        add_passages(folder, list(read_passages(passages)), encoder, progress)
+        add_passages(folder, list(read_passages(passages, header=header)), encoder, progress)
     info(folder, verify=False)
 
 
@@ -117,6 +127,11 @@ def delete(folder: Folder, ids: Annotated[list[str], typer.Argument(help="Of the
 
     delete_passages(folder, ids)
     info(folder, verify=False)
+
+
+def _shown(text: str) -> str:
+    """The text as it is: it is no markup, and no control characters reach the terminal."""
+    return escape(clean(text))
 
 
 def _told(problem: ConfigError) -> None:

@@ -7,6 +7,7 @@ imported before it is made: see `load_retriever`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,27 +16,32 @@ from lmpipe.errors import ConfigError
 from lmpipe.retriever import Retriever
 
 
-def load_retriever(spec: str, passages: str | Path | None = None) -> Retriever:
+def load_retriever(spec: str | Path, passages: str | Path | None = None, *, header: bool = False) -> Retriever:
     """Makes the retriever that a short text names.
 
     Args:
         spec: A folder, or ``"index:FOLDER"``, for an index of `lmpipe.retrieval.index`; ``"http://HOST:PORT"`` for a
-            server; ``"bm25:PASSAGES"`` for BM25 over a file of passages (`lmpipe.retrieval.passages.read_passages`);
-            ``"dense:PASSAGES"`` for the vectors of the embedded encoder, which are kept in ``$LMPIPE_CACHE``.
+            server, which is sent the token in ``$LMPIPE_TOKEN`` if that is set; ``"bm25:PASSAGES"`` for BM25 over a
+            file of passages (`lmpipe.retrieval.passages.read_passages`); ``"dense:PASSAGES"`` for the vectors of the
+            embedded encoder, which are kept in ``$LMPIPE_CACHE``.
         passages: The file for a spec that names none, such as ``"bm25"``.
+        header: Of a file of passages; see `lmpipe.retrieval.passages.read_passages`.
 
     Raises:
         ConfigError: If the text names no retriever, or it cannot be made.
         CorruptBlob: If an index is damaged.
     """
+    spec = str(spec)
     kind, _, rest = spec.partition(":")
     if kind in ("bm25", "dense"):
-        return _over_passages(kind, rest or passages)
+        return _over_passages(kind, rest or passages, header)
+    if header:
+        raise ConfigError(f"header is for 'bm25:PASSAGES' and 'dense:PASSAGES', not {spec!r}")
     if kind in ("http", "https"):
         with _needs_extra():
             from lmpipe.retrieval.remote import RemoteRetriever
-        return RemoteRetriever(spec)
-    if kind == "index" or Path(spec).is_dir():
+        return RemoteRetriever(spec, token=os.environ.get("LMPIPE_TOKEN", ""))
+    if kind == "index" or os.path.isdir(spec):
         from lmpipe.retrieval.index import open_index
 
         return open_index(rest or spec)
@@ -45,13 +51,13 @@ def load_retriever(spec: str, passages: str | Path | None = None) -> Retriever:
     )
 
 
-def _over_passages(kind: str, path: str | Path | None) -> Retriever:
+def _over_passages(kind: str, path: str | Path | None, header: bool) -> Retriever:
     """A retriever that is made anew from a file of passages each time."""
     if path is None:
         raise ConfigError(f"{kind!r} searches a file of passages; write '{kind}:PASSAGES'")
     from lmpipe.retrieval.passages import read_passages
 
-    texts = list(read_passages(path))
+    texts = list(read_passages(path, header=header))
     if kind == "dense":
         from lmpipe.engines import load_embedder
         from lmpipe.engines.packaged import cache_folder

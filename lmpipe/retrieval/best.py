@@ -12,15 +12,17 @@ from lmpipe.retrieval.passages import PassageText
 from lmpipe.retriever import Passage
 
 
-def best(passages: Sequence[PassageText], scores: NDArray[Any], k: int) -> list[Passage]:
+def best(passages: Sequence[PassageText], scores: NDArray[Any], k: int, above: float = -np.inf) -> list[Passage]:
     """The k passages with the highest scores, best first; among equals, the earlier one first.
 
     Args:
         passages: What was scored.
-        scores: ``[passages]``.
-        k: Most of them; all if there are no more.
+        scores: ``[passages]``; one that is NaN is never among the best.
+        k: Most of them, at least 1; all if there are no more.
+        above: Only scores above this count.
     """
-    least = np.partition(scores, -k)[-k] if k < len(scores) else -np.inf
-    able = np.flatnonzero(scores >= least)
+    able = np.flatnonzero(scores > above)
+    if k < len(able):
+        able = able[scores[able] >= np.partition(scores[able], -k)[-k]]
     numbers = able[np.argsort(-scores[able], kind="stable")][:k]
     return [Passage(found.id, found.full, float(scores[n])) for n in numbers.tolist() for found in (passages[n],)]

@@ -32,13 +32,21 @@ class RemoteRetriever(Retriever):
         backoff: Seconds before the second retry; the first is made at once.
         timeout: Seconds that an answer may take.
         name: See `Retriever.name`; by default what the server says, or the URL if it says nothing, as ColBERT's own.
+        token: Sent as a Bearer token; none if empty.
 
     Raises:
         ConfigError: If the URL is none.
     """
 
     def __init__(
-        self, url: str, *, retries: int = 5, backoff: float = 0.5, timeout: float = 120.0, name: str = ""
+        self,
+        url: str,
+        *,
+        retries: int = 5,
+        backoff: float = 0.5,
+        timeout: float = 120.0,
+        name: str = "",
+        token: str = "",
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"{url!r} is no URL of a retrieval server; write http://HOST:PORT")
@@ -50,7 +58,10 @@ class RemoteRetriever(Retriever):
             allowed_methods=None,  # searches may be repeated, whatever the method
             raise_on_status=False,
         )
-        self._pool = PoolManager(maxsize=_AT_ONCE, retries=retry, timeout=Timeout(timeout, connect=min(timeout, 10.0)))
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._pool = PoolManager(
+            headers=headers, maxsize=_AT_ONCE, retries=retry, timeout=Timeout(timeout, connect=min(timeout, 10.0))
+        )
         self._given_name = name
 
     @cached_property

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmpipe.errors import ConfigError
-from lmpipe.retrieval.passages import PassageText, PassageTexts, write_array
+from lmpipe.errors import ConfigError, CorruptBlob
+from lmpipe.retrieval.passages import REBUILD, PassageText, PassageTexts, read_array, write_array
 from lmpipe.retrieval.vectors import TokenVectors
 
 _AT_ONCE = 1024  # passages whose vectors are rounded in one step; more would only take memory
@@ -37,13 +37,21 @@ class Segment:
         vectors: int8 ``[tokens, dim]``.
         scales: float32 ``[passages]``.
         lengths: int64 ``[passages]``.
+
+    Raises:
+        CorruptBlob: If a file is missing or damaged, or they do not belong together.
     """
 
     def __init__(self, folder: Path) -> None:
         self.passages = PassageTexts(folder)
-        self.vectors: Tensor = torch.from_numpy(np.load(folder / "vectors.npy", mmap_mode="c"))  # never written to
-        self.scales: Tensor = torch.from_numpy(np.load(folder / "scales.npy"))
-        self.lengths: Tensor = torch.from_numpy(np.load(folder / "lengths.npy")).long()
+        self.vectors: Tensor = torch.from_numpy(read_array(folder / "vectors.npy", np.int8, 2))  # never written to
+        self.scales: Tensor = torch.from_numpy(read_array(folder / "scales.npy", np.float32, 1))
+        self.lengths: Tensor = torch.from_numpy(read_array(folder / "lengths.npy", np.int32, 1)).long()
+        counts = {len(self.passages), len(self.scales), len(self.lengths)}
+        if len(counts) > 1 or int(self.lengths.sum()) != len(self.vectors) or (self.lengths < 1).any():
+            raise CorruptBlob(f"the files of {folder} do not belong together; {REBUILD}")
+        if not self.scales.isfinite().all():
+            raise CorruptBlob(f"{folder / 'scales.npy'} holds values that are no finite numbers; {REBUILD}")
 
     @staticmethod
     def write(folder: Path, passages: Sequence[PassageText], encoded: TokenVectors) -> None:
@@ -55,7 +63,8 @@ class Segment:
             encoded: Their vectors.
 
         Raises:
-            ConfigError: If there are not as many vectors as passages and their lengths ask for, or a passage has none.
+            ConfigError: If there are not as many vectors as passages and their lengths ask for, or a passage has none,
+                or one that holds values that are no finite numbers.
             StoreError: If it cannot be written.
         """
         _check(passages, encoded)
@@ -86,6 +95,12 @@ def _check(passages: Sequence[PassageText], encoded: TokenVectors) -> None:
         )
     if (lengths < 1).any():
         raise ConfigError(f"passage {passages[int(lengths.argmin())].id!r} has no token vectors")
+    if not (finite := vectors.isfinite().all(1)).all():
+        place = int(torch.searchsorted(lengths.cumsum(0), int((~finite).nonzero()[0]), right=True))
+        raise ConfigError(
+            f"the vectors of passage {passages[place].id!r} hold values that are no finite numbers; the encoder's "
+            "weights are damaged or its training diverged"
+        )
 
 
 def _round(vectors: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

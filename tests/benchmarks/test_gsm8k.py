@@ -61,6 +61,18 @@ def test_data_that_are_not_there_are_named(tmp_path: Path) -> None:
         Gsm8kTask(data=str(tmp_path)).examples()
 
 
+def test_data_with_a_byte_order_mark_are_read_and_a_malformed_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gsm8k").mkdir()
+    record = '{"question": "1 + 1?", "answer": "#### 2"}'
+    for part in ("train", "test"):
+        (tmp_path / "gsm8k" / f"{part}.jsonl.gz").write_bytes(gzip.compress(f"\ufeff{record}\r\n".encode()))
+    assert [example.labels for example in Gsm8kTask(data=str(tmp_path)).examples().test] == [{"answer": "2"}]
+    for line in ('{"question": "1 + 1?"}', '{"question": 1, "answer": "2"}', "{", "\0", "[]"):
+        (tmp_path / "gsm8k" / "test.jsonl.gz").write_bytes(gzip.compress(f"{record}\n{line}\n".encode()))
+        with pytest.raises(ConfigError, match=r"test\.jsonl\.gz, line 2: "):
+            Gsm8kTask(data=str(tmp_path)).examples()
+
+
 @pytest.mark.parametrize(
     ("text", "right"),
     [

@@ -182,7 +182,9 @@ def test_the_hub_gives_hard_questions_and_training_ones_are_divided(tmp_path: Pa
     [
         ("{", "train.jsonl.gz, line 2: no JSON"),
         ("[1]", "train.jsonl.gz, line 2: no JSON object"),
-        ('{"question": "Why?"}', "lacks a field .'answer'"),
+        ("[" * 100_000, "train.jsonl.gz, line 2: .* nested too deeply"),
+        ('{"question": "Why?"}', "train.jsonl.gz, line 2: .* lacks a field .'answer'"),
+        (json.dumps({**RECORDS["train"][0], "question": 5}), "train.jsonl.gz, line 2: .* that is no text"),
     ],
 )
 def test_damaged_data_are_named(data: Path, tmp_path: Path, line: str, message: str) -> None:

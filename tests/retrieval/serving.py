@@ -1,35 +1,131 @@
-"""Real servers on ports of their own: ours, and one that speaks as ColBERT's own does."""
+"""Real servers on ports of their own: ours, also in a process of its own, and one that speaks as ColBERT's own does."""
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import uvicorn
+import psutil
+import urllib3
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from lmpipe import Retriever
+from lmpipe.retrieval.listen import listening, server
 
 
 @contextmanager
-def serving(application: Any, port: int = 0) -> Iterator[str]:
+def serving(application: Any, port: int = 0, idle: int = 15) -> Iterator[str]:
     """Runs an application while the block runs; gives its URL."""
-    server = uvicorn.Server(uvicorn.Config(application, port=port, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    running = server(application, idle)
+    with listening("127.0.0.1", port) as accepting:
+        url = f"http://127.0.0.1:{accepting.getsockname()[1]}"
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [accepting]}, daemon=True)
+        thread.start()
+        while not running.started:
+            time.sleep(0.01)
+        try:
+            yield url
+        finally:
+            running.should_exit = True
+            thread.join()
+
+
+@dataclass
+class Served:
+    """``lmpipe serve-index`` in a process of its own.
+
+    Attributes:
+        url: Where it listens.
+        process: The process.
+    """
+
+    url: str
+    process: subprocess.Popen[str]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def resident(self) -> int:
+        """Bytes of its memory."""
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+
+@contextmanager
+def served(folder: Path, *options: str, passages: int = 300, **environment: str) -> Iterator[Served]:
+    """Serves some passages with BM25 while the block runs."""
+    path = folder / "passages.jsonl"
+    texts = (f"the river of number {number} flows past word{number % 7} and word{number}" for number in range(passages))
+    path.write_text("\n".join(json.dumps({"pid": number, "text": text}) for number, text in enumerate(texts)))
+    script = "from lmpipe.commands import main; main()"
+    command = [sys.executable, "-c", script, "serve-index", f"bm25:{path}", "--port", "0", *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment}
+    )
+    assert process.stdout is not None
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        line = process.stdout.readline()
+        assert " on http://" in line, line + process.stdout.read()
+        yield Served(line.partition(" on ")[2].split()[0], process)
     finally:
-        server.should_exit = True
-        thread.join()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def growth(server: Served, requests: int, seed: int = 0) -> int:
+    """Bytes by which the server's memory grows over some requests, right ones and wrong ones, the first 300 left out.
+
+    Another check can ask for more of them than the tests do.
+    """
+    rng, before = random.Random(seed), 0
+    with urllib3.PoolManager(retries=False, maxsize=4) as pool:
+        for number in range(requests + 300):
+            if number == 300:
+                before = server.resident
+            method, path, body = _request(rng)
+            answer = pool.request(method, server.url + path, body=body)
+            assert answer.status in {200, 400, 404, 405, 413, 422}, (answer.status, answer.data[:300])
+            assert answer.status == 200 or answer.json()["error"]
+    return server.resident - before
+
+
+def _request(rng: random.Random) -> tuple[str, str, bytes | None]:
+    """One of many kinds, with words of its own."""
+    query = f"river word{rng.randrange(10**9)} word{rng.randrange(300)}"
+    bodies: list[object] = [
+        {"queries": [query] * rng.randrange(1, 20), "k": rng.randrange(1, 40)},
+        {"queries": [query], "k": 10**6},
+        {"queries": [query] * 2000},
+        {"queries": [query * 400]},
+        {"queries": query},
+        {"queries": ["\ud83d"]},
+    ]
+    raw = [b"[" * 10_000, b"\xff" * 100, b"x" * 1_100_000, b""]
+    return rng.choice(
+        [
+            ("GET", f"/api/search?query={query.replace(' ', '+')}&k=5", None),
+            ("GET", "/api/info", None),
+            ("GET", f"/{rng.randrange(10**9)}", None),
+            ("DELETE", "/api/search", None),
+            *(("POST", "/api/search", json.dumps(body).encode()) for body in bodies),
+            *(("POST", "/api/search", body) for body in raw),
+        ]
+    )
 
 
 def colberts_own(retriever: Retriever) -> Starlette:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import string
 from dataclasses import replace
 from pathlib import Path
@@ -178,7 +179,9 @@ def test_titles_are_compared_without_escapes_and_missing_ones_are_warned_of(capl
         gold_passages([GoldQuestion("who", ("absent",))], PASSAGES)
 
 
-def test_questions_are_read_in_both_forms_and_bad_lines_are_named(tmp_path: Path) -> None:
+def test_questions_are_read_in_both_forms_and_bad_lines_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "questions.jsonl"
     lines = [
         {"question": "who?", "titles": ["A &amp; B"]},
@@ -192,10 +195,17 @@ def test_questions_are_read_in_both_forms_and_bad_lines_are_named(tmp_path: Path
         "[]",
         '{"question": 1, "titles": ["A"]}',
         '{"question": "", "titles": []}',
+        '{"question": " ", "titles": ["A"]}',
+        "[" * 100_000,
+        '{"question": "who?", "supporting_facts": {"title": [[]]}}',
+        '{"question": "who?", "supporting_facts": []}',
     ):
         path.write_text(json.dumps(lines[0]) + "\n" + bad)
         with pytest.raises(ConfigError, match=r"questions\.jsonl, line 2: no question"):
             read_questions(path)
+    path.write_text("\ufeff" + json.dumps({"question": "wh\ud83d\0?", "titles": ["A\x1b"]}) + "\r\n")
+    assert read_questions(path) == [GoldQuestion("wh\ufffd\ufffd?", ("A\ufffd",))]
+    assert "2 control characters or halves of surrogate pairs are read as U+FFFD" in caplog.text
     path.write_text("")
     with pytest.raises(ConfigError, match="holds no questions"):
         read_questions(path)
@@ -203,10 +213,34 @@ def test_questions_are_read_in_both_forms_and_bad_lines_are_named(tmp_path: Path
         read_questions(tmp_path / "absent.jsonl")
 
 
-@pytest.mark.parametrize("change", [{"rounds": 0}, {"negatives": -1}, {"temperature": 0}, {"warmup": 1.5}])
-def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="counts are at least 1"):
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"rounds": 0}, "rounds is 0"),
+        ({"epochs": True}, "epochs is True"),
+        ({"negatives": -1}, "negatives is -1"),
+        ({"temperature": 0}, "the temperature is above 0"),
+        ({"warmup": 1.5}, "shares from 0 to below 1"),
+        ({"learning_rate": math.nan}, "all finite"),
+        ({"projection_rate": math.inf}, "all finite"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
         ColbertTuning(**change)
+
+
+def test_a_training_that_diverges_is_an_error_and_leaves_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"diverged: .* at step \d+; train with a lower learning_rate"):
+        trained(tmp_path, replace(TUNING, learning_rate=1e30, projection_rate=1e30, epochs=5))
+    assert not (tmp_path / "trained").exists()
+
+
+def test_data_that_is_no_collection_is_refused() -> None:
+    for wrong in (("text", QUESTIONS), (PASSAGES, "question"), (QUESTIONS, QUESTIONS)):
+        with pytest.raises(ConfigError, match=r"passages|questions"):
+            TrainingData(*wrong)  # type: ignore[arg-type]
+    assert TrainingData(iter(PASSAGES), iter(QUESTIONS)) == TrainingData(PASSAGES, QUESTIONS)  # type: ignore[arg-type]
 
 
 def test_the_command_trains_from_files(tmp_path: Path) -> None:

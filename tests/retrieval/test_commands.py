@@ -40,6 +40,30 @@ def test_an_index_is_built_shown_searched_and_changed(passages: Path, encoder_fo
     assert "verified" in lmpipe("index", "info", folder)
 
 
+def test_what_is_in_passages_commands_no_terminal(passages: Path, encoder_folder: Path) -> None:
+    folder = passages.parent / "[red]index"
+    record = {"pid": "[bold]id", "title": "\x1b]0;title\x07", "text": "Rome \x1b[31m[red]lies\x9b2J \ud83d"}
+    passages.write_text(json.dumps(record))
+    shown = lmpipe("index", "build", passages, folder, "--encoder", encoder_folder)
+    shown += lmpipe("index", "search", folder, "[red]Rome \x1b[31m", "\x07")
+    assert "[red]lies" in shown
+    assert "[bold]id" in shown
+    assert "[red]Rome" in shown
+    assert not set(shown) & set("\x1b\x07\x9b")
+
+
+def test_files_with_a_header_are_read_if_asked_to(passages: Path, encoder_folder: Path) -> None:
+    table = passages.with_suffix(".tsv")
+    table.write_text('id\ttext\ttitle\n1\t"He said ""no"" twice."\tA\n')
+    folder = passages.parent / "index"
+    lmpipe("index", "build", table, folder, "--encoder", encoder_folder, "--header")
+    table.write_text('id\ttext\n2\t"He said ""yes""."\n')
+    lmpipe("index", "add", folder, table, "--header")
+    shown = lmpipe("index", "search", folder, "He said")
+    assert 'A | He said "no" twice.' in shown
+    assert 'He said "yes".' in shown
+
+
 def test_malformed_lines_are_named_and_left_out_if_asked_to(
     passages: Path, encoder_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -81,6 +81,38 @@ class Losing(Embedder):
         return [[0.0, 0.0] for _ in texts[self.lost :]]
 
 
+class Poisoned(Embedder):
+    """Gives NaN for texts with the word ``nan``, and a vector of another length for ``long``."""
+
+    name = "poisoned"
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        return [[float("nan") if "nan" in text else 1.0, *([0.0] * (1 + ("long" in text)))] for text in texts]
+
+
+def test_values_that_are_no_numbers_are_never_ranked() -> None:
+    retriever = DenseRetriever(PASSAGES, Poisoned())
+    found = retriever.search(["a", "nan", "b"], 2)
+    assert isinstance(found[1], EngineError)
+    assert found[0] == found[2] == retriever.search(["a"], 2)[0]
+    with pytest.raises(EngineError, match="no finite numbers for 'nan'"):
+        DenseRetriever([*PASSAGES, PassageText("e", "", "nan")], Poisoned())
+    with pytest.raises(EngineError, match="no vectors of one length"):
+        DenseRetriever([*PASSAGES, PassageText("e", "", "long")], Poisoned())
+
+
+def test_arguments_that_are_nearly_right_are_refused() -> None:
+    retriever = DenseRetriever(PASSAGES, NumberLine())
+    for ask in (
+        lambda: retriever.search("100", 1),  # type: ignore[arg-type]
+        lambda: retriever.search(["100"], 0),
+        lambda: retriever.search(["100"], True),
+        lambda: DenseRetriever("100", NumberLine()),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ConfigError):
+            ask()
+
+
 def test_what_cannot_be_searched_is_refused() -> None:
     with pytest.raises(ConfigError, match="there is no passage"):
         DenseRetriever([], NumberLine())

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from lmpipe.errors import ConfigError
@@ -49,6 +52,56 @@ def test_vectors_are_those_of_colbert_ai(tmp_path: Path, changes: dict[str, Any]
     for own, other in zip(passages_of(encoder), passages, strict=True):
         assert own.shape == other.shape
         assert torch.allclose(own, other, atol=1e-5)
+
+
+@needs_colbert
+def test_special_tokens_in_texts_are_read_as_colbert_ai_reads_them(tmp_path: Path) -> None:
+    """Checkpoints were trained so: its tokenizer takes them for themselves wherever they stand."""
+    tiny_checkpoint().save(tmp_path / "tiny")
+    encoder = load_encoder(str(tmp_path / "tiny"), precision="float32")
+    special = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert set(encoder.checkpoint.tokenizer.all_special_tokens) <= set(special)
+    texts = [*special, *(f"the {token} film{token}" for token in special), " ".join(special)]
+    with reference(tmp_path / "tiny") as colbert:
+        queries, passages = colbert.queryFromText(texts), colbert.docFromText(texts, keep_dims=False)
+    assert torch.allclose(encoder.encode_queries(texts), queries, atol=1e-5)
+    for own, other in zip(passages_of(encoder, texts), passages, strict=True):
+        assert own.shape == other.shape
+        assert torch.allclose(own, other, atol=1e-5)
+
+
+@given(st.lists(st.text(st.characters(), max_size=20), min_size=1, max_size=3))
+def test_any_text_has_vectors_and_what_is_no_text_is_read_as_a_replacement(texts: list[str]) -> None:
+    odd = [f"{text}\ud83d\0\x1b" for text in texts]
+    clean = [f"{text}\ufffd\ufffd\ufffd" for text in texts]
+    assert torch.equal(TINY.encode_queries(odd), TINY.encode_queries(clean))
+    assert TINY.encode_queries(odd).isfinite().all()
+    assert torch.equal(TINY.encode_passages(odd).vectors, TINY.encode_passages(clean).vectors)
+
+
+TINY = ColbertEncoder(tiny_checkpoint(), "tiny")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda folder: TINY.encode_queries("a film"),  # type: ignore[arg-type]
+        lambda folder: TINY.encode_passages("a film"),  # type: ignore[arg-type]
+        lambda folder: TINY.encode_passages([b"a"]),  # type: ignore[list-item]
+        lambda folder: load_encoder(folder, query_tokens=0),
+        lambda folder: load_encoder(folder, passage_tokens=2.5),  # type: ignore[arg-type]
+        lambda folder: load_encoder(folder, passage_tokens=True),
+        lambda folder: load_encoder(folder, precision="float16"),  # type: ignore[arg-type]
+        lambda folder: load_encoder(folder, device="gpu"),
+    ],
+)
+def test_arguments_that_are_nearly_right_are_refused(wrong: Callable[[str], object], folder: Path) -> None:
+    with pytest.raises(ConfigError):
+        wrong(str(folder))
+
+
+def test_texts_may_come_from_a_generator() -> None:
+    assert torch.equal(TINY.encode_queries(text for text in TEXTS), TINY.encode_queries(TEXTS))  # type: ignore[arg-type]
 
 
 def test_a_vector_does_not_depend_on_the_batch(folder: Path) -> None:
@@ -152,6 +205,17 @@ def _rewrite(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def _poison(path: Path) -> None:
+    weights = load_file(path)
+    weights["linear.weight"][0, 0] = float("nan")
+    save_file(weights, path)
+
+
+def _as_pickle(path: Path, content: object) -> None:
+    path.unlink()
+    torch.save(content, path.with_name("pytorch_model.bin"))
+
+
 def _drop(path: Path, name: str) -> None:
     weights = load_file(path)
     del weights[name]
@@ -164,16 +228,31 @@ def _drop(path: Path, name: str) -> None:
         (lambda at: (at / "artifact.metadata").unlink(), "neither artifact.metadata nor modules.json"),
         (lambda at: (at / "artifact.metadata").write_text("{"), "artifact.metadata is missing or damaged"),
         (lambda at: (at / "model.safetensors").unlink(), "no file model.safetensors or pytorch_model.bin"),
-        (lambda at: (at / "model.safetensors").write_bytes(b"12345678901"), "model.safetensors is damaged"),
+        (lambda at: (at / "model.safetensors").write_bytes(b"12345678901"), "model.safetensors is missing or damaged"),
         (lambda at: _drop(at / "model.safetensors", "linear.weight"), "model.safetensors has no linear.weight"),
         (
             lambda at: _drop(at / "model.safetensors", "bert.encoder.layer.1.output.dense.bias"),
             "model.safetensors lacks encoder.layer.1.output.dense.bias",
         ),
-        (lambda at: (at / "config.json").unlink(), "lacks a usable config.json"),
+        (lambda at: (at / "config.json").unlink(), "config.json is missing or damaged"),
         (lambda at: _rewrite(at / "artifact.metadata", dim=64), "no linear.weight of the shape"),
         (lambda at: _rewrite(at / "artifact.metadata", doc_token_id="[D]"), r"has no token '\[D\]'"),
         (lambda at: _rewrite(at / "artifact.metadata", doc_maxlen=3), "leave no room"),
+        (lambda at: (at / "artifact.metadata").write_text("[1]"), "artifact.metadata is missing or damaged"),
+        (lambda at: (at / "artifact.metadata").write_text("[" * 10**5), "artifact.metadata is missing or damaged"),
+        (lambda at: _rewrite(at / "artifact.metadata", query_maxlen="many"), "artifact.metadata is missing or damaged"),
+        (lambda at: _rewrite(at / "artifact.metadata", query_token_id=5), "markers are texts"),
+        (lambda at: _rewrite(at / "artifact.metadata", skiplist_words=[5]), "skipped"),
+        (lambda at: _rewrite(at / "config.json", hidden_size="wide"), "config.json is missing or damaged"),
+        (lambda at: _rewrite(at / "config.json", num_attention_heads=0), "config.json is missing or damaged"),
+        (lambda at: _rewrite(at / "config.json", hidden_size=64), "model.safetensors has no linear.weight|lacks"),
+        (lambda at: _rewrite(at / "config.json", model_type="nothing"), "config.json is missing or damaged"),
+        (lambda at: (at / "config.json").write_text("[1]"), "config.json is missing or damaged"),
+        (lambda at: _rewrite(at / "config.json", vocab_size=20), "a token of number .* and the encoder 20 embeddings"),
+        (lambda at: (at / "tokenizer.json").write_text('{"version": "1.0"}'), "tokenizer.json is missing or damaged"),
+        (lambda at: _poison(at / "model.safetensors"), "linear.weight holds values that are no finite numbers"),
+        (lambda at: _as_pickle(at / "model.safetensors", b"nothing"), "pytorch_model.bin is missing or damaged"),
+        (lambda at: _as_pickle(at / "model.safetensors", [1, 2]), "pytorch_model.bin is missing or damaged"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_the_name_of_the_file(folder: Path, damage: Any, names: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from lmpipe.errors import ConfigChanged, ConfigError, CorruptBlob, StoreError
+from lmpipe.errors import ConfigChanged, ConfigError, CorruptBlob, EngineError, StoreError
 from lmpipe.retrieval import load_retriever
 from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.index import BuildSettings, add_passages, build_index, delete_passages
@@ -158,6 +159,74 @@ def test_a_change_that_cannot_be_made_changes_nothing(
     with pytest.raises(ConfigError, match=problem):
         change(index, encoder)
     assert Manifest.read(index) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index, encoder: delete_passages(index, "10"),
+        lambda index, encoder: delete_passages(index, b"1"),
+        lambda index, encoder: delete_passages(index, [1]),
+        lambda index, encoder: delete_passages(index, 1),
+        lambda index, encoder: add_passages(index, "text", encoder),
+        lambda index, encoder: add_passages(index, ["text"], encoder),
+        lambda index, encoder: add_passages(index, [], encoder),
+        lambda index, encoder: open_index(index, encoder=encoder).search("Rome", 3),
+        lambda index, encoder: open_index(index, encoder=encoder).search([b"Rome"], 3),
+        lambda index, encoder: open_index(index, encoder=encoder).search(["Rome"], 0),
+        lambda index, encoder: open_index(index, encoder=encoder).search(["Rome"], True),
+        lambda index, encoder: open_index(index, encoder=encoder).search(["Rome"], float("nan")),
+        lambda index, encoder: BuildSettings(chunk=1.5),
+        lambda index, encoder: BuildSettings(memory=float("nan")),
+    ],
+)
+def test_arguments_that_are_nearly_right_are_refused(
+    change: Callable[[Path, ColbertEncoder], object], index: Path, encoder: ColbertEncoder
+) -> None:
+    before = Manifest.read(index)
+    with pytest.raises(ConfigError):
+        change(index, encoder)
+    assert Manifest.read(index) == before
+
+
+def test_ids_and_passages_may_come_from_generators(index: Path, encoder: ColbertEncoder) -> None:
+    delete_passages(index, (name for name in ["1", "2"]))
+    add_passages(index, (PassageText(name, "", f"New {name}.") for name in ["1", "new"]), encoder)
+    assert set(ids(open_index(index, encoder=encoder), "Rome")) == {"0", "1", "3", "4", "5", "6", "7", "new"}
+
+
+def test_odd_queries_are_answered_beside_others(index: Path, encoder: ColbertEncoder) -> None:
+    retriever = open_index(index, encoder=encoder)
+    odd = ["half \ud83d", "\0\x1b[2J", "[PAD] [MASK]", "a" * 100_000, "\u200b"]
+    found = retriever.search([*odd, "Rome"], 2)
+    assert [len(passages) for passages in found if isinstance(passages, list)] == [2] * 6
+    assert found[-1] == retriever.search(["Rome"], 2)[0]
+
+
+def test_a_query_without_finite_vectors_fails_alone(index: Path, corpus: Path, encoder: ColbertEncoder) -> None:
+    checkpoint = encoder.checkpoint
+    words = checkpoint.weights["embeddings.word_embeddings.weight"].clone()
+    words[checkpoint.tokenizer.convert_tokens_to_ids("9")] = float("nan")  # in no passage
+    broken = ColbertEncoder(
+        replace(checkpoint, weights={**checkpoint.weights, "embeddings.word_embeddings.weight": words}), "broken"
+    )
+    build_index(corpus, index.with_name("broken"), broken, SMALL)
+    found = open_index(index.with_name("broken"), encoder=broken).search(["Rome", "9", "Paris"], 2)
+    assert isinstance(found[1], EngineError)
+    assert [len(passages) for passages in found[::2] if isinstance(passages, list)] == [2, 2]
+    with pytest.raises(ConfigError, match="passage 'nine' hold values that are no finite numbers"):
+        add_passages(index.with_name("broken"), [PassageText("a", "", "Rome"), PassageText("nine", "", "9")], broken)
+
+
+def test_a_collection_with_a_header_is_built_if_asked_to(tmp_path: Path, encoder: ColbertEncoder) -> None:
+    path = tmp_path / "rivers.tsv"
+    path.write_text("id\ttext\n" + "".join(f'{number}\t"{text}"\n' for number, text in enumerate(CORPUS)))
+    with pytest.raises(ConfigError, match="is a header"):
+        build_index(path, tmp_path / "index", encoder)
+    assert not (tmp_path / "index").exists()
+    build_index(path, tmp_path / "index", encoder, header=True)
+    found = open_index(tmp_path / "index", encoder=encoder).search(CORPUS, 1)
+    assert [passages[0].text for passages in found if isinstance(passages, list)] == CORPUS
 
 
 def test_plaid_indexes_are_not_changed(corpus: Path, tmp_path: Path, encoder: ColbertEncoder) -> None:

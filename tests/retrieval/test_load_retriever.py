@@ -41,12 +41,23 @@ def test_dense_finds_what_means_the_same(passages: Path, monkeypatch: pytest.Mon
     assert len(list((passages.parent / "cache").iterdir())) == 1
 
 
+def test_a_file_with_a_header_is_read_if_asked_to(tmp_path: Path) -> None:
+    (tmp_path / "p.tsv").write_text('id\ttext\n1\t"The ""capital"" of France."\n')
+    assert load_retriever(f"bm25:{tmp_path / 'p.tsv'}", header=True).search(["capital"], 1)[0]
+    with pytest.raises(ConfigError, match="header=True"):
+        load_retriever(f"bm25:{tmp_path / 'p.tsv'}")
+    with pytest.raises(ConfigError, match="header is for"):
+        load_retriever(str(tmp_path), header=True)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
         ("bm25", "write 'bm25:PASSAGES'"),
         ("dense:", "write 'dense:PASSAGES'"),
         ("google", "unknown retriever 'google'"),
+        ("a\0b", "unknown retriever"),
+        ("x" * 5000, "unknown retriever"),
         ("bm25:/nowhere.jsonl", "/nowhere.jsonl cannot be read"),
     ],
 )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from typing import Any, final
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError, StrictDataclassError  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -32,12 +32,19 @@ from lmpipe.errors import ConfigError
 from lmpipe.files import writing
 from lmpipe.hashing import canonical_json, describe
 from lmpipe.retrieval.colbert.settings import ColbertSettings
+from lmpipe.retrieval.reading import Reading
+from lmpipe.text import clean
 
 _METADATA, _MODULES, _PYLATE = "artifact.metadata", "modules.json", "config_sentence_transformers.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _LINEAR = "linear.weight"
 _TOP = "pooler."  # of the encoder: its weights change no vector
 _WHAT_TO_DO = "download or save the checkpoint again"
+
+
+def reading(path: Path) -> Reading:
+    """A block that reads a file of a checkpoint, or its folder; one that is damaged is a ConfigError."""
+    return Reading(path, _WHAT_TO_DO, ConfigError, (SafetensorError, StrictDataclassError))
 
 
 @final
@@ -108,10 +115,10 @@ def load_checkpoint(id_or_path: str) -> Checkpoint:
     Raises:
         ConfigError: If there is none, or a part of it is missing or damaged; it names the file.
     """
-    folder = Path(id_or_path).expanduser()
-    if folder.is_dir():
-        return _read(folder)
-    if folder.is_absolute() or folder.exists() or id_or_path.startswith((".", "~")):
+    folder = os.path.expanduser(id_or_path)
+    if os.path.isdir(folder):
+        return _read(Path(folder))
+    if os.path.isabs(folder) or os.path.exists(folder) or id_or_path.startswith((".", "~")):
         raise ConfigError(f"{id_or_path} is no folder; name a ColBERT checkpoint's folder or its id on the hub")
     return _read(_download(id_or_path))
 
@@ -123,10 +130,10 @@ def _download(name: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=[*small, "*.safetensors"]))
         if not any((folder / weights).is_file() for weights in _WEIGHTS):
             folder = Path(snapshot_download(name, allow_patterns=[*small, "*.bin"]))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise ConfigError(
-            f"cannot get the checkpoint {name!r} from the hub ({error}); check the id and the network, or name a local "
-            "folder"
+            f"cannot get the checkpoint {name!r} from the hub ({clean(str(error))}); check the id and the network, or "
+            "name a local folder"
         ) from error
     return folder
 
@@ -134,31 +141,49 @@ def _download(name: str) -> Path:
 def _read(folder: Path) -> Checkpoint:
     modules = _modules(folder) if not (folder / _METADATA).is_file() else {}
     base = folder / modules.get("Transformer", "")
-    try:
+    with reading(base / "config.json"):
         config = AutoConfig.from_pretrained(base)
-        tokenizer = AutoTokenizer.from_pretrained(base)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{base} lacks a usable config.json or tokenizer ({error}); {_WHAT_TO_DO}") from error
-    if not tokenizer.is_fast:
-        raise ConfigError(f"{base} has no tokenizer.json or vocab.txt for a fast tokenizer; {_WHAT_TO_DO}")
+        skeleton = _skeleton(config)
+    tokenizer = _tokenizer(base, len(skeleton.get_input_embeddings().weight))
     path, weights = _weights(base)
     if modules:
-        settings, dim = ColbertSettings.from_sentence_transformers(_json(folder / _PYLATE)), None
+        with reading(folder / _PYLATE):
+            settings, dim = ColbertSettings.from_sentence_transformers(_json(folder / _PYLATE)), None
         projection = _dense(folder / modules["Dense"])
     else:
-        metadata = _json(folder / _METADATA)
-        settings, dim = ColbertSettings.from_metadata(metadata), metadata.get("dim")
+        with reading(folder / _METADATA):
+            metadata = _json(folder / _METADATA)
+            settings, dim = ColbertSettings.from_metadata(metadata), metadata.get("dim")
         projection = weights.get(_LINEAR, torch.empty(0, 0))
     if projection.shape != (dim or len(projection), config.hidden_size):
         raise ConfigError(f"{path} has no {_LINEAR} of the shape that config.json and {_METADATA} say; {_WHAT_TO_DO}")
-    return Checkpoint(settings, config, tokenizer, _of_encoder(config, weights, path), projection.float())
+    kept = _of_encoder(skeleton, weights, path)
+    if damaged := [name for name, weight in {**kept, _LINEAR: projection}.items() if not weight.isfinite().all()]:
+        raise ConfigError(f"{path}: {damaged[0]} holds values that are no finite numbers; {_WHAT_TO_DO}")
+    return Checkpoint(settings, config, tokenizer, kept, projection.float())
+
+
+def _tokenizer(folder: Path, embeddings: int) -> Any:
+    """A fast tokenizer none of whose tokens lacks an embedding."""
+    with reading(folder / "tokenizer.json"):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        largest = max(tokenizer.get_vocab().values(), default=0)
+    if not tokenizer.is_fast:
+        raise ConfigError(f"{folder} has no tokenizer.json or vocab.txt for a fast tokenizer; {_WHAT_TO_DO}")
+    if largest >= embeddings:
+        raise ConfigError(
+            f"the tokenizer of {folder} has a token of number {largest}, and the encoder {embeddings} embeddings; they "
+            f"do not belong together: {_WHAT_TO_DO}"
+        )
+    return tokenizer
 
 
 def _modules(folder: Path) -> dict[str, str]:
     """Kind of module → its folder, as sentence-transformers writes it."""
     if not (folder / _MODULES).is_file():
         raise ConfigError(f"{folder} has neither {_METADATA} nor {_MODULES}: no ColBERT checkpoint; {_WHAT_TO_DO}")
-    modules = [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in _json(folder / _MODULES)]
+    with reading(folder / _MODULES):
+        modules = [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in _json(folder / _MODULES)]
     kinds = [kind for kind, _ in modules if kind != "Normalize"]  # which every vector is in any case
     if kinds != ["Transformer", "Dense"]:
         raise ConfigError(f"{folder / _MODULES} names {kinds}; a ColBERT checkpoint has one Transformer and one Dense")
@@ -169,8 +194,10 @@ def _dense(folder: Path) -> Tensor:
     """The one layer of a Dense module, which must do nothing but multiply."""
     path, weights = _weights(folder)
     config = _json(folder / "config.json")
-    plain = str(config.get("activation_function", "Identity")).endswith("Identity")
-    if set(weights) != {_LINEAR} or not plain or config.get("use_residual"):
+    with reading(folder / "config.json"):
+        plain = str(config.get("activation_function", "Identity")).endswith("Identity")
+        plain = plain and not config.get("use_residual")
+    if set(weights) != {_LINEAR} or not plain:
         raise ConfigError(f"{path} is not one linear layer without bias and activation, which ColBERT projects with")
     return weights[_LINEAR]
 
@@ -180,17 +207,17 @@ def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise ConfigError(f"{folder} has no file {' or '.join(_WEIGHTS)}; {_WHAT_TO_DO}")
-    try:
+    with reading(path):
         if path.suffix == ".safetensors":
             return path, load_file(path)
-        return path, dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); {_WHAT_TO_DO}") from error
+        loaded = dict(torch.load(path, map_location="cpu", weights_only=True))
+        if not all(isinstance(name, str) and isinstance(weight, Tensor) for name, weight in loaded.items()):
+            raise TypeError("it holds something else than tensors by their names")
+    return path, loaded
 
 
-def _of_encoder(config: Any, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _of_encoder(skeleton: Any, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The encoder's weights under their names in it."""
-    skeleton = _skeleton(config)
     wanted, prefix = skeleton.state_dict(), f"{skeleton.base_model_prefix}."
     found = {name.removeprefix(prefix): weight.float() for name, weight in weights.items()}
     missing = [name for name in _below_top(wanted) if name not in found or found[name].shape != wanted[name].shape]
@@ -210,7 +237,5 @@ def _skeleton(config: Any) -> Any:
 
 
 def _json(path: Path) -> Any:
-    try:
+    with reading(path):
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is missing or damaged ({error}); {_WHAT_TO_DO}") from error

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from lmpipe.engines.packaged import cache_folder, minilm_folder
 from lmpipe.hashing import derive_seed
-from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint
+from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint, reading
 from lmpipe.retrieval.colbert.settings import ColbertSettings
 
 logger = logging.getLogger(__name__)
@@ -40,14 +40,15 @@ def embedded_checkpoint() -> Checkpoint:
 
 
 def _make(minilm: Path) -> Checkpoint:
-    config, weights = AutoConfig.from_pretrained(minilm), load_file(minilm / "model.safetensors")
-    return Checkpoint(
-        ColbertSettings(),
-        config,
-        AutoTokenizer.from_pretrained(minilm),
-        {name: weight for name, weight in weights.items() if weight.is_floating_point()},  # the others are positions
-        _projection(config.hidden_size),
-    )
+    with reading(minilm):
+        config, weights = AutoConfig.from_pretrained(minilm), load_file(minilm / "model.safetensors")
+        return Checkpoint(
+            ColbertSettings(),
+            config,
+            AutoTokenizer.from_pretrained(minilm),
+            {name: weight for name, weight in weights.items() if weight.is_floating_point()},  # others are positions
+            _projection(config.hidden_size),
+        )
 
 
 def _projection(hidden: int) -> Tensor:

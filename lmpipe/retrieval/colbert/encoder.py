@@ -14,8 +14,10 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from lmpipe.arguments import items, whole_number
 from lmpipe.engines.packed import PackedProducts
 from lmpipe.engines.precision import multiplies_bfloat16
+from lmpipe.errors import ConfigError
 from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint
 from lmpipe.retrieval.colbert.embedded import NAME, embedded_checkpoint
 from lmpipe.retrieval.colbert.network import ColbertNetwork
@@ -40,7 +42,7 @@ class ColbertEncoder:
             faster than float32. On a CPU, "float32" makes the vectors of colbert-ai to 1e-5.
 
     Raises:
-        ConfigError: If the checkpoint's settings do not fit its vocabulary.
+        ConfigError: If the checkpoint's settings do not fit its vocabulary, or there is no such device or precision.
     """
 
     def __init__(
@@ -52,7 +54,12 @@ class ColbertEncoder:
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
         self._checkpoint, self._name = checkpoint, name
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if precision not in {"auto", "float32", "bfloat16"}:
+            raise ConfigError(f"precision is {precision!r}; it must be 'auto', 'float32' or 'bfloat16'")
+        try:
+            self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        except RuntimeError as error:
+            raise ConfigError(f"there is no device {device!r} ({error}); write 'cpu' or 'cuda'") from error
         self._halved = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(self._device))
         self._batch = _BATCH.get(self._device.type, _BATCH["cpu"])
         self._tokens = ColbertTokens(checkpoint)
@@ -84,13 +91,13 @@ class ColbertEncoder:
 
     @torch.inference_mode()
     def encode_queries(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of queries.
+        """Vectors of queries. Control characters and halves of surrogate pairs in them are read as U+FFFD.
 
         Returns:
             ``[queries, query tokens, dim]``, float32, on the CPU; a token of padding, which only checkpoints that do
             not expand queries have, is zero.
         """
-        ids, attention = self._tokens.queries(texts)
+        ids, attention = self._tokens.queries(items("texts", texts, str))
         made = torch.empty(*ids.shape, self.dim)
         step = max(1, self._batch // self.query_tokens)
         network, packed = self._for_queries
@@ -104,7 +111,7 @@ class ColbertEncoder:
     def encode_passages(
         self, texts: Sequence[str], advance: Callable[[int], None] = lambda passages: None
     ) -> TokenVectors:
-        """Vectors of passages, in their order.
+        """Vectors of passages, in their order. Their texts are read as those of queries are.
 
         Args:
             texts: What is indexed, such as `PassageText.full`.
@@ -113,7 +120,7 @@ class ColbertEncoder:
         Returns:
             float32, on the CPU.
         """
-        rows = self._tokens.passages(texts)
+        rows = self._tokens.passages(items("texts", texts, str))
         kept = [self._tokens.has_vector(torch.tensor(row)) for row in rows]
         lengths = torch.tensor([int(keeps.sum()) for keeps in kept], dtype=torch.long)
         starts = (lengths.cumsum(0) - lengths).tolist()
@@ -171,14 +178,16 @@ def load_encoder(
         precision: See `ColbertEncoder`.
 
     Raises:
-        ConfigError: If there is no such checkpoint, or it is damaged.
+        ConfigError: If there is no such checkpoint, or it is damaged, or a setting cannot be.
     """
     checkpoint = embedded_checkpoint() if spec == NAME else load_checkpoint(spec)
     settings = checkpoint.settings
     lengths = replace(
         settings,
-        query_tokens=query_tokens or settings.query_tokens,
-        passage_tokens=passage_tokens or settings.passage_tokens,
+        query_tokens=settings.query_tokens if query_tokens is None else whole_number("query_tokens", query_tokens),
+        passage_tokens=(
+            settings.passage_tokens if passage_tokens is None else whole_number("passage_tokens", passage_tokens)
+        ),
     )
     return ColbertEncoder(replace(checkpoint, settings=lengths), spec, device=device, precision=precision)
 

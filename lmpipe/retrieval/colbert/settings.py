@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+from lmpipe.arguments import items, whole_number
+from lmpipe.errors import ConfigError
+
 
 @final
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class ColbertSettings:
         skipped: Words without a vector in passages: punctuation.
         expands: Whether short queries are filled with [MASK], each of which gets a vector (query augmentation).
         attends_to_masks: Whether other tokens see those.
+
+    Raises:
+        ConfigError: If a marker is no text, a number of tokens no whole number, or a skipped word no text.
     """
 
     query_marker: str = "[unused0]"
@@ -33,6 +39,13 @@ class ColbertSettings:
     skipped: tuple[str, ...] = tuple(string.punctuation)
     expands: bool = True
     attends_to_masks: bool = False
+
+    def __post_init__(self) -> None:
+        whole_number("query_tokens", self.query_tokens)
+        whole_number("passage_tokens", self.passage_tokens)
+        items("skipped", self.skipped, str)
+        if not isinstance(self.query_marker, str) or not isinstance(self.passage_marker, str):
+            raise ConfigError(f"markers are texts, not {self.query_marker!r} and {self.passage_marker!r}")
 
     @classmethod
     def from_metadata(cls, record: Mapping[str, Any]) -> ColbertSettings:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval.colbert.checkpoint import Checkpoint
+from lmpipe.text import clean
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ _PIECE = 1024  # texts tokenised at once
 class ColbertTokens:
     """The tokenisation of a checkpoint (Santhanam et al. 2022, arXiv 2112.01488, section 3.1).
 
-    The first text that is too long is warned of; all such are cut.
+    The first text that is too long is warned of; all such are cut. Special tokens that a text spells out, such as
+    [SEP], are read as those tokens, as colbert-ai does in training and in search.
 
     Args:
         checkpoint: Its vocabulary and settings.
@@ -93,7 +95,7 @@ class ColbertTokens:
 
     def _encode(self, texts: Sequence[str], kind: str, tokenizer: Tokenizer, marker: list[int]) -> Iterator[list[int]]:
         for start in range(0, len(texts), _PIECE):
-            for row in tokenizer.encode_batch_fast(list(texts[start : start + _PIECE])):
+            for row in tokenizer.encode_batch_fast([clean(text) for text in texts[start : start + _PIECE]]):
                 if row.overflowing and kind not in self._warned:
                     self._warned.add(kind)
                     longest = len(row.ids) + len(marker)

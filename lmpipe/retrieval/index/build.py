@@ -11,10 +11,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 
+from lmpipe.arguments import whole_number
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import digest_file
 from lmpipe.progress import Progress, show_progress
@@ -52,10 +53,12 @@ class BuildSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.engine not in {"auto", "exact", "plaid"}:
+        if self.engine not in ("auto", "exact", "plaid"):
             raise ConfigError(f"the engine of an index is 'auto', 'exact' or 'plaid', not {self.engine!r}")
-        if self.bits not in {1, 2, 4, 8} or self.chunk < 1:
-            raise ConfigError(f"bits={self.bits}, chunk={self.chunk}: bits must be 1, 2, 4 or 8, and chunk at least 1")
+        if self.bits not in (1, 2, 4, 8) or isinstance(self.bits, bool):
+            raise ConfigError(f"bits={self.bits}: they must be 1, 2, 4 or 8")
+        for name, least in (("memory", 0), ("chunk", 1), ("seed", 0)):
+            whole_number(name, getattr(self, name), least)
 
 
 def build_index(
@@ -66,6 +69,7 @@ def build_index(
     *,
     malformed: Callable[[ConfigError], None] | None = None,
     progress: Progress | None = None,
+    header: bool = False,
 ) -> Manifest:
     """Builds an index of a file of passages, or finishes one that was interrupted.
 
@@ -76,25 +80,31 @@ def build_index(
         settings: See there.
         malformed: Is told of each line that is no passage, which is then left out; by default the first one raises.
         progress: Where to show progress.
+        header: See `read_passages`.
 
     Returns:
         What the index consists of; `open_index` searches it.
 
     Raises:
-        ConfigError: If a line is no passage, or there are none.
+        ConfigError: If a line is no passage, or there are none, or the file changes meanwhile.
         ConfigChanged: If the folder was begun with other passages, another encoder or other settings.
         StoreError: If it cannot be written, or another process writes it.
     """
     settings, passages, out = settings or BuildSettings(), Path(passages), Path(out)
-    total = sum(1 for _ in read_passages(passages, malformed))
+    content = digest_file(passages) if passages.is_file() else ""
+    total = sum(1 for _ in read_passages(passages, malformed, header=header))
     if not total:
         raise ConfigError(f"{passages} holds no passages")
-    identity = {"passages": digest_file(passages), "encoder": encoder.digest, "settings": vars(settings)}
+    identity: dict[str, Any] = {"passages": content, "encoder": encoder.digest, "settings": vars(settings)}
+    identity |= {"header": True} if header else {}
     with closing(RunStore(out, identity)) as store:
         if (out / "index.json").exists():
             return Manifest.read(out)
         with show_progress(progress, "encoding passages", total) as advance:
-            segments = tuple(_segments(store, read_passages(passages, _ignored), encoder, settings.chunk, advance))
+            texts = read_passages(passages, _ignored, header=header, replaced=_ignored)
+            segments = tuple(_segments(store, texts, encoder, settings.chunk, advance))
+        if digest_file(passages) != content:
+            raise ConfigError(f"{passages} was changed while it was read; build the index again")
         manifest = Manifest(
             encoder=EncoderIdentity(spec=encoder.name, digest=encoder.digest, dim=encoder.dim), segments=segments
         )
@@ -106,8 +116,8 @@ def build_index(
     return manifest
 
 
-def _ignored(problem: ConfigError) -> None:
-    """The caller was told of malformed lines already."""
+def _ignored(problem: ConfigError | str) -> None:
+    """The caller was told of malformed lines and replaced characters already."""
 
 
 def _compressed(manifest: Manifest, settings: BuildSettings) -> bool:

@@ -6,28 +6,31 @@ A retriever that was opened before does not see the change.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 
+from lmpipe.arguments import items
 from lmpipe.errors import ConfigError
 from lmpipe.progress import Progress, show_progress
 from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.index.build import new_segment
 from lmpipe.retrieval.index.manifest import Manifest
-from lmpipe.retrieval.passages import PassageText, PassageTexts
+from lmpipe.retrieval.passages import REBUILD, PassageText, PassageTexts
+from lmpipe.retrieval.reading import Reading
 from lmpipe.store import RunStore
 
 
 def add_passages(
-    folder: str | Path, passages: Sequence[PassageText], encoder: ColbertEncoder, progress: Progress | None = None
+    folder: str | Path, passages: Iterable[PassageText], encoder: ColbertEncoder, progress: Progress | None = None
 ) -> Manifest:
     """Adds passages, as a segment of their own.
 
     Args:
         folder: Of the index.
-        passages: Whose ids the index does not have.
+        passages: At least one; the index has none of their ids.
         encoder: The one that the index was made with.
         progress: Where to show progress.
 
@@ -35,15 +38,19 @@ def add_passages(
         What the index consists of now.
 
     Raises:
-        ConfigError: If an id is there already or twice, the encoder is another, or the index is not exact.
+        ConfigError: If there is no passage, an id is there already or twice, the encoder is another, or the index is
+            not exact.
         StoreError: If the index cannot be written, or another process writes it.
     """
+    passages = items("passages", passages, PassageText)
+    if not passages:
+        raise ConfigError("there are no passages to add")
     with _edited(Path(folder)) as (store, manifest):
         if encoder.digest != manifest.encoder.digest:
             raise ConfigError(f"{folder} was made with the encoder {manifest.encoder.spec!r}, not {encoder.name!r}")
         known = _numbers(store.path, manifest).keys()
-        ids = [passage.id for passage in passages]
-        if twice := sorted({name for name in ids if name in known or ids.count(name) > 1}):
+        ids = Counter(passage.id for passage in passages)
+        if twice := sorted(name for name, times in ids.items() if name in known or times > 1):
             raise ConfigError(f"{folder} would have these passages twice: {', '.join(twice)}; delete them first")
         with show_progress(progress, "encoding passages", len(passages)) as advance:
             segment = new_segment(store, passages, encoder, advance)
@@ -52,20 +59,21 @@ def add_passages(
     return changed
 
 
-def delete_passages(folder: str | Path, ids: Collection[str]) -> Manifest:
+def delete_passages(folder: str | Path, ids: Iterable[str]) -> Manifest:
     """Deletes passages: they are not found any more. Their vectors stay until the index is built again.
 
     Args:
         folder: Of the index.
-        ids: Of passages that it has.
+        ids: Of passages that it has, as texts.
 
     Returns:
         What the index consists of now.
 
     Raises:
-        ConfigError: If an id is not there, or the index is not exact.
+        ConfigError: If `ids` is a single text, an id is not there, or the index is not exact.
         StoreError: If the index cannot be written, or another process writes it.
     """
+    ids = items("ids", ids, str)
     with _edited(Path(folder)) as (store, manifest):
         numbers = _numbers(store.path, manifest)
         if absent := sorted(set(ids) - numbers.keys()):
@@ -82,7 +90,12 @@ def _edited(folder: Path) -> Iterator[tuple[RunStore, Manifest]]:
     manifest = Manifest.read(folder)
     if manifest.plaid is not None:
         raise ConfigError(f"{folder} is a PLAID index, which cannot be changed; build it again")
-    with closing(RunStore(folder, json.loads((folder / "config.json").read_bytes()))) as store:
+    path = folder / "config.json"
+    with Reading(path, REBUILD):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError("no JSON object")
+    with closing(RunStore(folder, config)) as store:
         yield store, Manifest.read(folder)
 
 

@@ -10,14 +10,22 @@ Knows nothing of encoding or search.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
-from typing import Literal, final
+from typing import Final, Literal, final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.files import write_whole
-from lmpipe.hashing import content_digest, digest
+from lmpipe.hashing import digest, file_digests
+from lmpipe.retrieval.passages import REBUILD
+from lmpipe.retrieval.reading import Reading
+
+logger = logging.getLogger(__name__)
+
+_FORMAT: Final = 1
+_OURS = (".jsonl", ".npy", ".json", ".pt")  # what the files of blobs end in; the others are strays
 
 
 class _Value(BaseModel):
@@ -67,7 +75,7 @@ class Manifest(_Value):
         plaid: The compressed vectors, or none where the index is exact.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1] = _FORMAT
     encoder: EncoderIdentity
     segments: tuple[SegmentIdentity, ...]
     deleted: tuple[int, ...] = ()
@@ -112,7 +120,7 @@ class Manifest(_Value):
         """What a folder says of itself.
 
         Raises:
-            ConfigError: If it holds no index, or one that was not finished.
+            ConfigError: If it holds no index, or one that was not finished, or that another version has written.
             CorruptBlob: If it was damaged.
         """
         path = index / "index.json"
@@ -120,23 +128,34 @@ class Manifest(_Value):
             unfinished = (index / "config.json").exists()
             what = "an unfinished index: run the command that builds it again, it goes on" if unfinished else "no index"
             raise ConfigError(f"{index} holds {what}")
-        try:
-            record = json.loads(path.read_bytes())
-            manifest = Manifest.model_validate_json(json.dumps(record["index"]))
-        except (ValueError, ValidationError, KeyError, TypeError):
-            raise CorruptBlob(f"{path} is damaged; restore it from a copy, or build the index again") from None
-        if manifest.digest != record.get("sum"):
-            raise CorruptBlob(f"{path} does not match its checksum; restore it from a copy, or build the index again")
-        return manifest
+        with Reading(path, REBUILD):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            stated, known = record["sum"], record["index"]
+            made = digest(known)
+        if made != stated:
+            raise CorruptBlob(f"{path} does not match its checksum; {REBUILD}")
+        if isinstance(known, dict) and known.get("format") != _FORMAT:
+            raise ConfigError(
+                f"{index} has the format {known.get('format')!r} and this version of lmpipe reads {_FORMAT}; open it "
+                "with the version that built it, or build it again"
+            )
+        with Reading(path, REBUILD):
+            return Manifest.model_validate_json(json.dumps(known))
 
     def verify(self, index: Path) -> None:
-        """Compares every file with its checksum.
+        """Compares every file with its checksum. Files that are none of an index are named in a warning.
 
         Raises:
             CorruptBlob: If one is missing or damaged; it names them.
         """
-        damaged = [str(path) for path in self.folders(index) if not path.is_dir() or content_digest(path) != path.name]
+        damaged = []
+        for folder in self.folders(index):
+            with Reading(folder, REBUILD):
+                digests = file_digests(folder)
+            own = {name: value for name, value in digests.items() if name.endswith(_OURS) and name[0] != "."}
+            if digest(own) != folder.name:
+                damaged.append(str(folder))
+            elif strays := digests.keys() - own.keys():
+                logger.warning("%s holds %s: no part of the index, and left alone", folder, ", ".join(sorted(strays)))
         if damaged:
-            raise CorruptBlob(
-                f"{', '.join(damaged)}: missing or damaged; restore it from a copy, or build the index again"
-            )
+            raise CorruptBlob(f"{', '.join(damaged)}: missing or damaged; {REBUILD}")

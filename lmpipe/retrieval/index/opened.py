@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import final
 from uuid import uuid4
 
-from lmpipe.errors import ConfigError
+from lmpipe.arguments import items, whole_number
+from lmpipe.errors import ConfigError, EngineError, StoreError
 from lmpipe.hashing import content_digest, digest
 from lmpipe.identity import identity
 from lmpipe.retrieval.colbert import ColbertEncoder, load_encoder
@@ -22,7 +23,7 @@ from lmpipe.retrieval.passages import PassageText, PassageTexts, read_passages
 from lmpipe.retrieval.plaid import PlaidIndex, SearchSettings
 from lmpipe.retrieval.plaid.library import read_metadata
 from lmpipe.retrieval.segments import Segment
-from lmpipe.retrieval.vectors import TokenIndex
+from lmpipe.retrieval.vectors import Ranking, TokenIndex
 from lmpipe.retriever import Passage, Retriever
 
 
@@ -47,19 +48,29 @@ class ColbertRetriever(Retriever):
     def name(self) -> str:
         return self._name
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+    def search(self, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
+        queries, k = items("queries", queries, str), whole_number("k", k)
         asked = [number for number, query in enumerate(queries) if query.strip()]
-        found: list[list[Passage]] = [[] for _ in queries]
+        found: list[list[Passage] | EngineError] = [[] for _ in queries]
         if asked:
             vectors = self._encoder.encode_queries([queries[number] for number in asked])
-            for number, ranking in zip(asked, self._index.search(vectors, k), strict=True):
-                found[number] = [self._passage(*pair) for pair in zip(*ranking, strict=True)]
+            finite = vectors.isfinite().flatten(1).all(1)
+            rankings = iter(self._index.search(vectors[finite], k))
+            for number, able in zip(asked, finite.tolist(), strict=True):
+                found[number] = self._passages(next(rankings)) if able else _no_numbers(queries[number])
         return found
 
-    def _passage(self, number: int, score: float) -> Passage:
-        part = bisect.bisect_right(self._starts, number) - 1
-        passage = self._parts[part][number - self._starts[part]]
-        return Passage(passage.id, passage.full, score)
+    def _passages(self, ranking: Ranking) -> list[Passage]:
+        found = []
+        for number, score in zip(*ranking, strict=True):
+            part = bisect.bisect_right(self._starts, number) - 1
+            passage = self._parts[part][number - self._starts[part]]
+            found.append(Passage(passage.id, passage.full, score))
+        return found
+
+
+def _no_numbers(query: str) -> EngineError:
+    return EngineError(f"the encoder gave values that are no finite numbers for the query {query[:80]!r}")
 
 
 def open_index(
@@ -108,28 +119,36 @@ def open_colbert_index(
     passages: str | Path | None = None,
     encoder: ColbertEncoder | None = None,
     settings: Callable[[int, int], SearchSettings] = SearchSettings.of,
+    header: bool = False,
 ) -> ColbertRetriever:
-    """Opens an index that the package colbert-ai built.
+    """Opens an index that the package colbert-ai built. It has no checksums: damage is found only where it shows.
 
     Args:
         folder: The index, with ``metadata.json``.
         passages: The collection that it was built from; by default the file that it names.
         encoder: Makes the vectors of queries; by default the checkpoint that the index names is loaded.
         settings: How much a search for the best k looks at.
+        header: Of the collection; see `read_passages`.
 
     Raises:
         ConfigError: If its collection or checkpoint is not there.
-        StoreError: If there is no such index, or it is damaged.
+        StoreError: If there is no such index, or it is damaged, or has more or fewer passages than the collection.
     """
     folder = Path(folder)
     config = read_metadata(folder)["config"]
     collection = passages or config.get("collection")
     if not isinstance(collection, (str, Path)):
         raise ConfigError(f"{folder} does not name the file of its passages; pass passages=...")
-    index = PlaidIndex(folder, settings)
+    index, texts = PlaidIndex(folder, settings), list(read_passages(collection, header=header))
+    if len(texts) != len(index):
+        raise StoreError(f"{folder} has {len(index)} passages and {collection} {len(texts)}; pass what it was built of")
+    if encoder is None:
+        if not isinstance(checkpoint := config.get("checkpoint"), str):
+            raise ConfigError(f"{folder} does not name its checkpoint; pass encoder=...")
+        encoder = load_encoder(checkpoint)
     return ColbertRetriever(
-        encoder or load_encoder(config["checkpoint"]),
-        [list(read_passages(collection))],
+        encoder,
+        [texts],
         index,
         digest([content_digest(folder), _identity(settings)]),
     )

@@ -6,7 +6,7 @@ Knows nothing of how indexes are built; one that colbert-ai has built is searche
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lmpipe.errors import ConfigError, StoreError
 from lmpipe.retrieval.plaid.kernels import Kernels, load_kernels
-from lmpipe.retrieval.plaid.library import colbert, make_codec, read_metadata, read_tensor
+from lmpipe.retrieval.plaid.library import colbert, make_codec, read_metadata, read_tensor, reading
 from lmpipe.retrieval.vectors import Ranking, TokenIndex, TokenVectors
 
 _SCORED = 4096  # passages decompressed at once
@@ -71,6 +71,11 @@ class PlaidIndex(TokenIndex):
     ) -> None:
         self._settings, self._kernels = settings, kernels or load_kernels()
         metadata = read_metadata(folder)
+        with reading(folder):
+            self._read(folder, metadata)
+        self._check(folder, metadata)
+
+    def _read(self, folder: Path, metadata: Mapping[str, Any]) -> None:
         chunks = range(metadata["num_chunks"])
         self.bits: int = metadata["config"]["nbits"]
         centroids, average = read_tensor(folder / "centroids.pt"), read_tensor(folder / "avg_residual.pt")
@@ -83,11 +88,33 @@ class PlaidIndex(TokenIndex):
             [length for chunk in chunks for length in _lengths(folder / f"doclens.{chunk}.json")], dtype=torch.int64
         )
         self._starts = self._lengths.cumsum(0) - self._lengths
-        if not int(self._lengths.sum()) == metadata["num_embeddings"] == len(self._stored):
-            raise StoreError(f"the files of {folder} do not belong together; build the index again")
         self._members, self._sizes = read_tensor(folder / "ivf.pid.pt")
         self._sizes = self._sizes.long()
         self._cells = self._sizes.cumsum(0) - self._sizes
+
+    def _check(self, folder: Path, metadata: Mapping[str, Any]) -> None:
+        """Compares the files with each other: what one says of another is used as a place in memory.
+
+        Raises:
+            StoreError: If they do not belong together.
+        """
+        codes, residuals, centroids = self._stored.codes, self._stored.residuals, self._codec.centroids
+        with reading(folder):
+            fit = (
+                len(codes) == int(self._lengths.sum()) == metadata["num_embeddings"]
+                and residuals.dtype == torch.uint8
+                and residuals.shape == (len(codes), metadata["config"]["dim"] * self.bits // 8)
+                and centroids.shape[1:] == (metadata["config"]["dim"],)
+                and bool(centroids.isfinite().all())
+                and len(self._sizes) == len(centroids)
+                and int(self._sizes.sum()) <= len(self._members)
+                and _are_below(codes, len(centroids))
+                and _are_below(self._members, len(self._lengths))
+                and _are_below(self._lengths, len(codes) + 1)
+                and _are_below(self._sizes, len(self._members) + 1)
+            )
+        if not fit:
+            raise StoreError(f"the files of {folder} do not belong together; build the index again")
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -97,10 +124,12 @@ class PlaidIndex(TokenIndex):
         """See `TokenIndex`. Scores are those of the compressed vectors; products below 0 count as 0, as in colbert-ai.
 
         Raises:
-            ConfigError: If the vectors of the queries are not of the index's dimension.
+            ConfigError: If the vectors of the queries are not of the index's dimension, or not finite.
         """
         if queries.shape[-1] != self._codec.dim:
             raise ConfigError(f"queries of {queries.shape[-1]} dimensions, an index of {self._codec.dim}")
+        if not queries.isfinite().all():
+            raise ConfigError("a query's vectors hold values that are no finite numbers")
         if k < 1 or not len(self):
             return [Ranking([], []) for _ in queries]
         settings = self._settings(k, self.bits)
@@ -147,12 +176,15 @@ class PlaidIndex(TokenIndex):
         return self._kernels.decompress(numbers, self._lengths, self._starts, self._codec, self._stored)
 
 
+def _are_below(values: Tensor, end: int) -> bool:
+    """Whether values are whole numbers from 0 to below an end."""
+    return not values.is_floating_point() and 0 <= int(values.min()) <= int(values.max()) < end
+
+
 def _whole(chunks: list[Tensor]) -> Tensor:
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
 
 def _lengths(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is missing or damaged ({error}); build the index again") from error
+    with reading(path):
+        return json.loads(path.read_text(encoding="utf-8"))

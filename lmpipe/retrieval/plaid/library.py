@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from lmpipe.errors import ConfigError, StoreError
+from lmpipe.retrieval.reading import Reading
 
 _TOKENIZERS = "TOKENIZERS_PARALLELISM"
 METADATA = "metadata.json"
@@ -94,13 +95,13 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     Raises:
         StoreError: If there is no finished index.
     """
-    try:
-        found: dict[str, Any] = json.loads((folder / METADATA).read_text())
-        missing = {"num_chunks", "num_embeddings"} - set(found) or {"dim", "nbits"} - set(found["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{folder} holds no finished PLAID index ({error}); build it again") from error
-    if missing:
-        raise StoreError(f"{folder / METADATA} does not say {', '.join(sorted(missing))}; build the index again")
+    if not (folder / METADATA).is_file():
+        raise StoreError(f"{folder} holds no finished PLAID index; build it again")
+    with reading(folder / METADATA):
+        found: dict[str, Any] = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+        counts = (found["num_chunks"], found["num_embeddings"], found["config"]["dim"], found["config"]["nbits"])
+        if not all(isinstance(count, int) and count > 0 for count in counts):
+            raise ValueError("sizes are whole numbers above 0")
     return found
 
 
@@ -110,7 +111,10 @@ def read_tensor(path: Path) -> Any:
     Raises:
         StoreError: If it cannot be read.
     """
-    try:
+    with reading(path):
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise StoreError(f"{path} is missing or damaged ({error}); build the index again") from error
+
+
+def reading(path: Path) -> Reading:
+    """A block that reads a file of an index, or its folder; one that is damaged is a StoreError."""
+    return Reading(path, "build the index again", StoreError)

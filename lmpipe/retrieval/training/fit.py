@@ -5,6 +5,7 @@ Knows nothing of where examples come from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HFTrainer
 
+from lmpipe.arguments import whole_number
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_of, last_whole
 from lmpipe.engines.training.fit import seeded
@@ -61,13 +63,15 @@ class ColbertTuning:
     checkpoint_steps: int = 50
 
     def __post_init__(self) -> None:
-        counts = (self.rounds, self.epochs, self.batch_size, self.depth, self.checkpoint_steps, self.negatives + 1)
+        for name in ("rounds", "epochs", "batch_size", "depth", "checkpoint_steps"):
+            whole_number(name, getattr(self, name))
+        whole_number("negatives", self.negatives, 0)
         rates = (self.learning_rate, self.projection_rate, self.weight_decay)
         shares = (self.warmup, self.dropout)
-        if min(counts) < 1 or min(*rates, *shares) < 0 or max(shares) >= 1 or self.temperature <= 0:
+        numbers = (*rates, *shares, self.temperature)
+        if not all(map(math.isfinite, numbers)) or min(numbers) < 0 or max(shares) >= 1 or not self.temperature:
             raise ConfigError(
-                f"{self}: counts are at least 1 (negatives 0), rates at least 0, shares from 0 to below 1, and the "
-                "temperature is above 0"
+                f"{self}: rates are at least 0, shares from 0 to below 1, and the temperature is above 0, all finite"
             )
 
 
@@ -95,6 +99,7 @@ def fit(
         The loss of each step, those before a kill included.
 
     Raises:
+        ConfigError: If the training diverges: a loss, a gradient or a weight is no finite number.
         StoreError: If a checkpoint cannot be written.
     """
     groups = [
@@ -111,7 +116,7 @@ def fit(
             train_dataset=list(examples),
             data_collator=collator,
             optimizers=(torch.optim.AdamW(groups, weight_decay=tuning.weight_decay), None),
-            callbacks=[_Steps(advance), Seal()],
+            callbacks=[_Steps(advance), _Finite(), Seal()],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.temperature, trainer.expands = tuning.temperature, collator.tokens.expands
@@ -120,7 +125,16 @@ def fit(
         finally:  # or the network would compute in bfloat16 for ever
             trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
             network.eval()
+    if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
+        raise _diverged(trainer.state.global_step, "a weight")
     return [round(entry["loss"], 6) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _diverged(step: int, what: str) -> ConfigError:
+    return ConfigError(
+        f"the training of the encoder diverged: {what} was no finite number at step {step}; train with a lower "
+        "learning_rate or projection_rate, or a higher temperature, into another folder"
+    )
 
 
 def step_count(examples: int, tuning: ColbertTuning) -> int:
@@ -140,6 +154,7 @@ def _arguments(tuning: ColbertTuning, seed: int, examples: int, folder: Path) ->
         use_cpu=not cuda,
         seed=seed % 2**32,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # or a loss that is no number would be logged as the mean of the others
         save_strategy="steps",
         save_steps=tuning.checkpoint_steps,
         save_total_limit=1,
@@ -160,6 +175,16 @@ class _Steps(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self._advance(state.global_step - self._told)
         self._told = state.global_step
+
+
+@final
+class _Finite(TrainerCallback):
+    """Ends a training that diverges, before anything of that step is saved."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **others: Any) -> None:
+        for name, what in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
+            if not math.isfinite(float((logs or {}).get(name) or 0)):
+                raise _diverged(state.global_step, what)
 
 
 @final

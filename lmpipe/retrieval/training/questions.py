@@ -6,7 +6,6 @@ Knows nothing of models.
 from __future__ import annotations
 
 import html
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from pathlib import Path
 from typing import Any, final
 
 from lmpipe.errors import ConfigError
-from lmpipe.retrieval.passages import PassageText, numbered_lines
+from lmpipe.lines import json_object, numbered_lines
+from lmpipe.retrieval.passages import PassageText
+from lmpipe.text import clean, count_unclean
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class GoldQuestion:
 
 
 def read_questions(path: str | Path) -> list[GoldQuestion]:
-    """The questions of a file, in its order.
+    """The questions of a file, in its order. Characters are replaced as in `read_passages`, with one warning.
 
     Args:
         path: JSON Lines with ``question`` and ``titles``, or as the hub has HotPotQA: ``question`` and
@@ -43,20 +44,22 @@ def read_questions(path: str | Path) -> list[GoldQuestion]:
     Raises:
         ConfigError: If there is no such file, or a line is no such question; it names file and line.
     """
-    questions = [_question(line, f"{path}, line {number}") for number, line in numbered_lines(Path(path))]
-    if not questions:
+    read = [_question(line, f"{path}, line {number}") for number, line in numbered_lines(Path(path))]
+    if not read:
         raise ConfigError(f"{path} holds no questions")
-    return questions
+    if changed := sum(count_unclean(one.text) for one in read):
+        logger.warning("%s: %d control characters or halves of surrogate pairs are read as U+FFFD", path, changed)
+    return [GoldQuestion(clean(one.text), one.titles) for one in read]
 
 
-def _question(line: str, where: str) -> GoldQuestion:
+def _question(line: bytes, where: str) -> GoldQuestion:
     try:
-        record: Any = json.loads(line)
+        record: Any = json_object(line)
         text, titles = record["question"], record.get("titles") or record["supporting_facts"]["title"]
-        if not isinstance(text, str) or not isinstance(titles, list) or not titles:
+        if not isinstance(text, str) or not text.strip() or not isinstance(titles, list) or not titles:
             raise ValueError("a question is a text, and its titles are a list of texts")
         return GoldQuestion(text, tuple(dict.fromkeys(map(_plain, titles))))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ConfigError(f"{where}: no question with titles of gold passages ({error!r})") from None
 
 
@@ -83,4 +86,4 @@ def gold_passages(
 
 
 def _plain(title: str) -> str:
-    return html.unescape(title).strip()
+    return clean(html.unescape(title)).strip()

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from lmpipe.arguments import items
 from lmpipe.errors import ConfigError
 from lmpipe.files import UNFINISHED
 from lmpipe.hashing import derive_seed, describe, digest
@@ -67,11 +68,18 @@ class TrainingData:
         passages: All that is searched.
         questions: To train on.
         validation: To choose the best round by; there may be none.
+
+    Raises:
+        ConfigError: If one of them is no collection of passages or questions.
     """
 
     passages: Sequence[PassageText] = field(repr=False)
     questions: Sequence[GoldQuestion] = field(repr=False)
     validation: Sequence[GoldQuestion] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("passages", PassageText), ("questions", GoldQuestion), ("validation", GoldQuestion)):
+            object.__setattr__(self, name, items(name, getattr(self, name), kind))
 
 
 def train_encoder(

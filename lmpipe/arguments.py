@@ -1,0 +1,59 @@
+"""Arguments that public calls share, checked where they come in: collections and whole numbers.
+
+A text is a collection of its characters and a generator is empty after its first reading, so neither may pass for a
+list of texts unseen. Knows nothing of what the arguments are for.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from reprlib import repr as short
+from typing import Any, TypeVar
+
+from lmpipe.errors import ConfigError
+
+T = TypeVar("T")
+
+_LARGEST = 10**20  # that is shown
+
+
+def items(name: str, value: Iterable[T], kind: type[T]) -> Sequence[T]:
+    """A collection as a sequence, which can be read more than once.
+
+    Args:
+        name: What the caller calls it.
+        value: A sequence, which comes back as it is, or another collection or a generator, which is read once.
+        kind: Of every item.
+
+    Raises:
+        ConfigError: If it is a single text, a mapping or no collection, or an item is of another kind.
+    """
+    if isinstance(value, (str, bytes, bytearray, Mapping)) or not isinstance(value, Iterable):
+        raise ConfigError(f"{name} is {short(value)}; pass a list of {kind.__name__}, also for a single one")
+    found = value if isinstance(value, Sequence) else list(value)
+    for place, item in enumerate(found):
+        if not isinstance(item, kind):
+            raise ConfigError(f"{name}[{place}] is {short(item)}, not of the type {kind.__name__}")
+    return found
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """A whole number, also one of numpy.
+
+    Args:
+        name: What the caller calls it.
+        value: A number; True and False are none.
+        least: The smallest that is allowed.
+
+    Raises:
+        ConfigError: If it is no whole number, or too small.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        shown = short(value) if number is None or abs(number) < _LARGEST else "a number of too many digits"
+        raise ConfigError(f"{name} is {shown}; it must be a whole number from {least} up")
+    return number
