@@ -213,7 +213,7 @@ def _use_config(context: typer.Context, path: Path | None) -> Path | None:
             parameter = known[name]
             try:
                 _convert(value, context, parameter)
-            except (typer.BadParameter, TypeError, ValueError) as error:  # noqa: PERF203 it names the first one
+            except (typer.BadParameter, TypeError, ValueError) as error:
                 raise ConfigError(f"--config {path}: {name} = {value!r} cannot be: {error}") from error
         context.default_map = options
     return path
@@ -227,10 +227,9 @@ def _convert(value: Any, context: typer.Context, parameter: Any) -> None:
     """
     if parameter.multiple != isinstance(value, list):
         raise ValueError("it must be a list of texts" if parameter.multiple else "it must not be a list")
-    if isinstance(value, bool) != (parameter.type.name == "boolean"):
-        raise ValueError("true and false are for options that are one of them")
-    for one in value if parameter.multiple else [value]:
-        parameter.type.convert(one, parameter, context)
+    if isinstance(value, bool) != parameter.is_flag:
+        raise ValueError("true and false are for options that take no value")
+    parameter.process_value(context, value)
 
 
 @contextmanager

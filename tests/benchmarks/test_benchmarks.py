@@ -118,6 +118,29 @@ def test_a_killed_run_started_again_ends_in_the_same_result(finished: Path, tiny
     assert without_seconds(mine) == without_seconds(theirs)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_interrupted_says_that_it_goes_on_and_does(
+    finished: Path, tiny_folder: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    process = subprocess.Popen(
+        command(tiny_folder, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    journal = tmp_path / "journal.jsonl"
+    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.01)
+    started = time.monotonic()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - started < 3
+    assert process.returncode == code
+    assert said.strip().splitlines()[-1].startswith("interrupted; started again with the same command, it goes on")
+    assert "Traceback" not in said
+    again = subprocess.run(command(tiny_folder, tmp_path), check=True, capture_output=True, text=True)
+    assert "Warning" not in again.stderr
+    mine, theirs = (json.loads((path / "result.json").read_text()) for path in (tmp_path, finished))
+    assert without_seconds(mine) == without_seconds(theirs)
+
+
 def test_a_full_disk_leaves_the_result_of_before(finished: Path, tiny_folder: Path) -> None:
     before = {path: path.read_bytes() for path in (finished / "result.json", finished / "report.html")}
     assert min(map(len, before.values())) > 1000
