@@ -22,8 +22,8 @@ def is_blob(name: str) -> bool:
     return DIGEST.fullmatch(name) is not None
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a file or folder has the content that its name says.
+def is_whole(path: Path, name: str = "") -> bool:
+    """Whether a file or folder has the content that its name says, or the name of the blob that it is to become.
 
     Of a folder, files do not count that file managers and network file systems leave everywhere, such as
     ``.DS_Store``. What is neither a file nor a folder, such as a pipe or a link to nothing, is not opened.
@@ -31,13 +31,14 @@ def is_whole(path: Path) -> bool:
     Raises:
         OSError: If something in it cannot be read.
     """
+    name = name or path.name
     if path.is_file():
-        return digest_file(path) == path.name
+        return digest_file(path) == name
     if not path.is_dir():
         return False
     files = file_digests(path)
-    own = {name: value for name, value in files.items() if not _is_left_by_system(name.rpartition("/")[2])}
-    return path.name in {digest(files), digest(own)}
+    own = {file: value for file, value in files.items() if not _is_left_by_system(file.rpartition("/")[2])}
+    return name in {digest(files), digest(own)}
 
 
 def _is_left_by_system(name: str) -> bool:

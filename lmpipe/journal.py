@@ -71,13 +71,17 @@ class Journal:
             end = os.pread(file.fileno(), _END, max(0, self._length - _END))
         self._end = self._length, end  # of the whole lines: where it is, and what stands before it
 
-    def append(self, records: Mapping[str, Record]) -> None:
+    def append(self, texts: Mapping[str, str], blobs: Mapping[str, Sequence[str]]) -> None:
         """Adds a line to the prepared file, all of it or nothing; it is on disk when this returns.
+
+        Args:
+            texts: Key → value, as `canonical_record` writes it.
+            blobs: Key → names of the blobs that the value is of no use without.
 
         Raises:
             StoreError: If it cannot be written, or the file is not as this object left it.
         """
-        line, (length, end) = _line(records), self._end
+        line, (length, end) = _line(texts, blobs), self._end
         with writing(self.path):
             try:
                 with self.path.open("r+b") as file:
@@ -135,18 +139,17 @@ def canonical_record(value: object) -> str:
         ConfigError: If it has none.
     """
     try:
-        text = canonical_json(value)
-        text.encode()
+        return canonical_json(value)
     except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"a record cannot be written as JSON: {error}") from error
-    return text
 
 
-def _line(records: Mapping[str, Record]) -> bytes:
-    body = canonical_record({key: record.value for key, record in records.items()})
-    if named := {key: record.blobs for key, record in records.items() if record.blobs}:
+def _line(texts: Mapping[str, str], blobs: Mapping[str, Sequence[str]]) -> bytes:
+    body = "{" + ",".join(f"{canonical_json(key)}:{texts[key]}" for key in sorted(texts)) + "}"
+    if named := {key: names for key, names in blobs.items() if names}:
         body += f',"blobs":{canonical_json(named)}'
-    return f'{{"records":{body},"sum":"{digest_bytes(body.encode())}"}}\n'.encode()
+    data = body.encode(errors="backslashreplace")  # half of a surrogate pair, as JSON escapes it
+    return b'{"records":%b,"sum":"%b"}\n' % (data, digest_bytes(data).encode())
 
 
 def _read_line(path: Path, number: int, line: bytes) -> dict[str, Record]:

@@ -108,12 +108,9 @@ class RunStore:
         with self._writer:
             self._check_open()
             texts = {key: canonical_record(value) for key, value in records.items()}
-            made = {
-                key: Record(json.loads(text), tuple(sorted({*DIGEST.findall(text)} & self._names)))
-                for key, text in texts.items()
-            }
-            self._journal.append(made)
-            self._records.update(made)
+            named = {key: tuple(sorted({*DIGEST.findall(text)} & self._names)) for key, text in texts.items()}
+            self._journal.append(texts, named)
+            self._records.update({key: Record(json.loads(text), named[key]) for key, text in texts.items()})
 
     def put_blob(self, data: bytes) -> str:
         """Keeps some bytes; returns their digest.
@@ -252,7 +249,7 @@ class RunStore:
                     shutil.copytree(blob, made, copy_function=link)
                 else:
                     link(blob, made)
-                if content_digest(made) != blob.name:
+                if not is_whole(made, blob.name):
                     raise _corrupt(blob)
                 _sync(made)
                 made.replace(target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import multiprocessing
 import os
@@ -13,7 +12,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -21,8 +23,7 @@ from lmpipe import RunStore
 from lmpipe.errors import ConfigError, CorruptBlob, StoreError
 from lmpipe.hashing import digest_bytes
 from tests.damage import damage_run, make_run
-
-WHOLE = pytest.mark.parametrize("named", [False, True])
+from tests.killable import STORING
 
 
 def _deleted(path: Path) -> None:
@@ -106,20 +107,45 @@ def test_blobs_or_a_directory_that_are_gone_end_a_run_at_the_next_write(store: R
         store.put({"c": 3})
 
 
-def test_an_interrupted_line_is_written_over(store: RunStore) -> None:
-    """As after Ctrl-C in the middle of a write that the caller survives."""
-    store.put({"a": 1})
+@contextmanager
+def interrupted(before: int) -> Iterator[None]:
+    """Raises KeyboardInterrupt before the so-many-th executed line of the store, as Ctrl-C does anywhere."""
+    left = before
 
-    class Interrupting(dict[str, object]):
-        def items(self):  # type: ignore[no-untyped-def]
+    def local(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal left
+        left -= event == "line"
+        if not left:
             raise KeyboardInterrupt
+        return local
 
-    with pytest.raises(KeyboardInterrupt):
-        store.put(Interrupting(b=2))
-    store.put({"c": 3})
-    store.close()
-    with RunStore(store.path) as again:
-        assert (again.get("a"), again.get("b"), again.get("c")) == (1, None, 3)
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        return local if frame.f_code.co_filename in STORING else None
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+
+
+def test_a_store_goes_on_after_an_interrupt_anywhere_in_a_write(tmp_path: Path) -> None:
+    for before in range(1, 1000):
+        store = RunStore(tmp_path / str(before))
+        store.put({"a": 1})
+        try:
+            with interrupted(before):
+                store.put({"b": store.put_blob(b"x")})
+        except KeyboardInterrupt:
+            store.put({"c": 3})
+            store.close()
+            with RunStore(store.path) as again:
+                assert (again.get("a"), again.get("c")) == (1, 3)
+                assert again.get("b") in {None, digest_bytes(b"x")}
+        else:
+            store.close()
+            break
+    assert 30 < before < 200
 
 
 STRAYS = (".DS_Store", ".nfs0000000000a4", "Thumbs.db", "folder", "pipe", "nowhere", "socket")
@@ -161,12 +187,14 @@ def test_what_is_no_blob_is_not_taken_over(littered: Path, tmp_path: Path) -> No
     assert not {path.name for path in other.path.glob("blobs/*")}.intersection(STRAYS)
 
 
-@pytest.mark.parametrize("make", [lambda path: os.mkfifo(path), lambda path: path.symlink_to("/nowhere"), Path.mkdir])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/nowhere"), Path.mkdir])
 def test_what_bears_the_name_of_a_blob_and_is_none_is_named(store: RunStore, make: Callable[[Path], None]) -> None:
     name = digest_bytes(b"x")
     make(store.path / "blobs" / name)
     store.close()
-    with pytest.raises(CorruptBlob, match=rf"blobs/{name}: missing or damaged; .*delete what is there of it and start") as told:
+    with pytest.raises(
+        CorruptBlob, match=rf"blobs/{name}: missing or damaged; .*delete what is there of it and start"
+    ) as told:
         RunStore(store.path)
     assert "run directory" not in str(told.value)
 
@@ -212,7 +240,14 @@ def test_a_journal_goes_on_without_its_damaged_line(store: RunStore) -> None:
     store.close()
     journal = store.path / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
-    for damaged in (b"?\n", b"\n", b"null\n", b"[" * 100_000 + b"\n", lines[1].replace(b":1", b":2"), lines[1] + lines[1][5:]):
+    for damaged in (
+        b"?\n",
+        b"\n",
+        b"null\n",
+        b"[" * 100_000 + b"\n",
+        lines[1].replace(b":1", b":2"),
+        lines[1] + lines[1][5:],
+    ):
         journal.write_bytes(lines[0] + damaged + lines[2])
         with pytest.raises(CorruptBlob, match=r"journal\.jsonl, line [23]: damaged; delete this line"):
             RunStore(store.path)
@@ -227,7 +262,9 @@ def test_settings_that_are_damaged_or_gone_are_named_and_the_advice_works(tmp_pa
         store.put({"a": 1})
     config = tmp_path / "config.json"
     config.unlink() if damage is None else config.write_bytes(damage)
-    with pytest.raises(CorruptBlob, match=r"config\.json: missing or damaged; .* delete .*journal\.jsonl to do all work"):
+    with pytest.raises(
+        CorruptBlob, match=r"config\.json: missing or damaged; .* delete .*journal\.jsonl to do all work"
+    ):
         RunStore(tmp_path, {"lr": 0.2})
     (tmp_path / "journal.jsonl").unlink()
     with RunStore(tmp_path, {"lr": 0.2}) as again:
@@ -350,6 +387,6 @@ def test_damage_to_any_file_of_a_run_is_found_or_does_no_harm(tmp_path: Path, ca
 def test_directories_of_before_are_read(store: RunStore) -> None:
     """Lines without blobs are as they were before these were noted."""
     store.put({"a": {"b": [1, None, "ü"]}})
+    body = '{"a":{"b":[1,null,"ü"]}}'
     line = (store.path / "journal.jsonl").read_text()
-    assert line == '{"records":{"a":{"b":[1,null,"ü"]}},"sum":"' + digest_bytes('{"a":{"b":[1,null,"ü"]}}'.encode()) + '"}\n'
-    assert json.loads(line)
+    assert line == f'{{"records":{body},"sum":"{digest_bytes(body.encode())}"}}\n'
