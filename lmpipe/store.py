@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from types import TracebackType
 from typing import Any, final
 
@@ -57,7 +57,7 @@ class RunStore:
     def __init__(self, path: str | Path, config: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
         self._blobs = self.path / "blobs"
-        self._writer = Lock()
+        self._writer = RLock()  # not a Lock: an interrupt between its blocks must not stop the next write
         self._config = json.loads(canonical_record(dict(config or {})))
         with writing(self.path, (OSError, ValueError)):  # a name may hold what no file system takes
             self._blobs.mkdir(parents=True, exist_ok=True)

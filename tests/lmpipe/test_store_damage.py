@@ -129,6 +129,7 @@ def interrupted(before: int) -> Iterator[None]:
         sys.settrace(None)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files between open() and their block
 def test_a_store_goes_on_after_an_interrupt_anywhere_in_a_write(tmp_path: Path) -> None:
     for before in range(1, 1000):
         store = RunStore(tmp_path / str(before))
