@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from benchmarks.config import read_config
 from benchmarks.task import Task
-from lmpipe.commands.terminal import show_error, show_warnings
-from lmpipe.errors import ConfigError, LmpipeError
+from lmpipe.commands.ending import run_command
+from lmpipe.commands.terminal import new_console, styled
+from lmpipe.errors import ConfigError
+from lmpipe.text import clean
 
-console = Console()
+console = new_console()
 
 
 def main(task: Task) -> None:
@@ -134,9 +135,8 @@ def main(task: Task) -> None:
             hidden="retriever" not in task.options,
         ),
     ) -> None:
-        show_warnings(console)
-        given = _given(locals(), read_config(config).settings if config else {})
-        with _told(), ExitStack() as stack:
+        options = locals()
+        with _installed(), ExitStack() as stack:
             from benchmarks import settings as known
             from benchmarks.cells import Cluster
             from benchmarks.execute import chosen_settings, execute
@@ -145,6 +145,7 @@ def main(task: Task) -> None:
             from lmpipe.commands.tables import show
             from lmpipe.trackers import load_tracker
 
+            given = _given(task, options, config)
             if paper:
                 print(known.as_toml(known.settings_of_paper(task.name)), end="")
                 return
@@ -164,9 +165,9 @@ def main(task: Task) -> None:
             numbers = _numbers(seeds)
             result = execute(chosen, models, strategies, numbers, out, given, trackers, console, _typed(), cells)
             show(result, console)
-            console.print(f"written: {out / 'result.json'}, {out / 'report.html'}", highlight=False)
+            console.print(styled(f"written: {out / 'result.json'}, {out / 'report.html'}"))
 
-    app()
+    run_command(app, console)
 
 
 _SETTINGS = (
@@ -183,31 +184,65 @@ _SETTINGS = (
 """The options that are fields of `benchmarks.settings.Settings`."""
 
 
-def _given(options: Mapping[str, Any], more: Mapping[str, object]) -> dict[str, object]:
-    """The settings that were asked for, those of the command line before those of a file."""
+def _given(task: Task, options: Mapping[str, Any], config: Path | None) -> dict[str, object]:
+    """The settings that were asked for, those of the command line before those of a file.
+
+    Raises:
+        ConfigError: If the file has settings that cannot be.
+    """
+    from benchmarks.settings import settings_of_paper
+
+    more = read_config(config).settings if config else {}
+    try:
+        settings_of_paper(task.name).changed(more)
+    except ConfigError as error:
+        raise ConfigError(f"--config {config}: {error}") from error
     return {**more, **{name: options[name] for name in _SETTINGS if options[name] is not None}}
 
 
 def _use_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Makes what a file says the defaults of the options."""
+    """Makes what a file says the defaults of the options.
+
+    Raises:
+        ConfigError: If it cannot be read, or an option of it cannot be.
+    """
     if path is not None:
-        with _told():
-            names = {parameter.name for parameter in context.command.params if parameter.name}
-            context.default_map = read_config(path, names - {"config"}).options
+        known = {parameter.name: parameter for parameter in context.command.params if parameter.name != "config"}
+        options = read_config(path, {name for name in known if name}).options
+        for name, value in options.items():
+            parameter = known[name]
+            try:
+                _convert(value, context, parameter)
+            except (typer.BadParameter, TypeError, ValueError) as error:
+                raise ConfigError(f"--config {path}: {name} = {value!r} cannot be: {error}") from error
+        context.default_map = options
     return path
 
 
+def _convert(value: Any, context: typer.Context, parameter: Any) -> None:
+    """Converts the value of an option as the command line will.
+
+    Raises:
+        typer.BadParameter, TypeError, ValueError: If it cannot be one.
+    """
+    if parameter.multiple != isinstance(value, list):
+        raise ValueError("it must be a list of texts" if parameter.multiple else "it must not be a list")
+    if isinstance(value, bool) != parameter.is_flag:
+        raise ValueError("true and false are for options that take no value")
+    parameter.process_value(context, value)
+
+
 @contextmanager
-def _told() -> Iterator[None]:
-    """Ends the command with the message of an error that lmpipe raises on purpose, or with what is to be installed."""
+def _installed() -> Iterator[None]:
+    """Says what is to be installed.
+
+    Raises:
+        ConfigError: If a package is missing.
+    """
     try:
         yield
-    except LmpipeError as error:
-        show_error(error, console)
-        raise typer.Exit(1) from error
     except ModuleNotFoundError as error:
-        show_error(ConfigError(f"{error}; run: pip install -e '.[local,benchmarks]', for --ray with cluster"), console)
-        raise typer.Exit(1) from error
+        raise ConfigError(f"{error}; run: pip install -e '.[local,benchmarks]', for --ray with cluster") from error
 
 
 def _set(task: Task, options: Mapping[str, str | None]) -> Task:
@@ -227,7 +262,7 @@ def _typed() -> str:
     """The command of this process, as it is typed in the checkout."""
     spec = sys.modules["__main__"].__spec__
     started = [sys.argv[0]] if spec is None else ["-m", spec.name]
-    return shlex.join(["python", *started, *sys.argv[1:]])
+    return clean(shlex.join(["python", *started, *sys.argv[1:]]))
 
 
 def _numbers(text: str) -> list[int]:

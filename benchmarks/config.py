@@ -41,12 +41,31 @@ def read_config(path: Path, known: Collection[str] | None = None) -> Config:
         ConfigError: If it cannot be read, or names an option that there is not.
     """
     try:
-        found = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:  # no TOML, or no text
         raise ConfigError(f"--config {path} cannot be read: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"--config {path} cannot be read: it is nested too deeply") from None
     settings = found.pop("settings", {})
-    options = {name.replace("-", "_"): value for name, value in found.items()}
-    unknown = [name for name in options if known is not None and name not in known]
-    if unknown:
-        raise ConfigError(f"--config {path}: there is no option {unknown[0]!r}; settings go under [settings]")
+    if not isinstance(settings, dict):
+        raise ConfigError(f"--config {path}: settings = {settings!r} is no table; settings go under [settings]")
+    options: dict[str, Any] = {}
+    for written, value in found.items():
+        name = written.replace("-", "_")
+        if known is not None and name not in known:
+            raise ConfigError(f"--config {path}: there is no option {written!r}; settings go under [settings]")
+        if name in options:
+            raise ConfigError(f"--config {path}: the option {written!r} is there twice")
+        if not _is_option(value):
+            raise ConfigError(
+                f"--config {path}: {written} = {value!r} is neither a text, a number, true or false, nor a "
+                "list of texts"
+            )
+        options[name] = value
     return Config(options, settings)
+
+
+def _is_option(value: object) -> bool:
+    return isinstance(value, (str, int, float)) or (
+        isinstance(value, list) and all(isinstance(item, str) for item in value)
+    )

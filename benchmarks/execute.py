@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,11 @@ from benchmarks.report import write_report
 from benchmarks.run import run, versions
 from benchmarks.settings import Settings, settings_for, table_rows
 from benchmarks.task import Task
-from lmpipe.commands.terminal import progress_bars
+from lmpipe.commands.terminal import new_console, progress_bars
 from lmpipe.events import Callback
-from lmpipe.files import write_whole
 from lmpipe.hashing import describe
 from lmpipe.result import Result
+from lmpipe.sealed import write_sealed
 from lmpipe.store import RunStore
 
 
@@ -61,7 +60,7 @@ def execute(
     Raises:
         LmpipeError: What ended the run.
     """
-    console = console or Console()
+    console = console or new_console()
     settings = chosen_settings(task, models, changes)
     config = {
         "task": describe(task),
@@ -74,20 +73,19 @@ def execute(
     try:
         run_all = _run_here if cluster is None else partial(_run_on, cluster)
         result = run_all(work, store, callbacks, console)
-        write_whole(out / "splits.json", _splits(work).encode())
-        write_whole(out / "result.json", (result.model_dump_json(indent=2) + "\n").encode())
+        write_sealed(out / "splits.json", _splits(work), indent=1)
+        result.write(out / "result.json")
         write_report(result, out, task.label, command)
     finally:
         store.close()
     return result
 
 
-def _splits(work: Work) -> str:
-    """Ids of the examples of each part, by seed, as JSON."""
+def _splits(work: Work) -> dict[str, dict[str, list[str]]]:
+    """Ids of the examples of each part, by seed."""
     sizes = (work.settings.train, work.settings.val, work.settings.test)
     parts = {seed: work.task.split(*sizes, seed).parts for seed in work.seeds}
-    ids = {seed: {name: [one.id for one in part] for name, part in own.items()} for seed, own in parts.items()}
-    return json.dumps(ids, indent=1) + "\n"
+    return {str(seed): {name: [one.id for one in part] for name, part in own.items()} for seed, own in parts.items()}
 
 
 def _run_here(work: Work, store: RunStore, callbacks: tuple[Callback, ...], console: Console) -> Result:

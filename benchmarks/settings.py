@@ -43,7 +43,7 @@ class Settings(BaseModel):
     """The defaults are the paper's (arXiv 2407.10930); `BootstrapFewShotRandomSearch`, `BootstrapFinetune`, `Tuning`,
     `BetterTogether` and `Budget` say what each means."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     train: PositiveInt = 1000
     val: PositiveInt = 500
@@ -86,12 +86,15 @@ class Settings(BaseModel):
             ConfigError: If there is no such setting, or a value cannot be one.
         """
         known = {name: getattr(self, name) for name in type(self).model_fields}
-        wanted = _without_none(changes)
-        if isinstance(wanted.get("tuning"), Mapping):
-            wanted["tuning"] = {**asdict(self.tuning), **wanted["tuning"]}
         try:
+            wanted = _without_none(changes)
+            if isinstance(wanted.get("tuning"), Mapping):
+                wanted["tuning"] = {**asdict(self.tuning), **wanted["tuning"]}
             return Settings.model_validate({**known, **wanted})
-        except (TypeError, ValidationError) as error:
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise ConfigError(f"these settings cannot be: {wrong}") from error
+        except (TypeError, RecursionError) as error:
             raise ConfigError(f"these settings cannot be: {error}") from error
 
     def sampling(self) -> Sampling:

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.figures import Figure, show
+from benchmarks.processes import ours
 from lmpipe import (
     ChainOfThought,
     Example,
@@ -33,6 +34,7 @@ from lmpipe import (
 
 IN_FLIGHT = 256
 EXAMPLES = 2048
+TRACES = 50_000
 CALLS = 3  # LM calls of the program on one example
 REPLY = "reasoning: two facts are needed\nquery: the capital of France\nanswer: Paris"
 
@@ -88,6 +90,11 @@ def import_seconds() -> float:
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
+def traces_memory() -> float:
+    """MB of many traces and of writing and reading their log, in a fresh process."""
+    return float(ours("benchmarks.memory", str(TRACES))["read"])
+
+
 def median(measure: Callable[[], float], repetitions: int) -> float:
     """The median of several measurements after one that does not count."""
     measure()
@@ -105,6 +112,7 @@ def main(
             median(rollout_rate, repetitions), 2000, "higher", "/s"
         ),
         "CPU time of import lmpipe": Figure(median(import_seconds, repetitions), 0.3, "lower", "s"),
+        f"peak memory of {TRACES:,} traces": Figure(traces_memory(), 300, "lower", "MB"),
     }
     show("framework overhead", figures, as_json=as_json)
 

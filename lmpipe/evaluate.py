@@ -29,7 +29,7 @@ from lmpipe.session import Session
 from lmpipe.state import ProgramState
 from lmpipe.store import RunStore
 from lmpipe.trace import Failure, Trace
-from lmpipe.tracelog import write_log
+from lmpipe.tracelog import log_pieces
 
 Measure = Callable[[Trace], float | None]
 """Looks at a whole run, where a metric looks at its prediction alone; such as at what was retrieved on the way.
@@ -209,5 +209,5 @@ def _summary(traces: Sequence[Trace], cost: Cost, measures: Mapping[str, Measure
         common_failures=counts.most_common(),
         measures=measured,
         modules=cost.modules,
-        traces=None if keep is None else keep.put_blob(write_log(made, measured)),
+        traces=None if keep is None else keep.put_pieces(log_pieces(made, measured)),
     )

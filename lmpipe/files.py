@@ -1,29 +1,35 @@
-"""Files that are whole or not there at all, and what to say of a disk that takes no more.
+"""Files that are whole or not there at all, and what to say of a disk that takes no more or gives nothing back.
 
 Knows nothing of what is in them.
 """
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from lmpipe.errors import StoreError
+from lmpipe.errors import CorruptBlob, StoreError
 
 UNFINISHED = "unfinished-"
 """What the name of a file begins with until it is whole; a kill may leave one behind."""
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MISSING = {errno.ENOENT, errno.ENOTDIR}
+
 
 @contextmanager
-def writing(path: Path, failures: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
+def writing(path: Path, failures: tuple[type[Exception], ...] = (OSError, UnicodeEncodeError)) -> Iterator[None]:
     """Names what was to be written when the block cannot write it, and says what to do.
 
     Args:
         path: A file or folder.
-        failures: What the block raises when the disk is full.
+        failures: What the block raises when the disk is full, or the name of a file cannot be encoded.
 
     Raises:
         StoreError: In place of any of those.
@@ -31,11 +37,38 @@ def writing(path: Path, failures: tuple[type[Exception], ...] = (OSError,)) -> I
     try:
         yield
     except failures as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise StoreError(
-            f"{path} cannot be written: {reason}; free space there or make it writable, and start again: what was "
-            "finished is kept"
-        ) from error
+        raise StoreError(f"{path} cannot be written: {_reason(error)}; {_advice(error)}") from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Names what was to be read when the block cannot read it.
+
+    Raises:
+        StoreError: In place of an operating system's error.
+    """
+    try:
+        yield
+    except (OSError, UnicodeEncodeError) as error:
+        raise StoreError(f"{path} cannot be read: {_reason(error)}; make it readable, and start again") from error
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value of a file.
+
+    Raises:
+        CorruptBlob: If there is no such file, or it holds something else.
+    """
+    if path.exists() and not path.is_file():
+        raise CorruptBlob(f"{path} is no file; restore it from a copy")
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise CorruptBlob(f"{path} cannot be read: {_reason(error)}; restore it from a copy") from error
+    except RecursionError:
+        raise CorruptBlob(f"{path} is damaged: it is nested too deeply; restore it from a copy") from None
+    except ValueError as error:  # no JSON, no Unicode, or a number of thousands of digits
+        raise CorruptBlob(f"{path} is damaged: {error}; restore it from a copy") from error
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -65,5 +98,18 @@ def link(source: str | Path, target: str | Path) -> None:
 
 
 def delete(path: Path) -> None:
-    """Deletes a file or a folder, if it is there."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    """Deletes a file or a folder, if it is there; of a link, not what it leads to."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _advice(error: Exception) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _MISSING:
+        return "look whether its folder is still there, and start again: what is there counts"
+    if number is None or number in _FULL:
+        return "free space there or make it writable, and start again: what was finished is kept"
+    return "make it writable or choose another place, and start again: what was finished is kept"

@@ -5,21 +5,19 @@ Reads only, so it may be used while the run goes on. Knows nothing of terminals.
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from pydantic import ValidationError
-
+from lmpipe.blobs import is_blob, is_whole
 from lmpipe.errors import ConfigError, CorruptBlob, StoreError
-from lmpipe.files import writing
-from lmpipe.hashing import content_digest
+from lmpipe.files import read_json, reading, writing
 from lmpipe.ranking import best
 from lmpipe.result import Outcome, Result, StrategyReport
-from lmpipe.tracelog import TraceRecord, read_log
+from lmpipe.sealed import read_sealed
+from lmpipe.tracelog import TraceRecord, records_of
 
 
 @final
@@ -63,19 +61,44 @@ class FinishedRun:
 
     @property
     def made_with(self) -> dict[str, Any]:
-        """Task, LM and settings; what the run directory knows of the task and its data is part of it."""
+        """Task, LM and settings; what the run directory knows of the task and its data is part of it.
+
+        Raises:
+            CorruptBlob: If that is damaged.
+        """
         path = self.folder / "config.json"
-        more = json.loads(path.read_bytes()) if path.is_file() else {}
+        more = read_json(path) if path.exists() else {}
+        if not isinstance(more, dict):
+            raise CorruptBlob(f"{path} is damaged: it holds no JSON object; restore it from a copy")
         more.pop("versions", None)
         return {"task": self.result.task, "lm": self.result.lm, "settings": self.result.config, **more}
 
-    def traces(self, outcome: Outcome) -> list[TraceRecord]:
-        """The test runs of an outcome, in the order of example ids.
+    @property
+    def splits(self) -> dict[str, Any]:
+        """Ids of the examples of each part, by seed; empty where the run directory does not have them.
+
+        Raises:
+            ConfigError: If they are of another version.
+            CorruptBlob: If they are damaged, or were edited.
+        """
+        path = self.folder / "splits.json"
+        return read_sealed(path) if path.exists() else {}
+
+    def records(self, outcome: Outcome) -> Iterator[TraceRecord]:
+        """The test runs of an outcome, one at a time, in the order of example ids.
 
         Raises:
             CorruptBlob: If they are absent or damaged.
         """
-        return [] if outcome.traces is None else read_log(self.folder / "blobs" / outcome.traces)
+        return iter(()) if outcome.traces is None else records_of(self.folder / "blobs" / outcome.traces)
+
+    def traces(self, outcome: Outcome) -> list[TraceRecord]:
+        """All of `records`.
+
+        Raises:
+            CorruptBlob: If they are absent or damaged.
+        """
+        return list(self.records(outcome))
 
     def copy_adapter(self, adapter: str, target: Path) -> None:
         """Copies tuned weights.
@@ -85,8 +108,13 @@ class FinishedRun:
             StoreError: If the target is there already or cannot be written.
         """
         source = self.folder / "blobs" / adapter
-        if not source.is_dir() or content_digest(source) != adapter:
-            raise CorruptBlob(f"{source} is absent or damaged; run the stage again")
+        with reading(source):
+            whole = is_blob(adapter) and source.is_dir() and is_whole(source)
+        if not whole:
+            raise CorruptBlob(
+                f"{source} is absent or damaged; restore it from a copy, or delete what is there of it and start the "
+                "run again: the stage is then done again"
+            )
         if target.exists():
             raise StoreError(f"{target} is there already; name another folder")
         with writing(target):
@@ -98,15 +126,14 @@ def open_run(folder: Path) -> FinishedRun:
 
     Raises:
         ConfigError: If it holds no result of this version.
+        CorruptBlob: If its result or its splits are damaged, or were edited.
     """
     path = folder / "result.json"
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(f"{folder} has no result.json; a benchmark writes it when all its strategies are through")
-    try:
-        return FinishedRun(folder, Result.model_validate_json(path.read_bytes()))
-    except ValidationError as error:
-        what = "damaged" if error.errors()[0]["type"] == "json_invalid" else "of another version"
-        raise ConfigError(f"{path} is {what}: {error.errors()[0]['msg']}; run it again") from error
+    opened = FinishedRun(folder, Result.read(path))
+    _ = opened.splits
+    return opened
 
 
 def prompts_sent(traces: Iterable[TraceRecord]) -> dict[str, list[tuple[str, str]]]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from lmpipe.text import visible
+
 
 class Progress(Protocol):
     """Shows bars; `rich.progress.Progress` is one."""
@@ -21,7 +23,7 @@ def show_progress(progress: Progress | None, description: str, total: int) -> It
     if progress is None:
         yield lambda done: None
         return
-    task = progress.add_task(description, total=total)
+    task = progress.add_task(visible(description), total=total)
     try:
         yield lambda done: progress.advance(task, done)
     finally:

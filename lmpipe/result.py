@@ -1,18 +1,38 @@
 """``result.json``: what a comparison of strategies found, in a documented and versioned form (docs/benchmarks.md).
 
-Apart from what `lmpipe.ledger.MEASURED` names it is the same, byte for byte, whenever a run is repeated.
+Apart from what `lmpipe.ledger.MEASURED` names, and from the checksum over all of it, it is the same, byte for byte,
+whenever a run is repeated.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, final
+from pathlib import Path
+from typing import Annotated, Any, Literal, final
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, ValidationError
 
-from lmpipe.ledger import ModuleCost
+from lmpipe.errors import ConfigError
+from lmpipe.ledger import Cost, ModuleCost
+from lmpipe.sealed import read_sealed, write_sealed
 from lmpipe.state import ProgramState
 
-SCHEMA = 4
+SCHEMA = 5
+
+
+def _as_cost(value: dict[str, Any]) -> dict[str, Any]:
+    """Raises:
+    ValueError: If it is not the JSON of a `Cost`.
+    """
+    try:
+        if Cost.from_json(value).to_json().keys() != value.keys():
+            raise ValueError(f"fields of a cost are missing; there are {', '.join(value)}")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is no cost: {error}") from error
+    return value
+
+
+CostFields = Annotated[dict[str, Any], AfterValidator(_as_cost)]
+"""`lmpipe.ledger.Cost.to_json`."""
 
 
 @final
@@ -59,7 +79,7 @@ class StageReport(BaseModel):
     status: Literal["done", "skipped", "mixed"]
     reason: str
     val: Score
-    cost: dict[str, Any]
+    cost: CostFields
     per_seed: list[dict[str, Any]]
 
     @property
@@ -85,7 +105,7 @@ class Outcome(BaseModel):
     state: ProgramState
     modules: dict[str, ModuleCost]
     traces: str | None
-    cost: dict[str, Any]
+    cost: CostFields
 
 
 @final
@@ -98,7 +118,7 @@ class StrategyReport(BaseModel):
     quality: dict[str, Quality] = {}
     stages: list[StageReport]
     outcomes: list[Outcome]
-    cost: dict[str, Any]
+    cost: CostFields
 
     @property
     def skips(self) -> list[str]:
@@ -173,7 +193,7 @@ class Result(BaseModel):
     strategies: list[StrategyReport]
     comparisons: list[Comparison]
     findings: list[FindingReport]
-    cost: dict[str, Any]
+    cost: CostFields
 
     @property
     def measures(self) -> list[str]:
@@ -186,3 +206,30 @@ class Result(BaseModel):
         notes = dict.fromkeys(note for row in self.strategies for note in row.skips)
         about = {note: [row.strategy for row in self.strategies if note in row.skips] for note in notes}
         return [f"{', '.join(rows)}: {note}" for note, rows in about.items()]
+
+    def write(self, path: Path) -> None:
+        """Writes a file with a checksum.
+
+        Raises:
+            StoreError: If it cannot be written.
+        """
+        write_sealed(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """Reads a file that `write` wrote.
+
+        Raises:
+            ConfigError: If it is of another version.
+            CorruptBlob: If it is damaged, or was edited.
+        """
+        values = read_sealed(path)
+        if (found := values.get("schema_version")) != SCHEMA:
+            raise ConfigError(
+                f"{path} is of another version: its schema_version is {found!r}, and this lmpipe reads {SCHEMA}; run "
+                "it again"
+            )
+        try:
+            return cls.model_validate(values)
+        except (ValidationError, RecursionError) as error:
+            raise ConfigError(f"{path} is of another version: {error}; run it again") from error

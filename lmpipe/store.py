@@ -3,42 +3,53 @@
     RUN/config.json      the settings the run was started with
     RUN/journal.jsonl    append-only: one finished piece of work a line, each with a checksum
     RUN/blobs/DIGEST     content-addressed files and folders (JSON and safetensors, never pickle)
+    RUN/lock, lock.pid   say that a process has it open, and which
 
 Whatever is in it is whole: blobs are renamed into place when complete, and a journal line that was cut off by a kill
-or a full disk is dropped, so its work is done again. Whatever was damaged since is named when the directory is opened.
-Knows nothing of what the work is.
+or a full disk is dropped, so its work is done again. Whatever was damaged since is named when the directory is opened;
+work whose blobs were deleted is done again. Knows nothing of what the work is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
+import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from threading import Lock
+from threading import RLock
+from types import TracebackType
 from typing import Any, final
 
 from filelock import FileLock, Timeout
+from typing_extensions import Self
 
+from lmpipe.blobs import DIGEST, is_blob, is_whole
 from lmpipe.differences import differences
 from lmpipe.errors import ConfigChanged, CorruptBlob, StoreError
-from lmpipe.files import UNFINISHED, delete, link, write_whole, writing
-from lmpipe.hashing import canonical_json, content_digest, digest, digest_bytes
+from lmpipe.files import UNFINISHED, delete, link, read_json, reading, write_whole, writing
+from lmpipe.hashing import content_digest, digest_bytes
+from lmpipe.journal import Journal, Record, canonical_record, read_journal
+
+logger = logging.getLogger(__name__)
 
 
 @final
 class RunStore:
-    """Opens or makes a run directory; one process at a time.
+    """Opens or makes a run directory; one process at a time. As a context manager it closes itself.
 
     Args:
         path: The directory.
         config: JSON settings that decide the results; a directory made with others is refused.
 
     Raises:
-        StoreError: If another process has it open, or it cannot be written.
+        StoreError: If it is open already, in this process or in another one, or cannot be read or written.
+        ConfigError: If the settings are no JSON.
         ConfigChanged: If what is finished in it was made with other settings; the message shows the difference.
         CorruptBlob: If a blob, a journal line or the settings were damaged; the message names what.
     """
@@ -46,42 +57,60 @@ class RunStore:
     def __init__(self, path: str | Path, config: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
         self._blobs = self.path / "blobs"
-        self._journal = self.path / "journal.jsonl"
-        self._writer = Lock()
-        with writing(self.path):
+        self._writer = RLock()  # not a Lock: an interrupt between its blocks must not stop the next write
+        self._config = json.loads(canonical_record(dict(config or {})))
+        with writing(self.path, (OSError, ValueError)):  # a name may hold what no file system takes
             self._blobs.mkdir(parents=True, exist_ok=True)
+        self._opened_by: int | None = os.getpid()
         self._lock = self._locked()
         with ExitStack() as unless_opened:
             unless_opened.callback(self.close)
-            self._config = json.loads(canonical_json(dict(config or {})))
+            self._journal = Journal(self.path / "journal.jsonl")
             self._check_config()
             self._drop_unfinished()
-            self._records, self._length = _read_journal(self._journal)
-            self._verify()
+            self._names = self._verified()
+            self._records = self._usable(self._journal.records, self.path)
+            self._prepare_journal()
             unless_opened.pop_all()
 
     def close(self) -> None:
-        """Lets other processes open the directory."""
-        self._lock.release()
+        """Lets other processes open the directory; this object writes nothing any more."""
+        if self._opened_by == os.getpid():
+            self._opened_by = None
+            with suppress(OSError):
+                self._holder.unlink()
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
 
     def get(self, key: str) -> Any | None:
         """The recorded result of a piece of work, or none."""
-        return self._records.get(key)
+        record = self._records.get(key)
+        return None if record is None else record.value
 
     def put(self, records: Mapping[str, Any]) -> None:
         """Records the results of finished work by their keys: all of them or, after a kill, none.
 
-        They are on disk when this returns.
+        They are on disk when this returns. A result of none takes back what was recorded. A result that names blobs of
+        this store counts as long as these are there.
 
         Raises:
-            StoreError: If they cannot be written; the journal is then as it was before.
+            StoreError: If they cannot be written; the journal is then as it was before. Also if the journal or the
+                blobs were deleted or changed by something else since the directory was opened.
+            ConfigError: If a result is no JSON.
         """
-        text = canonical_json(records)
-        line = f'{{"records":{text},"sum":"{digest_bytes(text.encode())}"}}\n'.encode()
         with self._writer:
-            self._append(line)
-            self._length += len(line)
-            self._records.update(json.loads(text))
+            self._check_open()
+            texts = {key: canonical_record(value) for key, value in records.items()}
+            named = {key: tuple(sorted({*DIGEST.findall(text)} & self._names)) for key, text in texts.items()}
+            self._journal.append(texts, named)
+            self._records.update({key: Record(json.loads(text), named[key]) for key, text in texts.items()})
 
     def put_blob(self, data: bytes) -> str:
         """Keeps some bytes; returns their digest.
@@ -91,9 +120,36 @@ class RunStore:
         """
         name = digest_bytes(data)
         with self._writer:
+            self._check_open()
             if not (self._blobs / name).exists():
                 write_whole(self._blobs / name, data)
+            self._names.add(name)
         return name
+
+    def put_pieces(self, pieces: Iterable[bytes]) -> str:
+        """Keeps some bytes that need not be in memory together, as one blob; returns its digest.
+
+        Raises:
+            StoreError: If they cannot be written.
+        """
+        self._check_open()
+        with writing(self._blobs):
+            number, unfinished = tempfile.mkstemp(prefix=UNFINISHED, dir=self._blobs)
+        hasher, made = hashlib.blake2b(digest_size=16), Path(unfinished)
+        try:
+            with writing(self._blobs), os.fdopen(number, "wb") as file:
+                for piece in pieces:
+                    hasher.update(piece)
+                    file.write(piece)
+                file.flush()
+                os.fsync(number)
+            with self._writer, writing(self._blobs / hasher.hexdigest()):
+                made.chmod(0o644)
+                made.replace(self._blobs / hasher.hexdigest())
+                self._names.add(hasher.hexdigest())
+        finally:
+            made.unlink(missing_ok=True)
+        return hasher.hexdigest()
 
     def blob(self, name: str) -> bytes:
         """The bytes of a digest.
@@ -112,14 +168,15 @@ class RunStore:
         Raises:
             StoreError: If it cannot be written.
         """
-        name = content_digest(folder)
-        target = self._blobs / name
-        with self._writer, writing(target):
-            if target.exists():
+        with self._writer, writing(self._blobs):
+            self._check_open()
+            name = content_digest(folder)
+            if (self._blobs / name).exists():
                 shutil.rmtree(folder)
             else:
                 _sync(folder)
-                folder.replace(target)
+                folder.replace(self._blobs / name)
+            self._names.add(name)
         return name
 
     def folder(self, name: str) -> Path:
@@ -134,15 +191,18 @@ class RunStore:
         return path
 
     def drop_blobs(self, unused: Callable[[str], bool]) -> None:
-        """Deletes the blobs that are said to be unused.
+        """Deletes the blobs that are said to be unused, and takes back the results that name them.
 
         Raises:
             StoreError: If one cannot be deleted.
         """
-        for path in self._blobs.iterdir():
-            if unused(path.name):
-                with writing(path):
-                    delete(path)
+        dropped = {name for name in self._names if unused(name)}
+        if taken_back := [key for key, record in self._records.items() if dropped.intersection(record.blobs)]:
+            self.put(dict.fromkeys(taken_back))
+        for name in sorted(dropped):
+            with writing(self._blobs / name):
+                delete(self._blobs / name)
+        self._names -= dropped
 
     def new_folder(self) -> Path:
         """An empty folder on the store's file system, to fill and give to `put_folder`.
@@ -150,6 +210,7 @@ class RunStore:
         Raises:
             StoreError: If it cannot be made.
         """
+        self._check_open()
         with writing(self.path):
             return Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self.path))
 
@@ -168,11 +229,13 @@ class RunStore:
         if not (other / "config.json").is_file():
             raise StoreError(f"{other} is no run directory; look whether its file system is there")
         _refuse_others(other / "config.json", self._config)
-        records, _ = _read_journal(other / "journal.jsonl")
-        for blob in sorted((other / "blobs").iterdir()):
-            if not blob.name.startswith(UNFINISHED):
-                self._take(blob)
-        if new := {key: value for key, value in records.items() if key not in self._records}:
+        records, _ = read_journal(other / "journal.jsonl")
+        with reading(other / "blobs"):
+            blobs = sorted(blob for blob in (other / "blobs").iterdir() if is_blob(blob.name))
+        for blob in blobs:
+            self._take(blob)
+        usable = self._usable(records, other)
+        if new := {key: record.value for key, record in usable.items() if key not in self._records}:
             self.put(new)
 
     def _take(self, blob: Path) -> None:
@@ -186,28 +249,44 @@ class RunStore:
                     shutil.copytree(blob, made, copy_function=link)
                 else:
                     link(blob, made)
-                if content_digest(made) != blob.name:
+                if not is_whole(made, blob.name):
                     raise _corrupt(blob)
                 _sync(made)
                 made.replace(target)
+                self._names.add(blob.name)
             finally:
                 delete(made)
 
+    @property
+    def _holder(self) -> Path:
+        return self.path / "lock.pid"
+
     def _locked(self) -> FileLock:
-        lock = FileLock(self.path / "lock")
+        lock = FileLock(self.path / "lock", thread_local=False)
         with writing(self.path / "lock"):
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                raise StoreError(
-                    f"{self.path} is in use by another process; wait for it or choose another directory"
-                ) from None
+                raise StoreError(_in_use(self.path, self._holder)) from None
+        with suppress(OSError):  # it only serves to say more when the directory is opened twice
+            self._holder.write_text(f"{os.getpid()} {platform.node()}")
         return lock
+
+    def _check_open(self) -> None:
+        if self._opened_by is None:
+            raise StoreError(f"{self.path} was closed; open it again to write there")
+        if self._opened_by != os.getpid():
+            raise StoreError(f"{self.path} was opened by process {self._opened_by}; a fork of it cannot write there")
+        if not self._blobs.is_dir():
+            raise StoreError(
+                f"{self._blobs} was deleted by something else; restore it from a copy, or start again without it: the "
+                "work whose blobs are missing is then done again"
+            )
 
     def _check_config(self) -> None:
         """Refuses other settings than those of finished work; where nothing is finished they may be put right."""
         path = self.path / "config.json"
-        if path.exists() and self._journal.exists():
+        if self._journal.records:
             _refuse_others(path, self._config)
         else:
             write_whole(path, json.dumps(self._config, indent=2, sort_keys=True).encode())
@@ -219,26 +298,46 @@ class RunStore:
                 with writing(unfinished):
                     delete(unfinished)
 
-    def _append(self, line: bytes) -> None:
-        """Writes a journal line after the last whole one, in the place of what a kill or a full disk left there."""
-        with writing(self._journal):
-            try:
-                with self._journal.open("r+b" if self._journal.exists() else "wb") as journal:
-                    journal.truncate(self._length)
-                    journal.seek(self._length)
-                    journal.write(line)
-                    journal.flush()
-                    os.fsync(journal.fileno())
-            except OSError:
-                with suppress(OSError):  # or else the next line does it
-                    os.truncate(self._journal, self._length)
-                raise
-
-    def _verify(self) -> None:
-        """Compares every blob with its name, those that this run may never read included."""
-        damaged = [path for path in sorted(self._blobs.iterdir()) if content_digest(path) != path.name]
+    def _verified(self) -> set[str]:
+        """Names of the blobs, each compared with its content, those that this run may never read included."""
+        with reading(self._blobs):
+            found = sorted(self._blobs.iterdir())
+            damaged = [path for path in found if is_blob(path.name) and not is_whole(path)]
         if damaged:
             raise _corrupt(*damaged)
+        if strays := [path.name for path in found if not is_blob(path.name)]:
+            logger.warning("%s holds what is none of its blobs, and is left alone: %s", self._blobs, ", ".join(strays))
+        return {path.name for path in found if is_blob(path.name)}
+
+    def _usable(self, records: Mapping[str, Record], path: Path) -> dict[str, Record]:
+        """The records of a directory whose blobs are there."""
+        usable = {key: record for key, record in records.items() if self._names.issuperset(record.blobs)}
+        if len(usable) < len(records):
+            absent = sorted({name for record in records.values() for name in record.blobs} - self._names)
+            logger.warning(
+                "%s lacks the blobs %s; %d pieces of work that need them are done again",
+                path,
+                ", ".join(absent),
+                len(records) - len(usable),
+            )
+        return usable
+
+    def _prepare_journal(self) -> None:
+        if self._names and not self._journal.path.exists():
+            logger.warning("%s is gone, although there are blobs; all work is done again", self._journal.path)
+        self._journal.prepare()
+
+
+def _in_use(path: Path, holder: Path) -> str:
+    """Who has a directory open, and what to do."""
+    try:
+        pid, _, machine = holder.read_text().partition(" ")
+    except (OSError, ValueError):
+        pid = machine = ""
+    if pid == str(os.getpid()) and machine == platform.node():
+        return f"{path} is open in this process already; use that store, or close it first: store.close()"
+    who = f"another process ({pid} on {machine})" if pid.isdecimal() else "another process"
+    return f"{path} is in use by {who}; wait for it or choose another directory"
 
 
 def _refuse_others(path: Path, config: dict[str, Any]) -> None:
@@ -249,38 +348,27 @@ def _refuse_others(path: Path, config: dict[str, Any]) -> None:
         CorruptBlob: If they cannot be read.
     """
     try:
-        known = json.loads(path.read_bytes())
-    except ValueError:
-        raise _corrupt(path) from None
-    if changed := "; ".join(differences(known, config)):
-        raise ConfigChanged(
-            f"{path.parent} was made with other settings ({changed}); choose another directory or delete it"
+        known = read_json(path)
+        changed = "; ".join(differences(known, config)) if isinstance(known, dict) else None
+    except (CorruptBlob, RecursionError):
+        changed = None
+    if changed is None:
+        raise CorruptBlob(
+            f"{path}: missing or damaged; restore it from a copy, or delete {path.with_name('journal.jsonl')} to do "
+            "all work again"
         )
-
-
-def _read_journal(path: Path) -> tuple[dict[str, Any], int]:
-    """The records, and how many bytes of the file they take."""
-    data = path.read_bytes() if path.exists() else b""
-    whole = data[: data.rfind(b"\n") + 1]
-    records: dict[str, Any] = {}
-    for number, line in enumerate(whole.splitlines(), 1):
-        records.update(_read_line(path, number, line))
-    return records, len(whole)
-
-
-def _read_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-        if digest(record["records"]) == record["sum"]:
-            return dict(record["records"])
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise CorruptBlob(f"{path}, line {number}: damaged; cut the file before this line to do the rest again")
+    if changed:
+        raise ConfigChanged(
+            f"{path.parent} was made with other settings ({changed}); choose another directory, or these settings again"
+        )
 
 
 def _corrupt(*paths: Path) -> CorruptBlob:
     named = ", ".join(map(str, paths))
-    return CorruptBlob(f"{named}: missing or damaged; restore it from a copy, or delete the run directory")
+    return CorruptBlob(
+        f"{named}: missing or damaged; restore it from a copy, or delete what is there of it and start again: the work "
+        "that made it is then done again"
+    )
 
 
 def _sync(made: Path) -> None:

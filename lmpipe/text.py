@@ -11,6 +11,10 @@ import re
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What stands in the place of a character that is no text."""
 
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"  # control characters but tab and line feed; lone surrogates
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # marks that turn the direction of what follows
+)
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")  # tab and line ends are text
 _CONTROL = bytes(char for char in (*range(32), 127) if chr(char) not in "\t\n\r")
 _MORE_CONTROL = re.compile(b"\xc2[\x80-\x9f]")  # U+0080 to U+009F in UTF-8
@@ -42,3 +46,8 @@ def shorten(text: str, most: int = 2000) -> str:
     mark = f" […, {len(text)} characters in all] "
     tail = max(0, most - len(mark)) // 3
     return text[: most - len(mark) - tail] + mark + text[len(text) - tail :]
+
+
+def visible(text: str) -> str:
+    """The text for a terminal: what would command it, or hide or reorder what is there, is spelled, as ``\\x1b``."""
+    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text.replace("\r\n", "\n"))

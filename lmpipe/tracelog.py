@@ -7,7 +7,8 @@ plots: values that are not JSON are kept as text, so a trace cannot be made of a
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -15,8 +16,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from lmpipe.errors import CorruptBlob
-from lmpipe.hashing import digest_bytes
+from lmpipe.hashing import digest_file
 from lmpipe.trace import AnyStep, RetrievalStep, Trace
+
+_GZIP = 31  # zlib's number for a gzip header, whose time is then 0
 
 
 @final
@@ -84,26 +87,52 @@ def record_of(trace: Trace, measures: Mapping[str, Mapping[str, float]]) -> Trac
     )
 
 
+def log_pieces(traces: Iterable[Trace], measures: Mapping[str, Mapping[str, float]] = {}) -> Iterator[bytes]:
+    """The log of some traces, piece by piece; the same bytes for the same traces. `measures` are those of `record_of`.
+
+    One record is made at a time, so that a log takes little memory however long it is.
+    """
+    compressor = zlib.compressobj(9, wbits=_GZIP)
+    for trace in sorted(traces, key=lambda trace: trace.example.id):
+        yield compressor.compress(record_of(trace, measures).model_dump_json(exclude_defaults=True).encode() + b"\n")
+    yield compressor.flush()
+
+
 def write_log(traces: Iterable[Trace], measures: Mapping[str, Mapping[str, float]] = {}) -> bytes:
-    """The log of some traces; the same bytes for the same traces. `measures` are those of `record_of`."""
-    records = sorted((record_of(trace, measures) for trace in traces), key=lambda record: record.example)
-    text = "".join(record.model_dump_json(exclude_defaults=True) + "\n" for record in records)
-    return gzip.compress(text.encode(), mtime=0)
+    """All of `log_pieces`."""
+    return b"".join(log_pieces(traces, measures))
+
+
+def records_of(path: Path) -> Iterator[TraceRecord]:
+    """The records of a log that is named by its digest, one at a time.
+
+    Raises:
+        CorruptBlob: If it is absent or damaged; before the first record, if its bytes are not those it was named by.
+    """
+    try:
+        if not path.is_file() or digest_file(path) != path.name:
+            raise _corrupt(path, "missing or damaged")
+        with gzip.open(path) as file:
+            for line in file:
+                yield TraceRecord.model_validate_json(line)
+    except (OSError, EOFError, zlib.error, ValidationError) as error:
+        raise _corrupt(path, f"cannot be read ({error})") from error
 
 
 def read_log(path: Path) -> list[TraceRecord]:
-    """The records of a log that is named by its digest.
+    """All of `records_of`.
 
     Raises:
-        CorruptBlob: If it is absent or damaged.
+        CorruptBlob: If the log is absent or damaged.
     """
-    try:
-        data = path.read_bytes()
-        if digest_bytes(data) != path.name:
-            raise CorruptBlob(f"{path} is damaged; run the evaluation again")
-        return [TraceRecord.model_validate_json(line) for line in gzip.decompress(data).splitlines()]
-    except (OSError, ValidationError) as error:
-        raise CorruptBlob(f"{path} cannot be read ({error}); run the evaluation again") from error
+    return list(records_of(path))
+
+
+def _corrupt(path: Path, problem: str) -> CorruptBlob:
+    return CorruptBlob(
+        f"{path}: {problem}; restore it from a copy, or delete it and start the run again: the evaluation is then done "
+        "again"
+    )
 
 
 def _step(step: AnyStep) -> StepRecord:

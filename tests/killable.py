@@ -28,7 +28,7 @@ from lmpipe.ledger import MEASURED
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
 from tests.scripted import Colour, KeepingTrainer, examples, scheduler, slow_script
 
-STORING = {str(Path(lmpipe.__file__).parent / name) for name in ("store.py", "files.py", "session.py")}
+STORING = {str(Path(lmpipe.__file__).parent / name) for name in ("store.py", "journal.py", "files.py", "session.py")}
 
 
 @final

@@ -47,7 +47,7 @@ def write_report(result: Result, folder: Path, label: str | None = None, command
         CorruptBlob: If traces that the result names are absent or damaged.
         StoreError: If the files cannot be written.
     """
-    logs = FinishedRun(folder, result).traces
+    logs = FinishedRun(folder, result).records
     drawn = {name: draw(name, result) for name in PLOTS}
     values: dict[str, Any] = {
         "result": result,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from heapq import merge
+from itertools import groupby
 from typing import final
 
 from benchmarks.report.rows import best_of
@@ -13,7 +15,7 @@ from lmpipe.result import Outcome, Result, StrategyReport
 from lmpipe.tracelog import StepRecord, TraceRecord
 from optimizers import VANILLA
 
-Logs = Callable[[Outcome], list[TraceRecord]]
+Logs = Callable[[Outcome], Iterable[TraceRecord]]
 """Gives the test runs of an outcome, in the order of examples; none where they were not kept."""
 
 _BEFORE = (VANILLA, "p")
@@ -153,11 +155,15 @@ def _changes(before: StrategyReport, after: StrategyReport, logs: Logs) -> Chang
 
 def _changed(before: StrategyReport, after: StrategyReport, logs: Logs) -> Iterator[Change]:
     for old, new in zip(before.outcomes, after.outcomes, strict=True):
-        others = {record.example: record for record in logs(new)}
-        for record in logs(old):
-            other = others.get(record.example)
-            if other is not None and (record.score >= 1) != (other.score >= 1):
-                yield Change(old.seed, record, other)
+        in_order = merge(logs(old), logs(new), key=_example)  # both logs are, so neither need be in memory as a whole
+        for _, own in groupby(in_order, _example):
+            record, *others = own
+            if others and (record.score >= 1) != (others[0].score >= 1):
+                yield Change(old.seed, record, others[0])
+
+
+def _example(record: TraceRecord) -> str:
+    return record.example
 
 
 def _some(found: list[Change]) -> list[Change]:

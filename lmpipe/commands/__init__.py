@@ -5,15 +5,12 @@ Each group of commands is a module of its own. What they call is imported when t
 
 from __future__ import annotations
 
-import sys
-
 import typer
-from rich.console import Console
 
 from lmpipe.commands import colbert, index, runs
+from lmpipe.commands.ending import run_command
 from lmpipe.commands.serving import serve_index
-from lmpipe.commands.terminal import show_error, show_warnings
-from lmpipe.errors import LmpipeError
+from lmpipe.commands.terminal import new_console
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Language-model pipelines that teach themselves.")
 for command in (runs.show, runs.trace, runs.prompt, runs.export, runs.diff):
@@ -24,11 +21,5 @@ app.command()(serve_index)
 
 
 def main() -> None:
-    """Runs the command line; errors that lmpipe raises on purpose end it with their message."""
-    console = Console(stderr=True)
-    show_warnings(console)
-    try:
-        app()
-    except LmpipeError as error:
-        show_error(error, console)
-        sys.exit(1)
+    """Runs the command line."""
+    run_command(app, new_console(errors=True))

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from lmpipe.commands.index import ENCODER_HELP, HEADER_HELP
-from lmpipe.commands.terminal import progress_bars
+from lmpipe.commands.terminal import new_console, progress_bars, styled
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tune ColBERT checkpoints.")
-console = Console()
+console = new_console()
 
 QUESTIONS_HELP = "JSON Lines with question and titles, or in HotPotQA's fields; may be .gz."
 
@@ -63,7 +62,7 @@ def train(
     )
     with progress_bars() as progress:
         results = train_encoder(load_encoder(encoder), data, out, tuning, seed=seed, progress=progress)
-    table = Table("round", "first loss", "last loss", *(f"recall@{k}" for k in KS), title=str(out))
+    table = Table("round", "first loss", "last loss", *(f"recall@{k}" for k in KS), title=styled(str(out)))
     for result in results:
         losses = [f"{result.losses[place]:.3f}" for place in (0, -1)] if result.losses else ["", ""]
         table.add_row(str(result.number), *losses, *(f"{share:.3f}" for share in result.recall.values()))

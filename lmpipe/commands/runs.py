@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
+from lmpipe.commands.terminal import new_console, styled
 from lmpipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lmpipe.result import Outcome
     from lmpipe.tracelog import StepRecord, TraceRecord
 
-console = Console(soft_wrap=True, highlight=False)
+console = new_console(soft_wrap=True)
 _COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green"}
 
 Run = Annotated[Path, typer.Argument(help="Run directory of a benchmark.")]
@@ -32,7 +32,7 @@ def show(run: Run) -> None:
     from lmpipe.commands.tables import show as show_tables
     from lmpipe.finished import open_run
 
-    show_tables(open_run(run).result, Console())
+    show_tables(open_run(run).result, new_console())
 
 
 def trace(
@@ -49,16 +49,17 @@ def trace(
 
     opened = open_run(run)
     outcome, name = _chosen(opened, strategy, seed)
-    found = [
-        record
-        for record in _tested(opened, outcome, name)
-        if example in (None, record.example) and (record.failure or not errors)
-    ]
+    found, paths, shown = 0, set[str](), list["TraceRecord"]()
+    for record in _tested(opened, outcome, name):
+        if example in (None, record.example) and (record.failure or not errors):
+            found += 1
+            paths |= {step.path for step in record.steps}
+            shown += [record] if found <= limit else []
     if not found:
         raise ConfigError(f"{run} has no such run of {name!r}, seed {outcome.seed}")
-    _check_module(module, {step.path for record in found for step in record.steps})
-    console.print(f"[bold]{escape(name)}[/], seed {outcome.seed}: {min(limit, len(found))} of {len(found)} runs")
-    for record in found[:limit]:
+    _check_module(module, paths)
+    console.print(styled((name, "bold"), f", seed {outcome.seed}: {len(shown)} of {found} runs"))
+    for record in shown:
         _show_trace(record, module, errors)
 
 
@@ -68,12 +69,12 @@ def prompt(run: Run, strategy: Strategy = None, seed: Seed = None, module: Modul
 
     opened = open_run(run)
     outcome, name = _chosen(opened, strategy, seed)
-    console.print(f"[bold]{escape(name)}[/], seed {outcome.seed}")
+    console.print(styled((name, "bold"), f", seed {outcome.seed}"))
     prompts = prompts_sent(_tested(opened, outcome, name))
     _check_module(module, set(prompts))
     for path, messages in prompts.items():
         if _is_in(path, module):
-            console.rule(escape(path))
+            console.rule(styled(path))
             _show_messages(messages)
 
 
@@ -90,7 +91,7 @@ def export(
     opened = open_run(run)
     outcome, name = _chosen(opened, strategy, seed)
     write(opened, outcome, opened.strategy(name), folder)
-    console.print(f"written: {escape(', '.join(sorted(path.name for path in folder.iterdir())))} in {folder}")
+    console.print(styled(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {folder}"))
 
 
 def diff(
@@ -98,18 +99,19 @@ def diff(
     run_b: Annotated[Path, typer.Argument(help="Another one.")],
     strategy: Annotated[str | None, typer.Option(help="Whose prompts to compare; by default those of all.")] = None,
 ) -> None:
-    """Shows in what two runs differ: settings, versions, scores, and prompts of the first seed that both have."""
+    """Shows in what two runs differ: settings, versions, splits, scores, prompts of the first seed that both have."""
     from lmpipe.finished import open_run, prompts_sent
 
     first, second = open_run(run_a), open_run(run_b)
     _show_difference("settings", _lines(first.made_with), _lines(second.made_with))
     _show_difference("versions", _lines(first.result.versions), _lines(second.result.versions))
+    _show_difference("splits", _lines(first.splits), _lines(second.splits))
     _show_difference("test scores", _scores(first), _scores(second))
     both = [row.strategy for row in first.result.strategies if row.strategy in dict(_rows(second))]
     seeds = [seed for seed in first.result.seeds if seed in second.result.seeds]
     for name in [strategy] if strategy else both:
         for seed in seeds[:1]:
-            sides = [prompts_sent(one.traces(one.outcome(name, seed))) for one in (first, second)]
+            sides = [prompts_sent(one.records(one.outcome(name, seed))) for one in (first, second)]
             _show_difference(f"prompts of {name}, seed {seed}", *map(_lines_of, sides))
 
 
@@ -118,7 +120,7 @@ def _chosen(run: FinishedRun, strategy: str | None, seed: int | None) -> tuple[O
     return run.outcome(name, seed), name
 
 
-def _tested(run: FinishedRun, outcome: Outcome, name: str) -> list[TraceRecord]:
+def _tested(run: FinishedRun, outcome: Outcome, name: str) -> Iterator[TraceRecord]:
     """The test runs of an outcome.
 
     Raises:
@@ -127,7 +129,7 @@ def _tested(run: FinishedRun, outcome: Outcome, name: str) -> list[TraceRecord]:
     if outcome.traces is None:
         why = "; ".join(run.strategy(name).skips) or "its traces were not kept"
         raise ConfigError(f"{run.folder} has no test runs of {name!r}, seed {outcome.seed}: {why}")
-    return run.traces(outcome)
+    return run.records(outcome)
 
 
 def _is_in(path: str, module: str | None) -> bool:
@@ -166,42 +168,41 @@ def _lines_of(prompts: dict[str, list[tuple[str, str]]]) -> list[str]:
 
 def _show_difference(what: str, first: list[str], second: list[str]) -> None:
     changed = list(difflib.unified_diff(first, second, lineterm="", n=2))[2:]
-    console.rule(escape(what) + ("" if changed else ": the same"))
+    console.rule(styled(what + ("" if changed else ": the same")))
     for line in changed:
-        colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[0], "dim")
-        console.print(f"[{colour}]{escape(line)}[/]")
+        console.print(styled((line, {"+": "green", "-": "red", "@": "cyan"}.get(line[0], "dim"))))
 
 
 def _show_trace(record: TraceRecord, module: str | None, errors: bool) -> None:
     measured = "".join(f", {name} {value:g}" for name, value in record.measures.items())
-    console.rule(f"example {escape(record.example)}, score {record.score:g}{escape(measured)}")
+    console.rule(styled(f"example {record.example}, score {record.score:g}{measured}"))
     for name, value in [*record.inputs.items(), *((f"right {name}", value) for name, value in record.labels.items())]:
-        console.print(f"[bold]{escape(name)}[/]: {escape(str(value))}")
+        console.print(styled((name, "bold"), f": {value}"))
     for step in record.steps:
         if _is_in(step.path, module) and (step.error or not errors):
             _show_step(step)
-    console.print(f"[bold]prediction[/]: {escape(str(record.prediction))}")
+    console.print(styled(("prediction", "bold"), f": {record.prediction}"))
     if record.failure:
-        console.print(f"[bold red]failed ({record.failure})[/]: {escape(record.error or '')}")
+        console.print(styled((f"failed ({record.failure})", "bold red"), ": ", record.error or ""))
     if record.feedback:
-        console.print(f"[bold]feedback[/]: {escape(record.feedback)}")
+        console.print(styled(("feedback", "bold"), ": ", record.feedback))
 
 
 def _show_step(step: StepRecord) -> None:
-    console.print(f"\n[bold yellow]{escape(step.path)}[/], call {step.index}")
+    console.print(styled("\n", (step.path, "bold yellow"), f", call {step.index}"))
     if step.kind == "retrieval":
-        console.print(f"  query: {escape(str(step.inputs['query']))}")
-        found = step.outputs or {"passages": [], "scores": []}
-        for text, score in zip(found["passages"], found["scores"], strict=True):
-            console.print(f"  {score:8.2f}  {escape(str(text))}")
+        console.print(styled(f"  query: {step.inputs.get('query')}"))
+        found = step.outputs or {}
+        for text, score in zip(found.get("passages", []), found.get("scores", []), strict=False):
+            console.print(styled(f"  {score:8.2f}  {text}"))
     else:
         _show_messages(step.messages)
-        console.print(f"[bold green]completion[/] ({step.completion_tokens} tokens)\n{escape(step.text or '')}")
-        console.print(f"[bold]read as[/]: {escape(str(step.outputs))}")
+        console.print(styled(("completion", "bold green"), f" ({step.completion_tokens} tokens)\n", step.text or ""))
+        console.print(styled(("read as", "bold"), f": {step.outputs}"))
     if step.error:
-        console.print(f"[bold red]error[/]: {escape(step.error)}")
+        console.print(styled(("error", "bold red"), ": ", step.error))
 
 
 def _show_messages(messages: list[tuple[str, str]] | tuple[tuple[str, str], ...]) -> None:
     for role, content in messages:
-        console.print(f"[bold {_COLOURS.get(role, 'white')}]{escape(role)}[/]\n{escape(content)}")
+        console.print(styled((role, f"bold {_COLOURS.get(role, 'white')}"), "\n", content))

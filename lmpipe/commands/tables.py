@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from lmpipe.commands.terminal import styled
 from lmpipe.result import Result
 
 
@@ -20,25 +20,23 @@ def show(result: Result, console: Console) -> None:
         console.print(_quality(result))
     for finding in result.findings:
         where = f"seed {finding.seed}, {finding.stage}"
-        console.print(
-            f"[yellow]{finding.kind}[/] ({where}): {escape(finding.message)}. Try: {finding.advice}.", highlight=False
-        )
+        console.print(styled((finding.kind, "yellow"), f" ({where}): {finding.message}. Try: {finding.advice}."))
 
 
 def _scores(result: Result) -> Table:
     title = f"{result.task} on {result.lm}, seeds {', '.join(map(str, result.seeds))}"
-    table = _table(escape(title), "strategy", "val", "test", "LM calls", "seconds")
+    table = _table(title, "strategy", "val", "test", "LM calls", "seconds")
     for row in result.strategies:
         cost = row.cost
         table.add_row(
-            row.strategy + " *" * bool(row.skips),
+            styled(row.strategy + " *" * bool(row.skips)),
             row.val.percent,
             row.test.percent,
             f"{cost['lm_calls']:,}",
             f"{cost['seconds']:,.0f}",
         )
-    notes = [escape(f"* {note}") for note in result.skips]
-    table.caption = "\n".join(["in brackets: 95 % bootstrap intervals over seeds and examples", *notes])
+    notes = ["in brackets: 95 % bootstrap intervals over seeds and examples", *(f"* {note}" for note in result.skips)]
+    table.caption = styled(("\n".join(notes), "table.caption"))
     return table
 
 
@@ -50,7 +48,7 @@ def _costs(result: Result) -> Table:
     table = _table("", "stages of", "tokens", "trained", "unreadable", "kept of tried", "CPU s", "GiB")
     for name, cost in [*((row.strategy, row.cost) for row in result.strategies), ("all together", result.cost)]:
         table.add_row(
-            name,
+            styled(name),
             _thousands(cost["prompt_tokens"] + cost["completion_tokens"]),
             _thousands(cost["training_tokens"]),
             f"{cost['parse_errors']:,}",
@@ -72,7 +70,9 @@ def _comparisons(result: Result) -> Table:
     for one in result.comparisons:
         if one.p_holm is not None:
             p = "< 0.001" if one.p_holm < 0.001 else f"{one.p_holm:.3f}"
-            table.add_row(one.strategy, one.baseline, one.points(), f"{one.wins:,}", f"{one.losses:,}", p)
+            table.add_row(
+                styled(one.strategy), styled(one.baseline), one.points(), f"{one.wins:,}", f"{one.losses:,}", p
+            )
     return table
 
 
@@ -81,12 +81,12 @@ def _quality(result: Result) -> Table:
     table = _table("", "strategy", "on the way", "all test runs", "right ones")
     for row in result.strategies:
         for name, found in row.quality.items():
-            table.add_row(row.strategy, name, found.all.percent, found.successful.percent)
+            table.add_row(styled(row.strategy), styled(name), found.all.percent, found.successful.percent)
     return table
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title or None, box=SIMPLE, pad_edge=False)
+    table = Table(title=styled((title, "table.title")) if title else None, box=SIMPLE, pad_edge=False)
     for number, name in enumerate(columns):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     return table

@@ -29,6 +29,7 @@ from lmpipe.engines.training import Tuning
 from lmpipe.errors import ClusterError, ConfigError, StoreError
 from lmpipe.events import EpochEnded, Event, StageEnded
 from lmpipe.ledger import MEASURED
+from lmpipe.result import Result
 from tests.killable import even_length
 
 STRATEGIES = ("vanilla", "p", "w*2")
@@ -183,8 +184,8 @@ def test_the_command_runs_cells_on_a_ray_of_its_own(tiny_folder: Path, tmp_path:
     assert b"written:" in spread.stdout
     assert b"ray" not in spread.stderr
     alone = execute(IrisTask(), models.Models(f"hf:{tiny_folder}"), ["vanilla"], [0], tmp_path / "alone", sizes)
-    mine = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert without_measured(mine) == without_measured(json.loads(alone.model_dump_json()))
+    mine = Result.read(tmp_path / "out" / "result.json").model_dump()
+    assert without_measured(mine) == without_measured(alone.model_dump())
 
 
 def test_what_no_machine_has_is_refused(workers: Cluster, work: Work) -> None:

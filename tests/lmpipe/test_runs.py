@@ -30,6 +30,8 @@ from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.evaluate import Measure
 from lmpipe.finished import open_run
 from lmpipe.hashing import digest_bytes
+from lmpipe.result import Result
+from lmpipe.sealed import read_sealed, write_sealed
 from programs import Iris
 
 SPECIES = ("setosa", "versicolor", "virginica")
@@ -118,13 +120,13 @@ def test_failed_runs_alone_are_shown_where_that_is_asked_for(tiny_folder: Path, 
 def test_runs_that_called_nothing_are_shown_too(run: Path, tmp_path: Path) -> None:
     """As where the program itself fails before its first call."""
     copy = shutil.copytree(run, tmp_path / "run")
-    result = json.loads((copy / "result.json").read_text())
+    result = Result.read(copy / "result.json").model_dump(mode="json")
     records = open_run(run).traces(open_run(run).outcome("vanilla"))
     unreached = [record.model_copy(update={"steps": (), "failure": "program"}) for record in records]
     log = gzip.compress("\n".join(record.model_dump_json() for record in unreached).encode())
     result["strategies"][0]["outcomes"][0]["traces"] = digest_bytes(log)
     (copy / "blobs" / digest_bytes(log)).write_bytes(log)
-    (copy / "result.json").write_text(json.dumps(result))
+    write_sealed(copy / "result.json", result)
     assert said("trace", copy, "--strategy", "vanilla", "--errors").count("failed (program)") == len(records)
     assert said("prompt", copy, "--strategy", "vanilla") == "vanilla, seed 3\n"
 
@@ -187,7 +189,7 @@ def test_an_export_that_fails_leaves_nothing_in_the_way(run: Path, tmp_path: Pat
 
 def test_a_damaged_result_is_called_so(run: Path, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_bytes((run / "result.json").read_bytes()[:-100])
-    with pytest.raises(ConfigError, match=r"result\.json is damaged"):
+    with pytest.raises(CorruptBlob, match=r"result\.json is damaged"):
         said("show", tmp_path)
 
 
@@ -223,7 +225,11 @@ def test_damage_and_what_is_not_there_are_named(run: Path, tmp_path: Path) -> No
     log.write_bytes(log.read_bytes()[:-5])
     with pytest.raises(CorruptBlob, match=str(outcome.traces)):
         said("trace", copy, "--strategy", "vanilla")
-    result = json.loads((copy / "result.json").read_text())
-    (copy / "result.json").write_text(json.dumps({**result, "strategies": [{}]}))
-    with pytest.raises(ConfigError, match="of another version"):
+    result = read_sealed(copy / "result.json")
+    (copy / "result.json").write_text(json.dumps({**result, "schema_version": 4}))
+    with pytest.raises(ConfigError, match=r"result\.json has no checksum: it is of another version"):
         said("show", copy)
+    for changes, told in (({"schema_version": 4}, "its schema_version is 4"), ({"strategies": [{}]}, "strategies.0")):
+        write_sealed(copy / "result.json", {**result, **changes})
+        with pytest.raises(ConfigError, match=f"of another version: (?s:.)*{told}"):
+            said("show", copy)

@@ -218,7 +218,7 @@ def test_settings_are_refused_exactly_when_they_differ(before: dict[str, object]
 
 
 def test_a_directory_is_open_once(store: RunStore) -> None:
-    with pytest.raises(StoreError, match="in use by another process"):
+    with pytest.raises(StoreError, match="is open in this process already"):
         RunStore(store.path)
 
 

@@ -1,0 +1,149 @@
+"""Damage to the files of a run: all of it is found, or does no harm; in as many rounds as are asked for."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from lmpipe import RunStore, Session, evaluate, exact_match, initial_state
+from lmpipe.errors import LmpipeError
+from lmpipe.finished import open_run
+from lmpipe.ledger import Cost
+from lmpipe.result import Outcome, Result, Score, StrategyReport
+from lmpipe.sealed import write_sealed
+from tests.scripted import Colour, KeepingTrainer, examples, scheduler, scripted
+
+CONFIG = {"task": "colours", "settings": {"val": 12, "names": ["a", "b"]}}
+
+_DEEP = b"[" * 100_000
+
+
+def _place(data: bytes, rng: random.Random) -> int:
+    return rng.randrange(len(data))
+
+
+def _over(data: bytes, place: int, new: bytes) -> bytes:
+    return data[:place] + new + data[place + len(new) :]
+
+
+def _into(data: bytes, place: int, new: bytes, instead: int = 0) -> bytes:
+    return data[:place] + new + data[place + instead :]
+
+
+def _flipped(data: bytes, rng: random.Random) -> bytes:
+    place = _place(data, rng)
+    return _over(data, place, bytes([data[place] ^ 1 << rng.randrange(8)]))
+
+
+DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "a bit is flipped": _flipped,
+    "a byte is another": lambda data, rng: _over(data, _place(data, rng), rng.randbytes(1)),
+    "a part is zeros": lambda data, rng: _over(data, _place(data, rng), bytes(rng.randrange(1, 64))),
+    "a part is gone": lambda data, rng: _into(data, _place(data, rng), b"", rng.randrange(1, 64)),
+    "bytes were put in": lambda data, rng: _into(data, _place(data, rng), rng.randbytes(3)),
+    "deep JSON was put in": lambda data, rng: _into(data, _place(data, rng), _DEEP),
+    "it is cut": lambda data, rng: data[: _place(data, rng)],
+    "it is empty": lambda data, rng: b"",
+    "its end is there twice": lambda data, rng: data + data[_place(data, rng) :],
+    "a mark is before it": lambda data, rng: b"\xef\xbb\xbf" + data,
+    "it is deep": lambda data, rng: _DEEP,
+    "it is other JSON": lambda data, rng: rng.choice([b"null", b"[]", b"{}", b"1e999", b'"text"', b"9" * 5000]),
+}
+
+
+def make_run(folder: Path) -> None:
+    """A finished run with an adapter, rows, traces, a result and splits."""
+    with RunStore(folder, CONFIG) as store:
+        program, session = Colour(), Session(lm=scripted(), store=store, seed=3)
+        learned, shown = examples(24), examples(24, start=50)
+        state = initial_state(program, session)
+        better = scheduler(KeepingTrainer(), "p -> w")
+        result = better.optimize(program, state, learned, shown, session)
+        tested = evaluate(program, result.state, shown, exact_match, session, keep_traces=True)
+    score = Score(mean=tested.mean, stderr=None, low=0, high=1, n=tested.n, per_seed=[tested.mean])
+    cost = Cost().to_json()
+    outcome = Outcome(seed=0, state=result.state, modules=dict(tested.modules), traces=tested.traces, cost=cost)
+    row = StrategyReport(strategy="p -> w", val=score, test=score, stages=[], outcomes=[outcome], cost=cost)
+    versions = {"lmpipe": "0"}
+    Result(
+        task="colours",
+        lm="scripted",
+        seeds=[0],
+        config={},
+        versions=versions,
+        strategies=[row],
+        comparisons=[],
+        findings=[],
+        cost=cost,
+    ).write(folder / "result.json")
+    write_sealed(
+        folder / "splits.json", {"0": {"train": [one.id for one in learned], "test": [one.id for one in shown]}}
+    )
+
+
+def damage_run(whole: Path, scratch: Path, rounds: int, seed: int) -> Counter[str]:
+    """Damages a copy of a run's files in turn, and looks at what is made of it.
+
+    Args:
+        whole: A run of `make_run`.
+        scratch: Where the copy goes; it is not there yet.
+        rounds: How many damages.
+        seed: Decides them.
+
+    Returns:
+        How many were found, and how many did no harm.
+
+    Raises:
+        AssertionError: If one made another result, silently.
+    """
+    shutil.copytree(whole, scratch)
+    rng, counts = random.Random(seed), Counter[str]()
+    recorded, reports = _recorded(whole), _told(whole)
+    files = [path for path in sorted(scratch.rglob("*")) if path.is_file() and not path.name.startswith("lock")]
+    for number in range(rounds):
+        path = files[number % len(files)]
+        before = path.read_bytes()
+        what, damage = rng.choice(list(DAMAGES.items()))
+        path.write_bytes(damage(before, rng) if before else rng.randbytes(3))
+        for look, right in ((_recorded, recorded), (_told, reports)):
+            said = _is_said(look, scratch, right)
+            if said is None:
+                raise AssertionError(f"{path}: {what} (round {number}, seed {seed}), and nothing was said")
+            counts["found" if said else "harmless"] += 1
+        shutil.rmtree(scratch)
+        shutil.copytree(whole, scratch)
+    return counts
+
+
+def _is_said(look: Callable[[Path], dict[str, str]], folder: Path, right: dict[str, str]) -> bool | None:
+    """Whether damage raised an error of lmpipe; none if it did not, and something is not as it was."""
+    try:
+        return None if look(folder).items() - right.items() else False
+    except LmpipeError:
+        return True
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """What a store recalls: key → JSON."""
+    keys = [key for line in (folder / "journal.jsonl").read_bytes().splitlines() for key in _keys(line)]
+    with RunStore(folder, CONFIG) as store:
+        return {key: json.dumps(value, sort_keys=True) for key in keys if (value := store.get(key)) is not None}
+
+
+def _keys(line: bytes) -> list[str]:
+    try:
+        return list(json.loads(line)["records"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+
+
+def _told(folder: Path) -> dict[str, str]:
+    """What looking into a run says."""
+    run = open_run(folder)
+    outcome = run.outcome()
+    told = {"result": run.result.model_dump_json(), "traces": repr(run.traces(outcome))}
+    return told | {f"split {seed}": repr(split) for seed, split in run.splits.items()}

@@ -1,0 +1,131 @@
+"""Commands that hang, to be ended by signals: ``python -m tests.endable HOW RUN`` says "hanging" when it does.
+
+``library`` is no command but a user's script, which catches KeyboardInterrupt and goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import final
+
+from lmpipe import (
+    LM,
+    Completion,
+    EngineError,
+    Job,
+    Module,
+    Predict,
+    Prediction,
+    Request,
+    RunStore,
+    ScriptedLM,
+    Session,
+    initial_state,
+    rollout,
+)
+from lmpipe.commands.ending import run_command
+from lmpipe.commands.terminal import new_console, progress_bars
+from tests.scripted import examples
+
+_LONG = 600.0
+
+
+def hang() -> None:
+    """Says that it hangs, and does."""
+    sys.stdout.write("hanging\n")
+    sys.stdout.flush()
+    time.sleep(_LONG)
+
+
+class Tool(Module):
+    """Calls the LM, and then a tool that never returns, in a thread of the wavefront."""
+
+    def __init__(self) -> None:
+        self.answer = Predict("number: int -> answer")
+
+    def forward(self, number: int) -> Prediction:
+        found = self.answer(number=number)
+        if number == 1:
+            hang()
+        return found
+
+
+@final
+class Hanging(LM):
+    """Never answers.
+
+    Args:
+        batched: Whether it is asked in the main thread, or in those of the wavefront.
+    """
+
+    name = "hanging"
+
+    def __init__(self, *, batched: bool) -> None:
+        self._batched = batched
+
+    @property
+    def batched(self) -> bool:
+        return self._batched
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
+        hang()
+        return []
+
+    def register_adapter(self, adapter: str, folder: Path) -> None:
+        """Has no use for any."""
+
+
+def _run(program: Module, lm: LM, store: RunStore) -> None:
+    with progress_bars(new_console(errors=True)) as progress:
+        session = Session(lm=lm, store=store, progress=progress)
+        state = initial_state(program, session)
+        rollout(program, [Job(state, example) for example in examples(4)], session)
+
+
+def tool(store: RunStore) -> None:
+    _run(Tool(), ScriptedLM(lambda request: "answer: red"), store)
+
+
+def batch(store: RunStore) -> None:
+    _run(Predict("number: int -> answer"), Hanging(batched=True), store)
+
+
+def server(store: RunStore) -> None:
+    _run(Predict("number: int -> answer"), Hanging(batched=False), store)
+
+
+def pool(store: RunStore) -> None:
+    """Leaving the block waits for its threads, and so does the interpreter when it ends."""
+    with ThreadPoolExecutor(2) as threads:
+        threads.submit(hang)
+
+
+def native(store: RunStore) -> None:
+    """In code that does not return to Python, so that no handler runs."""
+    sys.stdout.write("hanging\n")
+    sys.stdout.flush()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+
+def library(store: RunStore) -> None:
+    try:
+        tool(store)
+    except KeyboardInterrupt:
+        store.put({"interrupted": True})
+        sys.stdout.write("went on\n")
+    store.close()
+
+
+HANGING = {one.__name__: one for one in (tool, batch, server, pool, native)}
+
+if __name__ == "__main__":
+    how, path = sys.argv[1:]
+    if how == "library":
+        library(RunStore(path))
+    else:
+        run_command(lambda: HANGING[how](RunStore(path)), new_console(errors=True))
