@@ -20,6 +20,7 @@ from benchmarks.config import read_config
 from benchmarks.task import Task
 from lmpipe.commands.terminal import show_error, show_warnings
 from lmpipe.errors import ConfigError, LmpipeError
+from lmpipe.secrets import hide
 
 console = Console()
 
@@ -224,10 +225,10 @@ def _set(task: Task, options: Mapping[str, str | None]) -> Task:
 
 
 def _typed() -> str:
-    """The command of this process, as it is typed in the checkout."""
+    """The command of this process, as it is typed in the checkout, without credentials and keys."""
     spec = sys.modules["__main__"].__spec__
     started = [sys.argv[0]] if spec is None else ["-m", spec.name]
-    return shlex.join(["python", *started, *sys.argv[1:]])
+    return shlex.join(["python", *started, *map(hide, sys.argv[1:])])
 
 
 def _numbers(text: str) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lmpipe.events import Callback
 from lmpipe.files import write_whole
 from lmpipe.hashing import describe
 from lmpipe.result import Result
+from lmpipe.secrets import without_credentials
 from lmpipe.store import RunStore
 
 
@@ -64,7 +66,7 @@ def execute(
     console = console or Console()
     settings = chosen_settings(task, models, changes)
     config = {
-        "task": describe(task),
+        "task": describe(replace(task, retriever=task.retriever and without_credentials(task.retriever))),
         **models.identity,
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),

@@ -1,0 +1,79 @@
+"""Secrets stay out of texts: credentials in URLs, keys that were given, and keys that stand in the environment.
+
+What is shown, logged, written or raised goes through `hide` where it can hold a URL or the words of a server. Knows
+nothing of who uses it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from urllib.parse import quote
+
+HIDDEN = "***"
+"""What stands in the place of a secret."""
+
+_URL = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*://)(\S+?)(?=,\s*[A-Za-z][\w+.-]*://|\s|$)")
+_CLOSING = re.compile(r"[\"'`)\]}>,;:.]*$")  # what closes a clause around a URL
+_NAMES = ("KEY", "TOKEN", "PASSWORD", "SECRET")  # how names of environment variables end that hold secrets
+_LONG = 8  # characters; a shorter secret is hidden where it stands as a word, since any text can hold its letters
+
+
+def hide(text: str, secrets: Iterable[str] = ()) -> str:
+    """A text without secrets.
+
+    Args:
+        text: Any text, such as an error message or a command.
+        secrets: What must not be seen, beside the credentials and queries of URLs and beside the values of environment
+            variables whose names end in KEY, TOKEN, PASSWORD or SECRET.
+    """
+    forms = {form for secret in (*secrets, *_of_environment()) if secret.strip() for form in _forms(secret)}
+    if forms:
+        text = re.sub("|".join(map(_as_pattern, sorted(forms, key=len, reverse=True))), HIDDEN, text)
+    return _URL.sub(lambda found: found[1] + _shown(found[2]), text)
+
+
+def without_credentials(url: str) -> str:
+    """A URL without what stands before its ``@`` and without its query; any other text as it is."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}://{_parts(rest)[1]}" if separator else url
+
+
+def _shown(rest: str) -> str:
+    """What follows ``scheme://`` in a text, with marks where something was hidden."""
+    closing = _CLOSING.search(rest)
+    end = closing[0] if closing else ""
+    credentials, place, query = _parts(rest.removesuffix(end))
+    return f"{HIDDEN}@{place}" * bool(credentials) + place * (not credentials) + f"?{HIDDEN}" * bool(query) + end
+
+
+def _parts(rest: str) -> tuple[str, str, str]:
+    """Credentials, host and path, and query of what follows ``scheme://``.
+
+    Passwords that should have been quoted, with ``/``, ``?`` or ``@`` in them, count as credentials to their end.
+    """
+    head = re.split(r"[?#]", rest, maxsplit=1)[0]
+    authority = head.partition("/")[0]
+    if "@" in authority:
+        at = head.rindex("@")
+    elif re.search(r":(?!\d*$)", authority) and not authority.startswith("["):  # no port, so it is a password
+        at = rest.rfind("@")
+    else:
+        at = -1
+    place = re.split(r"[?#]", rest[at + 1 :], maxsplit=1)
+    return rest[: max(at, 0)], place[0], "".join(place[1:])
+
+
+def _of_environment() -> Iterable[str]:
+    return (value for name, value in os.environ.items() if name.upper().endswith(_NAMES) and len(value) >= _LONG)
+
+
+def _forms(secret: str) -> Iterable[str]:
+    """How a secret can stand in a text: as it is, quoted for a URL, or within JSON."""
+    return {secret, secret.strip(), quote(secret, safe="", errors="replace"), json.dumps(secret)[1:-1]}
+
+
+def _as_pattern(secret: str) -> str:
+    return re.escape(secret) if len(secret) >= _LONG else rf"(?<!\w){re.escape(secret)}(?!\w)"

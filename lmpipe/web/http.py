@@ -1,0 +1,365 @@
+"""HTTP requests that end in time, whose answers are bounded, and whose errors show no secrets.
+
+A request has one limit for all of it: finding the host, connecting, sending, and reading headers and body. Requests run
+in one event loop in the background, where they can be ended at any point; callers wait in their own threads. Knows
+nothing of what is asked, and nothing of repeating.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import re
+import threading
+import weakref
+from collections.abc import Iterable, Mapping
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from functools import lru_cache
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, final
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+
+import httpx2
+
+from lmpipe.errors import ConfigError, EngineError
+from lmpipe.secrets import hide, without_credentials
+from lmpipe.text import REPLACEMENT, clean
+
+_CONNECT = 10.0  # seconds; a server that is there accepts at once, however long it then works
+_LARGEST = 32 * 2**20  # bytes of an answer
+_QUOTED = 500  # characters of an answer that an error message quotes
+_starting = threading.Lock()
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class Fault(EngineError):
+    """A request got no answer that can be used; the message holds no secrets."""
+
+
+@final
+class Unreachable(Fault):
+    """No connection came about."""
+
+
+@final
+class TimedOut(Fault):
+    """The answer was not complete in time."""
+
+
+@final
+class BadAnswer(Fault):
+    """The answer is cut off, too long, or not what was asked for."""
+
+
+@final
+class Refused(Fault):
+    """The answer is a status of 400 or more.
+
+    Attributes:
+        url: Who says so.
+        status: It.
+        said: What the server says about it.
+        retry_after: The header of that name; empty if there is none.
+    """
+
+    def __init__(self, url: str, status: int, said: str, retry_after: str = "") -> None:
+        super().__init__(f"HTTP {status}: {said}")
+        self.url = url
+        self.status = status
+        self.said = said
+        self.retry_after = retry_after
+
+
+@final
+class Address:
+    """A base URL, apart from the credentials in it, which requests carry and nothing shows.
+
+    Credentials before the ``@`` are sent as Basic authentication and count more than a key; a query goes with each
+    request.
+
+    Args:
+        url: ``http://host:port/path`` or ``https://…``.
+        key: Sent as a Bearer token; none if empty.
+
+    Attributes:
+        url: It without credentials and query.
+        path: Its path without a slash at the end.
+        headers: What proves who asks.
+        query: Goes with each request.
+        secrets: What must not be shown.
+
+    Raises:
+        ConfigError: If the URL or the key cannot be used.
+    """
+
+    def __init__(self, url: str, key: str = "") -> None:
+        parts = _split(url.strip())
+        credentials, _, host = parts.netloc.rpartition("@")
+        self.url = urlunsplit((parts.scheme, host, parts.path, "", ""))
+        self.path = httpx2.URL(self.url).raw_path.decode().rstrip("/")
+        self.query = parts.query
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        self.headers = _authorization(user, password, _checked(key))
+        proof = self.headers.get("Authorization", "").partition(" ")[2]
+        values = [value or name for name, value in parse_qsl(parts.query, keep_blank_values=True)]
+        named = [credentials, unquote(credentials), password, parts.password] if password else [user, parts.username]
+        self.secrets = tuple(filter(None, [*named, proof, key.strip(), *values]))
+
+    def __repr__(self) -> str:
+        return f"Address({self.url!r})"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered.
+
+    Attributes:
+        status: The HTTP status.
+        headers: By name in lower case.
+        body: At most 32 MiB.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    def json(self) -> Any:
+        """The body as JSON.
+
+        Raises:
+            BadAnswer: If it is none.
+        """
+        try:
+            return json.loads(self.body.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            problem = "nested too deeply" if isinstance(error, RecursionError) else "no JSON"
+        raise BadAnswer(f"the answer is {problem}: {self.quoted}")
+
+    @property
+    def quoted(self) -> str:
+        """The beginning of the body, to be quoted in a message."""
+        return repr(self.readable(self.body[: 16 * _QUOTED].decode("utf-8", "replace")))
+
+    @property
+    def said(self) -> str:
+        """The message of an error in the body, in any of the usual forms, or its beginning."""
+        try:
+            found = json.loads(self.body.decode("utf-8-sig"))
+        except (ValueError, RecursionError):
+            return self.quoted
+        for name in ("error", "message", "detail"):
+            if isinstance(found, Mapping) and name in found:
+                found = found[name]
+        return self.readable(found) if isinstance(found, str) else self.quoted
+
+    def readable(self, text: str) -> str:
+        """The beginning of a text from this answer, without secrets, to be shown in a message."""
+        return _beginning(text, self.secrets)
+
+
+@final
+class HttpClient:
+    """Connections that are kept open, for requests from many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._client = _new_client()
+        self._process = os.getpid()
+        self._closed = False
+        self._pending: weakref.WeakSet[Future[Answer]] = weakref.WeakSet()
+        weakref.finalize(self, _close_later, self._client, self._process).atexit = False
+
+    def send(
+        self,
+        address: Address,
+        method: str,
+        path: str,
+        *,
+        seconds: float,
+        body: object = None,
+        params: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Sends a request and waits for the whole answer.
+
+        Args:
+            address: Where, and with which credentials.
+            method: Of HTTP.
+            path: The whole path on that host.
+            seconds: How long all of it may take.
+            body: Sent as JSON, if it is not None.
+            params: Sent in the URL.
+
+        Raises:
+            Unreachable: If no connection comes about.
+            TimedOut: If the answer is not complete in time.
+            BadAnswer: If the answer breaks off, is no HTTP, or is longer than 32 MiB.
+            EngineError: If the client is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise EngineError(f"the connections to {address.url} are closed; make the client again")
+            if self._process != os.getpid():  # connections are not shared with a process that was forked
+                self._client, self._process = _new_client(), os.getpid()
+            asked = _exchange(self._client, address, method, path, body, params)
+            future = asyncio.run_coroutine_threadsafe(asked, _loop(self._process))
+            self._pending.add(future)
+        fault: Fault
+        try:
+            return future.result(min(seconds, threading.TIMEOUT_MAX))
+        except Fault as error:
+            fault = error
+        except FutureTimeout:
+            fault = TimedOut(f"no answer within {seconds:g} s")
+        except CancelledError:
+            fault = Unreachable("the client was closed")
+        except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, OSError, ValueError, RuntimeError) as error:
+            fault = _fault(error, address.secrets)
+        finally:
+            future.cancel()
+        raise fault  # here, and not above: what httpx2 says can quote the server, and stays out of the traceback
+
+    def close(self) -> None:
+        """Closes all connections; requests that are under way fail."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        for future in list(self._pending):
+            future.cancel()
+        closed = _close_later(self._client, self._process)
+        if closed is not None:
+            closed.result(_CONNECT)
+
+
+async def _exchange(
+    client: httpx2.AsyncClient,
+    address: Address,
+    method: str,
+    path: str,
+    body: object,
+    params: Mapping[str, str] | None,
+) -> Answer:
+    public = httpx2.URL(address.url).copy_with(raw_path=(path or "/").encode())
+    query = "&".join(filter(None, [urlencode(params or {}, errors="replace"), address.query]))
+    request = client.build_request(
+        method,
+        public,  # which httpx2 logs; what is sent is the target below
+        headers={**address.headers, **({} if body is None else {"Content-Type": "application/json"})},
+        content=None if body is None else _encoded(body),
+        extensions={
+            "target": public.raw_path + (f"?{_printable(query)}".encode() if query else b""),
+            "timeout": {"connect": _CONNECT, "read": None, "write": None, "pool": None},
+        },
+    )
+    response = await client.send(request, stream=True)
+    try:
+        data = bytearray()
+        async for piece in response.aiter_bytes():
+            data += piece
+            if len(data) > _LARGEST:
+                raise BadAnswer(f"the answer is longer than {_LARGEST >> 20} MiB")
+        return Answer(response.status_code, response.headers, bytes(data), address.secrets)
+    finally:
+        await response.aclose()
+
+
+def _printable(query: str) -> str:
+    """A query in which nothing is left that a request line cannot hold."""
+    return quote(query, safe="!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", errors="replace")
+
+
+def _encoded(body: object) -> bytes:
+    """JSON in UTF-8; half an emoji, which UTF-8 cannot hold, is replaced."""
+    return _SURROGATES.sub(REPLACEMENT, json.dumps(body, ensure_ascii=False)).encode()
+
+
+def _beginning(text: str, secrets: Iterable[str]) -> str:
+    """What a message quotes of a text; secrets are taken out before it is cut, so that no part of one is left."""
+    shown = clean(hide(text[: 16 * _QUOTED], secrets))
+    return shown if len(shown) <= _QUOTED else shown[:_QUOTED] + " …"
+
+
+def _fault(error: Exception, secrets: Iterable[str]) -> Fault:
+    """What an error of httpx2, or below it, means, by its innermost cause."""
+    inner: BaseException = error
+    while inner.__cause__ is not None:
+        inner = inner.__cause__
+    text = _beginning(str(inner) or str(error) or type(inner).__name__, secrets)
+    if isinstance(error, httpx2.ConnectTimeout):
+        return Unreachable(f"it does not accept within {_CONNECT:g} s")
+    if isinstance(error, (httpx2.ConnectError, httpx2.ProxyError, httpx2.UnsupportedProtocol)):
+        return Unreachable(text)
+    if isinstance(error, httpx2.HTTPError):
+        return BadAnswer(f"the answer broke off or is no HTTP: {text}")
+    return Unreachable(text)
+
+
+def _authorization(user: str, password: str, key: str) -> dict[str, str]:
+    if user or password:
+        return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _checked(key: str) -> str:
+    if not re.fullmatch("[!-~]*", key.strip()):
+        raise ConfigError("the API key holds spaces or characters beyond ASCII; copy it again")
+    return key.strip()
+
+
+def _split(url: str) -> SplitResult:
+    """Raises:
+    ConfigError: If it is no URL of a server, or can be read in two ways.
+    """
+    try:
+        parts = urlsplit(url)
+        host = httpx2.URL(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))).host
+        rest = parts.path + parts.query + parts.fragment
+        if parts.scheme in ("http", "https") and "@" not in rest and host and not re.search(r"[\s,\\]", host):
+            return parts
+    except (ValueError, httpx2.InvalidURL):
+        pass
+    shown = hide(without_credentials(url).rpartition("@")[2])
+    raise ConfigError(
+        f"{shown!r} is no URL of the form http://host:8000/path; special characters of a password are written as %XX"
+    )
+
+
+def _new_client() -> httpx2.AsyncClient:
+    """A client that follows no redirects, keeps no cookies, and leaves all limits to its caller.
+
+    Raises:
+        ConfigError: If the environment names proxies or certificates that cannot be used.
+    """
+    try:
+        return httpx2.AsyncClient(
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256),
+            timeout=None,
+        )
+    except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
+        problem = hide(str(error))
+    raise ConfigError(f"no HTTP client can be made: {problem}; look at HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE")
+
+
+def _close_later(client: httpx2.AsyncClient, process: int) -> Future[None] | None:
+    """Has the event loop close a client of this process."""
+    return asyncio.run_coroutine_threadsafe(client.aclose(), _loop(process)) if process == os.getpid() else None
+
+
+def _loop(process: int) -> asyncio.AbstractEventLoop:
+    """The event loop of a process, which runs as long as it does."""
+    with _starting:
+        return _started(process)
+
+
+@lru_cache(maxsize=1)
+def _started(process: int) -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name=f"lmpipe HTTP {process}", daemon=True).start()
+    return loop
