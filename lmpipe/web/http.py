@@ -12,6 +12,7 @@ import base64
 import json
 import os
 import re
+import ssl
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
@@ -341,10 +342,17 @@ def _new_client() -> httpx2.AsyncClient:
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256),
             timeout=None,
+            verify=_certificates(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
         )
     except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
         problem = hide(str(error))
     raise ConfigError(f"no HTTP client can be made: {problem}; look at HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE")
+
+
+@lru_cache(maxsize=1)
+def _certificates(file: str | None, folder: str | None) -> ssl.SSLContext:
+    """Those that httpx2 trusts, read once; the arguments are what the choice depends on."""
+    return httpx2.create_ssl_context()
 
 
 def _close_later(client: httpx2.AsyncClient, process: int) -> Future[None] | None:
