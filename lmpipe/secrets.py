@@ -16,6 +16,7 @@ HIDDEN = "***"
 """What stands in the place of a secret."""
 
 _URL = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*://)(\S+?)(?=,\s*[A-Za-z][\w+.-]*://|\s|$)")
+_LOGIN = re.compile(r"(?<![^\s:@])[^\s:@/]+:[^\s@]*@(?!https?://)")
 _CLOSING = re.compile(r"[\"'`)\]}>,;:.]*$")  # what closes a clause around a URL
 _NAMES = ("KEY", "TOKEN", "PASSWORD", "SECRET")  # how names of environment variables end that hold secrets
 _LONG = 8  # characters; a shorter secret is hidden where it stands as a word, since any text can hold its letters
@@ -33,6 +34,11 @@ def hide(text: str, secrets: Iterable[str] = ()) -> str:
     if forms:
         text = re.sub("|".join(map(_as_pattern, sorted(forms, key=len, reverse=True))), HIDDEN, text)
     return _URL.sub(lambda found: found[1] + _shown(found[2]), text)
+
+
+def hide_in_spec(spec: str) -> str:
+    """A short text that should name an LM or the like, without secrets, also if its URL lacks ``http://``."""
+    return _LOGIN.sub(f"{HIDDEN}@", hide(spec))
 
 
 def without_credentials(url: str) -> str:

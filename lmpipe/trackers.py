@@ -30,7 +30,7 @@ from typing_extensions import Self
 
 from lmpipe.errors import ConfigError
 from lmpipe.events import CandidateScored, EpochEnded, Event, StageEnded
-from lmpipe.secrets import hide
+from lmpipe.secrets import hide, hide_in_spec
 
 Kind = Literal["stage", "candidate", "epoch"]
 
@@ -188,7 +188,7 @@ def load_tracker(spec: str) -> Tracker:
             return MlflowTracker(uri)
         case "wandb", _, project if project:
             return WandbTracker(project)
-    raise ConfigError(f"unknown tracker {hide(spec)!r}; write 'tensorboard:FOLDER', 'mlflow:URI' or 'wandb:PROJECT'")
+    raise ConfigError(f"unknown tracker {hide_in_spec(spec)!r}; write 'tensorboard:FOLDER', 'mlflow:URI' or 'wandb:PROJECT'")
 
 
 def figures(event: Event) -> tuple[Kind, dict[str, float]]:

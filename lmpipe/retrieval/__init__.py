@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lmpipe.errors import ConfigError
 from lmpipe.retriever import Retriever
-from lmpipe.secrets import hide
+from lmpipe.secrets import hide_in_spec
 
 
 def load_retriever(spec: str, passages: str | Path | None = None) -> Retriever:
@@ -41,7 +41,7 @@ def load_retriever(spec: str, passages: str | Path | None = None) -> Retriever:
 
         return open_index(rest or spec)
     raise ConfigError(
-        f"unknown retriever {hide(spec)!r}; write the FOLDER of an index, 'http://HOST:PORT', 'bm25:PASSAGES' or "
+        f"unknown retriever {hide_in_spec(spec)!r}; write the FOLDER of an index, 'http://HOST:PORT', 'bm25:PASSAGES' or "
         "'dense:PASSAGES'"
     )
 

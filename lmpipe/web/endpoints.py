@@ -7,6 +7,7 @@ way may take (`lmpipe.ledger`). Knows nothing of what is asked for.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from typing import TypeVar, final
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.ledger import check_time, seconds_left
 from lmpipe.web.http import Address, Answer, BadAnswer, Fault, HttpClient, Refused, TimedOut, Unreachable
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -99,6 +102,7 @@ class Endpoint:
         except TimedOut:
             check_time()  # then it was not the server that took too long
             raise
+        logger.debug("%s %s at %s: HTTP %d, %d bytes", method, path, self.url, answer.status, len(answer.body))
         if answer.status >= 400:
             raise Refused(self.url, answer.status, answer.said, answer.headers.get("retry-after", ""))
         if answer.status >= 300:
@@ -200,6 +204,7 @@ class Endpoints:
                 endpoint.failed(fault, self._backoff)
                 if failures > self._retries or self._hopeless:
                     break
+            logger.info("%s: %s; the call is made again", endpoint.url, fault)
         raise self._gave_up(endpoint, fault, self._answered > answered)
 
     def again(self, error: GaveUp) -> GaveUp:

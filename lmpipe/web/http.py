@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import os
 import re
 import ssl
@@ -27,12 +28,13 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urls
 import httpx2
 
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.secrets import hide, without_credentials
+from lmpipe.secrets import hide, hide_in_spec, without_credentials
 from lmpipe.text import REPLACEMENT, clean
 
 _CONNECT = 10.0  # seconds; a server that is there accepts at once, however long it then works
 _LARGEST = 32 * 2**20  # bytes of an answer
 _QUOTED = 500  # characters of an answer that an error message quotes
+_TALKATIVE = ("httpx2", *(f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")))
 _starting = threading.Lock()
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -319,13 +321,13 @@ def _split(url: str) -> SplitResult:
     """
     try:
         parts = urlsplit(url)
-        host = httpx2.URL(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))).host
-        rest = parts.path + parts.query + parts.fragment
-        if parts.scheme in ("http", "https") and "@" not in rest and host and not re.search(r"[\s,\\]", host):
+        httpx2.URL(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")))
+        usable = parts.scheme in ("http", "https") and parts.port != 0  # reading the port checks it
+        if usable and re.fullmatch(r"[^\s,\\]+", parts.hostname or "") and "@" not in f"{parts.path}{parts.query}":
             return parts
     except (ValueError, httpx2.InvalidURL):
         pass
-    shown = hide(without_credentials(url).rpartition("@")[2])
+    shown = hide_in_spec(without_credentials(url).rpartition("@")[2])
     raise ConfigError(
         f"{shown!r} is no URL of the form http://host:8000/path; special characters of a password are written as %XX"
     )
@@ -344,8 +346,10 @@ def _new_client() -> httpx2.AsyncClient:
             timeout=None,
             verify=_certificates(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
         )
-    except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
+    except (OSError, ImportError) as error:
         problem = hide(str(error))
+    except (ValueError, httpx2.InvalidURL):  # which quote parts of the URL, its password perhaps
+        problem = "a proxy's URL cannot be read"
     raise ConfigError(f"no HTTP client can be made: {problem}; look at HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE")
 
 
@@ -369,5 +373,20 @@ def _loop(process: int) -> asyncio.AbstractEventLoop:
 @lru_cache(maxsize=1)
 def _started(process: int) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name=f"lmpipe HTTP {process}", daemon=True).start()
+    thread = threading.Thread(target=loop.run_forever, name=f"lmpipe HTTP {process}", daemon=True)
+    thread.start()
+    for name in _TALKATIVE:
+        logging.getLogger(name).addFilter(_NotFrom(thread))
     return loop
+
+
+@final
+class _NotFrom(logging.Filter):
+    """Drops what is logged in one thread: httpx2 logs what servers say, and they may repeat a secret."""
+
+    def __init__(self, thread: threading.Thread) -> None:
+        super().__init__()
+        self._thread = thread.ident
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread != self._thread

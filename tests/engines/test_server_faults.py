@@ -81,10 +81,12 @@ def test_an_odd_answer_is_taken(raw: RawServer, name: str) -> None:
         assert len(raw.asked) == 1
 
 
-def test_a_completion_may_be_empty_and_may_hold_anything() -> None:
-    with answering(always(http(completion(None)))) as raw, patient(raw.url) as lm:
+def test_a_completion_may_be_empty_and_may_hold_anything(raw: RawServer) -> None:
+    raw.begin(always(http(completion(None))))
+    with patient(raw.url) as lm:
         assert texts(lm.complete([request()])) == [""]
-    with answering(always(http(completion("a\ud800\x00\x1b[2J")))) as raw, patient(raw.url) as lm:
+    raw.begin(always(http(completion("a\ud800\x00\x1b[2J"))))
+    with patient(raw.url) as lm:
         assert texts(lm.complete([request()])) == ["a\ud800\x00\x1b[2J"]
 
 
@@ -99,53 +101,52 @@ def test_a_completion_may_be_empty_and_may_hold_anything() -> None:
     ],
 )
 def test_a_server_that_says_little_of_itself_is_taken_for_a_hosted_one(
-    models: RawAnswer, info: RawAnswer, family: str
+    raw: RawServer, models: RawAnswer, info: RawAnswer, family: str
 ) -> None:
-    with (
-        answering(lambda asked: info if asked.path == "/info" else models) as raw,
-        patient(raw.url, dialect=None) as lm,
-    ):
+    raw.begin(lambda asked: info if asked.path == "/info" else models)
+    with patient(raw.url, dialect=None) as lm:
         assert lm.dialect.name == family
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
-def test_a_key_that_is_refused_ends_the_run(status: str) -> None:
-    refusal = http({"error": {"message": "no such key"}}, status)
+def test_a_key_that_is_refused_ends_the_run(raw: RawServer, status: str) -> None:
+    raw.begin(always(http({"error": {"message": "no such key"}}, status)))
     with (
-        answering(always(refusal)) as raw,
         patient(raw.url, dialect=None) as lm,
         pytest.raises(EngineError, match=f"{raw.url} does not answer for model 'm': HTTP {status[:3]}: no such key"),
     ):
         lm.complete([request()])
 
 
-def test_other_requests_go_on_beside_one_that_gets_nonsense() -> None:
+def test_other_requests_go_on_beside_one_that_gets_nonsense(raw: RawServer) -> None:
     bad = http(completion(7))
-    with answering(lambda asked: http(completion()) if b"fine" in asked.body else bad) as raw:
-        with patient(raw.url, retries=2) as lm:
-            answers = lm.complete([request(f"fine {n}") for n in range(20)] + [request("poison")])
-            answers += lm.complete([request("poison again")]) + lm.complete([request("fine")])
+    raw.begin(lambda asked: http(completion()) if b"fine" in asked.body else bad)
+    with patient(raw.url, retries=2) as lm:
+        answers = lm.complete([request(f"fine {n}") for n in range(20)] + [request("poison")])
+        answers += lm.complete([request("poison again")]) + lm.complete([request("fine")])
     assert [isinstance(answer, Completion) for answer in answers] == [True] * 20 + [False] * 2 + [True]
 
 
-def test_a_request_that_only_gets_errors_while_others_are_answered_costs_itself_alone() -> None:
+def test_a_request_that_only_gets_errors_while_others_are_answered_costs_itself_alone(raw: RawServer) -> None:
     bad = http({"error": "CUDA error"}, "500 Internal Server Error")
-    with answering(lambda asked: http(completion()) if b"fine" in asked.body else bad) as raw:
-        with patient(raw.url, max_concurrency=2, backoff=0.01, retries=4) as lm:
-            answers = lm.complete([request("poison"), *(request(f"fine {n}") for n in range(60))])
+    raw.begin(lambda asked: http(completion()) if b"fine" in asked.body else bad)
+    with patient(raw.url, max_concurrency=2, backoff=0.01, retries=4) as lm:
+        answers = lm.complete([request("poison"), *(request(f"fine {n}") for n in range(60))])
     assert "CUDA error" in str(answers[0])
     assert all(isinstance(answer, Completion) for answer in answers[1:])
 
 
-def test_a_server_that_has_nothing_but_nonsense_for_anybody_ends_the_run() -> None:
-    with answering(always(http(b"<html>Sign in</html>"))) as raw, patient(raw.url, retries=0) as lm:
+def test_a_server_that_has_nothing_but_nonsense_for_anybody_ends_the_run(raw: RawServer) -> None:
+    raw.begin(always(http(b"<html>Sign in</html>")))
+    with patient(raw.url, retries=0) as lm:
         for number in range(9):
             assert isinstance(lm.complete([request(f"{number}")])[0], EngineError)
-        with pytest.raises(EngineError, match="no answer that can be used in 1 tries.*Sign in.*ends in /v1"):
+        with pytest.raises(EngineError, match=r"no answer that can be used in 1 tries.*Sign in.*ends in /v1"):
             lm.complete([request("10")])
 
 
-def test_text_that_cannot_be_encoded_is_replaced_in_requests() -> None:
-    with answering(always(http(completion()))) as raw, patient(raw.url) as lm:
+def test_text_that_cannot_be_encoded_is_replaced_in_requests(raw: RawServer) -> None:
+    raw.begin(always(http(completion())))
+    with patient(raw.url) as lm:
         assert texts(lm.complete([request("a\ud800b", stop=("\udfff",), pattern="\ud800")])) == ["fine"]
     assert "a\N{REPLACEMENT CHARACTER}b".encode() in raw.asked[0].body

@@ -27,7 +27,7 @@ from lmpipe.engines.server.replies import Reply, read_reply
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.ledger import held
 from lmpipe.lm import LM, Completion, Request
-from lmpipe.secrets import hide
+from lmpipe.secrets import hide, hide_in_spec
 from lmpipe.text import clean
 from lmpipe.web.endpoints import Endpoint, Endpoints, GaveUp
 from lmpipe.web.http import Refused
@@ -113,7 +113,7 @@ class ServerLM(LM):
         found = re.fullmatch(r"(.+?)@(https?://.+)", spec)
         if found is None:
             raise ConfigError(
-                f"{hide(spec)!r} names no server; write openai:MODEL@http://host:8000/v1, URLs with commas"
+                f"{hide_in_spec(spec)!r} names no server; write openai:MODEL@http://host:8000/v1, URLs with commas"
             )
         return cls(found[1], re.split(r"\s*,\s*(?=https?://)", found[2].strip()), **settings)
 

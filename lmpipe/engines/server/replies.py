@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Literal, final
 
 from lmpipe.lm import Usage
@@ -65,8 +66,8 @@ def _read(found: object, chat: bool, logprobs: bool) -> Reply:
         raise _Unreadable("the answer holds no choices")
     choice = _object(choices[0], "choices[0]")
     reason = choice.get("finish_reason")
-    if not isinstance(reason, (str, type(None))) or reason in _BROKEN_OFF:
-        raise _Unreadable(f"finish_reason is {reason!r}")
+    if not isinstance(reason, (str, NoneType)) or reason in _BROKEN_OFF:
+        raise _Unreadable("finish_reason is no text, or says that the server did not finish")
     holder, name = (_object(choice.get("message"), "message"), "content") if chat else (choice, "text")
     text = holder.get(name)
     if not isinstance(text, str) and not (chat and text is None and name in holder):
