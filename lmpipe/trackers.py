@@ -188,7 +188,8 @@ def load_tracker(spec: str) -> Tracker:
             return MlflowTracker(uri)
         case "wandb", _, project if project:
             return WandbTracker(project)
-    raise ConfigError(f"unknown tracker {hide_in_spec(spec)!r}; write 'tensorboard:FOLDER', 'mlflow:URI' or 'wandb:PROJECT'")
+    shown = hide_in_spec(spec)
+    raise ConfigError(f"unknown tracker {shown!r}; write 'tensorboard:FOLDER', 'mlflow:URI' or 'wandb:PROJECT'")
 
 
 def figures(event: Event) -> tuple[Kind, dict[str, float]]:
@@ -234,7 +235,4 @@ def _told(what: str, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        problem = hide(str(error))
-    else:
-        return
-    raise ConfigError(f"{what}: {problem}")
+        raise ConfigError(f"{what}: {hide(str(error))}") from None

@@ -75,7 +75,8 @@ def _load(spec: str, options: Mapping[str, Any]) -> LM:
             from lmpipe.engines.server import ServerLM
         return ServerLM.from_spec(rest, **options)
     raise ConfigError(
-        f"unknown LM {hide_in_spec(spec)!r}; write 'embedded' or 'hf:ID_OR_PATH', 'vllm:ID_OR_PATH' or 'openai:MODEL@URL'"
+        f"unknown LM {hide_in_spec(spec)!r}; write 'embedded' or 'hf:ID_OR_PATH', 'vllm:ID_OR_PATH' or "
+        "'openai:MODEL@URL'"
     )
 
 

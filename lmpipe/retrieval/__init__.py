@@ -41,8 +41,8 @@ def load_retriever(spec: str, passages: str | Path | None = None) -> Retriever:
 
         return open_index(rest or spec)
     raise ConfigError(
-        f"unknown retriever {hide_in_spec(spec)!r}; write the FOLDER of an index, 'http://HOST:PORT', 'bm25:PASSAGES' or "
-        "'dense:PASSAGES'"
+        f"unknown retriever {hide_in_spec(spec)!r}; write the FOLDER of an index, 'http://HOST:PORT', 'bm25:PASSAGES' "
+        "or 'dense:PASSAGES'"
     )
 
 
