@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, unquote
 
 HIDDEN = "***"
 """What stands in the place of a secret."""
@@ -45,6 +45,15 @@ def without_credentials(url: str) -> str:
     """A URL without what stands before its ``@`` and without its query; any other text as it is."""
     scheme, separator, rest = url.partition("://")
     return f"{scheme}://{_parts(rest)[1]}" if separator else url
+
+
+def secrets_of(url: str) -> tuple[str, ...]:
+    """What must not be seen of a URL: its password, or its user where there is none, and the values of its query."""
+    credentials, _, query = _parts(url.partition("://")[2] or url)
+    user, _, password = credentials.partition(":")
+    named = [credentials, password] if password else [user]
+    values = [value or name for name, value in parse_qsl(query, keep_blank_values=True)]
+    return tuple(form for part in (*named, *values) if part for form in (part, unquote(part)))
 
 
 def _shown(rest: str) -> str:

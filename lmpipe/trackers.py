@@ -20,7 +20,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
@@ -30,7 +30,7 @@ from typing_extensions import Self
 
 from lmpipe.errors import ConfigError
 from lmpipe.events import CandidateScored, EpochEnded, Event, StageEnded
-from lmpipe.secrets import hide, hide_in_spec
+from lmpipe.secrets import hide, hide_in_spec, secrets_of
 
 Kind = Literal["stage", "candidate", "epoch"]
 
@@ -123,9 +123,8 @@ class MlflowTracker(Tracker):
     def __init__(self, uri: str, experiment: str = "lmpipe") -> None:
         super().__init__()
         mlflow = _load("mlflow", "mlflow")
-        self._trouble = partial(
-            _told, f"MLflow cannot track to {hide(uri)!r}", mlflow.MlflowException, ImportError, OSError
-        )
+        kinds = (mlflow.MlflowException, ImportError, OSError)
+        self._trouble = partial(_told, f"MLflow cannot track to {hide_in_spec(uri)!r}", *kinds, secrets=secrets_of(uri))
         with self._trouble():
             self._client = mlflow.MlflowClient(tracking_uri=uri)
             known = self._client.get_experiment_by_name(experiment)
@@ -226,7 +225,7 @@ def _load(module: str, extra: str) -> Any:
 
 
 @contextmanager
-def _told(what: str, *kinds: type[Exception]) -> Iterator[None]:
+def _told(what: str, *kinds: type[Exception], secrets: Iterable[str] = ()) -> Iterator[None]:
     """Says what went wrong where a package of others fails, without credentials, which its messages can hold.
 
     Raises:
@@ -235,4 +234,4 @@ def _told(what: str, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        raise ConfigError(f"{what}: {hide(str(error))}") from None
+        raise ConfigError(f"{what}: {hide(str(error), secrets)}") from None

@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, final
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit, urlunsplit
 
 import httpx2
 
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.secrets import hide, hide_in_spec, without_credentials
+from lmpipe.secrets import hide, hide_in_spec, secrets_of, without_credentials
 from lmpipe.text import REPLACEMENT, clean
 
 _CONNECT = 10.0  # seconds; a server that is there accepts at once, however long it then works
@@ -101,16 +101,13 @@ class Address:
 
     def __init__(self, url: str, key: str = "") -> None:
         parts = _split(url.strip())
-        credentials, _, host = parts.netloc.rpartition("@")
-        self.url = urlunsplit((parts.scheme, host, parts.path, "", ""))
+        self.url = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
         self.path = httpx2.URL(self.url).raw_path.decode().rstrip("/")
         self.query = parts.query
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
         self.headers = _authorization(user, password, _checked(key))
         proof = self.headers.get("Authorization", "").partition(" ")[2]
-        values = [value or name for name, value in parse_qsl(parts.query, keep_blank_values=True)]
-        named = [credentials, unquote(credentials), password, parts.password] if password else [user, parts.username]
-        self.secrets = tuple(filter(None, [*named, proof, key.strip(), *values]))
+        self.secrets = (*secrets_of(url.strip()), proof, key.strip())
 
     def __repr__(self) -> str:
         return f"Address({self.url!r})"
