@@ -87,7 +87,7 @@ class RemoteRetriever(Retriever):
             raise self._refusal(error) from None
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Ends searches that are under way, and refuses new ones."""
         self._endpoints.close()
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:

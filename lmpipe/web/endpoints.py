@@ -149,9 +149,10 @@ class Endpoints:
         backoff: float,
         advice: str,
     ) -> None:
-        if isinstance(urls, str) or not urls:
+        if isinstance(urls, str) or not urls or not all(isinstance(url, str) for url in urls):
             raise ConfigError("base URLs must be one or more of the form http://host:8000/v1, in a list")
-        _check(max_concurrency=(max_concurrency, 1), timeout=(timeout, 0), retries=(retries, 0), backoff=(backoff, 0))
+        _check((int,), max_concurrency=(max_concurrency, 1), retries=(retries, 0))
+        _check((int, float), timeout=(timeout, 0), backoff=(backoff, 0))
         if not timeout:
             raise ConfigError("timeout=0 leaves no time for an answer; it counts seconds")
         addresses = [Address(url, key) for url in urls]
@@ -174,7 +175,7 @@ class Endpoints:
         return self._endpoints
 
     def close(self) -> None:
-        """Closes all connections; calls under way fail."""
+        """Ends calls that are under way, and refuses new ones."""
         self._client.close()
 
     def call(self, work: Callable[[Endpoint], T]) -> T:
@@ -266,13 +267,14 @@ class Endpoints:
         return f"{tries}, failed with {fault}; look into the server's log, or make fewer calls at once"
 
 
-def _check(**settings: tuple[float, int]) -> None:
+def _check(kinds: tuple[type, ...], **settings: tuple[float, int]) -> None:
     """Raises:
-    ConfigError: If a setting is no number from its least value on.
+    ConfigError: If a setting is no finite number of these kinds, from its least value on.
     """
     for name, (value, least) in settings.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= TIMEOUT_MAX:
-            raise ConfigError(f"{name}={value!r} must be a finite number from {least} on")
+        if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= TIMEOUT_MAX:
+            number = "finite number" if float in kinds else "whole number"
+            raise ConfigError(f"{name}={value!r} must be a {number} from {least} on")
 
 
 def _seconds(retry_after: str) -> float | None:

@@ -1,8 +1,9 @@
 """HTTP requests that end in time, whose answers are bounded, and whose errors show no secrets.
 
 A request has one limit for all of it: finding the host, connecting, sending, and reading headers and body. Requests run
-in one event loop in the background, where they can be ended at any point; callers wait in their own threads. Knows
-nothing of what is asked, and nothing of repeating.
+in one event loop in the background, where they can be ended at any point; callers wait in their own threads. Each has a
+connection of its own: on a shared one, bytes that a faulty server sends too much would be read as the next answer.
+Knows nothing of what is asked, and nothing of repeating.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _CONNECT = 10.0  # seconds; a server that is there accepts at once, however long
 _LARGEST = 32 * 2**20  # bytes of an answer
 _QUOTED = 500  # characters of an answer that an error message quotes
 _TALKATIVE = ("httpx2", *(f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")))
+_ONCE = {"Connection": "close"}
 _starting = threading.Lock()
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -165,7 +167,7 @@ class Answer:
 
 @final
 class HttpClient:
-    """Connections that are kept open, for requests from many threads."""
+    """Requests from many threads, each on a connection of its own."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -203,7 +205,7 @@ class HttpClient:
         """
         with self._lock:
             if self._closed:
-                raise EngineError(f"the connections to {address.url} are closed; make the client again")
+                raise EngineError(f"the client of {address.url} is closed; make it again")
             if self._process != os.getpid():  # connections are not shared with a process that was forked
                 self._client, self._process = _new_client(), os.getpid()
             asked = _exchange(self._client, address, method, path, body, params)
@@ -225,7 +227,7 @@ class HttpClient:
         raise fault  # here, and not above: what httpx2 says can quote the server, and stays out of the traceback
 
     def close(self) -> None:
-        """Closes all connections; requests that are under way fail."""
+        """Ends all requests that are under way, and refuses new ones."""
         with self._lock:
             if self._closed:
                 return
@@ -250,7 +252,7 @@ async def _exchange(
     request = client.build_request(
         method,
         public,  # which httpx2 logs; what is sent is the target below
-        headers={**address.headers, **({} if body is None else {"Content-Type": "application/json"})},
+        headers={**_ONCE, **address.headers, **({} if body is None else {"Content-Type": "application/json"})},
         content=None if body is None else _encoded(body),
         extensions={
             "target": public.raw_path + (f"?{_printable(query)}".encode() if query else b""),
@@ -339,7 +341,7 @@ def _new_client() -> httpx2.AsyncClient:
     try:
         return httpx2.AsyncClient(
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
             timeout=None,
             verify=_certificates(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
         )

@@ -199,6 +199,7 @@ ODD: dict[str, RawAnswer] = {
     "chunks": RawAnswer(tuple(b"%x\r\n%b\r\n" % (1, WHOLE[n : n + 1]) for n in range(len(WHOLE)))),
     "slow, but in time": RawAnswer((message(WHOLE)[:60], message(WHOLE)[60:]), pause=0.05),
     "hints first": RawAnswer((b"HTTP/1.1 103 Early Hints\r\n\r\n" + message(WHOLE),)),
+    "two answers to one request": RawAnswer((message(WHOLE) + message(WHOLE.replace(b"fine", b"next")),)),
     "HTTP/1.0": RawAnswer((b"HTTP/1.0 200 OK\r\n\r\n" + WHOLE,)),
     "cookies": http(WHOLE, Set_Cookie="a=b; Domain=nowhere; Max-Age=x"),
     "logprobs that were not asked for": http(completion(choice={"logprobs": {"content": "none"}})),

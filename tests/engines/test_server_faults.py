@@ -7,11 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lmpipe import Completion, EngineError
 from lmpipe.engines.server import ServerLM
 from lmpipe.lm import Usage
-from tests.engines.faulty_answers import FAULTY, ODD, RawAnswer, RawServer, always, answering, completion, http, once
+from tests.engines.faulty_answers import (
+    FAULTY,
+    ODD,
+    WHOLE,
+    RawAnswer,
+    RawServer,
+    always,
+    answering,
+    completion,
+    http,
+    message,
+    once,
+)
 from tests.engines.openai_server import client, request, texts
 
 MODELS = {"object": "list", "data": [{"id": "m", "owned_by": "vllm"}]}
@@ -79,6 +93,53 @@ def test_an_odd_answer_is_taken(raw: RawServer, name: str) -> None:
     with patient(raw.url) as lm:
         assert lm.complete([request()]) == [Completion("fine", usage=usage)]
         assert len(raw.asked) == 1
+
+
+def test_what_a_server_sends_too_much_is_not_the_answer_to_the_next_request() -> None:
+    """The server leaves its connections open, and gives each first request of one a second answer."""
+    twice = b"".join(message(completion(text), Connection="keep-alive") for text in ("mine", "somebody else's"))
+    with answering(always(RawAnswer((twice,), end="stay"))) as raw, patient(raw.url) as lm:
+        assert texts(lm.complete([request("a")]) + lm.complete([request("b")])) == ["mine", "mine"]
+
+
+FIELDS = ["choices", "message", "content", "text", "finish_reason", "usage", "prompt_tokens", "logprobs", "logprob"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None)
+@given(JSON, st.sampled_from(["choices", "usage", "message", "logprobs", "finish_reason", ""]))
+def test_any_json_is_a_completion_or_an_error(raw: RawServer, value: object, field: str) -> None:
+    own = completion(choice={field: value}) if field in ("message", "logprobs", "finish_reason") else completion()
+    raw.begin(always(http({**own, field: value} if field in own else own if field else value)))
+    with patient(raw.url, retries=0) as lm:
+        check_answer(lm)
+
+
+@settings(deadline=None)
+@given(st.integers(0, len(message(WHOLE)) - 1), st.integers(0, 255), st.booleans())
+def test_any_damaged_byte_leaves_a_completion_or_an_error(raw: RawServer, at: int, byte: int, cut: bool) -> None:
+    whole = message(WHOLE)
+    raw.begin(always(RawAnswer((whole[:at] + bytes([byte]) + (b"" if cut else whole[at + 1 :]),))))
+    with patient(raw.url, retries=0) as lm:
+        check_answer(lm)
+
+
+def check_answer(lm: ServerLM) -> None:
+    """An answer of the right form, or an error of ours; a damaged status line can be one that ends a run."""
+    try:
+        (answer,) = lm.complete([request(logprobs=True)])
+    except EngineError:
+        return
+    if isinstance(answer, Completion):
+        assert isinstance(answer.text, str)
+        assert min(answer.usage.prompt_tokens, answer.usage.completion_tokens) >= 0
+        assert all(value <= 0.001 for value in answer.logprobs or ())
+    else:
+        assert isinstance(answer, EngineError)
 
 
 def test_a_completion_may_be_empty_and_may_hold_anything(raw: RawServer) -> None:

@@ -176,7 +176,7 @@ def test_a_date_to_wait_for_is_understood() -> None:
 def test_a_client_that_was_closed_says_so(server: FakeServer) -> None:
     with client(server.url, dialect="vllm") as lm:
         lm.close()
-        with pytest.raises(EngineError, match="are closed; make the client again"):
+        with pytest.raises(EngineError, match="is closed; make it again"):
             lm.complete([request()])
 
 
@@ -191,7 +191,9 @@ def test_a_client_that_was_closed_says_so(server: FakeServer) -> None:
         {"backoff": -1},
         {"backoff": float("nan")},
         {"retries": -1},
+        {"retries": 1.5},
         {"max_concurrency": 0},
+        {"max_concurrency": 2.5},
         {"max_adapters": 0},
         {"max_adapters": 1.5},
         {"dialect": "gpt"},

@@ -144,7 +144,7 @@ class ServerLM(LM):
             return self._dialect
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Ends calls that are under way, and refuses new ones."""
         self._endpoints.close()
 
     def register_adapter(self, adapter: str, folder: Path) -> None:
