@@ -27,7 +27,7 @@ console = Console()
 
 def main(task: Task) -> None:
     """Runs the command line for one task."""
-    app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+    app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
 
     @app.command(
         help=f"Teaches the {task.name} program with every strategy on every seed, and reports the test scores."

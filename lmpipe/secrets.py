@@ -30,10 +30,19 @@ def hide(text: str, secrets: Iterable[str] = ()) -> str:
         secrets: What must not be seen, beside the credentials and queries of URLs and beside the values of environment
             variables whose names end in KEY, TOKEN, PASSWORD or SECRET.
     """
-    forms = {form for secret in (*secrets, *_of_environment()) if secret.strip() for form in _forms(secret)}
+    forms = _all_forms(secrets)
     if forms:
-        text = re.sub("|".join(map(_as_pattern, sorted(forms, key=len, reverse=True))), HIDDEN, text)
+        text = re.sub("|".join(map(_as_pattern, forms)), HIDDEN, text)
     return _URL.sub(lambda found: found[1] + _shown(found[2]), text)
+
+
+def hide_beginning(text: str, length: int, secrets: Iterable[str] = ()) -> str:
+    """The beginning of a text that may be very long, without secrets, and without the first part of one at its end."""
+    secrets = tuple(secrets)
+    shown = hide(text[: 16 * length], secrets)
+    if len(text) > 16 * length:
+        shown = shown[: max(0, len(shown) - max(map(len, _all_forms(secrets)), default=0))]
+    return shown if len(shown) <= length and len(text) <= 16 * length else shown[:length] + " …"
 
 
 def hide_in_spec(spec: str) -> str:
@@ -83,6 +92,12 @@ def _parts(rest: str) -> tuple[str, str, str]:
 
 def _of_environment() -> Iterable[str]:
     return (value for name, value in os.environ.items() if name.upper().endswith(_NAMES) and len(value) >= _LONG)
+
+
+def _all_forms(secrets: Iterable[str]) -> list[str]:
+    """In all their forms, the longest first."""
+    forms = {form for secret in (*secrets, *_of_environment()) if secret.strip() for form in _forms(secret)}
+    return sorted(forms, key=len, reverse=True)
 
 
 def _forms(secret: str) -> Iterable[str]:

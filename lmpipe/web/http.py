@@ -29,7 +29,7 @@ from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit, urlun
 import httpx2
 
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.secrets import hide, hide_in_spec, secrets_of, without_credentials
+from lmpipe.secrets import hide, hide_beginning, hide_in_spec, secrets_of, without_credentials
 from lmpipe.text import REPLACEMENT, clean
 
 _CONNECT = 10.0  # seconds; a server that is there accepts at once, however long it then works
@@ -146,7 +146,7 @@ class Answer:
     @property
     def quoted(self) -> str:
         """The beginning of the body, to be quoted in a message."""
-        return repr(self.readable(self.body[: 16 * _QUOTED].decode("utf-8", "replace")))
+        return repr(self.readable(self.body.decode("utf-8", "replace")))
 
     @property
     def said(self) -> str:
@@ -162,7 +162,7 @@ class Answer:
 
     def readable(self, text: str) -> str:
         """The beginning of a text from this answer, without secrets, to be shown in a message."""
-        return _beginning(text, self.secrets)
+        return clean(hide_beginning(text, _QUOTED, self.secrets))
 
 
 @final
@@ -175,7 +175,6 @@ class HttpClient:
         self._process = os.getpid()
         self._closed = False
         self._pending: weakref.WeakSet[Future[Answer]] = weakref.WeakSet()
-        weakref.finalize(self, _close_later, self._client, self._process).atexit = False
 
     def send(
         self,
@@ -229,14 +228,9 @@ class HttpClient:
     def close(self) -> None:
         """Ends all requests that are under way, and refuses new ones."""
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
         for future in list(self._pending):
             future.cancel()
-        closed = _close_later(self._client, self._process)
-        if closed is not None:
-            closed.result(_CONNECT)
 
 
 async def _exchange(
@@ -281,18 +275,12 @@ def _encoded(body: object) -> bytes:
     return _SURROGATES.sub(REPLACEMENT, json.dumps(body, ensure_ascii=False)).encode()
 
 
-def _beginning(text: str, secrets: Iterable[str]) -> str:
-    """What a message quotes of a text; secrets are taken out before it is cut, so that no part of one is left."""
-    shown = clean(hide(text[: 16 * _QUOTED], secrets))
-    return shown if len(shown) <= _QUOTED else shown[:_QUOTED] + " …"
-
-
 def _fault(error: Exception, secrets: Iterable[str]) -> Fault:
     """What an error of httpx2, or below it, means, by its innermost cause."""
     inner: BaseException = error
     while inner.__cause__ is not None:
         inner = inner.__cause__
-    text = _beginning(str(inner) or str(error) or type(inner).__name__, secrets)
+    text = clean(hide_beginning(str(inner) or str(error) or type(inner).__name__, _QUOTED, secrets))
     if isinstance(error, httpx2.ConnectTimeout):
         return Unreachable(f"it does not accept within {_CONNECT:g} s")
     if isinstance(error, (httpx2.ConnectError, httpx2.ProxyError, httpx2.UnsupportedProtocol)):
@@ -356,11 +344,6 @@ def _new_client() -> httpx2.AsyncClient:
 def _certificates(file: str | None, folder: str | None) -> ssl.SSLContext:
     """Those that httpx2 trusts, read once; the arguments are what the choice depends on."""
     return httpx2.create_ssl_context()
-
-
-def _close_later(client: httpx2.AsyncClient, process: int) -> Future[None] | None:
-    """Has the event loop close a client of this process."""
-    return asyncio.run_coroutine_threadsafe(client.aclose(), _loop(process)) if process == os.getpid() else None
 
 
 def _loop(process: int) -> asyncio.AbstractEventLoop:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lmpipe.secrets import hide, without_credentials
+from lmpipe.secrets import hide, hide_beginning, without_credentials
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,15 @@ def test_any_text_can_be_hidden_in(text: str, secrets: list[str]) -> None:
     hide("://" + text + "://u:p@" + text, secrets)
     without_credentials(text)
     without_credentials("http://" + text)
+
+
+@pytest.mark.parametrize("length", [10, 1000, 9000])
+def test_the_beginning_of_a_long_text_ends_with_no_part_of_a_secret(length: int) -> None:
+    key = "".join(chr(ord("a") + n * n % 26) for n in range(length))
+    shown = hide_beginning(f"{key} " * 999, 500, [key])
+    assert set(shown) <= set("* …")
+    assert hide_beginning("short", 500, [key]) == "short"
+    assert hide_beginning("a" * 501, 500) == "a" * 500 + " …"
 
 
 def test_long_texts_take_no_time() -> None:
