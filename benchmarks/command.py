@@ -20,6 +20,7 @@ from benchmarks.task import Task
 from lmpipe.commands.ending import run_command
 from lmpipe.commands.terminal import new_console, styled
 from lmpipe.errors import ConfigError
+from lmpipe.secrets import hide
 from lmpipe.text import clean
 
 console = new_console()
@@ -27,7 +28,7 @@ console = new_console()
 
 def main(task: Task) -> None:
     """Runs the command line for one task."""
-    app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+    app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
 
     @app.command(
         help=f"Teaches the {task.name} program with every strategy on every seed, and reports the test scores."
@@ -259,10 +260,10 @@ def _set(task: Task, options: Mapping[str, str | None]) -> Task:
 
 
 def _typed() -> str:
-    """The command of this process, as it is typed in the checkout."""
+    """The command of this process, as it is typed in the checkout, without credentials and keys."""
     spec = sys.modules["__main__"].__spec__
     started = [sys.argv[0]] if spec is None else ["-m", spec.name]
-    return clean(shlex.join(["python", *started, *sys.argv[1:]]))
+    return clean(shlex.join(["python", *started, *map(hide, sys.argv[1:])]))
 
 
 def _numbers(text: str) -> list[int]:

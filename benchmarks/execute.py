@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from lmpipe.events import Callback
 from lmpipe.hashing import describe
 from lmpipe.result import Result
 from lmpipe.sealed import write_sealed
+from lmpipe.secrets import without_credentials
 from lmpipe.store import RunStore
 
 
@@ -63,7 +65,7 @@ def execute(
     console = console or new_console()
     settings = chosen_settings(task, models, changes)
     config = {
-        "task": describe(task),
+        "task": describe(replace(task, retriever=task.retriever and without_credentials(task.retriever))),
         **models.identity,
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),

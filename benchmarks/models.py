@@ -14,6 +14,7 @@ from lmpipe.engines.cached import CachedLM
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.models import default_memory
 from lmpipe.errors import ConfigError
+from lmpipe.secrets import hide
 
 
 @final
@@ -61,7 +62,7 @@ class Models:
             if not to_train:
                 return self._cached(lm), None
             raise ConfigError(
-                f"{self.train_lm or self.lm!r} cannot be fine-tuned here; add --train-lm with the same model, as "
+                f"{hide(self.train_lm or self.lm)!r} cannot be fine-tuned here; add --train-lm with the same model, as "
                 "'embedded' or 'hf:ID_OR_PATH'"
             )
         if trained.name != lm.name:

@@ -6,6 +6,7 @@ under way, too: what answers them asks `seconds_left` or `check_time`. Knows not
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 import threading
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass, field, fields
 from time import perf_counter, process_time
 from typing import Any, final
 
-from lmpipe.errors import BudgetSpent
+from lmpipe.errors import BudgetSpent, ConfigError, StoreError
 
 if sys.platform != "win32":
     import resource
@@ -84,6 +85,9 @@ class Cost:
         gpu_seconds: Time of generating and training here on GPUs, for each of them; that of servers is not seen.
         peak_memory: Most bytes of memory that this process has had resident so far.
         modules: Module path → its share.
+
+    A figure that is below zero or no finite number, as a broken engine can give it, counts as 0: it would take away
+    from what others have spent, and hold no limit.
     """
 
     lm_calls: int = 0
@@ -103,6 +107,11 @@ class Cost:
     peak_memory: int = field(default=0, compare=False)
     modules: Mapping[str, ModuleCost] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in _FIGURES:
+            if not 0 <= getattr(self, name) < math.inf:
+                object.__setattr__(self, name, 0)
+
     def __add__(self, other: Cost) -> Cost:
         summed = {name: getattr(self, name) + getattr(other, name) for name in _SUMMED}
         more = {path: self.modules.get(path, ModuleCost()) + cost for path, cost in other.modules.items()}
@@ -121,12 +130,25 @@ class Cost:
 
     @classmethod
     def from_json(cls, known: Mapping[str, Any]) -> Cost:
-        """Reads what `to_json` wrote."""
-        modules = {path: ModuleCost(**cost) for path, cost in known["modules"].items()}
-        return cls(**{**known, "modules": modules})
+        """Reads what `to_json` wrote; what an older version did not count is 0.
+
+        Raises:
+            StoreError: If it is something else.
+        """
+        try:
+            modules = {path: ModuleCost(**cost) for path, cost in known["modules"].items()}
+            cost = cls(**{**known, "modules": modules})
+        except (TypeError, LookupError, AttributeError) as error:
+            raise StoreError(f"{known!r:.200} is no record of costs of this version of lmpipe: {error}") from error
+        figures = [getattr(cost, name) for name in _FIGURES]
+        figures += [figure for module in modules.values() for figure in _counts(module)]
+        if not all(type(figure) in (int, float) for figure in figures):
+            raise StoreError(f"{known!r:.200} is no record of costs: figures must be numbers")
+        return cost
 
 
 _SUMMED = tuple(f.name for f in fields(Cost) if f.name not in ("peak_memory", "modules"))
+_FIGURES = (*_SUMMED, "peak_memory")
 
 
 @final
@@ -137,12 +159,25 @@ class Budget:
     Args:
         max_lm_calls: LM calls; none is made beyond it.
         max_tokens: Tokens read, written and trained on; the batch that passes it is the last one.
-        max_seconds: Wall time; likewise. The one limit under which two runs may differ.
+        max_seconds: Wall time; likewise, and calls that are under way then are ended. The one limit under which two
+            runs may differ.
+
+    Raises:
+        ConfigError: If a limit is no finite number from 0 on; one of 0 leaves nothing to spend.
     """
 
     max_lm_calls: int | None = None
     max_tokens: int | None = None
     max_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("max_lm_calls", (int,)), ("max_tokens", (int,)), ("max_seconds", (int, float))):
+            limit = getattr(self, name)
+            if limit is None:
+                continue
+            if isinstance(limit, bool) or not isinstance(limit, kinds) or not 0 <= limit < math.inf:
+                number = "finite number" if float in kinds else "whole number"
+                raise ConfigError(f"{name}={limit!r} must be a {number} from 0 on; leave it out for no limit")
 
     def spent(self, cost: Cost) -> str:
         """Which limit a cost has reached, in words; empty if none."""
@@ -250,6 +285,7 @@ def _peak_memory() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+_OVER = "max_seconds is spent; the call was ended"
 _deadline: ContextVar[float | None] = ContextVar("lmpipe_deadline", default=None)
 
 
@@ -267,13 +303,14 @@ def time_limit(ledger: Ledger) -> Iterator[None]:
 def seconds_left(grace: float = 0.0) -> float | None:
     """How much wall time the call under way may still take; none if there is no limit, 0 when it is over.
 
-    What answers calls and can wait for long asks this: an engine between its steps, a client before it waits.
+    What answers calls and can wait for long asks this: an engine between its steps, a client before it waits. It is
+    never more than a lock can wait for.
 
     Args:
         grace: Seconds more than the limit allows.
     """
     deadline = _deadline.get()
-    return None if deadline is None else max(0.0, deadline + grace - perf_counter())
+    return None if deadline is None else min(max(0.0, deadline + grace - perf_counter()), threading.TIMEOUT_MAX)
 
 
 def check_time() -> None:
@@ -281,4 +318,20 @@ def check_time() -> None:
     BudgetSpent: If the time that the call under way may take is over.
     """
     if seconds_left() == 0:
-        raise BudgetSpent("max_seconds is spent; the call was ended")
+        raise BudgetSpent(_OVER)
+
+
+@contextmanager
+def held(lock: threading.Lock) -> Iterator[None]:
+    """Holds a lock, and waits for it no longer than the call under way may take.
+
+    Raises:
+        BudgetSpent: If the time is over before the lock is free.
+    """
+    left = seconds_left()
+    if not lock.acquire(timeout=-1 if left is None else left):
+        raise BudgetSpent(_OVER)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -20,7 +20,9 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, final
 
@@ -28,6 +30,7 @@ from typing_extensions import Self
 
 from lmpipe.errors import ConfigError
 from lmpipe.events import CandidateScored, EpochEnded, Event, StageEnded
+from lmpipe.secrets import hide, hide_in_spec, secrets_of
 
 Kind = Literal["stage", "candidate", "epoch"]
 
@@ -35,7 +38,8 @@ Kind = Literal["stage", "candidate", "epoch"]
 class Tracker(ABC):
     """A callback that logs figures somewhere. As a context manager it closes itself.
 
-    What is raised while logging ends the run, as with any callback; started again on its store, the run goes on.
+    What is raised while logging ends the run, as with any callback, with a `ConfigError` that says where figures could
+    not be logged; started again on its store, the run goes on.
     """
 
     def __init__(self) -> None:
@@ -87,15 +91,20 @@ class TensorBoardTracker(Tracker):
 
     def __init__(self, folder: str) -> None:
         super().__init__()
-        self._writer = _load("tensorboard.summary", "tensorboard").Writer(folder)
+        writer = _load("tensorboard.summary", "tensorboard").Writer
+        self._trouble = partial(_told, f"TensorBoard cannot write to {hide(folder)!r}", OSError)
+        with self._trouble():
+            self._writer = writer(folder)
 
     def log(self, kind: Kind, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        with self._trouble():
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with self._trouble():
+            self._writer.close()
 
 
 @final
@@ -114,20 +123,22 @@ class MlflowTracker(Tracker):
     def __init__(self, uri: str, experiment: str = "lmpipe") -> None:
         super().__init__()
         mlflow = _load("mlflow", "mlflow")
-        try:
+        kinds = (mlflow.MlflowException, ImportError, OSError)
+        self._trouble = partial(_told, f"MLflow cannot track to {hide_in_spec(uri)!r}", *kinds, secrets=secrets_of(uri))
+        with self._trouble():
             self._client = mlflow.MlflowClient(tracking_uri=uri)
             known = self._client.get_experiment_by_name(experiment)
             number = known.experiment_id if known is not None else self._client.create_experiment(experiment)
             self._run = self._client.create_run(number).info.run_id
-        except (mlflow.MlflowException, ImportError) as error:
-            raise ConfigError(f"MLflow cannot track to {uri!r}: {error}") from error
 
     def log(self, kind: Kind, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._client.log_metric(self._run, name, value, step=step)
+        with self._trouble():
+            for name, value in values.items():
+                self._client.log_metric(self._run, name, value, step=step)
 
     def close(self) -> None:
-        self._client.set_terminated(self._run)
+        with self._trouble():
+            self._client.set_terminated(self._run)
 
 
 @final
@@ -144,15 +155,20 @@ class WandbTracker(Tracker):
 
     def __init__(self, project: str, **options: Any) -> None:
         super().__init__()
-        self._run = _load("wandb", "wandb").init(project=project, reinit="create_new", **options)
-        for names in ("stage", "stages", "candidate", "candidates", "epoch"):
-            self._run.define_metric(f"{names}/*", step_metric=f"{names.removesuffix('s')}/number")
+        wandb = _load("wandb", "wandb")
+        self._trouble = partial(_told, f"Weights & Biases cannot track {hide(project)!r}", wandb.Error, OSError)
+        with self._trouble():
+            self._run = wandb.init(project=project, reinit="create_new", **options)
+            for names in ("stage", "stages", "candidate", "candidates", "epoch"):
+                self._run.define_metric(f"{names}/*", step_metric=f"{names.removesuffix('s')}/number")
 
     def log(self, kind: Kind, values: Mapping[str, float], step: int) -> None:
-        self._run.log({**values, f"{kind}/number": step})
+        with self._trouble():
+            self._run.log({**values, f"{kind}/number": step})
 
     def close(self) -> None:
-        self._run.finish()
+        with self._trouble():
+            self._run.finish()
 
 
 def load_tracker(spec: str) -> Tracker:
@@ -171,7 +187,8 @@ def load_tracker(spec: str) -> Tracker:
             return MlflowTracker(uri)
         case "wandb", _, project if project:
             return WandbTracker(project)
-    raise ConfigError(f"unknown tracker {spec!r}; write 'tensorboard:FOLDER', 'mlflow:URI' or 'wandb:PROJECT'")
+    shown = hide_in_spec(spec)
+    raise ConfigError(f"unknown tracker {shown!r}; write 'tensorboard:FOLDER', 'mlflow:URI' or 'wandb:PROJECT'")
 
 
 def figures(event: Event) -> tuple[Kind, dict[str, float]]:
@@ -205,3 +222,16 @@ def _load(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(f"{error}; this tracker needs {extra}: pip install 'lmpipe[{extra}]'") from error
+
+
+@contextmanager
+def _told(what: str, *kinds: type[Exception], secrets: Iterable[str] = ()) -> Iterator[None]:
+    """Says what went wrong where a package of others fails, without credentials, which its messages can hold.
+
+    Raises:
+        ConfigError: In place of errors of these kinds.
+    """
+    try:
+        yield
+    except kinds as error:
+        raise ConfigError(f"{what}: {hide(str(error), secrets)}") from None

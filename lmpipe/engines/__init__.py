@@ -10,6 +10,7 @@ from typing import Any
 from lmpipe.embedder import Embedder
 from lmpipe.errors import ConfigError
 from lmpipe.lm import LM
+from lmpipe.secrets import hide_in_spec
 
 
 def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM:
@@ -70,11 +71,12 @@ def _load(spec: str, options: Mapping[str, Any]) -> LM:
             from lmpipe.engines.vllm import VllmLM
         return VllmLM.from_pretrained(rest, **options)
     if kind == "openai" and rest:
-        with _needs("the openai client: pip install 'lmpipe[server]'"):
+        with _needs("httpx2: pip install 'lmpipe[server]'"):
             from lmpipe.engines.server import ServerLM
         return ServerLM.from_spec(rest, **options)
     raise ConfigError(
-        f"unknown LM {spec!r}; write 'embedded' or 'hf:ID_OR_PATH', 'vllm:ID_OR_PATH' or 'openai:MODEL@URL'"
+        f"unknown LM {hide_in_spec(spec)!r}; write 'embedded' or 'hf:ID_OR_PATH', 'vllm:ID_OR_PATH' or "
+        "'openai:MODEL@URL'"
     )
 
 

@@ -8,22 +8,25 @@ differently under one name need two files.
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
-from typing import final
+from typing import Any, final
 
 from filelock import FileLock
 
 from lmpipe.engines.inflight import InFlight
 from lmpipe.errors import CorruptBlob, EngineError, StoreError
-from lmpipe.hashing import canonical_json, digest, digest_bytes
+from lmpipe.hashing import canonical_json, digest_bytes
+from lmpipe.ledger import held
 from lmpipe.lm import LM, Completion, Request, Usage
 
 _PATIENCE = 60.0  # seconds to wait while another process writes
+_SELECT = "SELECT CAST(answer AS BLOB), CAST(sum AS BLOB) FROM answers WHERE key = ?"  # bytes, so that damage is ours
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL, sum TEXT NOT NULL) WITHOUT ROWID"
 )
@@ -50,14 +53,14 @@ class CachedLM(LM):
         self.batched = lm.batched
         self._lock = Lock()
         self._in_flight = InFlight()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with _explained(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(self.path, timeout=_PATIENCE, check_same_thread=False, isolation_level=None)
-        # to change the mode SQLite needs the file alone, and does not wait for it
-        with FileLock(f"{self.path}.lock"), self._open() as file:
-            file.execute("PRAGMA journal_mode=WAL")
-            file.execute("PRAGMA synchronous=NORMAL")
-            file.execute(_TABLE)
+            # to change the mode SQLite needs the file alone, and does not wait for it
+            with FileLock(f"{self.path}.lock", timeout=_PATIENCE):
+                self._file.execute("PRAGMA journal_mode=WAL")
+                self._file.execute("PRAGMA synchronous=NORMAL")
+                self._file.execute(_TABLE)
 
     @property
     def name(self) -> str:
@@ -75,12 +78,15 @@ class CachedLM(LM):
         return self._in_flight.answer(requests, self._answer)
 
     def _answer(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
-        keys = [digest([self.name, asdict(request)]) for request in requests]
+        keys = [_digest(canonical_json([self.name, asdict(request)])) for request in requests]
         known = self._recall(keys)
         missing = [number for number, key in enumerate(keys) if key not in known]
         if not missing:
             return [known[key] for key in keys]
-        fresh = dict(zip(missing, self.lm.complete([requests[number] for number in missing]), strict=True))
+        made = self.lm.complete([requests[number] for number in missing])
+        if len(made) != len(missing):
+            raise EngineError(f"the LM {self.name!r} gave {len(made)} answers to {len(missing)} requests")
+        fresh = dict(zip(missing, made, strict=True))
         self._keep({keys[number]: made for number, made in fresh.items() if isinstance(made, Completion)})
         return [known[key] if key in known else fresh[number] for number, key in enumerate(keys)]
 
@@ -88,43 +94,63 @@ class CachedLM(LM):
         found = {}
         with self._open() as file:
             for key in keys:
-                row = file.execute("SELECT answer, sum FROM answers WHERE key = ?", (key,)).fetchone()
+                row = file.execute(_SELECT, (key,)).fetchone()
                 if row is not None:
                     found[key] = self._read(*row)
         return found
 
     def _keep(self, answers: Mapping[str, Completion]) -> None:
-        rows = [(key, text := canonical_json(asdict(made)), _sum(text)) for key, made in answers.items()]
+        texts = {key: json.dumps(asdict(made), sort_keys=True) for key, made in answers.items()}
+        rows = [(key, text, _digest(text)) for key, text in texts.items()]
         with self._open() as file, file:
             file.execute("BEGIN IMMEDIATE")
             file.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", rows)
 
-    def _read(self, text: str, checksum: str) -> Completion:
-        if _sum(text) != checksum:
+    def _read(self, answer: bytes | None, checksum: bytes | None) -> Completion:
+        if answer is None or checksum is None or digest_bytes(answer).encode() != checksum:
             raise sqlite3.DatabaseError("an answer does not match its checksum")
-        fields = json.loads(text)
-        logprobs = fields.pop("logprobs")
-        usage = Usage(**fields.pop("usage"))
-        usage = replace(usage, cached=usage.calls)
-        return Completion(**fields, usage=usage, logprobs=None if logprobs is None else tuple(logprobs))
+        try:
+            return _completion(json.loads(answer))
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise sqlite3.DatabaseError(f"an answer is none of this version: {error!r}") from error
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         """The file, for one thread at a time."""
-        with self._lock, _explained(self.path):
+        with held(self._lock), _explained(self.path):
             yield self._file
 
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Names the file in what SQLite complains of."""
+    """Names the file in what SQLite and the system complain of."""
     try:
         yield
-    except sqlite3.OperationalError as error:
+    except (sqlite3.OperationalError, sqlite3.ProgrammingError, OSError) as error:
         raise StoreError(f"the completion cache {path} cannot be used: {error}; choose another path") from error
-    except sqlite3.DatabaseError as error:
+    except sqlite3.Error as error:
         raise CorruptBlob(f"{path} is damaged or no completion cache ({error}); delete it or restore it") from error
 
 
-def _sum(text: str) -> str:
-    return digest_bytes(text.encode())
+def _completion(fields: Any) -> Completion:
+    """A completion as it was written; fields of usage that an older version did not write have their defaults.
+
+    Raises:
+        ValueError: If a field is not what it should be.
+        TypeError: If there is one too many, or one is missing.
+    """
+    usage, logprobs = Usage(**fields.pop("usage")), fields.pop("logprobs")
+    made = Completion(**fields, usage=usage, logprobs=None if logprobs is None else tuple(logprobs))
+    if not isinstance(made.text, str) or made.finish_reason not in ("stop", "length"):
+        raise ValueError("text or finish_reason is wrong")
+    counts = asdict(usage).values()
+    if not all(type(number) in (int, float) for number in (*counts, *(made.logprobs or ()))):
+        raise ValueError("usage or logprobs are no numbers")
+    if not all(0 <= count < math.inf for count in counts):
+        raise ValueError("usage is below zero")
+    return replace(made, usage=replace(usage, cached=usage.calls))
+
+
+def _digest(text: str) -> str:
+    """Digest of a text, which half an emoji may be part of."""
+    return digest_bytes(text.encode(errors="surrogatepass"))

@@ -7,11 +7,13 @@ the cache's business.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from threading import Lock
 from typing import TypeAlias, final
 
-from lmpipe.errors import EngineError
+from lmpipe.errors import BudgetSpent, EngineError
+from lmpipe.ledger import check_time, seconds_left
 from lmpipe.lm import Completion, Request
 
 Answers: TypeAlias = "list[Completion | EngineError]"
@@ -28,18 +30,26 @@ class InFlight:
     def answer(self, requests: Sequence[Request], work: Callable[[Sequence[Request]], Answers]) -> Answers:
         """Answers a batch; `work` is given those requests that nobody is answering yet, each once.
 
+        A request whose answer another thread was to give, and which that thread left unanswered because its own time
+        was over or because it was interrupted, is answered here.
+
         Raises:
+            BudgetSpent: If the time of the call under way is over.
             Exception: What `work` raised, here or in the thread that answers an equal request.
         """
-        mine: dict[Request, Future[Completion | EngineError]] = {}
-        with self._lock:
-            for request in requests:
-                if request not in self._futures:
-                    self._futures[request] = mine[request] = Future()
-            futures = [self._futures[request] for request in requests]
-        if mine:
-            self._settle(mine, work)
-        return [future.result() for future in futures]
+        answers: dict[Request, Completion | EngineError] = {}
+        while missing := [request for request in dict.fromkeys(requests) if request not in answers]:
+            mine: dict[Request, Future[Completion | EngineError]] = {}
+            with self._lock:
+                for request in missing:
+                    if request not in self._futures:
+                        self._futures[request] = mine[request] = Future()
+                futures = {request: self._futures[request] for request in missing}
+            if mine:
+                self._settle(mine, work)
+            found = {request: _result(future) for request, future in futures.items()}
+            answers |= {request: answer for request, answer in found.items() if answer is not None}
+        return [answers[request] for request in requests]
 
     def _settle(
         self,
@@ -54,9 +64,21 @@ class InFlight:
                 future.set_result(answer)
         except BaseException as error:
             for future in mine.values():
-                future.set_exception(error)
+                if isinstance(error, BudgetSpent) or not isinstance(error, Exception):
+                    future.cancel()  # it concerns this thread alone; whoever else waits asks for itself
+                elif not future.done():
+                    future.set_exception(error)
             raise
         finally:
             with self._lock:
                 for request in mine:
                     del self._futures[request]
+
+
+def _result(future: Future[Completion | EngineError]) -> Completion | EngineError | None:
+    """An answer; none if it has to be asked for again."""
+    try:
+        return future.result(seconds_left())
+    except (CancelledError, FutureTimeout):
+        check_time()
+        return None

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lmpipe.errors import ConfigError
 from lmpipe.retriever import Retriever
+from lmpipe.secrets import hide_in_spec
 
 
 def load_retriever(spec: str | Path, passages: str | Path | None = None, *, header: bool = False) -> Retriever:
@@ -46,8 +47,8 @@ def load_retriever(spec: str | Path, passages: str | Path | None = None, *, head
 
         return open_index(rest or spec)
     raise ConfigError(
-        f"unknown retriever {spec!r}; write the FOLDER of an index, 'http://HOST:PORT', 'bm25:PASSAGES' or "
-        "'dense:PASSAGES'"
+        f"unknown retriever {hide_in_spec(spec)!r}; write the FOLDER of an index, 'http://HOST:PORT', 'bm25:PASSAGES' "
+        "or 'dense:PASSAGES'"
     )
 
 

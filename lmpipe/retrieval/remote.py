@@ -5,21 +5,23 @@ Knows nothing of indexes.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import contextvars
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import Any, final
 
-from urllib3 import BaseHTTPResponse, PoolManager, Retry, Timeout
-from urllib3.exceptions import HTTPError
-
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.retriever import Passage, Retriever
+from lmpipe.secrets import without_credentials
+from lmpipe.web.endpoints import Endpoint, Endpoints, GaveUp
+from lmpipe.web.http import Answer, BadAnswer, Refused, Unreachable
 
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that another try may change
-_AT_ONCE = 8  # queries in flight to a server that takes no batches
+_AT_ONCE = 8  # requests in flight
 _UNKNOWN = (404, 405)  # what a server says of an endpoint that it has not
+_OWN_FAULT = (400, 413, 422)  # what it says of a query that it does not take, or of too many
+_SEARCH = "/api/search"
 
 
 @final
@@ -27,15 +29,16 @@ class RemoteRetriever(Retriever):
     """Passages behind a URL. Failed requests are tried again, each time after twice as long a pause.
 
     Args:
-        url: ``http://host:port``, or ColBERT's ``http://host:port/api/search``.
+        url: ``http://host:port``, or ColBERT's ``http://host:port/api/search``. Credentials in it
+            (``https://USER:PASSWORD@host``) are sent as Basic authentication and shown nowhere.
         retries: How often a request is tried again.
-        backoff: Seconds before the second retry; the first is made at once.
-        timeout: Seconds that an answer may take.
+        backoff: Seconds before the first retry.
+        timeout: Seconds that an answer may take, from the connection to the last byte.
         name: See `Retriever.name`; by default what the server says, or the URL if it says nothing, as ColBERT's own.
-        token: Sent as a Bearer token; none if empty.
+        token: Sent as a Bearer token where the URL has no credentials; none if empty.
 
     Raises:
-        ConfigError: If the URL is none.
+        ConfigError: If the URL is none, or another value cannot be used.
     """
 
     def __init__(
@@ -49,66 +52,134 @@ class RemoteRetriever(Retriever):
         token: str = "",
     ) -> None:
         if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"{url!r} is no URL of a retrieval server; write http://HOST:PORT")
-        self._root = url.rstrip("/").removesuffix("/api/search")
-        retry = Retry(
-            retries,
-            backoff_factor=backoff,
-            status_forcelist=_PASSING,
-            allowed_methods=None,  # searches may be repeated, whatever the method
-            raise_on_status=False,
+            shown = without_credentials(url).rpartition("@")[2]
+            raise ConfigError(f"{shown!r} is no URL of a retrieval server; write http://HOST:PORT")
+        self._endpoints = Endpoints(
+            [url],
+            key=token,
+            max_concurrency=_AT_ONCE,
+            timeout=timeout,
+            retries=retries,
+            backoff=backoff,
+            advice="is `lmpipe serve-index` running there?",
         )
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._pool = PoolManager(
-            headers=headers, maxsize=_AT_ONCE, retries=retry, timeout=Timeout(timeout, connect=min(timeout, 10.0))
-        )
+        self._root = without_credentials(url).rstrip("/").removesuffix(_SEARCH)
+        self._below = _SEARCH if without_credentials(url).rstrip("/").endswith(_SEARCH) else ""
         self._given_name = name
+
+    def __repr__(self) -> str:
+        return f"RemoteRetriever({self._root!r})"
 
     @cached_property
     def name(self) -> str:
         """Raises:
-        EngineError: If the server cannot be reached.
+        EngineError: If the server cannot be reached, or does not say it.
         """
         if self._given_name:
             return self._given_name
-        response = self._asked("GET", "/api/info")
-        if response.status in _UNKNOWN:
-            return self._root
-        return str(self._read(response)["name"])
+        try:
+            return self._endpoints.call(self._ask_name)
+        except GaveUp as error:
+            raise self._gave_up(error) from None
+        except Refused as error:
+            if error.status in _UNKNOWN:
+                return self._root
+            raise self._refusal(error) from None
+
+    def close(self) -> None:
+        """Ends searches that are under way, and refuses new ones."""
+        self._endpoints.close()
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
-        response = self._asked("POST", "/api/search", json={"queries": list(queries), "k": k})
-        if response.status not in _UNKNOWN:
-            return [_passages(result) for result in self._read(response)["results"]]
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            return list(threads.map(partial(self._search_one, k=k), queries))
+        try:
+            return self._search(queries, partial(self._ask_all, queries=queries, k=k))
+        except Refused as error:
+            refused = error
+        if refused.status in _OWN_FAULT:
+            if len(queries) == 1:
+                return [self._refusal(refused)]
+            half = len(queries) // 2  # too much at once, or one query among them
+            return [*self.search(queries[:half], k), *self.search(queries[half:], k)]
+        if refused.status not in _UNKNOWN:
+            raise self._refusal(refused)
+        with ThreadPoolExecutor(_AT_ONCE) as threads:  # each in a copy of this thread's context, with its time limit
+            asked = [threads.submit(contextvars.copy_context().run, self._search_one, query, k) for query in queries]
+            return [future.result() for future in asked]
 
     def _search_one(self, query: str, k: int) -> list[Passage] | EngineError:
         if not query.strip():
             return []
-        found = _passages(self._read(self._asked("GET", "/api/search", fields={"query": query, "k": str(k)})))
-        return found if isinstance(found, EngineError) else found[:k]
-
-    def _asked(self, method: str, path: str, **what: Any) -> BaseHTTPResponse:
         try:
-            return self._pool.request(method, self._root + path, **what)
-        except HTTPError as error:
-            raise EngineError(
-                f"the retrieval server {self._root} cannot be reached: {error}; is `lmpipe serve-index` running there?"
-            ) from error
+            return self._search([query], partial(self._ask_one, query=query, k=k))[0]
+        except Refused as error:
+            refused = error
+        if refused.status in _OWN_FAULT:
+            return self._refusal(refused)
+        raise self._refusal(refused)
 
-    def _read(self, response: BaseHTTPResponse) -> dict[str, Any]:
+    def _search(
+        self, queries: Sequence[str], work: Callable[[Endpoint], list[list[Passage] | EngineError]]
+    ) -> list[list[Passage] | EngineError]:
+        """The answer to one request; its fault is that of all its queries if it is the request's own."""
         try:
-            body = response.json()
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            body = None
-        if response.status == 200 and isinstance(body, dict):
-            return body
-        said = body.get("error") if isinstance(body, dict) else response.data[:200].decode("utf-8", "replace")
-        raise EngineError(f"the retrieval server {self._root} answered {response.status}: {said}")
+            return self._endpoints.call(work)
+        except GaveUp as error:
+            gave_up = error
+        if not gave_up.alone:
+            raise self._gave_up(gave_up)
+        return [self._gave_up(gave_up) for _ in queries]
+
+    def _ask_name(self, endpoint: Endpoint) -> str:
+        answer = endpoint.send("GET", "/api/info", below=self._below)
+        name = _object(answer).get("name")
+        if not isinstance(name, str) or not name:
+            raise BadAnswer(f"the answer holds no name: {answer.quoted}")
+        return name
+
+    def _ask_all(self, endpoint: Endpoint, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
+        answer = endpoint.send("POST", _SEARCH, {"queries": list(queries), "k": k}, below=self._below)
+        results = _object(answer).get("results")
+        if not isinstance(results, list) or len(results) != len(queries):
+            raise BadAnswer(f"the answer does not hold {len(queries)} results: {answer.quoted}")
+        return [_passages(result, k, answer) for result in results]
+
+    def _ask_one(self, endpoint: Endpoint, query: str, k: int) -> list[list[Passage] | EngineError]:
+        answer = endpoint.send("GET", _SEARCH, params={"query": query, "k": str(k)}, below=self._below)
+        return [_passages(_object(answer), k, answer)]
+
+    def _gave_up(self, error: GaveUp) -> EngineError:
+        if isinstance(error.fault, Refused):
+            return self._refusal(error.fault)
+        problem = "cannot be reached" if isinstance(error.fault, Unreachable) else "does not answer as it should"
+        return EngineError(f"the retrieval server {self._root} {problem}: {error}")
+
+    def _refusal(self, error: Refused) -> EngineError:
+        return EngineError(f"the retrieval server {self._root} answered {error.status}: {error.said}")
 
 
-def _passages(result: dict[str, Any]) -> list[Passage] | EngineError:
-    if "topk" not in result:
-        return EngineError(str(result.get("error", result)))
-    return [Passage(str(found["pid"]), str(found["text"]), float(found["score"])) for found in result["topk"]]
+def _object(answer: Answer) -> Mapping[str, Any]:
+    found = answer.json()
+    if not isinstance(found, dict):
+        raise BadAnswer(f"the answer is no JSON object: {answer.quoted}")
+    return found
+
+
+def _passages(result: object, k: int, answer: Answer) -> list[Passage] | EngineError:
+    """What was found for one query, or what the server says is wrong with it."""
+    if isinstance(result, dict):
+        if "topk" not in result and isinstance(result.get("error"), str):
+            return EngineError(answer.readable(result["error"]))
+        found = result.get("topk")
+        if isinstance(found, list) and all(map(_is_passage, found)):
+            return [Passage(str(one["pid"]), one["text"], float(one["score"])) for one in found[:k]]
+    raise BadAnswer(f"the answer holds no passages with pid, text and score: {answer.quoted}")
+
+
+def _is_passage(found: object) -> bool:
+    return (
+        isinstance(found, dict)
+        and type(found.get("pid")) in (str, int)
+        and isinstance(found.get("text"), str)
+        and type(found.get("score")) in (int, float)
+        and abs(found["score"]) <= sys.float_info.max
+    )

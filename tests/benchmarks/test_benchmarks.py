@@ -190,12 +190,16 @@ def test_bad_options_are_named(tiny_folder: Path, tmp_path: Path, option: str, v
 
 
 def test_a_run_on_a_server_trains_a_model_of_the_same_name(tiny_folder: Path, tmp_path: Path) -> None:
+    """And the password in the URL of the second run is in none of its files."""
     with serving(model=str(tiny_folder)) as fake:
-        spec = f"openai:{tiny_folder}@{fake.url}"
-        options = ["--lm", spec, "--train-lm", f"hf:{tiny_folder}", "--cache", str(tmp_path / "cache.db")]
-        for out in ("first", "second"):
-            subprocess.run(small(tmp_path / out, *options, "--strategy", "w"), check=True, capture_output=True)
-        first, second = (json.loads((tmp_path / out / "result.json").read_text()) for out in ("first", "second"))
+        options = ["--train-lm", f"hf:{tiny_folder}", "--cache", str(tmp_path / "cache.db"), "--strategy", "w"]
+        for out, url in (("first", fake.url), ("second", fake.url.replace("//", "//user:w0rd-of-mine@"))):
+            run = small(tmp_path / out, "--lm", f"openai:{tiny_folder}@{url}", *options)
+            printed = subprocess.run(run, check=True, capture_output=True)
+            assert b"w0rd" not in printed.stdout + printed.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"w0rd" in path.read_bytes()]
+    assert "@127.0.0.1" in (tmp_path / "second" / "report.html").read_text()
+    first, second = (json.loads((tmp_path / out / "result.json").read_text()) for out in ("first", "second"))
     assert without_seconds(first) == without_seconds(second)
     assert len(fake.bodies) == len({json.dumps(body, sort_keys=True) for body in fake.bodies})
     with pytest.raises(ConfigError, match="serve the model by that name"):

@@ -18,7 +18,9 @@ from lmpipe import LM, Completion, EngineError, Request, Sampling, ScriptedLM, W
 from lmpipe.engines import load_lm
 from lmpipe.engines.cached import CachedLM
 from lmpipe.errors import ConfigError, CorruptBlob, StoreError
+from lmpipe.hashing import digest_bytes
 from lmpipe.lm import Message, Usage
+from tests.disk import full_disk
 
 
 def request(text: str = "hi", seed: int = 0) -> Request:
@@ -148,6 +150,114 @@ def test_a_damaged_cache_is_named(tmp_path: Path, damage: Callable[[Path], None]
 def read(path: Path) -> None:
     with cached(path, ScriptedLM(echo)) as lm:
         lm.complete([request()])
+
+
+GOOD = '{"text": "hi", "finish_reason": "stop", "usage": {"calls": 1}, "logprobs": null}'
+
+
+def write_answer(path: Path, answer: str | bytes | None, checksum: str | None = None) -> None:
+    """Replaces the one answer of a cache, with the checksum that belongs to it."""
+    data = answer.encode() if isinstance(answer, str) else answer or b""
+    with sqlite3.connect(path) as file:
+        file.execute("UPDATE answers SET answer = ?, sum = ?", (answer, checksum or digest_bytes(data)))
+    file.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "hi",
+        "null",
+        "[]",
+        "[" * 100_000,
+        GOOD[:-1],
+        "{}",
+        GOOD.replace('"hi"', "7"),
+        GOOD.replace('"stop"', '"end"'),
+        GOOD.replace('"stop"', "[]"),
+        GOOD.replace('"text": "hi", ', ""),
+        GOOD.replace("1", '"one"'),
+        GOOD.replace("1", "-1"),
+        GOOD.replace("1", "NaN"),
+        GOOD.replace("1", "true"),
+        GOOD.replace("calls", "cost"),
+        GOOD.replace('{"calls": 1}', "[1]"),
+        GOOD.replace("null", "7"),
+        GOOD.replace("null", '["-0.5"]'),
+        GOOD.replace("null", 'null, "thoughts": 7'),
+        b"\xff\xfe",
+        b"\x00" * 9,
+    ],
+)
+def test_an_answer_of_another_version_is_named(tmp_path: Path, answer: str | bytes) -> None:
+    path = tmp_path / "cache.db"
+    read(path)
+    write_answer(path, answer)
+    with pytest.raises(CorruptBlob, match=r"cache\.db is damaged or no completion cache .*; delete it"):
+        read(path)
+
+
+def test_an_answer_without_checksum_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cache.db"
+    read(path)
+    write_answer(path, GOOD, "none")
+    with pytest.raises(CorruptBlob, match="does not match its checksum"):
+        read(path)
+
+
+def test_what_an_older_version_did_not_count_is_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "cache.db"
+    read(path)
+    write_answer(path, GOOD)
+    with cached(path, ScriptedLM(echo)) as lm:
+        assert lm.complete([request()]) == [Completion("hi", usage=Usage(1, cached=1))]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(st.characters(codec=None)), st.text(st.characters(codec=None), max_size=5))
+def test_any_text_is_kept_as_it_is(tmp_path_factory: pytest.TempPathFactory, text: str, asked: str) -> None:
+    path = tmp_path_factory.mktemp("cache") / "cache.db"
+    for times in range(2):
+        with cached(path, Constant(Completion(text))) as lm:
+            assert lm.complete([request(asked)]) == [Completion(text, usage=Usage(1, cached=times))]
+
+
+def test_an_lm_that_gives_too_few_answers_is_named(tmp_path: Path) -> None:
+    class Forgetful(LM):
+        name = "forgetful"
+
+        def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
+            return []
+
+        def register_adapter(self, adapter: str, folder: Path) -> None:
+            return
+
+    few = pytest.raises(EngineError, match="'forgetful' gave 0 answers to 1 requests")
+    with cached(tmp_path / "cache.db", Forgetful()) as lm, few:
+        lm.complete([request()])
+
+
+def test_a_full_disk_ends_the_run_with_the_name_of_the_cache(tmp_path: Path) -> None:
+    long = Constant(Completion("long " * 100_000))
+    full = pytest.raises(StoreError, match=r"cache\.db cannot be used")
+    with cached(tmp_path / "cache.db", long) as lm, full_disk(100_000), full:
+        lm.complete([request()])
+    with cached(tmp_path / "cache.db", long) as lm:
+        assert lm.complete([request()]) == [long.answer]
+
+
+def test_a_cache_that_was_closed_says_so(tmp_path: Path) -> None:
+    with cached(tmp_path / "cache.db", ScriptedLM(echo)) as lm:
+        lm.close()
+        with pytest.raises(StoreError, match="closed"):
+            lm.complete([request()])
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"file/cache\.db cannot be used"):
+        CachedLM(ScriptedLM(echo), tmp_path / "file" / "cache.db")
 
 
 def test_a_cache_that_cannot_be_opened_is_named(tmp_path: Path) -> None:

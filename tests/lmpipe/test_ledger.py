@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import final
@@ -26,7 +27,8 @@ from lmpipe import (
     initial_state,
     rollout,
 )
-from lmpipe.ledger import MEASURED, Cost, Ledger, ModuleCost
+from lmpipe.errors import BudgetSpent, ConfigError, StoreError
+from lmpipe.ledger import MEASURED, Cost, Ledger, ModuleCost, check_time, held, seconds_left, time_limit
 from lmpipe.lm import Usage
 from tests.scripted import Colour, colour_script, examples
 
@@ -154,3 +156,82 @@ def test_seconds_of_gpus_are_those_of_all_calls() -> None:
         session = Session(lm=lm)
         evaluate(program, initial_state(program, session), asked, exact_match, session)
         assert session.ledger.total.gpu_seconds == pytest.approx(seconds)
+
+
+ODD = st.sampled_from([float("nan"), float("inf"), -5, -0.5])
+
+
+@given(costs, ODD, st.sampled_from(["prompt_tokens", "completion_tokens", "lm_calls", "seconds", "gpu_seconds"]))
+def test_figures_that_make_no_sense_take_nothing_away_from_a_budget(cost: Cost, odd: float, name: str) -> None:
+    ledger = Ledger(limit=Budget(max_tokens=50, max_lm_calls=50))
+    ledger.add(cost)
+    before = (ledger.total.tokens, ledger.total.lm_calls)
+    ledger.add(Cost(**{name: odd}))
+    assert (ledger.total.tokens, ledger.total.lm_calls) == before
+    ledger.add(Cost(prompt_tokens=50))
+    assert ledger.spent() == ledger.spent(Cost(**{name: odd})) == "max_tokens=50 is spent"
+
+
+@pytest.mark.parametrize("limit", [-1, float("nan"), float("inf"), True, "7", [7]])
+@pytest.mark.parametrize("name", ["max_lm_calls", "max_tokens", "max_seconds"])
+def test_a_limit_that_cannot_be_is_named(name: str, limit: object) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}=.* must be a (finite|whole) number from 0 on; leave it out"):
+        Budget(**{name: limit})  # type: ignore[arg-type]
+
+
+def test_calls_and_tokens_are_counted_in_whole_numbers() -> None:
+    for name in ("max_lm_calls", "max_tokens"):
+        with pytest.raises(ConfigError, match="whole number"):
+            Budget(**{name: 1.5})  # type: ignore[arg-type]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+KNOWN = Cost(lm_calls=1, modules={"a": ModuleCost(calls=1)}).to_json()
+
+
+@given(st.dictionaries(st.sampled_from([*KNOWN, "more"]), JSON) | JSON)
+def test_a_record_of_costs_is_read_or_refused(record: object) -> None:
+    for known in (record, {**KNOWN, **record} if isinstance(record, dict) else KNOWN):
+        try:
+            cost = Cost.from_json(known)  # type: ignore[arg-type]
+        except StoreError:
+            continue
+        assert 0 <= cost.tokens < float("inf")
+    with pytest.raises(StoreError, match="no record of costs"):
+        Cost.from_json({**KNOWN, "modules": {"a": {"calls": record}}})
+
+
+def test_what_an_older_version_did_not_count_is_zero() -> None:
+    assert Cost.from_json({"lm_calls": 3, "modules": {}}) == Cost(lm_calls=3)
+
+
+@given(st.floats(0, 1e300), st.floats(0, 1e300))
+def test_the_time_that_is_left_is_that_of_the_narrowest_limit(outer: float, inner: float) -> None:
+    ledger = Ledger(limit=Budget(max_seconds=outer)).child(Budget(max_seconds=inner))
+    assert seconds_left() is None
+    with time_limit(ledger):
+        left = seconds_left()
+        assert left is not None
+        assert 0 <= left <= min(outer, inner)
+        assert left >= min(outer, inner, threading.TIMEOUT_MAX) - 60
+        with time_limit(Ledger()):
+            assert seconds_left() is None
+        if not left:
+            with pytest.raises(BudgetSpent):
+                check_time()
+        else:
+            with held(threading.Lock()):
+                pass
+    assert seconds_left() is None
+
+
+def test_a_lock_is_waited_for_as_long_as_there_is_time() -> None:
+    lock = threading.Lock()
+    short, over = time_limit(Ledger(limit=Budget(max_seconds=0.1))), pytest.raises(BudgetSpent, match="max_seconds")
+    with held(lock), short, over, held(lock):
+        pass
+    assert lock.acquire(blocking=False)

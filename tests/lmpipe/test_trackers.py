@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,27 @@ def test_mlflow_says_where_it_cannot_track(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
     with pytest.raises(ConfigError, match=r"MLflow cannot track to './mlruns'.*MLFLOW_ALLOW_FILE_STORE"):
         load_tracker("mlflow:./mlruns")
+
+
+def test_credentials_of_a_tracking_server_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for uri in (
+        "http://user:w0rd-of-mine@127.0.0.1:9",
+        "http://127.0.0.1:9?token=w0rd-of-mine",
+        "user:w0rd-of-mine@host",
+    ):
+        with pytest.raises(ConfigError, match="MLflow cannot track to") as raised:
+            load_tracker(f"mlflow:{uri}")
+        assert "w0rd" not in "".join(traceback.format_exception(raised.value))
+    with pytest.raises(ConfigError, match="unknown tracker") as raised:
+        load_tracker("comet:http://user:w0rd-of-mine@host")
+    assert "w0rd" not in str(raised.value)
+
+
+def test_what_a_tracker_cannot_log_is_an_error_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="TensorBoard cannot write to"):
+        log(load_tracker(f"tensorboard:{tmp_path / 'file' / 'board'}"))
 
 
 def test_a_session_imports_no_tracker() -> None:

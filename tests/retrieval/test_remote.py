@@ -6,14 +6,19 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from lmpipe import EngineError, Passage, ScriptedLM, Session
-from lmpipe.errors import ConfigError
+from lmpipe import Budget, EngineError, Passage, ScriptedLM, Session
+from lmpipe.errors import BudgetSpent, ConfigError
+from lmpipe.ledger import Ledger, time_limit
+from lmpipe.retrieval import load_retriever
 from lmpipe.retrieval.remote import RemoteRetriever
 from lmpipe.retrieval.serve import application
+from tests.engines.faulty_answers import FAULTY, Asked, RawAnswer, RawServer, always, answering, http, once
 from tests.retrieval.serving import colberts_own, flaky, serving
 from tests.rivers import WordOverlap, reader, run
 
@@ -95,6 +100,155 @@ def test_a_server_that_stays_busy_or_is_not_there_is_named() -> None:
         RemoteRetriever(url, retries=2, backoff=0.01).search(["Paris lies"], 1)
     with pytest.raises(ConfigError, match="no URL"):
         RemoteRetriever("localhost:8893")
+
+
+PASSAGE = {"pid": 3, "text": "Paris", "score": 0.5}
+
+
+def found(passage: object = PASSAGE, **more: object) -> dict[str, Any]:
+    return {"results": [{"topk": [passage]}], **more}
+
+
+FAULTY_FINDS: dict[str, object] = {
+    "a list": [found()],
+    "no results": {"result": []},
+    "results that are text": {"results": "Paris"},
+    "too few results": {"results": []},
+    "too many results": {"results": [{"topk": []}] * 2},
+    "a result that is a list": {"results": [[PASSAGE]]},
+    "a result that is null": {"results": [None]},
+    "a result without passages": {"results": [{"query": "Paris"}]},
+    "passages that are text": {"results": [{"topk": "Paris"}]},
+    "an error that is no text": {"results": [{"error": ["broken"]}]},
+    "a passage that is text": found("Paris"),
+    "a passage without text": found({"pid": 3, "score": 0.5}),
+    "a passage of null": found({**PASSAGE, "text": None}),
+    "an id that is a list": found({**PASSAGE, "pid": [3]}),
+    "an id that is true": found({**PASSAGE, "pid": True}),
+    "an id in fractions": found({**PASSAGE, "pid": 3.5}),
+    "a score that is no number": found({**PASSAGE, "score": float("nan")}),
+    "a score without end": found({**PASSAGE, "score": float("-inf")}),
+    "a score in words": found({**PASSAGE, "score": "high"}),
+    "a score of null": found({**PASSAGE, "score": None}),
+    "a score beyond all measure": found({**PASSAGE, "score": 10**400}),
+}
+NO_FINDS = {name: http(body) for name, body in FAULTY_FINDS.items()} | {
+    name: fault for name, fault in FAULTY.items() if not fault.pause and fault.end != "stay"
+}
+
+
+@pytest.fixture(scope="module")
+def raw() -> Iterator[RawServer]:
+    with answering(always(http(found()))) as server:
+        yield server
+
+
+@contextmanager
+def asking(url: str, **settings: Any) -> Iterator[RemoteRetriever]:
+    retriever = RemoteRetriever(url.removesuffix("/v1"), **{"backoff": 0.001, "retries": 1, **settings})
+    yield retriever
+    retriever.close()
+
+
+@pytest.mark.parametrize("name", NO_FINDS)
+def test_an_answer_that_cannot_be_used_is_asked_for_again_and_then_an_error(raw: RawServer, name: str) -> None:
+    raw.begin(once(NO_FINDS[name], found()))
+    with asking(raw.url) as remote:
+        assert remote.search(["Paris"], 1) == [[Passage("3", "Paris", 0.5)]]
+        assert len(raw.asked) == 2
+        raw.begin(always(NO_FINDS[name]))
+        if NO_FINDS[name].whole:
+            with pytest.raises(EngineError, match=r"^the retrieval server http://127\.0\.0\.1:\d+ answered \d\d\d: "):
+                remote.search(["Paris"], 1)
+        else:
+            (error,) = remote.search(["Paris"], 1)
+            assert "does not answer as it should: no answer that can be used in 2 tries" in str(error)
+
+
+@pytest.mark.parametrize("name", [None, 7, "", ["name"]])
+def test_a_server_that_does_not_say_its_name_is_named(raw: RawServer, name: object) -> None:
+    raw.begin(always(http({"name": name})))
+    with asking(raw.url) as remote, pytest.raises(EngineError, match="the answer holds no name"):
+        _ = remote.name
+
+
+def test_no_more_passages_are_taken_than_were_asked_for(raw: RawServer) -> None:
+    raw.begin(always(http({"results": [{"topk": [PASSAGE] * 9}], "more": 7})))
+    with asking(raw.url) as remote:
+        assert remote.search(["Paris"], 2) == [[Passage("3", "Paris", 0.5)] * 2]
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "413 Content Too Large", "422 Unprocessable"])
+def test_a_query_that_is_refused_costs_itself_alone(raw: RawServer, status: str) -> None:
+    def answer(asked: Asked) -> RawAnswer:
+        queries = json.loads(asked.body)["queries"]
+        if len(queries) > 4 or "long" in queries:
+            return http({"error": "too long"}, status)
+        return http({"results": [{"topk": [{**PASSAGE, "text": query}]} for query in queries]})
+
+    raw.begin(answer)
+    with asking(raw.url) as remote:
+        answers = remote.search([*map(str, range(6)), "long", "7"], 1)
+    assert [isinstance(one, EngineError) for one in answers] == [False] * 6 + [True, False]
+    assert [one[0].text for one in answers if isinstance(one, list)] == [*map(str, range(6)), "7"]
+    assert f"answered {status[:3]}: too long" in str(answers[6])
+
+
+def test_a_search_ends_with_the_timeout_and_with_the_time_of_a_budget(raw: RawServer) -> None:
+    for fault in (FAULTY["silence"], FAULTY["headers byte by byte"], FAULTY["a body byte by byte"]):
+        raw.begin(always(fault))
+        late = pytest.raises(EngineError, match=r"does not answer as it should: no answer within 0\.2 s")
+        with asking(raw.url, retries=0, timeout=0.2) as remote, late:
+            remote.search(["Paris"], 1)
+        with asking(raw.url) as remote, time_limit(Ledger(limit=Budget(max_seconds=0.2))):
+            for search in (remote.search, lambda queries, k: remote.name):
+                with pytest.raises(BudgetSpent, match="max_seconds"):
+                    search(["Paris"], 1)
+
+
+def test_queries_that_cannot_be_encoded_are_searched(raw: RawServer) -> None:
+    raw.begin(always(http(found())))
+    with asking(raw.url) as remote:
+        assert isinstance(remote.search(["a\ud800b"], 1)[0], list)
+
+    def single(asked: Asked) -> RawAnswer:
+        return http({"topk": [PASSAGE]}) if asked.head.startswith("GET") else http({}, "405 Not Allowed")
+
+    raw.begin(single)
+    with asking(raw.url) as remote:
+        assert remote.search(["a\ud800b", "\n&k=9"], 1) == [[Passage("3", "Paris", 0.5)]] * 2
+        assert {asked.path for asked in raw.asked[1:]} == {
+            "/api/search?query=a%3Fb&k=1",
+            "/api/search?query=%0A%26k%3D9&k=1",
+        }
+
+
+def test_credentials_are_sent_and_are_no_part_of_the_name(raw: RawServer) -> None:
+    def answer(asked: Asked) -> RawAnswer:
+        return http(
+            {"error": f"who is {asked.head}?"}, "401 Unauthorized" if "search" in asked.path else "404 Not Found"
+        )
+
+    raw.begin(answer)
+    url = raw.url.removesuffix("/v1")
+    for given, settings, proof in (
+        (url.replace("//", "//user:w0rd-of-mine@") + "/api/search", {}, "Basic dXNlcjp3MHJkLW9mLW1pbmU="),
+        (url + "?token=w0rd-of-mine", {}, ""),
+        (url, {"token": "w0rd-of-mine"}, "Bearer w0rd-of-mine"),
+    ):
+        with asking(given, **settings) as remote:
+            assert (remote.name, repr(remote)) == (url, f"RemoteRetriever({url!r})")
+            assert proof in raw.asked[-1].head
+            assert "w0rd-of-mine" in raw.asked[-1].head or "dXNlcjp3MHJkLW9mLW1pbmU=" in raw.asked[-1].head
+            with pytest.raises(EngineError, match="answered 401: who is") as raised:
+                remote.search(["Paris"], 1)
+        assert "w0rd-of-mine" not in str(raised.value)
+        assert "dXNlcjp3MHJkLW9mLW1pbmU" not in str(raised.value)
+    for wrong in ("user:w0rd-of-mine@host:8893", "http://user:w0rd-of-mine@host:port", "ftp://u:w0rd-of-mine@host"):
+        for make in (RemoteRetriever, load_retriever):
+            with pytest.raises(ConfigError) as refused:
+                make(wrong)
+            assert "w0rd" not in str(refused.value)
 
 
 def test_a_program_runs_on_a_remote_index() -> None:

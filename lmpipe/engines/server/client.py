@@ -6,27 +6,33 @@ calls are spread, bounded and repeated is in `endpoints`. Safe to use from many 
 
 from __future__ import annotations
 
+import contextvars
 import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, final
 
-from openai import APIStatusError, BadRequestError, NotFoundError, UnprocessableEntityError
-from openai.types import Completion as TextAnswer
-from openai.types.chat import ChatCompletion as ChatAnswer
+import httpx2
 
-from lmpipe.engines.chat import cut_at_stop, encode_chat, plain_chat, unregistered, wrong_base
+from lmpipe.engines.chat import check_chat_template, cut_at_stop, encode_chat, plain_chat, unregistered, wrong_base
 from lmpipe.engines.inflight import InFlight
+from lmpipe.engines.server.adapters import LoadedAdapters
 from lmpipe.engines.server.dialects import DIALECTS, Dialect, DialectName, detect
-from lmpipe.engines.server.endpoints import Endpoint, Endpoints
+from lmpipe.engines.server.replies import Reply, read_reply
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.lm import LM, Completion, Request, Usage
+from lmpipe.ledger import held
+from lmpipe.lm import LM, Completion, Request
+from lmpipe.secrets import hide, hide_in_spec
+from lmpipe.text import clean
+from lmpipe.web.endpoints import Endpoint, Endpoints, GaveUp
+from lmpipe.web.http import Refused
 
-_Answer: TypeAlias = "ChatAnswer | TextAnswer"
+_OWN_FAULT = (400, 413, 422)  # statuses that concern the request alone
 
 
 @final
@@ -35,16 +41,18 @@ class ServerLM(LM):
 
     Args:
         model: What the servers call it.
-        base_urls: Of the servers, such as ``http://host:8000/v1``; each call goes to the least busy one.
+        base_urls: Of the servers, such as ``http://host:8000/v1``; each call goes to the least busy one. Credentials in
+            a URL (``https://USER:PASSWORD@host/v1``) are sent as Basic authentication, in place of the key, and a query
+            (``?api_key=…``) goes with each request; neither is shown anywhere.
         dialect: Family of the servers; by default they are asked on the first use.
         api_key: By default ``$OPENAI_API_KEY``; servers of your own need none.
         tokenizer: Without one, the server renders chats by its own template. With the id or folder of a tokenizer,
             chats are rendered here as `LocalLM` does, and sent as token ids.
         path_map: Prefixes of adapter folders here → what the servers call them, where they see other paths.
         max_concurrency: Most calls in flight at each URL; further ones wait.
-        timeout: Seconds until a call counts as failed.
+        timeout: Seconds until a call counts as failed: for all of it, from the connection to the last byte.
         retries: How often a call is made again, at another URL where there is one, after a refused connection, a
-            timeout, or a status of 429 or from 500 on.
+            timeout, an answer that is cut off or no completion, or a status of 429 or from 500 on.
         backoff: Seconds that a URL rests after a failure, doubled each time, unless the server says how long.
         max_adapters: Most adapters loaded on a server; the one used longest ago leaves first.
 
@@ -69,22 +77,31 @@ class ServerLM(LM):
         backoff: float = 0.5,
         max_adapters: int = 8,
     ) -> None:
+        if dialect is not None and dialect not in DIALECTS:
+            raise ConfigError(f"dialect={dialect!r} is none of {', '.join(DIALECTS)}")
+        if isinstance(max_adapters, bool) or not isinstance(max_adapters, int) or max_adapters < 1:
+            raise ConfigError(f"max_adapters={max_adapters!r} must be a whole number from 1 on")
         self._name = model
         self._endpoints = Endpoints(
             base_urls,
-            api_key=api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY",
+            key=api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY",
             max_concurrency=max_concurrency,
             timeout=timeout,
             retries=retries,
             backoff=backoff,
-            max_adapters=max_adapters,
+            advice="check that the server runs and that the URL ends in /v1",
         )
+        self._adapters = {endpoint: LoadedAdapters(endpoint, max_adapters) for endpoint in self._endpoints.all}
         self._path_map = dict(path_map or {})
         self._folders: dict[str, str] = {}
         self._tokenizer = None if tokenizer is None else _load_tokenizer(str(tokenizer))
         self._dialect = None if dialect is None else DIALECTS[dialect]
         self._lock = Lock()
+        self._undetected: GaveUp | None = None
         self._in_flight = InFlight()
+
+    def __repr__(self) -> str:
+        return f"ServerLM({self._name!r}, {[endpoint.url for endpoint in self._endpoints.all]})"
 
     @classmethod
     def from_spec(cls, spec: str, **settings: Any) -> ServerLM:
@@ -95,8 +112,10 @@ class ServerLM(LM):
         """
         found = re.fullmatch(r"(.+?)@(https?://.+)", spec)
         if found is None:
-            raise ConfigError(f"{spec!r} names no server; write openai:MODEL@http://host:8000/v1, URLs with commas")
-        return cls(found[1], [url.strip() for url in found[2].split(",")], **settings)
+            raise ConfigError(
+                f"{hide_in_spec(spec)!r} names no server; write openai:MODEL@http://host:8000/v1, URLs with commas"
+            )
+        return cls(found[1], re.split(r"\s*,\s*(?=https?://)", found[2].strip()), **settings)
 
     @property
     def name(self) -> str:
@@ -107,18 +126,25 @@ class ServerLM(LM):
         """The family of the servers.
 
         Raises:
-            EngineError: If none can be reached to find out.
+            EngineError: If they cannot be asked.
+            BudgetSpent: If the time of the call under way is over.
         """
-        with self._lock:
+        undetected = self._undetected
+        with held(self._lock):
             if self._dialect is None:
+                if self._undetected is not undetected and self._undetected is not None:
+                    raise self._endpoints.again(self._undetected)  # another call has asked while this one waited
                 try:
-                    self._dialect = self._endpoints.call(lambda endpoint: detect(endpoint.client, endpoint.root))
-                except APIStatusError as error:
-                    raise self._refusal(error) from error
+                    self._dialect = self._endpoints.call(detect)
+                except GaveUp as error:
+                    self._undetected = error
+                    raise
+                except Refused as error:
+                    raise self._refusal(error) from None
             return self._dialect
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Ends calls that are under way, and refuses new ones."""
         self._endpoints.close()
 
     def register_adapter(self, adapter: str, folder: Path) -> None:
@@ -141,74 +167,85 @@ class ServerLM(LM):
         if len(requests) == 1:
             return [self._ask(requests[0])]
         with ThreadPoolExecutor(min(len(requests), self._endpoints.capacity)) as pool:
-            return list(pool.map(self._ask, requests))
+            try:  # each in a copy of this thread's context, which holds the limit to the time
+                asked = [pool.submit(contextvars.copy_context().run, self._ask, request) for request in requests]
+                return [future.result() for future in asked]
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, request: Request) -> Completion | EngineError:
-        """One answer; what the server says about this request alone is returned, not raised."""
+        """One answer; what concerns this request alone is returned, not raised."""
         wrong = wrong_base(request, self.name)
         if wrong is not None:
             return wrong
-        dialect = self.dialect
         try:
-            body = self._body(request, dialect)
-        except EngineError as error:
-            return error
-        try:
-            answer = self._endpoints.call(partial(self._post, body=body, adapter=request.weights.adapter))
-        except (BadRequestError, UnprocessableEntityError) as error:
-            return EngineError(f"{self.name} refused the request: {error}")
-        except APIStatusError as error:
-            raise self._refusal(error) from error
-        return _completion(answer, request)
+            dialect = self.dialect
+            try:
+                body = self._body(request, dialect)
+            except EngineError as error:
+                return error
+            reply = self._endpoints.call(partial(self._post, request=request, body=body))
+        except GaveUp as error:
+            if not error.alone:
+                raise
+            return EngineError(f"{self.name}: {error}")
+        except Refused as error:
+            refused = error
+        else:
+            text = cut_at_stop(reply.text, request.sampling.stop)
+            return Completion(text, reply.finish_reason, reply.usage, reply.logprobs)
+        if refused.status in _OWN_FAULT:
+            return EngineError(f"{self.name} refused the request: {refused}")
+        raise self._refusal(refused)
 
-    def _refusal(self, error: APIStatusError) -> EngineError:
+    def _refusal(self, error: Refused) -> EngineError:
         return EngineError(
-            f"{error.request.url} does not answer for model {self.name!r}: {error}; check the model's name and the key "
+            f"{error.url} does not answer for model {self.name!r}: {error}; check the model's name and the key "
             "in OPENAI_API_KEY"
         )
 
     def _body(self, request: Request, dialect: Dialect) -> dict[str, Any]:
+        """Raises:
+        EngineError: If the servers do not take such a request.
+        """
         body = {"model": self.name, **dialect.sampling(request)}
+        messages = [replace(message, content=clean(message.content)) for message in request.messages]
         if self._tokenizer is None:
-            body["messages"] = plain_chat(request.messages)
+            body["messages"] = plain_chat(messages)
             body[dialect.limit] = request.sampling.max_tokens
             if request.sampling.logprobs:
                 body["logprobs"] = True
             return body
         if not dialect.token_prompts or (request.pattern is not None and not dialect.patterns_in_completions):
             raise EngineError(f"servers of the family {dialect.name!r} take no token ids; leave the tokenizer out")
-        with self._lock:  # fast tokenizers may be borrowed by one thread at a time
-            body["prompt"] = encode_chat(self._tokenizer, request.messages)
+        with held(self._lock):  # fast tokenizers may be borrowed by one thread at a time
+            body["prompt"] = encode_chat(self._tokenizer, messages)
         body["max_tokens"] = request.sampling.max_tokens
         if request.sampling.logprobs:
             body["logprobs"] = 1
         return body
 
-    def _post(self, endpoint: Endpoint, body: Mapping[str, Any], adapter: str | None) -> _Answer:
+    def _post(self, endpoint: Endpoint, request: Request, body: Mapping[str, Any]) -> Reply:
+        adapter = request.weights.adapter
         if adapter is None:
-            return self._call(endpoint, body)
+            return self._call(endpoint, request, body)
         folder, dialect = self._folders.get(adapter), self.dialect
         if folder is None or dialect.adapter is None:
             raise unregistered(adapter)
-        body = {**body, **dialect.adapter(adapter)}
-        with endpoint.adapters.using(adapter, folder, dialect):
+        body, loaded = {**body, **dialect.adapter(adapter)}, self._adapters[endpoint]
+        with loaded.using(adapter, folder, dialect):
             try:
-                return self._call(endpoint, body)
-            except (NotFoundError, BadRequestError) as error:
-                if adapter not in str(error):
+                return self._call(endpoint, request, body)
+            except Refused as error:
+                if error.status not in (400, 404) or adapter not in error.said:
                     raise
-            endpoint.adapters.load(adapter, folder, dialect)  # the server was started again since
-            return self._call(endpoint, body)
+            loaded.load(adapter, folder, dialect)  # the server was started again since
+            return self._call(endpoint, request, body)
 
-    def _call(self, endpoint: Endpoint, body: Mapping[str, Any]) -> _Answer:
-        answer: object = (
-            endpoint.client.post("/chat/completions", cast_to=ChatAnswer, body=body)
-            if self._tokenizer is None
-            else endpoint.client.post("/completions", cast_to=TextAnswer, body=body)
-        )
-        if not isinstance(answer, (ChatAnswer, TextAnswer)):
-            raise EngineError(f"{endpoint.url} answers with something else than a completion; it should end in /v1")
-        return answer
+    def _call(self, endpoint: Endpoint, request: Request, body: Mapping[str, Any]) -> Reply:
+        chat = self._tokenizer is None
+        answer = endpoint.send("POST", "/chat/completions" if chat else "/completions", body)
+        return read_reply(answer, chat=chat, logprobs=request.sampling.logprobs)
 
     def _remote(self, folder: Path) -> str:
         """A folder as the servers see it."""
@@ -218,34 +255,16 @@ class ServerLM(LM):
         return str(folder)
 
 
-def _completion(answer: _Answer, request: Request) -> Completion | EngineError:
-    if not answer.choices:
-        return EngineError(f"the server's answer holds no choices: {answer.to_json(indent=None)}")
-    text, logprobs = _read(answer)
-    usage = Usage(1) if answer.usage is None else Usage(1, answer.usage.prompt_tokens, answer.usage.completion_tokens)
-    reason: Literal["stop", "length"] = "length" if answer.choices[0].finish_reason == "length" else "stop"
-    return Completion(
-        cut_at_stop(text, request.sampling.stop),
-        reason,
-        usage,
-        tuple(logprobs) if request.sampling.logprobs and logprobs is not None else None,
-    )
-
-
-def _read(answer: _Answer) -> tuple[str, list[float] | None]:
-    """Text and log-probabilities of either kind of answer."""
-    if isinstance(answer, ChatAnswer):
-        choice = answer.choices[0]
-        tokens = choice.logprobs.content if choice.logprobs else None
-        return choice.message.content or "", None if tokens is None else [token.logprob for token in tokens]
-    first = answer.choices[0]
-    return first.text, first.logprobs.token_logprobs if first.logprobs else None
-
-
 def _load_tokenizer(id_or_path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(id_or_path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot load a tokenizer from {id_or_path!r}: {error}") from error
+        tokenizer = AutoTokenizer.from_pretrained(id_or_path)
+    except (OSError, ValueError, ImportError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        problem = hide(str(error))
+    except httpx2.HTTPError as error:  # of the hub's library
+        problem = hide(str(error))
+    else:
+        check_chat_template(tokenizer, id_or_path)
+        return tokenizer
+    raise ConfigError(f"cannot load a tokenizer from {id_or_path!r}: {problem}")

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Literal, final
-
-from openai import APIStatusError, OpenAI
 
 from lmpipe.errors import EngineError
 from lmpipe.lm import Request
+from lmpipe.web.endpoints import Endpoint
+from lmpipe.web.http import Answer, BadAnswer, Refused
+
+_UNKNOWN = (404, 405)  # what a server says of a route that it has not
 
 DialectName = Literal["vllm", "sglang", "tgi", "llamacpp", "openai"]
 
@@ -109,21 +112,38 @@ DIALECTS: Mapping[DialectName, Dialect] = {
 }
 
 
-def detect(client: OpenAI, root: str) -> Dialect:
+def detect(endpoint: Endpoint) -> Dialect:
     """The family of a server, by what it says of its models and of itself; ``openai`` if it says nothing.
 
-    Args:
-        client: A client of the server.
-        root: Its URL without ``/v1``.
+    Raises:
+        Fault: If it cannot be asked for its models, or answers with something else.
     """
     try:
-        owners = {str(model.owned_by) for model in client.models.list()}
-        for name in ("vllm", "sglang", "llamacpp"):
-            if name in owners:
-                return DIALECTS[name]
-        info = client.get(f"{root}/info", cast_to=object)
-    except APIStatusError as error:
-        if error.status_code in (404, 405):
+        answer = endpoint.send("GET", "/models")
+    except Refused as error:
+        if error.status in _UNKNOWN:
             return DIALECTS["openai"]
         raise
+    owners = _owners(answer)
+    for name in ("vllm", "sglang", "llamacpp"):
+        if name in owners:
+            return DIALECTS[name]
+    try:
+        info = endpoint.send("GET", "/info", below="/v1").json()
+    except BadAnswer:
+        return DIALECTS["openai"]  # a page for people, as gateways have
+    except Refused as error:
+        if error.status == 429 or error.status >= 500:
+            raise
+        return DIALECTS["openai"]
     return DIALECTS["tgi" if isinstance(info, dict) and "docker_label" in info else "openai"]
+
+
+def _owners(answer: Answer) -> set[str]:
+    """Who owns the models of a list; some servers write none where there is no model."""
+    found = answer.json()
+    models = found.get("data") if isinstance(found, dict) else None
+    if not isinstance(found, dict) or "data" not in found or not isinstance(models, (list, NoneType)):
+        raise BadAnswer(f"the answer is no list of models: {answer.quoted}")
+    owners = (model.get("owned_by") for model in models or () if isinstance(model, dict))
+    return {owner for owner in owners if isinstance(owner, str)}

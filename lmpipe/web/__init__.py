@@ -1,0 +1,1 @@
+"""HTTP services that lmpipe asks: LMs and retrievers on other machines. Needs httpx2."""

@@ -1,0 +1,232 @@
+"""What a request may take: a limit for all of it, whatever the server does, and the time that a budget leaves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lmpipe import Budget, Completion, EngineError
+from lmpipe.engines.cached import CachedLM
+from lmpipe.engines.inflight import InFlight
+from lmpipe.engines.server import ServerLM
+from lmpipe.errors import BudgetSpent, ConfigError
+from lmpipe.ledger import Ledger, check_time, time_limit
+from tests.engines.faulty_answers import Asked, RawAnswer, always, answering, completion, http, once
+from tests.engines.openai_server import NOWHERE, FakeServer, client, request, texts
+from tests.engines.test_server_adapters import adapter_folder
+
+DRIBBLE = RawAnswer((b"HTTP/1.1 200 OK\r\n\r\n", *[b" "] * 100_000), pause=0.05)
+SILENCE = RawAnswer((), end="stay")
+
+
+@contextmanager
+def ends_within(seconds: float) -> Iterator[None]:
+    begun = time.monotonic()
+    yield
+    assert time.monotonic() - begun < seconds
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    with time_limit(Ledger(limit=Budget(max_seconds=seconds))):
+        yield
+
+
+def test_a_server_that_dribbles_ends_with_the_timeout() -> None:
+    with (
+        answering(always(DRIBBLE)) as raw,
+        client(raw.url, dialect="vllm", timeout=0.5, retries=0) as lm,
+        ends_within(5),
+        pytest.raises(EngineError, match=r"no answer within 0.5 s in 1 tries"),
+    ):
+        lm.complete([request()])
+
+
+@pytest.mark.parametrize("answer", [DRIBBLE, SILENCE, http({}, "429 Slow Down", Retry_After="1e9")])
+@pytest.mark.parametrize("dialect", ["vllm", None])
+def test_a_call_ends_when_the_time_of_the_budget_is_over(answer: RawAnswer, dialect: str | None) -> None:
+    with answering(always(answer)) as raw, client(raw.url, dialect=dialect) as lm:
+        for requests in ([request()], [request(str(n)) for n in range(8)]):
+            with ends_within(5), limited(0.3), pytest.raises(BudgetSpent, match="max_seconds is spent"):
+                lm.complete(requests)
+        if answer in (DRIBBLE, SILENCE):  # the time was short, which is no fault of the server: it does not rest
+            raw.begin(lambda asked: http({"data": [{"owned_by": "vllm"}]} if "models" in asked.path else completion()))
+            with ends_within(5), limited(4):
+                assert texts(lm.complete([request()])) == ["fine"]
+
+
+def test_a_call_that_waits_for_a_free_place_ends_in_time() -> None:
+    with answering(always(SILENCE)) as raw, client(raw.url, dialect="vllm", max_concurrency=1, retries=0) as lm:
+        first = in_thread(lambda: lm.complete([request("first")]))
+        wait_until(lambda: bool(raw.asked))
+        with ends_within(5), limited(0.3), pytest.raises(BudgetSpent):
+            lm.complete([request("second")])
+        assert len(raw.asked) == 1
+        lm.close()
+        first.join()
+
+
+def test_a_call_that_waits_for_a_resting_server_ends_in_time() -> None:
+    with (
+        client(NOWHERE, dialect="vllm", backoff=60.0) as lm,
+        ends_within(5),
+        limited(0.5),
+        pytest.raises(BudgetSpent),
+    ):
+        lm.complete([request()])
+
+
+def test_calls_that_wait_for_an_adapter_end_in_time(tmp_path: Path) -> None:
+    def answer(asked: Asked) -> RawAnswer:
+        return SILENCE if asked.path.endswith("adapter") else http(completion())
+
+    with answering(answer) as raw, client(raw.url, dialect="vllm") as lm:
+        lm.register_adapter("d1", adapter_folder(tmp_path, "d1"))
+        first = in_thread(lambda: lm.complete([request(adapter="d1")]))
+        wait_until(lambda: bool(raw.asked))
+        with ends_within(5), limited(0.3), pytest.raises(BudgetSpent):
+            lm.complete([request(f"{n}", adapter="d1") for n in range(3)])
+        assert texts(lm.complete([request()])) == ["fine"]
+        lm.close()
+        first.join()
+
+
+def test_a_server_that_has_time_answers_beside_a_budget(server: FakeServer, lm: ServerLM) -> None:
+    with limited(60):
+        assert texts(lm.complete([request(str(n)) for n in range(5)])) == [f"m: {n}" for n in range(5)]
+    with limited(0), pytest.raises(BudgetSpent):
+        lm.complete([request()])
+    assert len(server.bodies) == 5
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_who_waits_for_the_answer_of_another_does_not_share_its_limit(cached: bool, tmp_path: Path) -> None:
+    """The first asker's time is over; the second, who waits for an equal request, asks for itself."""
+    with answering(once(SILENCE)) as raw, client(raw.url, dialect="vllm") as inner:
+        lm = CachedLM(inner, tmp_path / "cache.db") if cached else inner
+        raised: list[Exception] = []
+        first = in_thread(lambda: under_limit(1.0, lambda: lm.complete([request()]), raised))
+        wait_until(lambda: bool(raw.asked))
+        with ends_within(10):
+            assert texts(lm.complete([request()])) == ["fine"]
+        first.join()
+    assert [type(error) for error in raised] == [BudgetSpent]
+
+
+def test_who_waits_for_the_answer_of_another_ends_in_its_own_time() -> None:
+    with answering(always(SILENCE)) as raw, client(raw.url, dialect="vllm", retries=0) as lm:
+        first = in_thread(lambda: lm.complete([request()]))
+        wait_until(lambda: bool(raw.asked))
+        with ends_within(5), limited(0.3), pytest.raises(BudgetSpent):
+            lm.complete([request()])
+        lm.close()
+        first.join()
+
+
+@pytest.mark.parametrize(
+    ("error", "shared"), [(EngineError("down"), True), (BudgetSpent("over"), False), (KeyboardInterrupt(), False)]
+)
+def test_only_what_concerns_all_is_handed_to_those_who_wait(error: BaseException, shared: bool) -> None:
+    flights, begun, asked = InFlight(), threading.Event(), []
+
+    def fails(requests: object) -> list[Completion | EngineError]:
+        begun.set()
+        wait_until(lambda: bool(asked))
+        time.sleep(0.1)  # until the other waits
+        raise error
+
+    def works(requests: object) -> list[Completion | EngineError]:
+        return [Completion("asked again")]
+
+    def ask() -> None:
+        with pytest.raises(type(error)):
+            flights.answer([request()], fails)
+
+    first = in_thread(ask)
+    begun.wait()
+    asked.append(True)
+    if shared:
+        with pytest.raises(EngineError, match="down"):
+            flights.answer([request()], works)
+    else:
+        assert flights.answer([request()], works) == [Completion("asked again")]
+    first.join()
+
+
+@pytest.mark.parametrize("said", ["nan", "inf", "-inf", "-1", "1e999", "soon", "Thu, 99 Foo 2000", "0"])
+def test_times_to_wait_that_make_no_sense_are_ignored(said: str) -> None:
+    busy = http({}, "503 Busy", Retry_After=said)
+    with answering(once(busy)) as raw, client(raw.url, dialect="vllm", backoff=0.01) as lm, ends_within(5):
+        assert texts(lm.complete([request()])) == ["fine"]
+
+
+def test_a_date_to_wait_for_is_understood() -> None:
+    busy = http({}, "503 Busy", Retry_After="Fri, 31 Dec 9999 23:59:59 GMT")
+    with answering(once(busy)) as raw, client(raw.url, dialect="vllm", backoff=0.01) as lm:
+        with limited(0.5), pytest.raises(BudgetSpent):
+            lm.complete([request()])
+        assert len(raw.asked) == 1
+
+
+def test_a_client_that_was_closed_says_so(server: FakeServer) -> None:
+    with client(server.url, dialect="vllm") as lm:
+        lm.close()
+        with pytest.raises(EngineError, match="is closed; make it again"):
+            lm.complete([request()])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"timeout": float("nan")},
+        {"timeout": float("inf")},
+        {"timeout": 0},
+        {"timeout": True},
+        {"timeout": "1"},
+        {"backoff": -1},
+        {"backoff": float("nan")},
+        {"retries": -1},
+        {"retries": 1.5},
+        {"max_concurrency": 0},
+        {"max_concurrency": 2.5},
+        {"max_adapters": 0},
+        {"max_adapters": 1.5},
+        {"dialect": "gpt"},
+    ],
+)
+def test_settings_that_cannot_be_are_named(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        ServerLM("m", [NOWHERE], **settings)  # type: ignore[arg-type]
+
+
+def in_thread(work: Callable[[], object]) -> threading.Thread:
+    """Runs something beside; what it raises of ours is not looked at."""
+
+    def run() -> None:
+        try:
+            work()
+        except EngineError:
+            return
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def under_limit(seconds: float, work: Callable[[], object], raised: list[Exception]) -> None:
+    with limited(seconds):
+        try:
+            work()
+            check_time()
+        except BudgetSpent as error:
+            raised.append(error)
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    while not done():
+        time.sleep(0.001)
