@@ -33,7 +33,7 @@ from lmpipe.rollout import Job
 from lmpipe.splits import shuffled, subsample
 from lmpipe.trace import module_costs
 from lmpipe.trainer import PolicyGradient, TrainingRow
-from optimizers.weights.settings import WeightSettings, ended
+from optimizers.weights.settings import DIVERGED, WeightSettings, divergences, ended
 
 
 @final
@@ -91,8 +91,9 @@ class GRPO(WeightSettings):
                 best.offer(f"step {number}", state, evaluation, session)
             if session.ledger.spent():
                 break
-        trained = any(step["training"] for step in taken)
-        reason = (
+        trainings = [step["training"] for step in taken]
+        trained = any(DIVERGED not in figures for training in trainings for figures in training.values())
+        reason = divergences(trainings) or (
             f"in {len(taken)} steps there was nothing to train on: the runs of each example were rewarded alike, or no "
             "budget was left; try a larger group_size, a higher temperature, or a metric with more values"
         )

@@ -19,7 +19,7 @@ from openai import APIStatusError, BadRequestError, NotFoundError, Unprocessable
 from openai.types import Completion as TextAnswer
 from openai.types.chat import ChatCompletion as ChatAnswer
 
-from lmpipe.engines.chat import cut_at_stop, encode_chat, plain_chat, unregistered, wrong_base
+from lmpipe.engines.chat import ChatTokens, cut_at_stop, plain_chat, unregistered, wrong_base
 from lmpipe.engines.inflight import InFlight
 from lmpipe.engines.server.dialects import DIALECTS, Dialect, DialectName, detect
 from lmpipe.engines.server.endpoints import Endpoint, Endpoints
@@ -178,7 +178,7 @@ class ServerLM(LM):
         if not dialect.token_prompts or (request.pattern is not None and not dialect.patterns_in_completions):
             raise EngineError(f"servers of the family {dialect.name!r} take no token ids; leave the tokenizer out")
         with self._lock:  # fast tokenizers may be borrowed by one thread at a time
-            body["prompt"] = encode_chat(self._tokenizer, request.messages)
+            body["prompt"] = self._tokenizer.encode(request.messages)
         body["max_tokens"] = request.sampling.max_tokens
         if request.sampling.logprobs:
             body["logprobs"] = 1
@@ -242,10 +242,10 @@ def _read(answer: _Answer) -> tuple[str, list[float] | None]:
     return first.text, first.logprobs.token_logprobs if first.logprobs else None
 
 
-def _load_tokenizer(id_or_path: str) -> Any:
+def _load_tokenizer(id_or_path: str) -> ChatTokens:
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(id_or_path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot load a tokenizer from {id_or_path!r}: {error}") from error
+    from lmpipe.engines.loading import loading
+
+    with loading("a tokenizer", id_or_path):
+        return ChatTokens(AutoTokenizer.from_pretrained(id_or_path), id_or_path)
