@@ -41,7 +41,7 @@ class Preference:
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < math.inf:
-            raise ConfigError(f"beta={self.beta} must be a number above 0")
+            raise ConfigError(f"beta={self.beta} must be above 0, and finite")
 
 
 @final
@@ -65,7 +65,7 @@ class PolicyGradient:
 
     def __post_init__(self) -> None:
         if not (0 < self.clip < math.inf and 0 < self.temperature < math.inf):
-            raise ConfigError(f"clip={self.clip} and temperature={self.temperature} must be numbers above 0")
+            raise ConfigError(f"clip={self.clip} and temperature={self.temperature} must be above 0, and finite")
 
 
 Objective = Imitation | Preference | PolicyGradient

@@ -45,7 +45,7 @@ class ChatTokens:
         added = tokenizer.added_tokens_decoder
         words = sorted({str(token) for token in added.values() if not str(token).isspace()}, key=len, reverse=True)
         self._added = re.compile("|".join(map(re.escape, words)) or "(?!)")
-        self._special = {number for number, token in added.items() if token.special} - {tokenizer.unk_token_id}
+        self._special = {number for number, token in added.items() if token.special}
         self._has_system = self._probe()
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
@@ -77,11 +77,11 @@ class ChatTokens:
             if self._special.isdisjoint(ids):
                 return ids
             ids = list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-        if self._special.isdisjoint(ids):
-            return ids
-        words = self._tokenizer.convert_ids_to_tokens(sorted(self._special.intersection(ids)))
-        listed = ", ".join(words)
-        raise EngineError(f"the tokenizer of {self._name} cannot write {listed} as text; leave out such texts")
+        left = self._special.intersection(ids) - {self._tokenizer.unk_token_id}
+        if left:
+            words = ", ".join(self._tokenizer.convert_ids_to_tokens(sorted(left)))
+            raise EngineError(f"the tokenizer of {self._name} cannot write {words} as text; leave out such texts")
+        return ids
 
     def _render(self, chat: Sequence[dict[str, str]]) -> str:
         return str(self._tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True))
