@@ -19,7 +19,7 @@ from threading import RLock
 from typing import Any, final
 
 import torch
-from peft import PeftConfig, PeftModel, PeftModelForCausalLM, load_peft_weights, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, PeftModelForCausalLM, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
@@ -140,8 +140,7 @@ class AdapterPool:
                 else:
                     peft = PeftModel.from_pretrained(self._model, folder, is_trainable=True)
                 if folder is not None:
-                    weights = _only_numbers(load_peft_weights(str(folder), device="cpu"), folder)
-                    set_peft_model_state_dict(peft, weights)
+                    set_peft_model_state_dict(peft, _tensors(folder))
             yield peft
 
     def folder(self, adapter: str) -> Path:
@@ -173,7 +172,7 @@ class AdapterPool:
     def _read(self, adapter: str, folder: Path) -> _Loaded:
         if not (folder / "adapter_config.json").is_file():
             return _Loaded(tensors={name: x.to(self._model.device) for name, x in self._whole_model(folder).items()})
-        _only_numbers(load_peft_weights(str(folder), device="cpu"), folder)
+        _tensors(folder)
         if json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "PREFIX_TUNING":
             tuned = PeftModel.from_pretrained(self._model, folder)
             return _Loaded(prefix=[(k.detach(), v.detach()) for k, v in learned_prefix(tuned)])
@@ -189,7 +188,7 @@ class AdapterPool:
         Raises:
             EngineError: If they do not, or are no numbers.
         """
-        tensors = _only_numbers(_tensors(folder), folder)
+        tensors = _tensors(folder)
         shapes = {name: weight.shape for name, weight in self._model.named_parameters()}
         others = sorted(name for name, tensor in tensors.items() if name in shapes and shapes[name] != tensor.shape)
         if others or shapes.keys().isdisjoint(tensors):
@@ -244,23 +243,20 @@ def learned_prefix(model: PeftModel) -> KeyValues:
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a model that transformers saved, which may be in several files."""
-    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
-
-
-def _only_numbers(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
-    """The same tensors.
+    """All tensors of tuned weights, which may be in several files of safetensors.
 
     Raises:
         EngineError: If one of them holds NaN or infinity, or there is none.
     """
-    wrong = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
-    if wrong or not tensors:
-        held = (
-            f"NaN or infinity in {len(wrong)} of {len(tensors)} weights, such as {wrong[0]}" if wrong else "no weights"
+    found = {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    if not found:
+        raise EngineError(f"{folder} holds no weights (*.safetensors); copy it again, or save it in that format")
+    if wrong := sorted(name for name, tensor in found.items() if not tensor.isfinite().all()):
+        raise EngineError(
+            f"{folder} holds NaN or infinity in {len(wrong)} of {len(found)} weights, such as {wrong[0]}; train them "
+            "again, with a lower learning rate if that diverged"
         )
-        raise EngineError(f"{folder} holds {held}; train them again, with a lower learning rate if that diverged")
-    return tensors
+    return found
 
 
 def _take_layers_out(model: Any) -> None:

@@ -72,12 +72,13 @@ class LocalTrainer(Trainer):
         if not rows:
             raise ConfigError("there are no rows to train on")
         check_held_out(len(rows), self.tuning.held_out)
+        encoded = [self._encode(row, objective) for row in rows]
         parts = [describe(self), describe(objective), self.lm.name, describe(rows), start.model_dump(mode="json")]
         key = digest([*parts, session.seed, describe(session.ledger.limits)])
         checkpoints = store.path / "training" / key
 
         def work(inner: Session) -> Any:
-            return _RESULT.dump_python(self._train(rows, start, inner, objective, store, checkpoints), mode="json")
+            return _RESULT.dump_python(self._train(encoded, start, inner, objective, store, checkpoints), mode="json")
 
         try:
             result = _RESULT.validate_python(session.once("training " + key, work))
@@ -89,14 +90,13 @@ class LocalTrainer(Trainer):
 
     def _train(
         self,
-        rows: Sequence[TrainingRow],
+        rows: Sequence[EncodedRow],
         start: WeightState,
         session: Session,
         objective: Objective,
         store: RunStore,
         checkpoints: Path,
     ) -> TrainingResult:
-        encoded = [self._encode(row, objective) for row in rows]
         if start.adapter is not None:
             self.lm.register_adapter(start.adapter, store.folder(start.adapter))
         with writing(checkpoints):
@@ -107,7 +107,7 @@ class LocalTrainer(Trainer):
             self.tuning,
             session.seed,
             None if start.adapter is None else str(self.lm.adapters.folder(start.adapter)),
-            tuple(encoded),
+            tuple(rows),
             objective,
             session.ledger.tokens_left(),
         )
