@@ -17,6 +17,8 @@ from lmpipe.lm import Message, Request
 
 _MARKS = ("7305191", "2846203", "9513867", "4672915")  # digits, which templates leave as they are
 
+_FAILS: tuple[type[Exception], ...] = (*MISFITS, TemplateError)  # what templates and tokenizers raise
+
 
 @final
 class ChatTokens:
@@ -87,9 +89,7 @@ class ChatTokens:
         return str(self._tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True))
 
     def _renamed(self, what: str) -> Renamed:
-        return Renamed(
-            (*MISFITS, TemplateError), lambda error: EngineError(f"{self._name} cannot encode {what}: {told(error)}")
-        )
+        return Renamed(_FAILS, lambda error: EngineError(f"{self._name} cannot encode {what}: {told(error)}"))
 
     def _probe(self) -> bool:
         """Renders small chats; returns whether the template has a system role."""
@@ -97,7 +97,7 @@ class ChatTokens:
         turns = [Message("user", question), Message("assistant", answer), Message("user", further)]
         try:
             places = [self._render(plain_chat(turns)).find(mark) for mark in (question, answer, further)]
-        except (*MISFITS, TemplateError) as error:
+        except _FAILS as error:
             raise ConfigError(
                 f"the chat template of {self._name!r} fails on a plain chat: {told(error)}; mend the chat_template of "
                 "its tokenizer, or choose another model"
@@ -109,7 +109,7 @@ class ChatTokens:
             )
         try:
             return system in self._render(plain_chat([Message("system", system), *turns]))
-        except (*MISFITS, TemplateError):
+        except _FAILS:
             return False
 
 

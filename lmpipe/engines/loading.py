@@ -71,7 +71,7 @@ def vocabulary_size(model: Any, tokenizer: Any, name: str) -> int:
             f"the tokenizer of {name!r} has {tokens} tokens, the model {rows}; use the model's own tokenizer, or "
             f"a model that was trained after model.resize_token_embeddings({tokens})"
         )
-    return tokens
+    return int(tokens)
 
 
 def _advice(error: Exception) -> str:

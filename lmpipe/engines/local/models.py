@@ -24,6 +24,7 @@ from lmpipe.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+_RUNNING_FAILS: tuple[type[Exception], ...] = (*MISFITS, MemoryError, RuntimeError)
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -81,7 +82,8 @@ def load_model(source: Source) -> tuple[Any, PreTrainedTokenizerBase]:
     model: Any
     with loading("a causal LM", id_or_path):
         tokenizer = AutoTokenizer.from_pretrained(id_or_path)
-        model, found = AutoModelForCausalLM.from_pretrained(id_or_path, output_loading_info=True, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(id_or_path, output_loading_info=True, **options)
+        model, found = loaded
         model = model if quantization else model.to(device)
     no_missing_weights(found["missing_keys"], id_or_path)
     if not quantization:
@@ -129,7 +131,7 @@ def bytes_per_token(model: Any, name: str) -> int:
         model.eval()(input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, layout=layout)
     except TypeError as error:
         raise ConfigError(f"{name} ({type(model).__name__}) does not pass options to its attention: {error}") from error
-    except (*MISFITS, RuntimeError, MemoryError) as error:
+    except _RUNNING_FAILS as error:
         raise ConfigError(f"{name} ({type(model).__name__}) does not run: {told(error)}") from error
     if slots.layers != model.config.get_text_config().num_hidden_layers:
         raise ConfigError(
