@@ -9,6 +9,7 @@
     ├── ModuleError          a module was changed after its first run, or cannot be found
     ├── ParseError           a completion does not hold the fields that its signature asks for
     ├── EngineError          an LM request or a retrieval could not be answered
+    │   └── TrainingDiverged a training came to numbers that are none
     ├── BudgetSpent          an LM call was not made because a budget is spent
     ├── ClusterError         the machines of a cluster cannot do the work
     └── StoreError           a run directory cannot be used
@@ -74,6 +75,20 @@ class ParseError(LmpipeError):
 
 class EngineError(LmpipeError):
     """An LM request or a retrieval could not be answered."""
+
+
+class TrainingDiverged(EngineError):
+    """A loss, a gradient or a weight of a training became NaN or infinite; nothing of that training is used.
+
+    Attributes:
+        step: The optimizer step that it was found at, 0 before the first.
+        losses: Mean losses of the steps before.
+    """
+
+    def __init__(self, problem: str, step: int, losses: tuple[float, ...] = ()) -> None:
+        super().__init__(problem)
+        self.step = step
+        self.losses = losses
 
 
 class BudgetSpent(LmpipeError):

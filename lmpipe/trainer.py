@@ -5,6 +5,7 @@ Knows nothing of where rows come from, or of how an engine trains; `lmpipe.engin
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ class Preference:
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise ConfigError(f"beta={self.beta} must be above 0")
+        if not 0 < self.beta < math.inf:
+            raise ConfigError(f"beta={self.beta} must be above 0, and finite")
 
 
 @final
@@ -63,8 +64,8 @@ class PolicyGradient:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.clip, self.temperature) <= 0:
-            raise ConfigError(f"clip={self.clip} and temperature={self.temperature} must be above 0")
+        if not (0 < self.clip < math.inf and 0 < self.temperature < math.inf):
+            raise ConfigError(f"clip={self.clip} and temperature={self.temperature} must be above 0, and finite")
 
 
 Objective = Imitation | Preference | PolicyGradient
@@ -138,4 +139,6 @@ class Trainer(ABC):
         Raises:
             ConfigError: If there are no rows, or they lack what the objective needs.
             SessionError: If the session has no store.
+            TrainingDiverged: If a loss, a gradient or a weight became NaN or infinite; nothing is put into the store.
+            EngineError: If the training fails, such as by want of memory.
         """

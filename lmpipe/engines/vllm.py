@@ -14,8 +14,11 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import StructuredOutputsParams
 
-from lmpipe.engines.chat import check_chat_template, encode_chat, too_long, unregistered, wrong_base
-from lmpipe.errors import ConfigError, EngineError
+from lmpipe.engines.chat import ChatTokens, too_long, unregistered, wrong_base
+from lmpipe.engines.foreign import Renamed, told
+from lmpipe.engines.loading import loading
+from lmpipe.errors import EngineError
+from lmpipe.ledger import check_time
 from lmpipe.lm import LM, Completion, Request, Usage
 
 
@@ -28,13 +31,13 @@ class VllmLM(LM):
         name: Identifies the base weights in states and stores.
 
     Raises:
-        ConfigError: If the model has no chat template.
+        ConfigError: If the model has no chat template that works.
     """
 
     def __init__(self, engine: Any, name: str) -> None:
         self.engine = engine
         self.tokenizer = engine.get_tokenizer()
-        check_chat_template(self.tokenizer, name)
+        self._chat = ChatTokens(self.tokenizer, name)
         self._name = name
         self._adapters: dict[str, Any] = {}
 
@@ -53,12 +56,10 @@ class VllmLM(LM):
         """
         if current_platform.is_cpu():  # there, a seeded request whose prompt is cut in pieces ends the engine
             settings = {"enable_chunked_prefill": False, **settings}
-        try:
+        with loading("a model for vLLM", id_or_path):
             engine = LLM(
                 id_or_path, enable_lora=True, max_lora_rank=max_lora_rank, generation_config="vllm", **settings
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"vLLM cannot load {id_or_path!r}: {error}") from error
         return cls(engine, name or id_or_path)
 
     @property
@@ -80,33 +81,48 @@ class VllmLM(LM):
             self._adapters[adapter] = LoRARequest(adapter, len(self._adapters) + 1, str(folder))
 
     def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
-        prompts = [encode_chat(self.tokenizer, request.messages) for request in requests]
-        refused: list[Completion | EngineError | None] = [
-            wrong_base(request, self.name) or too_long(request, len(prompt), self.context_length, self.name)
-            for request, prompt in zip(requests, prompts, strict=True)
-        ]
-        answers, open_ = dict(enumerate(refused)), [n for n, refusal in enumerate(refused) if refusal is None]
+        checked = [self._checked(request) for request in requests]
+        prompts = {number: prompt for number, prompt in enumerate(checked) if not isinstance(prompt, EngineError)}
+        answers: dict[int, Completion | EngineError | None] = {
+            number: refusal if isinstance(refusal, EngineError) else None for number, refusal in enumerate(checked)
+        }
+        open_ = list(prompts)
         for chosen in (
             [n for n in open_ if requests[n].weights.adapter is None],
             [n for n in open_ if requests[n].weights.adapter is not None],
         ):
             if chosen:
+                check_time()
                 outputs = self._generate([requests[n] for n in chosen], [prompts[n] for n in chosen])
                 answers |= dict(zip(chosen, outputs, strict=True))
         return [answer for answer in answers.values() if answer is not None]
+
+    def _checked(self, request: Request) -> list[int] | EngineError:
+        """The tokens of a prompt, or why there is no answer to it."""
+        try:
+            prompt = self._chat.encode(request.messages)
+        except EngineError as error:
+            return error
+        return (
+            wrong_base(request, self.name) or too_long(request, len(prompt), self.context_length, self.name) or prompt
+        )
 
     def _generate(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> list[Completion]:
         """Answers requests that all run on adapters, or all on the base.
 
         vLLM's CPU kernels run base rows of a mixed batch on an adapter (its pull request 48421).
         """
-        outputs = self.engine.generate(
-            [{"prompt_token_ids": prompt} for prompt in prompts],
-            [_sampling(request) for request in requests],
-            lora_request=[self._adapter(request.weights.adapter) for request in requests],
-            use_tqdm=False,
-        )
+        with Renamed((OSError, RuntimeError, TypeError, ValueError), self._failed):
+            outputs = self.engine.generate(
+                [{"prompt_token_ids": prompt} for prompt in prompts],
+                [_sampling(request) for request in requests],
+                lora_request=[self._adapter(request.weights.adapter) for request in requests],
+                use_tqdm=False,
+            )
         return [_completion(request, output) for request, output in zip(requests, outputs, strict=True)]
+
+    def _failed(self, error: Exception) -> EngineError:
+        return EngineError(f"vLLM failed while it generated with {self.name}: {told(error)}")
 
     def _adapter(self, adapter: str | None) -> Any:
         if adapter is not None and adapter not in self._adapters:

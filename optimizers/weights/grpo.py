@@ -41,7 +41,7 @@ from lmpipe.trace import module_costs
 from lmpipe.trainer import PolicyGradient, TrainingRow
 from optimizers.choice import no_choice
 from optimizers.traces import cause
-from optimizers.weights.settings import WeightSettings, ended
+from optimizers.weights.settings import DIVERGED, WeightSettings, divergences, ended
 
 
 @final
@@ -104,7 +104,9 @@ class GRPO(WeightSettings):
                 kept.offer(f"step {number}", state, evaluation, session)
             if session.ledger.spent():
                 break
-        reason = "" if any(step["training"] for step in taken) else _untrained(taken)
+        trainings = [step["training"] for step in taken]
+        trained = any(DIVERGED not in figures for training in trainings for figures in training.values())
+        reason = "" if trained else divergences(trainings) or _untrained(taken)
         if val and kept.evaluation is None:
             reason = reason or no_choice(session)
         return OptimizeResult(

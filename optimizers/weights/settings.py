@@ -5,7 +5,8 @@ Knows nothing of where rows come from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -22,10 +23,15 @@ from lmpipe import (
     WeightState,
     predictors,
 )
-from lmpipe.errors import ConfigError
+from lmpipe.errors import ConfigError, TrainingDiverged
 from lmpipe.hashing import canonical_json
 from lmpipe.lm import Message
 from lmpipe.trainer import Imitation, Objective, TrainingRow
+
+logger = logging.getLogger(__name__)
+
+DIVERGED = "diverged"
+"""Figure of a training that diverged: what happened, in words."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,8 @@ class WeightSettings(WeightOptimizer):
             init: Whether training starts from the base or from the current weights.
 
         Returns:
-            The state with the new weights, and weight key → figures of its training.
+            The state with the new weights, and weight key → figures of its training. A training that diverged leaves
+            the weights of its key as they are, and says why under `DIVERGED`.
         """
         details: dict[str, Any] = {}
         for key, own in rows.items():
@@ -93,12 +100,24 @@ class WeightSettings(WeightOptimizer):
             current = state.weights_of(role, path)
             start = current if init == "current" else WeightState(base=current.base)
             trainer = self.trainer if isinstance(self.trainer, Trainer) else self.trainer[role]
-            trained = trainer.train(own, start, session, objective)
             lines = "".join(canonical_json(asdict(row)) + "\n" for row in own)
+            blob = session.store.put_blob(lines.encode()) if session.store else None
+            figures: dict[str, Any] = {"rows": len(own), "rows_blob": blob}
+            try:
+                trained = trainer.train(own, start, session, objective)
+            except TrainingDiverged as error:
+                logger.warning("%s keeps its weights: %s", key, error)
+                details[key] = {
+                    **figures,
+                    "steps": error.step,
+                    "losses": list(error.losses),
+                    "held_out_losses": [],
+                    DIVERGED: str(error),
+                }
+                continue
             state = state.with_weights(key, trained.weights)
             details[key] = {
-                "rows": len(own),
-                "rows_blob": session.store.put_blob(lines.encode()) if session.store else None,
+                **figures,
                 "steps": trained.steps,
                 "tokens": trained.tokens,
                 "losses": list(trained.losses),
@@ -116,7 +135,7 @@ class WeightSettings(WeightOptimizer):
         objective: Objective = Imitation(),
         init: Literal["base", "current"] = "current",
     ) -> OptimizeResult:
-        """What a stage ends with that trains once: as `tune`, or skipped if the budget was spent before.
+        """What a stage ends with that trains once: as `tune`, or skipped if nothing came of any training.
 
         Args:
             state: See `tune`, as for what is not listed here.
@@ -124,10 +143,20 @@ class WeightSettings(WeightOptimizer):
         """
         state, training = self.tune(state, rows, session, objective, init)
         details = {**details, "training": training}
-        if training:
+        if any(DIVERGED not in figures for figures in training.values()):
             return OptimizeResult(state=state, details=details)
-        reason = f"there was no budget left to train with ({session.ledger.spent()})"
+        reason = divergences([training]) or f"there was no budget left to train with ({session.ledger.spent()})"
         return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
+
+
+def divergences(trainings: Iterable[Mapping[str, Any]]) -> str:
+    """Which trainings diverged and why, in words; empty if none.
+
+    Args:
+        trainings: Figures as `WeightSettings.tune` gives them.
+    """
+    every = (f"{key}: {figures[DIVERGED]}" for own in trainings for key, figures in own.items() if DIVERGED in figures)
+    return "; ".join(every)
 
 
 def shown(

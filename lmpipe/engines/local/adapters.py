@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
@@ -20,9 +20,12 @@ from typing import Any, final
 
 import torch
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from lmpipe.engines.chat import unregistered
+from lmpipe.engines.loading import loading
+from lmpipe.errors import EngineError
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -80,7 +83,7 @@ class AdapterPool:
         """The model with tuned weights, or the bare base, switched on.
 
         Raises:
-            EngineError: If the adapter is not registered.
+            EngineError: If the adapter is not registered, cannot be loaded or has weights that are no numbers.
         """
         with self._lock:
             self._model.eval()
@@ -105,7 +108,7 @@ class AdapterPool:
             A `PeftModel` with this adapter alone, or the model itself.
 
         Raises:
-            EngineError: If `start` is not registered.
+            EngineError: If `start` is not registered, cannot be loaded or has weights that are no numbers.
         """
         with self._lock:
             self._unload_layers()
@@ -118,7 +121,7 @@ class AdapterPool:
 
     @contextmanager
     def _all_weights(self, folder: Path | None) -> Iterator[Any]:
-        tuned = {} if folder is None else _tensors(folder)
+        tuned = {} if folder is None else self._whole_model(folder)
         copies = {
             name: tuned.get(name, weight).detach().to(weight, copy=True)
             for name, weight in self._model.named_parameters()
@@ -128,18 +131,17 @@ class AdapterPool:
 
     @contextmanager
     def _one_adapter(self, config: PeftConfig, folder: Path | None) -> Iterator[PeftModel]:
-        with quiet():
-            if folder is None or config.is_prompt_learning:  # PEFT does not load learned prefixes to train them
-                peft: PeftModel = PeftModelForCausalLM(self._model, config)
-            else:
-                peft = PeftModel.from_pretrained(self._model, folder, is_trainable=True)
-            if folder is not None and config.is_prompt_learning:
-                set_peft_model_state_dict(peft, load_file(folder / "adapter_model.safetensors"))
-        try:
-            yield peft
-        finally:
+        with ExitStack() as undo:
             if not config.is_prompt_learning:
-                peft.unload()
+                undo.callback(_take_layers_out, self._model)
+            with quiet(), loading("an adapter to train", folder or config.peft_type, EngineError):
+                if folder is None or config.is_prompt_learning:  # PEFT does not load learned prefixes to train them
+                    peft: PeftModel = PeftModelForCausalLM(self._model, config)
+                else:
+                    peft = PeftModel.from_pretrained(self._model, folder, is_trainable=True)
+                if folder is not None:
+                    set_peft_model_state_dict(peft, _tensors(folder))
+            yield peft
 
     def folder(self, adapter: str) -> Path:
         """Where registered weights lie.
@@ -156,7 +158,11 @@ class AdapterPool:
             folder = self.folder(adapter)
             if len(self._loaded) >= self._max_loaded:
                 self._drop(next(iter(self._loaded)))
-            self._loaded[adapter] = self._read(adapter, folder)
+            with ExitStack() as undo:
+                undo.callback(self._forget_layers)
+                with quiet(), loading("tuned weights", folder, EngineError):
+                    self._loaded[adapter] = self._read(adapter, folder)
+                undo.pop_all()
         self._loaded.move_to_end(adapter)
         loaded = self._loaded[adapter]
         if loaded.tensors:
@@ -165,16 +171,31 @@ class AdapterPool:
 
     def _read(self, adapter: str, folder: Path) -> _Loaded:
         if not (folder / "adapter_config.json").is_file():
-            return _Loaded(tensors={name: x.to(self._model.device) for name, x in _tensors(folder).items()})
-        with quiet():
-            if json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "PREFIX_TUNING":
-                tuned = PeftModel.from_pretrained(self._model, folder)
-                return _Loaded(prefix=[(k.detach(), v.detach()) for k, v in learned_prefix(tuned)])
-            if self._peft is None:
-                self._peft = PeftModel.from_pretrained(self._model, folder, adapter_name=adapter)
-            else:
-                self._peft.load_adapter(folder, adapter_name=adapter)
+            return _Loaded(tensors={name: x.to(self._model.device) for name, x in self._whole_model(folder).items()})
+        _tensors(folder)
+        if json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "PREFIX_TUNING":
+            tuned = PeftModel.from_pretrained(self._model, folder)
+            return _Loaded(prefix=[(k.detach(), v.detach()) for k, v in learned_prefix(tuned)])
+        if self._peft is None:
+            self._peft = PeftModel.from_pretrained(self._model, folder, adapter_name=adapter)
+        else:
+            self._peft.load_adapter(folder, adapter_name=adapter)
         return _Loaded()
+
+    def _whole_model(self, folder: Path) -> dict[str, torch.Tensor]:
+        """All weights of a tuned model, which fit in the place of the base's.
+
+        Raises:
+            EngineError: If they do not, or are no numbers.
+        """
+        tensors = _tensors(folder)
+        shapes = {name: weight.shape for name, weight in self._model.named_parameters()}
+        others = sorted(name for name, tensor in tensors.items() if name in shapes and shapes[name] != tensor.shape)
+        if others or shapes.keys().isdisjoint(tensors):
+            raise EngineError(
+                f"the weights in {folder} are not those of this model: {', '.join(others[:3]) or 'none'} fits"
+            )
+        return tensors
 
     def _drop(self, adapter: str) -> None:
         """Removes tuned weights from memory; with the last adapter PEFT's layers leave the model."""
@@ -187,6 +208,12 @@ class AdapterPool:
         else:
             self._peft.unload()
             self._peft = None
+
+    def _forget_layers(self) -> None:
+        """Takes all layers out after a failure, which may have left some; they are loaded again when next used."""
+        self._loaded = OrderedDict((name, loaded) for name, loaded in self._loaded.items() if not loaded.are_layers)
+        self._peft = None
+        _take_layers_out(self._model)
 
     def _unload_layers(self) -> None:
         for adapter in [name for name, loaded in self._loaded.items() if loaded.are_layers]:
@@ -216,8 +243,29 @@ def learned_prefix(model: PeftModel) -> KeyValues:
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a model that transformers saved, which may be in several files."""
-    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    """All tensors of tuned weights, which may be in several files of safetensors.
+
+    Raises:
+        EngineError: If one of them holds NaN or infinity, or there is none.
+    """
+    found = {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    if not found:
+        raise EngineError(f"{folder} holds no weights (*.safetensors); copy it again, or save it in that format")
+    if wrong := sorted(name for name, tensor in found.items() if not tensor.isfinite().all()):
+        raise EngineError(
+            f"{folder} holds NaN or infinity in {len(wrong)} of {len(found)} weights, such as {wrong[0]}; train them "
+            "again, with a lower learning rate if that diverged"
+        )
+    return found
+
+
+def _take_layers_out(model: Any) -> None:
+    """Puts the layers that PEFT replaced back into their places, also after it failed half way."""
+    replaced = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, module in replaced.items():
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, module.get_base_layer())
+    vars(model).pop("peft_config", None)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ class Row:
         drawn: How many tokens were drawn: the new ones, and the one that ended it.
         logprobs: Of the tokens drawn, in nats, if asked for.
         finish_reason: Why it ended; none while it runs.
+        failed: Whether it ended because the model gave no numbers.
     """
 
     prompt: tuple[int, ...]
@@ -45,6 +46,7 @@ class Row:
     drawn: int = 0
     logprobs: list[float] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
+    failed: bool = False
     _noise: np.random.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +63,7 @@ class Row:
         self.logprobs.clear()
         self.drawn = 0
         self.finish_reason = None
+        self.failed = False
         self._noise = np.random.default_rng(self.seed)
         if self.guide is not None:
             self.guide.restart()
@@ -71,28 +74,32 @@ class Row:
 
 
 def choose(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    """The next token of each row; rows that ask for it note its log-probability.
+    """The next token of each row; rows that ask for it note its log-probability, rows without numbers that they failed.
 
     Args:
         logits: Shape (rows, vocabulary).
         rows: Their sampling.
     """
     scores = logits.float()
+    if any(row.guide is not None for row in rows):
+        scores = scores.clone()
     for number, row in enumerate(rows):
         if row.guide is not None:
             left = row.sampling.max_tokens - len(row.tokens)
             forbidden = row.guide.forbidden(left)[: logits.shape[-1]]
-            if scores is logits:
-                scores = logits.clone()
             scores[number, : len(forbidden)].masked_fill_(forbidden.to(scores.device), -torch.inf)
             scores[number, len(forbidden) :] = -torch.inf
-    tokens = scores.argmax(-1)
+    tokens = scores.argmax(-1)  # NaN counts as highest, and infinity is
+    highest = scores.gather(-1, tokens[:, None])[:, 0]
+    for row, is_number in zip(rows, highest.isfinite().tolist(), strict=True):
+        row.failed = not is_number
     for cut in (False, True):
         drawn = [n for n, row in enumerate(rows) if row.sampling.temperature > 0 and _cuts(row.sampling) is cut]
         if drawn:
             tokens[drawn] = _draw(scores[drawn], [rows[n] for n in drawn], cut=cut)
     _note(logits, tokens, rows)
-    return [int(token) for token in tokens]
+    chosen: list[int] = tokens.tolist()
+    return chosen
 
 
 def _cuts(sampling: Sampling) -> bool:

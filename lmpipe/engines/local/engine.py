@@ -18,16 +18,25 @@ from typing import Any, Literal, final
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lmpipe.engines.chat import check_chat_template, cut_at_stop, encode_chat, too_long, wrong_base
+from lmpipe.engines.chat import ChatTokens, cut_at_stop, too_long, wrong_base
+from lmpipe.engines.foreign import Renamed, is_out_of_memory, told
+from lmpipe.engines.loading import vocabulary_size
 from lmpipe.engines.local.adapters import Active, AdapterPool
 from lmpipe.engines.local.attention import use
 from lmpipe.engines.local.choose import Row
 from lmpipe.engines.local.generate import Batch, Limits
-from lmpipe.engines.local.models import Source, bytes_per_token, check_architecture, default_memory, load_model
+from lmpipe.engines.local.models import (
+    Source,
+    bytes_per_token,
+    check_architecture,
+    default_memory,
+    load_model,
+)
 from lmpipe.engines.local.prefixes import PrefixCache
 from lmpipe.engines.local.structure import Automaton, Guide, token_bytes
 from lmpipe.engines.packed import PackedProducts
 from lmpipe.errors import EngineError
+from lmpipe.ledger import check_time
 from lmpipe.lm import LM, Completion, Message, Request, Usage
 
 logger = logging.getLogger(__name__)
@@ -49,7 +58,8 @@ class LocalLM(LM):
         limits: What a batch may take; lower after the memory ran out.
 
     Raises:
-        ConfigError: If the tokenizer has no chat template, or the architecture cannot run here.
+        ConfigError: If the tokenizer has no chat template that works or more tokens than the model, or the
+            architecture cannot run here.
     """
 
     def __init__(
@@ -62,8 +72,9 @@ class LocalLM(LM):
         memory: int | None = None,
         source: Source | None = None,
     ) -> None:
-        check_chat_template(tokenizer, name)
+        self._chat = ChatTokens(tokenizer, name)
         check_architecture(model, name)
+        self._vocabulary = vocabulary_size(model, tokenizer, name)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.adapters = AdapterPool(model)
@@ -135,12 +146,12 @@ class LocalLM(LM):
         self.adapters.register(adapter, folder)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a chat up to the beginning of the next assistant message."""
-        return encode_chat(self.tokenizer, messages)
+        """Token ids of a chat up to the beginning of the next assistant message; see `ChatTokens.encode`."""
+        return self._chat.encode(messages)
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids of a text as it stands, without special tokens added."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Token ids of a completion, without special tokens; see `ChatTokens.encode_text`."""
+        return self._chat.encode_text(text)
 
     def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
         started = perf_counter()
@@ -157,21 +168,27 @@ class LocalLM(LM):
         return [self._completion(row, share) if isinstance(row, Row) else row for row in rows]
 
     def _row(self, request: Request) -> Row | EngineError:
-        prompt, wanted = tuple(self.encode(request.messages)), request.sampling.max_tokens
-        refusal = wrong_base(request, self.name) or too_long(request, len(prompt), self.context_length, self.name)
-        if refusal is not None:
-            return refusal
-        needed = (len(prompt) + wanted) * self.limits.bytes_per_token
-        if needed > self.limits.memory:
-            return EngineError(
-                f"{len(prompt)} prompt tokens and max_tokens={wanted} need {needed:,} bytes of keys and values, but "
-                f"the engine has {self.limits.memory:,}; give LocalLM a larger memory="
-            )
+        check_time()
         try:
-            guide = self._guide(request)
+            prompt = tuple(self.encode(request.messages))
+            refusal = (
+                wrong_base(request, self.name)
+                or too_long(request, len(prompt), self.context_length, self.name)
+                or self._too_large(request, len(prompt))
+            )
+            return refusal or Row(prompt, request.sampling, request.seed, self._guide(request))
         except EngineError as error:
             return error
-        return Row(prompt, request.sampling, request.seed, guide)
+
+    def _too_large(self, request: Request, prompt_tokens: int) -> EngineError | None:
+        wanted = request.sampling.max_tokens
+        needed = (prompt_tokens + wanted) * self.limits.bytes_per_token
+        if needed <= self.limits.memory:
+            return None
+        return EngineError(
+            f"{prompt_tokens} prompt tokens and max_tokens={wanted} need {needed:,} bytes of keys and values, but "
+            f"the engine has {self.limits.memory:,}; give LocalLM a larger memory="
+        )
 
     def _guide(self, request: Request) -> Guide | None:
         if request.pattern is None:
@@ -197,8 +214,12 @@ class LocalLM(LM):
         Args:
             rows: Prompts; each fits the context and the memory. They are filled in place.
             adapter: Digest of a registered adapter, or none for the base.
+
+        Raises:
+            EngineError: If the adapter cannot be used, the model fails, or the memory does not suffice for one row.
+            BudgetSpent: If the time for the call under way is over; whatever is raised, the engine can go on.
         """
-        with self.adapters.active(adapter) as active, self._products:
+        with self.adapters.active(adapter) as active, self._products, self._prefixes.whole_or_cleared(), self._named():
             while waiting := [row for row in rows if row.finish_reason is None]:
                 self._try(active, adapter or "", waiting)
 
@@ -207,24 +228,40 @@ class LocalLM(LM):
         for row in rows:
             row.virtual = self._prefixes.plant(weights, active.prefix) if active.prefix else 0
         try:
-            Batch(active.model, rows, weights, self._prefixes, self.limits, self._ends, self._decode).run()
-        except torch.OutOfMemoryError as error:
+            Batch(
+                active.model, rows, weights, self._prefixes, self.limits, self._ends, self._decode, self._vocabulary
+            ).run()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             self._shrink(error)
             for row in rows:
                 if row.finish_reason is None:
                     row.restart()
 
-    def _shrink(self, error: torch.OutOfMemoryError) -> None:
+    def _named(self) -> Renamed:
+        return Renamed(
+            (IndexError, RuntimeError, TypeError, ValueError),
+            lambda error: EngineError(f"{self.name} failed while it generated: {told(error)}"),
+        )
+
+    def _shrink(self, error: RuntimeError | MemoryError) -> None:
         self._prefixes.clear()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         if self.limits.rows == 1:
-            raise EngineError(f"not even one row fits the memory beside {self.name}: {error}") from error
+            raise EngineError(f"not even one row fits the memory beside {self.name}: {told(error)}") from error
         rows, memory = self.limits.rows // 2, self.limits.memory // 2
         logger.warning("out of memory: going on with at most %d rows and %d bytes of keys and values", rows, memory)
         self.limits = replace(self.limits, rows=rows, memory=memory)
 
-    def _completion(self, row: Row, gpu_seconds: float) -> Completion:
+    def _completion(self, row: Row, gpu_seconds: float) -> Completion | EngineError:
+        if row.failed:
+            return EngineError(
+                f"{self.name} gives no numbers for this request, {len(row.tokens)} tokens after its prompt: its logits "
+                "are NaN or infinite; its weights are damaged, or its dtype overflows: load it with dtype='float32' or "
+                "'bfloat16'"
+            )
         return Completion(
             cut_at_stop(self._decode(row.tokens), row.sampling.stop),
             row.finish_reason or "length",

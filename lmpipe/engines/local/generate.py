@@ -17,6 +17,7 @@ from lmpipe.engines.local.choose import Row, choose
 from lmpipe.engines.local.layouts import Decode, Piece, Prefill
 from lmpipe.engines.local.prefixes import Node, PrefixCache
 from lmpipe.engines.local.slots import Slots
+from lmpipe.ledger import check_time
 
 _PREFILL_TOKENS = 4096  # most new prompt tokens of a pass, unless one row has more
 _MORE_WIDTH = 64  # by how many tokens the rows' room grows: all of it is attended to
@@ -74,6 +75,7 @@ class Batch:
         limits: What it may take.
         ends: Token ids that end a row; they are not kept.
         decode: Tokens to text, to look for stop strings.
+        vocabulary: How many tokens there are; models may have more logits, which are never chosen.
     """
 
     def __init__(
@@ -85,10 +87,12 @@ class Batch:
         limits: Limits,
         ends: frozenset[int],
         decode: Callable[[Sequence[int]], str],
+        vocabulary: int,
     ) -> None:
         self._model, self._prefixes, self._limits, self._ends, self._decode = model, prefixes, limits, ends, decode
         ordered = sorted(rows, key=lambda row: row.context)
         nodes = prefixes.plan(weights, [row.context for row in ordered])
+        self._vocabulary = vocabulary
         self._waiting = deque(_Place(row, node) for row, node in zip(ordered, nodes, strict=True))
         self._live: list[_Place] = []  # in the order of their slots
         self._slots = Slots()
@@ -96,17 +100,17 @@ class Batch:
 
     @torch.inference_mode()
     def run(self) -> None:
-        """Generates; every row then has a finish reason."""
-        try:
-            while self._waiting or self._live:
-                if self._waiting and (entering := self._admit()):
-                    self._contexts = None
-                    self._prefill(entering)
-                if self._live:
-                    self._step()
-        finally:
-            for place in self._live:
-                place.pin(-1)
+        """Generates; every row then has a finish reason. After an error, the prefix cache must be cleared.
+
+        Raises:
+            BudgetSpent: If the time for the call under way is over; it is asked before every forward pass.
+        """
+        while self._waiting or self._live:
+            if self._waiting and (entering := self._admit()):
+                self._contexts = None
+                self._prefill(entering)
+            if self._live:
+                self._step()
 
     def _admit(self) -> list[_Place]:
         """Takes waiting rows while there is room; at least one if nothing runs."""
@@ -188,6 +192,7 @@ class Batch:
 
     def _forward(self, layout: Prefill | Decode) -> torch.Tensor:
         """Logits of the rows' last tokens, shape (rows, vocabulary)."""
+        check_time()
         out = self._model(
             input_ids=layout.input_ids,
             position_ids=layout.position_ids,
@@ -208,7 +213,7 @@ class Batch:
     def _advance(self, places: Sequence[_Place], logits: torch.Tensor) -> None:
         """Gives each row its next token; rows that are done leave."""
         rows = [place.row for place in places]
-        for row, token in zip(rows, choose(logits, rows), strict=True):
+        for row, token in zip(rows, choose(logits[:, : self._vocabulary], rows), strict=True):
             self._extend(row, token)
         for slot in reversed(range(len(self._live))):
             if self._live[slot].row.finish_reason is not None:
@@ -220,7 +225,7 @@ class Batch:
 
     def _extend(self, row: Row, token: int) -> None:
         row.drawn += 1
-        if token in self._ends:
+        if row.failed or token in self._ends:
             row.finish_reason = "stop"
             return
         row.tokens.append(token)

@@ -14,6 +14,8 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
+from lmpipe.engines.foreign import MISFITS, told
+from lmpipe.engines.loading import loading, no_missing_weights
 from lmpipe.engines.local.layouts import Piece, Prefill
 from lmpipe.engines.local.prefixes import Node
 from lmpipe.engines.local.slots import Slots
@@ -22,6 +24,7 @@ from lmpipe.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+_RUNNING_FAILS: tuple[type[Exception], ...] = (*MISFITS, MemoryError, RuntimeError)
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -76,15 +79,15 @@ def load_model(source: Source) -> tuple[Any, PreTrainedTokenizerBase]:
     options: dict[str, Any] = {"dtype": wanted}
     if quantization:
         options |= {"quantization_config": _quantized(quantization, wanted), "device_map": {"": device}}
-    try:
+    model: Any
+    with loading("a causal LM", id_or_path):
         tokenizer = AutoTokenizer.from_pretrained(id_or_path)
-        model: Any = AutoModelForCausalLM.from_pretrained(id_or_path, **options)
-    except ImportError as error:
-        raise ConfigError(f"cannot load {id_or_path!r}: {error}; run: pip install 'lmpipe[quantized]'") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot load a causal LM from {id_or_path!r}: {error}") from error
+        loaded: Any = AutoModelForCausalLM.from_pretrained(id_or_path, output_loading_info=True, **options)
+        model, found = loaded
+        model = model if quantization else model.to(device)
+    no_missing_weights(found["missing_keys"], id_or_path)
     if not quantization:
-        return model.to(device), tokenizer
+        return model, tokenizer
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # bitsandbytes would repack the weights at the first generation, and then train through them wrongly
@@ -128,6 +131,8 @@ def bytes_per_token(model: Any, name: str) -> int:
         model.eval()(input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, layout=layout)
     except TypeError as error:
         raise ConfigError(f"{name} ({type(model).__name__}) does not pass options to its attention: {error}") from error
+    except _RUNNING_FAILS as error:
+        raise ConfigError(f"{name} ({type(model).__name__}) does not run: {told(error)}") from error
     if slots.layers != model.config.get_text_config().num_hidden_layers:
         raise ConfigError(
             f"{name} ({type(model).__name__}) does not use transformers' attention interface; serve it, and use "

@@ -10,6 +10,7 @@ Knows nothing of how keys and values are computed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import final
 
@@ -103,6 +104,14 @@ class PrefixCache:
     def clear(self) -> None:
         """Forgets everything."""
         self._roots.clear()
+
+    @contextmanager
+    def whole_or_cleared(self) -> Iterator[None]:
+        """Forgets everything if the block is left by an exception: nodes may be half filled, or counted as in use."""
+        with ExitStack() as undo:
+            undo.callback(self.clear)
+            yield
+            undo.pop_all()
 
     def plant(self, weights: str, keys_values: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> int:
         """Lets all prompts of some weights go on from learned keys and values, which take the first positions.

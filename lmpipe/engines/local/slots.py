@@ -63,10 +63,10 @@ class Slots:
         if not self.count:
             self._rows = self._width = 0
             self._tensors.clear()
-        elif slot != self.count:
-            for tensors in self._tensors.values():
-                for tensor in tensors:
-                    tensor[slot] = tensor[self.count]
+            return
+        for tensors in self._tensors.values():
+            for tensor in tensors:
+                tensor[slot] = tensor[self.count] if slot != self.count else 0  # of a row that failed, it may be NaN
 
     def _grown(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
         shape = [self._rows, *tensor.shape[1:]]

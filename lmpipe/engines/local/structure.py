@@ -34,6 +34,8 @@ class Automaton:
 
     def __init__(self, pattern: str, vocabulary: Mapping[bytes, list[int]], ends: Iterable[int]) -> None:
         self._ends = sorted(ends)
+        if not self._ends:
+            raise EngineError("structured output needs a token that ends a completion; the tokenizer has none")
         try:
             index = Index(pattern, Vocabulary(self._ends[0], dict(vocabulary)))
         except (ValueError, TypeError) as error:

@@ -17,9 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, final
 
-import httpx2
-
-from lmpipe.engines.chat import check_chat_template, cut_at_stop, encode_chat, plain_chat, unregistered, wrong_base
+from lmpipe.engines.chat import ChatTokens, cut_at_stop, plain_chat, unregistered, wrong_base
 from lmpipe.engines.inflight import InFlight
 from lmpipe.engines.server.adapters import LoadedAdapters
 from lmpipe.engines.server.dialects import DIALECTS, Dialect, DialectName, detect
@@ -27,7 +25,7 @@ from lmpipe.engines.server.replies import Reply, read_reply
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.ledger import held
 from lmpipe.lm import LM, Completion, Request
-from lmpipe.secrets import hide, hide_in_spec
+from lmpipe.secrets import hide_in_spec
 from lmpipe.text import clean
 from lmpipe.web.endpoints import Endpoint, Endpoints, GaveUp
 from lmpipe.web.http import Refused
@@ -219,7 +217,7 @@ class ServerLM(LM):
         if not dialect.token_prompts or (request.pattern is not None and not dialect.patterns_in_completions):
             raise EngineError(f"servers of the family {dialect.name!r} take no token ids; leave the tokenizer out")
         with held(self._lock):  # fast tokenizers may be borrowed by one thread at a time
-            body["prompt"] = encode_chat(self._tokenizer, messages)
+            body["prompt"] = self._tokenizer.encode(messages)
         body["max_tokens"] = request.sampling.max_tokens
         if request.sampling.logprobs:
             body["logprobs"] = 1
@@ -255,16 +253,10 @@ class ServerLM(LM):
         return str(folder)
 
 
-def _load_tokenizer(id_or_path: str) -> Any:
+def _load_tokenizer(id_or_path: str) -> ChatTokens:
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(id_or_path)
-    except (OSError, ValueError, ImportError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        problem = hide(str(error))
-    except httpx2.HTTPError as error:  # of the hub's library
-        problem = hide(str(error))
-    else:
-        check_chat_template(tokenizer, id_or_path)
-        return tokenizer
-    raise ConfigError(f"cannot load a tokenizer from {id_or_path!r}: {problem}")
+    from lmpipe.engines.loading import loading
+
+    with loading("a tokenizer", id_or_path):
+        return ChatTokens(AutoTokenizer.from_pretrained(id_or_path), id_or_path)

@@ -5,6 +5,7 @@ Knows nothing of where rows come from or where weights go.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import warnings
@@ -25,6 +26,7 @@ from transformers import Trainer as HFTrainer
 from lmpipe.engines.local.adapters import in_place_of, learned_prefix, quiet
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_of, last_whole
+from lmpipe.engines.training.divergence import Divergence, diverged
 from lmpipe.engines.training.layout import EncodedRow, Targets, TrainingLayout, collate
 from lmpipe.engines.training.objectives import items, total_loss, with_references
 from lmpipe.engines.training.order import SpreadSampler, split, step_tokens
@@ -80,6 +82,7 @@ def fit(
 
     Raises:
         StoreError: If a checkpoint cannot be written.
+        TrainingDiverged: If a loss, a gradient, a weight or a reference is no number.
     """
     started = perf_counter()
     virtual = tuning.virtual_tokens if tuning.method == "prefix" else 0
@@ -89,9 +92,11 @@ def fit(
     with in_place_of(model, halved):
         look = partial(_look, model, packed, bf16=arguments.bf16)
         rows = with_references(objective, rows, tuning.batch_size // tuning.passes, look)
+    if not all(math.isfinite(value) for row in rows for value in row.reference):
+        raise diverged("the log-probabilities under the weights that it starts from are no numbers", tuning, 0)
     train, held_out = split(rows, tuning.held_out, seed)
     tokens = step_tokens(train, tuning, arguments.seed, arguments.world_size)
-    watching = Watching(watch, tokens, held_out=bool(held_out))
+    watching, divergence = Watching(watch, tokens, held_out=bool(held_out)), Divergence(tuning)
     checkpoint = last_whole(folder)
     done = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     if 0 < done < len(tokens) and watching.ends_after(done):
@@ -103,13 +108,14 @@ def fit(
         eval_dataset=held_out or None,
         data_collator=packed,
         compute_loss_func=partial(_loss, objective),
-        callbacks=[watching, Seal(), *([EarlyStoppingCallback(tuning.patience)] if held_out else [])],
+        callbacks=[divergence, watching, Seal(), *([EarlyStoppingCallback(tuning.patience)] if held_out else [])],
     )
     trainer.remove_callback(PrinterCallback)
     recomputed = _recomputed(model) if tuning.gradient_checkpointing else nullcontext()
     try:
         with quiet(), in_place_of(model, halved), recomputed:
             trainer.train(resume_from_checkpoint=checkpoint)
+            divergence.check([], model, trainer.state)  # a checkpoint may be chosen, or be all that there is
     finally:  # or the model would compute in bfloat16 for ever
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     losses, held_out_losses = _logged(trainer, "loss"), _logged(trainer, "eval_loss")
@@ -139,6 +145,7 @@ def _arguments(tuning: Tuning, seed: int, folder: Path, device: torch.device) ->
         ddp_backend="gloo" if cpu and "WORLD_SIZE" in os.environ else None,
         seed=seed % 2**32,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # which shows 0 in the place of a loss that is no number
         save_strategy="epoch" if chosen else "steps",
         save_steps=tuning.checkpoint_steps,
         save_total_limit=2,

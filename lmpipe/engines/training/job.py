@@ -1,8 +1,8 @@
 """A training job as files, for launchers of several processes: ``LAUNCHER -m lmpipe.engines.training.job FOLDER``.
 
 FOLDER/job.json holds all that decides the result; FOLDER/result receives the tuned weights, FOLDER/losses.json the
-losses, FOLDER/progress.json how far it has come, FOLDER/log.txt what the processes print; FOLDER/stop.txt, if there is
-one, says why the training is to stop. Knows nothing of requests or stores.
+losses, FOLDER/progress.json how far it has come, FOLDER/log.txt what the processes print, FOLDER/failure.json how it
+diverged; FOLDER/stop.txt, if there is one, says why the training is to stop. Knows nothing of requests or stores.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lmpipe.engines.training.fit import LossCurve, fit, seeded
 from lmpipe.engines.training.layout import EncodedRow
 from lmpipe.engines.training.tuning import Tuning
 from lmpipe.engines.training.watch import Watch
-from lmpipe.errors import ConfigError, EngineError
+from lmpipe.errors import ConfigError, EngineError, TrainingDiverged
 from lmpipe.files import write_whole
 from lmpipe.trainer import Objective
 
@@ -71,7 +71,18 @@ class _Progress:
     epochs: tuple[tuple[int, float, float | None], ...] = ()
 
 
+@final
+@dataclass(frozen=True)
+class _Failure:
+    """What `TrainingDiverged` says."""
+
+    reason: str
+    step: int
+    losses: tuple[float, ...]
+
+
 _JOB = TypeAdapter(Job)
+_FAILURE = TypeAdapter(_Failure)
 _LOSSES = TypeAdapter(LossCurve)
 _PROGRESS = TypeAdapter(_Progress)
 
@@ -85,6 +96,7 @@ def launch(launcher: Sequence[str], job: Job, folder: Path, watch: Watch) -> tup
     Raises:
         ConfigError: If there is no such launcher.
         EngineError: If it fails; the message ends with the last lines that it printed.
+        TrainingDiverged: See `fit`.
         StoreError: If the job cannot be written.
     """
     nearby = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -93,7 +105,7 @@ def launch(launcher: Sequence[str], job: Job, folder: Path, watch: Watch) -> tup
         raise ConfigError(f"there is no command {launcher[0]!r} to launch the training with")
     write_whole(folder / "job.json", _JOB.dump_json(job))
     last_whole(folder)  # deletes the others before several processes look
-    for name in ("stop.txt", "progress.json"):
+    for name in ("stop.txt", "progress.json", "failure.json"):
         (folder / name).unlink(missing_ok=True)
     log = folder / "log.txt"
     done = _Progress()
@@ -116,6 +128,9 @@ def launch(launcher: Sequence[str], job: Job, folder: Path, watch: Watch) -> tup
         finally:
             process.terminate()
     _show(folder, done, watch)
+    if (folder / "failure.json").is_file():
+        failure = _FAILURE.validate_json((folder / "failure.json").read_bytes())
+        raise TrainingDiverged(failure.reason, failure.step, failure.losses)
     if process.returncode:
         lines = "\n".join(log.read_text().splitlines()[-20:])
         raise EngineError(
@@ -136,12 +151,16 @@ def run(folder: Path) -> None:
     if job.start is not None:
         pool.register(job.start, Path(job.start))
     progress = _Reporter(folder, job.max_tokens, first=first)
-    with seeded(job.seed), pool.trainable(job.tuning.peft_config(), job.start) as tuned:
-        watch = Watch(progress.advance, progress.epoch, progress.spent)
-        curve = fit(tuned, job.rows, job.tuning, job.seed, folder, job.objective, watch)
+    try:
+        with seeded(job.seed), pool.trainable(job.tuning.peft_config(), job.start) as tuned:
+            watch = Watch(progress.advance, progress.epoch, progress.spent)
+            curve = fit(tuned, job.rows, job.tuning, job.seed, folder, job.objective, watch)
+            if first:
+                save(tuned, folder / "result", job.name)
+                (folder / "losses.json").write_bytes(_LOSSES.dump_json(curve))
+    except TrainingDiverged as error:  # in all processes at the same step
         if first:
-            save(tuned, folder / "result", job.name)
-            (folder / "losses.json").write_bytes(_LOSSES.dump_json(curve))
+            write_whole(folder / "failure.json", _FAILURE.dump_json(_Failure(str(error), error.step, error.losses)))
 
 
 def _end_with_the_run() -> None:

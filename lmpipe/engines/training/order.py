@@ -13,12 +13,13 @@ import torch
 
 from lmpipe.engines.training.layout import EncodedRow
 from lmpipe.engines.training.tuning import Tuning
+from lmpipe.errors import ConfigError
 from lmpipe.hashing import derive_seed
 from lmpipe.splits import stratified
 
 
 def split(rows: Sequence[EncodedRow], held_out: float, seed: int) -> tuple[list[EncodedRow], list[EncodedRow]]:
-    """Rows to train on, and rows to measure the loss on: a share of each group, where that leaves any to train on."""
+    """Rows to train on, and rows to measure the loss on: a share of each group."""
     count = _held_out_count(len(rows), held_out)
     rng = random.Random(derive_seed(seed, "held out"))
     order = stratified(range(len(rows)), lambda number: rows[number].group, rng)
@@ -78,4 +79,17 @@ def _order(rows: Sequence[EncodedRow], seed: int, epoch: int) -> list[int]:
 
 
 def _held_out_count(rows: int, share: float) -> int:
-    return min(round(share * rows), rows - 1)
+    return round(share * rows)
+
+
+def check_held_out(rows: int, share: float) -> None:
+    """Raises:
+    ConfigError: If rows are to be held out, and that leaves none on one of the two sides.
+    """
+    count = _held_out_count(rows, share)
+    if share and not 0 < count < rows:
+        lacking = "train on" if count else "measure the loss on"
+        raise ConfigError(
+            f"held_out={share} of {rows} rows holds out {count}, which leaves none to {lacking}; change held_out, or "
+            "train on more rows"
+        )

@@ -6,6 +6,7 @@ Turns rows into tokens and tuned weights into a folder of the store. Knows nothi
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from typing import Any, final
 
 from pydantic import TypeAdapter
 
+from lmpipe.engines.foreign import MISFITS, Renamed, is_out_of_memory, told
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.adapters import save
 from lmpipe.engines.local.models import Source
@@ -21,10 +23,11 @@ from lmpipe.engines.training.checkpoints import SAVING_FAILS
 from lmpipe.engines.training.fit import LossCurve, fit, seeded
 from lmpipe.engines.training.job import Job, launch
 from lmpipe.engines.training.layout import EncodedRow
-from lmpipe.engines.training.order import step_count
+from lmpipe.engines.training.order import check_held_out, step_count
+from lmpipe.engines.training.targets import check_targets
 from lmpipe.engines.training.tuning import Tuning
 from lmpipe.engines.training.watch import Watch
-from lmpipe.errors import ConfigError, SessionError
+from lmpipe.errors import ConfigError, EngineError, SessionError, TrainingDiverged
 from lmpipe.events import EpochEnded
 from lmpipe.files import writing
 from lmpipe.identity import work_key
@@ -51,6 +54,9 @@ class LocalTrainer(Trainer):
         launcher: Command that starts several processes, such as ``("torchrun", "--nproc-per-node", "2")`` or
             ``("accelerate", "launch", "--multi_gpu")``; each loads the base anew. By default training is done in this
             process.
+
+    Raises:
+        ConfigError: If the LM cannot be trained in this way; it is said here, before anything is spent.
     """
 
     lm: LocalLM = field(repr=False)
@@ -65,7 +71,8 @@ class LocalTrainer(Trainer):
             raise SessionError("training needs a place for its weights; make the session with a store")
         if not rows:
             raise ConfigError("there are no rows to train on")
-        self._check()
+        check_held_out(len(rows), self.tuning.held_out)
+        encoded = [self._encode(row, objective) for row in rows]
         key = work_key(
             "training",
             trainer=self,
@@ -79,22 +86,25 @@ class LocalTrainer(Trainer):
         checkpoints = store.new_folder() if key is None else store.path / key.replace(" ", "/")
 
         def work(inner: Session) -> Any:
-            return _RESULT.dump_python(self._train(rows, start, inner, objective, store, checkpoints), mode="json")
+            return _RESULT.dump_python(self._train(encoded, start, inner, objective, store, checkpoints), mode="json")
 
-        result = _RESULT.validate_python(session.once(key, work))
+        try:
+            result = _RESULT.validate_python(session.once(key, work))
+        except TrainingDiverged:
+            shutil.rmtree(checkpoints, ignore_errors=True)  # the same training would go on from what led there
+            raise
         shutil.rmtree(checkpoints, ignore_errors=True)  # not before the result is recorded: a kill would lose it
         return result
 
     def _train(
         self,
-        rows: Sequence[TrainingRow],
+        rows: Sequence[EncodedRow],
         start: WeightState,
         session: Session,
         objective: Objective,
         store: RunStore,
         checkpoints: Path,
     ) -> TrainingResult:
-        encoded = [self._encode(row, objective) for row in rows]
         if start.adapter is not None:
             self.lm.register_adapter(start.adapter, store.folder(start.adapter))
         with writing(checkpoints):
@@ -105,7 +115,7 @@ class LocalTrainer(Trainer):
             self.tuning,
             session.seed,
             None if start.adapter is None else str(self.lm.adapters.folder(start.adapter)),
-            tuple(encoded),
+            tuple(rows),
             objective,
             session.ledger.tokens_left(),
         )
@@ -119,7 +129,12 @@ class LocalTrainer(Trainer):
         weights = WeightState(base=self.lm.name, adapter=store.put_folder(result))
         return TrainingResult(weights, len(curve.train), curve.tokens, curve.train, curve.held_out, curve.stopped)
 
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
+        if not isinstance(self.lm, LocalLM):
+            raise ConfigError(f"{type(self.lm).__name__} cannot be trained; pass the LocalLM itself, without a cache")
+        if self.lm.tokenizer.eos_token_id is None:
+            raise ConfigError(f"the tokenizer of {self.lm.name} has no token that ends a message (eos_token)")
+        check_targets(self.lm.model, self.lm.name, self.tuning)
         if self.tuning.method == "qlora" and not self.lm.is_quantized:
             raise ConfigError("qlora trains on a base in 4 bits; load the LM with quantization='nf4', or choose lora")
         if self.tuning.method == "full" and self.lm.is_quantized:
@@ -136,8 +151,8 @@ class LocalTrainer(Trainer):
         if isinstance(objective, Imitation):
             return encoded
         if isinstance(objective, PolicyGradient):
-            if row.advantage is None:
-                raise ConfigError(f"a policy gradient needs the advantage of every row; this has none: {row}")
+            if row.advantage is None or not math.isfinite(row.advantage):
+                raise ConfigError(f"a policy gradient needs the advantage of every row, a number; this has none: {row}")
             return replace(encoded, advantage=row.advantage)
         if row.rejected is None:
             raise ConfigError(f"preference tuning needs a rejected completion in every row; this has none: {row}")
@@ -148,10 +163,22 @@ class LocalTrainer(Trainer):
         return (*tokens, self.lm.end_token) if ends or not tokens else tokens
 
     def _fit(self, job: Job, start: WeightState, folder: Path, watch: Watch) -> tuple[Path, LossCurve]:
-        with seeded(job.seed), self.lm.adapters.trainable(self.tuning.peft_config(), start.adapter) as model:
+        trainable = self.lm.adapters.trainable(self.tuning.peft_config(), start.adapter)
+        with self._named(), seeded(job.seed), trainable as model:
             curve = fit(model, job.rows, job.tuning, job.seed, folder, job.objective, watch)
             with writing(folder / "result", SAVING_FAILS):
                 return save(model, folder / "result", self.lm.name), curve
+
+    def _named(self) -> Renamed:
+        return Renamed((*MISFITS, ImportError, MemoryError, OSError, RuntimeError), self._failed)
+
+    def _failed(self, error: Exception) -> EngineError:
+        advice = (
+            "; free memory, or set rows_per_pass, gradient_checkpointing=True, or a smaller method or base"
+            if is_out_of_memory(error)
+            else ""
+        )
+        return EngineError(f"training {self.lm.name} failed: {told(error)}{advice}")
 
 
 def _watch(session: Session, advance: Callable[[int], None]) -> Watch:

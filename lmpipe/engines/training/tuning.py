@@ -5,10 +5,12 @@ Knows nothing of models or rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, final
+import math
+from dataclasses import dataclass, fields
+from typing import Literal, final, get_type_hints
 
 from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig
+from pydantic import TypeAdapter, ValidationError
 
 from lmpipe.errors import ConfigError
 
@@ -47,7 +49,7 @@ class Tuning:
         patience: Epochs without a better held-out loss after which training stops.
 
     Raises:
-        ConfigError: If a value is out of its range.
+        ConfigError: If a value is out of its range or of another type.
     """
 
     method: Method = "lora"
@@ -71,13 +73,29 @@ class Tuning:
     patience: int = 1
 
     def __post_init__(self) -> None:
+        self._check_types()
+        sizes = (self.rank, self.alpha, self.virtual_tokens, self.epochs, self.batch_size, self.checkpoint_steps)
+        rows = 1 if self.rows_per_pass is None else self.rows_per_pass
+        if min(*sizes, rows, self.patience) < 1 or self.warmup_steps < 0:
+            raise ConfigError(
+                f"{self}: rank, alpha, virtual_tokens, epochs, batch_size, rows_per_pass, checkpoint_steps and "
+                "patience must be at least 1, warmup_steps at least 0"
+            )
         if self.batch_size % self.passes:
             raise ConfigError(f"batch_size={self.batch_size} is no multiple of rows_per_pass={self.rows_per_pass}")
-        if not 0 <= self.held_out < 1 or self.patience < 1:
-            raise ConfigError(f"held_out={self.held_out} must be in [0, 1), patience={self.patience} at least 1")
-        least = min(self.rank, self.virtual_tokens, self.epochs, self.batch_size, self.checkpoint_steps)
-        if least < 1:
-            raise ConfigError(f"{self}: rank, virtual_tokens, epochs, batch_size and checkpoint_steps must be ≥ 1")
+        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
+            raise ConfigError(f"{self}: learning_rate must be a number above 0, weight_decay a number of at least 0")
+        if not all(0 <= share < 1 for share in (self.dropout, self.beta2, self.held_out)):
+            raise ConfigError(f"{self}: dropout, beta2 and held_out must be in [0, 1)")
+
+    def _check_types(self) -> None:
+        types = get_type_hints(type(self))
+        for own in fields(self):
+            value = getattr(self, own.name)
+            try:
+                TypeAdapter(types[own.name]).validate_python(value, strict=True)
+            except ValidationError as error:
+                raise ConfigError(f"{own.name}={value!r} of a Tuning: {error.errors()[0]['msg']}") from error
 
     @property
     def passes(self) -> int:

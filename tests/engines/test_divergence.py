@@ -1,0 +1,185 @@
+"""A model or a training that comes to NaN or infinity says so, and nothing of it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lmpipe import (
+    Completion,
+    EngineError,
+    Example,
+    Predict,
+    Prediction,
+    Request,
+    RunStore,
+    Sampling,
+    Session,
+    WeightState,
+    initial_state,
+)
+from lmpipe.engines.local import LocalLM
+from lmpipe.engines.training import LocalTrainer
+from lmpipe.engines.training.layout import EncodedRow
+from lmpipe.engines.training.order import split
+from lmpipe.errors import ConfigError, TrainingDiverged
+from lmpipe.lm import Message
+from lmpipe.trainer import Imitation, Objective, PolicyGradient, Preference, TrainingRow
+from optimizers import BootstrapFinetune
+from tests.engines.letters import BASE, ROWS, answers, trainer
+
+PAIRS = [TrainingRow(row.messages, row.completion, row.group, "no", advantage=1.0) for row in ROWS]
+
+
+def kept(store: RunStore) -> list[str]:
+    """What is in the store beside its journal."""
+    return [str(path) for path in store.path.rglob("*") if "adapter" in path.name or path.parent.name == "training"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "objective"),
+    [
+        ({"method": "lora", "checkpoint_steps": 1}, Imitation()),
+        ({"method": "dora"}, Imitation()),
+        ({"method": "ia3"}, Imitation()),
+        ({"method": "prefix"}, Imitation()),
+        ({"method": "full"}, Imitation()),
+        ({"method": "lora", "rows_per_pass": 2}, Preference()),
+        ({"method": "lora"}, PolicyGradient()),
+        ({"method": "full", "bf16": False}, PolicyGradient()),
+    ],
+)
+def test_a_training_that_diverges_ends_at_that_step(
+    tiny_lm: LocalLM, store: RunStore, settings: dict[str, Any], objective: Objective
+) -> None:
+    before = answers(tiny_lm, BASE)
+    diverging = trainer(tiny_lm, learning_rate=1e38, epochs=9, **settings)
+    said = []
+    for _ in range(2):  # the second time it does not go on from a checkpoint of the first
+        with pytest.raises(
+            TrainingDiverged, match=r"the training diverged: at step [1-9] .* lower than 1e\+38"
+        ) as caught:
+            diverging.train(PAIRS, BASE, Session(lm=tiny_lm, store=store), objective)
+        assert not kept(store)
+        said.append((str(caught.value), caught.value.step, caught.value.losses))
+    assert said[0] == said[1]
+    assert 1 <= said[0][1] <= 9
+    assert len(said[0][2]) <= said[0][1]
+    assert answers(tiny_lm, BASE) == before
+    assert trainer(tiny_lm, epochs=1, **settings).train(PAIRS, BASE, Session(lm=tiny_lm, store=store), objective)
+
+
+def test_the_last_update_counts(tiny_lm: LocalLM, store: RunStore) -> None:
+    """Its loss and gradient are numbers: only the weights that it leaves are none."""
+    with pytest.raises(TrainingDiverged, match="at step 1 a trained weight is NaN or infinite after losses of"):
+        trainer(tiny_lm, learning_rate=1e300, epochs=1).train(ROWS, BASE, Session(lm=tiny_lm, store=store))
+    assert not kept(store)
+
+
+def with_a_broken_letter(lm: LocalLM) -> None:
+    """Makes every prompt with a ``~`` come to NaN."""
+    lm.model.get_input_embeddings().weight[lm.encode_text("~")[0]] = torch.nan
+
+
+def test_a_held_out_loss_that_is_none_wins_nothing(tiny_lm: LocalLM, store: RunStore) -> None:
+    with_a_broken_letter(tiny_lm)
+    session = Session(lm=tiny_lm, store=store)
+    rows = [ROWS[0]] * 8
+    encoded = [EncodedRow((number,), 1, rows[0].group) for number in range(8)]
+    unseen = split(encoded, 0.25, session.seed)[1][0].tokens[0]
+    rows[unseen] = TrainingRow((Message("user", "~"),), "it is", rows[0].group)
+    with pytest.raises(TrainingDiverged, match="at step 2 the loss on held-out rows is nan"):
+        trainer(tiny_lm, held_out=0.25, patience=9, epochs=3).train(rows, BASE, session)
+    assert not kept(store)
+
+
+def test_a_reference_that_is_no_number_is_told_before_the_first_step(tiny_lm: LocalLM, store: RunStore) -> None:
+    with_a_broken_letter(tiny_lm)
+    rows = [TrainingRow((Message("user", "~"),), "yes", rejected="no", advantage=1.0)]
+    for objective in (Preference(), PolicyGradient()):
+        with pytest.raises(TrainingDiverged, match="under the weights that it starts from are no numbers") as caught:
+            trainer(tiny_lm).train(rows, BASE, Session(lm=tiny_lm, store=store), objective)
+        assert caught.value.step == 0
+    with pytest.raises(ConfigError, match="needs the advantage of every row, a number"):
+        trainer(tiny_lm).train(
+            [TrainingRow(rows[0].messages, "yes", advantage=float("nan"))],
+            BASE,
+            Session(lm=tiny_lm, store=store),
+            PolicyGradient(),
+        )
+
+
+def test_launched_processes_end_together_and_the_same_is_said(tiny_lm: LocalLM, store: RunStore) -> None:
+    tuning = trainer(tiny_lm, learning_rate=1e30, epochs=5, batch_size=2).tuning
+    launched = LocalTrainer(tiny_lm, tuning, ("torchrun", "--nproc-per-node=2"))
+    with pytest.raises(TrainingDiverged, match="the training diverged: at step 2 the loss is nan") as caught:
+        launched.train(ROWS, BASE, Session(lm=tiny_lm, store=store))
+    assert caught.value.step == 2
+    assert len(caught.value.losses) == 1
+    assert not kept(store)
+
+
+def test_weights_that_are_none_are_not_loaded(tiny_lm: LocalLM, store: RunStore, tmp_path: Path) -> None:
+    """An adapter of layers, a prefix and a whole model, registered by hand; others are used after the failure."""
+    before = answers(tiny_lm, BASE)
+    session = Session(lm=tiny_lm, store=store)
+    for method in ("lora", "prefix", "full"):
+        good = trainer(tiny_lm, method=method, epochs=1).train(ROWS, BASE, session).weights
+        bad = tmp_path / method
+        bad.mkdir()
+        for file in store.folder(str(good.adapter)).iterdir():
+            (bad / file.name).write_bytes(file.read_bytes())
+        weights = next(bad.glob("*.safetensors"))
+        tensors = load_file(weights)
+        tensors[min(tensors)].view(-1)[0] = torch.inf
+        save_file(tensors, weights, metadata={"format": "pt"})
+        tiny_lm.register_adapter("bad", bad)
+        tiny_lm.register_adapter(str(good.adapter), store.folder(str(good.adapter)))
+        told = f"holds NaN or infinity in 1 of {len(tensors)} weights"
+        with pytest.raises(EngineError, match=told):
+            answers(tiny_lm, WeightState(base="tiny", adapter="bad"))
+        assert answers(tiny_lm, BASE) == before
+        assert len(answers(tiny_lm, good)) == len(ROWS)
+        start = WeightState(base="tiny", adapter=store.put_folder(bad))
+        with pytest.raises(EngineError, match=told):
+            trainer(tiny_lm, method=method, epochs=1).train(ROWS, start, session)
+        assert answers(tiny_lm, BASE) == before
+
+
+def test_logits_that_are_none_fail_their_request_alone(tiny_folder: Path) -> None:
+    """Also where rows leave their places in memory to others."""
+    clean, lm = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_rows=3) for _ in range(2))
+    with_a_broken_letter(lm)
+    texts = ["a", "b", "~", "c", "say ~", "d", "e", "~~", "f"]
+    requests = [
+        Request((Message("user", text),), Sampling(max_tokens=4 + n, temperature=n % 2), BASE, n)
+        for n, text in enumerate(texts)
+    ]
+    for _ in range(2):
+        for text, answer, usual in zip(texts, lm.complete(requests), clean.complete(requests), strict=True):
+            assert isinstance(usual, Completion)
+            if "~" in text + usual.text[:-1]:
+                assert isinstance(answer, EngineError)
+                assert "tiny gives no numbers for this request" in str(answer)
+            else:
+                assert answer == usual
+
+
+def test_a_stage_whose_training_diverges_is_skipped(tiny_lm: LocalLM, store: RunStore) -> None:
+    def answered(example: Example, prediction: Prediction) -> float:
+        return 1.0
+
+    session = Session(lm=tiny_lm, store=store, sampling=Sampling(max_tokens=4))
+    program = Predict("letter -> answer")
+    state = initial_state(program, session)
+    examples = [Example({"letter": letter}, {"answer": letter}) for letter in "abcd"]
+    stage = BootstrapFinetune(answered, trainer(tiny_lm, learning_rate=1e38, epochs=5), temperature=1.0)
+    result = stage.optimize(program, state, examples, examples, session)
+    assert result.status == "skipped"
+    assert "lm: the training diverged: at step" in result.reason
+    assert result.state.weights == state.weights
+    assert result.details["training"]["lm"]["diverged"] in result.reason
