@@ -87,7 +87,7 @@ def _sorted_sets(made: Any, value: object) -> Any:
     if isinstance(made, dict) and isinstance(value, BaseModel):
         fields = type(value).model_fields.items()
         names: dict[str, str] = {field.serialization_alias or field.alias or name: name for name, field in fields}
-        return {name: _sorted_sets(part, getattr(value, names.get(name, name), None)) for name, part in made.items()}
+        return {name: _sorted_sets(part, getattr(value, names.get(name) or name, None)) for name, part in made.items()}
     if isinstance(made, dict) and dataclasses.is_dataclass(value):
         return {name: _sorted_sets(part, getattr(value, name, None)) for name, part in made.items()}
     if isinstance(made, dict) and isinstance(value, Mapping) and len(made) == len(value):
