@@ -142,8 +142,8 @@ class Cost:
             raise StoreError(f"{known!r:.200} is no record of costs of this version of lmpipe: {error}") from error
         figures = [getattr(cost, name) for name in _FIGURES]
         figures += [figure for module in modules.values() for figure in _counts(module)]
-        if not all(type(figure) in (int, float) for figure in figures):
-            raise StoreError(f"{known!r:.200} is no record of costs: figures must be numbers")
+        if not all(type(figure) in (int, float) and 0 <= figure < math.inf for figure in figures):
+            raise StoreError(f"{known!r:.200} is no record of costs: figures must be numbers from 0 on")
         return cost
 
 

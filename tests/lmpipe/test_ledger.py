@@ -201,8 +201,9 @@ def test_a_record_of_costs_is_read_or_refused(record: object) -> None:
         except StoreError:
             continue
         assert 0 <= cost.tokens < float("inf")
-    with pytest.raises(StoreError, match="no record of costs"):
-        Cost.from_json({**KNOWN, "modules": {"a": {"calls": record}}})
+    if type(record) not in (int, float) or not 0 <= record < float("inf"):  # type: ignore[operator]
+        with pytest.raises(StoreError, match="no record of costs"):
+            Cost.from_json({**KNOWN, "modules": {"a": {"calls": record}}})
 
 
 def test_what_an_older_version_did_not_count_is_zero() -> None:
