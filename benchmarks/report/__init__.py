@@ -28,7 +28,9 @@ from benchmarks.report.sheets import results_csv, scores_csv
 from benchmarks.report.stories import Logs, changes, endings, prompts
 from lmpipe.files import write_whole
 from lmpipe.finished import FinishedRun
+from lmpipe.markdown import as_block, as_code, as_line
 from lmpipe.result import Result
+from lmpipe.text import clean
 
 _HERE = Path(__file__).parent
 
@@ -69,10 +71,10 @@ def write_report(result: Result, folder: Path, label: str | None = None, command
             plots={name: themed(svg, name) for name, svg in drawn.items() if svg is not None},
         )
     )
-    write_whole(folder / "report.html", page.encode())
-    write_whole(folder / "report.md", markdown.encode())
-    write_whole(folder / "results.csv", results_csv(result).encode())
-    write_whole(folder / "scores.csv", scores_csv(result, logs).encode())
+    write_whole(folder / "report.html", clean(page).encode())
+    write_whole(folder / "report.md", clean(markdown).encode())
+    write_whole(folder / "results.csv", clean(results_csv(result)).encode())
+    write_whole(folder / "scores.csv", clean(scores_csv(result, logs)).encode())
     write_whole(folder / "scores.svg", (drawn["scores"] or "").encode())
 
 
@@ -88,21 +90,17 @@ def _of_traces(result: Result, logs: Logs, label: str | None) -> dict[str, Any]:
 def _environment(*, escape: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=escape,  # noqa: S701 Markdown has other rules; the filter `cell` keeps tables whole
+        autoescape=escape,  # noqa: S701 Markdown has other rules: lmpipe.markdown
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"count": "{:,.0f}".format, "arrows": arrows, "cell": _cell, "written": _written}
+    environment.filters |= {"count": "{:,.0f}".format, "arrows": arrows, "written": _written}
+    environment.filters |= {"line": as_line, "code": as_code, "fenced": as_block}
     return environment
 
 
 def _written(value: object) -> str:
     """A list or record as people read it: JSON in which letters and line ends are themselves."""
     return json.dumps(value, indent=1, ensure_ascii=False).replace("\\n", "\n")
-
-
-def _cell(text: object) -> str:
-    """Text that stays in its cell of a Markdown table."""
-    return " ".join(str(text).split()).replace("|", "\\|")
