@@ -39,7 +39,7 @@ def test_any_bytes_are_an_object_or_a_value_error(line: bytes) -> None:
     if isinstance(plain, dict):
         assert repr(json_object(line)) == repr(plain)
     else:
-        with pytest.raises(ValueError, match="^no UTF-8|^no JSON"):
+        with pytest.raises(ValueError, match=r"^no UTF-8|^no JSON"):
             json_object(line)
 
 
