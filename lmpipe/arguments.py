@@ -55,5 +55,5 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
         number = None
     if number is None or number < least:
         shown = short(value) if number is None or abs(number) < _LARGEST else "a number of too many digits"
-        raise ConfigError(f"{name} is {shown}; it must be a whole number from {least} up")
+        raise ConfigError(f"{name} is {shown}; it must be a whole number, at least {least}")
     return number

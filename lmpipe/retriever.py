@@ -36,9 +36,10 @@ class Retriever(ABC):
     """A collection of passages that answers batches of queries.
 
     `search` returns one result for each query, in order: at most `k` passages, best first. A `k` beyond the collection
-    gives all of it, and an empty query gives no passages. It never raises for a single query: one that cannot be
-    answered gives an `EngineError` in its place. If it does raise an `EngineError`, every query of that batch has
-    failed. Results depend on the query and on `k` alone, not on the batch, up to float rounding.
+    gives all of it (of BM25, all that share a word with the query), and an empty query gives no passages. It never
+    raises for a single query: one that cannot be answered gives an `EngineError` in its place. If it does raise an
+    `EngineError`, every query of that batch has failed. Results depend on the query and on `k` alone, not on the batch,
+    up to float rounding.
     """
 
     @property

@@ -9,6 +9,7 @@ import csv
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -97,11 +98,11 @@ def read_passages(
         ConfigError: If there is no such file, a line is no passage, or repeats an id, or if the first line is a header
             without `header`, or is none with it. It names file and line.
     """
-    path, known, changes = Path(path), dict[str, int](), list[tuple[int, int]]()
+    path, known, changed = Path(path), dict[str, int](), Counter[int]()
     lines, read = _opened(path, header)
     for number, line in lines:
         try:
-            passage, changed = _cleaned(*read(line))
+            passage, unclean = _cleaned(*read(line))
             if passage.id in known:
                 raise ValueError(f"passage {passage.id!r} is on line {known[passage.id]} already")
         except ValueError as error:
@@ -111,13 +112,13 @@ def read_passages(
             malformed(problem)
             continue
         known[passage.id] = number
-        if changed:
-            changes.append((number, changed))
+        if unclean:
+            changed[number] = unclean
         yield passage
-    if changes:
+    if changed:
         replaced(
-            f"{path}: {sum(count for _, count in changes)} control characters or halves of surrogate pairs were "
-            f"replaced by U+FFFD in {len(changes)} passages, the first on line {changes[0][0]}"
+            f"{path}: {changed.total()} control characters or halves of surrogate pairs were replaced by U+FFFD in "
+            f"{len(changed)} passages, the first on line {min(changed)}"
         )
 
 
@@ -210,16 +211,17 @@ def _is_header(line: bytes) -> bool:
 
 
 def _cleaned(name: str, title: Any, text: Any) -> tuple[PassageText, int]:
-    """The passage, and how many of its characters were no text and are replaced.
+    """The passage, and how many characters of its title and text were no text and are replaced.
 
     Raises:
         ValueError: If it is no passage.
     """
     if name != clean(name):
         raise ValueError(f"the id {name!r} holds control characters or half a surrogate pair")
-    plain = [clean(value) if isinstance(value, str) else value for value in (title, text)]
-    changed = sum(count_unclean(value) for value in (title, text) if isinstance(value, str) and value not in plain)
-    return PassageText(name, *plain), changed
+    unclean = sum(count_unclean(value) for value in (title, text) if isinstance(value, str))
+    if unclean:
+        title, text = (clean(value) if isinstance(value, str) else value for value in (title, text))
+    return PassageText(name, title, text), unclean
 
 
 @final

@@ -36,7 +36,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lmpipe.arguments import whole_number
+from lmpipe.arguments import items, whole_number
 from lmpipe.errors import ConfigError, EngineError, LmpipeError
 from lmpipe.retriever import Passage, Retriever
 from lmpipe.text import clean
@@ -107,12 +107,14 @@ class Access:
             token: See there.
 
         Raises:
-            ConfigError: If the token is empty or cannot stand in a header.
+            ConfigError: If the token is empty or cannot stand in a header, or a host is empty.
         """
         if token is not None and not re.fullmatch(r"[!-~]+", token):
             raise ConfigError("the token is empty or holds characters other than letters, digits and signs of ASCII")
         everywhere = _is_address(host) and ip_address(host).is_unspecified
-        names = [*_LOCAL, socket.gethostname() if everywhere else host, *allowed]
+        names = [*_LOCAL, socket.gethostname() if everywhere else host, *items("allowed", allowed, str)]
+        if not all(names):
+            raise ConfigError("a host is empty; name an address to listen on, such as 127.0.0.1 or 0.0.0.0")
         return cls(frozenset(map(_as_in_header, names)), everywhere, token or "")
 
     def refusal(self, headers: Headers) -> JSONResponse | None:
@@ -321,4 +323,4 @@ def _result(query: str, passages: Sequence[Passage] | EngineError) -> dict[str, 
 
 def _number(name: str) -> int | str:
     """The id as ColBERT's server gives it, a number, where it is one."""
-    return int(name) if name.isdecimal() and str(int(name)) == name else name
+    return int(name) if name.isdecimal() and len(name) < 19 and str(int(name)) == name else name

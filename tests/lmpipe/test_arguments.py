@@ -29,5 +29,5 @@ def test_numbers_are_whole_and_large_enough() -> None:
     assert whole_number("k", 3) == 3
     assert whole_number("k", 0, 0) == 0
     for wrong in (0, -1, True, 1.0, float("nan"), "3", None, 10**5000 * -1):
-        with pytest.raises(ConfigError, match=r"k is .*; it must be a whole number from 1 up"):
+        with pytest.raises(ConfigError, match=r"k is .*; it must be a whole number, at least 1"):
             whole_number("k", wrong)

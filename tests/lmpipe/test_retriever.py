@@ -66,7 +66,7 @@ def test_without_a_retriever_the_error_says_what_to_write() -> None:
 
 def test_what_cannot_be_searched_for_is_refused() -> None:
     for k in (0, True, 1.5, "3"):
-        with pytest.raises(ConfigError, match=r"k of Retrieve is .*; it must be a whole number from 1 up"):
+        with pytest.raises(ConfigError, match=r"k of Retrieve is .*; it must be a whole number, at least 1"):
             Retrieve(k=k)  # type: ignore[arg-type]
     with Session(lm={}, retriever=WordOverlap()), pytest.raises(SignatureError, match=r"text, and got \['a'\]"):
         Retrieve()(query=["a"])

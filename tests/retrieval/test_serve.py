@@ -196,6 +196,9 @@ def test_a_token_is_asked_for() -> None:
             assert code == 401
             assert "Bearer TOKEN" in answer["error"]
         assert ask(f"{url}/api/info", Authorization="bearer secret")[0] == 200
+    for wrong_hosts in (("", ()), ("127.0.0.1", "index.lab"), ("127.0.0.1", [""])):
+        with pytest.raises(ConfigError):
+            Access.of(*wrong_hosts)
     for wrong_token in ("", "a b", "é", "a\nb"):
         with pytest.raises(ConfigError, match="token"):
             Access.of("127.0.0.1", token=wrong_token)
