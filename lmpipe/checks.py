@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
 
 from lmpipe.data import Example
 from lmpipe.errors import ConfigError
@@ -95,10 +95,14 @@ def check_settings(settings: object) -> None:
     """Compares the fields of a dataclass with their types; a type such as ``PositiveInt`` says the range too.
 
     Raises:
-        ConfigError: If a field holds what its type does not allow; the message has its name and value.
+        ConfigError: If a field holds what its type does not allow; the message has its name and value. Also if a type
+            cannot be read, such as one that is imported for type checkers alone.
     """
     kind: type = type(settings)
-    fields = _model(kind)
+    try:
+        fields = _model(kind)
+    except (NameError, TypeError, PydanticUserError) as error:
+        raise ConfigError(f"the types of the fields of {kind.__name__} cannot be read: {error}") from error
     values = {name: getattr(settings, name) for name in fields.model_fields}
     try:
         fields.model_validate(values)

@@ -23,7 +23,7 @@ from lmpipe import (
     Session,
     evaluate,
 )
-from lmpipe.checks import check_settings, checked_examples
+from lmpipe.checks import check_settings, checked_examples, without_repeats
 from lmpipe.errors import ConfigError
 from lmpipe.events import StageEnded
 from lmpipe.hashing import derive_seed
@@ -99,7 +99,8 @@ class BetterTogether(Optimizer):
         """
         if isinstance(strategies, str):
             raise ConfigError(f"strategies is the text {strategies!r}; pass a list of strategies")
-        train, val = checked_examples(train, "train"), checked_examples(val, "val")
+        train = without_repeats(checked_examples(train, "train"), "train")
+        val = checked_examples(val, "val")
         stages = {text: parse_strategy(text, self.optimizers) for text in strategies}
         with session.track("stages of all strategies", len(distinct_stages(stages.values()))) as advance:
             results, done = {}, 0

@@ -92,6 +92,15 @@ def test_no_setting_meets_a_foreign_error(value: Any) -> None:
             check_settings(Some(**settings))
 
 
+def test_a_type_that_cannot_be_read_is_an_error_of_ours() -> None:
+    @dataclass(frozen=True)
+    class Local:
+        value: Unknown  # type: ignore[name-defined]  # noqa: F821
+
+    with pytest.raises(ConfigError, match="types of the fields of Local cannot be read"):
+        check_settings(Local(3))
+
+
 @given(st.lists(st.one_of(st.none(), st.floats(), st.sampled_from([0.0, 0.5, 1.0]))))
 def test_the_best_is_the_earliest_of_the_highest_and_never_without_a_score(scores: list[float | None]) -> None:
     number, known = best(scores), finite(scores)
