@@ -86,8 +86,8 @@ def _sorted_sets(made: Any, value: object) -> Any:
         return _sorted_sets(made, value.root)
     if isinstance(made, dict) and isinstance(value, BaseModel):
         fields = type(value).model_fields.items()
-        names: dict[str, str] = {field.serialization_alias or field.alias or name: name for name, field in fields}
-        return {name: _sorted_sets(part, getattr(value, names.get(name) or name, None)) for name, part in made.items()}
+        names = {field.serialization_alias or field.alias or name: name for name, field in fields}
+        return {key: _sorted_sets(part, getattr(value, str(names.get(key, key)), None)) for key, part in made.items()}
     if isinstance(made, dict) and dataclasses.is_dataclass(value):
         return {name: _sorted_sets(part, getattr(value, name, None)) for name, part in made.items()}
     if isinstance(made, dict) and isinstance(value, Mapping) and len(made) == len(value):

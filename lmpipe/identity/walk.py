@@ -8,7 +8,8 @@ whether they are one object or two.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, final
 
@@ -21,6 +22,7 @@ _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(Elli
 _CODE = (FunctionType, type, ModuleType)
 _SHORT = 200  # characters of a text that stands for itself
 _NAMES = 5  # that lead to values nested too deeply
+_DEPTH = 3  # of what elements of a set are put in order by
 _LONG = 4000  # bits of an integer that `repr` writes in any case
 
 
@@ -29,16 +31,17 @@ class Walk:
     """One walk; the values must not change meanwhile.
 
     Args:
-        way: Names that lead to the value.
-        within: Sets and dicts whose elements are being walked one by one: see `_alone`.
+        outer: The walk that met the value as an element of a set.
     """
 
-    def __init__(self, way: Sequence[str] = (), within: tuple[int, ...] = ()) -> None:
-        self._way = list(way)
-        self._within = within
+    def __init__(self, outer: Walk | None = None) -> None:
+        self._outer = outer
+        self._way: list[str] = list(outer._way) if outer else []
+        self._sketches: dict[int, str] = outer._sketches if outer else {}  # id → sketch of an element of a set
+        self._wholes: dict[int, str] = {}  # id → digest of an element of a set that looks like another
         self._entries: list[tuple[object, list[str]]] = []  # code of the user, with the way to it
         self._known: dict[int, str] = {}  # id → text
-        self._held: list[object] = []  # what has these ids, so that nothing else can get them
+        self._held: list[object] = outer._held if outer else []  # what has these ids, so that nothing else gets them
         self._open: dict[int, int] = {}  # id → depth of each value that is being written
         self._outermost: float = math.inf  # depth of the outermost open value that was referred to
 
@@ -95,7 +98,7 @@ class Walk:
         del self._open[id(value)]
         closed = self._outermost >= depth  # it refers to nothing around it
         self._outermost = outer if closed else min(outer, self._outermost)
-        self._remember(value, text if closed else f"#{len(self._held)}")
+        self._remember(value, text if closed else f"#{len(self._known)}")
         return text
 
     def _written(self, value: Any) -> str:
@@ -105,10 +108,9 @@ class Walk:
         if kind is dict or kind is MappingProxyType:
             if all(type(name) is str for name in value):
                 return self._named("dict", sorted(value.items(), key=_first))
-            pairs = sorted(((self._alone(value, key), item) for key, item in value.items()), key=_first)
-            return self._named("dict of keys", pairs)
+            return self._named("dict of keys", [(self._text(key), value[key]) for key in self._in_order(value)])
         if kind is set or kind is frozenset:
-            return f"{kind.__name__}{{{','.join(sorted(self._alone(value, item) for item in value))}}}"
+            return f"{kind.__name__}{{{','.join(map(self._text, self._in_order(value)))}}}"
         return self._named(*parts_of.dispatch(kind)(value))
 
     def _named(self, label: str, named: Iterable[tuple[str, object]]) -> str:
@@ -119,13 +121,43 @@ class Walk:
             self._way.pop()
         return f"{label!r}({','.join(texts)})"
 
-    def _alone(self, container: object, element: object) -> str:
-        """The text of an element that has no place in an order: it must not depend on what was walked before it."""
-        if type(element) in _ATOMS:
-            return _atom(element)
-        if id(container) in self._within:  # it is reached from one of its elements
-            return f"^{len(self._within) - self._within.index(id(container))}"
-        return Walk(self._way, (*self._within, id(container))).digest(element)
+    def _in_order(self, elements: Iterable[object]) -> list[object]:
+        """The elements of a set in an order that is the same in every process."""
+        seen = [(self._looks(element), element) for element in elements]
+        if self._outer is None:  # within an element of a set, looks must do: the work would have no bound
+            counts = Counter(text for text, _ in seen)
+            seen = [(text if counts[text] == 1 else text + self._whole(element), element) for text, element in seen]
+        return [element for _, element in sorted(seen, key=_first)]
+
+    def _looks(self, element: object) -> str:
+        if id(element) not in self._sketches:
+            self._held.append(element)
+            self._sketches[id(element)] = _sketch(element, _DEPTH)
+        return self._sketches[id(element)]
+
+    def _whole(self, element: object) -> str:
+        if id(element) not in self._wholes:
+            self._wholes[id(element)] = Walk(self).digest(element)
+        return self._wholes[id(element)]
+
+
+def _sketch(value: Any, depth: int) -> str:
+    """What a value looks like down to a depth, whatever was walked before; values that differ may look alike."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return _atom(value)
+    if issubclass(kind, _CODE):
+        return label_of(value) or parts_of.dispatch(kind)(value).label
+    if not depth:
+        return str(kind.__qualname__)
+    if kind is list or kind is tuple:
+        return f"{kind.__name__}{[_sketch(item, depth - 1) for item in value]}"
+    if kind is set or kind is frozenset:
+        return f"{kind.__name__}{sorted(_sketch(item, depth - 1) for item in value)}"
+    if kind is dict or kind is MappingProxyType:
+        return f"dict{sorted((_sketch(key, depth - 1), _sketch(item, depth - 1)) for key, item in value.items())}"
+    label, named = parts_of.dispatch(kind)(value)
+    return f"{label}{[(name, _sketch(item, depth - 1)) for name, item in named]}"
 
 
 def _first(pair: tuple[str, object]) -> str:
@@ -147,6 +179,8 @@ def _flat(value: Any) -> str | None:
     kind = type(value)
     if kind is list or kind is tuple:
         return _plain(value) if _ATOMS.issuperset(map(type, value)) else None
+    if (kind is set or kind is frozenset) and _ATOMS.issuperset(map(type, value)):
+        return f"{kind.__name__}{sorted(map(_atom, value))}"
     if kind is dict and _ATOMS.issuperset(map(type, value.values())) and all(type(name) is str for name in value):
         return f"dict{_plain(sorted(value.items()))}"
     return None

@@ -276,14 +276,13 @@ class Node:
 def graph(size: int, last: str) -> Node:
     nodes = [Node(str(number)) for number in range(size - 1)] + [Node(last)]
     for node in nodes:
-        node.others = nodes
-    nodes[0].seen = {nodes[0], nodes[-1]}
+        node.others, node.seen = nodes, set(nodes)
     return nodes[0]
 
 
 def test_objects_that_refer_to_one_another_have_an_identity() -> None:
     began = time.process_time()
-    assert identity(it=graph(20, "a")) == identity(it=graph(20, "a")) != identity(it=graph(20, "b"))
+    assert identity(it=graph(50, "a")) == identity(it=graph(50, "a")) != identity(it=graph(50, "b"))
     held: list[Any] = ["x"]
     held.append(held)
     shared: list[Any] = ["x"]
