@@ -120,15 +120,14 @@ class Run:
             error = clean(str(answer))
             self.steps.append(step(outputs=None, text=None, usage=Usage(1), error=error, replaced=replaced))
             raise answer
-        text = clean(answer.text)
-        replaced += count_unclean(answer.text) if text is not answer.text else 0
-        step = partial(step, text=text, usage=answer.usage, replaced=replaced)
+        more = [replaced, count_unclean(answer.text)]
+        step = partial(step, text=clean(answer.text), usage=answer.usage)
         try:
-            outputs = read(text)
+            outputs = snapshot(read(clean(answer.text)), more.append)  # JSON may spell characters that are no text
         except ParseError as unread:
-            self.steps.append(step(outputs=None, error=str(unread)))
+            self.steps.append(step(outputs=None, error=str(unread), replaced=sum(more)))
             raise
-        self.steps.append(step(outputs=snapshot(outputs)))
+        self.steps.append(step(outputs=snapshot(outputs), replaced=sum(more)))
         return outputs
 
     @contextmanager

@@ -112,6 +112,13 @@ def test_a_run_replaces_and_counts_it_and_costs_nobody_else(tmp_path: Path, capl
     assert evaluate(program, initial_state(program, again), examples, one_of, again, keep_traces=True) == evaluation
 
 
+def test_what_json_spells_is_text_too() -> None:
+    program, lm = Predict("question -> names: list[str]"), ScriptedLM(lambda request: r'names: ["\ud83d", "a\u0000b"]')
+    with Session(lm=lm) as session:
+        assert program(question="?").names == ["\ufffd", "a\ufffdb"]
+    assert session.ledger.total.replaced == 2
+
+
 def test_an_error_that_is_no_text_is_data_as_any_other() -> None:
     class Fails(Ask):
         def forward(self, question: str) -> Prediction:
