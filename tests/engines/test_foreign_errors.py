@@ -234,7 +234,9 @@ def test_adapters_that_cannot_be_loaded_leave_the_engine_as_it_was(
     source = store.folder(str(good.adapter))
     wide = LocalLM.from_pretrained(str(tiny_llama(tmp_path / "wide", hidden_size=64)), name="tiny")
     others = {
-        f"other {method}": trainer(wide, method=method, epochs=2).train(ROWS, BASE, Session(lm=wide, store=store)).weights.adapter
+        f"other {method}": trainer(wide, method=method, epochs=2)
+        .train(ROWS, BASE, Session(lm=wide, store=store))
+        .weights.adapter
         for method in ("lora", "prefix", "full")
     }
     before = answers(tiny_lm, BASE)
