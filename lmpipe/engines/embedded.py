@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lmpipe.engines.loading import loading
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.models import Source
 from lmpipe.engines.packaged import cache_folder, packaged_files
@@ -43,11 +44,13 @@ def embedded_folder() -> Path:
     """The embedded LM as transformers saves models; made at the first call.
 
     Raises:
-        ConfigError: If the package is not installed or its file is damaged.
+        ConfigError: If the package is not installed, its file is damaged, or the cache folder cannot be written.
     """
     folder = cache_folder() / f"{NAME}-{_SHA256[:12]}"
     if not folder.is_dir():
-        _convert(_gguf(), folder)
+        gguf = _gguf()
+        with loading("the embedded LM", gguf):
+            _convert(gguf, folder)
     return folder
 
 

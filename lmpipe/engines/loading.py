@@ -64,8 +64,7 @@ def vocabulary_size(model: Any, tokenizer: Any, name: str) -> int:
         ConfigError: If the tokenizer has a token that the model has no embedding or no logit for.
     """
     tokens = 1 + max(tokenizer.get_vocab().values())
-    heads = (model.get_input_embeddings(), model.get_output_embeddings())
-    rows = min(int(head.weight.shape[0]) for head in heads if head is not None)
+    rows = min(model.get_input_embeddings().weight.shape[0], model.config.get_text_config().vocab_size)
     if tokens > rows:
         raise ConfigError(
             f"the tokenizer of {name!r} has {tokens} tokens, the model {rows}; use the model's own tokenizer, or "

@@ -169,6 +169,19 @@ def test_logits_that_are_none_fail_their_request_alone(tiny_folder: Path) -> Non
                 assert answer == usual
 
 
+def test_a_row_that_fails_leaves_no_nan_to_the_row_that_takes_its_place(tiny_folder: Path) -> None:
+    clean, lm = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_rows=2) for _ in range(2))
+    with_a_broken_letter(lm)
+    long, failing, short = (
+        Request((Message("user", text),), Sampling(max_tokens=tokens), BASE)
+        for text, tokens in (("a", 30), ("b~" + "x" * 60, 8), ("c", 8))
+    )
+    usual = clean.complete([long, failing, short])
+    answers = lm.complete([long, failing, short])
+    assert isinstance(answers[1], EngineError)
+    assert (answers[0], answers[2]) == (usual[0], usual[2])
+
+
 def test_a_stage_whose_training_diverges_is_skipped(tiny_lm: LocalLM, store: RunStore) -> None:
     def answered(example: Example, prediction: Prediction) -> float:
         return 1.0

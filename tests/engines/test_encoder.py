@@ -107,3 +107,11 @@ def test_the_embedded_encoder_puts_paraphrases_nearer_than_other_texts() -> None
         likeness = [cosine(vector, other) for other in right]
         assert max(likeness) == likeness[number] > 0.35
     assert (encoder.name, len(left[0])) == ("all-MiniLM-L6-v2", 384)
+
+
+def test_special_tokens_in_a_text_are_text(bert_folder: Path) -> None:
+    """The tokenizer has no word for brackets, so three unknown words stand for what would be one token for padding."""
+    encoder = load_embedder(f"hf:{bert_folder}")
+    spelled, unknown, without = encoder.embed(["the [PAD] cat", "the ( x ) cat", "the cat"])
+    assert spelled == pytest.approx(unknown)
+    assert spelled != pytest.approx(without)

@@ -193,6 +193,18 @@ def test_what_names_no_model_is_a_config_error(spec: str, options: dict[str, Any
         load_lm(spec, **options)
 
 
+def test_limits_that_let_nothing_in_are_refused(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for options in ({"max_rows": 0}, {"max_rows": -1}, {"memory": -5}):
+        with pytest.raises(ConfigError, match="must be at least 1, or left out"):
+            load_lm(f"hf:{tiny_folder}", **options)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("LMPIPE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"cannot load the embedded LM from .*(NotADirectory|FileExists)Error"):
+        load_lm("embedded")
+
+
 def test_padding_of_the_embeddings_is_never_chosen(tmp_path: Path) -> None:
     """The model has more rows than the tokenizer has tokens, and likes those rows best."""
     folder = tiny_llama(tmp_path / "model")

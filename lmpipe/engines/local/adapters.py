@@ -192,8 +192,9 @@ class AdapterPool:
         shapes = {name: weight.shape for name, weight in self._model.named_parameters()}
         others = sorted(name for name, tensor in tensors.items() if name in shapes and shapes[name] != tensor.shape)
         if others or shapes.keys().isdisjoint(tensors):
+            problem = f"{', '.join(others[:3])} of another shape" if others else "none of its names"
             raise EngineError(
-                f"the weights in {folder} are not those of this model: {', '.join(others[:3]) or 'none'} fits"
+                f"{folder} holds the weights of another model: {problem}; train on this one, or load that"
             )
         return tensors
 

@@ -35,7 +35,7 @@ from lmpipe.engines.local.models import (
 from lmpipe.engines.local.prefixes import PrefixCache
 from lmpipe.engines.local.structure import Automaton, Guide, token_bytes
 from lmpipe.engines.packed import PackedProducts
-from lmpipe.errors import EngineError
+from lmpipe.errors import ConfigError, EngineError
 from lmpipe.ledger import check_time
 from lmpipe.lm import LM, Completion, Message, Request, Usage
 
@@ -72,6 +72,8 @@ class LocalLM(LM):
         memory: int | None = None,
         source: Source | None = None,
     ) -> None:
+        if min(1 if limit is None else limit for limit in (max_rows, memory)) < 1:
+            raise ConfigError(f"max_rows={max_rows} and memory={memory} must be at least 1, or left out")
         self._chat = ChatTokens(tokenizer, name)
         check_architecture(model, name)
         self._vocabulary = vocabulary_size(model, tokenizer, name)

@@ -23,8 +23,8 @@ _LOGGED = {"loss": "the loss", "grad_norm": "the norm of the gradients", "eval_l
 class Divergence(TrainerCallback):
     """Ends a training at the step after which something of it is no number.
 
-    Every process sees the same: losses are meant and gradients added up over all of them. It is told of losses before
-    anything is saved or chosen by them.
+    Every process sees the same numbers, since losses are averaged and gradients added up over all of them. Losses are
+    checked before anything is saved or chosen by them.
 
     Args:
         tuning: Settings that the advice names.
