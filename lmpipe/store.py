@@ -25,6 +25,7 @@ from pathlib import Path
 from threading import RLock
 from types import TracebackType
 from typing import Any, final
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 from typing_extensions import Self
@@ -133,18 +134,15 @@ class RunStore:
             StoreError: If they cannot be written.
         """
         self._check_open()
-        with writing(self._blobs):
-            number, unfinished = tempfile.mkstemp(prefix=UNFINISHED, dir=self._blobs)
-        hasher, made = hashlib.blake2b(digest_size=16), Path(unfinished)
+        hasher, made = hashlib.blake2b(digest_size=16), self._blobs / (UNFINISHED + uuid4().hex)
         try:
-            with writing(self._blobs), os.fdopen(number, "wb") as file:
+            with writing(self._blobs), made.open("xb") as file:
                 for piece in pieces:
                     hasher.update(piece)
                     file.write(piece)
                 file.flush()
-                os.fsync(number)
+                os.fsync(file.fileno())
             with self._writer, writing(self._blobs / hasher.hexdigest()):
-                made.chmod(0o644)
                 made.replace(self._blobs / hasher.hexdigest())
                 self._names.add(hasher.hexdigest())
         finally:

@@ -173,7 +173,7 @@ def test_a_mistake_before_anything_was_done_may_be_put_right_in_the_same_directo
         ("--strategy", "p -> q", "no stage is called 'q'"),
         ("--seeds", "one", "must be whole numbers"),
         ("--seeds", "1,0,1", "names a seed twice"),
-        ("--test", "0", "test Input should be greater than 0"),
+        ("--test", "0", "test: Input should be greater than 0"),
         ("--lm", "gpt", "unknown LM 'gpt'"),
         ("--ray", "auto", "no Ray at 'auto'"),  # on a machine where a Ray runs it is joined, and this fails in time
         ("--ray", "nowhere", "no Ray at 'nowhere'"),

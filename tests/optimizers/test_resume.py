@@ -61,7 +61,7 @@ def test_a_run_killed_at_random_points_ends_in_the_same_bytes(
     while kills < 30:
         path = tmp_path / str(number)
         end = runs.run(
-            path, **{"seconds": rng.uniform(0, whole)} if where == "moments" else {"lines": rng.randint(1, 700)}
+            path, **{"seconds": rng.uniform(0, whole)} if where == "moments" else {"lines": rng.randint(1, 1000)}
         )
         if end.killed:
             kills += 1
