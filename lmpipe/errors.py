@@ -85,7 +85,7 @@ class TrainingDiverged(EngineError):
         losses: Mean losses of the steps before.
     """
 
-    def __init__(self, problem: str, step: int, losses: tuple[float, ...] = ()) -> None:
+    def __init__(self, problem: str, step: int = 0, losses: tuple[float, ...] = ()) -> None:
         super().__init__(problem)
         self.step = step
         self.losses = losses

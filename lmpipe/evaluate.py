@@ -24,7 +24,7 @@ from lmpipe.identity import work_key
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.metrics import Metric
 from lmpipe.module import Module
-from lmpipe.rollout import Job, cost_of, rollout
+from lmpipe.rollout import Job, check_metric, cost_of, rollout
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
 from lmpipe.store import RunStore
@@ -135,6 +135,7 @@ def evaluate_many(
 
     Raises:
         ConfigError: If two examples have one id, or something else was passed than examples.
+        MetricError: If the metric could not score most of the predictions.
     """
     examples = checked_examples(examples, "examples")
     check_ids(examples)
@@ -182,6 +183,7 @@ def _score(
     traces = rollout(
         program, [Job(state, example) for state in states for example in examples], session, metric, title=title
     )
+    check_metric(traces)
     count = max(len(states), 1)
     seconds, cpu_seconds = (perf_counter() - started) / count, (process_time() - cpu_started) / count
     parts = [traces[number * len(examples) : (number + 1) * len(examples)] for number in range(len(states))]

@@ -78,8 +78,8 @@ def rollout(
 
     Raises:
         EngineError: If an engine or the retriever as a whole failed.
-        MetricError: If the metric fails on all of the first ten predictions, or on most: it is then wrong for every
-            example. Fewer failures cost their examples alone.
+        MetricError: If the metric fails on all of the first ten predictions, or of more on most: it is then wrong for
+            every example. Fewer failures cost their examples alone.
         ConfigError, SessionError, ModuleError: If the program cannot run like this on any example.
     """
     for state in {job.state for job in jobs}:
@@ -94,8 +94,6 @@ def rollout(
 
         traces = Wavefront(session, run, lambda number: _given_up(jobs[number]), len(jobs), advance).run()
     session.ledger.add(cost_of(traces))
-    if scoring is not None:
-        scoring.end_if_hopeless()
     _warn(traces)
     return traces
 
@@ -137,18 +135,34 @@ class _Scoring:
             self._scored += 1
         return verdict
 
-    def end_if_hopeless(self, jobs: int | None = None) -> None:
-        """Ends the run if the metric failed on all of the first ten predictions, or on most of the runs.
+    def end_if_hopeless(self, jobs: int) -> None:
+        """Ends the run if the metric failed on all of the first ten predictions, or of more on most of the runs.
 
         Args:
-            jobs: How many runs there are; by default those that were scored.
+            jobs: How many runs there are.
 
         Raises:
             MetricError: If so; the message tells the first failure.
         """
         failed, scored = len(self._failures), self._scored
-        if failed == scored >= _FIRST or 2 * failed > (scored if jobs is None else jobs):
-            raise MetricError(f"{self._failures[0]} (it failed on {failed} of {scored} predictions, so the run ends)")
+        if scored >= _FIRST and (failed == scored or 2 * failed > jobs):
+            raise _wrong_for_most(self._failures[0], failed, scored)
+
+
+def check_metric(traces: Sequence[Trace]) -> None:
+    """Looks whether the metric could score most of the runs that came to an end.
+
+    Raises:
+        MetricError: If it could not; the message tells the first failure.
+    """
+    failed = [trace for trace in traces if trace.failure == "metric"]
+    scored = len(failed) + sum(trace.failure is None for trace in traces)
+    if 2 * len(failed) > scored:
+        raise _wrong_for_most(str(failed[0].error), len(failed), scored)
+
+
+def _wrong_for_most(first: str, failed: int, scored: int) -> MetricError:
+    return MetricError(f"{first} (it failed on {failed} of {scored} predictions, so the run ends)")
 
 
 def cost_of(traces: Sequence[Trace]) -> Cost:

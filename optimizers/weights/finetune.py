@@ -87,10 +87,10 @@ class BootstrapFinetune(WeightSettings):
         val: Sequence[Example],
         session: Session,
     ) -> OptimizeResult:
-        self.check_trainers(program)
         lacking = [example.id for example in train if self.balance_by and self.balance_by not in example.labels]
         if lacking:
             raise ConfigError(f"example {lacking[0]} has no label {self.balance_by!r} to balance by")
+        self.check_trainers(program, session)
         harvest = self.harvest(program, state, train, session)
         details = harvest.details()
         if not harvest.kept:

@@ -86,12 +86,12 @@ class GRPO(WeightSettings):
     def search(
         self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
     ) -> OptimizeResult:
-        self.check_trainers(program)
         if not val and self.num_val != 0:
             raise ConfigError(
                 "GRPO: there are no validation examples to choose by; pass some as val, or keep the last state with "
                 "num_val=0"
             )
+        self.check_trainers(program, session)
         val = subsample(val, self.num_val, derive_seed(session.seed, "val"))
         kept = _Best(state)
         taken: list[dict[str, Any]] = []
@@ -208,8 +208,8 @@ def _untrained(taken: Sequence[Mapping[str, Any]]) -> str:
     """Why no step had anything to train on."""
     counts = FailureCounts()
     for step in taken:
-        counts.join(map(CommonFailure.model_validate, step["failures"]))
-    why = cause(counts.most_common(), sum(step["tried"] for step in taken)) or (
+        counts.join(map(CommonFailure.model_validate, step.get("failures", ())))
+    why = cause(counts.most_common(), sum(step.get("tried", 0) for step in taken)) or (
         "the runs of each example were rewarded alike, or no budget was left; try a larger group_size, a higher "
         "temperature, or a metric with more values"
     )

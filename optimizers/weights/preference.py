@@ -71,7 +71,7 @@ class PreferenceFinetune(WeightSettings):
     def search(
         self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
     ) -> OptimizeResult:
-        self.check_trainers(program)
+        self.check_trainers(program, session)
         traces = self._run(program, state, train, session)
         failures = FailureCounts()
         failures.add(traces)

@@ -23,7 +23,7 @@ from lmpipe import (
     WeightState,
     predictors,
 )
-from lmpipe.errors import ConfigError, TrainingDiverged
+from lmpipe.errors import ConfigError, SessionError, TrainingDiverged
 from lmpipe.hashing import canonical_json
 from lmpipe.lm import Message
 from lmpipe.trainer import Imitation, Objective, TrainingRow
@@ -51,12 +51,15 @@ class WeightSettings(WeightOptimizer):
     adapters: Literal["role", "module"] = "role"
 
     @final
-    def check_trainers(self, program: Module) -> None:
+    def check_trainers(self, program: Module, session: Session) -> None:
         """Looks whether all can be trained that gives rows, before any run is made.
 
         Raises:
             ConfigError: If there are trainers by role and one of the program's roles has none.
+            SessionError: If the session has no store, which trained weights are kept in.
         """
+        if session.store is None:
+            raise SessionError("trained weights are kept in a store; write: Session(lm=..., store=RunStore(...))")
         roles = dict.fromkeys(predictor.role for predictor in predictors(program).values())
         known = roles if isinstance(self.trainer, Trainer) else self.trainer
         if lacking := [role for role in roles if role not in known]:

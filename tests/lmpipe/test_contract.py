@@ -192,9 +192,7 @@ class Vectors(Embedder):
         return self.vectors
 
 
-@pytest.mark.parametrize(
-    "vectors", [(None, None), ([1.0],), ([1.0], [float("nan")]), ([1.0], ["x"]), ([1.0], [1.0, 2.0]), ([1.0], 3)]
-)
+@pytest.mark.parametrize("vectors", [(None, None), ([1.0],), ([1.0], ["x"]), ([1.0], [1.0, 2.0]), ([1.0], 3)])
 def test_an_embedder_that_gives_no_vectors_is_named(vectors: tuple[Any, ...]) -> None:
     with pytest.raises(EngineError, match=r"the embedder 'vectors' \(Vectors\)"):
         Embeddings().of(Vectors(*vectors), ["one", "two"])

