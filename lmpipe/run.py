@@ -123,7 +123,8 @@ class Run:
         more = [replaced, count_unclean(answer.text)]
         step = partial(step, text=clean(answer.text), usage=answer.usage)
         try:
-            outputs = snapshot(read(clean(answer.text)), more.append)  # JSON may spell characters that are no text
+            # JSON may spell characters that are no text
+            outputs: dict[str, Any] = snapshot(read(clean(answer.text)), more.append)
         except ParseError as unread:
             self.steps.append(step(outputs=None, error=str(unread), replaced=sum(more)))
             raise
