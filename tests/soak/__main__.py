@@ -1,0 +1,147 @@
+"""``python -m tests.soak [--json]``: kills, damage, faulty answers, odd inputs and many requests, and what came of them.
+
+Takes about an hour on two cores. ``--share 0.1`` does a tenth of it, ``--only`` some of its parts.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.figures import Figure, show
+from tests.soak.tally import Tally
+
+MEGABYTE = 1e6
+
+
+def scripted_kills(folder: Path, share: float, seed: int) -> Tally:
+    from tests.soak.kills import kills
+
+    return kills(folder, round(100 * share), seed)
+
+
+def trained_kills(folder: Path, share: float, seed: int) -> Tally:
+    from tests.soak.kills import kills
+    from tests.tiny import tiny_llama
+
+    return kills(folder / "runs", round(30 * share), seed, model=str(tiny_llama(folder / "model")))
+
+
+def damaged_runs(folder: Path, share: float, seed: int) -> Tally:
+    from tests.damage import damage_run, make_run
+
+    make_run(folder / "run")
+    rounds, tally = round(400 * share), Tally()
+    try:
+        counts = damage_run(folder / "run", folder / "copy", rounds, seed)
+        tally.refused, tally.harmless = counts["found"], counts["harmless"]
+    except AssertionError as error:
+        tally.wrong.append(str(error))
+    tally.tried = tally.refused + tally.harmless + len(tally.wrong)
+    return tally
+
+
+def damaged_indexes(folder: Path, share: float, seed: int) -> Tally:
+    from lmpipe.retrieval.colbert import load_encoder
+    from lmpipe.retrieval.index import BuildSettings, build_index, open_index
+    from tests.retrieval.damage import damaged
+    from tests.rivers import CORPUS
+
+    tally, encoder = Tally(), load_encoder("embedded")
+    passages = folder / "rivers.jsonl"
+    passages.write_text("\n".join(json.dumps({"pid": number, "text": text}) for number, text in enumerate(CORPUS)))
+    for engine in ("exact", "plaid"):
+        index = folder / engine
+        build_index(passages, index, encoder, BuildSettings(engine=engine, chunk=5))  # type: ignore[arg-type]
+
+        def found(index: Path = index) -> list[object]:
+            retriever = open_index(index, encoder=encoder)
+            return [retriever.name, *map(list, retriever.search(CORPUS[:3], 4))]
+
+        outcomes = damaged(index, found, round(200 * share), seed)
+        tally.refused += outcomes.refused
+        tally.harmless += outcomes.harmless
+        tally.wrong += outcomes.wrong
+    tally.tried = tally.refused + tally.harmless + len(tally.wrong)
+    return tally
+
+
+def faulty_answers(folder: Path, share: float, seed: int) -> Tally:
+    from tests.soak.answers import faulty_answers as every
+
+    return every()
+
+
+def odd_inputs(folder: Path, share: float, seed: int) -> Tally:
+    from tests.soak.fuzz import fuzz
+
+    return fuzz(folder, round(100_000 * share), seed)
+
+
+TALLIED: dict[str, Callable[[Path, float, int], Tally]] = {
+    "kills of a scripted run": scripted_kills,
+    "kills of a run that trains": trained_kills,
+    "damages to a run": damaged_runs,
+    "damages to an index": damaged_indexes,
+    "faulty answers of a server": faulty_answers,
+    "odd inputs": odd_inputs,
+}
+
+
+def server_growth(folder: Path, share: float, seed: int) -> Figure:
+    from tests.retrieval.serving import growth, served
+
+    with served(folder) as server:
+        return Figure(growth(server, round(20_000 * share), seed) / MEGABYTE, 20, "lower", "MB")
+
+
+def memory_of_traces(folder: Path, share: float, seed: int) -> Figure:
+    command = [sys.executable, "-m", "benchmarks.memory", str(round(50_000 * share))]
+    line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    return Figure(max(json.loads(line)["made"], json.loads(line)["read"]), 300, "lower", "MB")
+
+
+MEASURED: dict[str, Callable[[Path, float, int], Figure]] = {
+    "growth of serve-index, 20,000 requests": server_growth,
+    "peak memory of 50,000 traces": memory_of_traces,
+}
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help=f"Of: {', '.join([*TALLIED, *MEASURED])}.")] = None,
+    share: Annotated[float, typer.Option(help="How much of it.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Prints one JSON object as the last line.")] = False,
+) -> None:
+    """Prints how many tries ended in another result without a word, in lost work, or in an error of a library."""
+    console, figures = Console(), dict[str, Figure]()
+    for name in [*TALLIED, *MEASURED]:
+        if only and name not in only:
+            continue
+        began = perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            if name in MEASURED:
+                figures[name] = MEASURED[name](Path(folder), share, seed)
+                continue
+            tally = TALLIED[name](Path(folder), share, seed)
+        figures[f"silent, lost or raw of {tally.tried:,} {name}"] = Figure(len(tally.wrong), 0, "lower", "")
+        counts = f"{tally.refused:,} refused, {tally.harmless:,} harmless"
+        console.print(f"{name}: {tally.tried:,} tried, {counts} ({perf_counter() - began:.0f} s)", highlight=False)
+        for line in tally.wrong[:20]:
+            console.print(f"  {line}", style="red", markup=False)
+    show("soak", figures, as_json=as_json)
+    if not all(figure.met for figure in figures.values()):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,38 @@
+"""Faulty answers of servers, given once and given always: made up for, or at the cost of their request."""
+
+from __future__ import annotations
+
+from lmpipe import Completion, EngineError
+from lmpipe.engines.server import ServerLM
+from tests.engines.faulty_answers import FAULTY, RawAnswer, always, answering, completion, http, once
+from tests.engines.openai_server import client, request
+from tests.soak.tally import Tally
+
+
+def faulty_answers() -> Tally:
+    """Tries all of `FAULTY`."""
+    tally = Tally()
+    with answering(always(http(completion()))) as server:
+        for name, fault in FAULTY.items():
+            endless = bool(fault.pause) or fault.end == "stay"
+            with client(server.url, dialect="vllm", retries=1, timeout=0.3 if endless else 30.0) as lm:
+                server.begin(once(fault))
+                answers = lm.complete([request(logprobs=True)])
+                tally.harmless += [answer.text for answer in answers if isinstance(answer, Completion)] == ["fine"]
+                server.begin(always(fault))
+                tally.refused += _is_refused(lm, fault)
+                tally.tried += 2
+                if tally.harmless + tally.refused != tally.tried:
+                    tally.wrong.append(f"{name}: {answers}, or no error where it stays")
+                    tally.tried = tally.harmless + tally.refused
+    tally.tried += len(tally.wrong)
+    return tally
+
+
+def _is_refused(lm: ServerLM, fault: RawAnswer) -> bool:
+    """Whether a fault that stays is an error of the request or, where it is one of the server, of the batch."""
+    try:
+        (answer,) = lm.complete([request(logprobs=True)])
+    except EngineError:
+        return fault.whole
+    return isinstance(answer, EngineError) and not fault.whole
