@@ -90,6 +90,7 @@ def test_a_file_gives_options_and_settings_and_the_command_line_overrides_them(t
     [
         ("seed = 1", "there is no option 'seed'"),
         ("seeds = ", "cannot be read"),
+        ("strategy = 'p'", "it must be a list of texts"),
         ("dry_run = true\n[settings]\nnum_trian = 3", "num_trian"),
         ("dry_run = true\n[settings.tuning]\nranks = 3", "ranks"),
         ("dry_run = true\n[settings.tuning]\nrank = -3", "rank"),
@@ -112,3 +113,36 @@ def test_settings_survive_the_file() -> None:
             settings.changed({"max_tokens": wrong})
     with pytest.raises(ConfigError, match="test"):
         settings.changed({"test": -1})
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"\xff\xfe\x00", "cannot be read: 'utf-8'"),
+        (b"a = " + b"[" * 50_000 + b"]" * 50_000, "nested too deeply"),
+        (b"settings = 3", "settings = 3 is no table"),
+        (b"[[settings]]\nval = 3", "is no table"),
+        (b"dry-run = true\ndry_run = true", "the option 'dry_run' is there twice"),
+        (b"[lm]\nname = 3", "is neither a text"),
+        (b"seeds = 2024-01-01", "is neither a text"),
+        (b"strategy = [[3]]", "is neither a text"),
+    ],
+)
+def test_a_file_of_another_form_is_named(data: bytes, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(data)
+    with pytest.raises(ConfigError, match=re.escape(told)) as found:
+        read_config(file, {"lm", "seeds", "strategy", "dry_run", "a"})
+    assert str(file) in str(found.value)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(b'\xef\xbb\xbfseeds = "1"')
+    assert read_config(file).options == {"seeds": "1"}
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": float("nan")}, {"tuning": {"rank": "x"}}, {"val": [1]}])
+def test_settings_of_another_type_are_named(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"these settings cannot be: {next(iter(wrong))}"):
+        Settings().changed(wrong)
