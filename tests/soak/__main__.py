@@ -1,6 +1,6 @@
-"""``python -m tests.soak [--json]``: kills, damage, faulty answers, odd inputs and many requests, and what came of them.
+"""``python -m tests.soak [--json]``: kills, damage, faulty answers, odd inputs and many requests, at length.
 
-Takes about an hour on two cores. ``--share 0.1`` does a tenth of it, ``--only`` some of its parts.
+Takes about an hour on two cores. ``--share 0.1`` does a tenth of it; ``--only`` chooses parts.
 """
 
 from __future__ import annotations
