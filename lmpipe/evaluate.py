@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from time import perf_counter, process_time
-from typing import Any, TypeGuard, final
+from typing import Any, final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,7 +24,7 @@ from lmpipe.identity import work_key
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.metrics import Metric
 from lmpipe.module import Module
-from lmpipe.rollout import Job, check_metric, cost_of, rollout
+from lmpipe.rollout import Job, check_metric, cost_of, measured, rollout
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
 from lmpipe.store import RunStore
@@ -191,17 +191,10 @@ def _score(
     return [(_summary(part, cost, measures, keep), cost) for part, cost in zip(parts, costs, strict=True)]
 
 
-def _is_known(value: float | None) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value)
-
-
 def _summary(traces: Sequence[Trace], cost: Cost, measures: Mapping[str, Measure], keep: RunStore | None) -> Evaluation:
     failed = [trace for trace in traces if trace.failure is not None]
     made = sorted((trace for trace in traces if trace.failure != "budget"), key=lambda trace: trace.example.id)
-    measured = {
-        name: {trace.example.id: float(value) for trace in made if _is_known(value := measure(trace))}
-        for name, measure in measures.items()
-    }
+    values = measured(measures, made)
     counts = FailureCounts()
     counts.add(failed)
     return Evaluation(
@@ -209,7 +202,7 @@ def _summary(traces: Sequence[Trace], cost: Cost, measures: Mapping[str, Measure
         failures=Counter(trace.failure for trace in failed if trace.failure),
         first_error=failed[0].error if failed else None,
         common_failures=counts.most_common(),
-        measures=measured,
+        measures=values,
         modules=cost.modules,
-        traces=None if keep is None else keep.put_pieces(log_pieces(made, measured)),
+        traces=None if keep is None else keep.put_pieces(log_pieces(made, values)),
     )

@@ -22,10 +22,10 @@ from lmpipe.state import ProgramState, PromptState
 
 @lru_cache(maxsize=4096)
 def check_prompt(signature: Signature, prompt: PromptState, path: str) -> None:
-    """Looks whether the demonstrations of a prompt have fields of a signature; they may lack some.
+    """Looks whether the demonstrations of a prompt are of a signature; they may lack inputs and optional outputs.
 
     Raises:
-        ConfigError: If they have others: the prompt was then made for another signature.
+        ConfigError: If they have other fields, or lack an output: the prompt was then made for another signature.
     """
     for side, fields in (("inputs", signature.inputs), ("outputs", signature.outputs)):
         known = {field.name for field in fields}
@@ -35,6 +35,10 @@ def check_prompt(signature: Signature, prompt: PromptState, path: str) -> None:
                 f"the state does not fit the program: demonstrations of {path!r} have the {side} {', '.join(unknown)}, "
                 f"and its signature has {', '.join(sorted(known))}; make the state with this program, or drop the demos"
             )
+    wanted = {field.name for field in signature.outputs if not field.optional}
+    missing = sorted({name for demo in prompt.demos for name in wanted - demo.outputs.keys()})
+    if missing:
+        raise ConfigError(f"a demonstration of {path!r} lacks the outputs {', '.join(missing)}; give it all outputs")
 
 
 @final

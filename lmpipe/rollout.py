@@ -7,12 +7,13 @@ Knows nothing of signatures or prompts, or of threads: see `lmpipe.wavefront`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from traceback import extract_tb
-from typing import final
+from typing import SupportsFloat, final
 
 from lmpipe.data import Example, Prediction, snapshot
 from lmpipe.errors import (
@@ -30,9 +31,10 @@ from lmpipe.ledger import Cost, time_limit
 from lmpipe.metrics import Metric, judge
 from lmpipe.module import Module, check_state, prediction_of
 from lmpipe.run import Answer, Run, Search
+from lmpipe.secrets import hide
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
-from lmpipe.text import clean
+from lmpipe.text import clean, shorten
 from lmpipe.trace import Failure, Trace, total_cost
 from lmpipe.wavefront import Wavefront
 
@@ -126,7 +128,7 @@ class _Scoring:
             raise
         except Exception as error:
             what = str(error) if type(error) is MetricError else f"raised {_described(error)}"
-            message = clean(f"metric {self._name} {what}; example {example.id}")
+            message = clean(hide(f"metric {self._name} {what}; example {example.id}"))
             with self._lock:
                 self._scored += 1
                 self._failures.append(message)
@@ -163,6 +165,31 @@ def check_metric(traces: Sequence[Trace]) -> None:
 
 def _wrong_for_most(first: str, failed: int, scored: int) -> MetricError:
     return MetricError(f"{first} (it failed on {failed} of {scored} predictions, so the run ends)")
+
+
+def measured(
+    measures: Mapping[str, Callable[[Trace], float | None]], traces: Sequence[Trace]
+) -> dict[str, dict[str, float]]:
+    """Measure → example id → its value, where it has one.
+
+    A measure that raises or gives no finite number on a run has none there; a warning counts such runs.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name, measure in measures.items():
+        values, problems = found.setdefault(name, {}), []
+        for trace in traces:
+            try:
+                value = measure(trace)
+            except Exception as error:
+                problems.append(f"it raised {_described(error)} on example {trace.example.id}")
+                continue
+            if isinstance(value, SupportsFloat) and math.isfinite(value):
+                values[trace.example.id] = float(value)
+            elif value is not None:
+                problems.append(f"it gave {shorten(repr(value), 100)} on example {trace.example.id}")
+        if problems:
+            logger.warning("the measure %s failed on %d of %d runs: %s", name, len(problems), len(traces), problems[0])
+    return found
 
 
 def cost_of(traces: Sequence[Trace]) -> Cost:
@@ -217,7 +244,7 @@ def _trace(
     except (ConfigError, SessionError, ModuleError):  # a fault of the program, not of this example
         raise
     except Exception as error:  # the boundary: one example's failure is data
-        failure, message = _classify(error), clean(_described(error))
+        failure, message = _classify(error), clean(hide(_described(error)))
     steps = tuple(run.steps)
     return Trace(job.example, job.state.digest, job.sample, steps, prediction, score, failure, message, feedback)
 

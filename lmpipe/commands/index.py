@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from lmpipe.commands.terminal import progress_bars
+from lmpipe.commands.terminal import new_console, progress_bars, styled
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.text import clean
 
 logger = logging.getLogger(__name__)
 app = typer.Typer(no_args_is_help=True, help="Build indexes of passages, and look into them.")
-console = Console()
+console = new_console()
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the index.")]
 ENCODER_HELP = "`embedded`, or a ColBERT checkpoint: hub id or folder."
@@ -70,7 +67,7 @@ def info(
     if verify:
         manifest.verify(folder)
     size = sum(path.stat().st_size for part in manifest.folders(folder) for path in part.iterdir())
-    table = Table(title=_shown(str(folder)), show_header=False)
+    table = Table(title=styled(str(folder)), show_header=False)
     for name, value in {
         "digest": manifest.digest,
         "engine": manifest.engine + (f", {manifest.plaid.bits} bits" if manifest.plaid else ""),
@@ -80,7 +77,7 @@ def info(
         "size": f"{size / 1e6:,.1f} MB, {size / max(1, manifest.tokens):.1f} bytes a token with texts",
         "checksums": "verified" if verify else "not verified",
     }.items():
-        table.add_row(name, _shown(value))
+        table.add_row(name, styled(value))
     console.print(table)
 
 
@@ -96,9 +93,9 @@ def search(
     for text, found in zip(query, open_index(folder).search(query, k), strict=True):
         if isinstance(found, EngineError):
             raise found
-        table = Table("", "score", "id", "passage", title=_shown(text), title_justify="left")
+        table = Table("", "score", "id", "passage", title=styled(text), title_justify="left")
         for rank, passage in enumerate(found, 1):
-            table.add_row(str(rank), f"{passage.score:.2f}", _shown(passage.id), _shown(passage.text))
+            table.add_row(str(rank), f"{passage.score:.2f}", styled(passage.id), styled(passage.text))
         console.print(table)
 
 
@@ -127,11 +124,6 @@ def delete(folder: Folder, ids: Annotated[list[str], typer.Argument(help="Of the
 
     delete_passages(folder, ids)
     info(folder, verify=False)
-
-
-def _shown(text: str) -> str:
-    """The text as it is: it is no markup, and no control characters reach the terminal."""
-    return escape(clean(text))
 
 
 def _told(problem: ConfigError) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from lmpipe.commands.index import HEADER_HELP
+from lmpipe.commands.terminal import new_console, styled
 from lmpipe.errors import ConfigError
-from lmpipe.text import clean
+from lmpipe.secrets import hide_in_spec
 
-console = Console(soft_wrap=True, highlight=False)
+console = new_console(soft_wrap=True)
 
 
 def serve_index(
@@ -62,7 +60,5 @@ def serve_index(
     retriever = load_retriever(spec, header=header)
     with listening(host, port) as accepting:
         url = f"http://{f'[{host}]' if ':' in host else host}:{accepting.getsockname()[1]}"
-        console.print(f"serving {escape(clean(spec))} on {escape(url)}" + (" with a token" if token else ""))
-        for number in (signal.SIGINT, signal.SIGTERM):  # once requests are answered, searches are not waited for
-            signal.signal(number, signal.SIG_DFL)
+        console.print(styled(f"serving {hide_in_spec(spec)} on {url}" + (" with a token" if token else "")))
         server(application(retriever, limits, access), limits.idle).run(sockets=[accepting])

@@ -15,6 +15,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from lmpipe.secrets import hide
 from lmpipe.text import visible
 
 
@@ -48,8 +49,8 @@ def progress_bars(console: Console | None = None) -> Progress:
 
 
 def show_error(error: Exception, console: Console) -> None:
-    """Shows what kind of error it is and its message, as it is written: brackets are not markup."""
-    console.print(styled((f"{type(error).__name__}:", "bold red"), f" {error}"))
+    """Shows what kind of error it is and its message without secrets, as it is written: brackets are not markup."""
+    console.print(styled((f"{type(error).__name__}:", "bold red"), f" {hide(str(error))}"))
 
 
 def show_warnings(console: Console) -> None:

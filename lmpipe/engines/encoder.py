@@ -12,11 +12,13 @@ from typing import Any, final
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from lmpipe.arguments import items
 from lmpipe.embedder import Embedder
 from lmpipe.engines.foreign import Renamed, told
 from lmpipe.engines.loading import loading, no_missing_weights, vocabulary_size
 from lmpipe.engines.packaged import minilm_folder
 from lmpipe.errors import ConfigError, EngineError
+from lmpipe.text import clean
 
 NAME = "all-MiniLM-L6-v2"
 _MAX_TOKENS = 256  # what the model was made for, though it has positions for 512
@@ -76,10 +78,11 @@ class SentenceEncoder(Embedder):
         return self._name
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        texts = [clean(text) for text in items("texts", texts, str)]
         if not texts:
             return []
         with Renamed((IndexError, RuntimeError, TypeError, ValueError), self._failed):
-            return self._vectors(list(texts))
+            return self._vectors(texts)
 
     def _failed(self, error: Exception) -> EngineError:
         return EngineError(f"{self.name} failed while it embedded texts: {told(error)}")

@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import final
 
 from lmpipe.errors import LmpipeError
+from lmpipe.secrets import hide
+from lmpipe.text import clean, shorten
 
 MISFITS: tuple[type[Exception], ...] = (
     ArithmeticError,
@@ -23,7 +25,6 @@ MISFITS: tuple[type[Exception], ...] = (
 )
 """What Python code raises when a value or a file is not as the code takes it to be."""
 
-_LONGEST = 1000  # characters of a foreign message that are told
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
 
 
@@ -55,9 +56,8 @@ class Renamed:
 
 
 def told(error: BaseException) -> str:
-    """What a foreign error says, at most 1,000 characters of it, after the name of its class."""
-    text = " ".join(str(error).split())
-    shown = text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+    """What a foreign error says, at most 1,000 characters of it and no secrets, after the name of its class."""
+    shown = shorten(hide(clean(" ".join(str(error).split()))), 1000)
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
 
 

@@ -37,7 +37,7 @@ def load_retriever(spec: str | Path, passages: str | Path | None = None, *, head
     if kind in ("bm25", "dense"):
         return _over_passages(kind, rest or passages, header)
     if header:
-        raise ConfigError(f"header is for 'bm25:PASSAGES' and 'dense:PASSAGES', not {spec!r}")
+        raise ConfigError(f"header is for 'bm25:PASSAGES' and 'dense:PASSAGES', not {hide_in_spec(spec)!r}")
     if kind in ("http", "https"):
         with _needs_extra():
             from lmpipe.retrieval.remote import RemoteRetriever

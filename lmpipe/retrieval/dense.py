@@ -21,7 +21,7 @@ from lmpipe.files import write_whole, writing
 from lmpipe.hashing import digest
 from lmpipe.retrieval.best import best
 from lmpipe.retrieval.passages import PassageText
-from lmpipe.retrieval.reading import Reading
+from lmpipe.retrieval.reading import undamaged
 from lmpipe.retriever import Passage, Retriever
 from lmpipe.text import clean
 
@@ -96,7 +96,7 @@ class DenseRetriever(Retriever):
 
     def _read(self, path: Path) -> NDArray[Any]:
         """The vectors of the passages as they were kept."""
-        with Reading(path, "delete it; it is made again"), path.open("rb") as file:
+        with undamaged(path, "delete it; it is made again"), path.open("rb") as file:
             vectors: NDArray[Any] = np.load(file, allow_pickle=False)["vectors"]
             if len(vectors) != len(self._passages) or not np.isfinite(vectors).all():
                 raise ValueError(f"not {len(self._passages)} vectors of finite numbers")

@@ -24,7 +24,7 @@ import numpy as np
 from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.files import write_whole, writing
 from lmpipe.lines import as_text, json_object, numbered_lines
-from lmpipe.retrieval.reading import Reading
+from lmpipe.retrieval.reading import undamaged
 from lmpipe.text import clean, count_unclean
 
 logger = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ class PassageTexts(Sequence[PassageText]):
     def __init__(self, folder: Path) -> None:
         self._path = folder / "passages.jsonl"
         self._starts = read_array(folder / "starts.npy", np.int64, 1)
-        with Reading(self._path, REBUILD), self._path.open("rb") as file:
+        with undamaged(self._path, REBUILD), self._path.open("rb") as file:
             size = self._path.stat().st_size
             self._lines: Any = mmap(file.fileno(), 0, access=ACCESS_READ) if size else b""
         if not len(self._starts) or self._starts[0] or self._starts[-1] != size or (np.diff(self._starts) < 1).any():
@@ -284,7 +284,7 @@ class PassageTexts(Sequence[PassageText]):
         if not -len(self) <= number < len(self):
             raise IndexError(number)
         number %= len(self)
-        with Reading(self._path, REBUILD):
+        with undamaged(self._path, REBUILD):
             return PassageText(**json.loads(self._lines[self._starts[number] : self._starts[number + 1]]))
 
 
@@ -299,7 +299,7 @@ def read_array(path: Path, kind: type[np.generic], dimensions: int) -> np.ndarra
     Raises:
         CorruptBlob: If it is missing or damaged, or is another array.
     """
-    with Reading(path, REBUILD):
+    with undamaged(path, REBUILD):
         array: np.ndarray[Any, Any] = np.load(path, mmap_mode="c", allow_pickle=False)
         if not isinstance(array, np.memmap) or array.dtype != kind or array.ndim != dimensions:
             raise ValueError(f"no array of {kind.__name__} with {dimensions} dimensions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -140,3 +141,25 @@ def test_a_metric_may_say_why() -> None:
     first, second = rollout(program, [Job(state, example) for example in coloured(2)], session, with_reason)
     assert [(trace.score, trace.feedback) for trace in (first, second)] == [(1.0, ""), (0.0, "it is green")]
     assert evaluate(program, state, coloured(2), with_reason, session).mean == 0.5
+
+
+def test_a_measure_that_fails_costs_its_value_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    session = Session(lm=ScriptedLM(modulo_three))
+    state, few = initial_state(PROGRAM, session), EXAMPLES[:4]
+    measures: dict[str, Any] = {
+        "raises": lambda trace: 1 / trace.example.inputs["n"],
+        "text": lambda trace: "high",
+        "not a number": lambda trace: math.nan if trace.example.inputs["n"] else 2,
+        "none": lambda trace: None,
+    }
+    found = evaluate(PROGRAM, state, few, exact_match, session, measures=measures).measures
+    ids = [example.id for example in few]
+    assert found == {
+        "raises": {ids[1]: 1, ids[2]: 1 / 2, ids[3]: 1 / 3},
+        "text": {},
+        "not a number": {ids[0]: 2.0},
+        "none": {},
+    }
+    assert "the measure raises failed on 1 of 4 runs: it raised ZeroDivisionError: division by zero" in caplog.text
+    assert "the measure text failed on 4 of 4 runs: it gave 'high' on example" in caplog.text
+    assert "the measure none" not in caplog.text

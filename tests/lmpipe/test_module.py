@@ -253,15 +253,24 @@ def test_a_state_of_another_program_is_refused_with_the_paths_that_differ() -> N
     assert lm.requests[-1].messages[0].content.startswith("Be brief.")
 
 
-def test_so_is_one_whose_demonstrations_have_other_fields() -> None:
+@pytest.mark.parametrize(
+    ("demo", "message"),
+    [
+        (
+            Demo(inputs={"query": "2 + 2?"}, outputs={"answer": "4"}),
+            "demonstrations of 'answer' have the inputs query, and its signature has question",
+        ),
+        (Demo(inputs={"question": "2 + 2?"}, outputs={}), "a demonstration of 'answer' lacks the outputs answer"),
+    ],
+)
+def test_so_is_one_whose_demonstrations_have_other_fields(demo: Demo, message: str) -> None:
     lm = echo()
-    demo = Demo(inputs={"query": "2 + 2?"}, outputs={"answer": "4"})
     state = ProgramState(
         prompts={"answer": PromptState(instructions="", demos=(demo,))}, weights=Session(lm=lm).base_weights()
     )
     with (
         Session(lm=lm, state=state),
-        pytest.raises(ConfigError, match="demonstrations of 'answer' have the inputs query, and its signature has que"),
+        pytest.raises(ConfigError, match=message),
     ):
         Nested()(question="Why?")
     assert not lm.requests

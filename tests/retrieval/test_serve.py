@@ -308,6 +308,7 @@ def test_the_command_ends_soon_whatever_is_open(number: signal.Signals, tmp_path
         started = time.monotonic()
         server.process.wait(10)
         assert time.monotonic() - started < 5
+        assert server.process.returncode == 128 + number
         assert server.process.stdout is not None
         assert "Traceback" not in server.process.stdout.read()
         for connection in connections:

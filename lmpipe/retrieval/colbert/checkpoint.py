@@ -28,11 +28,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from lmpipe.engines.foreign import Renamed
 from lmpipe.errors import ConfigError
 from lmpipe.files import writing
 from lmpipe.hashing import canonical_json, describe
 from lmpipe.retrieval.colbert.settings import ColbertSettings
-from lmpipe.retrieval.reading import Reading
+from lmpipe.retrieval.reading import undamaged
 from lmpipe.text import clean
 
 _METADATA, _MODULES, _PYLATE = "artifact.metadata", "modules.json", "config_sentence_transformers.json"
@@ -42,9 +43,9 @@ _TOP = "pooler."  # of the encoder: its weights change no vector
 _WHAT_TO_DO = "download or save the checkpoint again"
 
 
-def reading(path: Path) -> Reading:
+def reading(path: Path) -> Renamed:
     """A block that reads a file of a checkpoint, or its folder; one that is damaged is a ConfigError."""
-    return Reading(path, _WHAT_TO_DO, ConfigError, (SafetensorError, StrictDataclassError))
+    return undamaged(path, _WHAT_TO_DO, ConfigError, (SafetensorError, StrictDataclassError))
 
 
 @final

@@ -19,7 +19,7 @@ from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.index.build import new_segment
 from lmpipe.retrieval.index.manifest import Manifest
 from lmpipe.retrieval.passages import REBUILD, PassageText, PassageTexts
-from lmpipe.retrieval.reading import Reading
+from lmpipe.retrieval.reading import undamaged
 from lmpipe.store import RunStore
 
 
@@ -91,7 +91,7 @@ def _edited(folder: Path) -> Iterator[tuple[RunStore, Manifest]]:
     if manifest.plaid is not None:
         raise ConfigError(f"{folder} is a PLAID index, which cannot be changed; build it again")
     path = folder / "config.json"
-    with Reading(path, REBUILD):
+    with undamaged(path, REBUILD):
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise TypeError("no JSON object")

@@ -20,7 +20,7 @@ from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.files import write_whole
 from lmpipe.hashing import digest, file_digests
 from lmpipe.retrieval.passages import REBUILD
-from lmpipe.retrieval.reading import Reading
+from lmpipe.retrieval.reading import undamaged
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Manifest(_Value):
             unfinished = (index / "config.json").exists()
             what = "an unfinished index: run the command that builds it again, it goes on" if unfinished else "no index"
             raise ConfigError(f"{index} holds {what}")
-        with Reading(path, REBUILD):
+        with undamaged(path, REBUILD):
             record = json.loads(path.read_text(encoding="utf-8"))
             stated, known = record["sum"], record["index"]
             made = digest(known)
@@ -139,7 +139,7 @@ class Manifest(_Value):
                 f"{index} has the format {known.get('format')!r} and this version of lmpipe reads {_FORMAT}; open it "
                 "with the version that built it, or build it again"
             )
-        with Reading(path, REBUILD):
+        with undamaged(path, REBUILD):
             return Manifest.model_validate_json(json.dumps(known))
 
     def verify(self, index: Path) -> None:
@@ -150,7 +150,7 @@ class Manifest(_Value):
         """
         damaged = []
         for folder in self.folders(index):
-            with Reading(folder, REBUILD):
+            with undamaged(folder, REBUILD):
                 digests = file_digests(folder)
             own = {name: value for name, value in digests.items() if name.endswith(_OURS) and name[0] != "."}
             if digest(own) != folder.name:

@@ -27,8 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmpipe.engines.foreign import Renamed
 from lmpipe.errors import ConfigError, StoreError
-from lmpipe.retrieval.reading import Reading
+from lmpipe.retrieval.reading import undamaged
 
 _TOKENIZERS = "TOKENIZERS_PARALLELISM"
 METADATA = "metadata.json"
@@ -115,6 +116,6 @@ def read_tensor(path: Path) -> Any:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
-def reading(path: Path) -> Reading:
+def reading(path: Path) -> Renamed:
     """A block that reads a file of an index, or its folder; one that is damaged is a StoreError."""
-    return Reading(path, "build the index again", StoreError)
+    return undamaged(path, "build the index again", StoreError)
