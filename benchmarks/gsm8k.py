@@ -21,6 +21,7 @@ from lmpipe.errors import ConfigError
 from lmpipe.evaluate import Measure
 from lmpipe.hashing import digest
 from lmpipe.metrics import number_match
+from lmpipe.text import shown
 from programs import GSM8K
 
 HUB = "openai/gsm8k"
@@ -84,9 +85,9 @@ def _example(record: Mapping[str, Any]) -> Example:
     try:
         question, solution = record["question"], record["answer"]
     except KeyError as error:
-        raise ConfigError(f"a GSM8K record lacks a field ({error}): {str(dict(record))[:200]}") from error
+        raise ConfigError(f"a GSM8K record lacks a field ({error}): {shown(dict(record), 200)}") from error
     if not isinstance(question, str) or not isinstance(solution, str):
-        raise ConfigError(f"a GSM8K record has a question or an answer that is no text: {str(dict(record))[:200]}")
+        raise ConfigError(f"a GSM8K record has a question or an answer that is no text: {shown(dict(record), 200)}")
     name = digest(" ".join(question.lower().split()))[:12]
     return Example({"question": question}, {"answer": solution.rpartition("####")[2].strip()}, id=name)
 

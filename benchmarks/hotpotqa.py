@@ -20,6 +20,7 @@ from lmpipe.errors import ConfigError
 from lmpipe.evaluate import Measure
 from lmpipe.hashing import digest
 from lmpipe.metrics import answer_f1
+from lmpipe.text import shown
 from lmpipe.trace import RetrievalStep
 from programs import MultiHop
 
@@ -90,11 +91,11 @@ def _example(record: Mapping[str, Any]) -> Example:
         question, answer, kind = record["question"], record["answer"], record["type"]
         titles = list(dict.fromkeys(map(html.unescape, record["supporting_facts"]["title"])))
     except (KeyError, TypeError) as error:
-        raise ConfigError(f"a HotPotQA record lacks a field ({error}): {str(dict(record))[:200]}") from error
+        raise ConfigError(f"a HotPotQA record lacks a field ({error}): {shown(dict(record), 200)}") from error
     if not isinstance(question, str) or not isinstance(answer, str):
-        raise ConfigError(f"a HotPotQA record has a question or an answer that is no text: {str(dict(record))[:200]}")
+        raise ConfigError(f"a HotPotQA record has a question or an answer that is no text: {shown(dict(record), 200)}")
     if not titles:
-        raise ConfigError(f"a HotPotQA record names no supporting facts: {str(dict(record))[:200]}")
+        raise ConfigError(f"a HotPotQA record names no supporting facts: {shown(dict(record), 200)}")
     name = digest(" ".join(question.lower().split()))[:12]
     return Example({"question": question}, {"answer": answer, "type": kind, "titles": titles}, id=name)
 

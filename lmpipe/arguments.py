@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from reprlib import repr as short
 from typing import Any, TypeVar
 
 from lmpipe.errors import ConfigError
+from lmpipe.text import shown
 
 T = TypeVar("T")
-
-_LARGEST = 10**20  # that is shown
 
 
 def items(name: str, value: Iterable[T], kind: type[T]) -> Sequence[T]:
@@ -30,11 +28,11 @@ def items(name: str, value: Iterable[T], kind: type[T]) -> Sequence[T]:
         ConfigError: If it is a single text, a mapping or no collection, or an item is of another kind.
     """
     if isinstance(value, (str, bytes, bytearray, Mapping)) or not isinstance(value, Iterable):
-        raise ConfigError(f"{name} is {short(value)}; pass a list of {kind.__name__}, also for a single one")
+        raise ConfigError(f"{name} is {shown(value)}; pass a list of {kind.__name__}, also for a single one")
     found = value if isinstance(value, Sequence) else list(value)
     for place, item in enumerate(found):
         if not isinstance(item, kind):
-            raise ConfigError(f"{name}[{place}] is {short(item)}, not of the type {kind.__name__}")
+            raise ConfigError(f"{name}[{place}] is {shown(item)}, not of the type {kind.__name__}")
     return found
 
 
@@ -54,6 +52,5 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     except TypeError:
         number = None
     if number is None or number < least:
-        shown = short(value) if number is None or abs(number) < _LARGEST else "a number of too many digits"
-        raise ConfigError(f"{name} is {shown}; it must be a whole number, at least {least}")
+        raise ConfigError(f"{name} is {shown(value)}; it must be a whole number, at least {least}")
     return number

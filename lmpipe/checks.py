@@ -6,17 +6,18 @@ Knows nothing of what the examples or the settings are for.
 from __future__ import annotations
 
 import logging
-import reprlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
 
+from lmpipe.arguments import items
 from lmpipe.data import Example
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import digest
+from lmpipe.text import shown
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """The type of a setting from 0 to 1."""
@@ -24,7 +25,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 logger = logging.getLogger(__name__)
 
 
-def checked_examples(examples: object, name: str) -> list[Example]:
+def checked_examples(examples: Iterable[Example], name: str) -> list[Example]:
     """The examples as a list, so that what can be gone through once only is not lost.
 
     Args:
@@ -34,15 +35,7 @@ def checked_examples(examples: object, name: str) -> list[Example]:
     Raises:
         ConfigError: If it is something else; the message names the first item that is no example.
     """
-    if isinstance(examples, (str, bytes, Mapping)) or not isinstance(examples, Iterable):
-        raise ConfigError(f"{name} is {reprlib.repr(examples)}; pass a list of Example objects")
-    found = list(examples)
-    for number, item in enumerate(found):
-        if not isinstance(item, Example):
-            raise ConfigError(
-                f"{name}[{number}] is {reprlib.repr(item)}, which is no Example; write Example(inputs, labels)"
-            )
-    return found
+    return list(items(name, examples, Example))
 
 
 def check_ids(examples: Sequence[Example], name: str = "examples") -> None:
@@ -110,13 +103,13 @@ def check_settings(settings: object) -> None:
         wrong: dict[str, list[str]] = {}
         for found in error.errors():
             wrong.setdefault(str(found["loc"][0]), []).append(_plainly(found["msg"]))
-        texts = [f"{name} is {reprlib.repr(values[name])}; it {' or '.join(rules)}" for name, rules in wrong.items()]
+        texts = [f"{name} is {shown(values[name])}; it {' or '.join(rules)}" for name, rules in wrong.items()]
         raise ConfigError(f"{kind.__name__}: {'. '.join(texts)}") from error
 
 
 @lru_cache(maxsize=256)
 def _model(kind: type) -> type[BaseModel]:
-    """A model with the fields of a dataclass; numbers that are none are refused everywhere."""
+    """A model with the fields of a dataclass; NaN and infinite values are refused everywhere."""
     hints = {
         name: hint
         for name, hint in get_type_hints(kind, include_extras=True).items()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from lmpipe.errors import EngineError, LmpipeError
-from lmpipe.text import shorten
+from lmpipe.text import shown
 
 A = TypeVar("A")
 
@@ -41,14 +41,10 @@ def answers(who: str, ask: Callable[[], Iterable[A]], count: int, wanted: str, f
     except Exception as error:
         raise EngineError(f"{who} failed with {type(error).__name__}: {error}") from error
     if found is None:
-        raise EngineError(f"{who} gave {_shown(given)} to {count} requests; it must give a list with {wanted} for each")
+        raise EngineError(f"{who} gave {shown(given)} to {count} requests; it must give a list with {wanted} for each")
     if len(found) != count:
         raise EngineError(f"{who} gave {len(found)} answers to {count} requests; it must give {wanted} for each")
     for number, answer in enumerate(found, 1):
         if not fits(answer):
-            raise EngineError(f"{who} gave {_shown(answer)} to request {number} of {count}; it must give {wanted}")
+            raise EngineError(f"{who} gave {shown(answer)} to request {number} of {count}; it must give {wanted}")
     return found
-
-
-def _shown(answer: object) -> str:
-    return shorten(repr(answer), 100)

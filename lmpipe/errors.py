@@ -9,8 +9,8 @@
     ├── ModuleError          a module was changed after its first run, or cannot be found
     ├── ParseError           a completion does not hold the fields that its signature asks for
     ├── EngineError          an LM request or a retrieval could not be answered
-    │   └── TrainingDiverged a training came to numbers that are none
-    ├── BudgetSpent          an LM call was not made because a budget is spent
+    │   └── TrainingDiverged a training came to NaN or infinite values
+    ├── BudgetSpent          a call was not made, or was ended, because a budget is spent
     ├── ClusterError         the machines of a cluster cannot do the work
     └── StoreError           a run directory cannot be used
         ├── ConfigChanged    it belongs to a run with other settings
@@ -92,7 +92,7 @@ class TrainingDiverged(EngineError):
 
 
 class BudgetSpent(LmpipeError):
-    """An LM call was not made because a budget is spent."""
+    """An LM call or a retrieval was not made, or was ended, because a budget is spent."""
 
 
 class ClusterError(LmpipeError):

@@ -44,9 +44,9 @@ class Evaluation(BaseModel):
 
     Attributes:
         scores: Example id → score; failed runs score 0, and those that a spent budget prevented are absent.
-        failures: Kind of failure (parse, engine, program, budget) → how many examples it cost.
+        failures: Kind of failure (parse, engine, program, metric, budget) → how many examples it cost.
         first_error: The message of the first failed example, or none.
-        common_failures: What most of the failed runs failed of, the most common kind first.
+        common_failures: The most common kinds of failure, the most common first.
         measures: Measure → example id → its value; of failed runs too.
         modules: Module path → calls, tokens and failures of it in all runs.
         traces: Blob of the session's store that holds the traces (`lmpipe.tracelog`), if they were to be kept.

@@ -1,4 +1,4 @@
-"""What runs failed of, counted: messages that differ in numbers and quotations alone are one kind.
+"""Counts why runs failed; messages that differ only in numbers and quotations count as one kind.
 
 Knows nothing of who reports it.
 """
@@ -36,7 +36,7 @@ class CommonFailure(BaseModel):
     """One kind of failure.
 
     Attributes:
-        kind: What ended the runs.
+        kind: Kind of failure.
         message: Of the first of them; what differs in the others is ``…``.
         count: How many runs it ended.
     """

@@ -19,7 +19,7 @@ from typing import Any, SupportsFloat
 from lmpipe.data import Example, Prediction
 from lmpipe.errors import MetricError
 from lmpipe.numbers import Number, find_numbers
-from lmpipe.text import clean, shorten
+from lmpipe.text import clean, shorten, shown
 
 Metric = Callable[[Example, Prediction], float | tuple[float, str]]
 """Scores a prediction on an example, in [0, 1]; a resumed run knows it by its code (`lmpipe.identity`).
@@ -55,7 +55,7 @@ def _in_range(score: object) -> float:
         raise MetricError("is async, so it gave a coroutine; write `def` in place of `async def`")
     value = float(score) if isinstance(score, SupportsFloat) else math.nan
     if not -_ROUNDING <= value <= 1 + _ROUNDING:  # a NaN is not either
-        raise MetricError(f"gave {shorten(repr(score), 100)}; it must give a number in [0, 1], or (number, text)")
+        raise MetricError(f"gave {shown(score, 100)}; it must give a number in [0, 1], or (number, text)")
     return min(max(value, 0.0), 1.0)
 
 
@@ -152,7 +152,7 @@ def number_match(example: Example, prediction: Prediction) -> float:
     wanted = [answer_number(gold) for gold in golds]
     if None in wanted:
         raise MetricError(
-            f"number_match needs a number in the label 'answer'; {_shown(golds[wanted.index(None)])} has none"
+            f"number_match needs a number in the label 'answer'; {shown(golds[wanted.index(None)])} has none"
         )
     number = answer_number(answer)
     return float(number is not None and number in wanted)
@@ -166,7 +166,7 @@ def _answers(metric: str, example: Example, prediction: Prediction) -> tuple[Any
     label = example.labels["answer"]
     golds = list(label) if isinstance(label, (list, tuple)) else [label]
     if not golds or None in golds:
-        raise MetricError(f"{metric} needs an answer in the label 'answer'; it is {_shown(label)}")
+        raise MetricError(f"{metric} needs an answer in the label 'answer'; it is {shown(label)}")
     answer, *golds = (one.value if isinstance(one, enum.Enum) else one for one in (prediction["answer"], *golds))
     return "" if answer is None else answer, golds
 
@@ -183,7 +183,3 @@ def _f1(answer: str, gold: str) -> float:
 
 def _listed(fields: Any) -> str:
     return shorten(", ".join(map(repr, fields)), 300) or "none"
-
-
-def _shown(value: object) -> str:
-    return shorten(repr(value), 300)

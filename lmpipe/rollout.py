@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from traceback import extract_tb
-from typing import SupportsFloat, final
+from typing import final
 
 from lmpipe.data import Example, Prediction, snapshot
 from lmpipe.errors import (
@@ -34,7 +34,7 @@ from lmpipe.run import Answer, Run, Search
 from lmpipe.secrets import hide
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
-from lmpipe.text import clean, shorten
+from lmpipe.text import clean
 from lmpipe.trace import Failure, Trace, total_cost
 from lmpipe.wavefront import Wavefront
 
@@ -80,8 +80,8 @@ def rollout(
 
     Raises:
         EngineError: If an engine or the retriever as a whole failed.
-        MetricError: If the metric fails on all of the first ten predictions, or of more on most: it is then wrong for
-            every example. Fewer failures cost their examples alone.
+        MetricError: If the metric fails on all of the first ten predictions or, once there are ten, on more than half
+            of the runs: it is then wrong for every example. Fewer failures cost their examples alone.
         ConfigError, SessionError, ModuleError: If the program cannot run like this on any example.
     """
     for state in {job.state for job in jobs}:
@@ -138,7 +138,7 @@ class _Scoring:
         return verdict
 
     def end_if_hopeless(self, jobs: int) -> None:
-        """Ends the run if the metric failed on all of the first ten predictions, or of more on most of the runs.
+        """Ends the run if the metric failed on all of the first ten predictions or, once there are ten, on most runs.
 
         Args:
             jobs: How many runs there are.
@@ -172,7 +172,8 @@ def measured(
 ) -> dict[str, dict[str, float]]:
     """Measure → example id → its value, where it has one.
 
-    A measure that raises or gives no finite number on a run has none there; a warning counts such runs.
+    None and NaN say that there is nothing to measure. A measure that raises, or gives no number or an infinite one, has
+    no value there either; a warning counts such runs.
     """
     found: dict[str, dict[str, float]] = {}
     for name, measure in measures.items():
@@ -180,13 +181,14 @@ def measured(
         for trace in traces:
             try:
                 value = measure(trace)
+                number = math.nan if value is None else float(value)
             except Exception as error:
-                problems.append(f"it raised {_described(error)} on example {trace.example.id}")
+                problems.append(f"on example {trace.example.id} it raised {_described(error)}")
                 continue
-            if isinstance(value, SupportsFloat) and math.isfinite(value):
-                values[trace.example.id] = float(value)
-            elif value is not None:
-                problems.append(f"it gave {shorten(repr(value), 100)} on example {trace.example.id}")
+            if math.isfinite(number):
+                values[trace.example.id] = number
+            elif math.isinf(number):
+                problems.append(f"on example {trace.example.id} it gave {number}")
         if problems:
             logger.warning("the measure %s failed on %d of %d runs: %s", name, len(problems), len(traces), problems[0])
     return found
@@ -237,12 +239,14 @@ def _trace(
         prediction = Prediction(**snapshot(dict(made)))
         if scoring is not None:
             score, feedback = scoring.judge(job.example, prediction)
-    except MetricError as error:
-        failure, message = "metric", str(error)
-        if scoring is not None:
+    except (ConfigError, SessionError, ModuleError) as error:
+        if not isinstance(error, MetricError):  # a fault of the program, not of this example
+            raise
+        if prediction is None or scoring is None:  # a metric that the program asks itself
+            failure, message = "program", clean(hide(_described(error)))
+        else:
+            failure, message = "metric", str(error)
             scoring.end_if_hopeless(jobs)
-    except (ConfigError, SessionError, ModuleError):  # a fault of the program, not of this example
-        raise
     except Exception as error:  # the boundary: one example's failure is data
         failure, message = _classify(error), clean(hide(_described(error)))
     steps = tuple(run.steps)

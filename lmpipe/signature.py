@@ -22,7 +22,7 @@ from pydantic.errors import PydanticUserError
 from lmpipe.choices import choices_of
 from lmpipe.errors import SignatureError
 from lmpipe.hashing import digest
-from lmpipe.text import shorten
+from lmpipe.text import shorten, shown
 
 _TYPE_NAMES: Mapping[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "Any": Any}
 _CONTAINERS: Mapping[str, Any] = {"list": list, "dict": dict, "tuple": tuple}
@@ -153,7 +153,7 @@ def _schema(type_: Any) -> dict[str, Any]:
 def _check(field: Field) -> None:
     """Raises a SignatureError for a field that no prompt can hold."""
     if not isinstance(field.name, str) or not field.name.isidentifier() or field.name == "self":
-        raise SignatureError(f"{_shown(field.name)} cannot name a field; use a Python identifier other than 'self'")
+        raise SignatureError(f"{shown(field.name)} cannot name a field; use a Python identifier other than 'self'")
     try:
         if field.type in (str, int, float, bool, Any):
             return
@@ -177,7 +177,7 @@ def _check(field: Field) -> None:
     odd = [constant for constant in _constants_of(field.type) if not _is_plain(constant)]
     if odd:
         raise SignatureError(
-            f"field {field.name!r} has the choice {_shown(odd[0])}; a Literal may hold only text, finite numbers, "
+            f"field {field.name!r} has the choice {shown(odd[0])}; a Literal may hold only text, finite numbers, "
             "truth values, enum members and None"
         )
 
@@ -193,10 +193,6 @@ def _is_plain(constant: Any) -> bool:
     if isinstance(constant, float):
         return math.isfinite(constant)
     return constant is None or isinstance(constant, (str, int, enum.Enum))
-
-
-def _shown(value: object) -> str:
-    return shorten(repr(value), 300)
 
 
 SignatureLike = Signature | str | type
@@ -220,10 +216,10 @@ def signature(source: SignatureLike, instructions: str = "", types: Mapping[str,
         try:
             return _from_string(source, instructions, types or {})
         except (RecursionError, MemoryError):
-            raise SignatureError(f"signature {_shown(source)} is nested too deeply") from None
+            raise SignatureError(f"signature {shown(source)} is nested too deeply") from None
     if not isinstance(source, type):
         raise SignatureError(
-            f"{_shown(source)} is no signature; write 'inputs -> outputs' or a class of Input and Output"
+            f"{shown(source)} is no signature; write 'inputs -> outputs' or a class of Input and Output"
         )
     return _from_class(source)
 
@@ -256,13 +252,13 @@ def _from_class(source: type) -> Signature:
 def _from_string(text: str, instructions: str, types: Mapping[str, Any]) -> Signature:
     left, arrow, right = text.partition("->")
     if not arrow or "->" in right:
-        raise SignatureError(f"signature {_shown(text)} needs exactly one '->' between inputs and outputs")
+        raise SignatureError(f"signature {shown(text)} needs exactly one '->' between inputs and outputs")
     return Signature(_fields(left, text, types), _fields(right, text, types), instructions)
 
 
 def _fields(side: str, text: str, types: Mapping[str, Any]) -> tuple[Field, ...]:
     """Reads one side by parsing it as the parameters of a Python function, which is what it looks like."""
-    where = f"{_shown(side.strip())} in signature {_shown(text)}"
+    where = f"{shown(side.strip())} in signature {shown(text)}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd escapes in strings, which are read as Python reads them
@@ -300,7 +296,7 @@ def _type(node: ast.expr | None, text: str, types: Mapping[str, Any]) -> Any:
             return _CONTAINERS[name][_type(item, text, types)]
     known = ", ".join([*_TYPE_NAMES, *_CONTAINERS, "Literal", *types])
     raise SignatureError(
-        f"unknown type {_shown(ast.unparse(node))} in signature {_shown(text)}; known are {shorten(known, 300)}; "
+        f"unknown type {shown(ast.unparse(node))} in signature {shown(text)}; known are {shorten(known, 300)}; "
         "pass others in types="
     )
 
@@ -318,6 +314,6 @@ def _constants(node: ast.expr, text: str) -> list[Any]:
         constants = []
     if not constants or not all(map(_is_plain, constants)):
         raise SignatureError(
-            f"Literal in signature {_shown(text)} may hold only constants: text, finite numbers, True, False and None"
+            f"Literal in signature {shown(text)} may hold only constants: text, finite numbers, True, False and None"
         )
     return constants

@@ -48,6 +48,14 @@ def shorten(text: str, most: int = 2000) -> str:
     return text[: most - len(mark) - tail] + mark + text[len(text) - tail :]
 
 
+def shown(value: object, most: int = 300) -> str:
+    """A value in a message: at most so many characters of its ``repr``; large values raise no error of their own."""
+    try:
+        return shorten(repr(value), most)
+    except (ValueError, RecursionError):  # integers of thousands of digits, values nested too deeply
+        return f"a {type(value).__name__} that is too large to show"
+
+
 def visible(text: str) -> str:
     """The text for a terminal: what would command it, or hide or reorder what is there, is spelled, as ``\\x1b``."""
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text.replace("\r\n", "\n"))

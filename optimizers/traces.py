@@ -68,7 +68,7 @@ class Harvest:
         tried: How many runs were made.
         examples: What they were made on.
         paths: Of the student's modules.
-        failures: What most of the failed runs failed of, the most common kind first.
+        failures: The most common kinds of failure, the most common first.
     """
 
     kept: tuple[Trace, ...]
@@ -78,7 +78,7 @@ class Harvest:
     failures: tuple[CommonFailure, ...] = ()
 
     def cause(self) -> str:
-        """What nearly all runs failed of and what to do about it, in words; empty if there is no such thing."""
+        """Why nearly all runs failed and what to do about it, in words; empty if there is no such thing."""
         return cause(self.failures, self.tried)
 
     def details(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Harvest:
 
 
 def cause(failures: Sequence[CommonFailure], runs: int) -> str:
-    """What nearly all of some runs failed of and what to do about it, in words; empty if there is no such thing."""
+    """Why nearly all of some runs failed and what to do about it, in words; empty if there is no such thing."""
     found = explained(failures, runs)
     return "" if found is None else f"{found.told(runs)}; {found.advice}"
 

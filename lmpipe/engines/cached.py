@@ -23,7 +23,7 @@ from lmpipe.engines.inflight import InFlight
 from lmpipe.errors import CorruptBlob, EngineError, StoreError
 from lmpipe.hashing import canonical_json, digest_bytes
 from lmpipe.ledger import held
-from lmpipe.lm import LM, Completion, Request, Usage
+from lmpipe.lm import LM, Completion, Request, Usage, ask
 
 _PATIENCE = 60.0  # seconds to wait while another process writes
 _SELECT = "SELECT CAST(answer AS BLOB), CAST(sum AS BLOB) FROM answers WHERE key = ?"  # bytes, so that damage is ours
@@ -83,10 +83,7 @@ class CachedLM(LM):
         missing = [number for number, key in enumerate(keys) if key not in known]
         if not missing:
             return [known[key] for key in keys]
-        made = self.lm.complete([requests[number] for number in missing])
-        if len(made) != len(missing):
-            raise EngineError(f"the LM {self.name!r} gave {len(made)} answers to {len(missing)} requests")
-        fresh = dict(zip(missing, made, strict=True))
+        fresh = dict(zip(missing, ask(self.lm, [requests[number] for number in missing]), strict=True))
         self._keep({keys[number]: made for number, made in fresh.items() if isinstance(made, Completion)})
         return [known[key] if key in known else fresh[number] for number, key in enumerate(keys)]
 

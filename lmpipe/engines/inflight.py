@@ -57,10 +57,7 @@ class InFlight:
         work: Callable[[Sequence[Request]], Answers],
     ) -> None:
         try:
-            answers = work(list(mine))
-            if len(answers) != len(mine):
-                raise EngineError(f"the LM gave {len(answers)} answers to {len(mine)} requests")
-            for future, answer in zip(mine.values(), answers, strict=True):
+            for future, answer in zip(mine.values(), work(list(mine)), strict=True):
                 future.set_result(answer)
         except BaseException as error:
             for future in mine.values():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NoReturn, final
 
 from lmpipe.errors import StrategyError
-from lmpipe.text import clean, shorten
+from lmpipe.text import clean, shorten, shown
 
 VANILLA = "vanilla"
 MOST_STAGES = 100
@@ -38,7 +38,7 @@ def parse_strategy(text: str, known: Collection[str]) -> tuple[str, ...]:
         StrategyError: If it cannot be read; the message points at the place.
     """
     if not isinstance(text, str):
-        raise StrategyError(f"a strategy is a text such as 'p -> w -> p', and not {shorten(repr(text), 300)}")
+        raise StrategyError(f"a strategy is a text such as 'p -> w -> p', and not {shown(text)}")
     if text.strip() == VANILLA:
         return ()
     return _Reader(text, known).read()
@@ -108,7 +108,7 @@ class _Reader:
         if token is None or token.text in {"->", "(", ")", "*"}:
             self._fail("a stage name is missing", token)
         if token.text not in self._known:
-            self._fail(f"no stage is called {shorten(repr(token.text), 100)}", token)
+            self._fail(f"no stage is called {shown(token.text, 100)}", token)
         self._next += 1
         return token.text
 

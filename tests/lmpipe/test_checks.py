@@ -39,7 +39,7 @@ def test_evaluation_takes_what_can_be_gone_through_once_and_refuses_what_is_no_e
     found: Any = once()
     assert evaluate(program, state, found, exact_match, session).n == 3
     rows: Any = [{"number": 1}]
-    with pytest.raises(ConfigError, match=r"examples\[0\] is {'number': 1}, which is no Example"):
+    with pytest.raises(ConfigError, match=r"examples\[0\] is {'number': 1}, not of the type Example"):
         evaluate(program, state, rows, exact_match, session)
 
 

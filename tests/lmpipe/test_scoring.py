@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lmpipe import Example, Module, Predict, Prediction, ScriptedLM, Session, evaluate, initial_state
+from lmpipe import Example, Module, Predict, Prediction, ScriptedLM, Session, evaluate, exact_match, initial_state
 from lmpipe.errors import EngineError, MetricError
 from lmpipe.evaluate import Evaluation
 from lmpipe.metrics import Metric, judge
@@ -117,3 +117,15 @@ def test_any_kind_of_number_is_a_score(given: Any, score: float) -> None:
     example, prediction = Example({}), Prediction(answer="x")
     assert judge(lambda e, p: given, example, prediction) == (score, "")
     assert judge(lambda e, p: (given, "why"), example, prediction) == (score, "why")
+
+
+def test_a_metric_that_the_program_asks_itself_is_part_of_the_program() -> None:
+    class Checks(Ask):
+        def forward(self, question: str) -> Prediction:
+            exact_match(Example({}), self.ask(question=question))
+            return Prediction(answer="never")
+
+    program, session = Checks(), Session(lm=ScriptedLM(lambda request: "answer: ok"))
+    examples = [Example({"question": f"q{number}"}) for number in range(12)]
+    evaluation = evaluate(program, initial_state(program, session), examples, exact_match, session)
+    assert evaluation.failures == {"program": 12}
