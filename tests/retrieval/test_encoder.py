@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval.colbert import ColbertEncoder, load_encoder
 from lmpipe.retrieval.colbert.settings import ColbertSettings
-from lmpipe.retrieval.colbert.tokens import ColbertTokens
 from tests.retrieval.colbert_ai import reference
 from tests.tiny_bert import TEXTS, as_pylate, tiny_checkpoint
 
@@ -282,13 +281,3 @@ def test_a_checkpoint_that_is_nowhere_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_is_saved_only_where_nothing_is(folder: Path) -> None:
     with pytest.raises(ConfigError, match="is there already"):
         load_encoder(str(folder)).save_pretrained(folder)
-
-
-def test_special_tokens_in_a_text_are_text() -> None:
-    checkpoint = tiny_checkpoint()
-    tokens, tokenizer = ColbertTokens(checkpoint), checkpoint.tokenizer
-    for special in tokenizer.all_special_tokens:
-        number = tokenizer.convert_tokens_to_ids(special)
-        plain, spelled = tokens.passages(["a b"])[0], tokens.passages([f"a {special} b"])[0]
-        assert number == tokenizer.unk_token_id or spelled.count(number) == plain.count(number)
-        assert len(spelled) > len(plain)

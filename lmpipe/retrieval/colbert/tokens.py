@@ -112,7 +112,6 @@ def _side(tokenizer: Any, marker: str, length: int) -> tuple[Tokenizer, list[int
     if length <= len(ids) + special:
         raise ConfigError(f"{length} tokens of a text leave no room beside its {len(ids) + special} markers")
     own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    own.encode_special_tokens = True  # a text that spells [SEP] or [MASK] has those characters, not that token
     own.no_padding()
     own.enable_truncation(length - len(ids))
     return own, ids
