@@ -36,6 +36,17 @@ def items(name: str, value: Iterable[T], kind: type[T]) -> Sequence[T]:
     return found
 
 
+def of_kind(name: str, value: object, kind: type | tuple[type, ...]) -> None:
+    """Raises:
+    ConfigError: If an argument is not of its type, or of one of its types, such as one that was passed in the place of
+        another.
+    """
+    if not isinstance(value, kind):
+        wanted = kind[0] if isinstance(kind, tuple) else kind
+        more = ", not the class itself" if isinstance(value, type) else ""
+        raise ConfigError(f"{name} is {shown(value, 100)}; pass a {wanted.__name__}{more}")
+
+
 def whole_number(name: str, value: Any, least: int = 1) -> int:
     """A whole number, also one of numpy.
 

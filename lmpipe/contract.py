@@ -8,12 +8,16 @@ Knows nothing of what is asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from traceback import extract_tb
 from typing import TypeVar
 
 from lmpipe.errors import EngineError, LmpipeError
 from lmpipe.text import shown
 
 A = TypeVar("A")
+
+_HERE = Path(__file__).parent
 
 
 def answers(who: str, ask: Callable[[], Iterable[A]], count: int, wanted: str, fits: Callable[[A], bool]) -> list[A]:
@@ -39,7 +43,7 @@ def answers(who: str, ask: Callable[[], Iterable[A]], count: int, wanted: str, f
     except LmpipeError:
         raise
     except Exception as error:
-        raise EngineError(f"{who} failed with {type(error).__name__}: {error}") from error
+        raise EngineError(f"{who} failed with {described(error)}") from error
     if found is None:
         raise EngineError(f"{who} gave {shown(given)} to {count} requests; it must give a list with {wanted} for each")
     if len(found) != count:
@@ -48,3 +52,13 @@ def answers(who: str, ask: Callable[[], Iterable[A]], count: int, wanted: str, f
         if not fits(answer):
             raise EngineError(f"{who} gave {shown(answer)} to request {number} of {count}; it must give {wanted}")
     return found
+
+
+def described(error: Exception) -> str:
+    """Kind and message of an exception and, unless it is one of lmpipe's, where code of the user raised it."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, LmpipeError):
+        return text
+    places = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).parent != _HERE]
+    own = [frame for frame in places if places[0].filename == frame.filename]
+    return f"{text} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else text

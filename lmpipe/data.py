@@ -13,7 +13,7 @@ from typing import Any, final
 
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import digest
-from lmpipe.text import clean, count_unclean, is_clean
+from lmpipe.text import clean, count_unclean, is_clean, shown
 
 
 @final
@@ -30,7 +30,7 @@ class Example:
         replaced: How many characters of it were no text and were replaced by U+FFFD.
 
     Raises:
-        ConfigError: If it holds something that contains itself.
+        ConfigError: If inputs or labels are no mapping, or hold something that contains itself.
     """
 
     inputs: Mapping[str, Any]
@@ -39,6 +39,11 @@ class Example:
     replaced: int = field(init=False, default=0, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for name, value in (("inputs", self.inputs), ("labels", self.labels)):
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"the {name} of an example are {shown(value, 100)}; pass a dict of field names to values"
+                )
         replaced: list[int] = []
         try:
             values = snapshot([dict(self.inputs), dict(self.labels), self.id], replaced.append)

@@ -17,6 +17,7 @@ from typing import Any, final
 
 from pydantic import BaseModel, ConfigDict
 
+from lmpipe.arguments import items, of_kind
 from lmpipe.checks import check_ids, checked_examples
 from lmpipe.data import Example
 from lmpipe.failures import CommonFailure, FailureCounts
@@ -137,6 +138,9 @@ def evaluate_many(
         ConfigError: If two examples have one id, or something else was passed than examples.
         MetricError: If the metric could not score most of the predictions.
     """
+    of_kind("program", program, Module)
+    of_kind("session", session, Session)
+    states = items("states", states, ProgramState)
     examples = checked_examples(examples, "examples")
     check_ids(examples)
     setting = work_key(

@@ -15,6 +15,7 @@ from typing import Literal, final
 from lmpipe.contract import answers
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.state import WeightState
+from lmpipe.text import shown
 
 
 @final
@@ -166,6 +167,9 @@ class ScriptedLM(LM):
         script: Gives the completion text; an `EngineError` that it raises fails that request alone.
         name: See `LM.name`.
 
+    Raises:
+        ConfigError: If the script is no function.
+
     Attributes:
         requests: Every request so far, in the order of arrival.
         batch_sizes: How many requests came in each call.
@@ -173,6 +177,8 @@ class ScriptedLM(LM):
     """
 
     def __init__(self, script: Callable[[Request], str], name: str = "scripted") -> None:
+        if not callable(script):
+            raise ConfigError(f"the script of a ScriptedLM is {shown(script, 100)}; pass a function of the request")
         self._script = script
         self._name = name
         self.requests: list[Request] = []
@@ -197,5 +203,7 @@ class ScriptedLM(LM):
             text = self._script(request)
         except EngineError as error:
             return error
+        if not isinstance(text, str):
+            raise EngineError(f"the script of {self._name!r} gave {shown(text, 100)}; it must give a text")
         read = " ".join([message.content for message in request.messages]).count(" ") + 1
         return Completion(text, usage=Usage(1, read, text.count(" ") + 1))

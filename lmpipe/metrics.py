@@ -52,10 +52,10 @@ def _in_range(score: object) -> float:
     """The score as a number; what rounding puts beyond 0 or 1 by less than a millionth is put back."""
     if inspect.iscoroutine(score):
         score.close()
-        raise MetricError("is async, so it gave a coroutine; write `def` in place of `async def`")
+        raise MetricError("it is async, so it gave a coroutine; write `def` in place of `async def`")
     value = float(score) if isinstance(score, SupportsFloat) else math.nan
     if not -_ROUNDING <= value <= 1 + _ROUNDING:  # a NaN is not either
-        raise MetricError(f"gave {shown(score, 100)}; it must give a number in [0, 1], or (number, text)")
+        raise MetricError(f"it gave {shown(score, 100)}; it must give a number in [0, 1], or (number, text)")
     return min(max(value, 0.0), 1.0)
 
 

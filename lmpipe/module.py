@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, final
 
-from lmpipe.data import Prediction
-from lmpipe.errors import ConfigError, ModuleError
+from lmpipe.data import Example, Prediction
+from lmpipe.errors import ConfigError, ModuleError, SignatureError
 from lmpipe.ledger import time_limit
 from lmpipe.run import Run, current_run
 from lmpipe.session import current_session
 from lmpipe.state import ProgramState
+from lmpipe.text import shown
 from lmpipe.trace import total_cost
 
 
@@ -49,16 +50,21 @@ class Module(ABC):
     def forward(self, *args: Any, **inputs: Any) -> Prediction:
         """Runs the module; called through ``module(...)`` only. Overrides name their inputs."""
 
-    def __call__(self, **inputs: Any) -> Prediction:
+    def __call__(self, *values: Any, **inputs: Any) -> Prediction:
         """Runs the module within the program that called it, or in the active session if none did.
 
+        Inputs are given by name.
+
         Raises:
+            SignatureError: If an input is given without its name.
             SessionError: If no session is active.
             ConfigError: If the session's state does not fit the program.
             ModuleError: If `forward` does not return a prediction.
             ParseError: If a completion could not be read.
             EngineError: If a request or a query could not be answered.
         """
+        if values:
+            raise SignatureError(f"{shown(values[0], 50)} was given to {type(self).__name__} without the input's name")
         if current_run() is not None:
             return self._forward(inputs)
         session = current_session()
@@ -156,6 +162,24 @@ def prediction_of(program: Module, result: object) -> Prediction:
         f"{type(program).__name__}.forward() returned {type(result).__name__}, not a Prediction; return what a module "
         "gave, or make one: Prediction(answer=...)"
     )
+
+
+def check_inputs(program: Module, examples: Iterable[Example]) -> None:
+    """Looks whether ``forward`` takes the inputs of examples.
+
+    Raises:
+        ConfigError: If it takes others; the message names both.
+    """
+    signature = inspect.signature(program.forward)
+    names: tuple[str, ...] = ()
+    try:
+        for names in {tuple(example.inputs): None for example in examples}:
+            signature.bind(**dict.fromkeys(names))
+    except TypeError as error:
+        raise ConfigError(
+            f"examples have the inputs {', '.join(names) or 'none'}, and {type(program).__name__}.forward() takes "
+            f"{', '.join(signature.parameters) or 'nothing'}: {error}"
+        ) from None
 
 
 def check_state(program: Module, state: ProgramState) -> None:

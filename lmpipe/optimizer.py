@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, final
 
 from pydantic import BaseModel, ConfigDict
 
+from lmpipe.arguments import of_kind
 from lmpipe.checks import check_ids, checked_examples, warn_of_overlap, without_repeats
 from lmpipe.data import Example
 from lmpipe.errors import ConfigError
@@ -155,6 +156,9 @@ class Optimizer(ABC):
             ConfigError: If it needs examples and there are none, something is no example, or two have one id; or if the
                 state is of another program.
         """
+        of_kind("program", program, Module)
+        of_kind("state", state, ProgramState)
+        of_kind("session", session, Session)
         train = without_repeats(checked_examples(train, "train"), "train")
         val = checked_examples(val, "val")
         check_ids(val, "val")
@@ -175,6 +179,7 @@ class Optimizer(ABC):
 
         def work(inner: Session) -> Any:
             result = self.search(program, state, train, val, inner)
+            of_kind(f"what {type(self).__name__}.search() returned", result, OptimizeResult)
             found = {"stopped": result.stopped or inner.ledger.spent(), "cost": inner.ledger.total}
             return result.model_copy(update=found).model_dump(mode="json")
 

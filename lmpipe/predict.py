@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, final
 
+from lmpipe.arguments import of_kind
 from lmpipe.data import Prediction, snapshot
 from lmpipe.errors import ConfigError
 from lmpipe.lm import Request, Sampling
@@ -119,6 +120,12 @@ def predictors(program: Module) -> dict[str, Predict]:
 
 
 def initial_state(program: Module, session: Session) -> ProgramState:
-    """The vanilla state: every predictor with its signature's instruction and no demonstrations, every LM untuned."""
+    """The vanilla state: every predictor with its signature's instruction and no demonstrations, every LM untuned.
+
+    Raises:
+        ConfigError: If something else is passed than a program and a session.
+    """
+    of_kind("program", program, Module)
+    of_kind("session", session, Session)
     prompts = {path: predictor.vanilla for path, predictor in predictors(program).items()}
     return ProgramState(prompts=prompts, weights=session.base_weights())

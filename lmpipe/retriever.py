@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock
 from typing import final
 
@@ -97,15 +98,20 @@ class Searches:
 
 def _ask(retriever: Retriever, queries: Sequence[str], k: int) -> list[Found | EngineError]:
     who = f"the retriever {retriever.name!r} ({type(retriever).__name__})"
-    wanted = "a list of Passages or an EngineError"
-    found = answers(who, lambda: retriever.search(queries, k), len(queries), wanted, _is_answer)
+    wanted = f"a list of at most {k} Passages, whose ids and texts are text, or an EngineError"
+    fits = partial(_is_answer, k)
+    found = answers(who, lambda: retriever.search(queries, k), len(queries), wanted, fits)
     return [answer if isinstance(answer, EngineError) else tuple(map(_cleaned, answer)) for answer in found]
 
 
-def _is_answer(answer: object) -> bool:
-    return isinstance(answer, EngineError) or (
-        isinstance(answer, (list, tuple)) and all(isinstance(passage, Passage) for passage in answer)
-    )
+def _is_answer(k: int, answer: object) -> bool:
+    if isinstance(answer, EngineError):
+        return True
+    return isinstance(answer, (list, tuple)) and len(answer) <= k and all(map(_is_passage, answer))
+
+
+def _is_passage(found: object) -> bool:
+    return isinstance(found, Passage) and isinstance(found.id, str) and isinstance(found.text, str)
 
 
 def _cleaned(passage: Passage) -> Passage:

@@ -10,17 +10,16 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
-from traceback import extract_tb
 from typing import final
 
+from lmpipe.arguments import items, of_kind
+from lmpipe.contract import described
 from lmpipe.data import Example, Prediction, snapshot
 from lmpipe.errors import (
     BudgetSpent,
     ConfigError,
     EngineError,
-    LmpipeError,
     MetricError,
     ModuleError,
     ParseError,
@@ -29,7 +28,7 @@ from lmpipe.errors import (
 from lmpipe.hashing import derive_seed
 from lmpipe.ledger import Cost, time_limit
 from lmpipe.metrics import Metric, judge
-from lmpipe.module import Module, check_state, prediction_of
+from lmpipe.module import Module, check_inputs, check_state, prediction_of
 from lmpipe.run import Answer, Run, Search
 from lmpipe.secrets import hide
 from lmpipe.session import Session
@@ -41,7 +40,6 @@ from lmpipe.wavefront import Wavefront
 logger = logging.getLogger(__name__)
 
 _FIRST = 10  # predictions after which a metric that failed on all of them ends the run
-_HERE = Path(__file__).parent
 
 
 @final
@@ -84,6 +82,10 @@ def rollout(
             of the runs: it is then wrong for every example. Fewer failures cost their examples alone.
         ConfigError, SessionError, ModuleError: If the program cannot run like this on any example.
     """
+    of_kind("program", program, Module)
+    of_kind("session", session, Session)
+    jobs = items("jobs", jobs, Job)
+    check_inputs(program, [job.example for job in jobs])
     for state in {job.state for job in jobs}:
         check_state(program, state)
         session.prepare(state)
@@ -127,8 +129,8 @@ class _Scoring:
         except (EngineError, BudgetSpent):
             raise
         except Exception as error:
-            what = str(error) if type(error) is MetricError else f"raised {_described(error)}"
-            message = clean(hide(f"metric {self._name} {what}; example {example.id}"))
+            what = str(error) if type(error) is MetricError else f"it raised {described(error)}"
+            message = clean(hide(f"metric {self._name}: {what}; example {example.id}"))
             with self._lock:
                 self._scored += 1
                 self._failures.append(message)
@@ -183,7 +185,7 @@ def measured(
                 value = measure(trace)
                 number = math.nan if value is None else float(value)
             except Exception as error:
-                problems.append(f"on example {trace.example.id} it raised {_described(error)}")
+                problems.append(f"on example {trace.example.id} it raised {described(error)}")
                 continue
             if math.isfinite(number):
                 values[trace.example.id] = number
@@ -201,11 +203,11 @@ def cost_of(traces: Sequence[Trace]) -> Cost:
 
 def _warn(traces: Sequence[Trace]) -> None:
     """Says what a researcher would not see in the scores: code that fails, and characters that were replaced."""
-    for kind, what in (("program", "the program failed"), ("metric", "the metric failed")):
+    for kind, what in (("program", "the program"), ("metric", "the metric")):
         broken = [trace for trace in traces if trace.failure == kind]
         if broken:
-            example, error = broken[0].example.id, broken[0].error
-            logger.warning("%s in %d of %d runs; on example %s: %s", what, len(broken), len(traces), example, error)
+            where = "" if kind == "metric" else f"; example {broken[0].example.id}"
+            logger.warning("%s failed in %d of %d runs: %s%s", what, len(broken), len(traces), broken[0].error, where)
     given = sum({trace.example.id: trace.example.replaced for trace in traces}.values())
     made = sum(step.replaced for trace in traces for step in trace.lm_steps)
     if given or made:
@@ -243,12 +245,12 @@ def _trace(
         if not isinstance(error, MetricError):  # a fault of the program, not of this example
             raise
         if prediction is None or scoring is None:  # a metric that the program asks itself
-            failure, message = "program", clean(hide(_described(error)))
+            failure, message = "program", clean(hide(described(error)))
         else:
             failure, message = "metric", str(error)
             scoring.end_if_hopeless(jobs)
     except Exception as error:  # the boundary: one example's failure is data
-        failure, message = _classify(error), clean(hide(_described(error)))
+        failure, message = _classify(error), clean(hide(described(error)))
     steps = tuple(run.steps)
     return Trace(job.example, job.state.digest, job.sample, steps, prediction, score, failure, message, feedback)
 
@@ -265,13 +267,3 @@ def _classify(error: Exception) -> Failure:
     if isinstance(error, BudgetSpent):
         return "budget"
     return "engine" if isinstance(error, EngineError) else "program"
-
-
-def _described(error: Exception) -> str:
-    """Kind and message of an exception and, unless it is one of lmpipe's, where the user's code raised it."""
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, LmpipeError):
-        return text
-    places = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).parent != _HERE]
-    own = [frame for frame in places if places[0].filename == frame.filename]
-    return f"{text} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else text

@@ -13,9 +13,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from threading import current_thread, main_thread
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any, final
 
+from lmpipe.arguments import items, of_kind, whole_number
 from lmpipe.embedder import Embedder, Embeddings, Vector, wanted
 from lmpipe.errors import ConfigError, EngineError, SessionError
 from lmpipe.events import Callback, Event
@@ -77,8 +78,18 @@ class Session:
     searches: Searches = field(default_factory=Searches, repr=False)
 
     def __post_init__(self) -> None:
-        if self.max_concurrency < 1:
-            raise ConfigError(f"max_concurrency is {self.max_concurrency}; it must be at least 1")
+        whole_number("max_concurrency", self.max_concurrency)
+        of_kind("seed", self.seed, int)
+        for role, lm in self.roles.items():
+            of_kind(f"the LM of role {role!r}", lm, LM)
+            of_kind(f"the name of the LM of role {role!r}", lm.name, str)
+        of_kind("sampling", self.sampling, Sampling)
+        of_kind("state", self.state, (ProgramState, NoneType))
+        of_kind("store", self.store, (RunStore, NoneType))
+        of_kind("embedder", self.embedder, (Embedder, NoneType))
+        of_kind("retriever", self.retriever, (Retriever, NoneType))
+        if not all(map(callable, items("callbacks", self.callbacks, object))):
+            raise ConfigError("callbacks must be functions of one event")
 
     @property
     def roles(self) -> Mapping[str, LM]:

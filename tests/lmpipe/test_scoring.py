@@ -56,9 +56,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a dict": (lambda e, p: {"score": 1.0}, r"gave \{'score': 1.0\}"),
     "text": (lambda e, p: "1.0", "gave '1.0'"),
     "three": (lambda e, p: (1.0, "good", "more"), "gave .1.0, 'good', 'more'."),
-    "nothing": (forgot_return, "forgot_return gave None; it must give a number"),
-    "a coroutine": (coroutine, "coroutine is async.*write `def`"),
-    "an exception": (raises, r"raises raised KeyError: 'gold' \(test_scoring.py, line \d+\)"),
+    "nothing": (forgot_return, "forgot_return: it gave None; it must give a number"),
+    "a coroutine": (coroutine, "coroutine: it is async.*write `def`"),
+    "an exception": (raises, r"raises: it raised KeyError: 'gold' \(test_scoring.py, line \d+\)"),
     "one of a library": (raises_in_a_library, r"JSONDecodeError: .*\(test_scoring.py, line \d+\)"),
 }
 
@@ -92,7 +92,7 @@ def test_one_that_is_wrong_for_few_costs_those_examples(wrong: str, caplog: pyte
         evaluation, _ = scored(metric)
     assert evaluation.failures == {"metric": 7}
     assert evaluation.mean == 13 / 20
-    assert "the metric failed in 7 of 20 runs; on example 0: metric metric " in caplog.text
+    assert "the metric failed in 7 of 20 runs: metric metric: it " in caplog.text
     assert "example 0" in str(evaluation.first_error)
 
 
