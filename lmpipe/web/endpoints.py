@@ -2,7 +2,7 @@
 
 A call goes to the least busy URL. One that fails rests for a while, twice as long each time, and the others go on;
 when all rest, calls wait; when all have failed too often, all calls give up. Nothing waits longer than the call under
-way may take (`lmpipe.ledger`). Knows nothing of what is asked for.
+way may take (`lmpipe.deadline`). Knows nothing of what is asked for.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from threading import TIMEOUT_MAX, Condition
 from time import monotonic
 from typing import TypeVar, final
 
+from lmpipe.deadline import check_time, seconds_left
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.ledger import check_time, seconds_left
 from lmpipe.web.http import Address, Answer, BadAnswer, Fault, HttpClient, Refused, TimedOut, Unreachable
 
 logger = logging.getLogger(__name__)

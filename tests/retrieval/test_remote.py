@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from lmpipe import Budget, EngineError, Passage, ScriptedLM, Session
+from lmpipe import EngineError, Passage, ScriptedLM, Session
+from lmpipe.deadline import time_limit
 from lmpipe.errors import BudgetSpent, ConfigError
-from lmpipe.ledger import Ledger, time_limit
 from lmpipe.retrieval import load_retriever
 from lmpipe.retrieval.remote import RemoteRetriever
 from lmpipe.retrieval.serve import application
@@ -200,7 +200,7 @@ def test_a_search_ends_with_the_timeout_and_with_the_time_of_a_budget(raw: RawSe
         late = pytest.raises(EngineError, match=r"does not answer as it should: no answer within 0\.2 s")
         with asking(raw.url, retries=0, timeout=0.2) as remote, late:
             remote.search(["Paris"], 1)
-        with asking(raw.url) as remote, time_limit(Ledger(limit=Budget(max_seconds=0.2))):
+        with asking(raw.url) as remote, time_limit(0.2):
             for search in (remote.search, lambda queries, k: remote.name):
                 with pytest.raises(BudgetSpent, match="max_seconds"):
                     search(["Paris"], 1)

@@ -18,6 +18,7 @@ from typing import Any, Literal, final
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from lmpipe.deadline import check_time
 from lmpipe.engines.chat import ChatTokens, cut_at_stop, too_long, wrong_base
 from lmpipe.engines.foreign import Renamed, is_out_of_memory, told
 from lmpipe.engines.loading import vocabulary_size
@@ -36,7 +37,6 @@ from lmpipe.engines.local.prefixes import PrefixCache
 from lmpipe.engines.local.structure import Automaton, Guide, token_bytes
 from lmpipe.engines.packed import PackedProducts
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.ledger import check_time
 from lmpipe.lm import LM, Completion, Message, Request, Usage
 
 logger = logging.getLogger(__name__)

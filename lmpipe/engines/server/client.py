@@ -17,13 +17,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, final
 
+from lmpipe.deadline import held
 from lmpipe.engines.chat import ChatTokens, cut_at_stop, plain_chat, unregistered, wrong_base
 from lmpipe.engines.inflight import InFlight
 from lmpipe.engines.server.adapters import LoadedAdapters
 from lmpipe.engines.server.dialects import DIALECTS, Dialect, DialectName, detect
 from lmpipe.engines.server.replies import Reply, read_reply
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.ledger import held
 from lmpipe.lm import LM, Completion, Request
 from lmpipe.secrets import hide_in_spec
 from lmpipe.text import clean
