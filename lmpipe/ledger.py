@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field, fields
 from time import perf_counter, process_time
 from typing import Any, final
 
-from lmpipe.errors import ConfigError, StoreError
+from lmpipe.arguments import finite_number, whole_number
+from lmpipe.errors import StoreError
 
 if sys.platform != "win32":
     import resource
@@ -168,13 +169,14 @@ class Budget:
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name, kinds in (("max_lm_calls", (int,)), ("max_tokens", (int,)), ("max_seconds", (int, float))):
+        for name, checked in (
+            ("max_lm_calls", whole_number),
+            ("max_tokens", whole_number),
+            ("max_seconds", finite_number),
+        ):
             limit = getattr(self, name)
-            if limit is None:
-                continue
-            if isinstance(limit, bool) or not isinstance(limit, kinds) or not 0 <= limit < math.inf:
-                number = "finite number" if float in kinds else "whole number"
-                raise ConfigError(f"{name}={limit!r} must be a {number} from 0 on; leave it out for no limit")
+            if limit is not None:
+                object.__setattr__(self, name, checked(name, limit, 0))
 
     def spent(self, cost: Cost) -> str:
         """Which limit a cost has reached, in words; empty if none."""

@@ -176,7 +176,7 @@ def test_figures_that_make_no_sense_take_nothing_away_from_a_budget(cost: Cost, 
 @pytest.mark.parametrize("limit", [-1, float("nan"), float("inf"), True, "7", [7]])
 @pytest.mark.parametrize("name", ["max_lm_calls", "max_tokens", "max_seconds"])
 def test_a_limit_that_cannot_be_is_named(name: str, limit: object) -> None:
-    with pytest.raises(ConfigError, match=rf"{name}=.* must be a (finite|whole) number from 0 on; leave it out"):
+    with pytest.raises(ConfigError, match=rf"{name} is .*; it must be a (finite|whole) number, at least 0"):
         Budget(**{name: limit})  # type: ignore[arg-type]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, final
 
+from lmpipe.arguments import whole_number
 from lmpipe.deadline import held
 from lmpipe.engines.chat import ChatTokens, cut_at_stop, plain_chat, unregistered, wrong_base
 from lmpipe.engines.inflight import InFlight
@@ -77,8 +78,7 @@ class ServerLM(LM):
     ) -> None:
         if dialect is not None and dialect not in DIALECTS:
             raise ConfigError(f"dialect={dialect!r} is none of {', '.join(DIALECTS)}")
-        if isinstance(max_adapters, bool) or not isinstance(max_adapters, int) or max_adapters < 1:
-            raise ConfigError(f"max_adapters={max_adapters!r} must be a whole number from 1 on")
+        max_adapters = whole_number("max_adapters", max_adapters)
         self._name = model
         self._endpoints = Endpoints(
             base_urls,
