@@ -20,7 +20,8 @@ from typing import TypeVar, final
 from lmpipe.arguments import finite_number, whole_number
 from lmpipe.deadline import check_time, seconds_left
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.web.http import Address, Answer, BadAnswer, Fault, HttpClient, Refused, TimedOut, Unreachable
+from lmpipe.web.address import Address
+from lmpipe.web.http import Answer, BadAnswer, Fault, HttpClient, Refused, TimedOut, Unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Endpoint:
     """One base URL.
 
     Attributes:
-        url: It, without credentials.
+        url: The base URL, without credentials.
         busy: Calls it is answering.
         failures: How often it has failed since its last success.
     """
@@ -127,7 +128,7 @@ class Endpoints:
     """All base URLs of one service.
 
     Args:
-        urls: They, with credentials in them or without.
+        urls: Base URLs of the servers, with or without credentials.
         key: Sent to those without credentials, as a Bearer token.
         max_concurrency: Most calls in flight at each.
         timeout: Seconds that a request may take in all.
