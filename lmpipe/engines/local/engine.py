@@ -260,8 +260,8 @@ class LocalLM(LM):
     def _completion(self, row: Row, gpu_seconds: float) -> Completion | EngineError:
         if row.failed:
             return EngineError(
-                f"{self.name} cannot answer this request: {len(row.tokens)} tokens after its prompt its logits are NaN or "
-                "infinite; its weights are damaged, or its dtype overflows: load it with dtype='float32' or 'bfloat16'"
+                f"{self.name} cannot answer this request: {len(row.tokens)} tokens after its prompt its logits are NaN "
+                "or infinite; its weights are damaged, or its dtype overflows: load it with dtype='float32' or 'bfloat16'"
             )
         return Completion(
             cut_at_stop(self._decode(row.tokens), row.sampling.stop),
