@@ -261,7 +261,8 @@ class LocalLM(LM):
         if row.failed:
             return EngineError(
                 f"{self.name} cannot answer this request: {len(row.tokens)} tokens after its prompt its logits are NaN "
-                "or infinite; its weights are damaged, or its dtype overflows: load it with dtype='float32' or 'bfloat16'"
+                "or infinite; its weights are damaged, or its dtype overflows: load it with dtype='float32' or "
+                "'bfloat16'"
             )
         return Completion(
             cut_at_stop(self._decode(row.tokens), row.sampling.stop),
