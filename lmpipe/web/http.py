@@ -2,8 +2,9 @@
 
 A request has one limit for all of it: finding the host, connecting, sending, and reading headers and body. Requests run
 in one event loop in the background, where they can be ended at any point; callers wait in their own threads. Each has a
-connection of its own: on a shared one, bytes that a faulty server sends too much would be read as the next answer.
-Knows nothing of what is asked, and nothing of repeating.
+connection of its own, which costs a millisecond or two beside the way to the server: before httpx2 uses a connection
+again it looks at the socket, but not at what its parser has read already, so what a faulty server sends too much would
+be taken as the next answer. Knows nothing of what is asked, and nothing of repeating.
 """
 
 from __future__ import annotations

@@ -65,7 +65,10 @@ def test_a_script_that_is_interrupted_does_not_wait_for_calls_that_hang() -> Non
         script = subprocess.Popen(
             [sys.executable, "-m", "tests.engines.interrupted", raw.url], stderr=subprocess.PIPE, text=True
         )
-        wait_until(lambda: len(raw.asked) == 4 or script.poll() is not None)
-        script.send_signal(signal.SIGINT)
-        _, said = script.communicate(timeout=20)
+        try:
+            wait_until(lambda: len(raw.asked) == 4 or script.poll() is not None)
+            script.send_signal(signal.SIGINT)
+            _, said = script.communicate(timeout=20)
+        finally:
+            script.kill()
     assert "KeyboardInterrupt" in said
