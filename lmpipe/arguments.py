@@ -6,8 +6,10 @@ list of texts unseen. Knows nothing of what the arguments are for.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, TypeVar
 
 from lmpipe.errors import ConfigError
@@ -65,3 +67,27 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     if number is None or number < least:
         raise ConfigError(f"{name} is {shown(value)}; it must be a whole number, at least {least}")
     return number
+
+
+def finite_number(name: str, value: Any, least: float = 0) -> float:
+    """A number that is neither NaN nor infinite, also one of numpy.
+
+    Args:
+        name: What the caller calls it.
+        value: A number; True and False are none.
+        least: The smallest that is allowed.
+
+    Returns:
+        An int as it is, and other numbers as a float.
+
+    Raises:
+        ConfigError: If it is no finite number, or too small.
+    """
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an int beyond all floats
+        number = math.inf
+    if not least <= number < math.inf:
+        shown = shown(value) if math.isnan(number) else f"{number:g}"
+        raise ConfigError(f"{name} is {shown}; it must be a finite number, at least {least}")
+    return value if type(value) is int else number

@@ -1,7 +1,6 @@
 """What a stage cost, added up as it happens: calls, tokens, failures, traces, time and memory, and where it went.
 
-A ledger may have a parent, to which everything is passed on, and a limit. A limit to the time holds for calls that are
-under way, too: what answers them asks `seconds_left` or `check_time`. Knows nothing of who spends.
+A ledger may have a parent, to which everything is passed on, and a limit. Knows nothing of who spends.
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ import operator
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from time import perf_counter, process_time
 from typing import Any, final
 
-from lmpipe.errors import BudgetSpent, ConfigError, StoreError
+from lmpipe.arguments import finite_number, whole_number
+from lmpipe.errors import StoreError
 
 if sys.platform != "win32":
     import resource
@@ -171,13 +169,14 @@ class Budget:
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name, kinds in (("max_lm_calls", (int,)), ("max_tokens", (int,)), ("max_seconds", (int, float))):
+        for name, checked in (
+            ("max_lm_calls", whole_number),
+            ("max_tokens", whole_number),
+            ("max_seconds", finite_number),
+        ):
             limit = getattr(self, name)
-            if limit is None:
-                continue
-            if isinstance(limit, bool) or not isinstance(limit, kinds) or not 0 <= limit < math.inf:
-                number = "finite number" if float in kinds else "whole number"
-                raise ConfigError(f"{name}={limit!r} must be a {number} from 0 on; leave it out for no limit")
+            if limit is not None:
+                object.__setattr__(self, name, checked(name, limit, 0))
 
     def spent(self, cost: Cost) -> str:
         """Which limit a cost has reached, in words; empty if none."""
@@ -283,55 +282,3 @@ def _peak_memory() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-_OVER = "max_seconds is spent; the call was ended"
-_deadline: ContextVar[float | None] = ContextVar("lmpipe_deadline", default=None)
-
-
-@contextmanager
-def time_limit(ledger: Ledger) -> Iterator[None]:
-    """Holds what the block calls, in this context, to the wall time that a ledger leaves."""
-    left = ledger.seconds_left
-    token = _deadline.set(None if left is None else perf_counter() + left)
-    try:
-        yield
-    finally:
-        _deadline.reset(token)
-
-
-def seconds_left(grace: float = 0.0) -> float | None:
-    """How much wall time the call under way may still take; none if there is no limit, 0 when it is over.
-
-    What answers calls and can wait for long asks this: an engine between its steps, a client before it waits. It is
-    never more than a lock can wait for.
-
-    Args:
-        grace: Seconds more than the limit allows.
-    """
-    deadline = _deadline.get()
-    return None if deadline is None else min(max(0.0, deadline + grace - perf_counter()), threading.TIMEOUT_MAX)
-
-
-def check_time() -> None:
-    """Raises:
-    BudgetSpent: If the time that the call under way may take is over.
-    """
-    if seconds_left() == 0:
-        raise BudgetSpent(_OVER)
-
-
-@contextmanager
-def held(lock: threading.Lock) -> Iterator[None]:
-    """Holds a lock, and waits for it no longer than the call under way may take.
-
-    Raises:
-        BudgetSpent: If the time is over before the lock is free.
-    """
-    left = seconds_left()
-    if not lock.acquire(timeout=-1 if left is None else left):
-        raise BudgetSpent(_OVER)
-    try:
-        yield
-    finally:
-        lock.release()

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, final
 
 from lmpipe.data import Example, Prediction
+from lmpipe.deadline import time_limit
 from lmpipe.errors import ConfigError, ModuleError, SignatureError
-from lmpipe.ledger import time_limit
 from lmpipe.run import Run, current_run
 from lmpipe.session import current_session
 from lmpipe.state import ProgramState
@@ -79,7 +79,7 @@ class Module(ABC):
             lambda role, request: session.complete(role, [request])[0],
             lambda query, k: session.search([query], k)[0],
         )
-        with run.active(), time_limit(session.ledger):
+        with run.active(), time_limit(session.ledger.seconds_left):
             try:
                 return prediction_of(self, self._forward(inputs))
             finally:

@@ -11,11 +11,9 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from lmpipe.choices import choices_of
 from lmpipe.errors import SignatureError
-from lmpipe.signature import Field, Signature
+from lmpipe.signature import Field, Signature, schema_of
 from lmpipe.thoughts import quote_tags
 
 _INTEGER = r"-?(0|[1-9][0-9]{0,17})"
@@ -84,7 +82,7 @@ def _json(field: Field) -> str:
             "run: pip install 'lmpipe[structured]'"
         ) from error
     try:
-        pattern = build_regex_from_schema(json.dumps(TypeAdapter(field.type).json_schema()))
+        pattern = build_regex_from_schema(json.dumps(schema_of(field.type)))
     except (ValueError, TypeError, RecursionError) as error:
         raise SignatureError(
             f"field {field.name!r} of type {field.type_name} cannot be written as a pattern: {error}"

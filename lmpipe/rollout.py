@@ -16,6 +16,7 @@ from typing import final
 from lmpipe.arguments import items, of_kind
 from lmpipe.contract import described
 from lmpipe.data import Example, Prediction, snapshot
+from lmpipe.deadline import time_limit
 from lmpipe.errors import (
     BudgetSpent,
     ConfigError,
@@ -26,7 +27,7 @@ from lmpipe.errors import (
     SessionError,
 )
 from lmpipe.hashing import derive_seed
-from lmpipe.ledger import Cost, time_limit
+from lmpipe.ledger import Cost
 from lmpipe.metrics import Metric, judge
 from lmpipe.module import Module, check_inputs, check_state, prediction_of
 from lmpipe.run import Answer, Run, Search
@@ -90,7 +91,7 @@ def rollout(
         check_state(program, state)
         session.prepare(state)
     scoring = None if metric is None else _Scoring(metric)
-    with session.track(title, len(jobs)) as advance, time_limit(session.ledger):
+    with session.track(title, len(jobs)) as advance, time_limit(session.ledger.seconds_left):
         paths = program.paths()
 
         def run(number: int, answer: Answer, search: Search) -> Trace:

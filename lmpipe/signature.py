@@ -56,7 +56,7 @@ class Field:
         if self.type in (str, int, float, bool, Any):
             return self.type_name
         names = [list(self.type.__members__)] if isinstance(self.type, enum.EnumMeta) else []
-        return [self.type_name, _schema(self.type), *names]
+        return [self.type_name, schema_of(self.type), *names]
 
 
 @final
@@ -146,7 +146,8 @@ def Output(desc: str = "", *, optional: bool = False) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def _schema(type_: Any) -> dict[str, Any]:
+def schema_of(type_: Any) -> dict[str, Any]:
+    """The JSON schema of the type of a field, which is shared and stays as it is."""
     return TypeAdapter(type_).json_schema()
 
 
@@ -158,7 +159,7 @@ def _check(field: Field) -> None:
         if field.type in (str, int, float, bool, Any):
             return
         choices_of(field.type)
-        _schema(field.type)
+        schema_of(field.type)
     except SignatureError as error:
         raise SignatureError(f"field {field.name!r}: {error}") from None
     except (

@@ -16,12 +16,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, final
 
-from pydantic import TypeAdapter
-
 from lmpipe.choices import choices_of
 from lmpipe.errors import ParseError
 from lmpipe.lm import Message
-from lmpipe.signature import Field, Signature
+from lmpipe.signature import Field, Signature, schema_of
 from lmpipe.state import PromptState
 from lmpipe.thoughts import quote_tags, split_thoughts, unquote_tags
 from lmpipe.values import parse_value, render_input, render_output, without_fence
@@ -118,7 +116,7 @@ def _hint(field: Field) -> str:
     elif field.type in (int, float, bool):
         kind = {int: "a whole number", float: "a number", bool: "true or false"}[field.type]
     else:
-        kind = f"JSON of the schema {TypeAdapter(field.type).json_schema()}"
+        kind = f"JSON of the schema {schema_of(field.type)}"
     return f"{field.desc}, {kind}" if field.desc else kind
 
 

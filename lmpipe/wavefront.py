@@ -26,8 +26,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar, final
 
+from lmpipe.deadline import seconds_left
 from lmpipe.errors import BudgetSpent, EngineError
-from lmpipe.ledger import Cost, Ledger, seconds_left
+from lmpipe.ledger import Cost, Ledger
 from lmpipe.lm import LM, Completion, Request, ask
 from lmpipe.retriever import Found
 from lmpipe.run import Answer, Search

@@ -9,6 +9,7 @@ import typer
 from lmpipe.commands.index import HEADER_HELP
 from lmpipe.commands.terminal import new_console, styled
 from lmpipe.errors import ConfigError
+from lmpipe.retrieval.limits import Limits
 from lmpipe.secrets import hide_in_spec
 
 console = new_console(soft_wrap=True)
@@ -27,34 +28,40 @@ def serve_index(
         typer.Option(envvar="LMPIPE_TOKEN", help="That clients must send. The variable hides it from `ps`."),
     ] = None,
     header: Annotated[bool, typer.Option(help=HEADER_HELP)] = False,
-    max_body: Annotated[int, typer.Option(help="Most bytes of a request.")] = 1 << 20,
-    max_queries: Annotated[int, typer.Option(help="Most queries of a request.")] = 1024,
-    max_characters: Annotated[int, typer.Option(help="Most characters of a query.")] = 8192,
-    max_k: Annotated[int, typer.Option(help="Most passages for a query.")] = 1000,
-    max_passages: Annotated[int, typer.Option(help="Most passages for all queries of a request.")] = 20_000,
-    max_seconds: Annotated[int, typer.Option(help="In which a request must have come and be answered.")] = 60,
-    max_requests: Annotated[int, typer.Option(help="Most requests that are answered, or wait, at the same time.")] = 64,
-    max_searches: Annotated[int, typer.Option(help="Most of them that search at the same time.")] = 8,
-    max_idle: Annotated[int, typer.Option(help="Seconds after which a connection of a silent client is closed.")] = 15,
+    max_body: Annotated[int, typer.Option(help="Most bytes of a request.")] = Limits.body,
+    max_queries: Annotated[int, typer.Option(help="Most queries of a request.")] = Limits.queries,
+    max_characters: Annotated[int, typer.Option(help="Most characters of a query.")] = Limits.characters,
+    max_k: Annotated[int, typer.Option(help="Most passages for a query.")] = Limits.k,
+    max_passages: Annotated[int, typer.Option(help="Most passages for all queries of a request.")] = Limits.passages,
+    max_seconds: Annotated[
+        int, typer.Option(help="In which a request must have come and be answered.")
+    ] = Limits.seconds,
+    max_requests: Annotated[
+        int, typer.Option(help="Most requests that are answered, or wait, at the same time.")
+    ] = Limits.requests,
+    max_searches: Annotated[int, typer.Option(help="Most of them that search at the same time.")] = Limits.searches,
+    max_idle: Annotated[
+        int, typer.Option(help="Seconds after which a connection of a silent client is closed.")
+    ] = Limits.idle,
 ) -> None:
     """Serves an index over HTTP, in the JSON of ColBERT's own server."""
     try:
         from lmpipe.retrieval.listen import listening, server
-        from lmpipe.retrieval.serve import Access, Limits, application
+        from lmpipe.retrieval.serve import Access, application
     except ImportError as error:
         raise ConfigError(f"{error}; run: pip install 'lmpipe[serve]'") from error
     from lmpipe.retrieval import load_retriever
 
     limits = Limits(
-        max_body,
-        max_queries,
-        max_characters,
-        max_k,
-        max_passages,
-        max_seconds,
-        max_requests,
-        max_searches,
-        max_idle,
+        body=max_body,
+        queries=max_queries,
+        characters=max_characters,
+        k=max_k,
+        passages=max_passages,
+        seconds=max_seconds,
+        requests=max_requests,
+        searches=max_searches,
+        idle=max_idle,
     )
     access = Access.of(host, allow_host or (), token)
     retriever = load_retriever(spec, header=header)

@@ -19,10 +19,10 @@ from typing import Any, final
 
 from filelock import FileLock
 
+from lmpipe.deadline import held
 from lmpipe.engines.inflight import InFlight
 from lmpipe.errors import CorruptBlob, EngineError, StoreError
 from lmpipe.hashing import canonical_json, digest_bytes
-from lmpipe.ledger import held
 from lmpipe.lm import LM, Completion, Request, Usage, ask
 
 _PATIENCE = 60.0  # seconds to wait while another process writes

@@ -12,8 +12,8 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from threading import Lock
 from typing import TypeAlias, final
 
+from lmpipe.deadline import check_time, seconds_left
 from lmpipe.errors import BudgetSpent, EngineError
-from lmpipe.ledger import check_time, seconds_left
 from lmpipe.lm import Completion, Request
 
 Answers: TypeAlias = "list[Completion | EngineError]"

@@ -14,11 +14,11 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import StructuredOutputsParams
 
+from lmpipe.deadline import check_time
 from lmpipe.engines.chat import ChatTokens, too_long, unregistered, wrong_base
 from lmpipe.engines.foreign import Renamed, told
 from lmpipe.engines.loading import loading
 from lmpipe.errors import EngineError
-from lmpipe.ledger import check_time
 from lmpipe.lm import LM, Completion, Request, Usage
 
 

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import cached_property, lru_cache, singledispatch
+from operator import itemgetter
 from typing import Any, ForwardRef, NewType
 
 from pydantic import BaseModel
@@ -97,14 +98,10 @@ def _attributes(kind: type, state: object) -> list[tuple[str, object]]:
     named: list[tuple[str, object]] = []
     for half in halves:
         if type(half) is dict and all(isinstance(name, str) for name in half):
-            named += sorted(_kept(kind, half), key=_first)
+            named += sorted(_kept(kind, half), key=itemgetter(0))
         elif half is not None:
             named.append(("state", half))
     return named
-
-
-def _first(pair: tuple[str, object]) -> str:
-    return pair[0]
 
 
 def _kept(kind: type, state: dict[str, object]) -> Iterable[tuple[str, object]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
+from operator import itemgetter
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, final
 
@@ -23,7 +24,6 @@ _CODE = (FunctionType, type, ModuleType)
 _SHORT = 200  # characters of a text that stands for itself
 _NAMES = 5  # that lead to values nested too deeply
 _DEPTH = 3  # of what elements of a set are put in order by
-_LONG = 4000  # bits of an integer that `repr` writes in any case
 
 
 @final
@@ -107,7 +107,7 @@ class Walk:
             return f"{kind.__name__}[{','.join(map(self._text, value))}]"
         if kind is dict or kind is MappingProxyType:
             if all(type(name) is str for name in value):
-                return self._named("dict", sorted(value.items(), key=_first))
+                return self._named("dict", sorted(value.items(), key=itemgetter(0)))
             return self._named("dict of keys", [(self._text(key), value[key]) for key in self._in_order(value)])
         if kind is set or kind is frozenset:
             return f"{kind.__name__}{{{','.join(map(self._text, self._in_order(value)))}}}"
@@ -127,7 +127,7 @@ class Walk:
         if self._outer is None:  # within an element of a set, looks must do: the work would have no bound
             counts = Counter(text for text, _ in seen)
             seen = [(text if counts[text] == 1 else text + self._whole(element), element) for text, element in seen]
-        return [element for _, element in sorted(seen, key=_first)]
+        return [element for _, element in sorted(seen, key=itemgetter(0))]
 
     def _looks(self, element: object) -> str:
         if id(element) not in self._sketches:
@@ -160,14 +160,10 @@ def _sketch(value: Any, depth: int) -> str:
     return f"{label}{[(name, _sketch(item, depth - 1)) for name, item in named]}"
 
 
-def _first(pair: tuple[str, object]) -> str:
-    return pair[0]
-
-
 def _atom(value: object) -> str:
     if type(value) is bytes and len(value) > _SHORT:
         return f"bytes {digest_bytes(value)}"
-    return hex(value) if type(value) is int and value.bit_length() > _LONG else repr(value)
+    return constant(value) if type(value) is int else repr(value)
 
 
 def _short(text: str) -> str:

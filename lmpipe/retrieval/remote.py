@@ -5,10 +5,8 @@ Knows nothing of indexes.
 
 from __future__ import annotations
 
-import contextvars
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import Any, final
 
@@ -17,10 +15,10 @@ from lmpipe.retriever import Passage, Retriever
 from lmpipe.secrets import without_credentials
 from lmpipe.web.endpoints import Endpoint, Endpoints, GaveUp
 from lmpipe.web.http import Answer, BadAnswer, Refused, Unreachable
+from lmpipe.web.threads import concurrently
 
 _AT_ONCE = 8  # requests in flight
 _UNKNOWN = (404, 405)  # what a server says of an endpoint that it has not
-_OWN_FAULT = (400, 413, 422)  # what it says of a query that it does not take, or of too many
 _SEARCH = "/api/search"
 
 
@@ -38,7 +36,7 @@ class RemoteRetriever(Retriever):
         token: Sent as a Bearer token where the URL has no credentials; none if empty.
 
     Raises:
-        ConfigError: If the URL is none, or another value cannot be used.
+        ConfigError: If the URL or another value cannot be used.
     """
 
     def __init__(
@@ -95,16 +93,14 @@ class RemoteRetriever(Retriever):
             return self._search(queries, partial(self._ask_all, queries=queries, k=k))
         except Refused as error:
             refused = error
-        if refused.status in _OWN_FAULT:
+        if refused.alone:
             if len(queries) == 1:
                 return [self._refusal(refused)]
             half = len(queries) // 2  # too much at once, or one query among them
             return [*self.search(queries[:half], k), *self.search(queries[half:], k)]
         if refused.status not in _UNKNOWN:
             raise self._refusal(refused)
-        with ThreadPoolExecutor(_AT_ONCE) as threads:  # each in a copy of this thread's context, with its time limit
-            asked = [threads.submit(contextvars.copy_context().run, self._search_one, query, k) for query in queries]
-            return [future.result() for future in asked]
+        return concurrently(partial(self._search_one, k=k), queries, _AT_ONCE)
 
     def _search_one(self, query: str, k: int) -> list[Passage] | EngineError:
         if not query.strip():
@@ -113,7 +109,7 @@ class RemoteRetriever(Retriever):
             return self._search([query], partial(self._ask_one, query=query, k=k))[0]
         except Refused as error:
             refused = error
-        if refused.status in _OWN_FAULT:
+        if refused.alone:
             return self._refusal(refused)
         raise self._refusal(refused)
 

@@ -20,7 +20,7 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
 from reprlib import repr as short
@@ -36,49 +36,14 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lmpipe.arguments import items, whole_number
+from lmpipe.arguments import items
 from lmpipe.errors import ConfigError, EngineError, LmpipeError
+from lmpipe.retrieval.limits import Limits
 from lmpipe.retriever import Passage, Retriever
 from lmpipe.text import clean
 
 DEFAULT_K = 10
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
-
-
-@final
-@dataclass(frozen=True)
-class Limits:
-    """What a server takes upon itself.
-
-    Args:
-        body: Most bytes of a request's body.
-        queries: Most queries of a request.
-        characters: Most characters of a query.
-        k: Most passages for a query.
-        passages: Most passages for all queries of a request together.
-        seconds: In which a request must have come and be answered.
-        requests: Most requests that are answered, or wait, at the same time.
-        searches: Most of them that search at the same time.
-        idle: Seconds after which a connection is closed on which nothing happens, or whose client takes as long to send
-            a request.
-
-    Raises:
-        ConfigError: If one is no whole number above 0.
-    """
-
-    body: int = 1 << 20
-    queries: int = 1024
-    characters: int = 8192
-    k: int = 1000
-    passages: int = 20_000
-    seconds: int = 60
-    requests: int = 64
-    searches: int = 8
-    idle: int = 15
-
-    def __post_init__(self) -> None:
-        for one in fields(self):
-            whole_number(one.name, getattr(self, one.name))
 
 
 @final

@@ -2,7 +2,7 @@
 
 A call goes to the least busy URL. One that fails rests for a while, twice as long each time, and the others go on;
 when all rest, calls wait; when all have failed too often, all calls give up. Nothing waits longer than the call under
-way may take (`lmpipe.ledger`). Knows nothing of what is asked for.
+way may take (`lmpipe.deadline`). Knows nothing of what is asked for.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from threading import TIMEOUT_MAX, Condition
+from threading import Condition
 from time import monotonic
 from typing import TypeVar, final
 
+from lmpipe.arguments import finite_number, whole_number
+from lmpipe.deadline import check_time, seconds_left
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.ledger import check_time, seconds_left
-from lmpipe.web.http import Address, Answer, BadAnswer, Fault, HttpClient, Refused, TimedOut, Unreachable
+from lmpipe.web.address import Address
+from lmpipe.web.http import Answer, BadAnswer, Fault, HttpClient, Refused, TimedOut, Unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Endpoint:
     """One base URL.
 
     Attributes:
-        url: It, without credentials.
+        url: The base URL, without credentials.
         busy: Calls it is answering.
         failures: How often it has failed since its last success.
     """
@@ -126,7 +128,7 @@ class Endpoints:
     """All base URLs of one service.
 
     Args:
-        urls: They, with credentials in them or without.
+        urls: Base URLs of the servers, with or without credentials.
         key: Sent to those without credentials, as a Bearer token.
         max_concurrency: Most calls in flight at each.
         timeout: Seconds that a request may take in all.
@@ -151,15 +153,15 @@ class Endpoints:
     ) -> None:
         if isinstance(urls, str) or not urls or not all(isinstance(url, str) for url in urls):
             raise ConfigError("base URLs must be one or more of the form http://host:8000/v1, in a list")
-        _check((int,), max_concurrency=(max_concurrency, 1), retries=(retries, 0))
-        _check((int, float), timeout=(timeout, 0), backoff=(backoff, 0))
+        self._limit = whole_number("max_concurrency", max_concurrency)
+        self._retries = whole_number("retries", retries, 0)
+        self._timeout, self._backoff = finite_number("timeout", timeout), finite_number("backoff", backoff)
         if not timeout:
             raise ConfigError("timeout=0 leaves no time for an answer; it counts seconds")
         addresses = [Address(url, key) for url in urls]
         self._client = HttpClient()
-        self._endpoints = [Endpoint(address, self._client, timeout) for address in addresses]
-        self._limit, self._retries, self._backoff = max_concurrency, retries, backoff
-        self._timeout, self._advice = timeout, advice
+        self._endpoints = [Endpoint(address, self._client, self._timeout) for address in addresses]
+        self._advice = advice
         self._changed = Condition()
         self._answered = 0  # calls
         self._unanswered = 0  # calls since then that gave up with an answer that cannot be used
@@ -265,16 +267,6 @@ class Endpoints:
         if isinstance(fault, BadAnswer):
             return f"no answer that can be used in {tries}: {fault}; {self._advice}"
         return f"{tries}, failed with {fault}; look into the server's log, or make fewer calls at once"
-
-
-def _check(kinds: tuple[type, ...], **settings: tuple[float, int]) -> None:
-    """Raises:
-    ConfigError: If a setting is no finite number of these kinds, from its least value on.
-    """
-    for name, (value, least) in settings.items():
-        if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= TIMEOUT_MAX:
-            number = "finite number" if float in kinds else "whole number"
-            raise ConfigError(f"{name}={value!r} must be a {number} from {least} on")
 
 
 def _seconds(retry_after: str) -> float | None:

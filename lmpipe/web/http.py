@@ -2,18 +2,17 @@
 
 A request has one limit for all of it: finding the host, connecting, sending, and reading headers and body. Requests run
 in one event loop in the background, where they can be ended at any point; callers wait in their own threads. Each has a
-connection of its own: on a shared one, bytes that a faulty server sends too much would be read as the next answer.
-Knows nothing of what is asked, and nothing of repeating.
+connection of its own, which costs a millisecond or two beside the way to the server: before httpx2 uses a connection
+again it looks at the socket, but not at what its parser has read already, so what a faulty server sends too much would
+be taken as the next answer. Knows nothing of what is asked, and nothing of repeating.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import logging
 import os
-import re
 import ssl
 import threading
 import weakref
@@ -24,13 +23,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, final
-from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import quote, urlencode
 
 import httpx2
 
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.secrets import hide, hide_beginning, hide_in_spec, secrets_of, without_credentials
-from lmpipe.text import REPLACEMENT, clean
+from lmpipe.secrets import hide, hide_beginning
+from lmpipe.text import clean
+from lmpipe.web.address import Address
 
 _CONNECT = 10.0  # seconds; a server that is there accepts at once, however long it then works
 _LARGEST = 32 * 2**20  # bytes of an answer
@@ -38,7 +38,6 @@ _QUOTED = 500  # characters of an answer that an error message quotes
 _TALKATIVE = ("httpx2", *(f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")))
 _ONCE = {"Connection": "close"}
 _starting = threading.Lock()
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Fault(EngineError):
@@ -65,8 +64,8 @@ class Refused(Fault):
     """The answer is a status of 400 or more.
 
     Attributes:
-        url: Who says so.
-        status: It.
+        url: Base URL of the server that refused.
+        status: The HTTP status.
         said: What the server says about it.
         retry_after: The header of that name; empty if there is none.
     """
@@ -78,41 +77,10 @@ class Refused(Fault):
         self.said = said
         self.retry_after = retry_after
 
-
-@final
-class Address:
-    """A base URL, apart from the credentials in it, which requests carry and nothing shows.
-
-    Credentials before the ``@`` are sent as Basic authentication and count more than a key; a query goes with each
-    request.
-
-    Args:
-        url: ``http://host:port/path`` or ``https://…``.
-        key: Sent as a Bearer token; none if empty.
-
-    Attributes:
-        url: It without credentials and query.
-        path: Its path without a slash at the end.
-        headers: What proves who asks.
-        query: Goes with each request.
-        secrets: What must not be shown.
-
-    Raises:
-        ConfigError: If the URL or the key cannot be used.
-    """
-
-    def __init__(self, url: str, key: str = "") -> None:
-        parts = _split(url.strip())
-        self.url = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-        self.path = httpx2.URL(self.url).raw_path.decode().rstrip("/")
-        self.query = parts.query
-        user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        self.headers = _authorization(user, password, _checked(key))
-        proof = self.headers.get("Authorization", "").partition(" ")[2]
-        self.secrets = (*secrets_of(url.strip()), proof, key.strip())
-
-    def __repr__(self) -> str:
-        return f"Address({self.url!r})"
+    @property
+    def alone(self) -> bool:
+        """Whether the status concerns this request alone, so that others may be answered."""
+        return self.status in (400, 413, 422)
 
 
 @final
@@ -135,7 +103,7 @@ class Answer:
         """The body as JSON.
 
         Raises:
-            BadAnswer: If it is none.
+            BadAnswer: If it is not JSON.
         """
         try:
             return json.loads(self.body.decode("utf-8-sig"))
@@ -247,7 +215,7 @@ async def _exchange(
         method,
         public,  # which httpx2 logs; what is sent is the target below
         headers={**_ONCE, **address.headers, **({} if body is None else {"Content-Type": "application/json"})},
-        content=None if body is None else _encoded(body),
+        content=None if body is None else clean(json.dumps(body, ensure_ascii=False)).encode(),
         extensions={
             "target": public.raw_path + (f"?{_printable(query)}".encode() if query else b""),
             "timeout": {"connect": _CONNECT, "read": None, "write": None, "pool": None},
@@ -270,11 +238,6 @@ def _printable(query: str) -> str:
     return quote(query, safe="!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", errors="replace")
 
 
-def _encoded(body: object) -> bytes:
-    """JSON in UTF-8; half an emoji, which UTF-8 cannot hold, is replaced."""
-    return _SURROGATES.sub(REPLACEMENT, json.dumps(body, ensure_ascii=False)).encode()
-
-
 def _fault(error: Exception, secrets: Iterable[str]) -> Fault:
     """What an error of httpx2, or below it, means, by its innermost cause."""
     inner: BaseException = error
@@ -288,36 +251,6 @@ def _fault(error: Exception, secrets: Iterable[str]) -> Fault:
     if isinstance(error, httpx2.HTTPError):
         return BadAnswer(f"the answer broke off or is no HTTP: {text}")
     return Unreachable(text)
-
-
-def _authorization(user: str, password: str, key: str) -> dict[str, str]:
-    if user or password:
-        return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def _checked(key: str) -> str:
-    if not re.fullmatch("[!-~]*", key.strip()):
-        raise ConfigError("the API key holds spaces or characters beyond ASCII; copy it again")
-    return key.strip()
-
-
-def _split(url: str) -> SplitResult:
-    """Raises:
-    ConfigError: If it is no URL of a server, or can be read in two ways.
-    """
-    try:
-        parts = urlsplit(url)
-        httpx2.URL(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")))
-        usable = parts.scheme in ("http", "https") and parts.port != 0  # reading the port checks it
-        if usable and re.fullmatch(r"[^\s,\\]+", parts.hostname or "") and "@" not in f"{parts.path}{parts.query}":
-            return parts
-    except (ValueError, httpx2.InvalidURL):
-        pass
-    shown = hide_in_spec(without_credentials(url).rpartition("@")[2])
-    raise ConfigError(
-        f"{shown!r} is no URL of the form http://host:8000/path; special characters of a password are written as %XX"
-    )
 
 
 def _new_client() -> httpx2.AsyncClient:

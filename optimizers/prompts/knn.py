@@ -22,8 +22,9 @@ from optimizers.prompts.few_shot import BootstrapSettings, choose
 class KNNFewShot(BootstrapSettings):
     """Gives every module a pool of demonstrations, of which each prompt shows the k nearest to the input.
 
-    The pool is bootstrapped on the training examples once. What is near, the session's embedder says, whose name is
-    part of the state: the session of every later run needs the same one. `BootstrapSettings` has the other parameters.
+    The pool is bootstrapped on the training examples once. The session's embedder decides which demonstrations are
+    near; its name is part of the state, so every later session needs the same one. `BootstrapSettings` has the other
+    parameters.
 
     Args:
         max_bootstrapped_demos: Most demos of successful runs in the pool of each module. With 0 no run is made and the

@@ -30,7 +30,7 @@ from lmpipe.hashing import derive_seed
 from lmpipe.optimizer import StageResult
 from lmpipe.ranking import best
 from lmpipe.splits import subsample
-from optimizers.schedule.diagnosis import diagnose, no_choice
+from optimizers.schedule.diagnosis import diagnose, nothing_chosen
 from optimizers.schedule.strategy import VANILLA, distinct_stages, format_strategy, parse_strategy
 
 
@@ -129,7 +129,7 @@ class BetterTogether(Optimizer):
         if self.select == "best":
             number = best(outcome[1].comparable for outcome in outcomes)
             chosen, evaluation = outcomes[number or 0]
-            findings += [no_choice(names, len(val))] if number is None else []
+            findings += [nothing_chosen(names, len(val))] if number is None else []
         skipped = bool(stages) and all(stage.result.status == "skipped" for stage in stages)
         return OptimizeResult(
             state=chosen,

@@ -68,7 +68,7 @@ def _stopped(path: str, stage: StageResult) -> Finding:
     return Finding(kind="budget", stage=path, message=message, advice="give it a larger budget, or compare at this one")
 
 
-def no_choice(names: Sequence[str], examples: int) -> Finding:
+def nothing_chosen(names: Sequence[str], examples: int) -> Finding:
     """That the best state was asked for and none could be chosen.
 
     Args:

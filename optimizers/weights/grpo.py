@@ -14,7 +14,6 @@ from typing import Annotated, Any, final
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lmpipe import (
-    Evaluation,
     Example,
     Module,
     OptimizeResult,
@@ -33,13 +32,11 @@ from lmpipe.failures import CommonFailure, FailureCounts
 from lmpipe.hashing import derive_seed
 from lmpipe.identity import work_key
 from lmpipe.ledger import Cost, ModuleCost
-from lmpipe.optimizer import Candidate
-from lmpipe.ranking import best
 from lmpipe.rollout import Job
 from lmpipe.splits import shuffled, subsample
 from lmpipe.trace import module_costs
 from lmpipe.trainer import PolicyGradient, TrainingRow
-from optimizers.choice import no_choice
+from optimizers.choice import Scored, best_of, outcome
 from optimizers.traces import cause
 from optimizers.weights.settings import DIVERGED, WeightSettings, divergences, ended
 
@@ -93,30 +90,29 @@ class GRPO(WeightSettings):
             )
         self.check_trainers(program, session)
         val = subsample(val, self.num_val, derive_seed(session.seed, "val"))
-        kept = _Best(state)
+        start, scored = state, list[Scored]()
         taken: list[dict[str, Any]] = []
         for number in range(self.steps + 1):
             if number:
                 state, figures = self._remembered(program, state, train, session, number)
                 taken.append(figures)
             if val and (number % self.eval_every == 0 or number == self.steps):
-                evaluation = evaluate(program, state, val, self.metric, session, title=f"scoring step {number}")
-                kept.offer(f"step {number}", state, evaluation, session)
+                name = f"step {number}"
+                evaluation = evaluate(program, state, val, self.metric, session, title=f"scoring {name}")
+                scored.append((name, state, evaluation))
+                if evaluation.complete:
+                    session.notify(CandidateScored(session.stage, name, evaluation.mean, evaluation.n))
             if session.ledger.spent():
                 break
+        if val:
+            result = outcome(start, scored, session, {"steps": taken}, winner=best_of(scored))
+        else:
+            result = OptimizeResult(state=state, details={"steps": taken, "chosen": f"step {len(taken)}"})
         trainings = [step["training"] for step in taken]
-        trained = any(DIVERGED not in figures for training in trainings for figures in training.values())
-        reason = "" if trained else divergences(trainings) or _untrained(taken)
-        if val and kept.evaluation is None:
-            reason = reason or no_choice(session)
-        return OptimizeResult(
-            state=kept.state if val else state,
-            status="skipped" if reason else "done",
-            reason=reason,
-            evaluation=kept.evaluation,
-            candidates=tuple(kept.candidates),
-            details={"steps": taken, "chosen": kept.name if val else f"step {len(taken)}"},
-        )
+        if any(DIVERGED not in figures for training in trainings for figures in training.values()):
+            return result
+        reason = divergences(trainings) or _untrained(taken)
+        return result.model_copy(update={"status": "skipped", "reason": reason})
 
     def _batch(self, train: Sequence[Example], number: int, seed: int) -> list[Example]:
         """The examples of a step: the next ones of the training examples, which are shuffled and gone over again."""
@@ -226,27 +222,3 @@ def _advantages(rewards: Sequence[float]) -> list[float]:
 
 def _epoch(train: Sequence[Example], seed: int, epoch: int) -> list[Example]:
     return shuffled(train, derive_seed(seed, "epoch", epoch))
-
-
-@final
-class _Best:
-    """The best of the states that were scored on all validation examples; the earliest of equals.
-
-    Args:
-        start: The first state.
-    """
-
-    def __init__(self, start: ProgramState) -> None:
-        self.start = self.state = start
-        self.name = "step 0"
-        self.evaluation: Evaluation | None = None
-        self.candidates: list[Candidate] = []
-
-    def offer(self, name: str, state: ProgramState, evaluation: Evaluation, session: Session) -> None:
-        """Takes note of a state, and tells of it."""
-        if evaluation.comparable is None:
-            return
-        self.candidates.append(Candidate(name=name, state=state.digest, mean=evaluation.mean, n=evaluation.n))
-        session.notify(CandidateScored(session.stage, name, evaluation.mean, evaluation.n))
-        if best([self.evaluation.mean if self.evaluation else None, evaluation.mean]) == 1:
-            self.name, self.state, self.evaluation = name, state, evaluation

@@ -268,5 +268,5 @@ def test_servers_are_named_by_a_short_text() -> None:
         load_lm("openai:model")
     with pytest.raises(ConfigError, match="must be one or more of the form"):
         ServerLM("m", [])
-    with pytest.raises(ConfigError, match="max_concurrency=0"):
+    with pytest.raises(ConfigError, match="max_concurrency is 0"):
         ServerLM("m", [NOWHERE], max_concurrency=0)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from lmpipe import Budget, Completion, EngineError
+from lmpipe import Completion, EngineError
+from lmpipe.deadline import check_time, time_limit
 from lmpipe.engines.cached import CachedLM
 from lmpipe.engines.inflight import InFlight
 from lmpipe.engines.server import ServerLM
 from lmpipe.errors import BudgetSpent, ConfigError
-from lmpipe.ledger import Ledger, check_time, time_limit
 from tests.engines.faulty_answers import Asked, RawAnswer, always, answering, completion, http, once
 from tests.engines.openai_server import NOWHERE, FakeServer, client, request, texts
 from tests.engines.test_server_adapters import adapter_folder
@@ -29,12 +29,6 @@ def ends_within(seconds: float) -> Iterator[None]:
     begun = time.monotonic()
     yield
     assert time.monotonic() - begun < seconds
-
-
-@contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    with time_limit(Ledger(limit=Budget(max_seconds=seconds))):
-        yield
 
 
 def test_a_server_that_dribbles_ends_with_the_timeout() -> None:
@@ -52,11 +46,11 @@ def test_a_server_that_dribbles_ends_with_the_timeout() -> None:
 def test_a_call_ends_when_the_time_of_the_budget_is_over(answer: RawAnswer, dialect: str | None) -> None:
     with answering(always(answer)) as raw, client(raw.url, dialect=dialect) as lm:
         for requests in ([request()], [request(str(n)) for n in range(8)]):
-            with ends_within(5), limited(0.3), pytest.raises(BudgetSpent, match="max_seconds is spent"):
+            with ends_within(5), time_limit(0.3), pytest.raises(BudgetSpent, match="max_seconds is spent"):
                 lm.complete(requests)
         if answer in (DRIBBLE, SILENCE):  # the time was short, which is no fault of the server: it does not rest
             raw.begin(lambda asked: http({"data": [{"owned_by": "vllm"}]} if "models" in asked.path else completion()))
-            with ends_within(5), limited(4):
+            with ends_within(5), time_limit(4):
                 assert texts(lm.complete([request()])) == ["fine"]
 
 
@@ -64,7 +58,7 @@ def test_a_call_that_waits_for_a_free_place_ends_in_time() -> None:
     with answering(always(SILENCE)) as raw, client(raw.url, dialect="vllm", max_concurrency=1, retries=0) as lm:
         first = in_thread(lambda: lm.complete([request("first")]))
         wait_until(lambda: bool(raw.asked))
-        with ends_within(5), limited(0.3), pytest.raises(BudgetSpent):
+        with ends_within(5), time_limit(0.3), pytest.raises(BudgetSpent):
             lm.complete([request("second")])
         assert len(raw.asked) == 1
         lm.close()
@@ -75,7 +69,7 @@ def test_a_call_that_waits_for_a_resting_server_ends_in_time() -> None:
     with (
         client(NOWHERE, dialect="vllm", backoff=60.0) as lm,
         ends_within(5),
-        limited(0.5),
+        time_limit(0.5),
         pytest.raises(BudgetSpent),
     ):
         lm.complete([request()])
@@ -89,7 +83,7 @@ def test_calls_that_wait_for_an_adapter_end_in_time(tmp_path: Path) -> None:
         lm.register_adapter("d1", adapter_folder(tmp_path, "d1"))
         first = in_thread(lambda: lm.complete([request(adapter="d1")]))
         wait_until(lambda: bool(raw.asked))
-        with ends_within(5), limited(0.3), pytest.raises(BudgetSpent):
+        with ends_within(5), time_limit(0.3), pytest.raises(BudgetSpent):
             lm.complete([request(f"{n}", adapter="d1") for n in range(3)])
         assert texts(lm.complete([request()])) == ["fine"]
         lm.close()
@@ -97,9 +91,9 @@ def test_calls_that_wait_for_an_adapter_end_in_time(tmp_path: Path) -> None:
 
 
 def test_a_server_that_has_time_answers_beside_a_budget(server: FakeServer, lm: ServerLM) -> None:
-    with limited(60):
+    with time_limit(60):
         assert texts(lm.complete([request(str(n)) for n in range(5)])) == [f"m: {n}" for n in range(5)]
-    with limited(0), pytest.raises(BudgetSpent):
+    with time_limit(0), pytest.raises(BudgetSpent):
         lm.complete([request()])
     assert len(server.bodies) == 5
 
@@ -122,7 +116,7 @@ def test_who_waits_for_the_answer_of_another_ends_in_its_own_time() -> None:
     with answering(always(SILENCE)) as raw, client(raw.url, dialect="vllm", retries=0) as lm:
         first = in_thread(lambda: lm.complete([request()]))
         wait_until(lambda: bool(raw.asked))
-        with ends_within(5), limited(0.3), pytest.raises(BudgetSpent):
+        with ends_within(5), time_limit(0.3), pytest.raises(BudgetSpent):
             lm.complete([request()])
         lm.close()
         first.join()
@@ -168,7 +162,7 @@ def test_times_to_wait_that_make_no_sense_are_ignored(said: str) -> None:
 def test_a_date_to_wait_for_is_understood() -> None:
     busy = http({}, "503 Busy", Retry_After="Fri, 31 Dec 9999 23:59:59 GMT")
     with answering(once(busy)) as raw, client(raw.url, dialect="vllm", backoff=0.01) as lm:
-        with limited(0.5), pytest.raises(BudgetSpent):
+        with time_limit(0.5), pytest.raises(BudgetSpent):
             lm.complete([request()])
         assert len(raw.asked) == 1
 
@@ -219,7 +213,7 @@ def in_thread(work: Callable[[], object]) -> threading.Thread:
 
 
 def under_limit(seconds: float, work: Callable[[], object], raised: list[Exception]) -> None:
-    with limited(seconds):
+    with time_limit(seconds):
         try:
             work()
             check_time()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lmpipe.arguments import items, whole_number
+from lmpipe.arguments import finite_number, items, whole_number
 from lmpipe.errors import ConfigError
 
 
@@ -31,3 +31,11 @@ def test_numbers_are_whole_and_large_enough() -> None:
     for wrong in (0, -1, True, 1.0, float("nan"), "3", None, 10**5000 * -1):
         with pytest.raises(ConfigError, match=r"k is .*; it must be a whole number, at least 1"):
             whole_number("k", wrong)
+
+
+def test_numbers_are_finite_and_large_enough() -> None:
+    assert [finite_number("x", value) for value in (0, 2.5, 10**300)] == [0, 2.5, 10**300]
+    assert finite_number("x", -1, -2) == -1
+    for wrong in (-1e-9, True, float("nan"), float("inf"), "3", None, [1], 1j, 10**5000, -(10**5000)):
+        with pytest.raises(ConfigError, match=r"x is .*; it must be a finite number, at least 0"):
+            finite_number("x", wrong)

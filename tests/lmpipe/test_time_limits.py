@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 
 import pytest
 
@@ -27,8 +27,8 @@ from lmpipe import (
     evaluate,
     initial_state,
 )
+from lmpipe.deadline import check_time
 from lmpipe.errors import BudgetSpent
-from lmpipe.ledger import Ledger, check_time, seconds_left, time_limit
 
 HANGS = 600.0  # seconds, far beyond the test
 LIMIT = 0.5
@@ -153,18 +153,3 @@ def test_an_engine_that_fails_late_is_not_taken_for_one_that_hangs() -> None:
 
     with pytest.raises(EngineError, match=r"'fails' .* the device does not answer"):
         run(Ask(), Session(lm=Fails()))
-
-
-def test_what_answers_calls_can_ask_how_long_they_may_take() -> None:
-    assert seconds_left() is None
-    check_time()
-    parent = Ledger(limit=Budget(max_seconds=60))
-    with time_limit(parent.child(Budget(max_seconds=0.01))):
-        sleep(0.02)
-        assert seconds_left() == 0
-        assert 0 < (seconds_left(grace=5) or 0) < 5
-        with pytest.raises(BudgetSpent):
-            check_time()
-    with time_limit(parent.child()):
-        assert 50 < (seconds_left() or 0) <= 60
-    assert seconds_left() is None

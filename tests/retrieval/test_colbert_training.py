@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from lmpipe.commands import app
-from lmpipe.errors import ConfigChanged, ConfigError
+from lmpipe.errors import ConfigChanged, ConfigError, TrainingDiverged
 from lmpipe.retrieval.colbert import ColbertEncoder, load_encoder
 from lmpipe.retrieval.colbert.network import ColbertNetwork
 from lmpipe.retrieval.colbert.settings import ColbertSettings
@@ -219,10 +219,10 @@ def test_questions_are_read_in_both_forms_and_bad_lines_are_named(
         ({"rounds": 0}, "rounds is 0"),
         ({"epochs": True}, "epochs is True"),
         ({"negatives": -1}, "negatives is -1"),
-        ({"temperature": 0}, "the temperature is above 0"),
-        ({"warmup": 1.5}, "shares from 0 to below 1"),
-        ({"learning_rate": math.nan}, "all finite"),
-        ({"projection_rate": math.inf}, "all finite"),
+        ({"temperature": 0}, "temperature is 0; it must be greater than 0"),
+        ({"warmup": 1.5}, "warmup is 1.5; it must be less than 1"),
+        ({"learning_rate": math.nan}, "learning_rate is nan; it must be a finite number"),
+        ({"projection_rate": math.inf}, "projection_rate is inf; it must be a finite number"),
     ],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, Any], problem: str) -> None:
@@ -231,8 +231,9 @@ def test_settings_out_of_range_are_refused(change: dict[str, Any], problem: str)
 
 
 def test_a_training_that_diverges_is_an_error_and_leaves_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"diverged: .* at step \d+; train with a lower learning_rate"):
+    with pytest.raises(TrainingDiverged, match=r"diverged: .* at step \d+; train with a lower learning_rate") as caught:
         trained(tmp_path, replace(TUNING, learning_rate=1e30, projection_rate=1e30, epochs=5))
+    assert caught.value.step > 0
     assert not (tmp_path / "trained").exists()
 
 

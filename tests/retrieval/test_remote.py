@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -12,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from lmpipe import Budget, EngineError, Passage, ScriptedLM, Session
+from lmpipe import EngineError, Passage, ScriptedLM, Session
+from lmpipe.deadline import time_limit
 from lmpipe.errors import BudgetSpent, ConfigError
-from lmpipe.ledger import Ledger, time_limit
 from lmpipe.retrieval import load_retriever
 from lmpipe.retrieval.remote import RemoteRetriever
 from lmpipe.retrieval.serve import application
@@ -200,10 +201,26 @@ def test_a_search_ends_with_the_timeout_and_with_the_time_of_a_budget(raw: RawSe
         late = pytest.raises(EngineError, match=r"does not answer as it should: no answer within 0\.2 s")
         with asking(raw.url, retries=0, timeout=0.2) as remote, late:
             remote.search(["Paris"], 1)
-        with asking(raw.url) as remote, time_limit(Ledger(limit=Budget(max_seconds=0.2))):
+        with asking(raw.url) as remote, time_limit(0.2):
             for search in (remote.search, lambda queries, k: remote.name):
                 with pytest.raises(BudgetSpent, match="max_seconds"):
                     search(["Paris"], 1)
+
+
+def test_queries_that_hang_are_not_waited_for_after_one_that_ends_the_search(raw: RawServer) -> None:
+    """On a server that takes one query at a time."""
+
+    def answer(asked: Asked) -> RawAnswer:
+        if asked.head.startswith("POST"):
+            return http({}, "405 Not Allowed")
+        return http({"error": "who are you?"}, "401 Unauthorized") if "first" in asked.path else FAULTY["silence"]
+
+    raw.begin(answer)
+    before = time.monotonic()
+    with asking(raw.url) as remote, pytest.raises(EngineError, match="answered 401: who are you"):
+        remote.search(["first", *map(str, range(50))], 1)
+    assert time.monotonic() - before < 10
+    assert len(raw.asked) < 20
 
 
 def test_queries_that_cannot_be_encoded_are_searched(raw: RawServer) -> None:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from lmpipe import EngineError, Passage, Retriever
 from lmpipe.errors import ConfigError
-from lmpipe.retrieval.serve import Access, Limits, application
+from lmpipe.retrieval.limits import Limits
+from lmpipe.retrieval.serve import Access, application
 from tests.retrieval.serving import growth, served, serving
 from tests.rivers import WordOverlap
 

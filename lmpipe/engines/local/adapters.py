@@ -83,7 +83,7 @@ class AdapterPool:
         """The model with tuned weights, or the bare base, switched on.
 
         Raises:
-            EngineError: If the adapter is not registered, cannot be loaded or has weights that are no numbers.
+            EngineError: If the adapter is not registered, cannot be loaded or has weights that are NaN or infinite.
         """
         with self._lock:
             self._model.eval()
@@ -108,7 +108,7 @@ class AdapterPool:
             A `PeftModel` with this adapter alone, or the model itself.
 
         Raises:
-            EngineError: If `start` is not registered, cannot be loaded or has weights that are no numbers.
+            EngineError: If `start` is not registered, cannot be loaded or has weights that are NaN or infinite.
         """
         with self._lock:
             self._unload_layers()
@@ -186,7 +186,7 @@ class AdapterPool:
         """All weights of a tuned model, which fit in the place of the base's.
 
         Raises:
-            EngineError: If they do not, or are no numbers.
+            EngineError: If they do not, or are NaN or infinite.
         """
         tensors = _tensors(folder)
         shapes = {name: weight.shape for name, weight in self._model.named_parameters()}

@@ -34,7 +34,7 @@ class Row:
         drawn: How many tokens were drawn: the new ones, and the one that ended it.
         logprobs: Of the tokens drawn, in nats, if asked for.
         finish_reason: Why it ended; none while it runs.
-        failed: Whether it ended because the model gave no numbers.
+        failed: Whether it ended because the model gave NaN or infinite values.
     """
 
     prompt: tuple[int, ...]
@@ -74,7 +74,7 @@ class Row:
 
 
 def choose(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    """The next token of each row; rows that ask for it note its log-probability, rows without numbers that they failed.
+    """The next token of each row; rows that ask for it note its log-probability, and rows of NaN that they failed.
 
     Args:
         logits: Shape (rows, vocabulary).

@@ -18,6 +18,7 @@ from typing import Any, Literal, final
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from lmpipe.deadline import check_time
 from lmpipe.engines.chat import ChatTokens, cut_at_stop, too_long, wrong_base
 from lmpipe.engines.foreign import Renamed, is_out_of_memory, told
 from lmpipe.engines.loading import vocabulary_size
@@ -36,7 +37,6 @@ from lmpipe.engines.local.prefixes import PrefixCache
 from lmpipe.engines.local.structure import Automaton, Guide, token_bytes
 from lmpipe.engines.packed import PackedProducts
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.ledger import check_time
 from lmpipe.lm import LM, Completion, Message, Request, Usage
 
 logger = logging.getLogger(__name__)
@@ -260,8 +260,8 @@ class LocalLM(LM):
     def _completion(self, row: Row, gpu_seconds: float) -> Completion | EngineError:
         if row.failed:
             return EngineError(
-                f"{self.name} gives no numbers for this request, {len(row.tokens)} tokens after its prompt: its logits "
-                "are NaN or infinite; its weights are damaged, or its dtype overflows: load it with dtype='float32' or "
+                f"{self.name} cannot answer this request: {len(row.tokens)} tokens after its prompt its logits are NaN "
+                "or infinite; its weights are damaged, or its dtype overflows: load it with dtype='float32' or "
                 "'bfloat16'"
             )
         return Completion(

@@ -6,31 +6,27 @@ calls are spread, bounded and repeated is in `endpoints`. Safe to use from many 
 
 from __future__ import annotations
 
-import contextvars
 import os
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, final
 
+from lmpipe.arguments import whole_number
+from lmpipe.deadline import held
 from lmpipe.engines.chat import ChatTokens, cut_at_stop, plain_chat, unregistered, wrong_base
 from lmpipe.engines.inflight import InFlight
 from lmpipe.engines.server.adapters import LoadedAdapters
 from lmpipe.engines.server.dialects import DIALECTS, Dialect, DialectName, detect
 from lmpipe.engines.server.replies import Reply, read_reply
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.ledger import held
 from lmpipe.lm import LM, Completion, Request
 from lmpipe.secrets import hide_in_spec
-from lmpipe.text import clean
 from lmpipe.web.endpoints import Endpoint, Endpoints, GaveUp
 from lmpipe.web.http import Refused
-
-_OWN_FAULT = (400, 413, 422)  # statuses that concern the request alone
+from lmpipe.web.threads import concurrently
 
 
 @final
@@ -77,8 +73,7 @@ class ServerLM(LM):
     ) -> None:
         if dialect is not None and dialect not in DIALECTS:
             raise ConfigError(f"dialect={dialect!r} is none of {', '.join(DIALECTS)}")
-        if isinstance(max_adapters, bool) or not isinstance(max_adapters, int) or max_adapters < 1:
-            raise ConfigError(f"max_adapters={max_adapters!r} must be a whole number from 1 on")
+        max_adapters = whole_number("max_adapters", max_adapters)
         self._name = model
         self._endpoints = Endpoints(
             base_urls,
@@ -162,14 +157,7 @@ class ServerLM(LM):
         return self._in_flight.answer(requests, self._send)
 
     def _send(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
-        if len(requests) == 1:
-            return [self._ask(requests[0])]
-        with ThreadPoolExecutor(min(len(requests), self._endpoints.capacity)) as pool:
-            try:  # each in a copy of this thread's context, which holds the limit to the time
-                asked = [pool.submit(contextvars.copy_context().run, self._ask, request) for request in requests]
-                return [future.result() for future in asked]
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        return concurrently(self._ask, requests, self._endpoints.capacity)
 
     def _ask(self, request: Request) -> Completion | EngineError:
         """One answer; what concerns this request alone is returned, not raised."""
@@ -192,7 +180,7 @@ class ServerLM(LM):
         else:
             text = cut_at_stop(reply.text, request.sampling.stop)
             return Completion(text, reply.finish_reason, reply.usage, reply.logprobs)
-        if refused.status in _OWN_FAULT:
+        if refused.alone:
             return EngineError(f"{self.name} refused the request: {refused}")
         raise self._refusal(refused)
 
@@ -207,9 +195,8 @@ class ServerLM(LM):
         EngineError: If the servers do not take such a request.
         """
         body = {"model": self.name, **dialect.sampling(request)}
-        messages = [replace(message, content=clean(message.content)) for message in request.messages]
         if self._tokenizer is None:
-            body["messages"] = plain_chat(messages)
+            body["messages"] = plain_chat(request.messages)
             body[dialect.limit] = request.sampling.max_tokens
             if request.sampling.logprobs:
                 body["logprobs"] = True
@@ -217,7 +204,7 @@ class ServerLM(LM):
         if not dialect.token_prompts or (request.pattern is not None and not dialect.patterns_in_completions):
             raise EngineError(f"servers of the family {dialect.name!r} take no token ids; leave the tokenizer out")
         with held(self._lock):  # fast tokenizers may be borrowed by one thread at a time
-            body["prompt"] = self._tokenizer.encode(messages)
+            body["prompt"] = self._tokenizer.encode(request.messages)
         body["max_tokens"] = request.sampling.max_tokens
         if request.sampling.logprobs:
             body["logprobs"] = 1

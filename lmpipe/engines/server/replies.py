@@ -46,7 +46,7 @@ def read_reply(answer: Answer, *, chat: bool, logprobs: bool) -> Reply:
         logprobs: Whether log-probabilities were.
 
     Raises:
-        BadAnswer: If it is none; the message names the field and quotes the answer.
+        BadAnswer: If it is not a completion; the message names the field and quotes the answer.
     """
     try:
         return _read(answer.json(), chat, logprobs)
@@ -92,7 +92,7 @@ def _usage(found: Any) -> Usage:
 def _tokens(usage: Mapping[str, Any], name: str) -> int:
     count = usage.get(name)
     if type(count) is not int or not 0 <= count <= _MOST_TOKENS:
-        raise _Unreadable(f"usage.{name} is no number of tokens")
+        raise _Unreadable(f"usage.{name} is not a number of tokens")
     return count
 
 

@@ -1,4 +1,4 @@
-"""Whether a training still has numbers: its loss, its gradients, its weights and what they start from.
+"""Whether a training still has finite numbers: its loss, its gradients, its weights and what they start from.
 
 Knows nothing of rows or of the loop.
 """
@@ -21,7 +21,7 @@ _LOGGED = {"loss": "the loss", "grad_norm": "the norm of the gradients", "eval_l
 
 @final
 class Divergence(TrainerCallback):
-    """Ends a training at the step after which something of it is no number.
+    """Ends a training at the step after which one of its values is NaN or infinite.
 
     Every process sees the same numbers, since losses are averaged and gradients added up over all of them. Losses are
     checked before anything is saved or chosen by them.
@@ -39,10 +39,10 @@ class Divergence(TrainerCallback):
         self.check(wrong, others["model"], state)
 
     def check(self, wrong: Iterable[str], model: Any, state: Any) -> None:
-        """Ends the training if anything is wrong already, or a weight that is trained is no number.
+        """Ends the training if anything is wrong already, or a weight that is trained is NaN or infinite.
 
         Raises:
-            TrainingDiverged: With the step, what is no number, and what to try.
+            TrainingDiverged: With the step, what is NaN or infinite, and what to try.
         """
         found = [*wrong]
         if not found and not _are_numbers(model):
@@ -54,10 +54,10 @@ class Divergence(TrainerCallback):
 
 
 def diverged(what: str, tuning: Tuning, step: int, losses: tuple[float, ...] = ()) -> TrainingDiverged:
-    """The error of a training that has no numbers any more.
+    """The error of a training whose values have become NaN or infinite.
 
     Args:
-        what: Is no number, and where.
+        what: What is NaN or infinite, and where.
         tuning: Settings of the training.
         step: Of the optimizer.
         losses: Of the steps before.

@@ -82,7 +82,7 @@ def fit(
 
     Raises:
         StoreError: If a checkpoint cannot be written.
-        TrainingDiverged: If a loss, a gradient, a weight or a reference is no number.
+        TrainingDiverged: If a loss, a gradient, a weight or a reference is NaN or infinite.
     """
     started = perf_counter()
     virtual = tuning.virtual_tokens if tuning.method == "prefix" else 0
@@ -93,7 +93,7 @@ def fit(
         look = partial(_look, model, packed, bf16=arguments.bf16)
         rows = with_references(objective, rows, tuning.batch_size // tuning.passes, look)
     if not all(math.isfinite(value) for row in rows for value in row.reference):
-        raise diverged("the log-probabilities under the weights that it starts from are no numbers", tuning, 0)
+        raise diverged("the log-probabilities under the weights that it starts from are NaN or infinite", tuning, 0)
     train, held_out = split(rows, tuning.held_out, seed)
     tokens = step_tokens(train, tuning, arguments.seed, arguments.world_size)
     watching, divergence = Watching(watch, tokens, held_out=bool(held_out)), Divergence(tuning)
@@ -145,7 +145,7 @@ def _arguments(tuning: Tuning, seed: int, folder: Path, device: torch.device) ->
         ddp_backend="gloo" if cpu and "WORLD_SIZE" in os.environ else None,
         seed=seed % 2**32,
         logging_steps=1,
-        logging_nan_inf_filter=False,  # which shows 0 in the place of a loss that is no number
+        logging_nan_inf_filter=False,  # which shows 0 in the place of a loss that is NaN or infinite
         save_strategy="epoch" if chosen else "steps",
         save_steps=tuning.checkpoint_steps,
         save_total_limit=2,

@@ -9,21 +9,24 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HFTrainer
 
-from lmpipe.arguments import whole_number
+from lmpipe.checks import check_settings
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_of, last_whole
 from lmpipe.engines.training.fit import seeded
-from lmpipe.errors import ConfigError
+from lmpipe.errors import TrainingDiverged
 from lmpipe.files import writing
 from lmpipe.retrieval.colbert.network import ColbertNetwork
 from lmpipe.retrieval.training.contrast import Batch, Collator, batch_loss
 from lmpipe.retrieval.training.mining import Example
+
+_BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 @final
@@ -49,30 +52,21 @@ class ColbertTuning:
         ConfigError: If a number is out of its range.
     """
 
-    rounds: int = 1
-    epochs: int = 1
-    batch_size: int = 16
-    negatives: int = 2
-    depth: int = 50
-    learning_rate: float = 1e-4
-    projection_rate: float = 1e-3
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    temperature: float = 0.2
-    dropout: float = 0.0
-    checkpoint_steps: int = 50
+    rounds: PositiveInt = 1
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = 16
+    negatives: NonNegativeInt = 2
+    depth: PositiveInt = 50
+    learning_rate: NonNegativeFloat = 1e-4
+    projection_rate: NonNegativeFloat = 1e-3
+    warmup: _BelowOne = 0.1
+    weight_decay: NonNegativeFloat = 0.01
+    temperature: PositiveFloat = 0.2
+    dropout: _BelowOne = 0.0
+    checkpoint_steps: PositiveInt = 50
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "epochs", "batch_size", "depth", "checkpoint_steps"):
-            whole_number(name, getattr(self, name))
-        whole_number("negatives", self.negatives, 0)
-        rates = (self.learning_rate, self.projection_rate, self.weight_decay)
-        shares = (self.warmup, self.dropout)
-        numbers = (*rates, *shares, self.temperature)
-        if not all(map(math.isfinite, numbers)) or min(numbers) < 0 or max(shares) >= 1 or not self.temperature:
-            raise ConfigError(
-                f"{self}: rates are at least 0, shares from 0 to below 1, and the temperature is above 0, all finite"
-            )
+        check_settings(self)
 
 
 def fit(
@@ -99,7 +93,7 @@ def fit(
         The loss of each step, those before a kill included.
 
     Raises:
-        ConfigError: If the training diverges: a loss, a gradient or a weight is no finite number.
+        TrainingDiverged: If a loss, a gradient or a weight becomes NaN or infinite.
         StoreError: If a checkpoint cannot be written.
     """
     groups = [
@@ -130,10 +124,11 @@ def fit(
     return [round(entry["loss"], 6) for entry in trainer.state.log_history if "loss" in entry]
 
 
-def _diverged(step: int, what: str) -> ConfigError:
-    return ConfigError(
-        f"the training of the encoder diverged: {what} was no finite number at step {step}; train with a lower "
-        "learning_rate or projection_rate, or a higher temperature, into another folder"
+def _diverged(step: int, what: str) -> TrainingDiverged:
+    return TrainingDiverged(
+        f"the training of the encoder diverged: {what} was NaN or infinite at step {step}; train with a lower "
+        "learning_rate or projection_rate, or a higher temperature, into another folder",
+        step,
     )
 
 

@@ -108,6 +108,7 @@ def train_encoder(
         ConfigError: If there is something at `out`, or there are no gold passages.
         ConfigChanged: If another training into `out` was begun and not finished.
         StoreError: If a file cannot be written, or another process trains into `out`.
+        TrainingDiverged: See `fit`.
     """
     tuning, out = tuning or ColbertTuning(), Path(out)
     if out.exists():

@@ -1,0 +1,65 @@
+"""How long the call under way may still take: a limit to the time holds for calls that have begun, too.
+
+Whoever makes calls sets the limit, and what answers them asks `seconds_left` or `check_time`. The limit belongs to the
+context, so work in other threads needs a copy of it (`contextvars.copy_context`). Knows nothing of who spends the time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from time import perf_counter
+
+from lmpipe.errors import BudgetSpent
+
+_OVER = "max_seconds is spent; the call was ended"
+_deadline: ContextVar[float | None] = ContextVar("lmpipe_deadline", default=None)
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Holds what the block calls, in this context, to so much wall time, or to none if it is None."""
+    token = _deadline.set(None if seconds is None else perf_counter() + seconds)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def seconds_left(grace: float = 0.0) -> float | None:
+    """How much wall time the call under way may still take; none if there is no limit, 0 when it is over.
+
+    What answers calls and can wait for long asks this: an engine between its steps, a client before it waits. It is
+    never more than a lock can wait for.
+
+    Args:
+        grace: Seconds more than the limit allows.
+    """
+    deadline = _deadline.get()
+    return None if deadline is None else min(max(0.0, deadline + grace - perf_counter()), threading.TIMEOUT_MAX)
+
+
+def check_time() -> None:
+    """Raises:
+    BudgetSpent: If the time that the call under way may take is over.
+    """
+    if seconds_left() == 0:
+        raise BudgetSpent(_OVER)
+
+
+@contextmanager
+def held(lock: threading.Lock) -> Iterator[None]:
+    """Holds a lock, and waits for it no longer than the call under way may take.
+
+    Raises:
+        BudgetSpent: If the time is over before the lock is free.
+    """
+    left = seconds_left()
+    if not lock.acquire(timeout=-1 if left is None else left):
+        raise BudgetSpent(_OVER)
+    try:
+        yield
+    finally:
+        lock.release()
