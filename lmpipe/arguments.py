@@ -88,6 +88,6 @@ def finite_number(name: str, value: Any, least: float = 0) -> float:
     except OverflowError:  # an int beyond all floats
         number = math.inf
     if not least <= number < math.inf:
-        shown = shown(value) if math.isnan(number) else f"{number:g}"
-        raise ConfigError(f"{name} is {shown}; it must be a finite number, at least {least}")
+        given = shown(value) if math.isnan(number) else f"{number:g}"
+        raise ConfigError(f"{name} is {given}; it must be a finite number, at least {least}")
     return value if type(value) is int else number

@@ -41,7 +41,9 @@ _NEGATIVE_PREFIX = re.compile(
     "non|not?|anti|contra|counter|un|dis|mis|in|semi|half|quasi|pseudo|near|ex|pre|post|sub|over|under|de"
 )
 _NEGATIVE_WORDS = frozenset(["no", "not", "non", "none", "nothing", "never", "neither", "nor"])
-_FURTHER = re.compile(r"\s+[\"'`*]*\w")  # a word that goes on after another
+_FURTHER = re.compile(  # a word that goes on after another, and does not say something of it or set a second beside it
+    r"\s+[\"'`*]*(?!(?:or|and|nor|vs|versus|but|is|was|are|because|since|as|seems|looks|fits|over)\b)\w"
+)
 _LABEL = re.compile(r"\b(?:option|choice|answer|letter|label|class|category|group|grade|type)[\s\"'`*(:]*\Z")
 _NEAR = 40  # how many characters around a phrase are looked at
 

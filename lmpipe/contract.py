@@ -13,14 +13,14 @@ from traceback import extract_tb
 from typing import TypeVar
 
 from lmpipe.errors import EngineError, LmpipeError
-from lmpipe.text import shown
+from lmpipe.text import clean, shown, told
 
 A = TypeVar("A")
 
 _HERE = Path(__file__).parent
 
 
-def answers(who: str, ask: Callable[[], Iterable[A]], count: int, wanted: str, fits: Callable[[A], bool]) -> list[A]:
+def answers(who: str, ask: Callable[[], Iterable[A]], count: int, wanted: str, fault: Callable[[A], str]) -> list[A]:
     """Asks, and checks what comes back.
 
     Args:
@@ -28,7 +28,7 @@ def answers(who: str, ask: Callable[[], Iterable[A]], count: int, wanted: str, f
         ask: Asks it for all answers.
         count: How many answers there must be.
         wanted: What an answer must be, in words.
-        fits: Whether an answer is that.
+        fault: What is wrong with an answer, in words; empty if nothing is.
 
     Returns:
         The answers, in the order of the questions.
@@ -49,14 +49,14 @@ def answers(who: str, ask: Callable[[], Iterable[A]], count: int, wanted: str, f
     if len(found) != count:
         raise EngineError(f"{who} gave {len(found)} answers to {count} requests; it must give {wanted} for each")
     for number, answer in enumerate(found, 1):
-        if not fits(answer):
-            raise EngineError(f"{who} gave {shown(answer)} to request {number} of {count}; it must give {wanted}")
+        if problem := fault(answer):
+            raise EngineError(f"{who} gave {shown(answer, 100)} to request {number} of {count}; {problem}")
     return found
 
 
 def described(error: Exception) -> str:
     """Kind and message of an exception and, unless it is one of lmpipe's, where code of the user raised it."""
-    text = f"{type(error).__name__}: {error}"
+    text = clean(f"{type(error).__name__}: {told(error)}")
     if isinstance(error, LmpipeError):
         return text
     places = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).parent != _HERE]

@@ -6,14 +6,14 @@ Knows nothing of signatures, LMs or metrics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, final
 
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import digest
-from lmpipe.text import clean, count_unclean, is_clean, shown
+from lmpipe.text import shown, snapshot
 
 
 @final
@@ -30,7 +30,7 @@ class Example:
         replaced: How many characters of it were no text and were replaced by U+FFFD.
 
     Raises:
-        ConfigError: If inputs or labels are no mapping, or hold something that contains itself.
+        ConfigError: If inputs or labels are no mapping, the id is no text, or something in it contains itself.
     """
 
     inputs: Mapping[str, Any]
@@ -44,6 +44,8 @@ class Example:
                 raise ConfigError(
                     f"the {name} of an example are {shown(value, 100)}; pass a dict of field names to values"
                 )
+        if not isinstance(self.id, str):
+            raise ConfigError(f"the id of an example is {shown(self.id, 100)}; pass a text")
         replaced: list[int] = []
         try:
             values = snapshot([dict(self.inputs), dict(self.labels), self.id], replaced.append)
@@ -59,32 +61,6 @@ class Example:
     def digest(self) -> str:
         """Identity by content, id included."""
         return digest([self.id, self.inputs, self.labels])
-
-
-def snapshot(value: Any, replaced: Callable[[int], object] = lambda count: None) -> Any:
-    """The value as it is now, as text that everything downstream can take.
-
-    Nested lists, dicts, sets and tuples are copied, so that later changes do not reach them. Characters that are no
-    text are replaced (`lmpipe.text`), in the keys of dicts too; other objects stay as they are.
-
-    Args:
-        value: What comes in.
-        replaced: Told how many characters of a text were replaced.
-    """
-    kind = type(value)
-    if kind is str:
-        if is_clean(value):
-            return value
-        replaced(count_unclean(value))
-        return clean(value)
-    if isinstance(value, dict):
-        return {snapshot(key, replaced): snapshot(item, replaced) for key, item in value.items()}
-    if kind in _COPIED:
-        return kind(snapshot(item, replaced) for item in value)
-    return value
-
-
-_COPIED = (list, set, tuple, frozenset)
 
 
 @final

@@ -6,13 +6,22 @@ context, so work in other threads needs a copy of it (`contextvars.copy_context`
 
 from __future__ import annotations
 
+import contextvars
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import perf_counter
+from typing import TypeVar
 
 from lmpipe.errors import BudgetSpent
+
+T = TypeVar("T")
+
+GRACE = 2.0
+"""Seconds that a call under way is given to come back by itself when its time is over."""
 
 _OVER = "max_seconds is spent; the call was ended"
 _deadline: ContextVar[float | None] = ContextVar("lmpipe_deadline", default=None)
@@ -63,3 +72,29 @@ def held(lock: threading.Lock) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def in_time(work: Callable[[], T]) -> T:
+    """Does some work; where the time is limited, in a thread that is given up when the time is over.
+
+    Raises:
+        BudgetSpent: If it was given up.
+        BaseException: What the work raised.
+    """
+    if seconds_left() is None:
+        return work()
+    context, done = contextvars.copy_context(), Future[T]()
+
+    def settle() -> None:
+        try:
+            done.set_result(context.run(work))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=settle, daemon=True).start()
+    try:
+        return done.result(seconds_left(GRACE))
+    except FutureTimeout as error:
+        if done.done():  # the work itself says so
+            raise
+        raise BudgetSpent("max_seconds is spent; a call that did not come back was given up") from error

@@ -94,15 +94,16 @@ class Embeddings:
 
 def _asked(embedder: Embedder, texts: Sequence[str]) -> list[Sequence[float]]:
     who = f"the embedder {embedder.name!r} ({type(embedder).__name__})"
-    vectors = answers(who, lambda: embedder.embed(texts), len(texts), "a vector of numbers", _is_vector)
+    vectors = answers(who, lambda: embedder.embed(texts), len(texts), "a vector of numbers", _fault)
     sizes = sorted({len(vector) for vector in vectors})
     if len(sizes) > 1:
         raise EngineError(f"{who} gave vectors of {sizes[0]} and of {sizes[-1]} numbers; all must have one length")
     return vectors
 
 
-def _is_vector(vector: object) -> bool:
-    return isinstance(vector, Iterable) and all(isinstance(part, Real) for part in vector)
+def _fault(vector: object) -> str:
+    numbers = isinstance(vector, Iterable) and all(isinstance(part, Real) for part in vector)
+    return "" if numbers else "it must give a vector of numbers"
 
 
 def _unit(vector: Sequence[float]) -> Vector | None:

@@ -149,14 +149,20 @@ def ask(lm: LM, requests: Sequence[Request]) -> list[Completion | EngineError]:
             the message names the LM.
     """
     who = f"the LM {lm.name!r} ({type(lm).__name__})"
-    return answers(who, lambda: lm.complete(requests), len(requests), "a Completion or an EngineError", _is_answer)
+    return answers(who, lambda: lm.complete(requests), len(requests), "a Completion or an EngineError", _fault)
 
 
-def _is_answer(answer: object) -> bool:
-    if isinstance(answer, Completion):
-        usage = answer.usage
-        return isinstance(answer.text, str) and min(usage.calls, usage.prompt_tokens, usage.completion_tokens) >= 0
-    return isinstance(answer, EngineError)
+def _fault(answer: object) -> str:
+    if isinstance(answer, EngineError):
+        return ""
+    if not isinstance(answer, Completion):
+        return "it must give a Completion or an EngineError"
+    if not isinstance(answer.text, str):
+        return f"the text of a completion must be text, and this is {shown(answer.text, 50)}"
+    usage = answer.usage
+    counts = [usage.calls, usage.prompt_tokens, usage.completion_tokens] if isinstance(usage, Usage) else [usage]
+    wrong = [count for count in counts if not isinstance(count, int) or count < 0]
+    return f"calls and tokens are counted from 0 on, and one is {shown(wrong[0], 50)}" if wrong else ""
 
 
 @final

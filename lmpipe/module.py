@@ -15,7 +15,7 @@ from typing import Any, ClassVar, final
 from lmpipe.data import Example, Prediction
 from lmpipe.deadline import time_limit
 from lmpipe.errors import ConfigError, ModuleError, SignatureError
-from lmpipe.run import Run, current_run
+from lmpipe.run import Run, current_run, refuse_stray
 from lmpipe.session import current_session
 from lmpipe.state import ProgramState
 from lmpipe.text import shown
@@ -67,6 +67,7 @@ class Module(ABC):
             raise SignatureError(f"{shown(values[0], 50)} was given to {type(self).__name__} without the input's name")
         if current_run() is not None:
             return self._forward(inputs)
+        refuse_stray(self)
         session = current_session()
         state = session.state or ProgramState(prompts={}, weights=session.base_weights())
         check_state(self, state)

@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 from typing import Any, final
 
 from lmpipe.arguments import of_kind
-from lmpipe.data import Prediction, snapshot
+from lmpipe.data import Prediction
 from lmpipe.errors import ConfigError
 from lmpipe.lm import Request, Sampling
 from lmpipe.module import Module
@@ -19,6 +19,7 @@ from lmpipe.run import Run, running
 from lmpipe.session import Session
 from lmpipe.signature import Field, Signature, SignatureLike, signature
 from lmpipe.state import ProgramState, PromptState
+from lmpipe.text import snapshot
 
 
 @lru_cache(maxsize=4096)

@@ -9,6 +9,7 @@ from lmpipe.data import Prediction
 from lmpipe.errors import EngineError, SignatureError
 from lmpipe.module import Module
 from lmpipe.run import running
+from lmpipe.text import clean
 from lmpipe.trace import RetrievalStep
 
 
@@ -39,6 +40,7 @@ class Retrieve(Module):
             raise SignatureError(f"Retrieve takes a query that is text, and got {query!r}")
         run = running()
         path, index, _ = run.locate(self)
+        query = clean(query)
         found = run.search(query, self.k)
         if isinstance(found, EngineError):
             run.steps.append(RetrievalStep(path, index, "retrieval", query, self.k, None, str(found)))

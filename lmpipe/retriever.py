@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from threading import Lock
 from typing import final
 
@@ -99,8 +98,11 @@ class Searches:
 def _ask(retriever: Retriever, queries: Sequence[str], k: int) -> list[Found | EngineError]:
     who = f"the retriever {retriever.name!r} ({type(retriever).__name__})"
     wanted = f"a list of at most {k} Passages, whose ids and texts are text, or an EngineError"
-    fits = partial(_is_answer, k)
-    found = answers(who, lambda: retriever.search(queries, k), len(queries), wanted, fits)
+
+    def fault(answer: object) -> str:
+        return "" if _is_answer(k, answer) else f"it must give {wanted}"
+
+    found = answers(who, lambda: retriever.search(queries, k), len(queries), wanted, fault)
     return [answer if isinstance(answer, EngineError) else tuple(map(_cleaned, answer)) for answer in found]
 
 
@@ -115,4 +117,6 @@ def _is_passage(found: object) -> bool:
 
 
 def _cleaned(passage: Passage) -> Passage:
-    return passage if is_clean(passage.text) else replace(passage, text=clean(passage.text))
+    if is_clean(passage.text) and is_clean(passage.id):
+        return passage
+    return replace(passage, id=clean(passage.id), text=clean(passage.text))

@@ -15,7 +15,7 @@ from typing import final
 
 from lmpipe.arguments import items, of_kind
 from lmpipe.contract import described
-from lmpipe.data import Example, Prediction, snapshot
+from lmpipe.data import Example, Prediction
 from lmpipe.deadline import time_limit
 from lmpipe.errors import (
     BudgetSpent,
@@ -34,7 +34,7 @@ from lmpipe.run import Answer, Run, Search
 from lmpipe.secrets import hide
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
-from lmpipe.text import clean
+from lmpipe.text import clean, snapshot
 from lmpipe.trace import Failure, Trace, total_cost
 from lmpipe.wavefront import Wavefront
 

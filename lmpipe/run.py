@@ -12,14 +12,13 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, final
 
-from lmpipe.data import snapshot
 from lmpipe.errors import EngineError, ModuleError, ParseError
 from lmpipe.hashing import derive_seed
 from lmpipe.lm import Completion, Request, Usage
 from lmpipe.retriever import Found
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
-from lmpipe.text import clean, count_unclean
+from lmpipe.text import clean, count_unclean, snapshot
 from lmpipe.trace import AnyStep, Step
 
 Answer = Callable[[str, Request], Completion | EngineError]
@@ -62,6 +61,7 @@ class Run:
         self._seed = seed
         self._calls: dict[str, int] = {}
         self._thread = 0
+        self._strays: list[ModuleError] = []
 
     def locate(self, module: object) -> tuple[str, int, int]:
         """Path of a module, the number of this call of it, and the seed of the call.
@@ -70,10 +70,7 @@ class Run:
             ModuleError: If the module is not part of the running program, or is called from another thread.
         """
         if threading.get_ident() != self._thread:
-            raise ModuleError(
-                f"{type(module).__name__} was called from a thread that forward() started; call modules one after "
-                "another in forward() itself: examples run at once, so their calls do"
-            )
+            raise _from_other_thread(module)
         path = self._paths.get(id(module))
         if path is None:
             raise ModuleError(
@@ -133,16 +130,55 @@ class Run:
 
     @contextmanager
     def active(self) -> Iterator[Run]:
-        """Makes this the current run of the calling thread, which alone may call modules."""
+        """Makes this the current run of the calling thread, which alone may call modules.
+
+        Raises:
+            ModuleError: If a thread without this context called a module of the program meanwhile.
+        """
         self._thread = threading.get_ident()
         token = _run.set(self)
+        _active.add(self)
         try:
             yield self
         finally:
+            _active.discard(self)
             _run.reset(token)
+        if self._strays:
+            raise self._strays[0]
 
+    def stray(self, module: object) -> None:
+        """Notes a call from a thread that ``forward`` started without this context; the run ends with it.
+
+        Raises:
+            ModuleError: If the module is part of the program.
+        """
+        if id(module) in self._paths:
+            self._strays.append(_from_other_thread(module))
+            raise self._strays[0]
+
+
+def _from_other_thread(module: object) -> ModuleError:
+    return ModuleError(
+        f"{type(module).__name__} was called from a thread that forward() started; call modules one after another in "
+        "forward() itself: examples run at once, so their calls do"
+    )
+
+
+_active: set[Run] = set()
+"""The runs under way in this process, by which a call from a thread without any run is told from one outside."""
 
 _run: ContextVar[Run | None] = ContextVar("lmpipe_run", default=None)
+
+
+def refuse_stray(module: object) -> None:
+    """Looks whether a module that is called outside of every run belongs to one that is under way in another thread.
+
+    Raises:
+        ModuleError: If so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        for run in tuple(_active):
+            run.stray(module)
 
 
 def current_run() -> Run | None:

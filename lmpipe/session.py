@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from threading import current_thread, main_thread
+from functools import lru_cache, partial
 from types import NoneType, TracebackType
 from typing import Any, final
 
 from lmpipe.arguments import items, of_kind, whole_number
+from lmpipe.deadline import in_time
 from lmpipe.embedder import Embedder, Embeddings, Vector, wanted
 from lmpipe.errors import ConfigError, EngineError, SessionError
 from lmpipe.events import Callback, Event
@@ -111,8 +111,9 @@ class Session:
         Raises:
             SessionError: If the session has no LM for that role.
             EngineError: If the LM failed as a whole, or broke its contract.
+            BudgetSpent: If the time of the call under way is over.
         """
-        return ask(self.lm_of(role), requests)
+        return in_time(partial(ask, self.lm_of(role), requests))
 
     def search(self, queries: Sequence[str], k: int) -> list[Found | EngineError]:
         """What the retriever finds, or found before.
@@ -120,10 +121,11 @@ class Session:
         Raises:
             SessionError: If the session has no retriever.
             EngineError: If the retriever failed as a whole, or broke its contract.
+            BudgetSpent: If the time of the call under way is over.
         """
         if self.retriever is None:
             raise SessionError("the program retrieves; write: Session(lm=..., retriever=...)")
-        return self.searches.search(self.retriever, queries, k)
+        return in_time(partial(self.searches.search, self.retriever, queries, k))
 
     def decoding(self) -> Any:
         """All that decides prompts, completions and what is found, as JSON: part of the key of recorded work."""
@@ -262,6 +264,5 @@ def current_session() -> Session:
     """
     sessions = _sessions.get()
     if not sessions:
-        where = "" if current_thread() is main_thread() else " in this thread (forward() must start none for its calls)"
-        raise SessionError(f"no session is active{where}; write: with Session(lm=...): program(...)")
+        raise SessionError("no session is active; write: with Session(lm=...): program(...)")
     return sessions[-1]

@@ -11,11 +11,20 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, ValidationError, WrapSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PositiveInt,
+    ValidationError,
+    WrapSerializer,
+)
 from typing_extensions import Self
 
 from lmpipe.errors import ConfigError, ModuleError, SessionError
 from lmpipe.hashing import digest, jsonable
+from lmpipe.text import clean, snapshot
 
 V = TypeVar("V")
 
@@ -27,7 +36,13 @@ def _freeze(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _freeze_json(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same for values of one's own: plain JSON, which nobody else holds."""
-    return _freeze(jsonable(dict(values)))
+    replaced: list[int] = []
+    made = snapshot(jsonable(dict(values)), replaced.append)
+    return _freeze(jsonable(made) if replaced else made)  # keys that were replaced stand in another order
+
+
+def _as_text(value: Any) -> Any:
+    return clean(value) if isinstance(value, str) else value
 
 
 def _thaw(values: Mapping[str, Any], serialize: Callable[[dict[str, Any]], Any]) -> Any:
@@ -159,7 +174,7 @@ class PromptState(_Value):
         nearest: Which of them are shown for an input; none shows all.
     """
 
-    instructions: str
+    instructions: Annotated[str, BeforeValidator(_as_text)]
     demos: tuple[Demo, ...] = ()
     nearest: Nearest | None = None
 

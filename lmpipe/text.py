@@ -7,6 +7,8 @@ terminals. Text that goes into messages is shortened. Knows nothing of where tex
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What stands in the place of a character that is no text."""
@@ -39,6 +41,32 @@ def count_unclean(text: str) -> int:
     return 0 if is_clean(text) else len(_NO_TEXT.findall(text))
 
 
+def snapshot(value: Any, replaced: Callable[[int], object] = lambda count: None) -> Any:
+    """The value as it is now, as text that everything downstream can take.
+
+    Nested lists, dicts, sets and tuples are copied, so that later changes do not reach them. Characters that are no
+    text are replaced (`lmpipe.text`), in the keys of dicts too; other objects stay as they are.
+
+    Args:
+        value: What comes in.
+        replaced: Told how many characters of a text were replaced.
+    """
+    kind = type(value)
+    if isinstance(value, str):
+        if is_clean(value):
+            return value
+        replaced(count_unclean(value))
+        return clean(value)
+    if isinstance(value, dict):
+        return {snapshot(key, replaced): snapshot(item, replaced) for key, item in value.items()}
+    if kind in _COPIED:
+        return kind(snapshot(item, replaced) for item in value)
+    return value
+
+
+_COPIED = (list, set, tuple, frozenset)
+
+
 def shorten(text: str, most: int = 2000) -> str:
     """The text, if it has at most `most` characters; else its head and tail, with its length between them."""
     if len(text) <= most:
@@ -49,11 +77,19 @@ def shorten(text: str, most: int = 2000) -> str:
 
 
 def shown(value: object, most: int = 300) -> str:
-    """A value in a message: at most so many characters of its ``repr``; large values raise no error of their own."""
+    """A value in a message: at most so many characters of its ``repr``, or its type where that raises an error."""
     try:
         return shorten(repr(value), most)
-    except (ValueError, RecursionError):  # integers of thousands of digits, values nested too deeply
-        return f"a {type(value).__name__} that is too large to show"
+    except Exception:  # such as that of an integer of thousands of digits, or of a class of the user's own
+        return f"a {type(value).__name__} that cannot be shown"
+
+
+def told(error: BaseException) -> str:
+    """The message of an exception, or a remark where making it raises another one."""
+    try:
+        return str(error)
+    except Exception:
+        return "its message cannot be shown"
 
 
 def visible(text: str) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import to_jsonable_python
 
-from lmpipe.errors import CorruptBlob
-from lmpipe.hashing import digest_file
+from lmpipe.errors import ConfigError, CorruptBlob
+from lmpipe.hashing import digest_file, jsonable
+from lmpipe.text import shown, snapshot
 from lmpipe.trace import AnyStep, RetrievalStep, Trace
 
 _GZIP = 31  # zlib's number for a gzip header, whose time is then 0
@@ -156,4 +156,15 @@ def _step(step: AnyStep) -> StepRecord:
 
 
 def _json(values: Any) -> Any:
-    return to_jsonable_python(dict(values), fallback=str)
+    try:
+        made = jsonable(dict(values))
+    except ConfigError:  # something in it is no JSON
+        made = {name: _readable(value) for name, value in values.items()}
+    return snapshot(made)
+
+
+def _readable(value: Any) -> Any:
+    try:
+        return jsonable(value)
+    except ConfigError:
+        return shown(value, 2000)

@@ -19,14 +19,12 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar, final
 
-from lmpipe.deadline import seconds_left
+from lmpipe.deadline import GRACE, seconds_left
 from lmpipe.errors import BudgetSpent, EngineError
 from lmpipe.ledger import Cost, Ledger
 from lmpipe.lm import LM, Completion, Request, ask
@@ -41,7 +39,6 @@ A = TypeVar("A")
 _TICK = 0.02  # seconds between looks at pieces that neither finish nor call
 _AWAKE = 4  # pieces that go on at once after a batch
 _QUIET_TICKS = 10  # looks without any movement after which the waiting calls go out
-_GRACE = 2.0  # seconds that calls under way are given to come back when the time is over
 
 
 @final
@@ -200,7 +197,7 @@ class Wavefront(Generic[T]):
         for channel in sorted({call.channel for call in batch}):
             calls = [call for call in batch if call.channel == channel]
             try:
-                answers = _in_time(partial(calls[0].ask, [call.question for call in calls]))
+                answers = calls[0].ask([call.question for call in calls])
             except BudgetSpent as spent:
                 for call in calls:
                     call.answer = BudgetSpent(str(spent))
@@ -294,30 +291,4 @@ def _overdue(quiet: int) -> bool:
 
     After twice the grace nothing more is waited for.
     """
-    return (seconds_left(_GRACE) == 0 and quiet >= _QUIET_TICKS) or seconds_left(2 * _GRACE) == 0
-
-
-def _in_time(work: Callable[[], T]) -> T:
-    """Does some work; where the time is limited, in a thread that is given up when the time is over.
-
-    Raises:
-        BudgetSpent: If it was given up.
-        BaseException: What the work raised.
-    """
-    if seconds_left() is None:
-        return work()
-    context, done = contextvars.copy_context(), Future[T]()
-
-    def settle() -> None:
-        try:
-            done.set_result(context.run(work))
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=settle, daemon=True).start()
-    try:
-        return done.result(seconds_left(_GRACE))
-    except FutureTimeout as error:
-        if done.done():  # the work itself says so
-            raise
-        raise BudgetSpent("max_seconds is spent; a call that did not come back was given up") from error
+    return (seconds_left(GRACE) == 0 and quiet >= _QUIET_TICKS) or seconds_left(2 * GRACE) == 0

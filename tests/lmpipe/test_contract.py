@@ -71,6 +71,11 @@ def run(lm: LM, count: int = 20, **settings: Any) -> int:
     return len(rollout(program, jobs, session, exact_match))
 
 
+class Unshown:
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
 def _fails(requests: Sequence[Request]) -> Any:
     raise KeyError("logits")
 
@@ -78,6 +83,9 @@ def _fails(requests: Sequence[Request]) -> Any:
 WRONG: dict[str, Callable[[Sequence[Request]], Any]] = {
     "none for one": lambda requests: [YES] * (len(requests) - 1) + [None],
     "text for one": lambda requests: [YES] * (len(requests) - 1) + ["answer: yes"],
+    "usage of none": lambda requests: [Completion("answer: yes", usage=None) for _ in requests],  # type: ignore[arg-type]
+    "usage in words": lambda requests: [Completion("answer: yes", usage=Usage(1, "3", 2)) for _ in requests],  # type: ignore[arg-type]
+    "what cannot be shown": lambda requests: [Unshown() for _ in requests],
     "none as text": lambda requests: [YES] * (len(requests) - 1) + [Completion(None)],  # type: ignore[arg-type]
     "less than no tokens": lambda requests: [Completion("answer: yes", usage=Usage(1, -5, 1)) for _ in requests],
     "too few": lambda requests: [YES] * (len(requests) - 1),

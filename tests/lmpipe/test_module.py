@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -175,10 +177,20 @@ class Forward(Module):
         if self.how == "pool":
             with ThreadPoolExecutor(1) as pool:
                 return next(pool.map(lambda text: self.ask(question=text), [question]))
+        if self.how == "thread":
+            found: list[Prediction] = []
+            thread = Thread(target=self.ask_quietly, args=(question, found))
+            thread.start()
+            thread.join()
+            return Prediction(answer="never asked")
         if self.how == "pool with the context":
             with ThreadPoolExecutor(1) as pool:
                 return pool.submit(copy_context().run, lambda: self.ask(question=question)).result()
         return None
+
+    def ask_quietly(self, question: str, found: list[Prediction]) -> None:
+        with suppress(ModuleError):
+            found.append(self.ask(question=question))
 
 
 class Async(Module):
@@ -209,7 +221,8 @@ CANNOT_RUN = {
     "nothing": (lambda: Forward("nothing"), ModuleError, "returned NoneType, not a Prediction"),
     "async": (Async, ModuleError, "Async.forward.. is async; write `def forward`"),
     "async part": (Awaits, ModuleError, "Async.forward.. is async; write `def forward`"),
-    "pool": (lambda: Forward("pool"), SessionError, "no session is active in this thread .forward.. must start none"),
+    "pool": (lambda: Forward("pool"), ModuleError, "called from a thread that forward.. started; call modules one af"),
+    "thread": (lambda: Forward("thread"), ModuleError, "called from a thread that forward.. started"),
     "pool with the context": (lambda: Forward("pool with the context"), ModuleError, "thread that forward.. started"),
     "cycle": (Cyclic, ModuleError, "Cyclic.parts.1.again is a list that contains itself"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,24 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from lmpipe import (
+    Demo,
     Example,
     Module,
+    Passage,
     Predict,
     Prediction,
+    PromptState,
     Request,
+    Retrieve,
+    Retriever,
     RunStore,
     ScriptedLM,
     Session,
     evaluate,
     initial_state,
 )
-from lmpipe.data import snapshot
-from lmpipe.text import clean, count_unclean
-from lmpipe.tracelog import read_log
+from lmpipe.text import clean, count_unclean, snapshot
+from lmpipe.tracelog import read_log, records_of
 
 HALF = json.loads('"\\ud83d"')  # half an emoji, as truncated messages hold it
 ANY = st.text(st.characters(), max_size=20)  # hypothesis leaves surrogates out unless they are asked for
@@ -117,6 +122,65 @@ def test_what_json_spells_is_text_too() -> None:
     with Session(lm=lm) as session:
         assert program(question="?").names == ["a\ufffdb", "\ufffd"]
     assert session.ledger.total.replaced == 2
+
+
+class Rough(str):
+    """Text of the user's own kind."""
+
+
+class Odd(Module):
+    """Answers with what no log of traces can hold as it is."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer, self.retrieve = answer, Retrieve()
+
+    def forward(self, question: str) -> Prediction:
+        return Prediction(answer=self.answer, ids=self.retrieve(query=question + HALF).ids)
+
+
+class Halves(Retriever):
+    name = "halves"
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        assert all(query.encode() for query in queries)
+        return [[Passage(f"1{HALF}", "text", 1.0)] for _ in queries]
+
+
+ANSWERS = [Rough(HALF), b"\xff", Note(text="a\x00"), KeyError(HALF), {HALF: [object()]}, 10**5000]
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: type(answer).__name__)
+def test_whatever_a_program_answers_can_be_logged(answer: Any, store: RunStore) -> None:
+    program, session = Odd(answer), Session(lm=ScriptedLM(str), store=store, retriever=Halves())
+    examples = [Example({"question": "a"}, {"answer": b"\xff"})]
+    state = initial_state(program, session)
+    evaluation = evaluate(program, state, examples, lambda e, p: 1.0, session, keep_traces=True)
+    [record] = records_of(store.path / "blobs" / str(evaluation.traces))
+    assert record.prediction is not None
+    assert record.prediction["ids"] == ["1\ufffd"]
+    assert record.steps[0].inputs == {"query": "a\ufffd"}
+
+
+def test_prompts_are_text() -> None:
+    prompt = PromptState(instructions=HALF, demos=(Demo(inputs={"a": HALF}, outputs={"b": [HALF]}),))
+    assert "\\ufffd" not in prompt.model_dump_json()
+    assert PromptState.model_validate_json(prompt.model_dump_json()) == prompt
+    assert prompt.instructions == "\ufffd"
+
+
+class Silent(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no message")
+
+
+def test_an_exception_that_cannot_be_shown_costs_its_example() -> None:
+    class Fails(Ask):
+        def forward(self, question: str) -> Prediction:
+            raise Silent
+
+    program, session = Fails(), Session(lm=ScriptedLM(str))
+    evaluation = evaluate(program, initial_state(program, session), [Example({"question": "a"})], one_of, session)
+    assert "Silent: its message cannot be shown" in str(evaluation.first_error)
 
 
 def test_an_error_that_is_no_text_is_data_as_any_other() -> None:

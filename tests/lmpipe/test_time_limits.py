@@ -133,12 +133,13 @@ def test_a_search_that_hangs_ends_with_the_time() -> None:
     Lost.over.set()
 
 
-def test_a_program_called_directly_ends_when_the_engine_asks() -> None:
-    with (
-        Session(lm=Hanging(batched=True, obedient=True)).limited(Budget(max_seconds=LIMIT)),
-        pytest.raises(BudgetSpent, match="max_seconds"),
-    ):
+@pytest.mark.parametrize("obedient", [True, False])
+def test_a_program_called_directly_ends_with_the_time(obedient: bool) -> None:
+    lm, started = Hanging(batched=True, obedient=obedient), monotonic()
+    with Session(lm=lm).limited(Budget(max_seconds=LIMIT)), pytest.raises(BudgetSpent, match="max_seconds"):
         Ask()(question="slow")
+    assert monotonic() - started < LIMIT + 5
+    lm.over.set()
 
 
 def test_an_engine_that_fails_late_is_not_taken_for_one_that_hangs() -> None:

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from benchmarks.config import read_config
 from benchmarks.settings import as_toml, settings_of_paper
 from lmpipe import Example, Prediction, ProgramState, PromptState, RunStore, signature
-from lmpipe.data import snapshot
 from lmpipe.errors import LmpipeError
 from lmpipe.finished import open_run
 from lmpipe.hashing import canonical_json
@@ -24,7 +23,7 @@ from lmpipe.metrics import judge, last_number
 from lmpipe.retrieval.passages import read_passages
 from lmpipe.retrieval.training.questions import read_questions
 from lmpipe.template import Template
-from lmpipe.text import clean
+from lmpipe.text import clean, snapshot
 from lmpipe.tracelog import read_log
 from optimizers import format_strategy, parse_strategy
 from tests.damage import CONFIG, DAMAGES, make_run

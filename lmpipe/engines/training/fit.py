@@ -89,8 +89,8 @@ def fit(
     packed = partial(collate, virtual=virtual, items=partial(items, objective))
     arguments = _arguments(tuning, seed, folder, model.device)
     halved = _halved_weights(model) if arguments.bf16 else {}
+    look = partial(_look, model, packed, bf16=arguments.bf16)
     with in_place_of(model, halved):
-        look = partial(_look, model, packed, bf16=arguments.bf16)
         rows = with_references(objective, rows, tuning.batch_size // tuning.passes, look)
     if not all(math.isfinite(value) for row in rows for value in row.reference):
         raise diverged("the log-probabilities under the weights that it starts from are NaN or infinite", tuning, 0)
@@ -115,7 +115,9 @@ def fit(
     try:
         with quiet(), in_place_of(model, halved), recomputed:
             trainer.train(resume_from_checkpoint=checkpoint)
-            divergence.check([], model, trainer.state)  # a checkpoint may be chosen, or be all that there is
+            logits, _ = look(train[:1])  # of weights whose last step no loss has seen
+            wrong = [] if bool(torch.isfinite(logits).all()) else ["the logits are NaN or infinite"]
+            divergence.check(wrong, model, trainer.state)  # a checkpoint may be chosen, or be all that there is
     finally:  # or the model would compute in bfloat16 for ever
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     losses, held_out_losses = _logged(trainer, "loss"), _logged(trainer, "eval_loss")
