@@ -28,7 +28,10 @@ from lmpipe.ledger import MEASURED
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
 from tests.scripted import Colour, KeepingTrainer, examples, scheduler, slow_script
 
-STORING = {str(Path(lmpipe.__file__).parent / name) for name in ("store.py", "journal.py", "files.py", "session.py")}
+STORING = {
+    str(Path(lmpipe.__file__).parent / name)
+    for name in ("store.py", "blobs.py", "journal.py", "files.py", "session.py")
+}
 
 
 @final
@@ -216,7 +219,7 @@ def content(path: Path) -> dict[str, bytes]:
     files = {
         file.relative_to(path).as_posix(): file.read_bytes()
         for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name not in {"lock", "journal.jsonl"}
+        if file.is_file() and file.name not in {"lock", "journal.jsonl", "journal.length"}
     }
     return files | {key: json.dumps(value, sort_keys=True).encode() for key, value in journal(path).items()}
 

@@ -26,7 +26,7 @@ from lmpipe import (
 )
 from lmpipe.data import snapshot
 from lmpipe.text import clean, count_unclean
-from lmpipe.tracelog import read_log
+from lmpipe.tracelog import records_of
 
 HALF = json.loads('"\\ud83d"')  # half an emoji, as truncated messages hold it
 ANY = st.text(st.characters(), max_size=20)  # hypothesis leaves surrogates out unless they are asked for
@@ -101,7 +101,7 @@ def test_a_run_replaces_and_counts_it_and_costs_nobody_else(tmp_path: Path, capl
     assert session.ledger.total.replaced == 4  # two inputs of calls, and two characters of a completion
     assert session.ledger.total.modules["ask"].replaced == 4
     assert "replaced by U+FFFD: 1 in examples, 4 in" in caplog.text
-    records = read_log(store.path / "blobs" / str(evaluation.traces))
+    records = list(records_of(store.path / "blobs" / str(evaluation.traces)))
     assert [record.prediction for record in records] == [
         {"answer": "ok \ufffd\ufffd[31m", "more": ["\ufffd"]},
         {"answer": "ok", "more": ["\ufffd"]},
