@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from lmpipe.errors import ConfigError, ModuleError, SessionError
 from lmpipe.hashing import digest, jsonable
+from lmpipe.text import clean
 
 V = TypeVar("V")
 
@@ -154,12 +155,12 @@ class PromptState(_Value):
     """π of one module.
 
     Attributes:
-        instructions: What to do.
+        instructions: What to do. Characters that are no text are replaced by U+FFFD.
         demos: The demonstrations that are shown; with `nearest`, the pool that they are taken from.
         nearest: Which of them are shown for an input; none shows all.
     """
 
-    instructions: str
+    instructions: Annotated[str, AfterValidator(clean)]
     demos: tuple[Demo, ...] = ()
     nearest: Nearest | None = None
 

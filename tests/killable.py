@@ -7,6 +7,7 @@ starts such runs as forks of one process, so that importing is paid once: see `R
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -239,6 +240,7 @@ def without_clock(value: Any) -> Any:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
+        logging.basicConfig(handlers=[logging.NullHandler()])  # what libraries warn of is not what is looked for
         if sys.argv[2:]:
             import lmpipe.engines.local
             import lmpipe.engines.training

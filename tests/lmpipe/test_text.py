@@ -17,6 +17,8 @@ from lmpipe import (
     Module,
     Predict,
     Prediction,
+    ProgramState,
+    PromptState,
     Request,
     RunStore,
     ScriptedLM,
@@ -110,6 +112,13 @@ def test_a_run_replaces_and_counts_it_and_costs_nobody_else(tmp_path: Path, capl
     store.close()
     again = Session(lm=ScriptedLM(lambda request: "never asked"), store=RunStore(tmp_path))
     assert evaluate(program, initial_state(program, again), examples, one_of, again, keep_traces=True) == evaluation
+
+
+@given(ANY)
+def test_instructions_are_text(text: str) -> None:
+    state = ProgramState(prompts={"self": PromptState(instructions=text)}, weights={})
+    assert state.prompts["self"].instructions == clean(text)
+    assert ProgramState.model_validate_json(state.model_dump_json()) == state
 
 
 def test_what_json_spells_is_text_too() -> None:

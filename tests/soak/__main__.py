@@ -6,6 +6,7 @@ Takes about an hour on two cores. ``--share 0.1`` does a tenth of it; ``--only``
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -135,4 +136,5 @@ def main(
 
 if __name__ == "__main__":
     os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")  # transformers reads them later
+    logging.basicConfig(handlers=[logging.NullHandler()])  # what is warned of is counted, not shown
     typer.run(main)
