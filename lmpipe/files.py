@@ -53,8 +53,8 @@ def reading(path: Path) -> Iterator[None]:
         raise StoreError(f"{path} cannot be read: {_reason(error)}; make it readable, and start again") from error
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value of a file.
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file.
 
     Raises:
         CorruptBlob: If there is no such file, or it holds something else.
@@ -62,13 +62,16 @@ def read_json(path: Path) -> Any:
     if path.exists() and not path.is_file():
         raise CorruptBlob(f"{path} is no file; restore it from a copy")
     try:
-        return json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes())
     except OSError as error:
         raise CorruptBlob(f"{path} cannot be read: {_reason(error)}; restore it from a copy") from error
     except RecursionError:
         raise CorruptBlob(f"{path} is damaged: it is nested too deeply; restore it from a copy") from None
     except ValueError as error:  # no JSON, no Unicode, or a number of thousands of digits
         raise CorruptBlob(f"{path} is damaged: {error}; restore it from a copy") from error
+    if not isinstance(values, dict):
+        raise CorruptBlob(f"{path} is damaged: it holds no JSON object; restore it from a copy")
+    return values
 
 
 def write_whole(path: Path, data: bytes) -> None:

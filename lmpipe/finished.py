@@ -13,7 +13,7 @@ from typing import Any, final
 
 from lmpipe.blobs import is_blob, is_whole
 from lmpipe.errors import ConfigError, CorruptBlob, StoreError
-from lmpipe.files import read_json, reading, writing
+from lmpipe.files import read_json_object, reading, writing
 from lmpipe.ranking import best
 from lmpipe.result import Outcome, Result, StrategyReport
 from lmpipe.sealed import read_sealed
@@ -67,9 +67,7 @@ class FinishedRun:
             CorruptBlob: If that is damaged.
         """
         path = self.folder / "config.json"
-        more = read_json(path) if path.exists() else {}
-        if not isinstance(more, dict):
-            raise CorruptBlob(f"{path} is damaged: it holds no JSON object; restore it from a copy")
+        more = read_json_object(path) if path.exists() else {}
         more.pop("versions", None)
         return {"task": self.result.task, "lm": self.result.lm, "settings": self.result.config, **more}
 
@@ -91,14 +89,6 @@ class FinishedRun:
             CorruptBlob: If they are absent or damaged.
         """
         return iter(()) if outcome.traces is None else records_of(self.folder / "blobs" / outcome.traces)
-
-    def traces(self, outcome: Outcome) -> list[TraceRecord]:
-        """All of `records`.
-
-        Raises:
-            CorruptBlob: If they are absent or damaged.
-        """
-        return list(self.records(outcome))
 
     def copy_adapter(self, adapter: str, target: Path) -> None:
         """Copies tuned weights.

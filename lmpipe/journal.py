@@ -3,12 +3,14 @@
     {"records":{KEY:VALUE, …},"blobs":{KEY:[DIGEST, …]},"sum":DIGEST}
 
 ``blobs`` says which blobs a value names, and is left out where none does. A later record of a key replaces an earlier
-one, and ``null`` forgets it. Knows nothing of what keys, values and blobs are.
+one, and ``null`` forgets it. Lines that are gone, which no kill takes away, are told by a file beside this one, whose
+name ends in ``.length``: it holds how many bytes there were. Knows nothing of what keys, values and blobs are.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,8 @@ from typing import Any, final
 from lmpipe.errors import ConfigError, CorruptBlob, StoreError
 from lmpipe.files import reading, writing
 from lmpipe.hashing import canonical_json, digest_bytes
+
+logger = logging.getLogger(__name__)
 
 _LINE = re.compile(rb'\{"records":(?P<body>.*),"sum":"(?P<sum>[0-9a-f]{32})"\}', re.DOTALL)
 _END = 64  # bytes before the end that are looked at again before a line is added: they hold the last checksum
@@ -70,6 +74,7 @@ class Journal:
             self._file = _identity(file.fileno())
             end = os.pread(file.fileno(), _END, max(0, self._length - _END))
         self._end = self._length, end  # of the whole lines: where it is, and what stands before it
+        _note(self.path, self._length)
 
     def append(self, texts: Mapping[str, str], blobs: Mapping[str, Sequence[str]]) -> None:
         """Adds a line to the prepared file, all of it or nothing; it is on disk when this returns.
@@ -100,6 +105,7 @@ class Journal:
                 raise
         self._end = length + len(line), (end + line)[-_END:]
         self._torn = False
+        _note(self.path, length + len(line))
 
     def _check(self, file: int) -> None:
         (length, end), size = self._end, os.fstat(file).st_size
@@ -117,19 +123,27 @@ class Journal:
 def read_journal(path: Path) -> tuple[dict[str, Record], int]:
     """The records of a file, and how many bytes its whole lines take; nothing if there is no such file.
 
+    If lines are gone, a warning says so.
+
     Raises:
         StoreError: If it cannot be read.
         CorruptBlob: If a line is damaged.
     """
     if path.exists() and not path.is_file():
         raise StoreError(f"{path} is no file; move it away, and start again")
+    noted = _noted(path)  # before the file itself, which another process may be adding lines to
     with reading(path):
         data = path.read_bytes() if path.exists() else b""
     *whole, _ = data.split(b"\n")  # behind the last line end, what a kill left there
     records: dict[str, Record] = {}
     for number, line in enumerate(whole, 1):
         records.update(_read_line(path, number, line))
-    return {key: record for key, record in records.items() if record.value is not None}, data.rfind(b"\n") + 1
+    length = data.rfind(b"\n") + 1
+    if length < noted:
+        logger.warning(
+            "%s has lost %d of %d bytes; the work of its lost lines is done again", path, noted - length, noted
+        )
+    return {key: record for key, record in records.items() if record.value is not None}, length
 
 
 def canonical_record(value: object) -> str:
@@ -165,3 +179,16 @@ def _read_line(path: Path, number: int, line: bytes) -> dict[str, Record]:
 def _identity(file: int) -> tuple[int, int]:
     found = os.fstat(file)
     return found.st_dev, found.st_ino
+
+
+def _note(path: Path, length: int) -> None:
+    """Notes the length of a journal, once its lines are on disk."""
+    with suppress(OSError):  # it only serves to say more when lines are gone
+        path.with_suffix(".length").write_text(str(length))
+
+
+def _noted(path: Path) -> int:
+    """The length of a journal as it was noted; 0 if that is not there, or no number."""
+    with suppress(OSError, ValueError):
+        return int(path.with_suffix(".length").read_bytes())
+    return 0

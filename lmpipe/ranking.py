@@ -1,4 +1,5 @@
-"""The one rule by which something is the best of several; nothing else in the library compares scores to choose.
+"""The one rule by which something is the best of several; nothing else in the library compares scores of metrics to
+choose.
 
 Knows nothing of what is scored.
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmpipe.errors import ConfigError, CorruptBlob
-from lmpipe.files import read_json, write_whole
+from lmpipe.files import read_json_object, write_whole
 from lmpipe.hashing import canonical_json, digest_bytes
 
 SUM = "sum"
@@ -41,9 +41,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         ConfigError: If it has no checksum.
         CorruptBlob: If it is not there, or not as it was written.
     """
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise CorruptBlob(f"{path} is damaged: it holds no JSON object; {_ADVICE}")
+    values = read_json_object(path)
     if SUM not in values:
         raise ConfigError(f"{path} has no checksum: it is of another version, or was written by hand; {_ADVICE}")
     if values.pop(SUM) != _sum(values):

@@ -14,7 +14,6 @@ from typing import Annotated, Any, TypeVar, final
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     PositiveInt,
     ValidationError,
@@ -39,10 +38,6 @@ def _freeze_json(values: Mapping[str, Any]) -> Mapping[str, Any]:
     replaced: list[int] = []
     made = snapshot(jsonable(dict(values)), replaced.append)
     return _freeze(jsonable(made) if replaced else made)  # keys that were replaced stand in another order
-
-
-def _as_text(value: Any) -> Any:
-    return clean(value) if isinstance(value, str) else value
 
 
 def _thaw(values: Mapping[str, Any], serialize: Callable[[dict[str, Any]], Any]) -> Any:
@@ -169,12 +164,12 @@ class PromptState(_Value):
     """π of one module.
 
     Attributes:
-        instructions: What to do.
+        instructions: What to do. Characters that are no text are replaced by U+FFFD.
         demos: The demonstrations that are shown; with `nearest`, the pool that they are taken from.
         nearest: Which of them are shown for an input; none shows all.
     """
 
-    instructions: Annotated[str, BeforeValidator(_as_text)]
+    instructions: Annotated[str, AfterValidator(clean)]
     demos: tuple[Demo, ...] = ()
     nearest: Nearest | None = None
 

@@ -98,11 +98,6 @@ def log_pieces(traces: Iterable[Trace], measures: Mapping[str, Mapping[str, floa
     yield compressor.flush()
 
 
-def write_log(traces: Iterable[Trace], measures: Mapping[str, Mapping[str, float]] = {}) -> bytes:
-    """All of `log_pieces`."""
-    return b"".join(log_pieces(traces, measures))
-
-
 def records_of(path: Path) -> Iterator[TraceRecord]:
     """The records of a log that is named by its digest, one at a time.
 
@@ -117,15 +112,6 @@ def records_of(path: Path) -> Iterator[TraceRecord]:
                 yield TraceRecord.model_validate_json(line)
     except (OSError, EOFError, zlib.error, ValidationError) as error:
         raise _corrupt(path, f"cannot be read ({error})") from error
-
-
-def read_log(path: Path) -> list[TraceRecord]:
-    """All of `records_of`.
-
-    Raises:
-        CorruptBlob: If the log is absent or damaged.
-    """
-    return list(records_of(path))
 
 
 def _corrupt(path: Path, problem: str) -> CorruptBlob:

@@ -7,6 +7,7 @@ starts such runs as forks of one process, so that importing is paid once: see `R
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -28,7 +29,10 @@ from lmpipe.ledger import MEASURED
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
 from tests.scripted import Colour, KeepingTrainer, examples, scheduler, slow_script
 
-STORING = {str(Path(lmpipe.__file__).parent / name) for name in ("store.py", "journal.py", "files.py", "session.py")}
+STORING = {
+    str(Path(lmpipe.__file__).parent / name)
+    for name in ("store.py", "blobs.py", "journal.py", "files.py", "session.py")
+}
 
 
 @final
@@ -216,7 +220,7 @@ def content(path: Path) -> dict[str, bytes]:
     files = {
         file.relative_to(path).as_posix(): file.read_bytes()
         for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name not in {"lock", "journal.jsonl"}
+        if file.is_file() and file.name not in {"lock", "journal.jsonl", "journal.length"}
     }
     return files | {key: json.dumps(value, sort_keys=True).encode() for key, value in journal(path).items()}
 
@@ -236,6 +240,7 @@ def without_clock(value: Any) -> Any:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
+        logging.basicConfig(handlers=[logging.NullHandler()])  # what libraries warn of is not what is looked for
         if sys.argv[2:]:
             import lmpipe.engines.local
             import lmpipe.engines.training

@@ -12,7 +12,9 @@ from lmpipe.retrieval.passages import PassageText
 from lmpipe.retriever import Passage
 
 
-def best(passages: Sequence[PassageText], scores: NDArray[Any], k: int, above: float = -np.inf) -> list[Passage]:
+def top_passages(
+    passages: Sequence[PassageText], scores: NDArray[Any], k: int, above: float = -np.inf
+) -> list[Passage]:
     """The k passages with the highest scores, best first; among equals, the earlier one first.
 
     Args:

@@ -21,7 +21,7 @@ import Stemmer
 from lmpipe.arguments import items, whole_number
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import digest
-from lmpipe.retrieval.best import best
+from lmpipe.retrieval.best import top_passages
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retriever import Passage, Retriever
 from lmpipe.text import clean
@@ -71,7 +71,7 @@ class BM25Retriever(Retriever):
 
     def _search(self, words: list[str], k: int) -> list[Passage]:
         known = self._index.get_tokens_ids(words)
-        return best(self._passages, self._index.get_scores_from_ids(known), k, above=0) if known else []
+        return top_passages(self._passages, self._index.get_scores_from_ids(known), k, above=0) if known else []
 
     def _words(self, texts: Sequence[str]) -> list[list[str]]:
         """Stems of each text, in its order."""

@@ -19,9 +19,9 @@ from lmpipe.embedder import Embedder
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.files import write_whole, writing
 from lmpipe.hashing import digest
-from lmpipe.retrieval.best import best
+from lmpipe.retrieval.best import top_passages
+from lmpipe.retrieval.damage import undamaged
 from lmpipe.retrieval.passages import PassageText
-from lmpipe.retrieval.reading import undamaged
 from lmpipe.retriever import Passage, Retriever
 from lmpipe.text import clean
 
@@ -70,7 +70,9 @@ class DenseRetriever(Retriever):
         if asked:
             vectors = self._embedded(asked)
             for query, vector, row in zip(asked, vectors, vectors @ self._vectors.T, strict=True):
-                found[query] = best(self._passages, row, k) if np.isfinite(vector).all() else self._no_numbers(query)
+                found[query] = (
+                    top_passages(self._passages, row, k) if np.isfinite(vector).all() else self._no_numbers(query)
+                )
         return [found.get(query, []) for query in queries]
 
     def _kept(self, folder: Path | None, advance: Callable[[int], None]) -> NDArray[Any]:

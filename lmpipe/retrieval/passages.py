@@ -24,8 +24,8 @@ import numpy as np
 from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.files import write_whole, writing
 from lmpipe.lines import as_text, json_object, numbered_lines
-from lmpipe.retrieval.reading import undamaged
-from lmpipe.text import clean, count_unclean
+from lmpipe.retrieval.damage import undamaged
+from lmpipe.text import clean, count_unclean, is_clean
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ _AROUND_NAMES = ' "#'  # as in '#id' and '"id"'
 @final
 @dataclass(frozen=True, slots=True)
 class PassageText:
-    """A passage as it stands in a file.
+    """A passage, in whose title and text characters that are no text are replaced by U+FFFD.
 
     Attributes:
         id: Names it within its collection.
@@ -50,7 +50,7 @@ class PassageText:
         text: Its text, without the title.
 
     Raises:
-        ConfigError: If one of them is no text, or not Unicode, or the id or the text is empty.
+        ConfigError: If one of them is no text, the id or the text is empty, or the id holds such characters.
     """
 
     id: str
@@ -60,14 +60,14 @@ class PassageText:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id.strip():
             raise ConfigError(f"the id of a passage is {self.id!r}; it must be text that is not empty")
+        if not is_clean(self.id):
+            raise ConfigError(f"the id {self.id!r} holds control characters or half a surrogate pair")
         if not isinstance(self.title, str):
             raise ConfigError(f"the title of passage {self.id!r} is no text")
         if not isinstance(self.text, str) or not self.text.strip():
             raise ConfigError(f"passage {self.id!r} has no text")
-        try:
-            f"{self.id}{self.title}{self.text}".encode()
-        except UnicodeEncodeError:
-            raise ConfigError(f"passage {self.id!r} holds half a surrogate pair, which is no Unicode") from None
+        object.__setattr__(self, "title", clean(self.title))
+        object.__setattr__(self, "text", clean(self.text))
 
     @property
     def full(self) -> str:
@@ -102,7 +102,8 @@ def read_passages(
     lines, read = _opened(path, header)
     for number, line in lines:
         try:
-            passage, unclean = _cleaned(*read(line))
+            name, title, text = read(line)
+            passage = PassageText(name, title, text)
             if passage.id in known:
                 raise ValueError(f"passage {passage.id!r} is on line {known[passage.id]} already")
         except ValueError as error:
@@ -112,7 +113,7 @@ def read_passages(
             malformed(problem)
             continue
         known[passage.id] = number
-        if unclean:
+        if unclean := count_unclean(title) + count_unclean(text):
             changed[number] = unclean
         yield passage
     if changed:
@@ -208,20 +209,6 @@ def _is_header(line: bytes) -> bool:
     """Whether the first two columns are named as columns are, which those of no passage would be."""
     names = [cell.strip(_AROUND_NAMES).lower() for cell in line.decode(errors="replace").split("\t")]
     return names[0] in _ID_COLUMNS and bool({*names[1:2]} & {*_TITLE_COLUMNS, *_TEXT_COLUMNS})
-
-
-def _cleaned(name: str, title: Any, text: Any) -> tuple[PassageText, int]:
-    """The passage, and how many characters of its title and text were no text and are replaced.
-
-    Raises:
-        ValueError: If it is no passage.
-    """
-    if name != clean(name):
-        raise ValueError(f"the id {name!r} holds control characters or half a surrogate pair")
-    unclean = sum(count_unclean(value) for value in (title, text) if isinstance(value, str))
-    if unclean:
-        title, text = (clean(value) if isinstance(value, str) else value for value in (title, text))
-    return PassageText(name, title, text), unclean
 
 
 @final

@@ -21,7 +21,7 @@ from lmpipe.engines.training import Tuning
 from lmpipe.errors import CorruptBlob
 from lmpipe.result import Result, Score
 from lmpipe.store import RunStore
-from lmpipe.tracelog import read_log
+from lmpipe.tracelog import records_of
 from tests.benchmarks.chromium import CHROMIUM, look
 from tests.benchmarks.rivers_task import RiversTask, reader
 from tests.rivers import SEAS, WordOverlap
@@ -172,7 +172,7 @@ def test_stages_that_strategies_share_are_one_branch(ran: tuple[Result, Path]) -
 
 
 def read(out: Path) -> Logs:
-    return lambda outcome: read_log(out / "blobs" / (outcome.traces or ""))
+    return lambda outcome: list(records_of(out / "blobs" / (outcome.traces or "")))
 
 
 def test_classes_are_counted_over_all_seeds(ran: tuple[Result, Path]) -> None:
@@ -209,7 +209,7 @@ def test_examples_that_changed_are_side_by_side(ran: tuple[Result, Path], page: 
 def test_prompts_are_those_that_were_sent(ran: tuple[Result, Path], page: str) -> None:
     found, out = ran
     for sent, row in zip(prompts(found, read(out)), found.strategies, strict=True):
-        first = read_log(out / "blobs" / (row.outcomes[0].traces or ""))[0]
+        first = next(records_of(out / "blobs" / (row.outcomes[0].traces or "")))
         assert set(sent.modules) == {"query.0.predict", "query.1.predict", "answer.predict"}
         for path, messages in sent.modules.items():
             step = next(step for step in first.steps if step.path == path)

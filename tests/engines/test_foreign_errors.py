@@ -263,7 +263,8 @@ def test_adapters_that_cannot_be_loaded_leave_the_engine_as_it_was(
                 answers(tiny_lm, WeightState(base="tiny", adapter=situation))
             assert answers(tiny_lm, BASE) == before
             tiny_lm.register_adapter(str(good.adapter), source)
-            assert loaded or len(answers(tiny_lm, good)) == len(ROWS)
+            if not loaded:
+                assert len(answers(tiny_lm, good)) == len(ROWS)
     assert trainer(tiny_lm, epochs=1).train(ROWS, good, session).steps == 1
 
 

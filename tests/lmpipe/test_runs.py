@@ -94,7 +94,7 @@ def test_the_table_is_the_one_of_the_benchmark(run: Path) -> None:
 def test_a_trace_shows_what_was_sent_answered_and_read(run: Path) -> None:
     opened = open_run(run)
     outcome = opened.outcome("p -> w", seed=4)
-    record = opened.traces(outcome)[0]
+    record = next(opened.records(outcome))
     step = record.steps[0]
     assert step.text
     shown = said("trace", run, "--strategy", "p -> w", "--seed", "4", "--example", record.example)
@@ -121,7 +121,7 @@ def test_runs_that_called_nothing_are_shown_too(run: Path, tmp_path: Path) -> No
     """As where the program itself fails before its first call."""
     copy = shutil.copytree(run, tmp_path / "run")
     result = Result.read(copy / "result.json").model_dump(mode="json")
-    records = open_run(run).traces(open_run(run).outcome("vanilla"))
+    records = list(open_run(run).records(open_run(run).outcome("vanilla")))
     unreached = [record.model_copy(update={"steps": (), "failure": "program"}) for record in records]
     log = gzip.compress("\n".join(record.model_dump_json() for record in unreached).encode())
     result["strategies"][0]["outcomes"][0]["traces"] = digest_bytes(log)

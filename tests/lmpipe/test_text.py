@@ -20,6 +20,7 @@ from lmpipe import (
     Passage,
     Predict,
     Prediction,
+    ProgramState,
     PromptState,
     Request,
     Retrieve,
@@ -31,7 +32,7 @@ from lmpipe import (
     initial_state,
 )
 from lmpipe.text import clean, count_unclean, snapshot
-from lmpipe.tracelog import read_log, records_of
+from lmpipe.tracelog import records_of
 
 HALF = json.loads('"\\ud83d"')  # half an emoji, as truncated messages hold it
 ANY = st.text(st.characters(), max_size=20)  # hypothesis leaves surrogates out unless they are asked for
@@ -106,7 +107,7 @@ def test_a_run_replaces_and_counts_it_and_costs_nobody_else(tmp_path: Path, capl
     assert session.ledger.total.replaced == 4  # two inputs of calls, and two characters of a completion
     assert session.ledger.total.modules["ask"].replaced == 4
     assert "replaced by U+FFFD: 1 in examples, 4 in" in caplog.text
-    records = read_log(store.path / "blobs" / str(evaluation.traces))
+    records = list(records_of(store.path / "blobs" / str(evaluation.traces)))
     assert [record.prediction for record in records] == [
         {"answer": "ok \ufffd\ufffd[31m", "more": ["\ufffd"]},
         {"answer": "ok", "more": ["\ufffd"]},
@@ -115,6 +116,13 @@ def test_a_run_replaces_and_counts_it_and_costs_nobody_else(tmp_path: Path, capl
     store.close()
     again = Session(lm=ScriptedLM(lambda request: "never asked"), store=RunStore(tmp_path))
     assert evaluate(program, initial_state(program, again), examples, one_of, again, keep_traces=True) == evaluation
+
+
+@given(ANY)
+def test_instructions_are_text(text: str) -> None:
+    state = ProgramState(prompts={"self": PromptState(instructions=text)}, weights={})
+    assert state.prompts["self"].instructions == clean(text)
+    assert ProgramState.model_validate_json(state.model_dump_json()) == state
 
 
 def test_what_json_spells_is_text_too() -> None:

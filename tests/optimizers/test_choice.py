@@ -145,6 +145,7 @@ def test_bayes_learns_nothing_from_scores_that_are_no_numbers() -> None:
         for _ in range(15):
             trials, choices = zip(*bayes.ask(2), strict=True)
             bayes.tell(trials, [NAN if choice["a"] == 2 else float(choice["a"]) for choice in choices])
+    assert trials[0].study.best_params == {"a": 1}
 
 
 def test_a_group_with_a_reward_that_is_no_number_teaches_nothing(store: RunStore) -> None:

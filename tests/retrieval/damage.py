@@ -6,38 +6,23 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from lmpipe.errors import LmpipeError
+from tests.damage import DAMAGES
+from tests.tally import Tally
 
 T = TypeVar("T")
 
-
-@dataclass
-class Outcomes:
-    """What came of some damages.
-
-    Attributes:
-        refused: Damages that were said with an error of lmpipe that names the file or its folder.
-        harmless: Damages after which the same was found.
-        wrong: What happened in all other cases.
-    """
-
-    refused: int = 0
-    harmless: int = 0
-    wrong: list[str] = field(default_factory=list)
-
-    @property
-    def counts(self) -> Counter[str]:
-        return Counter(refused=self.refused, harmless=self.harmless, wrong=len(self.wrong))
+GONE = "the file is gone"
 
 
-def damaged(folder: Path, use: Callable[[], T], times: int, seed: int = 0) -> Outcomes:
+def damaged(folder: Path, use: Callable[[], T], times: int, seed: int = 0) -> Tally:
     """Damages the files below a folder, each in turn, uses what is there, and repairs it.
+
+    An error has to name the file or its folder.
 
     Args:
         folder: With at least one file.
@@ -46,41 +31,24 @@ def damaged(folder: Path, use: Callable[[], T], times: int, seed: int = 0) -> Ou
         seed: Of where they are.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    whole, outcomes, rng = use(), Outcomes(), random.Random(seed)
+    whole, tally, rng = use(), Tally(tried=times), random.Random(seed)
     for number in range(times):
         path = files[number % len(files)]
         before = path.read_bytes()
-        how, after = rng.choice(list(_damages(before, rng)))
+        how = rng.choice([*DAMAGES, GONE])
         try:
-            if after is None:
-                path.unlink()
-            else:
-                path.write_bytes(after)
+            path.unlink() if how == GONE else path.write_bytes(DAMAGES[how](before, rng) if before else b"?")
             if use() == whole:
-                outcomes.harmless += 1
+                tally.harmless += 1
             else:
-                outcomes.wrong.append(f"{how} of {path}: something else was found")
+                tally.wrong.append(f"{how}: {path}: something else was found")
         except LmpipeError as error:
-            named = str(path) in str(error) or str(path.parent) in str(error)
-            outcomes.refused += named
-            if not named:
-                outcomes.wrong.append(f"{how} of {path}: not named by {error}")
+            if str(path) in str(error) or str(path.parent) in str(error):
+                tally.refused += 1
+            else:
+                tally.wrong.append(f"{how}: {path}: not named by {error}")
         except Exception as error:  # noqa: BLE001 (no error of a library may come through)
-            outcomes.wrong.append(f"{how} of {path}: {error!r}")
+            tally.wrong.append(f"{how}: {path}: {error!r}")
         finally:
             path.write_bytes(before)
-    return outcomes
-
-
-def _damages(data: bytes, rng: random.Random) -> Iterator[tuple[str, bytes | None]]:
-    place = rng.randrange(max(1, len(data)))
-    yield (
-        "a changed bit",
-        data[:place] + bytes(byte ^ 1 << rng.randrange(8) for byte in data[place : place + 1]) + data[place + 1 :],
-    )
-    yield "a changed byte", data[:place] + bytes([rng.randrange(256)]) + data[place + 1 :]
-    yield "a lost half", data[:place]
-    yield "a lost byte", data[:place] + data[place + 1 :]
-    yield "zeros", data[:place] + bytes(min(64, len(data) - place)) + data[place + 64 :]
-    yield "all of it lost", b""
-    yield "the file lost", None
+    return tally

@@ -152,6 +152,11 @@ def test_characters_that_are_no_text_are_replaced_and_counted_once(
     ]
 
 
+def test_passages_that_programs_make_are_cleaned_like_those_of_files() -> None:
+    passage = PassageText("2", "a\x1b[2J", "half \ud83d\0\n")
+    assert (passage.title, passage.text) == ("a\ufffd[2J", "half \ufffd\ufffd\n")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -159,7 +164,8 @@ def test_characters_that_are_no_text_are_replaced_and_counted_once(
         lambda: PassageText("a", "", " "),
         lambda: PassageText(1, "", "a"),  # type: ignore[arg-type]
         lambda: PassageText("a", None, "a"),  # type: ignore[arg-type]
-        lambda: PassageText("a", "", "\ud800"),
+        lambda: PassageText("a\ud800", "", "a"),
+        lambda: PassageText("a\x1b", "", "a"),
     ],
 )
 def test_what_is_no_passage_cannot_be_made(wrong: Callable[[], PassageText]) -> None:
@@ -222,10 +228,11 @@ def test_an_absent_or_truncated_file_is_named(tmp_path: Path) -> None:
             list(read_passages(tmp_path / name))
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+characters = st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\t\r\n")
+texts = st.text(characters, min_size=1).filter(str.strip)
 
 
-@given(st.lists(st.builds(PassageText, texts, st.text(st.characters(exclude_categories=["Cs"])), texts)))
+@given(st.lists(st.builds(PassageText, texts, st.text(characters), texts)))
 def test_texts_are_kept_as_they_are(tmp_path_factory: pytest.TempPathFactory, passages: list[PassageText]) -> None:
     folder = tmp_path_factory.mktemp("texts")
     PassageTexts.write(folder, passages)

@@ -6,6 +6,8 @@ Takes about an hour on two cores. ``--share 0.1`` does a tenth of it; ``--only``
 from __future__ import annotations
 
 import json
+import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +20,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.figures import Figure, show
-from tests.soak.tally import Tally
+from tests.tally import Tally
 
 MEGABYTE = 1e6
 
@@ -40,14 +42,7 @@ def damaged_runs(folder: Path, share: float, seed: int) -> Tally:
     from tests.damage import damage_run, make_run
 
     make_run(folder / "run")
-    rounds, tally = round(400 * share), Tally()
-    try:
-        counts = damage_run(folder / "run", folder / "copy", rounds, seed)
-        tally.refused, tally.harmless = counts["found"], counts["harmless"]
-    except AssertionError as error:
-        tally.wrong.append(str(error))
-    tally.tried = tally.refused + tally.harmless + len(tally.wrong)
-    return tally
+    return damage_run(folder / "run", folder / "copy", round(400 * share), seed)
 
 
 def damaged_indexes(folder: Path, share: float, seed: int) -> Tally:
@@ -67,11 +62,7 @@ def damaged_indexes(folder: Path, share: float, seed: int) -> Tally:
             retriever = open_index(index, encoder=encoder)
             return [retriever.name, *map(list, retriever.search(CORPUS[:3], 4))]
 
-        outcomes = damaged(index, found, round(200 * share), seed)
-        tally.refused += outcomes.refused
-        tally.harmless += outcomes.harmless
-        tally.wrong += outcomes.wrong
-    tally.tried = tally.refused + tally.harmless + len(tally.wrong)
+        tally += damaged(index, found, round(200 * share), seed)
     return tally
 
 
@@ -144,4 +135,6 @@ def main(
 
 
 if __name__ == "__main__":
+    os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")  # transformers reads them later
+    logging.basicConfig(handlers=[logging.NullHandler()])  # what is warned of is counted, not shown
     typer.run(main)

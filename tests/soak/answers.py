@@ -6,7 +6,7 @@ from lmpipe import Completion, EngineError
 from lmpipe.engines.server import ServerLM
 from tests.engines.faulty_answers import FAULTY, RawAnswer, always, answering, completion, http, once
 from tests.engines.openai_server import client, request
-from tests.soak.tally import Tally
+from tests.tally import Tally
 
 
 def faulty_answers() -> Tally:
@@ -18,14 +18,14 @@ def faulty_answers() -> Tally:
             with client(server.url, dialect="vllm", retries=1, timeout=0.3 if endless else 30.0) as lm:
                 server.begin(once(fault))
                 answers = lm.complete([request(logprobs=True)])
-                tally.harmless += [answer.text for answer in answers if isinstance(answer, Completion)] == ["fine"]
+                fine = [answer.text for answer in answers if isinstance(answer, Completion)] == ["fine"]
                 server.begin(always(fault))
-                tally.refused += _is_refused(lm, fault)
-                tally.tried += 2
-                if tally.harmless + tally.refused != tally.tried:
-                    tally.wrong.append(f"{name}: {answers}, or no error where it stays")
-                    tally.tried = tally.harmless + tally.refused
-    tally.tried += len(tally.wrong)
+                refused = _is_refused(lm, fault)
+            tally.tried += 2
+            tally.harmless += fine
+            tally.refused += refused
+            tally.wrong += [] if fine else [f"{name}, once: {answers}"]
+            tally.wrong += [] if refused else [f"{name}, always: no error"]
     return tally
 
 

@@ -24,84 +24,20 @@ from lmpipe.retrieval.passages import read_passages
 from lmpipe.retrieval.training.questions import read_questions
 from lmpipe.template import Template
 from lmpipe.text import clean, snapshot
-from lmpipe.tracelog import read_log
+from lmpipe.tracelog import records_of
 from optimizers import format_strategy, parse_strategy
 from tests.damage import CONFIG, DAMAGES, make_run
-from tests.soak.tally import Tally
+from tests.tally import Tally
 
+# fmt: off
 _PIECES = [
-    *(
-        "answer:",
-        "reasoning:",
-        "**answer**:",
-        "answer：",
-        "\\answer:",
-        "<think>",
-        "</think>",
-        "<thinking>",
-        "```",
-        "~~~",
-        "\n",
-    ),
-    *(
-        "entailed",
-        "not",
-        "not_entailed",
-        "New York",
-        "York",
-        "-",
-        "_",
-        ",",
-        ".",
-        "%",
-        "$",
-        "−",
-        "3",
-        "1,000",
-        "1 000",
-        "1e5",
-        "NaN",
-    ),
-    *(
-        "[",
-        "]",
-        "{",
-        "}",
-        '"',
-        "'",
-        "null",
-        "true",
-        "- ",
-        "• ",
-        "1. ",
-        "->",
-        "*",
-        "(",
-        ")",
-        ":",
-        "Literal",
-        "list[str]",
-        "int",
-        "p",
-        "w",
-    ),
-    *(
-        "\x00",
-        "\x1b[31m",
-        "\ud83d",
-        "\u202e",
-        "\ufeff",
-        "é",
-        "漢",
-        "😀",
-        "9" * 5000,
-        "[" * 2000,
-        "(" * 2000,
-        "[bold]",
-        "\t",
-        "\r\n",
-    ),
+    "answer:", "reasoning:", "**answer**:", "answer：", "\\answer:", "<think>", "</think>", "<thinking>", "```", "~~~",
+    "\n", "entailed", "not", "not_entailed", "New York", "York", "-", "_", ",", ".", "%", "$", "−", "3", "1,000",
+    "1 000", "1e5", "NaN", "[", "]", "{", "}", '"', "'", "null", "true", "- ", "• ", "1. ", "->", "*", "(", ")", ":",
+    "Literal", "list[str]", "int", "p", "w", "\x00", "\x1b[31m", "\ud83d", "\u202e", "\ufeff", "é", "漢", "😀",
+    "9" * 5000, "[" * 2000, "(" * 2000, "[bold]", "\t", "\r\n",
 ]
+# fmt: on
 TEXT = st.lists(st.sampled_from(_PIECES) | st.text(st.characters(), max_size=6), max_size=12).map("".join)
 SIGNATURES = [
     "q -> answer",
@@ -225,7 +161,7 @@ def targets(folder: Path) -> dict[str, tuple[st.SearchStrategy[Any], Callable[[A
         run / "config.json": partial(_opened, run),
         run / "result.json": partial(open_run, run),
         run / "splits.json": lambda: open_run(run).splits,
-        log: partial(read_log, log),
+        log: lambda: list(records_of(log)),
     }
     for name in _passages(folder):
         path = folder / name

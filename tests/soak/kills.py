@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.killable import Runs, content
-from tests.soak.tally import Tally
+from tests.tally import Tally
 
 
 def kills(folder: Path, times: int, seed: int, **how: Any) -> Tally:

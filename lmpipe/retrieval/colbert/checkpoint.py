@@ -33,7 +33,7 @@ from lmpipe.errors import ConfigError
 from lmpipe.files import writing
 from lmpipe.hashing import canonical_json, describe
 from lmpipe.retrieval.colbert.settings import ColbertSettings
-from lmpipe.retrieval.reading import undamaged
+from lmpipe.retrieval.damage import read_json, undamaged
 from lmpipe.text import clean
 
 _METADATA, _MODULES, _PYLATE = "artifact.metadata", "modules.json", "config_sentence_transformers.json"
@@ -43,7 +43,7 @@ _TOP = "pooler."  # of the encoder: its weights change no vector
 _WHAT_TO_DO = "download or save the checkpoint again"
 
 
-def reading(path: Path) -> Renamed:
+def checkpoint_file(path: Path) -> Renamed:
     """A block that reads a file of a checkpoint, or its folder; one that is damaged is a ConfigError."""
     return undamaged(path, _WHAT_TO_DO, ConfigError, (SafetensorError, StrictDataclassError))
 
@@ -142,18 +142,18 @@ def _download(name: str) -> Path:
 def _read(folder: Path) -> Checkpoint:
     modules = _modules(folder) if not (folder / _METADATA).is_file() else {}
     base = folder / modules.get("Transformer", "")
-    with reading(base / "config.json"):
+    with checkpoint_file(base / "config.json"):
         config = AutoConfig.from_pretrained(base)
         skeleton = _skeleton(config)
     tokenizer = _tokenizer(base, len(skeleton.get_input_embeddings().weight))
     path, weights = _weights(base)
     if modules:
-        with reading(folder / _PYLATE):
-            settings, dim = ColbertSettings.from_sentence_transformers(_json(folder / _PYLATE)), None
+        with checkpoint_file(folder / _PYLATE):
+            settings, dim = ColbertSettings.from_sentence_transformers(read_json(folder / _PYLATE)), None
         projection = _dense(folder / modules["Dense"])
     else:
-        with reading(folder / _METADATA):
-            metadata = _json(folder / _METADATA)
+        with checkpoint_file(folder / _METADATA):
+            metadata = read_json(folder / _METADATA)
             settings, dim = ColbertSettings.from_metadata(metadata), metadata.get("dim")
         projection = weights.get(_LINEAR, torch.empty(0, 0))
     if projection.shape != (dim or len(projection), config.hidden_size):
@@ -166,7 +166,7 @@ def _read(folder: Path) -> Checkpoint:
 
 def _tokenizer(folder: Path, embeddings: int) -> Any:
     """A fast tokenizer none of whose tokens lacks an embedding."""
-    with reading(folder / "tokenizer.json"):
+    with checkpoint_file(folder / "tokenizer.json"):
         tokenizer = AutoTokenizer.from_pretrained(folder)
         largest = max(tokenizer.get_vocab().values(), default=0)
     if not tokenizer.is_fast:
@@ -183,8 +183,10 @@ def _modules(folder: Path) -> dict[str, str]:
     """Kind of module → its folder, as sentence-transformers writes it."""
     if not (folder / _MODULES).is_file():
         raise ConfigError(f"{folder} has neither {_METADATA} nor {_MODULES}: no ColBERT checkpoint; {_WHAT_TO_DO}")
-    with reading(folder / _MODULES):
-        modules = [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in _json(folder / _MODULES)]
+    with checkpoint_file(folder / _MODULES):
+        modules = [
+            (str(module["type"]).rpartition(".")[2], str(module["path"])) for module in read_json(folder / _MODULES)
+        ]
     kinds = [kind for kind, _ in modules if kind != "Normalize"]  # which every vector is in any case
     if kinds != ["Transformer", "Dense"]:
         raise ConfigError(f"{folder / _MODULES} names {kinds}; a ColBERT checkpoint has one Transformer and one Dense")
@@ -194,8 +196,8 @@ def _modules(folder: Path) -> dict[str, str]:
 def _dense(folder: Path) -> Tensor:
     """The one layer of a Dense module, which must do nothing but multiply."""
     path, weights = _weights(folder)
-    config = _json(folder / "config.json")
-    with reading(folder / "config.json"):
+    with checkpoint_file(folder / "config.json"):
+        config = read_json(folder / "config.json")
         plain = str(config.get("activation_function", "Identity")).endswith("Identity")
         plain = plain and not config.get("use_residual")
     if set(weights) != {_LINEAR} or not plain:
@@ -208,7 +210,7 @@ def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise ConfigError(f"{folder} has no file {' or '.join(_WEIGHTS)}; {_WHAT_TO_DO}")
-    with reading(path):
+    with checkpoint_file(path):
         if path.suffix == ".safetensors":
             return path, load_file(path)
         loaded = dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -235,8 +237,3 @@ def _skeleton(config: Any) -> Any:
     """The encoder without values."""
     with torch.device("meta"):
         return AutoModel.from_config(config)  # type: ignore[no-untyped-call]
-
-
-def _json(path: Path) -> Any:
-    with reading(path):
-        return json.loads(path.read_text(encoding="utf-8"))

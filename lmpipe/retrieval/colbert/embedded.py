@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from lmpipe.engines.packaged import cache_folder, minilm_folder
 from lmpipe.hashing import derive_seed
-from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint, reading
+from lmpipe.retrieval.colbert.checkpoint import Checkpoint, checkpoint_file, load_checkpoint
 from lmpipe.retrieval.colbert.settings import ColbertSettings
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def embedded_checkpoint() -> Checkpoint:
 
 
 def _make(minilm: Path) -> Checkpoint:
-    with reading(minilm):
+    with checkpoint_file(minilm):
         config, weights = AutoConfig.from_pretrained(minilm), load_file(minilm / "model.safetensors")
         return Checkpoint(
             ColbertSettings(),

@@ -5,7 +5,6 @@ A retriever that was opened before does not see the change.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -14,12 +13,12 @@ from pathlib import Path
 
 from lmpipe.arguments import items
 from lmpipe.errors import ConfigError
+from lmpipe.files import read_json_object
 from lmpipe.progress import Progress, show_progress
 from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.index.build import new_segment
 from lmpipe.retrieval.index.manifest import Manifest
-from lmpipe.retrieval.passages import REBUILD, PassageText, PassageTexts
-from lmpipe.retrieval.reading import undamaged
+from lmpipe.retrieval.passages import PassageText, PassageTexts
 from lmpipe.store import RunStore
 
 
@@ -90,12 +89,7 @@ def _edited(folder: Path) -> Iterator[tuple[RunStore, Manifest]]:
     manifest = Manifest.read(folder)
     if manifest.plaid is not None:
         raise ConfigError(f"{folder} is a PLAID index, which cannot be changed; build it again")
-    path = folder / "config.json"
-    with undamaged(path, REBUILD):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise TypeError("no JSON object")
-    with closing(RunStore(folder, config)) as store:
+    with closing(RunStore(folder, read_json_object(folder / "config.json"))) as store:
         yield store, Manifest.read(folder)
 
 

@@ -2,7 +2,7 @@
 
     INDEX/index.json      engine, encoder, segments, deletions; with a checksum
     INDEX/blobs/DIGEST    content-addressed folders: segments, and PLAID's files
-    INDEX/journal.jsonl   what a build has finished: see `lmpipe.store`
+    INDEX/journal.*       what a build has finished: see `lmpipe.store`
 
 Knows nothing of encoding or search.
 """
@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.files import write_whole
 from lmpipe.hashing import digest, file_digests
+from lmpipe.retrieval.damage import read_json, undamaged
 from lmpipe.retrieval.passages import REBUILD
-from lmpipe.retrieval.reading import undamaged
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class Manifest(_Value):
             what = "an unfinished index: run the command that builds it again, it goes on" if unfinished else "no index"
             raise ConfigError(f"{index} holds {what}")
         with undamaged(path, REBUILD):
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path)
             stated, known = record["sum"], record["index"]
             made = digest(known)
         if made != stated:

@@ -5,7 +5,6 @@ Knows nothing of how indexes are built; one that colbert-ai has built is searche
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor
 
 from lmpipe.errors import ConfigError, StoreError
+from lmpipe.retrieval.damage import read_json
 from lmpipe.retrieval.plaid.kernels import Kernels, load_kernels
-from lmpipe.retrieval.plaid.library import colbert, make_codec, read_metadata, read_tensor, reading
+from lmpipe.retrieval.plaid.library import colbert, index_file, make_codec, read_metadata, read_tensor
 from lmpipe.retrieval.vectors import Ranking, TokenIndex, TokenVectors
 
 _SCORED = 4096  # passages decompressed at once
@@ -71,7 +71,7 @@ class PlaidIndex(TokenIndex):
     ) -> None:
         self._settings, self._kernels = settings, kernels or load_kernels()
         metadata = read_metadata(folder)
-        with reading(folder):
+        with index_file(folder):
             self._read(folder, metadata)
         self._check(folder, metadata)
 
@@ -99,7 +99,7 @@ class PlaidIndex(TokenIndex):
             StoreError: If they do not belong together.
         """
         codes, residuals, centroids = self._stored.codes, self._stored.residuals, self._codec.centroids
-        with reading(folder):
+        with index_file(folder):
             fit = (
                 len(codes) == int(self._lengths.sum()) == metadata["num_embeddings"]
                 and residuals.dtype == torch.uint8
@@ -186,5 +186,5 @@ def _whole(chunks: list[Tensor]) -> Tensor:
 
 
 def _lengths(path: Path) -> Any:
-    with reading(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+    with index_file(path):
+        return read_json(path)

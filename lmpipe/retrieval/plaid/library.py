@@ -16,7 +16,6 @@ Knows nothing of how centroids are found or of how an index is searched.
 from __future__ import annotations
 
 import importlib
-import json
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from lmpipe.engines.foreign import Renamed
 from lmpipe.errors import ConfigError, StoreError
-from lmpipe.retrieval.reading import undamaged
+from lmpipe.retrieval.damage import read_json, undamaged
 
 _TOKENIZERS = "TOKENIZERS_PARALLELISM"
 METADATA = "metadata.json"
@@ -98,8 +97,8 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """
     if not (folder / METADATA).is_file():
         raise StoreError(f"{folder} holds no finished PLAID index; build it again")
-    with reading(folder / METADATA):
-        found: dict[str, Any] = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    with index_file(folder / METADATA):
+        found: dict[str, Any] = read_json(folder / METADATA)
         counts = (found["num_chunks"], found["num_embeddings"], found["config"]["dim"], found["config"]["nbits"])
         if not all(isinstance(count, int) and count > 0 for count in counts):
             raise ValueError("sizes are whole numbers above 0")
@@ -112,10 +111,10 @@ def read_tensor(path: Path) -> Any:
     Raises:
         StoreError: If it cannot be read.
     """
-    with reading(path):
+    with index_file(path):
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
-def reading(path: Path) -> Renamed:
+def index_file(path: Path) -> Renamed:
     """A block that reads a file of an index, or its folder; one that is damaged is a StoreError."""
     return undamaged(path, "build the index again", StoreError)

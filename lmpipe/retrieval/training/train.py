@@ -102,7 +102,8 @@ def train_encoder(
         progress: Where to show progress.
 
     Returns:
-        The rounds; with validation questions, the first says how good the encoder was before.
+        The rounds; with validation questions, the first says how good the encoder was before. The checkpoint is that
+        of the round with the highest score, the latest of equals, since it has learned from the most examples.
 
     Raises:
         ConfigError: If there is something at `out`, or there are no gold passages.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import final
 
+from typing_extensions import Self
+
 
 @final
 @dataclass
@@ -22,3 +24,10 @@ class Tally:
     refused: int = 0
     harmless: int = 0
     wrong: list[str] = field(default_factory=list)
+
+    def __iadd__(self, other: Tally) -> Self:
+        self.tried += other.tried
+        self.refused += other.refused
+        self.harmless += other.harmless
+        self.wrong += other.wrong
+        return self

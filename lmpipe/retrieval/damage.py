@@ -1,15 +1,17 @@
 """Reading files that may be damaged: whatever libraries raise on their bytes becomes one error that names the file.
 
-Knows nothing of formats.
+Knows nothing of what is in them.
 """
 
 from __future__ import annotations
 
+import json
 import pickle
 import struct
 import tokenize
 import zlib
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 from lmpipe.engines.foreign import Renamed, told
@@ -47,3 +49,8 @@ def undamaged(
         more: Errors of libraries, beside those of Python, that mean damage too.
     """
     return Renamed((*_DAMAGE, *more), lambda error: kind(f"{path} is missing or damaged ({told(error)}); {advice}"))
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value of a file, for a block of `undamaged`; raises whatever comes up."""
+    return json.loads(path.read_bytes())
