@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from sklearn.datasets import load_iris
-
 from benchmarks.command import main
 from benchmarks.task import Task
 from lmpipe import Example, Metric, Module, exact_match
@@ -25,6 +23,8 @@ class IrisTask(Task):
     label: str | None = "answer"
 
     def examples(self) -> Sequence[Example]:
+        from sklearn.datasets import load_iris
+
         data = load_iris()
         return [
             Example(
