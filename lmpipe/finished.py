@@ -120,7 +120,8 @@ def open_run(folder: Path) -> FinishedRun:
     """
     path = folder / "result.json"
     if not path.exists():
-        raise ConfigError(f"{folder} has no result.json; a benchmark writes it when all its strategies are through")
+        what = "is a run directory without" if (folder / "config.json").exists() else "has no"
+        raise ConfigError(f"{folder} {what} result.json; a benchmark writes it when all its strategies are through")
     opened = FinishedRun(folder, Result.read(path))
     _ = opened.splits
     return opened

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, StrictDataclassError
@@ -40,9 +41,15 @@ def loading(what: str, id_or_path: object, make: Callable[[str], LmpipeError] = 
         what: Kind of thing, such as "a causal LM".
         id_or_path: Where from.
         make: Class of the error.
+
+    Raises:
+        LmpipeError: Of that class, if it is the path of a folder that is not there.
     """
+    text = str(id_or_path)
+    if text.startswith(("/", ".", "~")) and not Path(text).exists():
+        raise make(f"cannot load {what}: there is no folder {text!r}")
     return Renamed(
-        LOADING_FAILS, lambda error: make(f"cannot load {what} from {str(id_or_path)!r}: {told(error)}{_advice(error)}")
+        LOADING_FAILS, lambda error: make(f"cannot load {what} from {text!r}: {told(error)}{_advice(error)}")
     )
 
 

@@ -358,3 +358,9 @@ def test_text_that_no_tokenizer_takes_fails_its_request_alone(tiny_lm: LocalLM, 
     assert kinds == [Completion, EngineError, Completion]
     with pytest.raises(LmpipeError, match="tiny cannot encode a completion"):
         trainer(tiny_lm).train([TrainingRow(ROWS[0].messages, "\ud83d")], BASE, Session(lm=tiny_lm, store=store))
+
+
+def test_a_folder_that_is_not_there_is_called_so(tmp_path: Path) -> None:
+    for load in (load_lm, load_embedder):
+        with pytest.raises(ConfigError, match=f"there is no folder '{tmp_path}/absent'"):
+            load(f"hf:{tmp_path}/absent")
