@@ -143,8 +143,8 @@ class Run:
         finally:
             _active.discard(self)
             _run.reset(token)
-        if self._strays:
-            raise self._strays[0]
+            if self._strays:  # which is why whatever else went wrong did
+                raise self._strays[0]
 
     def stray(self, module: object) -> None:
         """Notes a call from a thread that ``forward`` started without this context; the run ends with it.
