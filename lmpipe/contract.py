@@ -39,7 +39,8 @@ def answers(who: str, ask: Callable[[], Iterable[A]], count: int, wanted: str, f
     """
     try:
         given = ask()
-        found = list(given) if isinstance(given, Iterable) and not isinstance(given, (str, bytes)) else None
+        is_list = isinstance(given, list) or (isinstance(given, Iterable) and not isinstance(given, (str, bytes)))
+        found = list(given) if is_list else None
     except LmpipeError:
         raise
     except Exception as error:

@@ -13,7 +13,7 @@ from typing import Any, final
 
 from lmpipe.errors import ConfigError
 from lmpipe.hashing import digest
-from lmpipe.text import shown, snapshot
+from lmpipe.text import cleaned, shown
 
 
 @final
@@ -48,7 +48,7 @@ class Example:
             raise ConfigError(f"the id of an example is {shown(self.id, 100)}; pass a text")
         replaced: list[int] = []
         try:
-            values = snapshot([dict(self.inputs), dict(self.labels), self.id], replaced.append)
+            values = cleaned([dict(self.inputs), dict(self.labels), self.id], replaced.append)
         except RecursionError:
             raise ConfigError("an example holds something that contains itself, or is nested too deeply") from None
         for name, value in zip(("inputs", "labels", "id"), values, strict=True):
@@ -61,6 +61,18 @@ class Example:
     def digest(self) -> str:
         """Identity by content, id included."""
         return digest([self.id, self.inputs, self.labels])
+
+
+def snapshot(value: Any) -> Any:
+    """The value as it is now: nested lists, dicts and sets are copied, so that later changes do not reach them."""
+    if isinstance(value, dict):
+        return {key: snapshot(item) if isinstance(item, _NESTED) else item for key, item in value.items()}
+    if isinstance(value, (list, set)):
+        return type(value)(snapshot(item) if isinstance(item, _NESTED) else item for item in value)
+    return value
+
+
+_NESTED = (dict, list, set)
 
 
 @final

@@ -53,7 +53,7 @@ def _in_range(score: object) -> float:
     if inspect.iscoroutine(score):
         score.close()
         raise MetricError("it is async, so it gave a coroutine; write `def` in place of `async def`")
-    value = float(score) if isinstance(score, SupportsFloat) else math.nan
+    value = float(score) if isinstance(score, (float, int, SupportsFloat)) else math.nan
     if not -_ROUNDING <= value <= 1 + _ROUNDING:  # a NaN is not either
         raise MetricError(f"it gave {shown(score, 100)}; it must give a number in [0, 1], or (number, text)")
     return min(max(value, 0.0), 1.0)

@@ -88,7 +88,7 @@ class Module(ABC):
 
     def _forward(self, inputs: Mapping[str, Any]) -> Prediction:
         result = self.forward(**inputs)
-        if inspect.isawaitable(result):
+        if not isinstance(result, Prediction) and inspect.isawaitable(result):
             if inspect.iscoroutine(result):
                 result.close()
             raise ModuleError(

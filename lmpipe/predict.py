@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 from typing import Any, final
 
 from lmpipe.arguments import of_kind
-from lmpipe.data import Prediction
+from lmpipe.data import Prediction, snapshot
 from lmpipe.errors import ConfigError
 from lmpipe.lm import Request, Sampling
 from lmpipe.module import Module
@@ -19,7 +19,7 @@ from lmpipe.run import Run, running
 from lmpipe.session import Session
 from lmpipe.signature import Field, Signature, SignatureLike, signature
 from lmpipe.state import ProgramState, PromptState
-from lmpipe.text import snapshot
+from lmpipe.text import REPLACEMENT, cleaned
 
 
 @lru_cache(maxsize=4096)
@@ -73,14 +73,15 @@ class Predict(Module):
         """
         run = running()
         self.signature.check_inputs(inputs)
-        replaced: list[int] = []
-        inputs = snapshot(inputs, replaced.append)
+        inputs, replaced = snapshot(inputs), list[int]()
         path, index, seed = run.locate(self)
         template = run.session.template
         prompt = run.state.prompts.get(path, self.vanilla)
         if prompt.demos:
             check_prompt(self.signature, prompt, path)
         messages = run.session.messages(self.signature, prompt, inputs)
+        if REPLACEMENT in messages[-1].content:  # the template may have replaced what was no text
+            inputs = cleaned(inputs, replaced.append)
         pattern = completion_pattern(self.signature) if run.session.structured else None
         request = Request(messages, self._sampling(run), run.state.weights_of(self.role, path), seed, pattern)
         read = partial(template.parse, self.signature)

@@ -15,7 +15,7 @@ from typing import final
 
 from lmpipe.arguments import items, of_kind
 from lmpipe.contract import described
-from lmpipe.data import Example, Prediction
+from lmpipe.data import Example, Prediction, snapshot
 from lmpipe.deadline import time_limit
 from lmpipe.errors import (
     BudgetSpent,
@@ -34,7 +34,7 @@ from lmpipe.run import Answer, Run, Search
 from lmpipe.secrets import hide
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
-from lmpipe.text import clean, snapshot
+from lmpipe.text import clean, cleaned
 from lmpipe.trace import Failure, Trace, total_cost
 from lmpipe.wavefront import Wavefront
 
@@ -239,7 +239,7 @@ def _trace(
     try:
         with run.active():
             made = prediction_of(program, program(**snapshot(job.example.inputs)))
-        prediction = Prediction(**snapshot(dict(made)))
+        prediction = Prediction(**cleaned(dict(made)))
         if scoring is not None:
             score, feedback = scoring.judge(job.example, prediction)
     except (ConfigError, SessionError, ModuleError) as error:

@@ -12,13 +12,14 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, final
 
+from lmpipe.data import snapshot
 from lmpipe.errors import EngineError, ModuleError, ParseError
 from lmpipe.hashing import derive_seed
 from lmpipe.lm import Completion, Request, Usage
 from lmpipe.retriever import Found
 from lmpipe.session import Session
 from lmpipe.state import ProgramState
-from lmpipe.text import clean, count_unclean, snapshot
+from lmpipe.text import clean, cleaned
 from lmpipe.trace import AnyStep, Step
 
 Answer = Callable[[str, Request], Completion | EngineError]
@@ -117,11 +118,13 @@ class Run:
             error = clean(str(answer))
             self.steps.append(step(outputs=None, text=None, usage=Usage(1), error=error, replaced=replaced))
             raise answer
-        more = [replaced, count_unclean(answer.text)]
-        step = partial(step, text=clean(answer.text), usage=answer.usage)
+        more = [replaced]
+        text: str = cleaned(answer.text, more.append)
+        step = partial(step, text=text, usage=answer.usage)
         try:
-            # JSON may spell characters that are no text
-            outputs: dict[str, Any] = snapshot(read(clean(answer.text)), more.append)
+            outputs = read(text)
+            if "\\" in text:  # JSON may spell characters that are no text
+                outputs = cleaned(outputs, more.append)
         except ParseError as unread:
             self.steps.append(step(outputs=None, error=str(unread), replaced=sum(more)))
             raise

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from types import NoneType, TracebackType
 from typing import Any, final
 
@@ -30,7 +30,6 @@ from lmpipe.signature import Signature
 from lmpipe.state import ProgramState, PromptState, WeightState
 from lmpipe.store import RunStore
 from lmpipe.template import Template
-from lmpipe.text import clean, is_clean
 
 
 @final
@@ -133,7 +132,7 @@ class Session:
         return [describe(self.sampling), self.structured, *others]
 
     def messages(self, signature: Signature, prompt: PromptState, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
-        """What an LM reads of a module's prompt and inputs, at inference and in fine-tuning rows; text throughout.
+        """What an LM reads of a module's prompt and inputs, at inference and in fine-tuning rows.
 
         Raises:
             SessionError: If the prompt needs an embedder that the session lacks.
@@ -142,8 +141,7 @@ class Session:
         def embed(name: str, texts: Sequence[str]) -> Sequence[Vector]:
             return self.embeddings.of(wanted(self.embedder, name), texts)
 
-        *opening, last = self.template.messages(signature, shown(signature, prompt, inputs, embed), inputs)
-        return (*_all_as_text(tuple(opening)), _as_text(last))
+        return self.template.messages(signature, shown(signature, prompt, inputs, embed), inputs)
 
     def base_weights(self) -> dict[str, WeightState]:
         """Role → its LM without any adapter."""
@@ -240,17 +238,6 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         _sessions.set(_sessions.get()[:-1])
-
-
-def _as_text(message: Message) -> Message:
-    """The message without characters that are no text, which an instruction may hold or an object may render."""
-    return message if is_clean(message.content) else replace(message, content=clean(message.content))
-
-
-@lru_cache(maxsize=4096)
-def _all_as_text(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The same of the messages that the calls of a module share."""
-    return tuple(map(_as_text, messages))
 
 
 _sessions: ContextVar[tuple[Session, ...]] = ContextVar("lmpipe_sessions", default=())

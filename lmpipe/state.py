@@ -23,7 +23,7 @@ from typing_extensions import Self
 
 from lmpipe.errors import ConfigError, ModuleError, SessionError
 from lmpipe.hashing import digest, jsonable
-from lmpipe.text import clean, snapshot
+from lmpipe.text import clean, cleaned
 
 V = TypeVar("V")
 
@@ -36,7 +36,7 @@ def _freeze(values: Mapping[str, Any]) -> Mapping[str, Any]:
 def _freeze_json(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same for values of one's own: plain JSON, which nobody else holds."""
     replaced: list[int] = []
-    made = snapshot(jsonable(dict(values)), replaced.append)
+    made = cleaned(jsonable(dict(values)), replaced.append)
     return _freeze(jsonable(made) if replaced else made)  # keys that were replaced stand in another order
 
 

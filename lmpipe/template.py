@@ -21,6 +21,7 @@ from lmpipe.errors import ParseError
 from lmpipe.lm import Message
 from lmpipe.signature import Field, Signature, schema_of
 from lmpipe.state import PromptState
+from lmpipe.text import clean
 from lmpipe.thoughts import quote_tags, split_thoughts, unquote_tags
 from lmpipe.values import parse_value, render_input, render_output, without_fence
 
@@ -34,12 +35,14 @@ class Template:
     def messages(self, signature: Signature, prompt: PromptState, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
         """The conversation up to the completion: what the LM reads, and the context of a fine-tuning row.
 
+        It is text throughout: characters that are no text, which an object among the inputs may render, are replaced.
+
         Args:
             signature: Decides the fields and the reply form.
             prompt: Decides the instruction and the demonstrations.
             inputs: A value for each input field.
         """
-        return (*_opening(signature, prompt), Message("user", self.question(signature, inputs)))
+        return (*_opening(signature, prompt), Message("user", clean(self.question(signature, inputs))))
 
     def question(self, signature: Signature, inputs: Mapping[str, Any]) -> str:
         """The user message that gives these inputs; fields that they lack are left out."""
@@ -91,10 +94,10 @@ class Template:
 def _opening(signature: Signature, prompt: PromptState) -> tuple[Message, ...]:
     """System message and demonstrations, which the calls of a module under one state share."""
     template = Template()
-    messages = [Message("system", _system(signature, prompt.instructions))]
+    messages = [Message("system", clean(_system(signature, prompt.instructions)))]
     for demo in prompt.demos:
-        messages.append(Message("user", template.question(signature, demo.inputs)))
-        messages.append(Message("assistant", template.completion(signature, demo.outputs)))
+        messages.append(Message("user", clean(template.question(signature, demo.inputs))))
+        messages.append(Message("assistant", clean(template.completion(signature, demo.outputs))))
     return tuple(messages)
 
 

@@ -18,12 +18,15 @@ _HIDDEN = re.compile(
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # marks that turn the direction of what follows
 )
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")  # tab and line ends are text
+_SHORT = 100  # characters; longer texts have line ends, which no printable text has
 _CONTROL = bytes(char for char in (*range(32), 127) if chr(char) not in "\t\n\r")
 _MORE_CONTROL = re.compile(b"\xc2[\x80-\x9f]")  # U+0080 to U+009F in UTF-8
 
 
 def is_clean(text: str) -> bool:
     """Whether all of the text is text; several times faster than a search, since nearly all of it is."""
+    if len(text) < _SHORT and text.isprintable():
+        return True
     try:
         data = text.encode()
     except UnicodeEncodeError:
@@ -41,30 +44,25 @@ def count_unclean(text: str) -> int:
     return 0 if is_clean(text) else len(_NO_TEXT.findall(text))
 
 
-def snapshot(value: Any, replaced: Callable[[int], object] = lambda count: None) -> Any:
-    """The value as it is now, as text that everything downstream can take.
+def cleaned(value: Any, replaced: Callable[[int], object] = lambda count: None) -> Any:
+    """A copy of a value in which all text is text, at any depth of lists, dicts, sets and tuples, in keys too.
 
-    Nested lists, dicts, sets and tuples are copied, so that later changes do not reach them. Characters that are no
-    text are replaced (`lmpipe.text`), in the keys of dicts too; other objects stay as they are.
+    Objects of other types stay as they are.
 
     Args:
         value: What comes in.
         replaced: Told how many characters of a text were replaced.
     """
-    kind = type(value)
     if isinstance(value, str):
         if is_clean(value):
             return value
         replaced(count_unclean(value))
         return clean(value)
     if isinstance(value, dict):
-        return {snapshot(key, replaced): snapshot(item, replaced) for key, item in value.items()}
-    if kind in _COPIED:
-        return kind(snapshot(item, replaced) for item in value)
+        return {cleaned(key, replaced): cleaned(item, replaced) for key, item in value.items()}
+    if type(value) in (list, set, tuple, frozenset):
+        return type(value)(cleaned(item, replaced) for item in value)
     return value
-
-
-_COPIED = (list, set, tuple, frozenset)
 
 
 def shorten(text: str, most: int = 2000) -> str:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.hashing import digest_file, jsonable
-from lmpipe.text import shown, snapshot
+from lmpipe.text import cleaned, shown
 from lmpipe.trace import AnyStep, RetrievalStep, Trace
 
 _GZIP = 31  # zlib's number for a gzip header, whose time is then 0
@@ -146,7 +146,7 @@ def _json(values: Any) -> Any:
         made = jsonable(dict(values))
     except ConfigError:  # something in it is no JSON
         made = {name: _readable(value) for name, value in values.items()}
-    return snapshot(made)
+    return cleaned(made)
 
 
 def _readable(value: Any) -> Any:

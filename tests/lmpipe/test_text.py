@@ -31,7 +31,7 @@ from lmpipe import (
     evaluate,
     initial_state,
 )
-from lmpipe.text import clean, count_unclean, snapshot
+from lmpipe.text import clean, cleaned, count_unclean
 from lmpipe.tracelog import records_of
 
 HALF = json.loads('"\\ud83d"')  # half an emoji, as truncated messages hold it
@@ -58,13 +58,13 @@ def test_clean_text_can_be_encoded_and_commands_no_terminal(text: str) -> None:
 )
 def test_an_example_is_text_at_any_depth(value: Any) -> None:
     counts: list[int] = []
-    cleaned = snapshot(value, counts.append)
-    json.dumps(cleaned, ensure_ascii=False).encode()
+    made = cleaned(value, counts.append)
+    json.dumps(made, ensure_ascii=False).encode()
     example = Example({"value": value}, {"answer": value})
-    assert example.inputs == {"value": cleaned}
-    assert example.labels == {"answer": cleaned}
+    assert example.inputs == {"value": made}
+    assert example.labels == {"answer": made}
     assert example.replaced == 2 * sum(counts)
-    assert example.id == Example({"value": cleaned}, {"answer": cleaned}).id
+    assert example.id == Example({"value": made}, {"answer": made}).id
 
 
 def test_something_that_contains_itself_is_no_example() -> None:

@@ -23,7 +23,7 @@ from lmpipe.metrics import judge, last_number
 from lmpipe.retrieval.passages import read_passages
 from lmpipe.retrieval.training.questions import read_questions
 from lmpipe.template import Template
-from lmpipe.text import clean, snapshot
+from lmpipe.text import clean, cleaned
 from lmpipe.tracelog import records_of
 from optimizers import format_strategy, parse_strategy
 from tests.damage import CONFIG, DAMAGES, make_run
@@ -60,14 +60,14 @@ VALUES = st.recursive(
 def _parses(case: tuple[str, str]) -> None:
     source, text = case
     known = signature(source)
-    outputs = snapshot(Template().parse(known, clean(text)))
+    outputs = cleaned(Template().parse(known, clean(text)))
     assert outputs.keys() == {field.name for field in known.outputs}
     assert Template().parse(known, Template().completion(known, outputs)) == outputs
 
 
 def _reads_back(outputs: dict[str, str]) -> None:
     known = signature("q -> reasoning, answer")
-    stripped = {name: text.strip() for name, text in snapshot(outputs).items()}
+    stripped = {name: text.strip() for name, text in cleaned(outputs).items()}
     assert Template().parse(known, Template().completion(known, stripped)) == stripped
 
 
