@@ -46,7 +46,7 @@ def of_kind(name: str, value: object, kind: type | tuple[type, ...]) -> None:
     if not isinstance(value, kind):
         wanted = kind[0] if isinstance(kind, tuple) else kind
         more = ", not the class itself" if isinstance(value, type) else ""
-        raise ConfigError(f"{name} is {shown(value, 100)}; pass a {wanted.__name__}{more}")
+        raise ConfigError(f"{name} is {shown(value, 100)}; it must be of the type {wanted.__name__}{more}")
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:

@@ -64,15 +64,15 @@ class Example:
 
 
 def snapshot(value: Any) -> Any:
-    """The value as it is now: nested lists, dicts and sets are copied, so that later changes do not reach them."""
+    """The value as it is now: nested lists, dicts, sets and tuples are copied, so later changes do not reach them."""
     if isinstance(value, dict):
         return {key: snapshot(item) if isinstance(item, _NESTED) else item for key, item in value.items()}
-    if isinstance(value, (list, set)):
+    if type(value) in _NESTED:
         return type(value)(snapshot(item) if isinstance(item, _NESTED) else item for item in value)
     return value
 
 
-_NESTED = (dict, list, set)
+_NESTED = (dict, list, set, tuple, frozenset)
 
 
 @final

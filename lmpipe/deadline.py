@@ -95,6 +95,6 @@ def in_time(work: Callable[[], T]) -> T:
     try:
         return done.result(seconds_left(GRACE))
     except FutureTimeout as error:
-        if done.done():  # the work itself says so
-            raise
+        if done.done():  # just then, or with such an error of its own
+            return done.result()
         raise BudgetSpent("max_seconds is spent; a call that did not come back was given up") from error

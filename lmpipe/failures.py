@@ -88,7 +88,8 @@ class FailureCounts:
 
     def _count(self, kind: Failure, message: str, count: int) -> None:
         text, _, _ = message.partition("; the completion was")  # which differs from run to run, as ids do
-        text, _, _ = text.partition("; example ")
+        if kind == "metric":
+            text = text.rpartition("; example ")[0] or text
         parts = _PARTS.split(clean(text[:_LONGEST]))
         group = self._known.setdefault((kind, *parts[::2]), _Group(kind, parts))
         group.parts = [own if own == other else _VARIES for own, other in zip(group.parts, parts, strict=True)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, final
 
@@ -161,7 +162,7 @@ def _fault(answer: object) -> str:
         return f"the text of a completion must be text, and this is {shown(answer.text, 50)}"
     usage = answer.usage
     counts = [usage.calls, usage.prompt_tokens, usage.completion_tokens] if isinstance(usage, Usage) else [usage]
-    wrong = [count for count in counts if not isinstance(count, int) or count < 0]
+    wrong = [count for count in counts if not isinstance(count, Integral) or count < 0]
     return f"calls and tokens are counted from 0 on, and one is {shown(wrong[0], 50)}" if wrong else ""
 
 

@@ -16,7 +16,7 @@ from lmpipe.data import Example, Prediction
 from lmpipe.deadline import time_limit
 from lmpipe.errors import ConfigError, ModuleError, SignatureError
 from lmpipe.run import Run, current_run, refuse_stray
-from lmpipe.session import current_session
+from lmpipe.session import current_session, in_session
 from lmpipe.state import ProgramState
 from lmpipe.text import shown
 from lmpipe.trace import total_cost
@@ -67,7 +67,8 @@ class Module(ABC):
             raise SignatureError(f"{shown(values[0], 50)} was given to {type(self).__name__} without the input's name")
         if current_run() is not None:
             return self._forward(inputs)
-        refuse_stray(self)
+        if not in_session():
+            refuse_stray(self)
         session = current_session()
         state = session.state or ProgramState(prompts={}, weights=session.base_weights())
         check_state(self, state)
@@ -171,15 +172,15 @@ def check_inputs(program: Module, examples: Iterable[Example]) -> None:
     Raises:
         ConfigError: If it takes others; the message names both.
     """
-    signature = inspect.signature(program.forward)
+    signature = inspect.signature(program.forward, follow_wrapped=False)
     names: tuple[str, ...] = ()
     try:
         for names in {tuple(example.inputs): None for example in examples}:
             signature.bind(**dict.fromkeys(names))
     except TypeError as error:
         raise ConfigError(
-            f"examples have the inputs {', '.join(names) or 'none'}, and {type(program).__name__}.forward() takes "
-            f"{', '.join(signature.parameters) or 'nothing'}: {error}"
+            f"examples have the inputs {', '.join(map(str, names)) or 'none'}, and {type(program).__name__}.forward() "
+            f"takes {', '.join(signature.parameters) or 'nothing'}: {error}"
         ) from None
 
 

@@ -14,6 +14,7 @@ from lmpipe.embedder import Vector, cosine
 from lmpipe.signature import Signature
 from lmpipe.state import PromptState
 from lmpipe.template import Template
+from lmpipe.text import clean
 
 Embed = Callable[[str, Sequence[str]], Sequence[Vector]]
 """Vectors of some texts, by the embedder of that name."""
@@ -34,7 +35,7 @@ def shown(signature: Signature, prompt: PromptState, inputs: Mapping[str, Any], 
     """
     if prompt.nearest is None:
         return prompt
-    asked = Template().question(signature, inputs)
+    asked = clean(Template().question(signature, inputs))
     others = [(demo, text) for demo, text in zip(prompt.demos, _texts(signature, prompt), strict=True) if text != asked]
     vectors = embed(prompt.nearest.embedder, [asked, *(text for _, text in others)])
     distances = [-cosine(vectors[0], vector) for vector in vectors[1:]]
@@ -44,4 +45,4 @@ def shown(signature: Signature, prompt: PromptState, inputs: Mapping[str, Any], 
 
 @lru_cache(maxsize=256)
 def _texts(signature: Signature, prompt: PromptState) -> tuple[str, ...]:
-    return tuple(Template().question(signature, demo.inputs) for demo in prompt.demos)
+    return tuple(clean(Template().question(signature, demo.inputs)) for demo in prompt.demos)

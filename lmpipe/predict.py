@@ -80,8 +80,9 @@ class Predict(Module):
         if prompt.demos:
             check_prompt(self.signature, prompt, path)
         messages = run.session.messages(self.signature, prompt, inputs)
-        if REPLACEMENT in messages[-1].content:  # the template may have replaced what was no text
+        if REPLACEMENT in messages[-1].content or "\\u00" in messages[-1].content:  # what was no text, or JSON of it
             inputs = cleaned(inputs, replaced.append)
+            messages = run.session.messages(self.signature, prompt, inputs)
         pattern = completion_pattern(self.signature) if run.session.structured else None
         request = Request(messages, self._sampling(run), run.state.weights_of(self.role, path), seed, pattern)
         read = partial(template.parse, self.signature)

@@ -62,7 +62,7 @@ class Run:
         self._seed = seed
         self._calls: dict[str, int] = {}
         self._thread = 0
-        self._strays: list[ModuleError] = []
+        self._strays: list[object] = []
 
     def locate(self, module: object) -> tuple[str, int, int]:
         """Path of a module, the number of this call of it, and the seed of the call.
@@ -139,25 +139,31 @@ class Run:
             ModuleError: If a thread without this context called a module of the program meanwhile.
         """
         self._thread = threading.get_ident()
+        _knows_runs.set(True)
         token = _run.set(self)
         _active.add(self)
         try:
             yield self
+        except Exception:
+            self._refuse_strays()  # since a call that failed elsewhere is why this went wrong
+            raise
+        else:
+            self._refuse_strays()
         finally:
             _active.discard(self)
             _run.reset(token)
-            if self._strays:  # which is why whatever else went wrong did
-                raise self._strays[0]
 
-    def stray(self, module: object) -> None:
-        """Notes a call from a thread that ``forward`` started without this context; the run ends with it.
+    def has(self, module: object) -> bool:
+        """Whether the running program has a module."""
+        return id(module) in self._paths
 
-        Raises:
-            ModuleError: If the module is part of the program.
-        """
-        if id(module) in self._paths:
-            self._strays.append(_from_other_thread(module))
-            raise self._strays[0]
+    def note_stray(self, module: object) -> None:
+        """Notes a call from a thread that ``forward`` started without this context; the run ends with it."""
+        self._strays.append(module)
+
+    def _refuse_strays(self) -> None:
+        if self._strays:
+            raise _from_other_thread(self._strays[0])
 
 
 def _from_other_thread(module: object) -> ModuleError:
@@ -170,18 +176,27 @@ def _from_other_thread(module: object) -> ModuleError:
 _active: set[Run] = set()
 """The runs under way in this process, by which a call from a thread without any run is told from one outside."""
 
+_knows_runs: ContextVar[bool] = ContextVar("lmpipe_knows_runs", default=False)
+"""Whether this context is one in which a program has run; a thread that `forward` starts has an empty one."""
+
 _run: ContextVar[Run | None] = ContextVar("lmpipe_run", default=None)
 
 
 def refuse_stray(module: object) -> None:
     """Looks whether a module that is called outside of every run belongs to one that is under way in another thread.
 
+    Threads in which a program has run, as those in which metrics are asked, may call modules outside of a run.
+
     Raises:
         ModuleError: If so.
     """
-    if threading.current_thread() is not threading.main_thread():
-        for run in tuple(_active):
-            run.stray(module)
+    if _knows_runs.get() or threading.current_thread() is threading.main_thread():
+        return
+    runs = [run for run in tuple(_active) if run.has(module)]
+    for run in runs:
+        run.note_stray(module)
+    if runs:
+        raise _from_other_thread(module)
 
 
 def current_run() -> Run | None:

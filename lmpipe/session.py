@@ -12,13 +12,14 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Integral
 from types import NoneType, TracebackType
 from typing import Any, final
 
 from lmpipe.arguments import items, of_kind, whole_number
 from lmpipe.deadline import in_time
 from lmpipe.embedder import Embedder, Embeddings, Vector, wanted
-from lmpipe.errors import ConfigError, EngineError, SessionError
+from lmpipe.errors import EngineError, SessionError
 from lmpipe.events import Callback, Event
 from lmpipe.hashing import canonical_json, derive_seed, describe
 from lmpipe.ledger import Budget, Cost, Ledger
@@ -78,7 +79,7 @@ class Session:
 
     def __post_init__(self) -> None:
         whole_number("max_concurrency", self.max_concurrency)
-        of_kind("seed", self.seed, int)
+        of_kind("seed", self.seed, Integral)
         for role, lm in self.roles.items():
             of_kind(f"the LM of role {role!r}", lm, LM)
             of_kind(f"the name of the LM of role {role!r}", lm.name, str)
@@ -87,8 +88,7 @@ class Session:
         of_kind("store", self.store, (RunStore, NoneType))
         of_kind("embedder", self.embedder, (Embedder, NoneType))
         of_kind("retriever", self.retriever, (Retriever, NoneType))
-        if not all(map(callable, items("callbacks", self.callbacks, object))):
-            raise ConfigError("callbacks must be functions of one event")
+        object.__setattr__(self, "callbacks", tuple(items("callbacks", self.callbacks, Callable)))  # type: ignore[arg-type]
 
     @property
     def roles(self) -> Mapping[str, LM]:
@@ -241,6 +241,11 @@ class Session:
 
 
 _sessions: ContextVar[tuple[Session, ...]] = ContextVar("lmpipe_sessions", default=())
+
+
+def in_session() -> bool:
+    """Whether a session is active."""
+    return bool(_sessions.get())
 
 
 def current_session() -> Session:

@@ -114,8 +114,9 @@ class RunStore:
         Raises:
             StoreError: If they cannot be written.
         """
-        self._check_open()
-        return self._blobs.put(data)
+        with self._writer:
+            self._check_open()
+            return self._blobs.put(data)
 
     def put_pieces(self, pieces: Iterable[bytes]) -> str:
         """Keeps some bytes that need not be in memory together, as one blob; returns its digest.
@@ -140,8 +141,9 @@ class RunStore:
         Raises:
             StoreError: If it cannot be written.
         """
-        self._check_open()
-        return self._blobs.put_folder(folder)
+        with self._writer:
+            self._check_open()
+            return self._blobs.put_folder(folder)
 
     def folder(self, name: str) -> Path:
         """Path of a stored folder; its files were verified when the store was opened.

@@ -5,9 +5,9 @@ Knows nothing of how they are used.
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, StrictDataclassError
@@ -46,7 +46,7 @@ def loading(what: str, id_or_path: object, make: Callable[[str], LmpipeError] = 
         LmpipeError: Of that class, if it is the path of a folder that is not there.
     """
     text = str(id_or_path)
-    if text.startswith(("/", ".", "~")) and not Path(text).exists():
+    if text.startswith(("/", ".", "~")) and not os.path.exists(text):
         raise make(f"cannot load {what}: there is no folder {text!r}")
     return Renamed(
         LOADING_FAILS, lambda error: make(f"cannot load {what} from {text!r}: {told(error)}{_advice(error)}")

@@ -6,7 +6,7 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import TypeVar
 
 A = TypeVar("A")
@@ -25,8 +25,8 @@ def concurrently(work: Callable[[A], B], items: Sequence[A], most: int) -> list[
         most: How many calls are made at the same time.
 
     Raises:
-        BaseException: What a call raised, the first one by the order of the items. Calls that are under way then are
-            left to themselves, and no more are begun.
+        BaseException: What the first call to fail raised. Calls that are under way then are left to themselves, and no
+            more are begun.
     """
     if len(items) == 1:
         return [work(items[0])]
@@ -47,6 +47,8 @@ def concurrently(work: Callable[[A], B], items: Sequence[A], most: int) -> list[
     for _ in range(min(most, len(items))):
         threading.Thread(target=answer, daemon=True).start()
     try:
-        return [result.result() for result in results]
+        ended, _ = wait(results, return_when=FIRST_EXCEPTION)
+        failed = [result for result in results if result in ended and result.exception() is not None]
+        return [result.result() for result in failed or results]
     finally:
         waiting.clear()

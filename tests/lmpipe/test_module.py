@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
@@ -24,6 +26,7 @@ from lmpipe import (
     PromptState,
     ScriptedLM,
     Session,
+    evaluate,
     initial_state,
     predictors,
     rollout,
@@ -237,6 +240,70 @@ def test_a_program_that_cannot_run_says_at_once_what_to_write(how: str) -> None:
     jobs = [Job(ProgramState(prompts={}, weights=session.base_weights()), Example({"question": "2 + 2?"}))]
     with pytest.raises(error, match=message):
         rollout(made(), jobs, session)
+
+
+def test_metrics_and_threads_with_a_session_may_call_modules() -> None:
+    judge, lm = Predict("question -> answer"), ScriptedLM(lambda request: "answer: 4")
+    examples = [Example({"question": str(number)}) for number in range(24)]
+
+    def metric(example: Example, prediction: Prediction) -> float:
+        return float(judge(question=example.id).answer == program(question="?").answer == "4")
+
+    program, session = Nested(), Session(lm=lm, max_concurrency=8)
+    with session:
+        assert evaluate(program, initial_state(program, session), examples, metric, session).mean == 1
+
+    def ask(number: int) -> str:
+        with Session(lm=lm):
+            return str(program(question=str(number)).answer)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(40))) == ["4"] * 40
+
+
+def wrapping(forward: Callable[..., Prediction]) -> Callable[..., Prediction]:
+    @functools.wraps(forward)
+    def injected(self: Module, **inputs: Any) -> Prediction:
+        return forward(self, extra="!", **inputs)
+
+    return injected
+
+
+class Decorated(Module):
+    def __init__(self) -> None:
+        self.ask = Predict("question -> answer")
+
+    @wrapping
+    def forward(self, question: str, extra: str = "", more: int = 3) -> Prediction:
+        return self.ask(question=question + extra)
+
+
+def test_forward_may_be_decorated_and_have_defaults() -> None:
+    program, session = Decorated(), Session(lm=echo())
+    [trace] = rollout(program, [Job(initial_state(program, session), Example({"question": "a"}))], session)
+    assert trace.prediction == {"answer": "a!"}
+
+
+@pytest.mark.parametrize("inputs", [{"q": "a"}, {}, {"question": "a", "more": 1}, {1: "a"}])
+def test_inputs_that_forward_does_not_take_are_named_before_any_call(inputs: Any) -> None:
+    program, session = Nested(), Session(lm=echo())
+    jobs = [Job(initial_state(program, session), Example(inputs))]
+    with pytest.raises(ConfigError, match=r"examples have the inputs .*, and Nested.forward\(\) takes question"):
+        rollout(program, jobs, session)
+
+
+def test_what_a_program_changes_of_its_inputs_does_not_reach_the_example() -> None:
+    class Changes(Nested):
+        def forward(self, question: Any) -> Prediction:
+            question[0].append("changed")
+            return Prediction(answer=question)
+
+    program, session = Changes(), Session(lm=echo())
+    example = Example({"question": (["a"],)})
+    for _ in range(2):
+        [trace] = rollout(program, [Job(initial_state(program, session), example)], session)
+        assert trace.prediction == {"answer": (["a", "changed"],)}
+    assert example.inputs == {"question": (["a"],)}
 
 
 def test_a_list_that_two_modules_hold_is_no_cycle() -> None:

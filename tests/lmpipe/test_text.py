@@ -125,6 +125,15 @@ def test_instructions_are_text(text: str) -> None:
     assert ProgramState.model_validate_json(state.model_dump_json()) == state
 
 
+def test_what_is_within_an_input_is_text_too() -> None:
+    program = Predict("facts: dict[str, str] -> answer")
+    asked: list[str] = []
+    with Session(lm=ScriptedLM(lambda request: asked.append(request.messages[-1].content) or "answer: ok")) as session:
+        program(facts={"a": "x\x00y"})
+    assert asked == ['facts: {"a": "x\ufffdy"}']
+    assert session.ledger.total.replaced == 1
+
+
 def test_what_json_spells_is_text_too() -> None:
     program, lm = Predict("question -> names: list[str]"), ScriptedLM(lambda request: r'names: ["a\u0000b", "\u001b"]')
     with Session(lm=lm) as session:
