@@ -47,7 +47,7 @@ def loading(what: str, id_or_path: object, make: Callable[[str], LmpipeError] = 
     """
     text = str(id_or_path)
     if text.startswith(("/", ".", "~")) and not os.path.exists(text):
-        raise make(f"cannot load {what}: there is no folder {text!r}")
+        raise make(f"cannot load {what} from {text!r}: there is no such folder")
     return Renamed(
         LOADING_FAILS, lambda error: make(f"cannot load {what} from {text!r}: {told(error)}{_advice(error)}")
     )

@@ -362,5 +362,5 @@ def test_text_that_no_tokenizer_takes_fails_its_request_alone(tiny_lm: LocalLM, 
 
 def test_a_folder_that_is_not_there_is_called_so(tmp_path: Path) -> None:
     for load in (load_lm, load_embedder):
-        with pytest.raises(ConfigError, match=f"there is no folder '{tmp_path}/absent'"):
+        with pytest.raises(ConfigError, match=f"from '{tmp_path}/absent': there is no such folder"):
             load(f"hf:{tmp_path}/absent")
