@@ -1,4 +1,4 @@
-"""Arguments that public calls share, checked where they come in: collections and whole numbers.
+"""Arguments that public calls share, checked where they come in: collections, numbers, and values of a type.
 
 A text is a collection of its characters and a generator is empty after its first reading, so neither may pass for a
 list of texts unseen. Knows nothing of what the arguments are for.

@@ -13,7 +13,7 @@ from traceback import extract_tb
 from typing import TypeVar
 
 from lmpipe.errors import EngineError, LmpipeError
-from lmpipe.text import clean, shown, told
+from lmpipe.text import clean, message_of, shown
 
 A = TypeVar("A")
 
@@ -57,7 +57,7 @@ def answers(who: str, ask: Callable[[], Iterable[A]], count: int, wanted: str, f
 
 def described(error: Exception) -> str:
     """Kind and message of an exception and, unless it is one of lmpipe's, where code of the user raised it."""
-    text = clean(f"{type(error).__name__}: {told(error)}")
+    text = clean(f"{type(error).__name__}: {message_of(error)}")
     if isinstance(error, LmpipeError):
         return text
     places = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).parent != _HERE]

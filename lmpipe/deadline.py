@@ -74,6 +74,14 @@ def held(lock: threading.Lock) -> Iterator[None]:
         lock.release()
 
 
+def settle(done: Future[T], context: contextvars.Context, work: Callable[[], T]) -> None:
+    """Gives a future what some work ends with in a context: its result, or what it raised."""
+    try:
+        done.set_result(context.run(work))
+    except BaseException as error:
+        done.set_exception(error)
+
+
 def in_time(work: Callable[[], T]) -> T:
     """Does some work; where the time is limited, in a thread that is given up when the time is over.
 
@@ -83,15 +91,8 @@ def in_time(work: Callable[[], T]) -> T:
     """
     if seconds_left() is None:
         return work()
-    context, done = contextvars.copy_context(), Future[T]()
-
-    def settle() -> None:
-        try:
-            done.set_result(context.run(work))
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=settle, daemon=True).start()
+    done = Future[T]()
+    threading.Thread(target=settle, args=(done, contextvars.copy_context(), work), daemon=True).start()
     try:
         return done.result(seconds_left(GRACE))
     except FutureTimeout as error:

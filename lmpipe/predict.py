@@ -82,6 +82,7 @@ class Predict(Module):
         messages = run.session.messages(self.signature, prompt, inputs)
         if REPLACEMENT in messages[-1].content or "\\u00" in messages[-1].content:  # what was no text, or JSON of it
             inputs = cleaned(inputs, replaced.append)
+        if replaced:
             messages = run.session.messages(self.signature, prompt, inputs)
         pattern = completion_pattern(self.signature) if run.session.structured else None
         request = Request(messages, self._sampling(run), run.state.weights_of(self.role, path), seed, pattern)

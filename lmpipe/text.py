@@ -82,7 +82,7 @@ def shown(value: object, most: int = 300) -> str:
         return f"a {type(value).__name__} that cannot be shown"
 
 
-def told(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """The message of an exception, or a remark where making it raises another one."""
     try:
         return str(error)

@@ -11,7 +11,7 @@ from typing import final
 
 from lmpipe.errors import LmpipeError
 from lmpipe.secrets import hide
-from lmpipe.text import clean, shorten
+from lmpipe.text import clean, message_of, shorten
 
 MISFITS: tuple[type[Exception], ...] = (
     ArithmeticError,
@@ -57,7 +57,7 @@ class Renamed:
 
 def told(error: BaseException) -> str:
     """What a foreign error says, at most 1,000 characters of it and no secrets, after the name of its class."""
-    shown = shorten(hide(clean(" ".join(str(error).split()))), 1000)
+    shown = shorten(hide(clean(" ".join(message_of(error).split()))), 1000)
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
 
 

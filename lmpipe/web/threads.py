@@ -7,7 +7,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from functools import partial
 from typing import TypeVar
+
+from lmpipe.deadline import settle
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -39,10 +42,7 @@ def concurrently(work: Callable[[A], B], items: Sequence[A], most: int) -> list[
                 item, result, context = waiting.popleft()
             except IndexError:  # another thread took the last one
                 return
-            try:
-                result.set_result(context.run(work, item))
-            except BaseException as error:
-                result.set_exception(error)
+            settle(result, context, partial(work, item))
 
     for _ in range(min(most, len(items))):
         threading.Thread(target=answer, daemon=True).start()
