@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
-from lmpipe.numbers import UNSIGNED
+from lmpipe.prompting.numbers import UNSIGNED
 
 _TERM = rf"\(*-?[$€£]?{UNSIGNED}%?\)*"
 _EQUATION = re.compile(rf"(?<![\w.])(?P<left>{_TERM}(?:[-+*/]{_TERM})+)=(?P<right>-?[$€£]?{UNSIGNED})")

@@ -25,10 +25,10 @@ from lmpipe import LM, Retriever
 from lmpipe.engines.local import LocalLM
 from lmpipe.errors import ClusterError, ConfigError, LmpipeError
 from lmpipe.events import Event
-from lmpipe.identity import work_key
-from lmpipe.result import Result
+from lmpipe.program.identity import work_key
+from lmpipe.results.result import Result
 from lmpipe.retrieval import load_retriever
-from lmpipe.store import RunStore
+from lmpipe.storage.store import RunStore
 from optimizers import distinct_stages, format_strategy, parse_strategy
 
 

@@ -21,8 +21,8 @@ from benchmarks.cells import Cell, Cluster, Work, run_cell, sum_up
 from lmpipe.errors import ClusterError, LmpipeError
 from lmpipe.events import Callback, Event
 from lmpipe.progress import Progress, show_progress
-from lmpipe.result import Result
-from lmpipe.store import RunStore
+from lmpipe.results.result import Result
+from lmpipe.storage.store import RunStore
 
 _CHECKOUT = Path(__file__).parent.parent
 _RETRIES = 3  # of a cell whose worker is lost

@@ -17,11 +17,11 @@ import typer
 
 from benchmarks.config import read_config
 from benchmarks.task import Task
-from lmpipe.commands.ending import run_command
-from lmpipe.commands.terminal import new_console, styled
+from lmpipe.cli.ending import run_command
+from lmpipe.cli.terminal import new_console, styled
 from lmpipe.errors import ConfigError
-from lmpipe.secrets import hide
-from lmpipe.text import clean
+from lmpipe.text.cleaning import clean
+from lmpipe.text.secrets import hide
 
 console = new_console()
 
@@ -143,7 +143,7 @@ def main(task: Task) -> None:
             from benchmarks.execute import chosen_settings, execute
             from benchmarks.models import Models
             from benchmarks.rehearsal import rehearse, show_plan
-            from lmpipe.commands.tables import show
+            from lmpipe.cli.tables import show
             from lmpipe.trackers import load_tracker
 
             given = _given(task, options, config)

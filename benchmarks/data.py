@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lmpipe.errors import ConfigError
-from lmpipe.lines import json_object, numbered_lines
+from lmpipe.storage.lines import json_object, numbered_lines
 
 T = TypeVar("T")
 
 
 def read_records(path: Path, make: Callable[[dict[str, Any]], T]) -> tuple[T, ...]:
-    """What is made of each JSON object of a ``.jsonl.gz`` file, in its order. See `lmpipe.lines` for what is read.
+    """What is made of each JSON object of a ``.jsonl.gz`` file, in order. `lmpipe.storage.lines` says what is read.
 
     Args:
         path: The file.

@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.figures import Figure, show
 from benchmarks.processes import ours, peer
 from benchmarks.workload import make_workload
-from lmpipe.engines.embedded import embedded_folder, load_embedded
+from lmpipe.engines.bundled import embedded_folder, load_embedded
 
 _BATCHES = (8, 16, 32)
 console = Console()

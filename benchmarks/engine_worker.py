@@ -18,14 +18,14 @@ import torch
 
 from benchmarks.workload import Workload, generation_flops, make_workload, training_flops
 from lmpipe import RunStore, Sampling, Session, WeightState
-from lmpipe.engines.embedded import load_embedded
+from lmpipe.engines.bundled import load_embedded
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.local.choose import Row
+from lmpipe.engines.local.sampling import Row
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.engines.training import LocalTrainer, Tuning
+from lmpipe.engines.training.callbacks import Watch
 from lmpipe.engines.training.fit import fit, seeded
-from lmpipe.engines.training.layout import EncodedRow
-from lmpipe.engines.training.watch import Watch
+from lmpipe.engines.training.packed_batch import EncodedRow
 from lmpipe.lm import Message
 from lmpipe.trainer import Imitation, TrainingRow
 

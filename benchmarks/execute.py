@@ -15,13 +15,13 @@ from benchmarks.report import write_report
 from benchmarks.run import run, versions
 from benchmarks.settings import Settings, settings_for, table_rows
 from benchmarks.task import Task
-from lmpipe.commands.terminal import new_console, progress_bars
+from lmpipe.cli.terminal import new_console, progress_bars
 from lmpipe.events import Callback
-from lmpipe.hashing import describe
-from lmpipe.result import Result
-from lmpipe.sealed import write_sealed
-from lmpipe.secrets import without_credentials
-from lmpipe.store import RunStore
+from lmpipe.results.result import Result
+from lmpipe.storage.checksummed_json import write_sealed
+from lmpipe.storage.hashing import describe
+from lmpipe.storage.store import RunStore
+from lmpipe.text.secrets import without_credentials
 
 
 def chosen_settings(task: Task, models: Models, changes: Mapping[str, object]) -> Settings:

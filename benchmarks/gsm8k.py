@@ -18,10 +18,10 @@ from benchmarks.data import load_hub, read_records
 from benchmarks.task import Split, Task
 from lmpipe import Example, Metric, Module, Trace
 from lmpipe.errors import ConfigError
-from lmpipe.evaluate import Measure
-from lmpipe.hashing import digest
 from lmpipe.metrics import number_match
-from lmpipe.text import shown
+from lmpipe.program.evaluate import Measure
+from lmpipe.storage.hashing import digest
+from lmpipe.text.display import shown
 from programs import GSM8K
 
 HUB = "openai/gsm8k"

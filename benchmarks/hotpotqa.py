@@ -17,11 +17,11 @@ from benchmarks.data import load_hub, read_records
 from benchmarks.task import Split, Task
 from lmpipe import Example, Metric, Module, Trace, exact_match
 from lmpipe.errors import ConfigError
-from lmpipe.evaluate import Measure
-from lmpipe.hashing import digest
 from lmpipe.metrics import answer_f1
-from lmpipe.text import shown
-from lmpipe.trace import RetrievalStep
+from lmpipe.program.evaluate import Measure
+from lmpipe.runtime.trace import RetrievalStep
+from lmpipe.storage.hashing import digest
+from lmpipe.text.display import shown
 from programs import MultiHop
 
 HUB = "hotpotqa/hotpot_qa"
@@ -39,7 +39,7 @@ class HotpotTask(Task):
     on; passages then come with the retriever.
 
     Args:
-        hops: Searches of the program.
+        hops: SearchCache of the program.
         k: Passages of each.
         hub: Data set of the hub, or a folder that the package datasets can load.
     """

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.stats import permutation_test
 
 from lmpipe.errors import ConfigError
-from lmpipe.ranking import finite
-from lmpipe.result import Comparison, Score
+from lmpipe.metrics import finite
+from lmpipe.results.result import Comparison, Score
 
 Scores = Mapping[tuple[int, str], float]
 """(seed, example id) → score."""

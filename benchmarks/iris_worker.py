@@ -14,7 +14,7 @@ from benchmarks.iris import IrisTask
 from benchmarks.run import run_seed
 from benchmarks.settings import settings_for
 from lmpipe import RunStore
-from lmpipe.engines.embedded import load_embedded
+from lmpipe.engines.bundled import load_embedded
 
 PLAIN = {
     "rollouts_per_example": 1,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.throughput import reply
 from lmpipe import ChainOfThought, Example, RunStore, ScriptedLM, Session, evaluate, exact_match, initial_state
-from lmpipe.tracelog import records_of
+from lmpipe.results.trace_log import records_of
 
 _CONTEXT = ["Paris is the capital of France.", "It lies on the Seine."]
 

@@ -14,7 +14,7 @@ from lmpipe.engines.cached import CachedLM
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.models import default_memory
 from lmpipe.errors import ConfigError
-from lmpipe.secrets import hide
+from lmpipe.text.secrets import hide
 
 
 @final

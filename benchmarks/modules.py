@@ -44,7 +44,7 @@ from lmpipe import (
 )
 from lmpipe.embedder import Embedder
 from lmpipe.errors import SessionError
-from lmpipe.hashing import canonical_json
+from lmpipe.storage.hashing import canonical_json
 from lmpipe.trainer import Imitation, Objective, TrainingResult, TrainingRow
 from optimizers import (
     GEPA,

@@ -25,7 +25,7 @@ from benchmarks.iris import IrisTask
 from benchmarks.processes import ours, peer
 from benchmarks.settings import settings_for
 from lmpipe import Example
-from lmpipe.engines.embedded import embedded_folder
+from lmpipe.engines.bundled import embedded_folder
 from lmpipe.splits import subsample
 
 STRATEGY, SEED = "p -> w -> p", 0

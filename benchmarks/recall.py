@@ -21,7 +21,7 @@ from scipy.stats import bootstrap
 from benchmarks.hotpotqa import HotpotTask, is_gold
 from lmpipe import EngineError, Example, Retriever
 from lmpipe.retrieval import load_retriever
-from lmpipe.secrets import hide
+from lmpipe.text.secrets import hide
 
 CUTS = (2, 5, 10, 20)
 console = Console()

@@ -21,16 +21,16 @@ from benchmarks.run import scheduler
 from benchmarks.settings import Settings, table_rows
 from benchmarks.task import Task
 from lmpipe import LM, EngineError, Example, Module, Passage, Prediction, Retriever, Session, evaluate, initial_state
-from lmpipe.choices import choices_of
 from lmpipe.errors import SessionError
-from lmpipe.hashing import describe, digest
 from lmpipe.ledger import Cost, Ledger
 from lmpipe.lm import Completion, Message, Request, Usage
-from lmpipe.predict import predictors
-from lmpipe.signature import Field, Signature
+from lmpipe.program.predict import predictors
+from lmpipe.prompting.choices import choices_of
+from lmpipe.prompting.signature import Field, Signature
+from lmpipe.prompting.template import Template
 from lmpipe.state import WeightState
-from lmpipe.store import RunStore
-from lmpipe.template import Template
+from lmpipe.storage.hashing import describe, digest
+from lmpipe.storage.store import RunStore
 from lmpipe.trainer import Imitation, Objective, Trainer, TrainingResult, TrainingRow
 from optimizers import format_strategy
 

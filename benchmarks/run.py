@@ -21,8 +21,8 @@ from lmpipe.engines.training import LocalTrainer
 from lmpipe.events import Callback
 from lmpipe.ledger import Cost
 from lmpipe.progress import Progress
-from lmpipe.result import Comparison, FindingReport, Outcome, Quality, Result, StageReport, StrategyReport
-from lmpipe.store import RunStore
+from lmpipe.results.result import Comparison, FindingReport, Outcome, Quality, Result, StageReport, StrategyReport
+from lmpipe.storage.store import RunStore
 from lmpipe.trainer import Trainer
 from optimizers import VANILLA, BetterTogether
 

@@ -13,9 +13,9 @@ from typing import final
 
 from lmpipe import Example, Metric, Module
 from lmpipe.errors import ConfigError
-from lmpipe.evaluate import Measure
-from lmpipe.hashing import digest
+from lmpipe.program.evaluate import Measure
 from lmpipe.splits import shuffled
+from lmpipe.storage.hashing import digest
 
 _DEV_SHARE = 0.25
 

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from lmpipe.data import Example, Prediction
 from lmpipe.errors import EngineError, LmpipeError, ParseError
-from lmpipe.evaluate import Evaluation, evaluate
 from lmpipe.ledger import Budget
 from lmpipe.lm import LM, Completion, Request, Sampling, ScriptedLM
 from lmpipe.metrics import Metric, exact_match
-from lmpipe.module import Module
 from lmpipe.optimizer import Optimizer, OptimizeResult, PromptOptimizer, WeightOptimizer
-from lmpipe.predict import ChainOfThought, Predict, initial_state, predictors
-from lmpipe.retrieve import Retrieve
+from lmpipe.program.evaluate import Evaluation, evaluate
+from lmpipe.program.module import Module
+from lmpipe.program.predict import ChainOfThought, Predict, initial_state, predictors
+from lmpipe.program.retrieve import Retrieve
+from lmpipe.program.rollout import Job, rollout
+from lmpipe.prompting.signature import Input, Output, Signature, signature
 from lmpipe.retriever import Passage, Retriever
-from lmpipe.rollout import Job, rollout
-from lmpipe.session import Session
-from lmpipe.signature import Input, Output, Signature, signature
+from lmpipe.runtime.session import Session
+from lmpipe.runtime.trace import Step, Trace
 from lmpipe.state import Demo, ProgramState, PromptState, WeightState
-from lmpipe.store import RunStore
-from lmpipe.trace import Step, Trace
+from lmpipe.storage.store import RunStore
 from lmpipe.trainer import Trainer
 
 __all__ = [

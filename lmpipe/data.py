@@ -1,7 +1,7 @@
 """Examples that go into a program and predictions that come out of it.
 
-Both hold text that everything downstream can take: what is no text is replaced where it comes in (`lmpipe.text`).
-Knows nothing of signatures, LMs or metrics.
+Both clean the text that they are given (`lmpipe.text.cleaning`), so that everything downstream can handle it. Knows
+nothing of signatures, LMs or metrics.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from functools import cached_property
 from typing import Any, final
 
 from lmpipe.errors import ConfigError
-from lmpipe.hashing import digest
-from lmpipe.text import cleaned, shown
+from lmpipe.storage.hashing import digest
+from lmpipe.text.cleaning import cleaned
+from lmpipe.text.display import shown
 
 
 @final

@@ -22,7 +22,7 @@ of 0); the others end the call that raised them. Knows nothing of the rest of th
 
 from __future__ import annotations
 
-from lmpipe.text import shorten
+from lmpipe.text.display import shorten
 
 
 class LmpipeError(Exception):

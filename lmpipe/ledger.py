@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, fields
 from time import perf_counter, process_time
 from typing import Any, final
 
-from lmpipe.arguments import finite_number, whole_number
 from lmpipe.errors import StoreError
+from lmpipe.validation.arguments import finite_number, whole_number
 
 if sys.platform != "win32":
     import resource

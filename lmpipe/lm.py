@@ -13,10 +13,10 @@ from numbers import Integral
 from pathlib import Path
 from typing import Literal, final
 
-from lmpipe.contract import answers
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.state import WeightState
-from lmpipe.text import shown
+from lmpipe.text.display import shown
+from lmpipe.validation.contract import answers
 
 
 @final

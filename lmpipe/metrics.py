@@ -12,17 +12,18 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any, SupportsFloat
 
 from lmpipe.data import Example, Prediction
 from lmpipe.errors import MetricError
-from lmpipe.numbers import Number, find_numbers
-from lmpipe.text import clean, shorten, shown
+from lmpipe.prompting.numbers import Number, find_numbers
+from lmpipe.text.cleaning import clean
+from lmpipe.text.display import shorten, shown
 
 Metric = Callable[[Example, Prediction], float | tuple[float, str]]
-"""Scores a prediction on an example, in [0, 1]; a resumed run knows it by its code (`lmpipe.identity`).
+"""Scores a prediction on an example, in [0, 1]; a resumed run knows it by its code (`lmpipe.program.identity`).
 
 It may give ``(score, feedback)``: what is wrong with the prediction, in words, which reflective optimizers read.
 """
@@ -94,7 +95,7 @@ def answer_f1(example: Example, prediction: Prediction) -> float:
 def last_number(text: object) -> Fraction | None:
     """The last number of a text, exactly: ``$1,000``, ``5.00``, ``3/4``, ``1 1/2`` and ``-7`` are numbers.
 
-    See `lmpipe.numbers.find_numbers` for how they are written. Of a number, it is the number itself.
+    See `lmpipe.prompting.numbers.find_numbers` for how they are written. Of a number, it is the number itself.
 
     Returns:
         None if there is none, or if the last one has no certain reading (``1.000.000``, more than 4,300 digits).
@@ -183,3 +184,20 @@ def _f1(answer: str, gold: str) -> float:
 
 def _listed(fields: Any) -> str:
     return shorten(", ".join(map(repr, fields)), 300) or "none"
+
+
+def best(scores: Iterable[float | None]) -> int | None:
+    """Number of the highest score, the earliest of equals.
+
+    What has no score (none, NaN or an infinity) never wins, since no number can be compared with it.
+
+    Returns:
+        None if nothing has a score.
+    """
+    known = [(score, -number) for number, score in enumerate(scores) if score is not None and math.isfinite(score)]
+    return -max(known)[1] if known else None
+
+
+def finite(values: Iterable[float | None]) -> list[float]:
+    """The values that are numbers, in their order; JSON has none in the place of one that is not."""
+    return [value for value in values if value is not None and math.isfinite(value)]

@@ -12,17 +12,17 @@ from typing import Any, ClassVar, Literal, final
 
 from pydantic import BaseModel, ConfigDict
 
-from lmpipe.arguments import of_kind
-from lmpipe.checks import check_ids, checked_examples, warn_of_overlap, without_repeats
 from lmpipe.data import Example
 from lmpipe.errors import ConfigError
-from lmpipe.evaluate import Evaluation
-from lmpipe.identity import work_key
 from lmpipe.ledger import Cost
-from lmpipe.module import Module, check_state
-from lmpipe.predict import predictors
-from lmpipe.session import Session
+from lmpipe.program.evaluate import Evaluation
+from lmpipe.program.identity import work_key
+from lmpipe.program.module import Module, check_state
+from lmpipe.program.predict import predictors
+from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState
+from lmpipe.validation.arguments import of_kind
+from lmpipe.validation.checks import check_ids, checked_examples, warn_of_overlap, without_repeats
 
 
 @final

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from lmpipe.text import visible
+from lmpipe.text.display import visible
 
 
 class Progress(Protocol):

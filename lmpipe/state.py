@@ -22,8 +22,8 @@ from pydantic import (
 from typing_extensions import Self
 
 from lmpipe.errors import ConfigError, ModuleError, SessionError
-from lmpipe.hashing import digest, jsonable
-from lmpipe.text import clean, cleaned
+from lmpipe.storage.hashing import digest, jsonable
+from lmpipe.text.cleaning import clean, cleaned
 
 V = TypeVar("V")
 
@@ -148,7 +148,7 @@ class Demo(_Value):
 
 @final
 class Nearest(_Value):
-    """Of the demonstrations of a prompt, those nearest to the input are shown; see `lmpipe.nearest`.
+    """Of the demonstrations of a prompt, those nearest to the input are shown; see `lmpipe.prompting.demo_selection`.
 
     Attributes:
         k: How many.

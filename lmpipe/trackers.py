@@ -30,7 +30,7 @@ from typing_extensions import Self
 
 from lmpipe.errors import ConfigError
 from lmpipe.events import CandidateScored, EpochEnded, Event, StageEnded
-from lmpipe.secrets import hide, hide_in_spec, secrets_of
+from lmpipe.text.secrets import hide, hide_in_spec, secrets_of
 
 Kind = Literal["stage", "candidate", "epoch"]
 

@@ -13,7 +13,7 @@ from typing import final
 
 from lmpipe.errors import ConfigError
 from lmpipe.lm import Message
-from lmpipe.session import Session
+from lmpipe.runtime.session import Session
 from lmpipe.state import WeightState
 
 

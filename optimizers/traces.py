@@ -12,10 +12,10 @@ from typing import Any, final
 
 from lmpipe import LM, Example, Job, Metric, Module, ProgramState, Session, Trace, initial_state, predictors, rollout
 from lmpipe.errors import ConfigError
-from lmpipe.failures import CommonFailure, explained
-from lmpipe.hashing import canonical_json
 from lmpipe.ledger import Cost, ModuleCost
-from lmpipe.trace import module_costs
+from lmpipe.program.failures import CommonFailure, explained
+from lmpipe.runtime.trace import module_costs
+from lmpipe.storage.hashing import canonical_json
 
 _MOST_CLASSES = 20  # a label with more values than this, or than half of the examples, is no class
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from lmpipe import RunStore, Session, evaluate, exact_match, initial_state
 from lmpipe.errors import LmpipeError
-from lmpipe.finished import open_run
 from lmpipe.ledger import Cost
-from lmpipe.result import Outcome, Result, Score, StrategyReport
-from lmpipe.sealed import write_sealed
+from lmpipe.results.result import Outcome, Result, Score, StrategyReport
+from lmpipe.results.run_reader import open_run
+from lmpipe.storage.checksummed_json import write_sealed
 from tests.scripted import Colour, KeepingTrainer, examples, scheduler, scripted
 from tests.tally import Tally
 

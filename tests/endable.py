@@ -29,8 +29,8 @@ from lmpipe import (
     initial_state,
     rollout,
 )
-from lmpipe.commands.ending import run_command
-from lmpipe.commands.terminal import new_console, progress_bars
+from lmpipe.cli.ending import run_command
+from lmpipe.cli.terminal import new_console, progress_bars
 from tests.scripted import examples
 
 _LONG = 600.0

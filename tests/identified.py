@@ -25,8 +25,18 @@ import pandas as pd
 import torch
 from pydantic import BaseModel
 
-from lmpipe import Demo, Example, Module, Predict, Prediction, RunStore, ScriptedLM, Session, initial_state
-from lmpipe.identity import identity
+from lmpipe import (
+    Demo,
+    Example,
+    Module,
+    Predict,
+    Prediction,
+    RunStore,
+    ScriptedLM,
+    Session,
+    initial_state,
+)
+from lmpipe.program.identity import identity
 
 EXAMPLES = [Example({"question": f"q{n}"}, {"answer": "yes"}) for n in range(3)]
 
@@ -41,7 +51,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, field_validator
 
-from lmpipe import Evaluation, Module, OptimizeResult, Optimizer, Predict, Prediction, evaluate, signature
 
 LIMIT = 3
 NAMES = {"A": "yes", "B": ["no", {"perhaps", "never"}]}

@@ -24,8 +24,8 @@ from typing import IO, Any, final
 import lmpipe
 from lmpipe import Example, Predict, Prediction, RunStore, Sampling, ScriptedLM, Session, exact_match, initial_state
 from lmpipe.errors import LmpipeError
-from lmpipe.files import write_whole
 from lmpipe.ledger import MEASURED
+from lmpipe.storage.files import write_whole
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
 from tests.scripted import Colour, KeepingTrainer, examples, scheduler, slow_script
 

@@ -22,7 +22,7 @@ from lmpipe import (
     initial_state,
     rollout,
 )
-from lmpipe.hashing import digest
+from lmpipe.storage.hashing import digest
 
 CITIES = {"Paris": "Seine", "London": "Thames", "Rome": "Tiber", "Cairo": "Nile"}
 SEAS = {"Seine": "Channel", "Thames": "North Sea", "Tiber": "Tyrrhenian Sea", "Nile": "Mediterranean"}

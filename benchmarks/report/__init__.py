@@ -26,11 +26,11 @@ from benchmarks.report.rows import (
 )
 from benchmarks.report.sheets import results_csv, scores_csv
 from benchmarks.report.stories import Logs, changes, endings, prompts
-from lmpipe.files import write_whole
-from lmpipe.finished import FinishedRun
-from lmpipe.markdown import as_block, as_code, as_line
-from lmpipe.result import Result
-from lmpipe.text import clean
+from lmpipe.results.result import Result
+from lmpipe.results.run_reader import FinishedRun
+from lmpipe.storage.files import write_whole
+from lmpipe.text.cleaning import clean
+from lmpipe.text.markdown import as_block, as_code, as_line
 
 _HERE = Path(__file__).parent
 
@@ -90,7 +90,7 @@ def _of_traces(result: Result, logs: Logs, label: str | None) -> dict[str, Any]:
 def _environment(*, escape: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=escape,  # noqa: S701 Markdown has other rules: lmpipe.markdown
+        autoescape=escape,  # noqa: S701 Markdown has other rules: lmpipe.text.markdown
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import final
 
 from benchmarks.report.stories import Logs
-from lmpipe.result import Result
-from lmpipe.tracelog import TraceRecord
+from lmpipe.results.result import Result
+from lmpipe.results.trace_log import TraceRecord
 
 MOST_CLASSES = 10
 UNREADABLE, OTHER = "unreadable", "other"

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from benchmarks.report.figures import GREY, INK, colour_of, legend, panels, plain_log, style, svg_of
 from benchmarks.report.rows import arrows, cost_of_seed, difference, stages_of, start_of
-from lmpipe.result import Result, Score, StageReport
+from lmpipe.results.result import Result, Score, StageReport
 from optimizers import VANILLA
 
 _MOST_NAMES = 12  # candidates that are named below a plot; more would lie over one another

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lmpipe.ledger import ModuleCost
-from lmpipe.ranking import best
-from lmpipe.result import Comparison, Result, Score, StageReport, StrategyReport
+from lmpipe.metrics import best
+from lmpipe.results.result import Comparison, Result, Score, StageReport, StrategyReport
 from optimizers import VANILLA
 
 

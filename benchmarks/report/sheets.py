@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.report.stories import Logs
 from lmpipe.ledger import Cost
-from lmpipe.result import Result
+from lmpipe.results.result import Result
 
 _COSTS = tuple(field.name for field in fields(Cost) if field.name != "modules")
 

@@ -10,9 +10,9 @@ from itertools import groupby
 from typing import final
 
 from benchmarks.report.rows import best_of
-from lmpipe.finished import prompts_sent
-from lmpipe.result import Outcome, Result, StrategyReport
-from lmpipe.tracelog import StepRecord, TraceRecord
+from lmpipe.results.result import Outcome, Result, StrategyReport
+from lmpipe.results.run_reader import prompts_sent
+from lmpipe.results.trace_log import StepRecord, TraceRecord
 from optimizers import VANILLA
 
 Logs = Callable[[Outcome], Iterable[TraceRecord]]

@@ -11,7 +11,7 @@ from typing import Any
 from lmpipe.embedder import Embedder
 from lmpipe.errors import ConfigError
 from lmpipe.lm import LM
-from lmpipe.secrets import hide_in_spec
+from lmpipe.text.secrets import hide_in_spec
 
 
 def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM:
@@ -47,7 +47,7 @@ def load_embedder(spec: str, **options: Any) -> Embedder:
     Raises:
         ConfigError: If the text names no embedder, it cannot be loaded, or it has no such option.
     """
-    from lmpipe.engines.encoder import SentenceEncoder, load_embedded_encoder
+    from lmpipe.engines.sentence_encoder import SentenceEncoder, load_embedded_encoder
 
     kind, _, rest = spec.partition(":")
     _check_options(SentenceEncoder.from_pretrained, options)
@@ -61,7 +61,7 @@ def load_embedder(spec: str, **options: Any) -> Embedder:
 def _load(spec: str, options: Mapping[str, Any]) -> LM:
     kind, _, rest = spec.partition(":")
     if spec == "embedded":
-        from lmpipe.engines.embedded import load_embedded
+        from lmpipe.engines.bundled import load_embedded
         from lmpipe.engines.local import LocalLM
 
         _check_options(LocalLM.from_pretrained, options)

@@ -19,11 +19,11 @@ from typing import Any, final
 
 from filelock import FileLock
 
-from lmpipe.deadline import held
 from lmpipe.engines.inflight import InFlight
 from lmpipe.errors import CorruptBlob, EngineError, StoreError
-from lmpipe.hashing import canonical_json, digest_bytes
 from lmpipe.lm import LM, Completion, Request, Usage, ask
+from lmpipe.runtime.deadline import held
+from lmpipe.storage.hashing import canonical_json, digest_bytes
 
 _PATIENCE = 60.0  # seconds to wait while another process writes
 _SELECT = "SELECT CAST(answer AS BLOB), CAST(sum AS BLOB) FROM answers WHERE key = ?"  # bytes, so that damage is ours

@@ -11,7 +11,7 @@ from typing import Any, final
 
 from jinja2 import TemplateError
 
-from lmpipe.engines.foreign import MISFITS, Renamed, told
+from lmpipe.engines.library_errors import MISFITS, Renamed, told
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import Message, Request
 

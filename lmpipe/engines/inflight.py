@@ -12,9 +12,9 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from threading import Lock
 from typing import TypeAlias, final
 
-from lmpipe.deadline import check_time, seconds_left
 from lmpipe.errors import BudgetSpent, EngineError
 from lmpipe.lm import Completion, Request
+from lmpipe.runtime.deadline import check_time, seconds_left
 
 Answers: TypeAlias = "list[Completion | EngineError]"
 

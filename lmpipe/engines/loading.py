@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTP
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 
-from lmpipe.engines.foreign import MISFITS, Renamed, is_out_of_memory, told
+from lmpipe.engines.library_errors import MISFITS, Renamed, is_out_of_memory, told
 from lmpipe.errors import ConfigError, LmpipeError
 
 LOADING_FAILS: tuple[type[Exception], ...] = (

@@ -14,12 +14,12 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import StructuredOutputsParams
 
-from lmpipe.deadline import check_time
 from lmpipe.engines.chat import ChatTokens, too_long, unregistered, wrong_base
-from lmpipe.engines.foreign import Renamed, told
+from lmpipe.engines.library_errors import Renamed, told
 from lmpipe.engines.loading import loading
 from lmpipe.errors import EngineError
 from lmpipe.lm import LM, Completion, Request, Usage
+from lmpipe.runtime.deadline import check_time
 
 
 @final

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lmpipe.errors import ConfigError
 from lmpipe.retriever import Retriever
-from lmpipe.secrets import hide_in_spec
+from lmpipe.text.secrets import hide_in_spec
 
 
 def load_retriever(spec: str | Path, passages: str | Path | None = None, *, header: bool = False) -> Retriever:
@@ -61,7 +61,7 @@ def _over_passages(kind: str, path: str | Path | None, header: bool) -> Retrieve
     texts = list(read_passages(path, header=header))
     if kind == "dense":
         from lmpipe.engines import load_embedder
-        from lmpipe.engines.packaged import cache_folder
+        from lmpipe.engines.bundled_files import cache_folder
         from lmpipe.retrieval.dense import DenseRetriever
 
         return DenseRetriever(texts, load_embedder("embedded"), cache_folder())

@@ -18,13 +18,13 @@ from typing import final
 import bm25s
 import Stemmer
 
-from lmpipe.arguments import items, whole_number
 from lmpipe.errors import ConfigError
-from lmpipe.hashing import digest
-from lmpipe.retrieval.best import top_passages
 from lmpipe.retrieval.passages import PassageText
+from lmpipe.retrieval.topk import top_passages
 from lmpipe.retriever import Passage, Retriever
-from lmpipe.text import clean
+from lmpipe.storage.hashing import digest
+from lmpipe.text.cleaning import clean
+from lmpipe.validation.arguments import items, whole_number
 
 logging.getLogger("bm25s").setLevel(logging.NOTSET)  # which bm25s sets to DEBUG, whatever the program logs
 

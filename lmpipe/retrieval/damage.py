@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from lmpipe.engines.foreign import Renamed, told
+from lmpipe.engines.library_errors import Renamed, told
 from lmpipe.errors import CorruptBlob, LmpipeError
 
 _DAMAGE: tuple[type[Exception], ...] = (

@@ -14,16 +14,16 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from lmpipe.arguments import items, whole_number
 from lmpipe.embedder import Embedder
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.files import write_whole, writing
-from lmpipe.hashing import digest
-from lmpipe.retrieval.best import top_passages
 from lmpipe.retrieval.damage import undamaged
 from lmpipe.retrieval.passages import PassageText
+from lmpipe.retrieval.topk import top_passages
 from lmpipe.retriever import Passage, Retriever
-from lmpipe.text import clean
+from lmpipe.storage.files import write_whole, writing
+from lmpipe.storage.hashing import digest
+from lmpipe.text.cleaning import clean
+from lmpipe.validation.arguments import items, whole_number
 
 _BLOCK = 1024  # passages embedded between two reports of progress
 

@@ -7,7 +7,7 @@ from typing import final
 
 from pydantic import PositiveInt
 
-from lmpipe.checks import check_settings
+from lmpipe.validation.checks import check_settings
 
 
 @final

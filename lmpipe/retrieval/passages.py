@@ -22,10 +22,10 @@ from typing import Any, final, overload
 import numpy as np
 
 from lmpipe.errors import ConfigError, CorruptBlob
-from lmpipe.files import write_whole, writing
-from lmpipe.lines import as_text, json_object, numbered_lines
 from lmpipe.retrieval.damage import undamaged
-from lmpipe.text import clean, count_unclean, is_clean
+from lmpipe.storage.files import write_whole, writing
+from lmpipe.storage.lines import as_text, json_object, numbered_lines
+from lmpipe.text.cleaning import clean, count_unclean, is_clean
 
 logger = logging.getLogger(__name__)
 

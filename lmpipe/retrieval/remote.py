@@ -12,7 +12,7 @@ from typing import Any, final
 
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.retriever import Passage, Retriever
-from lmpipe.secrets import without_credentials
+from lmpipe.text.secrets import without_credentials
 from lmpipe.web.endpoints import Endpoint, Endpoints, GaveUp
 from lmpipe.web.http import Answer, BadAnswer, Refused, Unreachable
 from lmpipe.web.threads import concurrently

@@ -36,11 +36,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lmpipe.arguments import items
 from lmpipe.errors import ConfigError, EngineError, LmpipeError
 from lmpipe.retrieval.limits import Limits
 from lmpipe.retriever import Passage, Retriever
-from lmpipe.text import clean
+from lmpipe.text.cleaning import clean
+from lmpipe.validation.arguments import items
 
 DEFAULT_K = 10
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")

@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 import httpx2
 
 from lmpipe.errors import ConfigError
-from lmpipe.secrets import hide_in_spec, secrets_of, without_credentials
+from lmpipe.text.secrets import hide_in_spec, secrets_of, without_credentials
 
 
 @final

@@ -2,7 +2,7 @@
 
 A call goes to the least busy URL. One that fails rests for a while, twice as long each time, and the others go on;
 when all rest, calls wait; when all have failed too often, all calls give up. Nothing waits longer than the call under
-way may take (`lmpipe.deadline`). Knows nothing of what is asked for.
+way may take (`lmpipe.runtime.deadline`). Knows nothing of what is asked for.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from threading import Condition
 from time import monotonic
 from typing import TypeVar, final
 
-from lmpipe.arguments import finite_number, whole_number
-from lmpipe.deadline import check_time, seconds_left
 from lmpipe.errors import ConfigError, EngineError
+from lmpipe.runtime.deadline import check_time, seconds_left
+from lmpipe.validation.arguments import finite_number, whole_number
 from lmpipe.web.address import Address
 from lmpipe.web.http import Answer, BadAnswer, Fault, HttpClient, Refused, TimedOut, Unreachable
 

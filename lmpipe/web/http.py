@@ -28,8 +28,8 @@ from urllib.parse import quote, urlencode
 import httpx2
 
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.secrets import hide, hide_beginning
-from lmpipe.text import clean
+from lmpipe.text.cleaning import clean
+from lmpipe.text.secrets import hide, hide_beginning
 from lmpipe.web.address import Address
 
 _CONNECT = 10.0  # seconds; a server that is there accepts at once, however long it then works

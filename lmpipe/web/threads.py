@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
 from typing import TypeVar
 
-from lmpipe.deadline import settle
+from lmpipe.runtime.deadline import settle
 
 A = TypeVar("A")
 B = TypeVar("B")

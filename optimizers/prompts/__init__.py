@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from optimizers.prompts.evolution import GEPA
 from optimizers.prompts.few_shot import BootstrapFewShot, LabeledFewShot
-from optimizers.prompts.instruction_search import MIPROv2
+from optimizers.prompts.gepa import GEPA
 from optimizers.prompts.knn import KNNFewShot
+from optimizers.prompts.mipro import MIPROv2
 from optimizers.prompts.proposer import Proposer
 from optimizers.prompts.random_search import BootstrapFewShotRandomSearch
 

@@ -25,9 +25,9 @@ from lmpipe import (
     Trace,
     predictors,
 )
-from lmpipe.checks import Share, check_settings
-from lmpipe.failures import FailureCounts
-from lmpipe.hashing import derive_seed
+from lmpipe.program.failures import FailureCounts
+from lmpipe.storage.hashing import derive_seed
+from lmpipe.validation.checks import Share, check_settings
 from optimizers.demos import Pool, draw, labelled_pool, prompted, trace_pool, with_demos
 from optimizers.traces import Harvest, Teacher, own_steps, run
 

@@ -20,10 +20,10 @@ from gepa.core.state import GEPAState
 from gepa.strategies.instruction_proposal import InstructionProposalSignature
 
 from lmpipe import Evaluation, Example, Job, Metric, Module, ProgramState, Session, predictors
-from lmpipe.evaluate import evaluate_many
 from lmpipe.events import CandidateScored
+from lmpipe.program.evaluate import evaluate_many
+from optimizers.prompts.cached_rollout import recorded_rollout
 from optimizers.prompts.proposer import Proposer
-from optimizers.prompts.recorded import recorded_rollout
 from optimizers.prompts.reflection import Reflect, completion, shown
 
 logger = logging.getLogger(__name__)

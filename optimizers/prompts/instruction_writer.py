@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from lmpipe import Input, Module, Output, Predict, Prediction, Trace
-from lmpipe.signature import Field, Signature, signature
+from lmpipe.prompting.signature import Field, Signature, signature
 from optimizers.prompts.proposer import Proposer
 
 _MARKS = ("```", "**", '"', "'", "`")

@@ -10,9 +10,9 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from lmpipe import Example, Module, OptimizeResult, ProgramState, Session
 from lmpipe.errors import SessionError
-from lmpipe.hashing import derive_seed
 from lmpipe.splits import subsample
 from lmpipe.state import Nearest
+from lmpipe.storage.hashing import derive_seed
 from optimizers.demos import labelled_pool
 from optimizers.prompts.few_shot import BootstrapSettings, choose
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from lmpipe import Demo, Example, Job, Module, Predict, ProgramState, Session, initial_state, predictors
-from lmpipe.hashing import derive_seed
-from lmpipe.values import render_input
+from lmpipe.prompting.values import render_input
+from lmpipe.storage.hashing import derive_seed
 from optimizers.demos import Pool
+from optimizers.prompts.cached_rollout import recorded_rollout
 from optimizers.prompts.instruction_writer import Grounds, InstructionWriter, written
 from optimizers.prompts.proposer import Proposer
-from optimizers.prompts.recorded import recorded_rollout
 
 _MOST_VIEWS = 10  # batches of training examples that are looked at
 _MOST_SHOWN = 3  # demonstrations that a proposal is shown

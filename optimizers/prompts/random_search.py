@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Literal, final
 from pydantic import NonNegativeInt, PositiveInt
 
 from lmpipe import Evaluation, Example, Module, OptimizeResult, ProgramState, Session
-from lmpipe.evaluate import evaluate_many
 from lmpipe.events import CandidateScored
-from lmpipe.failures import FailureCounts
-from lmpipe.hashing import derive_seed
-from lmpipe.ranking import best
+from lmpipe.metrics import best
+from lmpipe.program.evaluate import evaluate_many
+from lmpipe.program.failures import FailureCounts
 from lmpipe.splits import subsample
+from lmpipe.storage.hashing import derive_seed
 from optimizers.choice import outcome
 from optimizers.demos import with_demos
 from optimizers.prompts.few_shot import BootstrapSettings

@@ -10,9 +10,9 @@ from typing import Any, final
 
 from lmpipe import Module, Prediction, Request, Sampling, Step, Trace
 from lmpipe.lm import Message
-from lmpipe.run import running
-from lmpipe.text import clean
-from lmpipe.values import render_input
+from lmpipe.prompting.values import render_input
+from lmpipe.runtime.call_context import running
+from lmpipe.text.cleaning import clean
 from optimizers.prompts.proposer import Proposer
 
 

@@ -23,13 +23,13 @@ from lmpipe import (
     Session,
     evaluate,
 )
-from lmpipe.checks import check_settings, checked_examples, without_repeats
 from lmpipe.errors import ConfigError
 from lmpipe.events import StageEnded
-from lmpipe.hashing import derive_seed
+from lmpipe.metrics import best
 from lmpipe.optimizer import StageResult
-from lmpipe.ranking import best
 from lmpipe.splits import subsample
+from lmpipe.storage.hashing import derive_seed
+from lmpipe.validation.checks import check_settings, checked_examples, without_repeats
 from optimizers.schedule.diagnosis import diagnose, nothing_chosen
 from optimizers.schedule.strategy import VANILLA, distinct_stages, format_strategy, parse_strategy
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import NoReturn, final
 
 from lmpipe.errors import StrategyError
-from lmpipe.text import clean, shorten, shown
+from lmpipe.text.cleaning import clean
+from lmpipe.text.display import shorten, shown
 
 VANILLA = "vanilla"
 MOST_STAGES = 100

@@ -13,12 +13,12 @@ from typing import Literal, final
 from pydantic import NonNegativeFloat, PositiveInt
 
 from lmpipe import Example, Module, OptimizeResult, ProgramState, Session, Trace, predictors
-from lmpipe.checks import Share, check_settings
 from lmpipe.errors import ConfigError
-from lmpipe.failures import FailureCounts
-from lmpipe.hashing import canonical_json, derive_seed
-from lmpipe.rollout import Job
+from lmpipe.program.failures import FailureCounts
+from lmpipe.program.rollout import Job
+from lmpipe.storage.hashing import canonical_json, derive_seed
 from lmpipe.trainer import TrainingRow
+from lmpipe.validation.checks import Share, check_settings
 from optimizers.demos import labelled_pool, prompted, redraw
 from optimizers.traces import Harvest, Teacher, own_steps, run
 from optimizers.weights.settings import WeightSettings, shown

@@ -13,29 +13,18 @@ from typing import Annotated, Any, final
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lmpipe import (
-    Example,
-    Module,
-    OptimizeResult,
-    ProgramState,
-    Session,
-    Step,
-    Trace,
-    evaluate,
-    predictors,
-    rollout,
-)
-from lmpipe.checks import check_settings
+from lmpipe import Example, Module, OptimizeResult, ProgramState, Session, Step, Trace, evaluate, predictors, rollout
 from lmpipe.errors import ConfigError
 from lmpipe.events import CandidateScored
-from lmpipe.failures import CommonFailure, FailureCounts
-from lmpipe.hashing import derive_seed
-from lmpipe.identity import work_key
 from lmpipe.ledger import Cost, ModuleCost
-from lmpipe.rollout import Job
+from lmpipe.program.failures import CommonFailure, FailureCounts
+from lmpipe.program.identity import work_key
+from lmpipe.program.rollout import Job
+from lmpipe.runtime.trace import module_costs
 from lmpipe.splits import shuffled, subsample
-from lmpipe.trace import module_costs
+from lmpipe.storage.hashing import derive_seed
 from lmpipe.trainer import PolicyGradient, TrainingRow
+from lmpipe.validation.checks import check_settings
 from optimizers.choice import Scored, best_of, outcome
 from optimizers.traces import cause
 from optimizers.weights.settings import DIVERGED, WeightSettings, divergences, ended

@@ -14,12 +14,12 @@ from typing import Any, Literal, final
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from lmpipe import Example, Module, OptimizeResult, Predict, ProgramState, Session, Step, Trace, predictors
-from lmpipe.checks import Share, check_settings
-from lmpipe.failures import FailureCounts
-from lmpipe.hashing import derive_seed
 from lmpipe.lm import Message
-from lmpipe.rollout import Job
+from lmpipe.program.failures import FailureCounts
+from lmpipe.program.rollout import Job
+from lmpipe.storage.hashing import derive_seed
 from lmpipe.trainer import Preference, TrainingRow
+from lmpipe.validation.checks import Share, check_settings
 from optimizers.traces import Harvest, Teacher, own_steps, run, success
 from optimizers.weights.settings import WeightSettings, ended, shown
 

@@ -24,8 +24,8 @@ from lmpipe import (
     predictors,
 )
 from lmpipe.errors import ConfigError, SessionError, TrainingDiverged
-from lmpipe.hashing import canonical_json
 from lmpipe.lm import Message
+from lmpipe.storage.hashing import canonical_json
 from lmpipe.trainer import Imitation, Objective, TrainingRow
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from typing import final
 
 from benchmarks.task import Task
 from lmpipe import Example, Metric, Module, Request, Trace, exact_match
-from lmpipe.evaluate import Measure
-from lmpipe.trace import RetrievalStep
+from lmpipe.program.evaluate import Measure
+from lmpipe.runtime.trace import RetrievalStep
 from programs import MultiHop
 from tests.rivers import CITIES, SEAS
 

@@ -24,9 +24,9 @@ from benchmarks.models import Models
 from benchmarks.settings import settings_for
 from lmpipe.engines.local import LocalLM
 from lmpipe.errors import ConfigError, StoreError
-from lmpipe.hashing import digest
 from lmpipe.ledger import MEASURED
-from lmpipe.result import Result
+from lmpipe.results.result import Result
+from lmpipe.storage.hashing import digest
 from tests.disk import full_disk
 from tests.engines.openai_server import serving
 

@@ -29,7 +29,7 @@ from lmpipe.engines.training import Tuning
 from lmpipe.errors import ClusterError, ConfigError, StoreError
 from lmpipe.events import EpochEnded, Event, StageEnded
 from lmpipe.ledger import MEASURED
-from lmpipe.result import Result
+from lmpipe.results.result import Result
 from tests.killable import even_length
 
 STRATEGIES = ("vanilla", "p", "w*2")

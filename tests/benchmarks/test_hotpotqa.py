@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from benchmarks.hotpotqa import HotpotTask
 from benchmarks.settings import settings_for
 from lmpipe import Job, Request, ScriptedLM, Session, evaluate, exact_match, initial_state, rollout
-from lmpipe.commands import app
+from lmpipe.cli import app
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval import load_retriever
 from tests.rivers import CITIES, SEAS

@@ -19,9 +19,9 @@ from lmpipe import ScriptedLM
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.training import Tuning
 from lmpipe.errors import CorruptBlob
-from lmpipe.result import Result, Score
-from lmpipe.store import RunStore
-from lmpipe.tracelog import records_of
+from lmpipe.results.result import Result, Score
+from lmpipe.results.trace_log import records_of
+from lmpipe.storage.store import RunStore
 from tests.benchmarks.chromium import CHROMIUM, look
 from tests.benchmarks.rivers_task import RiversTask, reader
 from tests.rivers import SEAS, WordOverlap

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.local.choose import Row
+from lmpipe.engines.local.sampling import Row
 from lmpipe.errors import ConfigError
 from lmpipe.lm import Sampling
 

@@ -18,8 +18,8 @@ from lmpipe import LM, Completion, EngineError, Request, Sampling, ScriptedLM, W
 from lmpipe.engines import load_lm
 from lmpipe.engines.cached import CachedLM
 from lmpipe.errors import ConfigError, CorruptBlob, StoreError
-from lmpipe.hashing import digest_bytes
 from lmpipe.lm import Message, Usage
+from lmpipe.storage.hashing import digest_bytes
 from tests.disk import full_disk
 
 

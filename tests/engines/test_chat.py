@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from lmpipe.engines.bundled import embedded_folder
 from lmpipe.engines.chat import ChatTokens, fold_system
-from lmpipe.engines.embedded import embedded_folder
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import Message
 from tests.engines.tokenizers_made import byte_level, sentencepiece, unigram, wordpiece

@@ -24,8 +24,8 @@ from lmpipe import (
 )
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.training import LocalTrainer
-from lmpipe.engines.training.layout import EncodedRow
-from lmpipe.engines.training.order import split
+from lmpipe.engines.training.batch_sampler import split
+from lmpipe.engines.training.packed_batch import EncodedRow
 from lmpipe.errors import ConfigError, TrainingDiverged
 from lmpipe.lm import Message
 from lmpipe.trainer import Imitation, Objective, PolicyGradient, Preference, TrainingRow

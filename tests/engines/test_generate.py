@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmpipe import Completion, EngineError, Request, Sampling, WeightState
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.local.choose import Row
+from lmpipe.engines.local.sampling import Row
 from lmpipe.lm import Message
 
 

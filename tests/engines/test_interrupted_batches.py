@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from lmpipe import Completion, EngineError, Request, RunStore, Sampling, Session, WeightState
-from lmpipe.deadline import time_limit
 from lmpipe.engines.local import LocalLM
 from lmpipe.errors import BudgetSpent
 from lmpipe.lm import Message
+from lmpipe.runtime.deadline import time_limit
 from tests.engines.letters import BASE, ROWS, trainer
 
 SHARED = "Tell me what comes next in the alphabet, however long it takes to find that out. " * 2

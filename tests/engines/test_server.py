@@ -10,17 +10,7 @@ from typing import Any
 
 import pytest
 
-from lmpipe import (
-    Completion,
-    EngineError,
-    Example,
-    Job,
-    Predict,
-    Session,
-    WeightState,
-    initial_state,
-    rollout,
-)
+from lmpipe import Completion, EngineError, Example, Job, Predict, Session, WeightState, initial_state, rollout
 from lmpipe.engines import load_lm
 from lmpipe.engines.server import ServerLM
 from lmpipe.errors import ConfigError

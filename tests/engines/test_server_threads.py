@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lmpipe.deadline import seconds_left, time_limit
+from lmpipe.runtime.deadline import seconds_left, time_limit
 from lmpipe.web.threads import concurrently
 from tests.engines.faulty_answers import always, answering
 from tests.engines.test_server_time import SILENCE, wait_until

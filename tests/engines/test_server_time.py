@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from lmpipe import Completion, EngineError
-from lmpipe.deadline import check_time, time_limit
 from lmpipe.engines.cached import CachedLM
 from lmpipe.engines.inflight import InFlight
 from lmpipe.engines.server import ServerLM
 from lmpipe.errors import BudgetSpent, ConfigError
+from lmpipe.runtime.deadline import check_time, time_limit
 from tests.engines.faulty_answers import Asked, RawAnswer, always, answering, completion, http, once
 from tests.engines.openai_server import NOWHERE, FakeServer, client, request, texts
 from tests.engines.test_server_adapters import adapter_folder

@@ -9,8 +9,8 @@ import pickle
 import pytest
 
 from lmpipe import LmpipeError, ParseError, errors, signature
-from lmpipe.template import Template
-from lmpipe.text import shorten
+from lmpipe.prompting.template import Template
+from lmpipe.text.display import shorten
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, LmpipeError)]
 

@@ -27,10 +27,10 @@ from lmpipe import (
     initial_state,
     rollout,
 )
-from lmpipe.deadline import check_time, held, seconds_left, time_limit
 from lmpipe.errors import BudgetSpent, ConfigError, StoreError
 from lmpipe.ledger import MEASURED, Cost, Ledger, ModuleCost
 from lmpipe.lm import Usage
+from lmpipe.runtime.deadline import check_time, held, seconds_left, time_limit
 from tests.scripted import Colour, colour_script, examples
 
 costs = st.builds(

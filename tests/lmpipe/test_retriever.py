@@ -29,9 +29,9 @@ from lmpipe import (
     initial_state,
 )
 from lmpipe.errors import ConfigError, SessionError, SignatureError
-from lmpipe.identity import identity
-from lmpipe.retriever import Searches
-from lmpipe.trace import RetrievalStep
+from lmpipe.program.identity import identity
+from lmpipe.runtime.search_cache import SearchCache
+from lmpipe.runtime.trace import RetrievalStep
 from tests.rivers import CITIES, CORPUS, EXAMPLES, ToTheSea, WordOverlap, reader, run
 
 
@@ -123,14 +123,14 @@ def test_a_query_is_searched_once() -> None:
 
 
 def test_what_was_not_asked_for_longest_is_forgotten_first() -> None:
-    searches, retriever = Searches(size=2), WordOverlap()
+    searches, retriever = SearchCache(size=2), WordOverlap()
     for query in ("Rome", "Paris", "Rome", "Cairo", "Rome", "Paris"):
         assert searches.search(retriever, [query], 1) == [tuple(WordOverlap().search([query], 1)[0])]
     assert [queries for _, queries in retriever.searches] == [["Rome"], ["Paris"], ["Cairo"], ["Paris"]]
 
 
 def test_another_retriever_is_not_answered_from_the_memory_of_the_first() -> None:
-    searches = Searches()
+    searches = SearchCache()
     assert searches.search(WordOverlap(), ["Rome"], 1) != searches.search(WordOverlap(["Rome"]), ["Rome"], 1)
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from lmpipe import Budget, Example, Prediction
 from lmpipe.errors import ConfigError
-from lmpipe.hashing import derive_seed, describe
 from lmpipe.splits import shuffled, subsample
+from lmpipe.storage.hashing import derive_seed, describe
 
 SORTED = [Example({"n": n}, {"answer": "abc"[n // 50]}) for n in range(150)]
 

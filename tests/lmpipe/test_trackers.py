@@ -15,7 +15,7 @@ from lmpipe import Session, initial_state
 from lmpipe.errors import ConfigError
 from lmpipe.events import CandidateScored, EpochEnded, Event, StageEnded
 from lmpipe.ledger import Cost
-from lmpipe.store import RunStore
+from lmpipe.storage.store import RunStore
 from lmpipe.trackers import Tracker, WandbTracker, load_tracker
 from tests.scripted import Colour, KeepingTrainer, examples, scheduler, scripted
 

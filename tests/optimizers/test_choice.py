@@ -32,8 +32,8 @@ from lmpipe import (
 from lmpipe.optimizer import StageResult
 from optimizers import GEPA, GRPO, BetterTogether, BootstrapFewShotRandomSearch, MIPROv2
 from optimizers.choice import best_of, outcome
-from optimizers.prompts.bayes import Bayes
 from optimizers.prompts.racing import race
+from optimizers.prompts.tpe_sampler import Bayes
 from optimizers.schedule.diagnosis import diagnose, paired_interval
 from tests.optimizers.proposing import Student, Two, is_right, numbers
 from tests.scripted import Colour, KeepingTrainer, examples, scripted

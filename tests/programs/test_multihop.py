@@ -8,8 +8,8 @@ import pytest
 
 from lmpipe import Example, Job, Request, ScriptedLM, Session, Trace, exact_match, initial_state, predictors, rollout
 from lmpipe.errors import ConfigError
-from lmpipe.identity import identity
-from lmpipe.trace import RetrievalStep
+from lmpipe.program.identity import identity
+from lmpipe.runtime.trace import RetrievalStep
 from programs import MultiHop
 from tests.rivers import CITIES, CORPUS, SEAS, WordOverlap
 

@@ -71,7 +71,7 @@ def served(folder: Path, *options: str, passages: int = 300, **environment: str)
     path = folder / "passages.jsonl"
     texts = (f"the river of number {number} flows past word{number % 7} and word{number}" for number in range(passages))
     path.write_text("\n".join(json.dumps({"pid": number, "text": text}) for number, text in enumerate(texts)))
-    script = "from lmpipe.commands import main; main()"
+    script = "from lmpipe.cli import main; main()"
     command = [sys.executable, "-c", script, "serve-index", f"bm25:{path}", "--port", "0", *options]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment}

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmpipe.errors import ConfigError
-from lmpipe.hashing import digest
 from lmpipe.retrieval.bm25 import BM25Retriever
 from lmpipe.retrieval.passages import PassageText
+from lmpipe.storage.hashing import digest
 
 PASSAGES = [
     PassageText("a", "Seine", "A river through Paris that flows into the Channel."),

@@ -14,15 +14,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from lmpipe.commands import app
+from lmpipe.cli import app
 from lmpipe.errors import ConfigChanged, ConfigError, TrainingDiverged
 from lmpipe.retrieval.colbert import ColbertEncoder, load_encoder
 from lmpipe.retrieval.colbert.network import ColbertNetwork
 from lmpipe.retrieval.colbert.settings import ColbertSettings
 from lmpipe.retrieval.colbert.tokens import ColbertTokens
 from lmpipe.retrieval.passages import PassageText, read_passages
-from lmpipe.retrieval.training.contrast import Collator, batch_loss, maxsim
 from lmpipe.retrieval.training.fit import ColbertTuning
+from lmpipe.retrieval.training.loss import Collator, batch_loss, maxsim
 from lmpipe.retrieval.training.mining import Example, gold_recall, rank_passages, training_examples
 from lmpipe.retrieval.training.questions import GoldQuestion, gold_passages, read_questions
 from lmpipe.retrieval.training.train import RoundResult, TrainingData, train_encoder

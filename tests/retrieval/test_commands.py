@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from lmpipe.commands import app
+from lmpipe.cli import app
 from tests.rivers import CORPUS
 
 
@@ -68,7 +68,7 @@ def test_malformed_lines_are_named_and_left_out_if_asked_to(
     passages: Path, encoder_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     passages.write_text("?\n" + passages.read_text())
-    command = [sys.executable, "-c", "from lmpipe.commands import main; main()", "index", "build", passages, "out"]
+    command = [sys.executable, "-c", "from lmpipe.cli import main; main()", "index", "build", passages, "out"]
     run = subprocess.run(
         [*map(str, command), "--encoder", str(encoder_folder)],
         capture_output=True,

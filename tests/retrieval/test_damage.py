@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from lmpipe.errors import ConfigError, CorruptBlob, StoreError
-from lmpipe.hashing import digest
 from lmpipe.retrieval.colbert import ColbertEncoder, load_encoder
 from lmpipe.retrieval.dense import DenseRetriever
 from lmpipe.retrieval.index import BuildSettings, build_index, delete_passages
-from lmpipe.retrieval.index.opened import open_colbert_index, open_index
+from lmpipe.retrieval.index.retriever import open_colbert_index, open_index
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retriever import Retriever
+from lmpipe.storage.hashing import digest
 from tests.retrieval.damage import damaged
 from tests.rivers import CORPUS
 from tests.scripted import NumberLine

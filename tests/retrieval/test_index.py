@@ -15,7 +15,7 @@ from lmpipe.retrieval import load_retriever
 from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.index import BuildSettings, add_passages, build_index, delete_passages
 from lmpipe.retrieval.index.manifest import Manifest
-from lmpipe.retrieval.index.opened import ColbertRetriever, open_colbert_index, open_index
+from lmpipe.retrieval.index.retriever import ColbertRetriever, open_colbert_index, open_index
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.plaid import build_plaid
 from lmpipe.retrieval.segments import Segment

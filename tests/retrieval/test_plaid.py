@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lmpipe.errors import ConfigError, StoreError
-from lmpipe.hashing import file_digests
 from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.plaid import PlaidIndex, SearchSettings, build_plaid
+from lmpipe.retrieval.plaid.colbert_ai import colbert
 from lmpipe.retrieval.plaid.kernels import CompiledKernels, Kernels, TorchKernels, load_kernels
 from lmpipe.retrieval.plaid.kmeans import find_buckets, nearest, spherical_kmeans
-from lmpipe.retrieval.plaid.library import colbert
 from lmpipe.retrieval.segments import Segment
 from lmpipe.retrieval.vectors import TokenVectors
+from lmpipe.storage.hashing import file_digests
 from tests.retrieval.colbert_ai import reference
 from tests.rivers import CORPUS
 

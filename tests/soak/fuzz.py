@@ -17,14 +17,14 @@ from benchmarks.config import read_config
 from benchmarks.settings import as_toml, settings_of_paper
 from lmpipe import Example, Prediction, ProgramState, PromptState, RunStore, signature
 from lmpipe.errors import LmpipeError
-from lmpipe.finished import open_run
-from lmpipe.hashing import canonical_json
 from lmpipe.metrics import judge, last_number
+from lmpipe.prompting.template import Template
+from lmpipe.results.run_reader import open_run
+from lmpipe.results.trace_log import records_of
 from lmpipe.retrieval.passages import read_passages
 from lmpipe.retrieval.training.questions import read_questions
-from lmpipe.template import Template
-from lmpipe.text import clean, cleaned
-from lmpipe.tracelog import records_of
+from lmpipe.storage.hashing import canonical_json
+from lmpipe.text.cleaning import clean, cleaned
 from optimizers import format_strategy, parse_strategy
 from tests.damage import CONFIG, DAMAGES, make_run
 from tests.tally import Tally

@@ -17,7 +17,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 import pytest
 
 from lmpipe import LM, RunStore, Session, WeightState
-from lmpipe.engines.embedded import NAME, load_embedded
+from lmpipe.engines.bundled import NAME, load_embedded
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.server import ServerLM
 from lmpipe.engines.training import LocalTrainer, Tuning

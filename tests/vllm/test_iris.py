@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lmpipe.engines.embedded import NAME
+from lmpipe.engines.bundled import NAME
 
 SIZES = ["--train", "40", "--val", "12", "--test", "50", "--strategy", "p", "--strategy", "p -> w -> p"]
 

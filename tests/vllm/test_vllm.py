@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lmpipe import LM, Completion, EngineError, Request, Sampling, WeightState
-from lmpipe.engines.embedded import NAME
+from lmpipe.engines.bundled import NAME
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.server import ServerLM
 from lmpipe.lm import Message

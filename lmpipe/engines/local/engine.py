@@ -18,13 +18,12 @@ from typing import Any, Literal, final
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lmpipe.deadline import check_time
 from lmpipe.engines.chat import ChatTokens, cut_at_stop, too_long, wrong_base
-from lmpipe.engines.foreign import Renamed, is_out_of_memory, told
+from lmpipe.engines.library_errors import Renamed, is_out_of_memory, told
 from lmpipe.engines.loading import vocabulary_size
 from lmpipe.engines.local.adapters import Active, AdapterPool
 from lmpipe.engines.local.attention import use
-from lmpipe.engines.local.choose import Row
+from lmpipe.engines.local.constrained import Automaton, Guide, token_bytes
 from lmpipe.engines.local.generate import Batch, Limits
 from lmpipe.engines.local.models import (
     Source,
@@ -34,10 +33,11 @@ from lmpipe.engines.local.models import (
     load_model,
 )
 from lmpipe.engines.local.prefixes import PrefixCache
-from lmpipe.engines.local.structure import Automaton, Guide, token_bytes
-from lmpipe.engines.packed import PackedProducts
+from lmpipe.engines.local.sampling import Row
+from lmpipe.engines.onednn_linear import PackedProducts
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Message, Request, Usage
+from lmpipe.runtime.deadline import check_time
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from typing import Any, final
 
 import torch
 
-from lmpipe.deadline import check_time
-from lmpipe.engines.local.choose import Row, choose
-from lmpipe.engines.local.layouts import Decode, Piece, Prefill
+from lmpipe.engines.local.forward_batch import Decode, Piece, Prefill
+from lmpipe.engines.local.kv_cache import Slots
 from lmpipe.engines.local.prefixes import Node, PrefixCache
-from lmpipe.engines.local.slots import Slots
+from lmpipe.engines.local.sampling import Row, choose
+from lmpipe.runtime.deadline import check_time
 
 _PREFILL_TOKENS = 4096  # most new prompt tokens of a pass, unless one row has more
 _MORE_WIDTH = 64  # by how many tokens the rows' room grows: all of it is attended to

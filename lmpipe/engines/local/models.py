@@ -14,11 +14,11 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
-from lmpipe.engines.foreign import MISFITS, told
+from lmpipe.engines.library_errors import MISFITS, told
 from lmpipe.engines.loading import loading, no_missing_weights
-from lmpipe.engines.local.layouts import Piece, Prefill
+from lmpipe.engines.local.forward_batch import Piece, Prefill
+from lmpipe.engines.local.kv_cache import Slots
 from lmpipe.engines.local.prefixes import Node
-from lmpipe.engines.local.slots import Slots
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.errors import ConfigError
 

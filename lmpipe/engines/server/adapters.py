@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any, final
 
-from lmpipe.deadline import held
 from lmpipe.engines.server.dialects import Dialect
 from lmpipe.errors import EngineError
+from lmpipe.runtime.deadline import held
 from lmpipe.web.endpoints import Endpoint
 from lmpipe.web.http import Refused
 

@@ -14,8 +14,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, final
 
-from lmpipe.arguments import whole_number
-from lmpipe.deadline import held
 from lmpipe.engines.chat import ChatTokens, cut_at_stop, plain_chat, unregistered, wrong_base
 from lmpipe.engines.inflight import InFlight
 from lmpipe.engines.server.adapters import LoadedAdapters
@@ -23,7 +21,9 @@ from lmpipe.engines.server.dialects import DIALECTS, Dialect, DialectName, detec
 from lmpipe.engines.server.replies import Reply, read_reply
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Request
-from lmpipe.secrets import hide_in_spec
+from lmpipe.runtime.deadline import held
+from lmpipe.text.secrets import hide_in_spec
+from lmpipe.validation.arguments import whole_number
 from lmpipe.web.endpoints import Endpoint, Endpoints, GaveUp
 from lmpipe.web.http import Refused
 from lmpipe.web.threads import concurrently

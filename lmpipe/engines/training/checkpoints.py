@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerState
 
-from lmpipe.files import write_whole
-from lmpipe.hashing import canonical_json, digest, file_digests
+from lmpipe.storage.files import write_whole
+from lmpipe.storage.hashing import canonical_json, digest, file_digests
 
 logger = logging.getLogger(__name__)
 

@@ -25,14 +25,14 @@ from transformers import Trainer as HFTrainer
 
 from lmpipe.engines.local.adapters import in_place_of, learned_prefix, quiet
 from lmpipe.engines.precision import multiplies_bfloat16
+from lmpipe.engines.training.batch_sampler import SpreadSampler, split, step_tokens
+from lmpipe.engines.training.callbacks import Watch, Watching
 from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_of, last_whole
 from lmpipe.engines.training.divergence import Divergence, diverged
-from lmpipe.engines.training.layout import EncodedRow, Targets, TrainingLayout, collate
-from lmpipe.engines.training.objectives import items, total_loss, with_references
-from lmpipe.engines.training.order import SpreadSampler, split, step_tokens
-from lmpipe.engines.training.tuning import Tuning
-from lmpipe.engines.training.watch import Watch, Watching
-from lmpipe.files import writing
+from lmpipe.engines.training.losses import items, total_loss, with_references
+from lmpipe.engines.training.packed_batch import EncodedRow, Targets, TrainingLayout, collate
+from lmpipe.engines.training.tuning_config import Tuning
+from lmpipe.storage.files import writing
 from lmpipe.trainer import Objective
 
 

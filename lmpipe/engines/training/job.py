@@ -24,13 +24,13 @@ from pydantic import TypeAdapter
 from lmpipe.engines.local.adapters import AdapterPool, save
 from lmpipe.engines.local.attention import use
 from lmpipe.engines.local.models import Source, load_model
+from lmpipe.engines.training.callbacks import Watch
 from lmpipe.engines.training.checkpoints import last_whole
 from lmpipe.engines.training.fit import LossCurve, fit, seeded
-from lmpipe.engines.training.layout import EncodedRow
-from lmpipe.engines.training.tuning import Tuning
-from lmpipe.engines.training.watch import Watch
+from lmpipe.engines.training.packed_batch import EncodedRow
+from lmpipe.engines.training.tuning_config import Tuning
 from lmpipe.errors import ConfigError, EngineError, TrainingDiverged
-from lmpipe.files import write_whole
+from lmpipe.storage.files import write_whole
 from lmpipe.trainer import Objective
 
 _POLL = 0.2  # seconds between looks at the launched processes

@@ -15,26 +15,26 @@ from typing import Any, final
 
 from pydantic import TypeAdapter
 
-from lmpipe.engines.foreign import MISFITS, Renamed, is_out_of_memory, told
+from lmpipe.engines.library_errors import MISFITS, Renamed, is_out_of_memory, told
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.adapters import save
 from lmpipe.engines.local.models import Source
+from lmpipe.engines.training.batch_sampler import check_held_out, step_count
+from lmpipe.engines.training.callbacks import Watch
 from lmpipe.engines.training.checkpoints import SAVING_FAILS
 from lmpipe.engines.training.fit import LossCurve, fit, seeded
 from lmpipe.engines.training.job import Job, launch
-from lmpipe.engines.training.layout import EncodedRow
-from lmpipe.engines.training.order import check_held_out, step_count
-from lmpipe.engines.training.targets import check_targets
-from lmpipe.engines.training.tuning import Tuning
-from lmpipe.engines.training.watch import Watch
+from lmpipe.engines.training.packed_batch import EncodedRow
+from lmpipe.engines.training.target_modules import check_targets
+from lmpipe.engines.training.tuning_config import Tuning
 from lmpipe.errors import ConfigError, EngineError, SessionError, TrainingDiverged
 from lmpipe.events import EpochEnded
-from lmpipe.files import writing
-from lmpipe.identity import work_key
 from lmpipe.ledger import Cost
-from lmpipe.session import Session
+from lmpipe.program.identity import work_key
+from lmpipe.runtime.session import Session
 from lmpipe.state import WeightState
-from lmpipe.store import RunStore
+from lmpipe.storage.files import writing
+from lmpipe.storage.store import RunStore
 from lmpipe.trainer import Imitation, Objective, PolicyGradient, Trainer, TrainingResult, TrainingRow
 
 _RESULT = TypeAdapter(TrainingResult)

@@ -28,13 +28,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from lmpipe.engines.foreign import Renamed
+from lmpipe.engines.library_errors import Renamed
 from lmpipe.errors import ConfigError
-from lmpipe.files import writing
-from lmpipe.hashing import canonical_json, describe
 from lmpipe.retrieval.colbert.settings import ColbertSettings
 from lmpipe.retrieval.damage import read_json, undamaged
-from lmpipe.text import clean
+from lmpipe.storage.files import writing
+from lmpipe.storage.hashing import canonical_json, describe
+from lmpipe.text.cleaning import clean
 
 _METADATA, _MODULES, _PYLATE = "artifact.metadata", "modules.json", "config_sentence_transformers.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")

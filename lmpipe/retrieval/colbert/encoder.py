@@ -14,15 +14,15 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from lmpipe.arguments import items, whole_number
-from lmpipe.engines.packed import PackedProducts
+from lmpipe.engines.onednn_linear import PackedProducts
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.errors import ConfigError
+from lmpipe.retrieval.colbert.bundled import NAME, embedded_checkpoint
 from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint
-from lmpipe.retrieval.colbert.embedded import NAME, embedded_checkpoint
 from lmpipe.retrieval.colbert.network import ColbertNetwork
 from lmpipe.retrieval.colbert.tokens import ColbertTokens
 from lmpipe.retrieval.vectors import TokenVectors
+from lmpipe.validation.arguments import items, whole_number
 
 DEFAULT = "colbert-ir/colbertv2.0"
 _BATCH = {"cpu": 4_096, "cuda": 131_072}  # tokens of a forward pass; more were no faster

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from lmpipe.arguments import items, whole_number
 from lmpipe.errors import ConfigError
+from lmpipe.validation.arguments import items, whole_number
 
 
 @final

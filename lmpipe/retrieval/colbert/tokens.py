@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval.colbert.checkpoint import Checkpoint
-from lmpipe.text import clean
+from lmpipe.text.cleaning import clean
 
 logger = logging.getLogger(__name__)
 

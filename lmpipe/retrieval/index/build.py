@@ -15,16 +15,16 @@ from typing import Any, Literal, final
 
 import torch
 
-from lmpipe.arguments import whole_number
 from lmpipe.errors import ConfigError
-from lmpipe.hashing import digest_file
 from lmpipe.progress import Progress, show_progress
 from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.index.manifest import EncoderIdentity, Manifest, Plaid, SegmentIdentity
 from lmpipe.retrieval.passages import PassageText, PassageTexts, read_passages
 from lmpipe.retrieval.plaid import build_plaid
 from lmpipe.retrieval.segments import Segment
-from lmpipe.store import RunStore
+from lmpipe.storage.hashing import digest_file
+from lmpipe.storage.store import RunStore
+from lmpipe.validation.arguments import whole_number
 
 MEMORY = 320_000_000
 """Bytes of int8 vectors up to which an index is exact by default: about 30,000 passages."""

@@ -11,15 +11,15 @@ from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 
-from lmpipe.arguments import items
 from lmpipe.errors import ConfigError
-from lmpipe.files import read_json_object
 from lmpipe.progress import Progress, show_progress
 from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.index.build import new_segment
 from lmpipe.retrieval.index.manifest import Manifest
 from lmpipe.retrieval.passages import PassageText, PassageTexts
-from lmpipe.store import RunStore
+from lmpipe.storage.files import read_json_object
+from lmpipe.storage.store import RunStore
+from lmpipe.validation.arguments import items
 
 
 def add_passages(

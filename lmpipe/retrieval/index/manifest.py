@@ -2,7 +2,7 @@
 
     INDEX/index.json      engine, encoder, segments, deletions; with a checksum
     INDEX/blobs/DIGEST    content-addressed folders: segments, and PLAID's files
-    INDEX/journal.*       what a build has finished: see `lmpipe.store`
+    INDEX/journal.*       what a build has finished: see `lmpipe.storage.store`
 
 Knows nothing of encoding or search.
 """
@@ -17,10 +17,10 @@ from typing import Final, Literal, final
 from pydantic import BaseModel, ConfigDict
 
 from lmpipe.errors import ConfigError, CorruptBlob
-from lmpipe.files import write_whole
-from lmpipe.hashing import digest, file_digests
 from lmpipe.retrieval.damage import read_json, undamaged
 from lmpipe.retrieval.passages import REBUILD
+from lmpipe.storage.files import write_whole
+from lmpipe.storage.hashing import digest, file_digests
 
 logger = logging.getLogger(__name__)
 

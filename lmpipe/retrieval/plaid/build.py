@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from lmpipe.errors import ConfigError
-from lmpipe.files import write_whole, writing
-from lmpipe.hashing import canonical_json, derive_seed, digest_bytes
+from lmpipe.retrieval.plaid.colbert_ai import METADATA, make_codec, make_config, read_tensor
 from lmpipe.retrieval.plaid.kmeans import find_buckets, nearest, spherical_kmeans
-from lmpipe.retrieval.plaid.library import METADATA, make_codec, make_config, read_tensor
 from lmpipe.retrieval.segments import Segment
+from lmpipe.storage.files import write_whole, writing
+from lmpipe.storage.hashing import canonical_json, derive_seed, digest_bytes
 
 _PASSAGES = 25_000  # of a chunk, as in colbert-ai
 _TOKENS = 1 << 16  # decompressed at once

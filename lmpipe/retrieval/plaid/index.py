@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lmpipe.errors import ConfigError, StoreError
 from lmpipe.retrieval.damage import read_json
+from lmpipe.retrieval.plaid.colbert_ai import colbert, index_file, make_codec, read_metadata, read_tensor
 from lmpipe.retrieval.plaid.kernels import Kernels, load_kernels
-from lmpipe.retrieval.plaid.library import colbert, index_file, make_codec, read_metadata, read_tensor
 from lmpipe.retrieval.vectors import Ranking, TokenIndex, TokenVectors
 
 _SCORED = 4096  # passages decompressed at once

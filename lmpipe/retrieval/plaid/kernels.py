@@ -26,9 +26,9 @@ from filelock import FileLock
 from torch import Tensor
 from torch.utils.cpp_extension import load
 
-from lmpipe.engines.packaged import cache_folder
+from lmpipe.engines.bundled_files import cache_folder
 from lmpipe.errors import ConfigError
-from lmpipe.hashing import digest
+from lmpipe.storage.hashing import digest
 
 logger = logging.getLogger(__name__)
 

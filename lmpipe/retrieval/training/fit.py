@@ -16,15 +16,15 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HFTrainer
 
-from lmpipe.checks import check_settings
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_of, last_whole
 from lmpipe.engines.training.fit import seeded
 from lmpipe.errors import TrainingDiverged
-from lmpipe.files import writing
 from lmpipe.retrieval.colbert.network import ColbertNetwork
-from lmpipe.retrieval.training.contrast import Batch, Collator, batch_loss
+from lmpipe.retrieval.training.loss import Batch, Collator, batch_loss
 from lmpipe.retrieval.training.mining import Example
+from lmpipe.storage.files import writing
+from lmpipe.validation.checks import check_settings
 
 _BelowOne = Annotated[float, Field(ge=0, lt=1)]
 

@@ -14,12 +14,12 @@ from typing import final
 
 import torch
 
-from lmpipe.files import writing
-from lmpipe.hashing import derive_seed
 from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.index.exact import ExactIndex
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.segments import Segment
+from lmpipe.storage.files import writing
+from lmpipe.storage.hashing import derive_seed
 
 Gold = Sequence[Sequence[int]]
 """For each title of a question, the numbers of the passages that have it."""

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, final
 
 from lmpipe.errors import ConfigError
-from lmpipe.lines import json_object, numbered_lines
 from lmpipe.retrieval.passages import PassageText
-from lmpipe.text import clean, count_unclean
+from lmpipe.storage.lines import json_object, numbered_lines
+from lmpipe.text.cleaning import clean, count_unclean
 
 logger = logging.getLogger(__name__)
 

@@ -17,21 +17,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from lmpipe.arguments import items
 from lmpipe.errors import ConfigError
-from lmpipe.files import UNFINISHED
-from lmpipe.hashing import derive_seed, describe, digest
 from lmpipe.progress import Progress, show_progress
 from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint
 from lmpipe.retrieval.colbert.network import ColbertNetwork
 from lmpipe.retrieval.colbert.tokens import ColbertTokens
 from lmpipe.retrieval.passages import PassageText
-from lmpipe.retrieval.training.contrast import Collator
 from lmpipe.retrieval.training.fit import ColbertTuning, fit, step_count
+from lmpipe.retrieval.training.loss import Collator
 from lmpipe.retrieval.training.mining import Gold, gold_recall, rank_passages, training_examples
 from lmpipe.retrieval.training.questions import GoldQuestion, gold_passages
-from lmpipe.store import RunStore
+from lmpipe.storage.files import UNFINISHED
+from lmpipe.storage.hashing import derive_seed, describe, digest
+from lmpipe.storage.store import RunStore
+from lmpipe.validation.arguments import items
 
 KS = (2, 5, 10)
 """Numbers of passages that recall is told for."""

@@ -1,0 +1,130 @@
+"""``lmpipe index``: builds indexes of passages, and looks into them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from lmpipe.cli.terminal import new_console, progress_bars, styled
+from lmpipe.errors import ConfigError, EngineError
+
+logger = logging.getLogger(__name__)
+app = typer.Typer(no_args_is_help=True, help="Build indexes of passages, and look into them.")
+console = new_console()
+
+Folder = Annotated[Path, typer.Argument(help="Folder of the index.")]
+ENCODER_HELP = "`embedded`, or a ColBERT checkpoint: hub id or folder."
+HEADER_HELP = "Passages are columns (.tsv) whose first line names them, in a CSV writer's quotes, as DPR's are."
+
+
+@app.command()
+def build(
+    passages: Annotated[
+        Path, typer.Argument(help="JSON Lines with pid, text and title, or ColBERT's TSV; may be .gz.")
+    ],
+    out: Folder,
+    encoder: Annotated[str, typer.Option(help=ENCODER_HELP)] = "colbert-ir/colbertv2.0",
+    engine: Annotated[
+        Literal["auto", "exact", "plaid"],
+        typer.Option(help="`exact` keeps int8 vectors, `plaid` compresses them; `auto` is exact up to --memory-mb."),
+    ] = "auto",
+    bits: Annotated[int, typer.Option(help="Of a component of a vector, for PLAID: 2 or 4.")] = 2,
+    memory_mb: Annotated[int, typer.Option(help="Up to which `auto` keeps int8 vectors.")] = 320,
+    chunk: Annotated[int, typer.Option(help="Passages between two points that a build can go on from.")] = 4096,
+    skip_malformed: Annotated[bool, typer.Option(help="Leave lines out that are no passages; each is named.")] = False,
+    header: Annotated[bool, typer.Option(help=HEADER_HELP)] = False,
+) -> None:
+    """Builds an index. Run again after an interruption, it goes on where it was."""
+    from lmpipe.retrieval.colbert import load_encoder
+    from lmpipe.retrieval.index import BuildSettings, build_index
+
+    settings = BuildSettings(engine, bits, memory_mb * 1_000_000, chunk)
+    with progress_bars() as progress:
+        build_index(
+            passages,
+            out,
+            load_encoder(encoder),
+            settings,
+            malformed=_told if skip_malformed else None,
+            progress=progress,
+            header=header,
+        )
+    info(out)
+
+
+@app.command()
+def info(
+    folder: Folder, verify: Annotated[bool, typer.Option(help="Compare all files with their checksums.")] = True
+) -> None:
+    """Shows what an index consists of."""
+    from lmpipe.retrieval.index.manifest import Manifest
+
+    manifest = Manifest.read(folder)
+    if verify:
+        manifest.verify(folder)
+    size = sum(path.stat().st_size for part in manifest.folders(folder) for path in part.iterdir())
+    table = Table(title=styled(str(folder)), show_header=False)
+    for name, value in {
+        "digest": manifest.digest,
+        "engine": manifest.engine + (f", {manifest.plaid.bits} bits" if manifest.plaid else ""),
+        "encoder": f"{manifest.encoder.spec} ({manifest.encoder.digest})",
+        "passages": f"{manifest.passages:,}" + (f" ({len(manifest.deleted):,} deleted)" if manifest.deleted else ""),
+        "token vectors": f"{manifest.tokens:,} of {manifest.encoder.dim} components",
+        "size": f"{size / 1e6:,.1f} MB, {size / max(1, manifest.tokens):.1f} bytes a token with texts",
+        "checksums": "verified" if verify else "not verified",
+    }.items():
+        table.add_row(name, styled(value))
+    console.print(table)
+
+
+@app.command()
+def search(
+    folder: Folder,
+    query: Annotated[list[str], typer.Argument(help="One or several.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Most passages for a query.")] = 5,
+) -> None:
+    """Searches an index."""
+    from lmpipe.retrieval.index import open_index
+
+    for text, found in zip(query, open_index(folder).search(query, k), strict=True):
+        if isinstance(found, EngineError):
+            raise found
+        table = Table("", "score", "id", "passage", title=styled(text), title_justify="left")
+        for rank, passage in enumerate(found, 1):
+            table.add_row(str(rank), f"{passage.score:.2f}", styled(passage.id), styled(passage.text))
+        console.print(table)
+
+
+@app.command()
+def add(
+    folder: Folder,
+    passages: Annotated[Path, typer.Argument(help="As for `build`.")],
+    header: Annotated[bool, typer.Option(help=HEADER_HELP)] = False,
+) -> None:
+    """Adds passages to an exact index."""
+    from lmpipe.retrieval.colbert import load_encoder
+    from lmpipe.retrieval.index import add_passages
+    from lmpipe.retrieval.index.manifest import Manifest
+    from lmpipe.retrieval.passages import read_passages
+
+    encoder = load_encoder(Manifest.read(folder).encoder.spec)
+    with progress_bars() as progress:
+        add_passages(folder, list(read_passages(passages, header=header)), encoder, progress)
+    info(folder, verify=False)
+
+
+@app.command()
+def delete(folder: Folder, ids: Annotated[list[str], typer.Argument(help="Of the passages.")]) -> None:
+    """Deletes passages from an exact index."""
+    from lmpipe.retrieval.index import delete_passages
+
+    delete_passages(folder, ids)
+    info(folder, verify=False)
+
+
+def _told(problem: ConfigError) -> None:
+    logger.warning("left out: %s", problem)

@@ -1,0 +1,212 @@
+"""Evaluation: a score with its standard error, the scores behind it, and what went wrong on the way.
+
+Evaluations are remembered in the session's store, so the same one is never made twice in a run, unless something that
+decides it cannot be identified (`lmpipe.program.identity`).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from time import perf_counter, process_time
+from typing import Any, final
+
+from pydantic import BaseModel, ConfigDict
+
+from lmpipe.data import Example
+from lmpipe.ledger import Cost, ModuleCost
+from lmpipe.metrics import Metric
+from lmpipe.program.failures import CommonFailure, FailureCounts
+from lmpipe.program.identity import work_key
+from lmpipe.program.module import Module
+from lmpipe.program.rollout import Job, check_metric, cost_of, measured, rollout
+from lmpipe.results.trace_log import log_pieces
+from lmpipe.runtime.session import Session
+from lmpipe.runtime.trace import Failure, Trace
+from lmpipe.state import ProgramState
+from lmpipe.storage.store import RunStore
+from lmpipe.validation.arguments import items, of_kind
+from lmpipe.validation.checks import check_ids, checked_examples
+
+Measure = Callable[[Trace], float | None]
+"""Looks at a whole run, where a metric looks at its prediction alone; such as at what was retrieved on the way.
+
+None or NaN where there is nothing to measure: such a run does not count.
+"""
+
+
+@final
+class Evaluation(BaseModel):
+    """The scores of one state of a program on some examples.
+
+    Attributes:
+        scores: Example id → score; failed runs score 0, and those that a spent budget prevented are absent.
+        failures: Kind of failure (parse, engine, program, metric, budget) → how many examples it cost.
+        first_error: The message of the first failed example, or none.
+        common_failures: The most common kinds of failure, the most common first.
+        measures: Measure → example id → its value; of failed runs too.
+        modules: Module path → calls, tokens and failures of it in all runs.
+        traces: Blob of the session's store that holds the traces (`lmpipe.results.trace_log`), if they were to be kept.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    scores: Mapping[str, float]
+    failures: Mapping[Failure, int] = {}
+    first_error: str | None = None
+    common_failures: tuple[CommonFailure, ...] = ()
+    measures: Mapping[str, Mapping[str, float]] = {}
+    modules: Mapping[str, ModuleCost] = {}
+    traces: str | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return len(self.scores)
+
+    @property
+    def complete(self) -> bool:
+        """Whether no example was left out for want of budget."""
+        return "budget" not in self.failures
+
+    @cached_property
+    def mean(self) -> float:
+        """Mean score; not a number if there is no example."""
+        return statistics.fmean(self.scores.values()) if self.scores else math.nan
+
+    @property
+    def comparable(self) -> float | None:
+        """The mean where all examples were run, so that it may be compared with that of others; else none."""
+        return self.mean if self.complete and self.scores else None
+
+    @cached_property
+    def stderr(self) -> float:
+        """Standard error of the mean over examples; not a number below two examples."""
+        if self.n < 2 or not math.isfinite(self.mean):
+            return math.nan
+        return statistics.stdev(self.scores.values()) / math.sqrt(self.n)
+
+
+def evaluate(
+    program: Module,
+    state: ProgramState,
+    examples: Sequence[Example],
+    metric: Metric,
+    session: Session,
+    *,
+    title: str = "evaluation",
+    measures: Mapping[str, Measure] | None = None,
+    keep_traces: bool = False,
+) -> Evaluation:
+    """Scores one state of a program; see `evaluate_many`."""
+    return evaluate_many(
+        program, [state], examples, metric, session, title=title, measures=measures, keep_traces=keep_traces
+    )[0]
+
+
+def evaluate_many(
+    program: Module,
+    states: Sequence[ProgramState],
+    examples: Sequence[Example],
+    metric: Metric,
+    session: Session,
+    *,
+    title: str = "evaluation",
+    measures: Mapping[str, Measure] | None = None,
+    keep_traces: bool = False,
+) -> list[Evaluation]:
+    """Scores several states of a program on the same examples, in one wavefront.
+
+    Args:
+        program: The program.
+        states: What to score.
+        examples: What to score it on.
+        metric: Scores one prediction.
+        session: LMs, seed and, if it has one, the store that remembers evaluations.
+        title: What the progress bar says.
+        measures: What else is wanted of each run, by name.
+        keep_traces: Whether the session's store, if it has one, keeps what was sent and answered.
+
+    Returns:
+        An evaluation for every state, in order.
+
+    Raises:
+        ConfigError: If two examples have one id, or something else was passed than examples.
+        MetricError: If the metric could not score most of the predictions.
+    """
+    of_kind("program", program, Module)
+    of_kind("session", session, Session)
+    states = items("states", states, ProgramState)
+    examples = checked_examples(examples, "examples")
+    check_ids(examples)
+    setting = work_key(
+        "evaluation",
+        program=program,
+        metric=metric,
+        measures=measures or {},
+        examples=[example.digest for example in examples],
+        decoding=session.decoding(),
+        seed=session.seed,
+        traces=keep_traces,
+    )
+    keys = {state: setting and f"{setting} of {state.digest}" for state in states}
+    found: dict[ProgramState, Evaluation] = {}
+    for state, key in keys.items():
+        known, value = session.recall(key)
+        if known:
+            found[state] = Evaluation.model_validate(value)
+    missing = [state for state in keys if state not in found]
+    keep = session.store if keep_traces else None
+    results: dict[str | None, tuple[Any, Cost]] = {}
+    for state, (evaluation, cost) in zip(
+        missing, _score(program, missing, examples, metric, session, title, measures or {}, keep), strict=True
+    ):
+        found[state] = evaluation
+        if evaluation.complete and "engine" not in evaluation.failures:  # which may answer another time
+            results[keys[state]] = evaluation.model_dump(mode="json"), cost
+    session.record(results)
+    return [found[state] for state in states]
+
+
+def _score(
+    program: Module,
+    states: Sequence[ProgramState],
+    examples: Sequence[Example],
+    metric: Metric,
+    session: Session,
+    title: str,
+    measures: Mapping[str, Measure],
+    keep: RunStore | None,
+) -> list[tuple[Evaluation, Cost]]:
+    """Evaluation and cost of each state; the time of the wavefront is divided among them."""
+    started, cpu_started = perf_counter(), process_time()
+    traces = rollout(
+        program, [Job(state, example) for state in states for example in examples], session, metric, title=title
+    )
+    check_metric(traces)
+    count = max(len(states), 1)
+    seconds, cpu_seconds = (perf_counter() - started) / count, (process_time() - cpu_started) / count
+    parts = [traces[number * len(examples) : (number + 1) * len(examples)] for number in range(len(states))]
+    costs = [replace(cost_of(part), seconds=seconds, cpu_seconds=cpu_seconds) for part in parts]
+    return [(_summary(part, cost, measures, keep), cost) for part, cost in zip(parts, costs, strict=True)]
+
+
+def _summary(traces: Sequence[Trace], cost: Cost, measures: Mapping[str, Measure], keep: RunStore | None) -> Evaluation:
+    failed = [trace for trace in traces if trace.failure is not None]
+    made = sorted((trace for trace in traces if trace.failure != "budget"), key=lambda trace: trace.example.id)
+    values = measured(measures, made)
+    counts = FailureCounts()
+    counts.add(failed)
+    return Evaluation(
+        scores={trace.example.id: trace.score for trace in made},
+        failures=Counter(trace.failure for trace in failed if trace.failure),
+        first_error=failed[0].error if failed else None,
+        common_failures=counts.most_common(),
+        measures=values,
+        modules=cost.modules,
+        traces=None if keep is None else keep.put_pieces(log_pieces(made, values)),
+    )

@@ -1,0 +1,90 @@
+"""The regular expression of the completions that a template can read: what structured decoding holds an LM to.
+
+A pattern instead of a grammar, because every engine and server that constrains decoding takes one. Knows nothing of
+how it is enforced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from typing import Any
+
+from lmpipe.errors import SignatureError
+from lmpipe.prompting.choices import choices_of
+from lmpipe.prompting.signature import Field, Signature, schema_of
+from lmpipe.prompting.thoughts import quote_tags
+
+_INTEGER = r"-?(0|[1-9][0-9]{0,17})"
+_TYPES = {
+    int: _INTEGER,
+    float: _INTEGER + r"(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?",
+    bool: r"(true|false)",
+}
+_LEAD = r"[ \t]*(/[ \t]*)?"  # between the < of a tag and its name
+_OTHER_NAME = "[tT]([^hH<{0}]|[hH]([^iI<{0}]|[iI]([^nN<{0}]|[nN][^kK<{0}])))"
+_OPEN = f"<({_LEAD}([tT]([hH]([iI][nN]?)?)?)?<)*"  # one < after another; none begins a tag
+_NO_TAG = rf"{_OPEN}([ \t]*([^ \t/tT<{{0}}]|/[ \t]*[^ \ttT<{{0}}])|{_LEAD}{_OTHER_NAME})"
+_TAIL = f"{_OPEN}{_LEAD}([tT]([hH]([iI][nN]?)?)?)?"
+_SEEN = (
+    "[^<\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # no white space, as Python has it
+)
+
+
+@lru_cache(maxsize=1024)
+def completion_pattern(signature: Signature) -> str:
+    """The pattern of a signature's completions.
+
+    Fields stand in the signature's order, each on a line of its own; optional ones may be left out. Text is a single
+    line, except in the last field, and holds no tag of a thought.
+
+    Raises:
+        SignatureError: If the values of a field's type cannot be described by a pattern.
+    """
+    fields = signature.outputs
+    first = next((number for number, field in enumerate(fields) if not field.optional), 0)
+    parts = []
+    for number, field in enumerate(fields):
+        line = f"{re.escape(field.name)}: {_value(field, last=number == len(fields) - 1)}"
+        line = line + r"\n" if number < first else line if number == first else r"\n" + line
+        parts.append(f"({line})?" if field.optional and number != first else line)
+    return "".join(parts)
+
+
+def _value(field: Field, *, last: bool) -> str:
+    piece, tail = _text("" if last else r"\n")
+    if field.type is str:
+        return f"({piece}+({tail})?|{tail})"
+    if field.type is Any:  # which, unlike text, cannot be empty
+        return f"{_SEEN}{piece}*({tail})?"
+    known = choices_of(field.type)
+    if known is not None:
+        return "(" + "|".join(re.escape(quote_tags(choice.text)) for choice in known.choices) + ")"
+    return _TYPES.get(field.type) or _json(field)
+
+
+def _text(line_end: str) -> tuple[str, str]:
+    """The pattern of a piece of text without tags, and of what may stand after the last piece.
+
+    Args:
+        line_end: What ends the text.
+    """
+    return f"([^<{line_end}]|{_NO_TAG.format(line_end)})", _TAIL
+
+
+def _json(field: Field) -> str:
+    try:
+        from outlines_core.json_schema import build_regex_from_schema
+    except ImportError as error:
+        raise SignatureError(
+            f"structured output of field {field.name!r}, of type {field.type_name}, needs outlines-core; "
+            "run: pip install 'lmpipe[structured]'"
+        ) from error
+    try:
+        pattern = build_regex_from_schema(json.dumps(schema_of(field.type)))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SignatureError(
+            f"field {field.name!r} of type {field.type_name} cannot be written as a pattern: {error}"
+        ) from error
+    return f"({pattern.replace('[1-9][0-9]*', '[1-9][0-9]{0,17}').replace('[eE][+-][0-9]+', '[eE][+-][0-9]{1,2}')})"

@@ -1,0 +1,321 @@
+"""Signatures: what one LM call takes and gives, as a frozen value.
+
+A signature is written as a string, ``"question, context: list[str] -> answer: Literal['yes', 'no']"``, or as a
+class whose annotated attributes are set to `Input` and `Output`. Knows nothing of prompts: see
+`lmpipe.prompting.template`.
+"""
+
+from __future__ import annotations
+
+import ast
+import enum
+import inspect
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any, Literal, final, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter
+from pydantic.errors import PydanticUserError
+
+from lmpipe.errors import SignatureError
+from lmpipe.prompting.choices import choices_of
+from lmpipe.storage.hashing import digest
+from lmpipe.text.display import shorten, shown
+
+_TYPE_NAMES: Mapping[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "Any": Any}
+_CONTAINERS: Mapping[str, Any] = {"list": list, "dict": dict, "tuple": tuple}
+
+
+@final
+@dataclass(frozen=True)
+class Field:
+    """One input or output of a signature.
+
+    Args:
+        name: A Python identifier; it is what the LM sees.
+        type: The type of the value; outputs are parsed into it.
+        desc: What the LM is told about the field, beside its type.
+        optional: For outputs: a completion without the field still parses, and gives ``""``.
+    """
+
+    name: str
+    type: Any = str
+    desc: str = ""
+    optional: bool = False
+
+    @property
+    def type_name(self) -> str:
+        """The type as it would be written in a string signature."""
+        return self.type.__name__ if inspect.isclass(self.type) else str(self.type).replace("typing.", "")
+
+    @property
+    def type_identity(self) -> Any:
+        """The type by content: its name, and the schema of what it holds where that is more than a name."""
+        if self.type in (str, int, float, bool, Any):
+            return self.type_name
+        names = [list(self.type.__members__)] if isinstance(self.type, enum.EnumMeta) else []
+        return [self.type_name, schema_of(self.type), *names]
+
+
+@final
+@dataclass(frozen=True)
+class Signature:
+    """The typed inputs and outputs of one LM call, and the instruction that goes with them.
+
+    Args:
+        inputs: Fields that the caller gives, in the order in which the LM reads them.
+        outputs: Fields that the LM writes, in order.
+        instructions: What to do. The optimizers search over this text and over demonstrations.
+
+    Raises:
+        SignatureError: If there is no output, two fields share a name, a name is no identifier, or a type is none that
+            values can be read and written for.
+    """
+
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    instructions: str = ""
+
+    def __post_init__(self) -> None:
+        for field in self.inputs + self.outputs:
+            _check(field)
+        names = [field.name.lower() for field in self.inputs + self.outputs]
+        if not self.outputs:
+            raise SignatureError(f"signature with inputs {names} has no output field; write 'inputs -> outputs'")
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise SignatureError(f"field {doubled[0]!r} appears twice in a signature; give each field its own name")
+        if not self.instructions:
+            given = ", ".join(field.name for field in self.inputs)
+            wanted = ", ".join(field.name for field in self.outputs)
+            object.__setattr__(
+                self, "instructions", f"Given {given}, produce {wanted}." if given else f"Produce {wanted}."
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of the signature by content."""
+        sides = [[[f.name, f.type_identity, f.desc, f.optional] for f in side] for side in (self.inputs, self.outputs)]
+        return digest([self.instructions, *sides])
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Signature) and other.digest == self.digest)
+
+    def prepend(self, field: Field) -> Signature:
+        """The same signature with one more output before the others."""
+        return replace(self, outputs=(field, *self.outputs))
+
+    def check_inputs(self, given: Mapping[str, Any]) -> None:
+        """Raises:
+        SignatureError: If a field is missing from the given inputs or unknown.
+        """
+        if given.keys() == self._input_names:
+            return
+        missing = [field.name for field in self.inputs if field.name not in given]
+        unknown = sorted(given.keys() - self._input_names)
+        problem = f"missing {', '.join(missing)}" if missing else f"unknown {', '.join(unknown)}"
+        wanted = ", ".join(field.name for field in self.inputs)
+        raise SignatureError(f"inputs do not fit the signature: {problem}; it takes {wanted}")
+
+    @cached_property
+    def _input_names(self) -> frozenset[str]:
+        return frozenset(field.name for field in self.inputs)
+
+
+@final
+@dataclass(frozen=True)
+class _Marker:
+    side: Literal["input", "output"]
+    desc: str
+    optional: bool = False
+
+
+def Input(desc: str = "") -> Any:
+    """Marks an attribute of a class form as an input field."""
+    return _Marker("input", desc)
+
+
+def Output(desc: str = "", *, optional: bool = False) -> Any:
+    """Marks an attribute of a class form as an output field."""
+    return _Marker("output", desc, optional)
+
+
+@lru_cache(maxsize=1024)
+def schema_of(type_: Any) -> dict[str, Any]:
+    """The JSON schema of the type of a field, which is shared and stays as it is."""
+    return TypeAdapter(type_).json_schema()
+
+
+def _check(field: Field) -> None:
+    """Raises a SignatureError for a field that no prompt can hold."""
+    if not isinstance(field.name, str) or not field.name.isidentifier() or field.name == "self":
+        raise SignatureError(f"{shown(field.name)} cannot name a field; use a Python identifier other than 'self'")
+    try:
+        if field.type in (str, int, float, bool, Any):
+            return
+        choices_of(field.type)
+        schema_of(field.type)
+    except SignatureError as error:
+        raise SignatureError(f"field {field.name!r}: {error}") from None
+    except (
+        PydanticUserError,
+        TypeError,
+        ValueError,
+        NameError,
+        AttributeError,
+        RecursionError,
+        AssertionError,
+    ) as error:
+        raise SignatureError(
+            f"field {field.name!r} has a type that values cannot be read and written for: "
+            f"{shorten(str(error).partition(chr(10))[0], 300)}"
+        ) from None
+    odd = [constant for constant in _constants_of(field.type) if not _is_plain(constant)]
+    if odd:
+        raise SignatureError(
+            f"field {field.name!r} has the choice {shown(odd[0])}; a Literal may hold only text, finite numbers, "
+            "truth values, enum members and None"
+        )
+
+
+def _constants_of(type_: Any) -> list[Any]:
+    """The constants of a type and of the types within it."""
+    if get_origin(type_) is Literal:
+        return list(get_args(type_))
+    return [constant for part in get_args(type_) if not isinstance(part, list) for constant in _constants_of(part)]
+
+
+def _is_plain(constant: Any) -> bool:
+    if isinstance(constant, float):
+        return math.isfinite(constant)
+    return constant is None or isinstance(constant, (str, int, enum.Enum))
+
+
+SignatureLike = Signature | str | type
+
+
+def signature(source: SignatureLike, instructions: str = "", types: Mapping[str, Any] | None = None) -> Signature:
+    """Reads a signature from its string or class form.
+
+    Args:
+        source: ``"a, b: int -> c: list[str]"``; or a class whose docstring is the instruction and whose annotated
+            attributes are set to `Input` and `Output`; or a signature, which is returned as it is.
+        instructions: For a string: the instruction. By default one is made of the field names.
+        types: For a string: further type names, such as pydantic models.
+
+    Raises:
+        SignatureError: If the string or the class cannot be read; the message names the place.
+    """
+    if isinstance(source, Signature):
+        return source
+    if isinstance(source, str):
+        try:
+            return _from_string(source, instructions, types or {})
+        except (RecursionError, MemoryError):
+            raise SignatureError(f"signature {shown(source)} is nested too deeply") from None
+    if not isinstance(source, type):
+        raise SignatureError(
+            f"{shown(source)} is no signature; write 'inputs -> outputs' or a class of Input and Output"
+        )
+    return _from_class(source)
+
+
+def _from_class(source: type) -> Signature:
+    try:
+        hints = get_type_hints(source)
+    except (
+        NameError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        LookupError,
+        SyntaxError,
+        ArithmeticError,
+        RecursionError,
+    ) as e:
+        raise SignatureError(
+            f"an annotation of {source.__name__} cannot be read: {shorten(str(e), 300)}; give types by known names"
+        ) from e
+    sides: dict[str, list[Field]] = {"input": [], "output": []}
+    for name, hint in hints.items():
+        marker = source.__dict__.get(name)
+        if not isinstance(marker, _Marker):
+            raise SignatureError(f"{source.__name__}.{name} must be set to Input() or Output()")
+        sides[marker.side].append(Field(name, hint, marker.desc, marker.optional))
+    return Signature(tuple(sides["input"]), tuple(sides["output"]), inspect.cleandoc(source.__doc__ or ""))
+
+
+def _from_string(text: str, instructions: str, types: Mapping[str, Any]) -> Signature:
+    left, arrow, right = text.partition("->")
+    if not arrow or "->" in right:
+        raise SignatureError(f"signature {shown(text)} needs exactly one '->' between inputs and outputs")
+    return Signature(_fields(left, text, types), _fields(right, text, types), instructions)
+
+
+def _fields(side: str, text: str, types: Mapping[str, Any]) -> tuple[Field, ...]:
+    """Reads one side by parsing it as the parameters of a Python function, which is what it looks like."""
+    where = f"{shown(side.strip())} in signature {shown(text)}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in strings, which are read as Python reads them
+            tree, *more = ast.parse(f"def _({side.strip()}\n): pass").body
+    except SyntaxError as error:
+        raise SignatureError(f"cannot read {where}: {error.msg}") from None
+    except ValueError as error:  # NUL, and text that is not Unicode
+        raise SignatureError(f"cannot read {where}: {error}") from None
+    if more or not isinstance(tree, ast.FunctionDef) or not isinstance(tree.body[0], ast.Pass):
+        raise SignatureError(f"cannot read {where}")
+    arguments = tree.args
+    if arguments.defaults or arguments.kwonlyargs or arguments.posonlyargs or arguments.vararg or arguments.kwarg:
+        raise SignatureError(f"{where} may hold only 'name' and 'name: type'")
+    try:
+        return tuple(Field(arg.arg, _type(arg.annotation, text, types)) for arg in arguments.args)
+    except TypeError as error:  # None | None, dict[int]
+        raise SignatureError(f"cannot read a type of {where}: {error}") from None
+
+
+def _type(node: ast.expr | None, text: str, types: Mapping[str, Any]) -> Any:
+    match node:
+        case None:
+            return str
+        case ast.Constant(value=None):
+            return None
+        case ast.Name(id=name) if name in types or name in _TYPE_NAMES or name in _CONTAINERS:
+            return {**_TYPE_NAMES, **_CONTAINERS, **types}[name]
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _type(left, text, types) | _type(right, text, types)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
+            return Literal[tuple(_constants(options, text))]
+        case ast.Subscript(value=ast.Name(id=name), slice=ast.Tuple(elts=items)) if name in _CONTAINERS:
+            return _CONTAINERS[name][tuple(_item(item, text, types) for item in items)]
+        case ast.Subscript(value=ast.Name(id=name), slice=item) if name in _CONTAINERS:
+            return _CONTAINERS[name][_type(item, text, types)]
+    known = ", ".join([*_TYPE_NAMES, *_CONTAINERS, "Literal", *types])
+    raise SignatureError(
+        f"unknown type {shown(ast.unparse(node))} in signature {shown(text)}; known are {shorten(known, 300)}; "
+        "pass others in types="
+    )
+
+
+def _item(node: ast.expr, text: str, types: Mapping[str, Any]) -> Any:
+    """A type within a container; of a tuple, also the dots of ``tuple[str, ...]``."""
+    return ... if isinstance(node, ast.Constant) and node.value is ... else _type(node, text, types)
+
+
+def _constants(node: ast.expr, text: str) -> list[Any]:
+    items = node.elts if isinstance(node, ast.Tuple) else [node]
+    try:
+        constants = [ast.literal_eval(item) for item in items]
+    except (ValueError, TypeError, SyntaxError):
+        constants = []
+    if not constants or not all(map(_is_plain, constants)):
+        raise SignatureError(
+            f"Literal in signature {shown(text)} may hold only constants: text, finite numbers, True, False and None"
+        )
+    return constants

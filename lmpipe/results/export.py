@@ -1,0 +1,86 @@
+"""A folder to give to others: the state a strategy ended in, its adapters in PEFT's format, and a model card."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+import jinja2
+
+from lmpipe.errors import ConfigError
+from lmpipe.results.result import Outcome, StrategyReport
+from lmpipe.results.run_reader import FinishedRun, prompts_sent
+from lmpipe.storage.files import write_whole, writing
+from lmpipe.text.cleaning import clean
+from lmpipe.text.markdown import as_block, as_code, as_line
+
+_CARD = "model_card.md.jinja"
+_NO_NAME = re.compile(r"[^\w.-]")  # what the name of a folder had better not hold
+
+
+def export(run: FinishedRun, outcome: Outcome, row: StrategyReport, target: Path) -> None:
+    """Writes ``state.json``, a folder for each adapter and ``README.md``.
+
+    Args:
+        run: Where it comes from.
+        outcome: The seed.
+        row: The strategy.
+        target: The folder; it must not be there yet.
+
+    Raises:
+        ConfigError: If the folder is there.
+        CorruptBlob: If an adapter is absent or damaged.
+        StoreError: If the folder cannot be written.
+    """
+    if os.path.lexists(target):
+        raise ConfigError(f"{target} is there already; name another folder")
+    with writing(target):
+        target.mkdir(parents=True)
+    with ExitStack() as undo:
+        undo.callback(shutil.rmtree, target, ignore_errors=True)
+        adapters = _adapters(outcome)
+        for name, digest in adapters.items():
+            run.copy_adapter(digest, target / name)
+        state = json.dumps(outcome.state.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        write_whole(target / "state.json", (state + "\n").encode(errors="backslashreplace"))
+        write_whole(target / "README.md", _card(run, outcome, row, adapters).encode())
+        undo.pop_all()
+
+
+def _adapters(outcome: Outcome) -> dict[str, str]:
+    """Folder → digest: ``adapter`` if there is one, and one for each role and module if there are several."""
+    tuned = {key: weights.adapter for key, weights in outcome.state.weights.items() if weights.adapter}
+    if len(tuned) == 1:
+        return {"adapter": next(iter(tuned.values()))}
+    return {"adapter-" + _NO_NAME.sub("-", key): digest for key, digest in tuned.items()}
+
+
+def _card(run: FinishedRun, outcome: Outcome, row: StrategyReport, adapters: dict[str, str]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=jinja2.select_autoescape(),
+    )
+    environment.filters |= {"line": as_line, "code": as_code, "fenced": as_block, "shell": _word}
+    tuning = run.result.config.get("tuning")
+    return environment.get_template(_CARD).render(
+        result=run.result,
+        base=clean(run.result.lm.partition("@")[0]),  # behind it, how the weights are held
+        rank=tuning.get("rank") if isinstance(tuning, dict) else None,
+        row=row,
+        seed=outcome.seed,
+        score=row.test.per_seed[run.result.seeds.index(outcome.seed)],
+        adapters=adapters,
+        prompts=prompts_sent(run.records(outcome)),
+    )
+
+
+def _word(text: object) -> str:
+    """A text as one word of a command line."""
+    return shlex.quote(" ".join(clean(str(text)).split()))

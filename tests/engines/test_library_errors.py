@@ -1,0 +1,366 @@
+"""What public calls of engines meet in other libraries, and the error of lmpipe that each becomes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from lmpipe import Completion, EngineError, Request, RunStore, Sampling, Session, WeightState
+from lmpipe.engines import load_embedder, load_lm
+from lmpipe.engines.library_errors import MISFITS, Renamed
+from lmpipe.engines.loading import loading
+from lmpipe.engines.local import LocalLM
+from lmpipe.engines.training import LocalTrainer, Tuning
+from lmpipe.errors import ConfigError, LmpipeError
+from lmpipe.lm import Message
+from lmpipe.trainer import Preference, TrainingRow
+from tests.engines.letters import BASE, ROWS, answers, trainer
+from tests.tiny import tiny_llama
+
+ANSWER = httpx.Response(403, request=httpx.Request("GET", "https://hub/model"))
+HUB = [
+    HfHubHTTPError("503 Server Error", response=ANSWER),
+    RepositoryNotFoundError("404 Client Error", response=ANSWER),
+    GatedRepoError("403 Client Error", response=ANSWER),
+    LocalEntryNotFoundError("nothing in the cache"),
+    OfflineModeIsEnabled("offline mode is enabled"),
+    HFValidationError("Repo id must be alphanumeric"),
+]
+
+
+@pytest.mark.parametrize("error", HUB, ids=lambda error: type(error).__name__)
+def test_errors_of_the_hub_name_what_was_to_be_loaded(error: Exception) -> None:
+    with (
+        pytest.raises(ConfigError, match=f"cannot load a causal LM from 'org/model': {type(error).__name__}") as caught,
+        loading("a causal LM", "org/model"),
+    ):
+        raise error
+    assert ("hf auth login" in str(caught.value)) == isinstance(error, GatedRepoError)
+
+
+def test_errors_of_lmpipe_and_of_the_caller_pass_and_long_ones_are_cut() -> None:
+    with pytest.raises(ConfigError, match=r"^mine$"), loading("a causal LM", "x"):
+        raise ConfigError("mine")
+    with pytest.raises(KeyboardInterrupt), loading("a causal LM", "x"):
+        raise KeyboardInterrupt
+    with pytest.raises(EngineError) as caught, Renamed(MISFITS, lambda error: EngineError(str(error)[:9])):
+        raise Exception("as tokenizers raises it")
+    assert str(caught.value) == "as tokeni"
+    with pytest.raises(ConfigError) as caught, loading("a causal LM", "x"):
+        raise ValueError("long " * 10_000)
+    assert len(str(caught.value)) < 1200
+
+
+def config(**changes: Any) -> Callable[[Path], None]:
+    """Changes the configuration of a model."""
+
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def holding(name: str, data: bytes | None) -> Callable[[Path], None]:
+    """Replaces a file, or removes it."""
+
+    def change(folder: Path) -> None:
+        if data is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(data)
+
+    return change
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    """Leaves the first half of a file."""
+
+    def change(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
+
+    return change
+
+
+def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    """Changes the weights of a model."""
+
+    def do(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return do
+
+
+def tokenizer(change: Callable[[Any], object]) -> Callable[[Path], None]:
+    """Changes the tokenizer of a model."""
+
+    def do(folder: Path) -> None:
+        made = AutoTokenizer.from_pretrained(folder)
+        change(made)
+        made.save_pretrained(folder)
+
+    return do
+
+
+DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nothing there": (shutil.rmtree, "cannot load a causal LM"),
+    "no config": (holding("config.json", None), "cannot load a causal LM"),
+    "half a config": (cut("config.json"), "cannot load a causal LM"),
+    "config no text": (holding("config.json", b"\xff\xfe\x00"), "cannot load a causal LM"),
+    "config a list": (holding("config.json", b"[]"), "cannot load a causal LM"),
+    "config a number": (holding("config.json", b"3"), "cannot load a causal LM"),
+    "config empty": (holding("config.json", b"{}"), "cannot load a causal LM"),
+    "config too deep": (holding("config.json", b"[" * 100_000), "cannot load a causal LM"),
+    "unknown model": (config(model_type="no-such-model"), "cannot load a causal LM"),
+    "size a word": (config(hidden_size="wide"), "cannot load a causal LM"),
+    "size negative": (config(hidden_size=-32), "cannot load a causal LM"),
+    "no heads": (config(num_attention_heads=0), "cannot load a causal LM"),
+    "other size": (config(hidden_size=64), "cannot load a causal LM"),
+    "more layers": (config(num_hidden_layers=3), "lacks 9 weights of its model, such as model.layers.2"),
+    "no weights": (holding("model.safetensors", None), "cannot load a causal LM"),
+    "half the weights": (cut("model.safetensors"), "SafetensorError.*damaged: download or copy it again"),
+    "weights empty": (holding("model.safetensors", b""), "cannot load a causal LM"),
+    "weights garbage": (holding("model.safetensors", b"garbage" * 99), "cannot load a causal LM"),
+    "a weight missing": (
+        weights(lambda held: held.pop("lm_head.weight")),
+        "lacks 1 weights of its model, such as lm_head",
+    ),
+    "no tokenizer": (holding("tokenizer.json", None), "cannot load a causal LM"),
+    "half a tokenizer": (cut("tokenizer.json"), "cannot load a causal LM"),
+    "tokenizer empty": (holding("tokenizer.json", b"{}"), "cannot load a causal LM"),
+    "tokenizer settings": (holding("tokenizer_config.json", b"{"), "cannot load a causal LM"),
+    "token beyond": (tokenizer(lambda made: made.add_tokens(["<tool>"])), "tokenizer .* has 262 tokens, the model 261"),
+    "no template": (holding("chat_template.jinja", b""), "has no chat template"),
+    "broken template": (holding("chat_template.jinja", b"{% if %}"), "fails on a plain chat: TemplateSyntaxError"),
+}
+
+
+@pytest.mark.parametrize("situation", DAMAGED)
+def test_a_model_that_cannot_be_used_is_refused_when_it_is_loaded(situation: str, tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model")
+    damage, told = DAMAGED[situation]
+    damage(folder)
+    with pytest.raises(ConfigError, match=told):
+        load_lm(f"hf:{folder}")
+
+
+@pytest.mark.parametrize(
+    "situation", ["nothing there", "half a config", "half the weights", "half a tokenizer", "more layers"]
+)
+def test_an_encoder_that_cannot_be_used_is_refused_when_it_is_loaded(situation: str, tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model")
+    damage, told = DAMAGED[situation]
+    damage(folder)
+    with pytest.raises(ConfigError, match=told.replace("a causal LM", "an encoder").replace("model.layers", "layers")):
+        load_embedder(f"hf:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "told"),
+    [
+        ("hf:org/no-such-model", {}, "cannot load a causal LM from 'org/no-such-model'"),
+        ("hf:a//b::c", {}, "cannot load a causal LM from 'a//b::c'"),
+        ("hf:\0", {}, "cannot load a causal LM"),
+        ("hf:org/model", {"dtyp": "float32"}, "there is no option dtyp; options are name, dtype, quantization"),
+        ("embedded", {"rows": 3}, "there is no option rows; options are name, dtype"),
+        ("openai:model@http://host", {"key": "x"}, "there is no option key; options are"),
+        ("hf:org/model", {"dtype": 3}, "there is no dtype '3'"),
+    ],
+)
+def test_what_names_no_model_is_a_config_error(spec: str, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_lm(spec, **options)
+
+
+def test_limits_that_let_nothing_in_are_refused(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for options in ({"max_rows": 0}, {"max_rows": -1}, {"memory": -5}):
+        with pytest.raises(ConfigError, match="must be at least 1, or left out"):
+            load_lm(f"hf:{tiny_folder}", **options)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("LMPIPE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"cannot load the embedded LM from .*(NotADirectory|FileExists)Error"):
+        load_lm("embedded")
+
+
+def test_padding_of_the_embeddings_is_never_chosen(tmp_path: Path) -> None:
+    """The model has more rows than the tokenizer has tokens, and likes those rows best."""
+    folder = tiny_llama(tmp_path / "model")
+    config(vocab_size=320)(folder)
+
+    def pad(held: dict[str, torch.Tensor]) -> None:
+        for name in ("lm_head.weight", "model.embed_tokens.weight"):
+            held[name] = torch.cat([held[name], held[name][:59] * 9])
+
+    weights(pad)(folder)
+    lm = LocalLM.from_pretrained(str(folder), name="tiny")
+    asked = [
+        Request(row.messages, Sampling(max_tokens=8, temperature=n, logprobs=True), BASE)
+        for n in (0, 1)
+        for row in ROWS
+    ]
+    for answer in lm.complete(asked):
+        assert isinstance(answer, Completion)
+        assert len(answer.logprobs or ()) == answer.usage.completion_tokens == 8
+
+
+ADAPTERS: dict[str, Callable[[Path], object]] = {
+    "gone": shutil.rmtree,
+    "no weights": holding("adapter_model.safetensors", None),
+    "half the weights": cut("adapter_model.safetensors"),
+    "half a config": cut("adapter_config.json"),
+    "config a list": holding("adapter_config.json", b"[]"),
+    "unknown type": holding("adapter_config.json", b'{"peft_type": "NO_SUCH"}'),
+    "no type": holding("adapter_config.json", b"{}"),
+    "config no text": holding("adapter_config.json", b"\xff\xfe"),
+}
+
+
+def test_adapters_that_cannot_be_loaded_leave_the_engine_as_it_was(
+    tiny_lm: LocalLM, store: RunStore, tmp_path: Path
+) -> None:
+    session = Session(lm=tiny_lm, store=store)
+    good = trainer(tiny_lm, epochs=1).train(ROWS, BASE, session).weights
+    source = store.folder(str(good.adapter))
+    wide = LocalLM.from_pretrained(str(tiny_llama(tmp_path / "wide", hidden_size=64)), name="tiny")
+    others = {
+        f"other {method}": trainer(wide, method=method, epochs=2)
+        .train(ROWS, BASE, Session(lm=wide, store=store))
+        .weights.adapter
+        for method in ("lora", "prefix", "full")
+    }
+    before = answers(tiny_lm, BASE)
+    for situation in [*ADAPTERS, *others]:
+        folder = tmp_path / situation
+        shutil.copytree(store.folder(str(others[situation])) if situation in others else source, folder)
+        if situation in ADAPTERS:
+            ADAPTERS[situation](folder)
+        tiny_lm.register_adapter(situation, folder)
+        for loaded in (False, True):  # with another adapter in the model, and without
+            with pytest.raises(EngineError, match=situation):
+                answers(tiny_lm, WeightState(base="tiny", adapter=situation))
+            assert answers(tiny_lm, BASE) == before
+            tiny_lm.register_adapter(str(good.adapter), source)
+            if not loaded:
+                assert len(answers(tiny_lm, good)) == len(ROWS)
+    assert trainer(tiny_lm, epochs=1).train(ROWS, good, session).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"target_modules": ("q_porj",)}, "has no layer 'q_porj'; write a tuple of some of down_proj"),
+        ({"target_modules": ("q_proj", "k_porj")}, "has no layer 'k_porj'"),
+        ({"target_modules": ("mlp",)}, "has no layer 'mlp'"),
+        ({"target_modules": ("q_proj", "norm")}, "has no layer 'norm'"),
+        ({"target_modules": "q_proj"}, "has no layer 'q_proj'; .* a regular expression for whole names such as"),
+        ({"target_modules": "*"}, "is no regular expression"),
+        ({"target_modules": ()}, r"has no layer for \(\)"),
+    ],
+)
+def test_target_modules_that_do_not_exist_are_named_when_the_trainer_is_made(
+    tiny_lm: LocalLM, settings: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        LocalTrainer(tiny_lm, Tuning(**settings))
+    assert LocalTrainer(tiny_lm, Tuning(target_modules=r".*\.0\..*_proj"))
+    assert LocalTrainer(tiny_lm, Tuning(target_modules=("layers.1.self_attn.q_proj", "embed_tokens")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"rank": "8"}, "rank='8' of a Tuning: Input should be a valid integer"),
+        ({"rank": True}, "rank=True of a Tuning"),
+        ({"learning_rate": "fast"}, "learning_rate='fast' of a Tuning: Input should be a valid number"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number above 0"),
+        ({"learning_rate": -1e-4}, "learning_rate must be a number above 0"),
+        ({"method": "lorra"}, "method='lorra' of a Tuning: Input should be 'lora'"),
+        ({"schedule": "sine"}, "schedule='sine' of a Tuning"),
+        ({"target_modules": ["q_proj"]}, r"target_modules=\['q_proj'\] of a Tuning"),
+        ({"target_modules": None}, "target_modules=None of a Tuning"),
+        ({"batch_size": 0}, "batch_size, .* must be at least 1"),
+        ({"rows_per_pass": 0}, "rows_per_pass, .* must be at least 1"),
+        ({"rows_per_pass": -2}, "rows_per_pass, .* must be at least 1"),
+        ({"held_out": 1.0}, r"held_out must be in \[0, 1\)"),
+        ({"dropout": 1.5}, r"dropout, beta2 and held_out must be in \[0, 1\)"),
+        ({"warmup_steps": -1}, "warmup_steps at least 0"),
+    ],
+)
+def test_settings_of_another_type_or_out_of_range_are_named(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Tuning(**settings)
+
+
+@pytest.mark.parametrize(
+    ("rows", "share", "told"),
+    [
+        (1, 0.5, "held_out=0.5 of 1 rows holds out 0, which leaves none to measure the loss on"),
+        (4, 0.1, "held_out=0.1 of 4 rows holds out 0"),
+        (2, 0.9, "held_out=0.9 of 2 rows holds out 2, which leaves none to train on"),
+    ],
+)
+def test_held_out_rows_and_rows_to_train_on_are_both_needed(
+    tiny_lm: LocalLM, store: RunStore, rows: int, share: float, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        trainer(tiny_lm, held_out=share).train(ROWS[:rows], BASE, Session(lm=tiny_lm, store=store))
+
+
+def test_a_trainer_is_made_of_the_lm_itself(tiny_folder: Path, tmp_path: Path) -> None:
+    cached: Any = load_lm(f"hf:{tiny_folder}", cache=tmp_path / "cache.db")
+    with pytest.raises(ConfigError, match="CachedLM cannot be trained; pass the LocalLM itself"):
+        LocalTrainer(cached)
+
+
+def test_memory_that_lacks_in_training_is_an_engine_error_with_advice(tiny_lm: LocalLM, store: RunStore) -> None:
+    before = answers(tiny_lm, BASE)
+
+    def refuse(module: Any, args: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+
+    handle = tiny_lm.model.model.layers[1].register_forward_pre_hook(refuse)
+    pairs = [replace(row, rejected="no") for row in ROWS]
+    for rows, objective in ((ROWS, None), (pairs, Preference())):
+        with pytest.raises(
+            EngineError, match=r"training tiny failed: RuntimeError: .*; free memory, or set rows_per_pass"
+        ):
+            trainer(tiny_lm).train(rows, BASE, Session(lm=tiny_lm, store=store), *([objective] if objective else []))
+    handle.remove()
+    assert answers(tiny_lm, BASE) == before
+
+
+def test_text_that_no_tokenizer_takes_fails_its_request_alone(tiny_lm: LocalLM, store: RunStore) -> None:
+    asked = [Request((Message("user", text),), Sampling(max_tokens=2), BASE) for text in ("a", "half \ud83d", "b")]
+    kinds = [type(answer) for answer in tiny_lm.complete(asked)]
+    assert kinds == [Completion, EngineError, Completion]
+    with pytest.raises(LmpipeError, match="tiny cannot encode a completion"):
+        trainer(tiny_lm).train([TrainingRow(ROWS[0].messages, "\ud83d")], BASE, Session(lm=tiny_lm, store=store))
+
+
+def test_a_folder_that_is_not_there_is_called_so(tmp_path: Path) -> None:
+    for load in (load_lm, load_embedder):
+        with pytest.raises(ConfigError, match=f"from '{tmp_path}/absent': there is no such folder"):
+            load(f"hf:{tmp_path}/absent")

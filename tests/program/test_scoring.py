@@ -1,0 +1,131 @@
+"""A metric is a number in [0, 1]: what else it does is a failure of its own kind, or ends the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from lmpipe import Example, Module, Predict, Prediction, ScriptedLM, Session, evaluate, exact_match, initial_state
+from lmpipe.errors import EngineError, MetricError
+from lmpipe.metrics import Metric, judge
+from lmpipe.program.evaluate import Evaluation
+
+
+class Ask(Module):
+    def __init__(self) -> None:
+        self.ask = Predict("question -> answer")
+
+    def forward(self, question: str) -> Prediction:
+        return self.ask(question=question)
+
+
+def scored(metric: Metric, count: int = 20) -> tuple[Evaluation, ScriptedLM]:
+    program, lm = Ask(), ScriptedLM(lambda request: "answer: ok")
+    session = Session(lm=lm, max_concurrency=4)
+    examples = [Example({"question": f"q{number}"}, id=str(number)) for number in range(count)]
+    return evaluate(program, initial_state(program, session), examples, metric, session), lm
+
+
+async def coroutine(example: Example, prediction: Prediction) -> float:
+    return 1.0
+
+
+def forgot_return(example: Example, prediction: Prediction) -> Any:
+    bool(prediction.answer == "ok")
+
+
+def raises(example: Example, prediction: Prediction) -> float:
+    return float(example.labels["gold"] == prediction.answer)
+
+
+def raises_in_a_library(example: Example, prediction: Prediction) -> float:
+    return float(json.loads(prediction.answer))
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "nan": (lambda e, p: math.nan, "gave nan"),
+    "inf": (lambda e, p: math.inf, "gave inf"),
+    "negative": (lambda e, p: -5, "gave -5"),
+    "percent": (lambda e, p: 7, "gave 7"),
+    "a dict": (lambda e, p: {"score": 1.0}, r"gave \{'score': 1.0\}"),
+    "text": (lambda e, p: "1.0", "gave '1.0'"),
+    "three": (lambda e, p: (1.0, "good", "more"), "gave .1.0, 'good', 'more'."),
+    "nothing": (forgot_return, "forgot_return: it gave None; it must give a number"),
+    "a coroutine": (coroutine, "coroutine: it is async.*write `def`"),
+    "an exception": (raises, r"raises: it raised KeyError: 'gold' \(test_scoring.py, line \d+\)"),
+    "one of a library": (raises_in_a_library, r"JSONDecodeError: .*\(test_scoring.py, line \d+\)"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_metric_that_is_wrong_for_every_example_ends_the_run_at_the_tenth(wrong: str) -> None:
+    metric, message = WRONG[wrong]
+    with pytest.raises(MetricError, match=message):
+        scored(metric, count=1000)
+    with pytest.raises(MetricError, match=message):
+        scored(metric, count=1)
+
+
+def test_no_more_calls_are_spent_on_it() -> None:
+    lm = ScriptedLM(lambda request: "answer: ok")
+    program, session = Ask(), Session(lm=lm, max_concurrency=4)
+    examples = [Example({"question": f"q{number}"}) for number in range(500)]
+    with pytest.raises(MetricError, match=r"it failed on \d+ of \d+ predictions, so the run ends"):
+        evaluate(program, initial_state(program, session), examples, forgot_return, session)
+    assert len(lm.requests) < 30
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_one_that_is_wrong_for_few_costs_those_examples(wrong: str, caplog: pytest.LogCaptureFixture) -> None:
+    broken, _ = WRONG[wrong]
+
+    def metric(example: Example, prediction: Prediction) -> Any:
+        return broken(example, prediction) if int(example.id) % 3 == 0 else 1.0
+
+    with caplog.at_level(logging.WARNING):
+        evaluation, _ = scored(metric)
+    assert evaluation.failures == {"metric": 7}
+    assert evaluation.mean == 13 / 20
+    assert "the metric failed in 7 of 20 runs: metric metric: it " in caplog.text
+    assert "example 0" in str(evaluation.first_error)
+
+
+def test_one_that_is_wrong_for_most_ends_the_run() -> None:
+    with pytest.raises(MetricError, match="failed on"):
+        scored(lambda e, p: math.nan if int(e.id) % 3 else 1.0)
+
+
+def test_an_lm_that_the_metric_asks_may_fail_as_any_other() -> None:
+    def metric(example: Example, prediction: Prediction) -> float:
+        raise EngineError("the judge is gone")
+
+    evaluation, _ = scored(metric)
+    assert evaluation.failures == {"engine": 20}
+
+
+@pytest.mark.parametrize(
+    ("given", "score"),
+    [(True, 1.0), (0, 0.0), (Fraction(1, 2), 0.5), (Decimal("0.25"), 0.25), (1 + 1e-9, 1.0), (-1e-9, 0.0)],
+)
+def test_any_kind_of_number_is_a_score(given: Any, score: float) -> None:
+    example, prediction = Example({}), Prediction(answer="x")
+    assert judge(lambda e, p: given, example, prediction) == (score, "")
+    assert judge(lambda e, p: (given, "why"), example, prediction) == (score, "why")
+
+
+def test_a_metric_that_the_program_asks_itself_is_part_of_the_program() -> None:
+    class Checks(Ask):
+        def forward(self, question: str) -> Prediction:
+            exact_match(Example({}), self.ask(question=question))
+            return Prediction(answer="never")
+
+    program, session = Checks(), Session(lm=ScriptedLM(lambda request: "answer: ok"))
+    examples = [Example({"question": f"q{number}"}) for number in range(12)]
+    evaluation = evaluate(program, initial_state(program, session), examples, exact_match, session)
+    assert evaluation.failures == {"program": 12}

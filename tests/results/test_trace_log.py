@@ -1,0 +1,84 @@
+"""Traces that a run directory keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmpipe import Example, Module, Passage, Predict, Retrieve, Retriever, RunStore, ScriptedLM, Session, evaluate
+from lmpipe import exact_match as exact
+from lmpipe.errors import CorruptBlob
+from lmpipe.program.predict import initial_state
+from lmpipe.program.rollout import Job, rollout
+from lmpipe.results.trace_log import log_pieces, records_of
+
+
+class Library(Retriever):
+    name = "library"
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        return [[Passage("p1", f"about {query}", 0.5)] for query in queries]
+
+
+class Searching(Module):
+    def __init__(self) -> None:
+        self.search = Retrieve(1)
+        self.answer = Predict("question, passages -> answer: Literal['yes', 'no']")
+
+    def forward(self, question: str, day: date) -> Module:
+        return self.answer(question=question, passages=self.search(query=question).passages)
+
+
+EXAMPLES = [Example({"question": f"q{n}", "day": date(2024, 7, n)}, {"answer": "yes"}, id=f"e{n}") for n in (2, 1)]
+
+
+def session(store: RunStore | None = None) -> Session:
+    lm = ScriptedLM(lambda request: "answer: yes" if "q1" in request.messages[-1].content else "hm")
+    return Session(lm=lm, retriever=Library(), store=store)
+
+
+def test_an_evaluation_keeps_what_was_sent_found_answered_and_read(tmp_path: Path) -> None:
+    here = session(RunStore(tmp_path))
+    program = Searching()
+    state = initial_state(program, here)
+    assert evaluate(program, state, EXAMPLES, exact, here).traces is None
+    kept = evaluate(program, state, EXAMPLES, exact, here, keep_traces=True)
+    assert kept.modules["answer"].calls == kept.modules["search"].retrievals == 2
+    assert kept.modules["answer"].parse_errors == 1
+    right, wrong = records_of(tmp_path / "blobs" / str(kept.traces))
+    assert (right.example, right.score, right.prediction) == ("e1", 1, {"answer": "yes"})
+    assert right.inputs == {"question": "q1", "day": "2024-07-01"}
+    found, answered = right.steps
+    assert (found.kind, found.outputs) == ("retrieval", {"passages": ["about q1"], "ids": ["p1"], "scores": [0.5]})
+    assert answered.messages[-1] == ("user", "question: q1\npassages: \n[1] about q1")
+    assert (answered.text, answered.outputs) == ("answer: yes", {"answer": "yes"})
+    assert (wrong.failure, wrong.steps[1].text, wrong.steps[1].outputs) == ("parse", "hm", None)
+    assert "field 'answer'" in str(wrong.steps[1].error)
+    again = session(here.store)
+    assert evaluate(program, state, EXAMPLES, exact, again, keep_traces=True) == kept
+    assert again.ledger.total.lm_calls == 2, "what is recalled has its cost"
+
+
+def test_a_damaged_log_is_named(tmp_path: Path) -> None:
+    here = session(RunStore(tmp_path))
+    traces = rollout(Searching(), [Job(initial_state(Searching(), here), one) for one in EXAMPLES], here, exact)
+    name = here.store.put_pieces(log_pieces(traces)) if here.store else ""
+    (tmp_path / "blobs" / name).write_bytes(b"".join(log_pieces(traces[:1])))
+    with pytest.raises(CorruptBlob, match=name):
+        list(records_of(tmp_path / "blobs" / name))
+    with pytest.raises(CorruptBlob, match="absent"):
+        list(records_of(tmp_path / "blobs" / "absent"))
+
+
+@given(st.lists(st.text(), min_size=1, max_size=4))
+def test_logs_are_the_same_for_the_same_runs_in_any_order(texts: list[str]) -> None:
+    program = Predict("question -> answer")
+    here = Session(lm=ScriptedLM(lambda request: f"answer: {request.messages[-1].content}"))
+    examples = [Example({"question": text}, id=str(number)) for number, text in enumerate(texts)]
+    traces = rollout(program, [Job(initial_state(program, here), one) for one in examples], here)
+    assert [*log_pieces(traces)] == [*log_pieces(traces[::-1])]

@@ -1,0 +1,111 @@
+"""What callers pass is refused, or made usable, before anything is spent on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import PositiveInt
+
+from lmpipe import Example, Predict, ScriptedLM, Session, evaluate, exact_match, initial_state
+from lmpipe.errors import ConfigError
+from lmpipe.metrics import best, finite
+from lmpipe.validation.checks import Share, check_settings, checked_examples, warn_of_overlap, without_repeats
+
+
+def example(number: int, answer: str = "yes", key: str = "") -> Example:
+    return Example({"number": number}, {"answer": answer}, id=key)
+
+
+@pytest.mark.parametrize("wrong", ["texts", b"texts", None, 7, {"a": 1}, example(1), ["a"], [example(1), {"a": 1}]])
+def test_what_is_no_collection_of_examples_is_named(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^train(\[\d\])? is "):
+        checked_examples(wrong, "train")
+
+
+def test_evaluation_takes_what_can_be_gone_through_once_and_refuses_what_is_no_example() -> None:
+    program, session = Predict("number: int -> answer"), Session(lm=ScriptedLM(lambda request: "answer: yes"))
+    state = initial_state(program, session)
+
+    def once() -> Iterator[Example]:
+        yield from (example(number) for number in range(3))
+
+    found: Any = once()
+    assert evaluate(program, state, found, exact_match, session).n == 3
+    rows: Any = [{"number": 1}]
+    with pytest.raises(ConfigError, match=r"examples\[0\] is {'number': 1}, not of the type Example"):
+        evaluate(program, state, rows, exact_match, session)
+
+
+def test_an_example_that_is_there_again_counts_once_and_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert without_repeats([example(1), example(2), example(1)], "train") == [example(1), example(2)]
+    assert "train: 1 of 3 examples were there before" in caplog.text
+    with pytest.raises(ConfigError, match="train: 1 example ids are not unique, such as 'a'"):
+        without_repeats([example(1, key="a"), example(2, key="a")], "train")
+
+
+def test_an_overlap_is_told_by_content_and_not_by_id(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        warn_of_overlap([example(1, key="a")], [example(2, key="a")])
+        assert not caplog.text
+        warn_of_overlap([example(1, key="a"), example(2)], [example(1, key="b"), example(3)])
+    assert "1 of 2 validation examples are training examples too" in caplog.text
+
+
+@dataclass(frozen=True)
+class Some:
+    count: PositiveInt = 1
+    share: Share | None = 0.5
+    kind: Literal["a", "b"] = "a"
+    text: str = ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"count": 0}, "Some: count is 0; it must be greater than 0"),
+        ({"count": 1.5}, "count is 1.5; it must be a valid integer"),
+        ({"count": "3"}, "count is '3'; it must be a valid integer"),
+        ({"share": 1.5}, "share is 1.5; it must be at most 1"),
+        ({"share": float("nan")}, "share is nan; it must be a finite number"),
+        ({"kind": "c"}, "kind is 'c'; it must be 'a' or 'b'"),
+        ({"count": -1, "kind": None}, "count is -1; it must be greater than 0. kind is None; it must be 'a' or 'b'"),
+    ],
+)
+def test_settings_out_of_their_range_are_named_with_their_values(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_settings(Some(**settings))
+
+
+@given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers())))
+def test_no_setting_meets_a_foreign_error(value: Any) -> None:
+    for name in ("count", "share", "kind", "text"):
+        settings: dict[str, Any] = {name: value}
+        with suppress(ConfigError):
+            check_settings(Some(**settings))
+
+
+def test_a_type_that_cannot_be_read_is_an_error_of_ours() -> None:
+    @dataclass(frozen=True)
+    class Local:
+        value: Unknown  # type: ignore[name-defined]  # noqa: F821
+
+    with pytest.raises(ConfigError, match="types of the fields of Local cannot be read"):
+        check_settings(Local(3))
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(), st.sampled_from([0.0, 0.5, 1.0]))))
+def test_the_best_is_the_earliest_of_the_highest_and_never_without_a_score(scores: list[float | None]) -> None:
+    number, known = best(scores), finite(scores)
+    if number is None:
+        assert not known
+    else:
+        assert scores[number] == max(known)
+        assert scores.index(max(known)) == number
