@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test lint types layers pytest test-vllm clean
 
 demo: .venv/installed-demo
-	$(BIN)/python -m benchmarks.iris --lm embedded --strategy vanilla --strategy p --strategy w \
+	$(BIN)/python -m benchmarks.iris --lm bundled --strategy vanilla --strategy p --strategy w \
 	  --strategy "p -> w -> p" --seeds 0 --out runs/demo
 
 test: lint types layers pytest

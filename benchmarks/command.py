@@ -48,8 +48,8 @@ def main(task: Task) -> None:
             ),
         ] = None,
         lm: Annotated[
-            str, typer.Option(help="`embedded`, `hf:ID_OR_PATH`, `vllm:ID_OR_PATH`, or `openai:MODEL@URL,URL`.")
-        ] = "embedded",
+            str, typer.Option(help="`bundled`, `hf:ID_OR_PATH`, `vllm:ID_OR_PATH`, or `openai:MODEL@URL,URL`.")
+        ] = "bundled",
         strategy: Annotated[
             list[str] | None,
             typer.Option(
@@ -69,7 +69,7 @@ def main(task: Task) -> None:
         train_lm: Annotated[
             str | None,
             typer.Option(
-                help="What trains adapters if `--lm` cannot: `embedded`, or `hf:ID_OR_PATH`.", rich_help_panel="LM"
+                help="What trains adapters if `--lm` cannot: `bundled`, or `hf:ID_OR_PATH`.", rich_help_panel="LM"
             ),
         ] = None,
         dtype: Annotated[

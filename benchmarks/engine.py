@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.figures import Figure, show
 from benchmarks.processes import ours, peer
 from benchmarks.workload import make_workload
-from lmpipe.engines.bundled import embedded_folder, load_embedded
+from lmpipe.engines.bundled import bundled_folder, load_bundled
 
 _BATCHES = (8, 16, 32)
 console = Console()
@@ -133,12 +133,12 @@ def main(
     picture: Annotated[Path | None, typer.Option(help="Where to draw how cost grows, as SVG.")] = None,
 ) -> None:
     """Measures generation, adapter switching, training, and how cost grows."""
-    lm = load_embedded()
+    lm = load_bundled()
     figures: dict[str, Figure] = {}
     with tempfile.TemporaryDirectory() as temporary:
         workload = make_workload(lm.tokenizer).write(Path(temporary) / "workload.json")
         del lm
-        bench = Bench(threads, repetitions, str(embedded_folder()), str(workload))
+        bench = Bench(threads, repetitions, str(bundled_folder()), str(workload))
         for dtype, goal in (("float32", 2.0), ("bfloat16", 2.4)):
             runs, floor = generation(bench, dtype, peers=peers)
             show_generation(dtype, runs, floor)

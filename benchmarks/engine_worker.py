@@ -18,18 +18,18 @@ import torch
 
 from benchmarks.workload import Workload, generation_flops, make_workload, training_flops
 from lmpipe import RunStore, Sampling, Session, WeightState
-from lmpipe.engines.bundled import load_embedded
+from lmpipe.engines.bundled import load_bundled
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.sampling import Row
 from lmpipe.engines.precision import multiplies_bfloat16
-from lmpipe.engines.training import LocalTrainer, Tuning
+from lmpipe.engines.training import LocalTrainer, TuningConfig
 from lmpipe.engines.training.callbacks import Watch
 from lmpipe.engines.training.fit import fit, seeded
 from lmpipe.engines.training.packed_batch import EncodedRow
 from lmpipe.lm import Message
-from lmpipe.trainer import Imitation, TrainingRow
+from lmpipe.trainer import SFTLoss, TrainingRow
 
-TUNING = Tuning(rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-4, epochs=1)
+TUNING = TuningConfig(rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-4, epochs=1)
 
 
 def product_rate(dtype: torch.dtype, size: int = 2048, repetitions: int = 9) -> float:
@@ -65,8 +65,8 @@ def rows_of(work: Workload) -> list[Row]:
 
 
 def endless(dtype: str) -> LocalLM:
-    """The embedded LM, which never ends a completion by itself, so that all engines do the same work."""
-    lm = load_embedded(dtype=getattr(torch, dtype))
+    """The bundled LM, which never ends a completion by itself, so that all engines do the same work."""
+    lm = load_bundled(dtype=getattr(torch, dtype))
     lm.tokenizer.eos_token_id = lm.model.generation_config.eos_token_id = None
     return LocalLM(lm.model, lm.tokenizer, lm.name)
 
@@ -87,7 +87,7 @@ def generate(workload: str, dtype: str) -> dict[str, Any]:
 
 def train(workload: str) -> dict[str, Any]:
     """One pass of LoRA training over the workload's rows."""
-    work, lm = Workload(**json.loads(Path(workload).read_text())), load_embedded()
+    work, lm = Workload(**json.loads(Path(workload).read_text())), load_bundled()
     rows = [EncodedRow(tuple(row), count) for row, count in zip(work.rows, work.trained, strict=True)]
     rate = product_rate(torch.bfloat16)
     with (
@@ -96,7 +96,7 @@ def train(workload: str) -> dict[str, Any]:
         lm.adapters.trainable(TUNING.peft_config(), None) as model,
     ):
         started = process_time()
-        curve = fit(model, rows, TUNING, 0, Path(folder), Imitation(), Watch())
+        curve = fit(model, rows, TUNING, 0, Path(folder), SFTLoss(), Watch())
         seconds = process_time() - started
     return {
         "cpu_seconds": seconds,
@@ -109,7 +109,7 @@ def train(workload: str) -> dict[str, Any]:
 
 def swap() -> dict[str, Any]:
     """CPU seconds from knowing an adapter's folder to its first token, less those of a further token on it."""
-    lm = load_embedded()
+    lm = load_bundled()
     row = TrainingRow((Message("user", "Say a."),), "a")
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(folder)

@@ -24,7 +24,7 @@ from benchmarks.figures import Figure, show
 from benchmarks.workload import Workload, make_workload
 from lmpipe import RunStore, Session, WeightState
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.training import LocalTrainer, Tuning
+from lmpipe.engines.training import LocalTrainer, TuningConfig
 from lmpipe.lm import Message
 from lmpipe.trainer import TrainingRow
 
@@ -84,7 +84,9 @@ def qlora(model: str) -> dict[str, Figure]:
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(folder)
         session = Session(lm=lm, store=store)
-        tuning = Tuning(method="qlora", rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-3, epochs=5)
+        tuning = TuningConfig(
+            method="qlora", rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-3, epochs=5
+        )
         result = LocalTrainer(lm, tuning).train(rows, WeightState(base=lm.name), session)
         store.close()
     spent = session.ledger.total

@@ -1,4 +1,4 @@
-"""GSM8K: ``python -m benchmarks.gsm8k --data DIR --lm embedded --strategy "p -> w -> p" --out runs/gsm8k``.
+"""GSM8K: ``python -m benchmarks.gsm8k --data DIR --lm bundled --strategy "p -> w -> p" --out runs/gsm8k``.
 
 Word problems of grade school mathematics (Cobbe et al. 2021, arXiv 2110.14168). Beside the answer, the sums on the way
 are checked: a right answer after a wrong sum is luck.

@@ -1,4 +1,4 @@
-"""HotPotQA: ``python -m benchmarks.hotpotqa --data DIR --lm embedded --strategy "p -> w -> p" --out runs/hotpotqa``.
+"""HotPotQA: ``python -m benchmarks.hotpotqa --data DIR --lm bundled --strategy "p -> w -> p" --out runs/hotpotqa``.
 
 Questions whose answer stands in two Wikipedia articles (Yang et al. 2018, arXiv 1809.09600), asked of a program that
 has to find both. Beside the answer, it is measured what was found: without both articles the answer is a guess.

@@ -1,4 +1,4 @@
-"""Iris: ``python -m benchmarks.iris --lm embedded --strategy "p -> w -> p" --seeds 0 --out runs/iris``."""
+"""Iris: ``python -m benchmarks.iris --lm bundled --strategy "p -> w -> p" --seeds 0 --out runs/iris``."""
 
 from __future__ import annotations
 

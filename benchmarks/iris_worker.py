@@ -14,7 +14,7 @@ from benchmarks.iris import IrisTask
 from benchmarks.run import run_seed
 from benchmarks.settings import settings_for
 from lmpipe import RunStore
-from lmpipe.engines.bundled import load_embedded
+from lmpipe.engines.bundled import load_bundled
 
 PLAIN = {
     "rollouts_per_example": 1,
@@ -28,9 +28,9 @@ PLAIN = {
 
 
 def main(strategy: str, seed: str, data: str) -> None:
-    """Runs a strategy with the embedded LM, as ``make demo`` does or on "plain" data, and scores it."""
-    task, lm = IrisTask(), load_embedded()
-    settings = settings_for(IrisTask.name, "embedded").model_copy(update={"num_train_scored": 0})  # as the peer
+    """Runs a strategy with the bundled LM, as ``make demo`` does or on "plain" data, and scores it."""
+    task, lm = IrisTask(), load_bundled()
+    settings = settings_for(IrisTask.name, "bundled").model_copy(update={"num_train_scored": 0})  # as the peer
     settings = settings.model_copy(update=PLAIN if data == "plain" else {})
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(folder)

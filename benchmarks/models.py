@@ -63,7 +63,7 @@ class Models:
                 return self._cached(lm), None
             raise ConfigError(
                 f"{hide(self.train_lm or self.lm)!r} cannot be fine-tuned here; add --train-lm with the same model, as "
-                "'embedded' or 'hf:ID_OR_PATH'"
+                "'bundled' or 'hf:ID_OR_PATH'"
             )
         if trained.name != lm.name:
             raise ConfigError(f"--lm is {lm.name!r} and --train-lm is {trained.name!r}; serve the model by that name")
@@ -71,7 +71,7 @@ class Models:
 
     def _made(self, spec: str, at_once: int) -> LM:
         chosen: dict[str, Any] = {"dtype": self.dtype, "quantization": self.quantization}
-        here = spec == "embedded" or spec.startswith("hf:")
+        here = spec == "bundled" or spec.startswith("hf:")
         if here and at_once > 1 and not torch.cuda.is_available():
             chosen["memory"] = default_memory(torch.device("cpu")) // at_once
         return load_lm(spec, **{name: value for name, value in chosen.items() if here and value is not None})

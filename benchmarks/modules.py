@@ -45,7 +45,7 @@ from lmpipe import (
 from lmpipe.embedder import Embedder
 from lmpipe.errors import SessionError
 from lmpipe.storage.hashing import canonical_json
-from lmpipe.trainer import Imitation, Objective, TrainingResult, TrainingRow
+from lmpipe.trainer import Objective, SFTLoss, TrainingResult, TrainingRow
 from optimizers import (
     GEPA,
     GRPO,
@@ -147,7 +147,7 @@ class RowKeeper(Trainer):
         rows: Sequence[TrainingRow],
         start: WeightState,
         session: Session,
-        objective: Objective = Imitation(),
+        objective: Objective = SFTLoss(),
     ) -> TrainingResult:
         if session.store is None:
             raise SessionError("rows are kept in a store; give the session one")

@@ -1,6 +1,6 @@
 """The optimizers beside DSPy's, of the same names: ``python -m benchmarks.optimizers [--json]``.
 
-Two measurements: a random search with an LM that answers at once, and ``p -> w -> p`` on Iris with the embedded LM.
+Two measurements: a random search with an LM that answers at once, and ``p -> w -> p`` on Iris with the bundled LM.
 Each is a process of its own on one core. DSPy runs in an environment of its own, which make builds.
 What was measured is kept in a folder and not measured again unless asked for: DSPy takes about an hour on Iris.
 """
@@ -25,7 +25,7 @@ from benchmarks.iris import IrisTask
 from benchmarks.processes import ours, peer
 from benchmarks.settings import settings_for
 from lmpipe import Example
-from lmpipe.engines.bundled import embedded_folder
+from lmpipe.engines.bundled import bundled_folder
 from lmpipe.splits import subsample
 
 STRATEGY, SEED = "p -> w -> p", 0
@@ -61,7 +61,7 @@ class Bench:
 
 def dspy(script: str, workload: str) -> dict[str, Any]:
     """A measurement of DSPy."""
-    return peer(".venv-dspy", script, str(embedded_folder()), workload)
+    return peer(".venv-dspy", script, str(bundled_folder()), workload)
 
 
 def search_workload() -> dict[str, Any]:
@@ -81,7 +81,7 @@ def search_workload() -> dict[str, Any]:
 
 def iris_workload() -> dict[str, Any]:
     """The examples and settings of ``p -> w -> p`` on Iris; what only DSPy needs is said in docs/performance.md."""
-    task, settings = IrisTask(), settings_for(IrisTask.name, "embedded")
+    task, settings = IrisTask(), settings_for(IrisTask.name, "bundled")
     split = task.split(settings.train, settings.val, settings.test, SEED)
 
     def rows(examples: tuple[Example, ...] | list[Example]) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ from lmpipe.prompting.template import Template
 from lmpipe.state import WeightState
 from lmpipe.storage.hashing import describe, digest
 from lmpipe.storage.store import RunStore
-from lmpipe.trainer import Imitation, Objective, Trainer, TrainingResult, TrainingRow
+from lmpipe.trainer import Objective, SFTLoss, Trainer, TrainingResult, TrainingRow
 from optimizers import format_strategy
 
 _CHARACTERS = 4  # of a token, about
@@ -183,7 +183,7 @@ class _Counter(Trainer):
     epochs: int
 
     def train(
-        self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = Imitation()
+        self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = SFTLoss()
     ) -> TrainingResult:
         tokens = self.epochs * sum(_tokens(row.messages) + len(row.completion) // _CHARACTERS for row in rows)
         session.ledger.add(Cost(training_tokens=tokens))

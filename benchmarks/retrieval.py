@@ -34,7 +34,7 @@ console = Console()
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder of data, with hotpotqa/ in it.")],
-    encoder: Annotated[str, typer.Option(help="`embedded`, or a folder that colbert-ai can read.")] = "embedded",
+    encoder: Annotated[str, typer.Option(help="`bundled`, or a folder that colbert-ai can read.")] = "bundled",
     passages: Annotated[int, typer.Option(help="How many.")] = _PASSAGES,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
     peers: Annotated[bool, typer.Option(help="Measure the peers too; builds an environment of 5 GB.")] = True,

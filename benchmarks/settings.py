@@ -1,4 +1,4 @@
-"""How the stages of a benchmark run are set: the paper's settings, and what differs for the embedded LM.
+"""How the stages of a benchmark run are set: the paper's settings, and what differs for the bundled LM.
 
 Every field is a plain value, so a run's settings are part of its ``result.json``.
 """
@@ -13,7 +13,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from lmpipe import Budget, Metric, Optimizer, Sampling
-from lmpipe.engines.training import Tuning
+from lmpipe.engines.training import TuningConfig
 from lmpipe.errors import ConfigError
 from lmpipe.trainer import Trainer
 from optimizers import VANILLA, BootstrapFewShotRandomSearch, BootstrapFinetune, format_strategy, parse_strategy
@@ -40,8 +40,8 @@ def table_rows(strategies: Iterable[str]) -> list[str]:
 
 @final
 class Settings(BaseModel):
-    """The defaults are the paper's (arXiv 2407.10930); `BootstrapFewShotRandomSearch`, `BootstrapFinetune`, `Tuning`,
-    `BetterTogether` and `Budget` say what each means."""
+    """The defaults are the paper's (arXiv 2407.10930); `BootstrapFewShotRandomSearch`, `BootstrapFinetune`,
+    `TuningConfig`, `BetterTogether` and `Budget` say what each means."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -69,7 +69,7 @@ class Settings(BaseModel):
     balance: bool = False
     deduplicate: bool = False
 
-    tuning: Tuning = Tuning()
+    tuning: TuningConfig = TuningConfig()
 
     num_train_scored: int = 50
     max_lm_calls: int | None = None
@@ -141,7 +141,7 @@ _PAPER: dict[str, Settings] = {
     "gsm8k": Settings(test=1319),
 }
 
-_FEW_ROWS = Tuning(rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-3, beta2=0.95)
+_FEW_ROWS = TuningConfig(rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-3, beta2=0.95)
 
 # Zero-shot it never keeps the reply form, so completions are held to it, and one answer in some thirty is right:
 # several sampled runs of each example find those.
@@ -160,7 +160,7 @@ _RARELY_RIGHT: dict[str, object] = {
 }
 
 # A 135M LM needs greedy decoding, short answers, a learning rate for few rows, and many varied runs.
-_EMBEDDED: dict[str, dict[str, object]] = {
+_BUNDLED: dict[str, dict[str, object]] = {
     # Under one prompt it names one class for all flowers, and only other demonstrations make it name another.
     "iris": {
         "temperature": 0.0,
@@ -197,9 +197,9 @@ def settings_of_paper(task: str) -> Settings:
 
 
 def settings_for(task: str, lm: str) -> Settings:
-    """The paper's settings of a task, or those that suit the embedded LM."""
+    """The paper's settings of a task, or those that suit the bundled LM."""
     settings = settings_of_paper(task)
-    return settings.changed(_EMBEDDED.get(task, {})) if lm == "embedded" else settings
+    return settings.changed(_BUNDLED.get(task, {})) if lm == "bundled" else settings
 
 
 def as_toml(settings: Settings) -> str:

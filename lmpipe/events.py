@@ -60,13 +60,13 @@ class EpochEnded:
         stage: In which stage; empty outside of a strategy.
         epoch: Number of the epoch, from 1.
         loss: Mean loss of its steps.
-        held_out_loss: Loss on the rows held out, or none.
+        eval_loss: Loss on the rows held out, or none.
     """
 
     stage: str
     epoch: int
     loss: float
-    held_out_loss: float | None = None
+    eval_loss: float | None = None
 
 
 Event = StageEnded | CandidateScored | EpochEnded

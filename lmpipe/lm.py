@@ -67,7 +67,7 @@ class Request:
         sampling: How to draw it.
         weights: The exact weights to run on.
         seed: Decides every random draw of this request, whatever batch it runs in.
-        pattern: Regular expression that the completion must match as a whole, or none. It may use what engines have
+        regex: Regular expression that the completion must match as a whole, or none. It may use what engines have
             in common: classes, groups, alternatives and repetitions.
     """
 
@@ -75,7 +75,7 @@ class Request:
     sampling: Sampling
     weights: WeightState
     seed: int = 0
-    pattern: str | None = None
+    regex: str | None = None
 
 
 @final
@@ -105,7 +105,7 @@ class Completion:
         finish_reason: Whether it ended by itself or at a stop text, or was cut off at ``max_tokens``.
         usage: Tokens of the call.
         logprobs: If asked for: the log-probability of each token drawn, the one that ends the completion included, in
-            nats, in the LM's own distribution: before temperature, top-k, top-p and pattern.
+            nats, in the LM's own distribution: before temperature, top-k, top-p and regex.
     """
 
     text: str

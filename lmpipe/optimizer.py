@@ -183,7 +183,7 @@ class Optimizer(ABC):
             found = {"stopped": result.stopped or inner.ledger.spent(), "cost": inner.ledger.total}
             return result.model_copy(update=found).model_dump(mode="json")
 
-        return OptimizeResult.model_validate(session.once(key, work))
+        return OptimizeResult.model_validate(session.cached(key, work))
 
     @final
     def require(self, train: Sequence[Example], val: Sequence[Example]) -> None:

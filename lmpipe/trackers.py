@@ -10,7 +10,7 @@ The figures are numbered by kind, from 1 on:
 
     stage/score, stage/stderr, stage/lm_calls, stage/tokens, stage/seconds; stages/p-w is the score of "p -> w"
     candidate/score, candidate/examples; candidates/p-w/shuffled 1 is the score of one
-    epoch/loss, epoch/held_out_loss
+    epoch/loss, epoch/eval_loss
 """
 
 from __future__ import annotations
@@ -201,9 +201,9 @@ def figures(event: Event) -> tuple[Kind, dict[str, float]]:
         case CandidateScored(stage=stage, name=name, score=score, n=n):
             values = {"score": score, "examples": n}
             return "candidate", {**_prefixed("candidate", values), _named("candidates", stage, name): score}
-        case EpochEnded(loss=loss, held_out_loss=held_out_loss):
-            held_out = {} if held_out_loss is None else {"held_out_loss": held_out_loss}
-            return "epoch", _prefixed("epoch", {"loss": loss, **held_out})
+        case EpochEnded(loss=loss, eval_loss=eval_loss):
+            more = {} if eval_loss is None else {"eval_loss": eval_loss}
+            return "epoch", _prefixed("epoch", {"loss": loss, **more})
 
 
 def _prefixed(kind: str, values: Mapping[str, float]) -> dict[str, float]:

@@ -19,13 +19,13 @@ from lmpipe.state import WeightState
 
 @final
 @dataclass(frozen=True)
-class Imitation:
+class SFTLoss:
     """Makes the completions of the rows likelier: their cross-entropy, meant over tokens."""
 
 
 @final
 @dataclass(frozen=True)
-class Preference:
+class DPOLoss:
     """Makes completions likelier than rejected ones: DPO (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
 
     The reference is the model that the training starts from.
@@ -46,7 +46,7 @@ class Preference:
 
 @final
 @dataclass(frozen=True)
-class PolicyGradient:
+class PolicyGradientLoss:
     """Makes completions likelier by their advantage: the clipped loss of GRPO (Shao et al. 2024, arXiv 2402.03300).
 
     It is equation 3 of the paper without its KL term: the mean over completions of the mean over their tokens. The old
@@ -68,7 +68,7 @@ class PolicyGradient:
             raise ConfigError(f"clip={self.clip} and temperature={self.temperature} must be above 0, and finite")
 
 
-Objective = Imitation | Preference | PolicyGradient
+Objective = SFTLoss | DPOLoss | PolicyGradientLoss
 """What training makes of its rows."""
 
 
@@ -81,8 +81,8 @@ class TrainingRow:
         messages: The context.
         completion: What to answer.
         group: Rows of different groups are spread evenly over the batches.
-        rejected: For `Preference`: what not to answer.
-        advantage: For `PolicyGradient`: how much better than others the completion is.
+        rejected: For `DPOLoss`: what not to answer.
+        advantage: For `PolicyGradientLoss`: how much better than others the completion is.
         ends: Whether the completion ends the message; false for one that was cut off.
         rejected_ends: The same of the rejected one.
     """
@@ -107,7 +107,7 @@ class TrainingResult:
         tokens: Tokens of the rows of these steps, rejected completions with their contexts included.
         losses: Mean loss at each step: of imitation per completion token, in nats; of preference per pair; of a policy
             gradient per completion.
-        held_out_losses: The same on rows held out, after each epoch; empty if there are none.
+        eval_losses: The same on rows held out, after each epoch; empty if there are none.
         stopped: Which budget ended the training before it was through, in words.
     """
 
@@ -115,7 +115,7 @@ class TrainingResult:
     steps: int
     tokens: int
     losses: tuple[float, ...]
-    held_out_losses: tuple[float, ...] = ()
+    eval_losses: tuple[float, ...] = ()
     stopped: str = ""
 
 
@@ -124,7 +124,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def train(
-        self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = Imitation()
+        self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = SFTLoss()
     ) -> TrainingResult:
         """Fine-tunes on some rows.
 

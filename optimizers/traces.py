@@ -60,7 +60,7 @@ class Teacher:
 
 @final
 @dataclass(frozen=True)
-class Harvest:
+class Rollouts:
     """What came of running a program to learn from it.
 
     Attributes:
@@ -111,7 +111,7 @@ def success(trace: Trace, threshold: float) -> bool:
     return trace.failure is None and trace.score >= threshold
 
 
-def own_steps(traces: Sequence[Trace], student: Module, maker: Module) -> list[Trace]:
+def student_steps(traces: Sequence[Trace], student: Module, maker: Module) -> list[Trace]:
     """The traces, less the steps of modules that the student does not have with the same path and signature.
 
     Args:

@@ -190,10 +190,10 @@ def scripted_run(store: RunStore) -> str:
 
 def real_run(store: RunStore, model: str, *, launched: bool = False) -> str:
     from lmpipe.engines.local import LocalLM
-    from lmpipe.engines.training import LocalTrainer, Tuning
+    from lmpipe.engines.training import LocalTrainer, TuningConfig
 
     lm = LocalLM.from_pretrained(model, name="tiny")
-    tuning = Tuning(learning_rate=0.01, epochs=40, checkpoint_steps=5, batch_size=4, dropout=0.1)
+    tuning = TuningConfig(learning_rate=0.01, epochs=40, checkpoint_steps=5, batch_size=4, dropout=0.1)
     stages = {
         "p": BootstrapFewShotRandomSearch(exact_match, num_candidate_programs=1),
         "w": BootstrapFinetune(

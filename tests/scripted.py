@@ -28,7 +28,7 @@ from lmpipe import (
 )
 from lmpipe.embedder import Embedder
 from lmpipe.errors import SessionError
-from lmpipe.trainer import Imitation, Objective, TrainingResult, TrainingRow
+from lmpipe.trainer import Objective, SFTLoss, TrainingResult, TrainingRow
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
 
 COLOURS = ("red", "green", "blue")
@@ -78,7 +78,7 @@ class KeepingTrainer(Trainer):
     objectives: list[Objective] = field(default_factory=list, repr=False)
 
     def train(
-        self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = Imitation()
+        self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = SFTLoss()
     ) -> TrainingResult:
         if session.store is None:
             raise SessionError("no store")

@@ -66,7 +66,7 @@ def tiny_checkpoint(
     if word_by_word:
         torch.nn.init.normal_(weights["embeddings.word_embeddings.weight"])
     projection = torch.randn(dim, config.hidden_size)
-    return Checkpoint(settings or ColbertSettings(passage_tokens=40), config, tokenizer, weights, projection)
+    return Checkpoint(settings or ColbertSettings(doc_maxlen=40), config, tokenizer, weights, projection)
 
 
 def as_pylate(checkpoint: Checkpoint, folder: Path, **settings: Any) -> Path:

@@ -129,7 +129,7 @@ class LocalProvider(Provider):
 
     Args:
         engine: That answers for the tuned models too.
-        tuning: Settings, by the names of lmpipe's ``Tuning``.
+        tuning: Settings, by the names of lmpipe's ``TuningConfig``.
         seed: Of the initial adapter and of the order of rows.
     """
 

@@ -42,7 +42,7 @@ def train(
     """Fine-tunes a checkpoint on questions and their gold passages. Run again after an interruption, it goes on."""
     from lmpipe.retrieval.colbert import load_encoder
     from lmpipe.retrieval.passages import read_passages
-    from lmpipe.retrieval.training.fit import ColbertTuning
+    from lmpipe.retrieval.training.fit import ColbertTrainingConfig
     from lmpipe.retrieval.training.questions import read_questions
     from lmpipe.retrieval.training.train import KS, TrainingData, train_encoder
 
@@ -51,7 +51,7 @@ def train(
         read_questions(questions),
         read_questions(validation) if validation else (),
     )
-    tuning = ColbertTuning(
+    tuning = ColbertTrainingConfig(
         rounds=rounds,
         epochs=epochs,
         batch_size=batch_size,

@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Build indexes of passages, and loo
 console = new_console()
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the index.")]
-ENCODER_HELP = "`embedded`, or a ColBERT checkpoint: hub id or folder."
+ENCODER_HELP = "`bundled`, or a ColBERT checkpoint: hub id or folder."
 HEADER_HELP = "Passages are columns (.tsv) whose first line names them, in a CSV writer's quotes, as DPR's are."
 
 

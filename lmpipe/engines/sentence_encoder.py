@@ -1,4 +1,4 @@
-"""Sentence encoders on transformers, and the embedded one: all-MiniLM-L6-v2, whose files come with a package.
+"""Sentence encoders on transformers, and the bundled one: all-MiniLM-L6-v2, whose files come with a package.
 
 A text's vector is the mean of the last hidden states over its tokens, at length 1 (Reimers and Gurevych 2019, arXiv
 1908.10084). Knows nothing of what texts are embedded for.
@@ -112,8 +112,8 @@ class SentenceEncoder(Embedder):
         return rows
 
 
-def load_embedded_encoder(**options: Any) -> SentenceEncoder:
-    """Loads the embedded encoder.
+def load_bundled_embedder(**options: Any) -> SentenceEncoder:
+    """Loads the bundled encoder.
 
     Args:
         options: As for `SentenceEncoder.from_pretrained`.

@@ -140,7 +140,7 @@ def _sampling(request: Request) -> Any:
         stop=list(asked.stop),
         seed=request.seed,
         logprobs=0 if asked.logprobs else None,
-        structured_outputs=None if request.pattern is None else StructuredOutputsParams(regex=request.pattern),
+        structured_outputs=None if request.regex is None else StructuredOutputsParams(regex=request.regex),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, final
 
 from lmpipe.data import Example, Prediction
 from lmpipe.errors import ConfigError, ModuleError, SignatureError
-from lmpipe.runtime.call_context import Run, current_run, refuse_stray
+from lmpipe.runtime.call_context import CallContext, current_context, refuse_stray_call
 from lmpipe.runtime.deadline import time_limit
 from lmpipe.runtime.session import current_session, in_session
 from lmpipe.runtime.trace import total_cost
@@ -65,15 +65,15 @@ class Module(ABC):
         """
         if values:
             raise SignatureError(f"{shown(values[0], 50)} was given to {type(self).__name__} without the input's name")
-        if current_run() is not None:
+        if current_context() is not None:
             return self._forward(inputs)
         if not in_session():
-            refuse_stray(self)
+            refuse_stray_call(self)
         session = current_session()
         state = session.state or ProgramState(prompts={}, weights=session.base_weights())
         check_state(self, state)
         session.prepare(state)
-        run = Run(
+        run = CallContext(
             session,
             state,
             self.paths(),

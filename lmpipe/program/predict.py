@@ -13,9 +13,9 @@ from lmpipe.data import Prediction, snapshot
 from lmpipe.errors import ConfigError
 from lmpipe.lm import Request, Sampling
 from lmpipe.program.module import Module
-from lmpipe.prompting.regex import completion_pattern
+from lmpipe.prompting.regex import completion_regex
 from lmpipe.prompting.signature import Field, Signature, SignatureLike, signature
-from lmpipe.runtime.call_context import Run, running
+from lmpipe.runtime.call_context import CallContext, required_context
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState, PromptState
 from lmpipe.text.cleaning import REPLACEMENT, cleaned
@@ -71,7 +71,7 @@ class Predict(Module):
         ParseError: If the completion could not be read; a step with the error stays in the trace.
         EngineError: If the request could not be answered; likewise.
         """
-        run = running()
+        run = required_context()
         self.signature.check_inputs(inputs)
         inputs, replaced = snapshot(inputs), list[int]()
         path, index, seed = run.locate(self)
@@ -84,12 +84,12 @@ class Predict(Module):
             inputs = cleaned(inputs, replaced.append)
         if replaced:
             messages = run.session.messages(self.signature, prompt, inputs)
-        pattern = completion_pattern(self.signature) if run.session.structured else None
-        request = Request(messages, self._sampling(run), run.state.weights_of(self.role, path), seed, pattern)
+        regex = completion_regex(self.signature) if run.session.structured else None
+        request = Request(messages, self._sampling(run), run.state.weights_of(self.role, path), seed, regex)
         read = partial(template.parse, self.signature)
         return Prediction(**run.call(self.role, path, index, inputs, request, read, sum(replaced)))
 
-    def _sampling(self, run: Run) -> Sampling:
+    def _sampling(self, run: CallContext) -> Sampling:
         sampling = self.sampling or run.session.sampling
         return sampling if run.temperature is None else replace(sampling, temperature=run.temperature)
 

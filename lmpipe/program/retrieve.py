@@ -7,7 +7,7 @@ from typing import final
 from lmpipe.data import Prediction
 from lmpipe.errors import EngineError, SignatureError
 from lmpipe.program.module import Module
-from lmpipe.runtime.call_context import running
+from lmpipe.runtime.call_context import required_context
 from lmpipe.runtime.trace import RetrievalStep
 from lmpipe.text.cleaning import clean
 from lmpipe.validation.arguments import whole_number
@@ -38,7 +38,7 @@ class Retrieve(Module):
         """
         if not isinstance(query, str):
             raise SignatureError(f"Retrieve takes a query that is text, and got {query!r}")
-        run = running()
+        run = required_context()
         path, index, _ = run.locate(self)
         query = clean(query)
         found = run.search(query, self.k)

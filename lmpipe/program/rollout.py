@@ -26,7 +26,7 @@ from lmpipe.errors import (
 from lmpipe.ledger import Cost
 from lmpipe.metrics import Metric, judge
 from lmpipe.program.module import Module, check_inputs, check_state, prediction_of
-from lmpipe.runtime.call_context import Answer, Run, Search
+from lmpipe.runtime.call_context import Answer, CallContext, Search
 from lmpipe.runtime.deadline import time_limit
 from lmpipe.runtime.session import Session
 from lmpipe.runtime.trace import Failure, Trace, total_cost
@@ -232,7 +232,7 @@ def _trace(
 ) -> Trace:
     """Runs one job."""
     seed = derive_seed(session.seed, job.example.id, job.sample)
-    run = Run(session, job.state, paths, seed, answer, search, job.temperature)
+    run = CallContext(session, job.state, paths, seed, answer, search, job.temperature)
     prediction: Prediction | None = None
     score, feedback, message = 0.0, "", None
     failure: Failure | None = None

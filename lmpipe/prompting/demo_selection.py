@@ -20,7 +20,7 @@ Embed = Callable[[str, Sequence[str]], Sequence[Vector]]
 """Vectors of some texts, by the embedder of that name."""
 
 
-def shown(signature: Signature, prompt: PromptState, inputs: Mapping[str, Any], embed: Embed) -> PromptState:
+def with_shown_demos(signature: Signature, prompt: PromptState, inputs: Mapping[str, Any], embed: Embed) -> PromptState:
     """The prompt with the demos that it shows for some inputs.
 
     Of a prompt with a selection these are the k demos whose rendered inputs are nearest to the rendered inputs by the

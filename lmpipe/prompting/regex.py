@@ -33,7 +33,7 @@ _SEEN = (
 
 
 @lru_cache(maxsize=1024)
-def completion_pattern(signature: Signature) -> str:
+def completion_regex(signature: Signature) -> str:
     """The pattern of a signature's completions.
 
     Fields stand in the signature's order, each on a line of its own; optional ones may be left out. Text is a single

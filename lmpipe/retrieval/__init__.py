@@ -24,7 +24,7 @@ def load_retriever(spec: str | Path, passages: str | Path | None = None, *, head
         spec: A folder, or ``"index:FOLDER"``, for an index of `lmpipe.retrieval.index`; ``"http://HOST:PORT"`` for a
             server, which is sent the token in ``$LMPIPE_TOKEN`` if that is set; ``"bm25:PASSAGES"`` for BM25 over a
             file of passages (`lmpipe.retrieval.passages.read_passages`); ``"dense:PASSAGES"`` for the vectors of the
-            embedded encoder, which are kept in ``$LMPIPE_CACHE``.
+            bundled encoder, which are kept in ``$LMPIPE_CACHE``.
         passages: The file for a spec that names none, such as ``"bm25"``.
         header: Of a file of passages; see `lmpipe.retrieval.passages.read_passages`.
 
@@ -64,7 +64,7 @@ def _over_passages(kind: str, path: str | Path | None, header: bool) -> Retrieve
         from lmpipe.engines.bundled_files import cache_folder
         from lmpipe.retrieval.dense import DenseRetriever
 
-        return DenseRetriever(texts, load_embedder("embedded"), cache_folder())
+        return DenseRetriever(texts, load_embedder("bundled"), cache_folder())
     with _needs_extra():
         from lmpipe.retrieval.bm25 import BM25Retriever
     return BM25Retriever(texts)

@@ -29,7 +29,7 @@ Search = Callable[[str, int], Found | EngineError]
 
 
 @final
-class Run:
+class CallContext:
     """One run of a program on one example: what its predictors look up, and where they leave their steps.
 
     Args:
@@ -132,15 +132,15 @@ class Run:
         return outputs
 
     @contextmanager
-    def active(self) -> Iterator[Run]:
+    def active(self) -> Iterator[CallContext]:
         """Makes this the current run of the calling thread, which alone may call modules.
 
         Raises:
             ModuleError: If a thread without this context called a module of the program meanwhile.
         """
         self._thread = threading.get_ident()
-        _knows_runs.set(True)
-        token = _run.set(self)
+        _has_run_programs.set(True)
+        token = _context.set(self)
         _active.add(self)
         try:
             yield self
@@ -151,7 +151,7 @@ class Run:
             self._refuse_strays()
         finally:
             _active.discard(self)
-            _run.reset(token)
+            _context.reset(token)
 
     def has(self, module: object) -> bool:
         """Whether the running program has a module."""
@@ -173,16 +173,16 @@ def _from_other_thread(module: object) -> ModuleError:
     )
 
 
-_active: set[Run] = set()
+_active: set[CallContext] = set()
 """The runs under way in this process, by which a call from a thread without any run is told from one outside."""
 
-_knows_runs: ContextVar[bool] = ContextVar("lmpipe_knows_runs", default=False)
+_has_run_programs: ContextVar[bool] = ContextVar("lmpipe_has_run_programs", default=False)
 """Whether this context is one in which a program has run; a thread that `forward` starts has an empty one."""
 
-_run: ContextVar[Run | None] = ContextVar("lmpipe_run", default=None)
+_context: ContextVar[CallContext | None] = ContextVar("lmpipe_call_context", default=None)
 
 
-def refuse_stray(module: object) -> None:
+def refuse_stray_call(module: object) -> None:
     """Looks whether a module that is called outside of every run belongs to one that is under way in another thread.
 
     Threads in which a program has run, as those in which metrics are asked, may call modules outside of a run.
@@ -190,7 +190,7 @@ def refuse_stray(module: object) -> None:
     Raises:
         ModuleError: If so.
     """
-    if _knows_runs.get() or threading.current_thread() is threading.main_thread():
+    if _has_run_programs.get() or threading.current_thread() is threading.main_thread():
         return
     runs = [run for run in tuple(_active) if run.has(module)]
     for run in runs:
@@ -199,18 +199,18 @@ def refuse_stray(module: object) -> None:
         raise _from_other_thread(module)
 
 
-def current_run() -> Run | None:
+def current_context() -> CallContext | None:
     """The run that the calling code is part of, if any."""
-    return _run.get()
+    return _context.get()
 
 
-def running() -> Run:
+def required_context() -> CallContext:
     """The run that the calling ``forward`` is part of.
 
     Raises:
         ModuleError: If there is none.
     """
-    run = _run.get()
+    run = _context.get()
     if run is None:
         raise ModuleError("forward() was called by hand; call the module itself: module(...)")
     return run

@@ -22,7 +22,7 @@ from lmpipe.events import Callback, Event
 from lmpipe.ledger import Budget, Cost, Ledger
 from lmpipe.lm import LM, Completion, Message, Request, Sampling, ask
 from lmpipe.progress import Progress, show_progress
-from lmpipe.prompting.demo_selection import shown
+from lmpipe.prompting.demo_selection import with_shown_demos
 from lmpipe.prompting.signature import Signature
 from lmpipe.prompting.template import Template
 from lmpipe.retriever import Found, Retriever
@@ -45,7 +45,7 @@ class Session:
         state: Prompts and weights of programs called directly; by default the untuned ones.
         seed: Every random choice of the run derives from it.
         sampling: How completions are drawn, unless a predictor says otherwise.
-        store: Run directory; makes stages resumable and holds adapters.
+        store: CallContext directory; makes stages resumable and holds adapters.
         max_concurrency: Most examples in flight at once.
         structured: Whether completions are held to the form that the template can read. For engines that can do so
             (all in `lmpipe.engines`) no completion is then unreadable.
@@ -143,7 +143,7 @@ class Session:
         def embed(name: str, texts: Sequence[str]) -> Sequence[Vector]:
             return self.embeddings.of(wanted(self.embedder, name), texts)
 
-        return self.template.messages(signature, shown(signature, prompt, inputs, embed), inputs)
+        return self.template.messages(signature, with_shown_demos(signature, prompt, inputs, embed), inputs)
 
     def base_weights(self) -> dict[str, WeightState]:
         """Role → its LM without any adapter."""
@@ -183,7 +183,7 @@ class Session:
                     )
                 lm.register_adapter(weights.adapter, self.store.folder(weights.adapter))
 
-    def once(
+    def cached(
         self, key: str | None, work: Callable[[Session], Any], keep: Callable[[Any], bool] = lambda value: True
     ) -> Any:
         """Does a piece of work, or recalls it if it was done before: in this session or, with a store, in any.

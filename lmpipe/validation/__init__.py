@@ -1,1 +1,1 @@
-"""Checks of what users pass and of what their engines, retrievers and embedders return, with messages that say what to do."""
+"""Checks of what users pass, and of what their engines, retrievers and embedders return."""

@@ -52,5 +52,5 @@ def recorded_rollout(
         whole = not any(trace.failure in ("budget", "engine") for trace in traces)
         return {"notes": [note(trace) for trace in traces], "whole": whole}
 
-    notes: list[Any] = session.once(key, work, keep=itemgetter("whole"))["notes"]
+    notes: list[Any] = session.cached(key, work, keep=itemgetter("whole"))["notes"]
     return notes

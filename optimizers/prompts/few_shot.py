@@ -29,7 +29,7 @@ from lmpipe.program.failures import FailureCounts
 from lmpipe.storage.hashing import derive_seed
 from lmpipe.validation.checks import Share, check_settings
 from optimizers.demos import Pool, draw, labelled_pool, prompted, trace_pool, with_demos
-from optimizers.traces import Harvest, Teacher, own_steps, run
+from optimizers.traces import Rollouts, Teacher, run, student_steps
 
 
 @final
@@ -104,7 +104,7 @@ class BootstrapSettings(PromptOptimizer):
     @final
     def pools(
         self, program: Module, state: ProgramState, train: Sequence[Example], session: Session
-    ) -> tuple[Pool, Pool, Harvest]:
+    ) -> tuple[Pool, Pool, Rollouts]:
         """All bootstrapped and all labelled demos that the training examples give, and the runs that were made."""
         labels = labelled_pool(program, train, partial=self.partial_labels)
         harvest = self._bootstrap(program, state, train, labels, session)
@@ -112,7 +112,7 @@ class BootstrapSettings(PromptOptimizer):
 
     def _bootstrap(
         self, program: Module, state: ProgramState, train: Sequence[Example], labels: Pool, session: Session
-    ) -> Harvest:
+    ) -> Rollouts:
         """Runs a program on examples and keeps one successful run of each; an example never sees its own label."""
         student, paths = program, tuple(predictors(program))
         if self.teacher is not None:
@@ -131,9 +131,9 @@ class BootstrapSettings(PromptOptimizer):
             made, good = run(program, jobs, session, self.metric, self.metric_threshold, title="bootstrapping")
             tried += len(made)
             failures.add(made)
-            kept |= {trace.example.id: trace for trace in own_steps(good, student, program)}
+            kept |= {trace.example.id: trace for trace in student_steps(good, student, program)}
         ordered = tuple(kept[example.id] for example in train if example.id in kept)
-        return Harvest(ordered, tried, tuple(train), paths, failures.most_common())
+        return Rollouts(ordered, tried, tuple(train), paths, failures.most_common())
 
     @final
     def demo_sets(self, boot: Pool, labels: Pool, count: int, seed: int) -> dict[str, dict[str, list[Demo]]]:

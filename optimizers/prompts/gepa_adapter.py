@@ -24,7 +24,7 @@ from lmpipe.events import CandidateScored
 from lmpipe.program.evaluate import evaluate_many
 from optimizers.prompts.cached_rollout import recorded_rollout
 from optimizers.prompts.proposer import Proposer
-from optimizers.prompts.reflection import Reflect, completion, shown
+from optimizers.prompts.reflection import Reflect, completion, shown_run
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ class Adapter:
         if key not in self._runs:
             jobs = [Job(state, example) for example in examples]
             title = "runs to reflect on"
-            self._runs[key] = recorded_rollout(self._program, jobs, self._session, shown, self._metric, title=title)
+            self._runs[key] = recorded_rollout(self._program, jobs, self._session, shown_run, self._metric, title=title)
         return self._runs[key]
 
     def _prompt(self, instruction: str, calls: Sequence[Mapping[str, Any]]) -> str:

@@ -47,7 +47,7 @@ class DescribeModule:
 
 @final
 @dataclass(frozen=True)
-class Grounds:
+class ProposalContext:
     """What proposals are grounded in: names as in MIPROv2.
 
     Args:
@@ -87,7 +87,7 @@ class Grounds:
 class InstructionWriter(Module):
     """Writes instructions, and greedily what they are grounded in: one call, of the kind that ``step`` names."""
 
-    def __init__(self, grounds: Grounds, proposer: Proposer) -> None:
+    def __init__(self, grounds: ProposalContext, proposer: Proposer) -> None:
         kinds: Mapping[str, Any] = {
             "observe": Observe,
             "summarize": Summarize,

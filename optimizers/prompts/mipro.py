@@ -22,7 +22,7 @@ from lmpipe.storage.hashing import derive_seed
 from optimizers.choice import best_of, outcome
 from optimizers.demos import Pool
 from optimizers.prompts.few_shot import BootstrapSettings
-from optimizers.prompts.instruction_writer import Grounds
+from optimizers.prompts.instruction_writer import ProposalContext
 from optimizers.prompts.proposals import propose
 from optimizers.prompts.proposer import Proposer
 
@@ -89,7 +89,7 @@ class MIPROv2(BootstrapSettings):
         train = subsample(train, self.num_train, derive_seed(session.seed, "train"), self.stratify_by)
         val = subsample(val, self.num_val, derive_seed(session.seed, "val"), self.stratify_by)
         boot, labels, harvest = self.pools(program, state, train, session)
-        grounds = Grounds(
+        grounds = ProposalContext(
             self.program_aware_proposer,
             self.data_aware_proposer,
             self.tip_aware_proposer,

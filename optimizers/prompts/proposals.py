@@ -18,7 +18,7 @@ from lmpipe.prompting.values import render_input
 from lmpipe.storage.hashing import derive_seed
 from optimizers.demos import Pool
 from optimizers.prompts.cached_rollout import recorded_rollout
-from optimizers.prompts.instruction_writer import Grounds, InstructionWriter, written
+from optimizers.prompts.instruction_writer import InstructionWriter, ProposalContext, written
 from optimizers.prompts.proposer import Proposer
 
 _MOST_VIEWS = 10  # batches of training examples that are looked at
@@ -71,7 +71,7 @@ def propose(
     *,
     count: int,
     proposer: Proposer,
-    grounds: Grounds,
+    grounds: ProposalContext,
 ) -> Proposals:
     """Proposes instructions for every module of a program.
 
@@ -104,7 +104,7 @@ class _Author:
     """Asks the program that writes instructions."""
 
     def __init__(
-        self, program: Module, state: ProgramState, session: Session, proposer: Proposer, grounds: Grounds
+        self, program: Module, state: ProgramState, session: Session, proposer: Proposer, grounds: ProposalContext
     ) -> None:
         self._program, self._student, self._grounds, self._seed = program, state, grounds, session.seed
         self._writer = InstructionWriter(grounds, proposer)

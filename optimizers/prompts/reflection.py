@@ -11,7 +11,7 @@ from typing import Any, final
 from lmpipe import Module, Prediction, Request, Sampling, Step, Trace
 from lmpipe.lm import Message
 from lmpipe.prompting.values import render_input
-from lmpipe.runtime.call_context import running
+from lmpipe.runtime.call_context import required_context
 from lmpipe.text.cleaning import clean
 from optimizers.prompts.proposer import Proposer
 
@@ -25,7 +25,7 @@ class Chat(Module):
         self.role, self.temperature, self.max_tokens = proposer.role, proposer.temperature, proposer.max_tokens
 
     def forward(self, prompt: str) -> Prediction:
-        run = running()
+        run = required_context()
         path, index, seed = run.locate(self)
         sampling = Sampling(temperature=self.temperature, max_tokens=self.max_tokens)
         request = Request((Message("user", prompt),), sampling, run.state.weights_of(self.role, path), seed)
@@ -52,7 +52,7 @@ def completion(trace: Trace) -> str:
     return str(trace.prediction["text"]) if trace.prediction else ""
 
 
-def shown(trace: Trace) -> dict[str, Any]:
+def shown_run(trace: Trace) -> dict[str, Any]:
     """The score of a run, and for each module its calls with feedback, under the names that gepa has for them."""
     calls: dict[str, list[dict[str, Any]]] = {}
     for step in trace.lm_steps:

@@ -129,12 +129,12 @@ def _over_fit(path: str, stage: StageResult) -> Iterator[Finding]:
         gap, error = train.mean - val.mean, math.hypot(train.stderr, val.stderr)
         if gap - _NORMAL * error > 0:
             message = f"{_points(train.mean)} % on training examples and {_points(val.mean)} % on validation examples"
-            advice = "more training examples, fewer epochs, held_out with early stopping, or a smaller rank"
+            advice = "more training examples, fewer epochs, eval_fraction with early stopping, or a smaller rank"
             yield Finding(kind="over-fit", stage=path, message=message, advice=advice)
     for key, training in stage.result.details.get("training", {}).items():
-        held_out = finite(training["held_out_losses"])
-        if len(held_out) > 1 and held_out[-1] > 1.1 * min(held_out):
-            message = f"the loss of {key} on held-out rows rose from {min(held_out):.3f} to {held_out[-1]:.3f}"
+        losses = finite(training["eval_losses"])
+        if len(losses) > 1 and losses[-1] > 1.1 * min(losses):
+            message = f"the loss of {key} on held-out rows rose from {min(losses):.3f} to {losses[-1]:.3f}"
             advice = "the best epoch was kept; fewer epochs or a lower learning rate save the rest"
             yield Finding(kind="over-fit", stage=path, message=message, advice=advice)
 

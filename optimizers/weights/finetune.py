@@ -20,8 +20,8 @@ from lmpipe.storage.hashing import canonical_json, derive_seed
 from lmpipe.trainer import TrainingRow
 from lmpipe.validation.checks import Share, check_settings
 from optimizers.demos import labelled_pool, prompted, redraw
-from optimizers.traces import Harvest, Teacher, own_steps, run
-from optimizers.weights.settings import WeightSettings, shown
+from optimizers.traces import Rollouts, Teacher, run, student_steps
+from optimizers.weights.settings import WeightSettings, messages_of_step
 
 _ADVICE = "try more rollouts, a higher temperature, or a prompt stage before this one"
 
@@ -101,7 +101,7 @@ class BootstrapFinetune(WeightSettings):
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
         return self.tuned(state, self.rows(program, state, harvest.kept, session), session, details, init=self.init)
 
-    def harvest(self, program: Module, state: ProgramState, train: Sequence[Example], session: Session) -> Harvest:
+    def harvest(self, program: Module, state: ProgramState, train: Sequence[Example], session: Session) -> Rollouts:
         """The successful runs."""
         student, paths = program, tuple(predictors(program))
         if self.teacher is not None:
@@ -127,11 +127,11 @@ class BootstrapFinetune(WeightSettings):
             tried += len(made)
             failures.add(made)
             idle = idle + 1 if len(good) < self.min_yield * len(jobs) else 0
-            for trace in own_steps(good, student, program):
+            for trace in student_steps(good, student, program):
                 kept.setdefault(trace.example.id, []).append(trace)
         most = self.max_kept_per_example
         ordered = tuple(trace for example in train for trace in _distinct_first(kept.get(example.id, ()))[:most])
-        return Harvest(ordered, tried, tuple(train), paths, failures.most_common())
+        return Rollouts(ordered, tried, tuple(train), paths, failures.most_common())
 
     def rows(
         self, program: Module, state: ProgramState, traces: Sequence[Trace], session: Session
@@ -150,7 +150,7 @@ class BootstrapFinetune(WeightSettings):
                 if predictor is None or step.outputs is None:
                     continue
                 row = TrainingRow(
-                    shown(predictor, step, state, session, include_demos=self.include_demos),
+                    messages_of_step(predictor, step, state, session, include_demos=self.include_demos),
                     session.template.completion(predictor.signature, step.outputs),
                     label,
                 )

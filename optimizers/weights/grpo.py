@@ -23,7 +23,7 @@ from lmpipe.program.rollout import Job
 from lmpipe.runtime.trace import module_costs
 from lmpipe.splits import shuffled, subsample
 from lmpipe.storage.hashing import derive_seed
-from lmpipe.trainer import PolicyGradient, TrainingRow
+from lmpipe.trainer import PolicyGradientLoss, TrainingRow
 from lmpipe.validation.checks import check_settings
 from optimizers.choice import Scored, best_of, outcome
 from optimizers.traces import cause
@@ -47,7 +47,7 @@ class GRPO(WeightSettings):
         examples_per_step: How many training examples are run in a step.
         group_size: How often each is run.
         temperature: Of these runs, which should not be cut by top-p or top-k.
-        clip: See `lmpipe.trainer.PolicyGradient`.
+        clip: See `lmpipe.trainer.PolicyGradientLoss`.
         format_score: Reward of a run that ended in an unreadable completion.
         eval_every: After how many steps the state is scored on validation examples; it is after the last one too.
         num_val: On how many validation examples; none means all. With 0 nothing is scored and the last state is kept.
@@ -132,7 +132,7 @@ class GRPO(WeightSettings):
             tuned, details = self._step(program, state, batch, inner, number)
             return [tuned.model_dump(mode="json"), details]
 
-        known, details = session.once(key, work)
+        known, details = session.cached(key, work)
         return ProgramState.model_validate(known), details
 
     def _step(
@@ -147,7 +147,7 @@ class GRPO(WeightSettings):
         rows, taught = self.rows(program, traces)
         cost = {path: ModuleCost(kept=own.calls) for path, own in module_costs(step for _, step in taught).items()}
         session.ledger.add(Cost(traces_tried=len(traces), traces_kept=len({id(t) for t, _ in taught}), modules=cost))
-        tuned, training = self.tune(state, rows, session, PolicyGradient(self.clip, self.temperature))
+        tuned, training = self.tune(state, rows, session, PolicyGradientLoss(self.clip, self.temperature))
         rewards = [self._reward(trace) for trace in traces]
         return tuned, {
             "runs": len(traces),

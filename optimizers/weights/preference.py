@@ -18,10 +18,10 @@ from lmpipe.lm import Message
 from lmpipe.program.failures import FailureCounts
 from lmpipe.program.rollout import Job
 from lmpipe.storage.hashing import derive_seed
-from lmpipe.trainer import Preference, TrainingRow
+from lmpipe.trainer import DPOLoss, TrainingRow
 from lmpipe.validation.checks import Share, check_settings
-from optimizers.traces import Harvest, Teacher, own_steps, run, success
-from optimizers.weights.settings import WeightSettings, ended, shown
+from optimizers.traces import Rollouts, Teacher, run, student_steps, success
+from optimizers.weights.settings import WeightSettings, ended, messages_of_step
 
 _FIGURES = ("pairs", "failing", "other_inputs", "same_completion", "not_at_fault")
 
@@ -76,7 +76,7 @@ class PreferenceFinetune(WeightSettings):
         failures = FailureCounts()
         failures.add(traces)
         kept = tuple(trace for trace in traces if success(trace, self.metric_threshold))
-        harvest = Harvest(kept, len(traces), tuple(train), tuple(predictors(program)), failures.most_common())
+        harvest = Rollouts(kept, len(traces), tuple(train), tuple(predictors(program)), failures.most_common())
         rows, counts = self.pairs(program, state, traces, session)
         details: dict[str, Any] = {**harvest.details(), "pairs": counts}
         if not rows:
@@ -86,7 +86,7 @@ class PreferenceFinetune(WeightSettings):
                 f"{harvest.cause() or 'try more rollouts or a higher temperature'}"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
-        return self.tuned(state, rows, session, details, Preference(self.beta), self.init)
+        return self.tuned(state, rows, session, details, DPOLoss(self.beta), self.init)
 
     def _run(self, program: Module, state: ProgramState, train: Sequence[Example], session: Session) -> list[Trace]:
         """The runs of the program and of its teacher."""
@@ -98,7 +98,7 @@ class PreferenceFinetune(WeightSettings):
             samples = range(self.rollouts_per_example)
             jobs = [Job(own, example, sample, self.temperature) for example in train for sample in samples]
             made, _ = run(maker, jobs, place, self.metric, self.metric_threshold, title="runs to compare")
-            traces += own_steps(made, program, maker)
+            traces += student_steps(made, program, maker)
         return traces
 
     def pairs(
@@ -118,7 +118,7 @@ class PreferenceFinetune(WeightSettings):
             if trace.failure in ("engine", "budget"):
                 continue
             for step in trace.lm_steps:
-                asked = shown(known[step.path], step, state, session, include_demos=self.include_demos)
+                asked = messages_of_step(known[step.path], step, state, session, include_demos=self.include_demos)
                 question = questions.setdefault((trace.example.id, step.path, asked), _Question())
                 self._sort(trace, step, known[step.path], session, question, counts[step.path])
         rng = random.Random(derive_seed(session.seed, "pairs"))

@@ -26,7 +26,7 @@ from lmpipe import (
 from lmpipe.errors import ConfigError, SessionError, TrainingDiverged
 from lmpipe.lm import Message
 from lmpipe.storage.hashing import canonical_json
-from lmpipe.trainer import Imitation, Objective, TrainingRow
+from lmpipe.trainer import Objective, SFTLoss, TrainingRow
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class WeightSettings(WeightOptimizer):
         state: ProgramState,
         rows: Mapping[str, Sequence[TrainingRow]],
         session: Session,
-        objective: Objective = Imitation(),
+        objective: Objective = SFTLoss(),
         init: Literal["base", "current"] = "current",
     ) -> tuple[ProgramState, dict[str, Any]]:
         """Trains on the rows of each weight key, until a budget is spent.
@@ -114,7 +114,7 @@ class WeightSettings(WeightOptimizer):
                     **figures,
                     "steps": error.step,
                     "losses": list(error.losses),
-                    "held_out_losses": [],
+                    "eval_losses": [],
                     DIVERGED: str(error),
                 }
                 continue
@@ -124,7 +124,7 @@ class WeightSettings(WeightOptimizer):
                 "steps": trained.steps,
                 "tokens": trained.tokens,
                 "losses": list(trained.losses),
-                "held_out_losses": list(trained.held_out_losses),
+                "eval_losses": list(trained.eval_losses),
             }
         return state, details
 
@@ -135,7 +135,7 @@ class WeightSettings(WeightOptimizer):
         rows: Mapping[str, Sequence[TrainingRow]],
         session: Session,
         details: Mapping[str, Any],
-        objective: Objective = Imitation(),
+        objective: Objective = SFTLoss(),
         init: Literal["base", "current"] = "current",
     ) -> OptimizeResult:
         """What a stage ends with that trains once: as `tune`, or skipped if nothing came of any training.
@@ -162,7 +162,7 @@ def divergences(trainings: Iterable[Mapping[str, Any]]) -> str:
     return "; ".join(every)
 
 
-def shown(
+def messages_of_step(
     predictor: Predict, step: Step, state: ProgramState, session: Session, *, include_demos: bool
 ) -> tuple[Message, ...]:
     """What inference would send for the inputs of a call: under the vanilla prompt, or under the current one."""

@@ -285,9 +285,9 @@ def test_holm_corrects_upwards_and_keeps_the_order(values: list[float]) -> None:
     assert holm([0.01, 0.04, 0.03]) == [0.03, 0.06, 0.06]
 
 
-def test_the_embedded_lm_has_settings_of_its_own() -> None:
+def test_the_bundled_lm_has_settings_of_its_own() -> None:
     assert settings_for("iris", "hf:some/model").tuning.learning_rate == 1e-5
-    assert settings_for("iris", "embedded").tuning.learning_rate > 1e-5
+    assert settings_for("iris", "bundled").tuning.learning_rate > 1e-5
 
 
 def test_result_json_is_read_back(finished: Path, tmp_path: Path) -> None:

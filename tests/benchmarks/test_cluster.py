@@ -25,7 +25,7 @@ from benchmarks.settings import Settings
 from benchmarks.task import Task
 from lmpipe import LM, Completion, EngineError, Example, Metric, Module, Predict, Request, RunStore
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.training import Tuning
+from lmpipe.engines.training import TuningConfig
 from lmpipe.errors import ClusterError, ConfigError, StoreError
 from lmpipe.events import EpochEnded, Event, StageEnded
 from lmpipe.ledger import MEASURED
@@ -113,7 +113,7 @@ def work(tiny_folder: Path, tmp_path: Path) -> Work:
         max_tokens=6,
         num_candidate_programs=1,
         num_train_scored=2,
-        tuning=Tuning(rank=2, alpha=4, learning_rate=0.01, epochs=2),
+        tuning=TuningConfig(rank=2, alpha=4, learning_rate=0.01, epochs=2),
     )
     models = Models(tiny_folder, tmp_path)
     return Work(Numbers(), models, settings, STRATEGIES, (0,), tmp_path / "out", CONFIG, folder=tmp_path)

@@ -69,7 +69,7 @@ def test_a_dry_run_needs_no_lm_and_no_run_directory(tmp_path: Path) -> None:
 def test_the_settings_of_the_paper_are_a_file_that_can_be_used(tmp_path: Path) -> None:
     file = tmp_path / "paper.toml"
     file.write_text(said("--paper", task="gsm8k").stdout)
-    assert settings_for("gsm8k", "embedded").changed(read_config(file).settings) == Settings(test=1319)
+    assert settings_for("gsm8k", "bundled").changed(read_config(file).settings) == Settings(test=1319)
 
 
 def test_a_file_gives_options_and_settings_and_the_command_line_overrides_them(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_file_that_is_wrong_is_refused_with_what_is_wrong(text: str, told: str
 
 
 def test_settings_survive_the_file() -> None:
-    settings = settings_for("hotpotqa", "embedded")
+    settings = settings_for("hotpotqa", "bundled")
     assert 'max_seconds = "none"' in as_toml(settings)
     for wrong in ("many", 0):
         with pytest.raises(ConfigError, match="max_tokens"):

@@ -13,7 +13,7 @@ from benchmarks.run import run_seed
 from benchmarks.settings import Settings, settings_for
 from lmpipe import Request, RunStore, ScriptedLM
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.training import Tuning
+from lmpipe.engines.training import TuningConfig
 
 SMALL = Settings(
     train=12,
@@ -23,7 +23,7 @@ SMALL = Settings(
     num_val=4,
     num_candidate_programs=3,
     num_train_scored=2,
-    tuning=Tuning(epochs=1),
+    tuning=TuningConfig(epochs=1),
 )
 ONE_CALL = Traffic(calls=1, prompt=10, completion=5, demo=8)
 

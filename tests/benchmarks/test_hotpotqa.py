@@ -246,7 +246,7 @@ def test_iris_has_no_such_options(tmp_path: Path) -> None:
     assert "--retriever" in hotpotqa("--help").stdout
 
 
-def test_its_settings_are_the_papers_and_smaller_for_the_embedded_lm() -> None:
+def test_its_settings_are_the_papers_and_smaller_for_the_bundled_lm() -> None:
     paper = settings_for("hotpotqa", "hf:some/model")
     assert (paper.train, paper.val, paper.test, paper.num_train, paper.num_val) == (1000, 500, 1500, 100, 250)
-    assert settings_for("hotpotqa", "embedded").test < paper.test
+    assert settings_for("hotpotqa", "bundled").test < paper.test

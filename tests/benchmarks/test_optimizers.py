@@ -25,7 +25,7 @@ def test_a_search_of_the_workload_is_measured(tmp_path: Path) -> None:
 
 
 def test_both_sides_have_the_same_iris_examples() -> None:
-    work, settings = iris_workload(), settings_for("iris", "embedded")
+    work, settings = iris_workload(), settings_for("iris", "bundled")
     split = IrisTask().split(settings.train, settings.val, settings.test, 0)
     assert [row["inputs"] for row in work["test"]] == [dict(example.inputs) for example in split.test]
     assert (len(work["search_train"]), len(work["search_val"])) == (settings.num_train, settings.num_val)

@@ -17,7 +17,7 @@ from benchmarks.run import run
 from benchmarks.settings import Settings
 from lmpipe import ScriptedLM
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.training import Tuning
+from lmpipe.engines.training import TuningConfig
 from lmpipe.errors import CorruptBlob
 from lmpipe.results.result import Result, Score
 from lmpipe.results.trace_log import records_of
@@ -41,7 +41,7 @@ def ran(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Re
         num_train=8,
         num_val=8,
         num_candidate_programs=2,
-        tuning=Tuning(rank=2, alpha=4, epochs=1, batch_size=4),
+        tuning=TuningConfig(rank=2, alpha=4, epochs=1, batch_size=4),
     )
     trained = LocalLM.from_pretrained(str(tiny_folder), name="reader")
     store = RunStore(out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lmpipe import Completion, Request, Sampling, WeightState
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.training import LocalTrainer, Tuning
+from lmpipe.engines.training import LocalTrainer, TuningConfig
 from lmpipe.lm import Message
 from lmpipe.trainer import TrainingRow
 
@@ -24,7 +24,7 @@ def trainer(lm: LocalLM, **settings: object) -> LocalTrainer:
         "epochs": 200,
         "batch_size": 4,
     }
-    return LocalTrainer(lm, Tuning(**{**defaults, **settings}))  # type: ignore[arg-type]
+    return LocalTrainer(lm, TuningConfig(**{**defaults, **settings}))  # type: ignore[arg-type]
 
 
 def answers(lm: LocalLM, weights: WeightState) -> list[str]:

@@ -178,9 +178,9 @@ NOWHERE = "http://127.0.0.1:9/v1"  # the discard port: nothing listens
 
 
 def request(text: str = "hi", adapter: str | None = None, **settings: Any) -> Request:
-    seed, pattern = settings.pop("seed", 0), settings.pop("pattern", None)
+    seed, regex = settings.pop("seed", 0), settings.pop("regex", None)
     weights = WeightState(base="m", adapter=adapter)
-    return Request((Message("user", text),), Sampling(**settings), weights, seed, pattern)
+    return Request((Message("user", text),), Sampling(**settings), weights, seed, regex)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The embedded LM is a real one."""
+"""The bundled LM is a real one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lmpipe.lm import Message
 
 
 def test_it_answers_a_question() -> None:
-    lm = load_lm("embedded")
+    lm = load_lm("bundled")
     chat = (Message("system", "Answer the question briefly."), Message("user", "What is the capital of France?"))
     answer = lm.complete([Request(chat, Sampling(max_tokens=12), WeightState(base=lm.name))])[0]
     assert isinstance(answer, Completion)

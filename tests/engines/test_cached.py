@@ -279,7 +279,7 @@ MESSAGES = st.lists(
     st.builds(Message, st.sampled_from(["user", "assistant"]), st.text(alphabet="ab\n", max_size=2)), max_size=3
 ).map(tuple)
 REQUESTS = st.builds(
-    Request, MESSAGES, SAMPLING, WEIGHTS, seed=st.integers(0, 2), pattern=st.none() | st.sampled_from(["", "a"])
+    Request, MESSAGES, SAMPLING, WEIGHTS, seed=st.integers(0, 2), regex=st.none() | st.sampled_from(["", "a"])
 )
 
 

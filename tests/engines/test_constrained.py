@@ -92,13 +92,13 @@ def test_what_cannot_be_done_is_said_for_that_request_alone(tiny_lm: LocalLM) ->
     assert isinstance(short, EngineError)
     assert "takes at least 30 tokens, but max_tokens is 10" in str(short)
     assert isinstance(broken, EngineError)
-    assert "cannot hold completions to the pattern '(a'" in str(broken)
+    assert "cannot hold completions to the regex '(a'" in str(broken)
     assert isinstance(fine, Completion)
     assert fine.text == "a"
 
 
 def test_tokens_of_a_real_tokenizer_are_known_by_their_bytes() -> None:
-    lm = load_lm("embedded")
+    lm = load_lm("bundled")
     assert isinstance(lm, LocalLM)
     known = {token: text for text, tokens in token_bytes(lm.tokenizer).items() for token in tokens}
     text = "Größe: 5.1 cm\n\tünïcode 🌸 x"

@@ -28,7 +28,7 @@ from lmpipe.engines.training.batch_sampler import split
 from lmpipe.engines.training.packed_batch import EncodedRow
 from lmpipe.errors import ConfigError, TrainingDiverged
 from lmpipe.lm import Message
-from lmpipe.trainer import Imitation, Objective, PolicyGradient, Preference, TrainingRow
+from lmpipe.trainer import DPOLoss, Objective, PolicyGradientLoss, SFTLoss, TrainingRow
 from optimizers import BootstrapFinetune
 from tests.engines.letters import BASE, ROWS, answers, trainer
 
@@ -43,14 +43,14 @@ def kept(store: RunStore) -> list[str]:
 @pytest.mark.parametrize(
     ("settings", "objective"),
     [
-        ({"method": "lora", "checkpoint_steps": 1}, Imitation()),
-        ({"method": "dora"}, Imitation()),
-        ({"method": "ia3"}, Imitation()),
-        ({"method": "prefix"}, Imitation()),
-        ({"method": "full"}, Imitation()),
-        ({"method": "lora", "rows_per_pass": 2}, Preference()),
-        ({"method": "lora"}, PolicyGradient()),
-        ({"method": "full", "bf16": False}, PolicyGradient()),
+        ({"method": "lora", "checkpoint_steps": 1}, SFTLoss()),
+        ({"method": "dora"}, SFTLoss()),
+        ({"method": "ia3"}, SFTLoss()),
+        ({"method": "prefix"}, SFTLoss()),
+        ({"method": "full"}, SFTLoss()),
+        ({"method": "lora", "micro_batch_size": 2}, DPOLoss()),
+        ({"method": "lora"}, PolicyGradientLoss()),
+        ({"method": "full", "bf16": False}, PolicyGradientLoss()),
     ],
 )
 def test_a_training_that_diverges_ends_at_that_step(
@@ -93,14 +93,14 @@ def test_a_held_out_loss_that_is_none_wins_nothing(tiny_lm: LocalLM, store: RunS
     unseen = split(encoded, 0.25, session.seed)[1][0].tokens[0]
     rows[unseen] = TrainingRow((Message("user", "~"),), "it is", rows[0].group)
     with pytest.raises(TrainingDiverged, match="at step 2 the loss on held-out rows is nan"):
-        trainer(tiny_lm, held_out=0.25, patience=9, epochs=3).train(rows, BASE, session)
+        trainer(tiny_lm, eval_fraction=0.25, patience=9, epochs=3).train(rows, BASE, session)
     assert not kept(store)
 
 
 def test_a_reference_that_is_no_number_is_told_before_the_first_step(tiny_lm: LocalLM, store: RunStore) -> None:
     with_a_broken_letter(tiny_lm)
     rows = [TrainingRow((Message("user", "~"),), "yes", rejected="no", advantage=1.0)]
-    for objective in (Preference(), PolicyGradient()):
+    for objective in (DPOLoss(), PolicyGradientLoss()):
         with pytest.raises(TrainingDiverged, match="weights that it starts from are NaN or infinite") as caught:
             trainer(tiny_lm).train(rows, BASE, Session(lm=tiny_lm, store=store), objective)
         assert caught.value.step == 0
@@ -109,7 +109,7 @@ def test_a_reference_that_is_no_number_is_told_before_the_first_step(tiny_lm: Lo
             [TrainingRow(rows[0].messages, "yes", advantage=float("nan"))],
             BASE,
             Session(lm=tiny_lm, store=store),
-            PolicyGradient(),
+            PolicyGradientLoss(),
         )
 
 

@@ -28,10 +28,10 @@ from lmpipe.engines import load_embedder, load_lm
 from lmpipe.engines.library_errors import MISFITS, Renamed
 from lmpipe.engines.loading import loading
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.training import LocalTrainer, Tuning
+from lmpipe.engines.training import LocalTrainer, TuningConfig
 from lmpipe.errors import ConfigError, LmpipeError
 from lmpipe.lm import Message
-from lmpipe.trainer import Preference, TrainingRow
+from lmpipe.trainer import DPOLoss, TrainingRow
 from tests.engines.letters import BASE, ROWS, answers, trainer
 from tests.tiny import tiny_llama
 
@@ -183,7 +183,7 @@ def test_an_encoder_that_cannot_be_used_is_refused_when_it_is_loaded(situation: 
         ("hf:a//b::c", {}, "cannot load a causal LM from 'a//b::c'"),
         ("hf:\0", {}, "cannot load a causal LM"),
         ("hf:org/model", {"dtyp": "float32"}, "there is no option dtyp; options are name, dtype, quantization"),
-        ("embedded", {"rows": 3}, "there is no option rows; options are name, dtype"),
+        ("bundled", {"rows": 3}, "there is no option rows; options are name, dtype"),
         ("openai:model@http://host", {"key": "x"}, "there is no option key; options are"),
         ("hf:org/model", {"dtype": 3}, "there is no dtype '3'"),
     ],
@@ -201,8 +201,8 @@ def test_limits_that_let_nothing_in_are_refused(
             load_lm(f"hf:{tiny_folder}", **options)
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("LMPIPE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ConfigError, match=r"cannot load the embedded LM from .*(NotADirectory|FileExists)Error"):
-        load_lm("embedded")
+    with pytest.raises(ConfigError, match=r"cannot load the bundled LM from .*(NotADirectory|FileExists)Error"):
+        load_lm("bundled")
 
 
 def test_padding_of_the_embeddings_is_never_chosen(tmp_path: Path) -> None:
@@ -284,49 +284,49 @@ def test_target_modules_that_do_not_exist_are_named_when_the_trainer_is_made(
     tiny_lm: LocalLM, settings: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told):
-        LocalTrainer(tiny_lm, Tuning(**settings))
-    assert LocalTrainer(tiny_lm, Tuning(target_modules=r".*\.0\..*_proj"))
-    assert LocalTrainer(tiny_lm, Tuning(target_modules=("layers.1.self_attn.q_proj", "embed_tokens")))
+        LocalTrainer(tiny_lm, TuningConfig(**settings))
+    assert LocalTrainer(tiny_lm, TuningConfig(target_modules=r".*\.0\..*_proj"))
+    assert LocalTrainer(tiny_lm, TuningConfig(target_modules=("layers.1.self_attn.q_proj", "embed_tokens")))
 
 
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"rank": "8"}, "rank='8' of a Tuning: Input should be a valid integer"),
-        ({"rank": True}, "rank=True of a Tuning"),
-        ({"learning_rate": "fast"}, "learning_rate='fast' of a Tuning: Input should be a valid number"),
+        ({"rank": "8"}, "rank='8' of a TuningConfig: Input should be a valid integer"),
+        ({"rank": True}, "rank=True of a TuningConfig"),
+        ({"learning_rate": "fast"}, "learning_rate='fast' of a TuningConfig: Input should be a valid number"),
         ({"learning_rate": float("nan")}, "learning_rate must be a number above 0"),
         ({"learning_rate": -1e-4}, "learning_rate must be a number above 0"),
-        ({"method": "lorra"}, "method='lorra' of a Tuning: Input should be 'lora'"),
-        ({"schedule": "sine"}, "schedule='sine' of a Tuning"),
-        ({"target_modules": ["q_proj"]}, r"target_modules=\['q_proj'\] of a Tuning"),
-        ({"target_modules": None}, "target_modules=None of a Tuning"),
+        ({"method": "lorra"}, "method='lorra' of a TuningConfig: Input should be 'lora'"),
+        ({"schedule": "sine"}, "schedule='sine' of a TuningConfig"),
+        ({"target_modules": ["q_proj"]}, r"target_modules=\['q_proj'\] of a TuningConfig"),
+        ({"target_modules": None}, "target_modules=None of a TuningConfig"),
         ({"batch_size": 0}, "batch_size, .* must be at least 1"),
-        ({"rows_per_pass": 0}, "rows_per_pass, .* must be at least 1"),
-        ({"rows_per_pass": -2}, "rows_per_pass, .* must be at least 1"),
-        ({"held_out": 1.0}, r"held_out must be in \[0, 1\)"),
-        ({"dropout": 1.5}, r"dropout, beta2 and held_out must be in \[0, 1\)"),
+        ({"micro_batch_size": 0}, "micro_batch_size, .* must be at least 1"),
+        ({"micro_batch_size": -2}, "micro_batch_size, .* must be at least 1"),
+        ({"eval_fraction": 1.0}, r"eval_fraction must be in \[0, 1\)"),
+        ({"dropout": 1.5}, r"dropout, beta2 and eval_fraction must be in \[0, 1\)"),
         ({"warmup_steps": -1}, "warmup_steps at least 0"),
     ],
 )
 def test_settings_of_another_type_or_out_of_range_are_named(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        Tuning(**settings)
+        TuningConfig(**settings)
 
 
 @pytest.mark.parametrize(
     ("rows", "share", "told"),
     [
-        (1, 0.5, "held_out=0.5 of 1 rows holds out 0, which leaves none to measure the loss on"),
-        (4, 0.1, "held_out=0.1 of 4 rows holds out 0"),
-        (2, 0.9, "held_out=0.9 of 2 rows holds out 2, which leaves none to train on"),
+        (1, 0.5, "eval_fraction=0.5 of 1 rows holds out 0, which leaves none to measure the loss on"),
+        (4, 0.1, "eval_fraction=0.1 of 4 rows holds out 0"),
+        (2, 0.9, "eval_fraction=0.9 of 2 rows holds out 2, which leaves none to train on"),
     ],
 )
 def test_held_out_rows_and_rows_to_train_on_are_both_needed(
     tiny_lm: LocalLM, store: RunStore, rows: int, share: float, told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told):
-        trainer(tiny_lm, held_out=share).train(ROWS[:rows], BASE, Session(lm=tiny_lm, store=store))
+        trainer(tiny_lm, eval_fraction=share).train(ROWS[:rows], BASE, Session(lm=tiny_lm, store=store))
 
 
 def test_a_trainer_is_made_of_the_lm_itself(tiny_folder: Path, tmp_path: Path) -> None:
@@ -343,9 +343,9 @@ def test_memory_that_lacks_in_training_is_an_engine_error_with_advice(tiny_lm: L
 
     handle = tiny_lm.model.model.layers[1].register_forward_pre_hook(refuse)
     pairs = [replace(row, rejected="no") for row in ROWS]
-    for rows, objective in ((ROWS, None), (pairs, Preference())):
+    for rows, objective in ((ROWS, None), (pairs, DPOLoss())):
         with pytest.raises(
-            EngineError, match=r"training tiny failed: RuntimeError: .*; free memory, or set rows_per_pass"
+            EngineError, match=r"training tiny failed: RuntimeError: .*; free memory, or set micro_batch_size"
         ):
             trainer(tiny_lm).train(rows, BASE, Session(lm=tiny_lm, store=store), *([objective] if objective else []))
     handle.remove()

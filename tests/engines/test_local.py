@@ -113,7 +113,7 @@ def test_models_are_named_by_a_short_text(tiny_folder: Path) -> None:
         load_lm(f"hf:{tiny_folder}", dtype="half16")
     with pytest.raises(ConfigError, match="no quantization 'int3'; write nf4 or int8"):
         load_lm(f"hf:{tiny_folder}", quantization="int3")
-    with pytest.raises(ConfigError, match="write 'embedded' or 'hf:ID_OR_PATH'"):
+    with pytest.raises(ConfigError, match="write 'bundled' or 'hf:ID_OR_PATH'"):
         load_lm("gpt")
     with pytest.raises(ConfigError, match="cannot load a causal LM from '/nowhere'"):
         load_lm("hf:/nowhere")

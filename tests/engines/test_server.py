@@ -78,11 +78,11 @@ def test_the_key_comes_from_the_environment_or_the_caller(
 )
 def test_the_family_is_found_out_and_decides_how_a_pattern_is_sent(family: str, fields: dict[str, Any] | None) -> None:
     with serving(family=family) as fake, client(fake.url) as lm:
-        free, held = lm.complete([request("free"), request(pattern="a|b")])
+        free, held = lm.complete([request("free"), request(regex="a|b")])
         assert lm.dialect.name == family
         assert isinstance(free, Completion)
         if fields is None:
-            assert "cannot hold a completion to a pattern; run without structured output" in str(held)
+            assert "cannot hold a completion to a regular expression; run without structured output" in str(held)
             assert len(fake.bodies) == 1
         else:
             assert any(fields.items() <= body.items() for body in fake.bodies)
@@ -220,7 +220,7 @@ def test_equal_requests_in_flight_are_answered_once(server: FakeServer, lm: Serv
 
 def test_prompts_rendered_here_go_out_as_token_ids(server: FakeServer, tiny_folder: Path) -> None:
     with client(server.url, tokenizer=tiny_folder) as lm:
-        asked = request("a", pattern="x", logprobs=True)
+        asked = request("a", regex="x", logprobs=True)
         answer = lm.complete([asked])[0]
         assert isinstance(answer, Completion)
         assert answer.logprobs == (-1.0,)

@@ -209,5 +209,5 @@ def test_a_server_that_has_nothing_but_nonsense_for_anybody_ends_the_run(raw: Ra
 def test_text_that_cannot_be_encoded_is_replaced_in_requests(raw: RawServer) -> None:
     raw.begin(always(http(completion())))
     with patient(raw.url) as lm:
-        assert texts(lm.complete([request("a\ud800b", stop=("\udfff",), pattern="\ud800")])) == ["fine"]
+        assert texts(lm.complete([request("a\ud800b", stop=("\udfff",), regex="\ud800")])) == ["fine"]
     assert "a\N{REPLACEMENT CHARACTER}b".encode() in raw.asked[0].body

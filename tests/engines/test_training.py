@@ -27,7 +27,7 @@ from lmpipe import (
     initial_state,
 )
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.training import LocalTrainer, Tuning
+from lmpipe.engines.training import LocalTrainer, TuningConfig
 from lmpipe.errors import ConfigError, EngineError, SessionError
 from lmpipe.trainer import TrainingRow
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
@@ -140,7 +140,7 @@ def test_bad_input_is_named(tiny_lm: LocalLM, store: RunStore) -> None:
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        ("lora", {"rows_per_pass": 1}),
+        ("lora", {"micro_batch_size": 1}),
         ("lora", {"gradient_checkpointing": True}),
         ("dora", {}),
         ("ia3", {"learning_rate": 0.03}),
@@ -181,13 +181,13 @@ def test_a_learned_prefix_is_used_as_peft_uses_it(tiny_lm: LocalLM, tiny_folder:
 def test_training_stops_when_held_out_rows_get_worse(tiny_lm: LocalLM, store: RunStore) -> None:
     """The held-out row contradicts the others, so what is learned from them makes it worse."""
     rows = [TrainingRow(ROWS[0].messages, f"it is {letter}") for letter in "aaaaaaab"]
-    result = trainer(tiny_lm, epochs=60, held_out=0.25, patience=2).train(
+    result = trainer(tiny_lm, epochs=60, eval_fraction=0.25, patience=2).train(
         rows, BASE, Session(lm=tiny_lm, store=store, seed=3)
     )
     assert result.steps < 60 * 2
-    best = min(result.held_out_losses)
-    assert result.held_out_losses[-3] == best
-    assert len(result.held_out_losses) * 2 == result.steps
+    best = min(result.eval_losses)
+    assert result.eval_losses[-3] == best
+    assert len(result.eval_losses) * 2 == result.steps
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
@@ -213,7 +213,7 @@ def test_two_processes_train_one_adapter(tiny_lm: LocalLM, store: RunStore) -> N
     alone = trainer(tiny_lm, epochs=4, bf16=False).train(ROWS, BASE, session)
     pair = LocalTrainer(
         tiny_lm,
-        Tuning(**{**asdict(trainer(tiny_lm, epochs=4, bf16=False).tuning), "batch_size": 2}),
+        TuningConfig(**{**asdict(trainer(tiny_lm, epochs=4, bf16=False).tuning), "batch_size": 2}),
         launcher=("torchrun", "--nproc-per-node=2"),
     ).train(ROWS, BASE, replace(session, progress=show))
     assert pair.steps == alone.steps == 4
@@ -225,16 +225,16 @@ def test_what_cannot_be_trained_is_said_beforehand(tiny_lm: LocalLM, store: RunS
     session = Session(lm=tiny_lm, store=store)
     with pytest.raises(ConfigError, match="qlora trains on a base in 4 bits"):
         trainer(tiny_lm, method="qlora").train(ROWS, BASE, session)
-    with pytest.raises(ConfigError, match="batch_size=8 is no multiple of rows_per_pass=3"):
-        Tuning(rows_per_pass=3)
+    with pytest.raises(ConfigError, match="batch_size=8 is no multiple of micro_batch_size=3"):
+        TuningConfig(micro_batch_size=3)
     with pytest.raises(ConfigError, match="prefix tuning runs in one process"):
-        LocalTrainer(tiny_lm, Tuning(method="prefix"), launcher=("torchrun",)).train(ROWS, BASE, session)
+        LocalTrainer(tiny_lm, TuningConfig(method="prefix"), launcher=("torchrun",)).train(ROWS, BASE, session)
     with pytest.raises(ConfigError, match="no command 'mpirunner' to launch"):
-        LocalTrainer(tiny_lm, Tuning(), launcher=("mpirunner",)).train(ROWS, BASE, session)
+        LocalTrainer(tiny_lm, TuningConfig(), launcher=("mpirunner",)).train(ROWS, BASE, session)
     with pytest.raises(
         EngineError, match=r"(?s)the training that torchrun launched ended with 2.*unrecognized arguments: --nonsense"
     ):
-        LocalTrainer(tiny_lm, Tuning(), launcher=("torchrun", "--nonsense")).train(ROWS, BASE, session)
+        LocalTrainer(tiny_lm, TuningConfig(), launcher=("torchrun", "--nonsense")).train(ROWS, BASE, session)
 
 
 def test_the_base_is_loaded_once(tmp_path: Path, store: RunStore) -> None:
@@ -245,7 +245,7 @@ def test_the_base_is_loaded_once(tmp_path: Path, store: RunStore) -> None:
     program = Predict("letter -> answer")
     stages = {
         "p": BootstrapFewShotRandomSearch(answered, num_candidate_programs=1),
-        "w": BootstrapFinetune(answered, LocalTrainer(lm, Tuning(epochs=2)), temperature=1.0),
+        "w": BootstrapFinetune(answered, LocalTrainer(lm, TuningConfig(epochs=2)), temperature=1.0),
     }
     examples = [Example({"letter": letter}, {"answer": letter}) for letter in "abcdef"]
     session = Session(lm=lm, store=store, sampling=Sampling(max_tokens=4))

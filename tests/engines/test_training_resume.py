@@ -67,12 +67,12 @@ def test_an_interrupted_training_stops_when_it_would_have_and_ends_with_its_best
         lm, store = LocalLM.from_pretrained(str(tiny_folder), name="tiny"), RunStore(tmp_path / name)
         session = Session(lm=lm, store=store, seed=3, progress=progress)
         try:
-            return trainer(lm, **{"epochs": 60, "held_out": 0.25, **settings}).train(rows, BASE, session)
+            return trainer(lm, **{"epochs": 60, "eval_fraction": 0.25, **settings}).train(rows, BASE, session)
         finally:
             store.close()
 
     whole = train("whole", Interrupting())
-    assert whole.held_out_losses[-1] > min(whole.held_out_losses)
+    assert whole.eval_losses[-1] > min(whole.eval_losses)
     with pytest.raises(KeyboardInterrupt):
         train("cut", show)
     checkpoints = sorted(tmp_path.glob("cut/training/*/checkpoint-*"), key=lambda path: int(path.name[11:]))

@@ -41,7 +41,7 @@ LOGGED: Series = {
     "stages/p": [(1, 0.5)],
     "stages/p-w": [(2, 0.75)],
     "epoch/loss": [(1, 2.0), (2, 1.5)],
-    "epoch/held_out_loss": [(1, 2.5)],
+    "epoch/eval_loss": [(1, 2.5)],
 }
 
 

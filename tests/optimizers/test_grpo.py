@@ -22,10 +22,10 @@ from lmpipe import (
     initial_state,
 )
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.training import LocalTrainer, Tuning
+from lmpipe.engines.training import LocalTrainer, TuningConfig
 from lmpipe.errors import ConfigError
 from lmpipe.events import CandidateScored, Event
-from lmpipe.trainer import PolicyGradient
+from lmpipe.trainer import PolicyGradientLoss
 from optimizers import GRPO, BetterTogether
 from tests.optimizers.test_preference import guessing
 from tests.scripted import Colour, KeepingTrainer, examples
@@ -43,7 +43,7 @@ def improve(
 def test_a_call_has_the_advantage_of_its_run_among_the_same_calls(store: RunStore) -> None:
     trainer, lm = KeepingTrainer(), ScriptedLM(guessing)
     result = improve(store, trainer, lm, steps=1, adapters="module", format_score=-0.5)
-    assert trainer.objectives == [PolicyGradient(clip=0.2, temperature=1.0)] * 2
+    assert trainer.objectives == [PolicyGradientLoss(clip=0.2, temperature=1.0)] * 2
     (hints, _), (answers, _) = trainer.calls
     sent = {request.messages for request in lm.requests}
     groups: dict[Any, list[float]] = {}
@@ -142,7 +142,7 @@ def share_of_letters(example: Example, prediction: Prediction) -> float:
 
 
 def test_a_real_lm_learns_what_is_rewarded(tiny_lm: LocalLM, store: RunStore) -> None:
-    tuning = Tuning(target_modules="all-linear", rank=8, alpha=16, learning_rate=0.01, epochs=2, batch_size=16)
+    tuning = TuningConfig(target_modules="all-linear", rank=8, alpha=16, learning_rate=0.01, epochs=2, batch_size=16)
     optimizer = GRPO(share_of_letters, LocalTrainer(tiny_lm, tuning), steps=6, examples_per_step=4, eval_every=6)
     program = Predict("letter -> answer")
     session = Session(lm=tiny_lm, store=store, sampling=Sampling(temperature=1.0, max_tokens=6))

@@ -8,7 +8,7 @@ import pytest
 
 from lmpipe import OptimizeResult, Predict, Request, RunStore, ScriptedLM, Session, exact_match, initial_state
 from lmpipe.errors import ConfigError
-from lmpipe.trainer import Preference
+from lmpipe.trainer import DPOLoss
 from optimizers import BetterTogether, PreferenceFinetune, Teacher
 from tests.scripted import COLOURS, Colour, KeepingTrainer, examples
 
@@ -30,7 +30,7 @@ def prefer(store: RunStore, **settings: Any) -> tuple[OptimizeResult, KeepingTra
 def test_a_pair_is_a_right_and_a_wrong_answer_to_the_same_prompt(store: RunStore) -> None:
     result, trainer = prefer(store, adapters="module", beta=0.3)
     (hints, _), (answers, _) = trainer.calls
-    assert trainer.objectives == [Preference(beta=0.3)] * 2
+    assert trainer.objectives == [DPOLoss(beta=0.3)] * 2
     assert {row.rejected for row in answers} == {"Hard to say."}
     for row in answers:
         first = row.messages[-1].content.split("[1] it is ")[1].split()[0]

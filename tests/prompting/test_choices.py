@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lmpipe import Demo, ParseError, PromptState, signature
 from lmpipe.errors import SignatureError
 from lmpipe.prompting.choices import choices_of
-from lmpipe.prompting.regex import completion_pattern
+from lmpipe.prompting.regex import completion_regex
 from lmpipe.prompting.signature import Field, Signature
 from lmpipe.prompting.template import Template
 from lmpipe.prompting.values import parse_value, render_output
@@ -69,7 +69,7 @@ def test_every_choice_reads_back_in_a_completion_after_json_and_from_its_pattern
         found = Template().parse(asked, text)
         assert found == outputs
         assert type(found["answer"]) is type(value)
-        assert re.fullmatch(completion_pattern(asked), text)
+        assert re.fullmatch(completion_regex(asked), text)
     assert Template().messages(asked, PromptState(instructions="", demos=(demo,)), {})
 
 

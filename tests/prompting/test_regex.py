@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from lmpipe import Sampling, ScriptedLM, Session, Signature
 from lmpipe.program.predict import ChainOfThought
-from lmpipe.prompting.regex import completion_pattern
+from lmpipe.prompting.regex import completion_regex
 from lmpipe.prompting.signature import Field, signature
 from lmpipe.prompting.template import Template
 
@@ -49,7 +49,7 @@ TYPES = [
 def test_whatever_matches_can_be_parsed(kinds: list[tuple[Any, bool]], data: st.DataObject) -> None:
     fields = tuple(Field(f"f{n}", kind, optional=optional) for n, (kind, optional) in enumerate(kinds))
     asked = Signature((Field("question"),), fields)
-    text = data.draw(st.from_regex(re.compile(completion_pattern(asked), re.ASCII), fullmatch=True))
+    text = data.draw(st.from_regex(re.compile(completion_regex(asked), re.ASCII), fullmatch=True))
     assert Template().parse(asked, text).keys() == {field.name for field in fields}
 
 
@@ -63,13 +63,13 @@ def test_whatever_matches_can_be_parsed(kinds: list[tuple[Any, bool]], data: st.
     ],
 )
 def test_well_formed_completions_match(source: str, text: str) -> None:
-    assert re.fullmatch(completion_pattern(signature(source)), text)
+    assert re.fullmatch(completion_regex(signature(source)), text)
 
 
 @given(st.text("<>/ \\tTthinkgx", max_size=12), st.booleans())
 def test_text_holds_anything_but_tags_of_thoughts(text: str, last: bool) -> None:
     asked = signature("q -> answer" if last else "q -> answer, n: int")
-    matches = bool(re.fullmatch(completion_pattern(asked), f"answer: {text}" if last else f"answer: {text}\nn: 1"))
+    matches = bool(re.fullmatch(completion_regex(asked), f"answer: {text}" if last else f"answer: {text}\nn: 1"))
     assert matches == (bool(text) and not re.search(r"<[ \t]*/?[ \t]*think", text, re.IGNORECASE))
 
 
@@ -77,19 +77,19 @@ def test_text_holds_anything_but_tags_of_thoughts(text: str, last: bool) -> None
     "text", ["if a < b and c << d: return", "<b>x</b>", "a <", "<", "<<", "</", "< thin", "<thing>x"]
 )
 def test_other_tags_and_signs_may_be_written(text: str) -> None:
-    assert re.fullmatch(completion_pattern(signature("q -> answer, n: int")), f"answer: {text}\nn: 1")
+    assert re.fullmatch(completion_regex(signature("q -> answer, n: int")), f"answer: {text}\nn: 1")
 
 
 @pytest.mark.parametrize("blank", [" ", "\t", "\x85", "\u2003 "])
 def test_a_value_of_any_type_is_not_blank(blank: str) -> None:
-    pattern = completion_pattern(signature("q -> answer: Any"))
+    pattern = completion_regex(signature("q -> answer: Any"))
     assert not re.fullmatch(pattern, "answer: " + blank)
     assert re.fullmatch(pattern, "answer: 1 " + blank)
 
 
 @pytest.mark.parametrize("text", ["species: rose", "setosa", "species: setosa\nx", "reasoning: a\nb\nspecies: setosa"])
 def test_others_do_not(text: str) -> None:
-    pattern = completion_pattern(signature("q -> reasoning, species: Literal['setosa', 'virginica']"))
+    pattern = completion_regex(signature("q -> reasoning, species: Literal['setosa', 'virginica']"))
     assert not re.fullmatch(pattern, text)
 
 
@@ -100,7 +100,7 @@ def test_a_structured_session_asks_for_the_pattern() -> None:
         with Session(lm=lm, sampling=Sampling(), structured=structured):
             assert program(question="1 + 2?").answer == 3
     free, held = lm.requests
-    assert free.pattern is None
-    assert held.pattern == completion_pattern(program.predict.signature)
-    assert re.fullmatch(held.pattern, "answer: 3")
-    assert re.fullmatch(held.pattern, "reasoning: add them\nanswer: 3")
+    assert free.regex is None
+    assert held.regex == completion_regex(program.predict.signature)
+    assert re.fullmatch(held.regex, "answer: 3")
+    assert re.fullmatch(held.regex, "reasoning: add them\nanswer: 3")

@@ -16,7 +16,7 @@ from tests.tiny_bert import tiny_checkpoint
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ColBERT checkpoint with random weights that finds the rivers' passages by their words."""
     folder = tmp_path_factory.mktemp("colbert") / "rivers"
-    settings = ColbertSettings(query_tokens=16, passage_tokens=40)
+    settings = ColbertSettings(query_maxlen=16, doc_maxlen=40)
     tiny_checkpoint(settings, dim=32, texts=CORPUS, word_by_word=True).save(folder)
     return folder
 

@@ -21,9 +21,9 @@ from lmpipe.retrieval.colbert.network import ColbertNetwork
 from lmpipe.retrieval.colbert.settings import ColbertSettings
 from lmpipe.retrieval.colbert.tokens import ColbertTokens
 from lmpipe.retrieval.passages import PassageText, read_passages
-from lmpipe.retrieval.training.fit import ColbertTuning
+from lmpipe.retrieval.training.fit import ColbertTrainingConfig
 from lmpipe.retrieval.training.loss import Collator, batch_loss, maxsim
-from lmpipe.retrieval.training.mining import Example, gold_recall, rank_passages, training_examples
+from lmpipe.retrieval.training.mining import TrainingExample, gold_recall, rank_passages, training_examples
 from lmpipe.retrieval.training.questions import GoldQuestion, gold_passages, read_questions
 from lmpipe.retrieval.training.train import RoundResult, TrainingData, train_encoder
 from tests.retrieval.colbert_ai import reference
@@ -36,7 +36,7 @@ QUESTIONS = [
     GoldQuestion(f"who is {letter} 3", (f"<{LETTERS[(number + 7) % len(LETTERS)]}",))
     for number, letter in enumerate(LETTERS)
 ]
-TUNING = ColbertTuning(
+TUNING = ColbertTrainingConfig(
     rounds=2,
     epochs=20,
     batch_size=13,
@@ -49,10 +49,10 @@ TUNING = ColbertTuning(
 
 
 def tiny_encoder(**settings: Any) -> ColbertEncoder:
-    return ColbertEncoder(tiny_checkpoint(ColbertSettings(query_tokens=10, passage_tokens=20, **settings)), "tiny")
+    return ColbertEncoder(tiny_checkpoint(ColbertSettings(query_maxlen=10, doc_maxlen=20, **settings)), "tiny")
 
 
-def trained(folder: Path, tuning: ColbertTuning = TUNING, **settings: Any) -> list[RoundResult]:
+def trained(folder: Path, tuning: ColbertTrainingConfig = TUNING, **settings: Any) -> list[RoundResult]:
     data = TrainingData(PASSAGES, QUESTIONS, QUESTIONS)
     return train_encoder(tiny_encoder(**settings), data, folder / "trained", tuning)
 
@@ -148,7 +148,7 @@ def test_the_loss_is_the_cross_entropy_of_each_gold_passage_against_others() -> 
     tokens, network = ColbertTokens(checkpoint), ColbertNetwork(checkpoint)
     passages = ["a b c", "d, e f g h", "i", "j k?"]
     collator = Collator(tokens, ["a", "d e"], tokens.passages(passages))
-    batch = collator([Example(0, (0, 2), (3,)), Example(1, (1,), (0,))])
+    batch = collator([TrainingExample(0, (0, 2), (3,)), TrainingExample(1, (1,), (0,))])
     with torch.no_grad():
         loss = float(batch_loss(network, batch, temperature=2.0, expands=True))
     encoder = ColbertEncoder(checkpoint, "tiny", precision="float32")
@@ -227,7 +227,7 @@ def test_questions_are_read_in_both_forms_and_bad_lines_are_named(
 )
 def test_settings_out_of_range_are_refused(change: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        ColbertTuning(**change)
+        ColbertTrainingConfig(**change)
 
 
 def test_a_training_that_diverges_is_an_error_and_leaves_no_checkpoint(tmp_path: Path) -> None:
@@ -265,4 +265,4 @@ def test_the_command_trains_from_files(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "recall@10" in result.output
     assert list(read_passages(passages)) == PASSAGES
-    assert load_encoder(str(out)).query_tokens == 10
+    assert load_encoder(str(out)).query_maxlen == 10

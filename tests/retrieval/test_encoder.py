@@ -40,11 +40,11 @@ def passages_of(encoder: ColbertEncoder, texts: list[str] = TEXTS) -> list[torch
 @needs_colbert
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"attends_to_masks": True}, {"query_tokens": 12, "passage_tokens": 64}, {"query_marker": "[unused1]"}],
+    [{}, {"attends_to_masks": True}, {"query_maxlen": 12, "doc_maxlen": 64}, {"query_prefix": "[unused1]"}],
     ids=["default", "attending to masks", "other lengths", "another marker"],
 )
 def test_vectors_are_those_of_colbert_ai(tmp_path: Path, changes: dict[str, Any]) -> None:
-    tiny_checkpoint(replace(ColbertSettings(passage_tokens=40), **changes)).save(tmp_path / "tiny")
+    tiny_checkpoint(replace(ColbertSettings(doc_maxlen=40), **changes)).save(tmp_path / "tiny")
     encoder = load_encoder(str(tmp_path / "tiny"), precision="float32")
     with reference(tmp_path / "tiny") as colbert:
         queries, passages = colbert.queryFromText(TEXTS), colbert.docFromText(TEXTS, keep_dims=False)
@@ -88,9 +88,9 @@ TINY = ColbertEncoder(tiny_checkpoint(), "tiny")
         lambda folder: TINY.encode_queries("a film"),  # type: ignore[arg-type]
         lambda folder: TINY.encode_passages("a film"),  # type: ignore[arg-type]
         lambda folder: TINY.encode_passages([b"a"]),  # type: ignore[list-item]
-        lambda folder: load_encoder(folder, query_tokens=0),
-        lambda folder: load_encoder(folder, passage_tokens=2.5),  # type: ignore[arg-type]
-        lambda folder: load_encoder(folder, passage_tokens=True),
+        lambda folder: load_encoder(folder, query_maxlen=0),
+        lambda folder: load_encoder(folder, doc_maxlen=2.5),  # type: ignore[arg-type]
+        lambda folder: load_encoder(folder, doc_maxlen=True),
         lambda folder: load_encoder(folder, precision="float16"),  # type: ignore[arg-type]
         lambda folder: load_encoder(folder, device="gpu"),
     ],
@@ -113,7 +113,7 @@ def test_a_vector_does_not_depend_on_the_batch(folder: Path) -> None:
         assert torch.allclose(together[number], alone, atol=1e-5)
         assert torch.allclose(alone.norm(dim=1), torch.ones(len(alone)))
     queries = encoder.encode_queries(TEXTS * 40)
-    assert queries.shape == (40 * len(TEXTS), 32, 16) == (len(queries), encoder.query_tokens, encoder.dim)
+    assert queries.shape == (40 * len(TEXTS), 32, 16) == (len(queries), encoder.query_maxlen, encoder.dim)
     assert torch.allclose(queries[-1], encoder.encode_queries(TEXTS[-1:])[0], atol=1e-5)
 
 
@@ -148,11 +148,11 @@ def test_punctuation_has_no_vector_and_long_passages_are_cut_with_one_warning(
     ]
     assert lengths[1:3] == [3, 4]  # the markers and, of the second, its word
     assert lengths[0] == lengths[3] <= 40
-    longer = load_encoder(str(folder), passage_tokens=1000, query_tokens=2000)
+    longer = load_encoder(str(folder), doc_maxlen=1000, query_maxlen=2000)
     with caplog.at_level(logging.WARNING):  # as far as the model has positions
         longer.encode_passages(["a " * 300])
     assert "more than 128 tokens" in caplog.text
-    assert longer.query_tokens == 128
+    assert longer.query_maxlen == 128
 
 
 def test_a_checkpoint_of_pylate_gives_the_same_vectors(tmp_path: Path, folder: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_digest_tells_weights_vocabularies_and_settings_apart(folder: Path) ->
     others = [
         replace(checkpoint, projection=checkpoint.projection * 2),
         replace(checkpoint, weights={name: weight + 1 for name, weight in checkpoint.weights.items()}),
-        replace(checkpoint, settings=ColbertSettings(passage_tokens=41)),
+        replace(checkpoint, settings=ColbertSettings(doc_maxlen=41)),
     ]
     assert len({checkpoint.digest, *(other.digest for other in others)}) == 4
 

@@ -51,7 +51,7 @@ def damaged_indexes(folder: Path, share: float, seed: int) -> Tally:
     from tests.retrieval.damage import damaged
     from tests.rivers import CORPUS
 
-    tally, encoder = Tally(), load_encoder("embedded")
+    tally, encoder = Tally(), load_encoder("bundled")
     passages = folder / "rivers.jsonl"
     passages.write_text("\n".join(json.dumps({"pid": number, "text": text}) for number, text in enumerate(CORPUS)))
     for engine in ("exact", "plaid"):

@@ -196,8 +196,8 @@ def test_other_settings_are_refused_with_the_difference(
 
 def test_settings_may_be_put_right_while_nothing_is_finished(tmp_path: Path) -> None:
     RunStore(tmp_path, {"lm": "embeded"}).close()
-    made(tmp_path, {"lm": "embedded"})
-    with pytest.raises(ConfigChanged, match=r"lm: 'embedded' → 'embeded'"):
+    made(tmp_path, {"lm": "bundled"})
+    with pytest.raises(ConfigChanged, match=r"lm: 'bundled' → 'embeded'"):
         RunStore(tmp_path, {"lm": "embeded"})
 
 

@@ -17,10 +17,10 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 import pytest
 
 from lmpipe import LM, RunStore, Session, WeightState
-from lmpipe.engines.bundled import NAME, load_embedded
+from lmpipe.engines.bundled import NAME, load_bundled
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.server import ServerLM
-from lmpipe.engines.training import LocalTrainer, Tuning
+from lmpipe.engines.training import LocalTrainer, TuningConfig
 from lmpipe.engines.vllm import VllmLM
 from lmpipe.lm import Message
 from lmpipe.trainer import TrainingRow
@@ -32,7 +32,7 @@ STARTS_WITHIN = 300  # seconds
 @pytest.fixture(scope="session")
 def local() -> LocalLM:
     """The local engine, which the others are compared with."""
-    return load_embedded()
+    return load_bundled()
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +114,7 @@ def tuned(local: LocalLM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         TrainingRow((Message("user", f"What is {number} plus one?"),), f"It is {number + 1}!!!") for number in range(16)
     ]
     store = RunStore(tmp_path_factory.mktemp("run"))
-    tuning = Tuning(rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-3, epochs=8)
+    tuning = TuningConfig(rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-3, epochs=8)
     trainer = LocalTrainer(local, tuning)
     weights = trainer.train(rows, WeightState(base=NAME), Session(lm=local, store=store)).weights
     yield weights, store.folder(str(weights.adapter))

@@ -23,8 +23,8 @@ def scores(out: Path, *options: str) -> list[float]:
 def test_a_run_on_a_server_learns_as_one_in_this_process(
     url: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    served = scores(tmp_path / "server", "--lm", f"openai:{NAME}@{url}", "--train-lm", "embedded")
-    local = scores(tmp_path / "local", "--lm", "embedded")
+    served = scores(tmp_path / "server", "--lm", f"openai:{NAME}@{url}", "--train-lm", "bundled")
+    local = scores(tmp_path / "local", "--lm", "bundled")
     record_property("Iris, p and p -> w -> p, on the server", served)
     record_property("Iris, p and p -> w -> p, in this process", local)
     for prompts, alternated in (served, local):

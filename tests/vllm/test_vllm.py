@@ -113,7 +113,7 @@ def test_a_seed_decides_an_answer_whatever_is_asked_beside_it(
 
 def test_a_pattern_is_kept(vllm: LM) -> None:
     pattern = r"reason: [^\n]+\nanswer: (setosa|versicolor|virginica)"
-    asked = [replace(question, pattern=pattern, sampling=Sampling(max_tokens=200)) for question in QUESTIONS[:4]]
+    asked = [replace(question, regex=pattern, sampling=Sampling(max_tokens=200)) for question in QUESTIONS[:4]]
     for answer in answers(vllm, asked):
         assert answer.finish_reason == "length" or re.fullmatch(pattern, answer.text)
 

@@ -1,8 +1,8 @@
-"""Constrained decoding: which tokens may come next so that the completion matches a pattern.
+"""Constrained decoding: which tokens may come next so that the completion matches a regex.
 
-outlines-core compiles a pattern to an automaton over tokens (Willard and Louf 2023, arXiv 2307.09702). Beyond that, a
-token is allowed only if the pattern can still be matched within the tokens that are left, so a completion is whole
-even where it reaches its length. Knows nothing of sampling or models.
+outlines-core compiles a regular expression to an automaton over tokens (Willard and Louf 2023, arXiv 2307.09702).
+Beyond that, a token is allowed only if the expression can still be matched within the tokens that are left, so a
+completion is whole even where it reaches its length. Knows nothing of sampling or models.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from lmpipe.errors import EngineError
 
 @final
 class Automaton:
-    """A pattern over the tokens of a vocabulary.
+    """A regex over the tokens of a vocabulary.
 
     Args:
-        pattern: A regular expression.
+        regex: A regular expression.
         vocabulary: Bytes → token ids, without special tokens.
         ends: Tokens that end a completion.
 
     Raises:
-        EngineError: If the pattern cannot be compiled.
+        EngineError: If the expression cannot be compiled.
     """
 
-    def __init__(self, pattern: str, vocabulary: Mapping[bytes, list[int]], ends: Iterable[int]) -> None:
+    def __init__(self, regex: str, vocabulary: Mapping[bytes, list[int]], ends: Iterable[int]) -> None:
         self._ends = sorted(ends)
         if not self._ends:
             raise EngineError("structured output needs a token that ends a completion; the tokenizer has none")
         try:
-            index = Index(pattern, Vocabulary(self._ends[0], dict(vocabulary)))
+            index = Index(regex, Vocabulary(self._ends[0], dict(vocabulary)))
         except (ValueError, TypeError) as error:
-            raise EngineError(f"cannot hold completions to the pattern {pattern!r}: {error}") from error
+            raise EngineError(f"cannot hold completions to the regex {regex!r}: {error}") from error
         self._size = 1 + max([*self._ends, *(token for tokens in vocabulary.values() for token in tokens)])
         self.initial = int(index.get_initial_state())
         self._final = frozenset(index.get_final_states())

@@ -193,9 +193,9 @@ class LocalLM(LM):
         )
 
     def _guide(self, request: Request) -> Guide | None:
-        if request.pattern is None:
+        if request.regex is None:
             return None
-        guide = Guide(self._automaton(request.pattern))
+        guide = Guide(self._automaton(request.regex))
         if guide.least_tokens > request.sampling.max_tokens:
             raise EngineError(
                 f"a completion of the form asked for takes at least {guide.least_tokens} tokens, but max_tokens is "
@@ -203,8 +203,8 @@ class LocalLM(LM):
             )
         return guide
 
-    def _compile(self, pattern: str) -> Automaton:
-        return Automaton(pattern, self._token_bytes, self._ends)
+    def _compile(self, regex: str) -> Automaton:
+        return Automaton(regex, self._token_bytes, self._ends)
 
     @cached_property
     def _token_bytes(self) -> dict[bytes, list[int]]:

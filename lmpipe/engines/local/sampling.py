@@ -1,4 +1,4 @@
-"""The next token of each row: greedy or drawn, within a pattern or free.
+"""The next token of each row: greedy or drawn, within a regular expression or free.
 
 Every row draws from random numbers of its own, so what it gets depends on its seed and its probabilities alone, not on
 the batch. Knows nothing of models or caches.
@@ -28,7 +28,7 @@ class Row:
         prompt: Token ids, at least one.
         sampling: How tokens are chosen.
         seed: Of its random numbers.
-        guide: Holds it to a pattern, or none.
+        guide: Holds it to a regular expression, or none.
         virtual: How many learned positions come before the prompt.
         tokens: New token ids.
         drawn: How many tokens were drawn: the new ones, and the one that ended it.

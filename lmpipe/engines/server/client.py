@@ -201,7 +201,7 @@ class ServerLM(LM):
             if request.sampling.logprobs:
                 body["logprobs"] = True
             return body
-        if not dialect.token_prompts or (request.pattern is not None and not dialect.patterns_in_completions):
+        if not dialect.token_prompts or (request.regex is not None and not dialect.regex_in_completions):
             raise EngineError(f"servers of the family {dialect.name!r} take no token ids; leave the tokenizer out")
         with held(self._lock):  # fast tokenizers may be borrowed by one thread at a time
             body["prompt"] = self._tokenizer.encode(request.messages)

@@ -30,8 +30,8 @@ class Dialect:
         neutral: Sampling fields that are always sent, so that no default of the server or of the model's folder
             changes an answer.
         top_k: Whether it takes top-k.
-        pattern: The fields that hold a completion to a regular expression; none if it cannot.
-        patterns_in_completions: Whether that works without its chat template, too.
+        regex: The fields that hold a completion to a regular expression; none if it cannot.
+        regex_in_completions: Whether that works without its chat template, too.
         token_prompts: Whether prompts may be token ids.
         adapter: The fields that ask for an adapter by its name; none if it loads none at run time.
         adapter_route: Where adapters are loaded and unloaded, with ``{}`` for either word; below the server's root.
@@ -42,8 +42,8 @@ class Dialect:
     name: DialectName
     neutral: Mapping[str, Any] = field(default_factory=dict)
     top_k: bool = True
-    pattern: Callable[[str], dict[str, Any]] | None = None
-    patterns_in_completions: bool = True
+    regex: Callable[[str], dict[str, Any]] | None = None
+    regex_in_completions: bool = True
     token_prompts: bool = True
     adapter: Callable[[str], dict[str, Any]] | None = None
     adapter_route: str = ""
@@ -51,7 +51,7 @@ class Dialect:
     limit: str = "max_tokens"
 
     def sampling(self, request: Request) -> dict[str, Any]:
-        """The fields of a request's sampling, seed and pattern.
+        """The fields of a request's sampling, seed and regex.
 
         Raises:
             EngineError: If the family has no field for one of them.
@@ -70,13 +70,13 @@ class Dialect:
             fields["top_k"] = asked.top_k
         if asked.stop:
             fields["stop"] = list(asked.stop)
-        if request.pattern is not None:
-            if self.pattern is None:
+        if request.regex is not None:
+            if self.regex is None:
                 raise EngineError(
-                    f"servers of the family {self.name!r} cannot hold a completion to a pattern; run without "
-                    "structured output, or on vLLM, SGLang or TGI"
+                    f"servers of the family {self.name!r} cannot hold a completion to a regular expression; run "
+                    "without structured output, or on vLLM, SGLang or TGI"
                 )
-            fields |= self.pattern(request.pattern)
+            fields |= self.regex(request.regex)
         return fields
 
 
@@ -86,7 +86,7 @@ DIALECTS: Mapping[DialectName, Dialect] = {
         Dialect(
             "vllm",
             neutral={"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
-            pattern=lambda pattern: {"structured_outputs": {"regex": pattern}},
+            regex=lambda regex: {"structured_outputs": {"regex": regex}},
             adapter=lambda name: {"model": name},
             adapter_route="/v1/{}_lora_adapter",
             adapter_hint="VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve … --enable-lora --max-lora-rank RANK",
@@ -94,7 +94,7 @@ DIALECTS: Mapping[DialectName, Dialect] = {
         Dialect(
             "sglang",
             neutral={"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
-            pattern=lambda pattern: {"regex": pattern},
+            regex=lambda regex: {"regex": regex},
             adapter=lambda name: {"lora_path": name},
             adapter_route="/{}_lora_adapter",
             adapter_hint="sglang.launch_server … --enable-lora --max-lora-rank RANK --lora-target-modules all",
@@ -102,8 +102,8 @@ DIALECTS: Mapping[DialectName, Dialect] = {
         Dialect(
             "tgi",
             top_k=False,
-            pattern=lambda pattern: {"response_format": {"type": "regex", "value": pattern}},
-            patterns_in_completions=False,
+            regex=lambda regex: {"response_format": {"type": "regex", "value": regex}},
+            regex_in_completions=False,
             token_prompts=False,
         ),
         Dialect("llamacpp", neutral={"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}),

@@ -12,15 +12,15 @@ from typing import final
 import torch
 
 from lmpipe.engines.training.packed_batch import EncodedRow
-from lmpipe.engines.training.tuning_config import Tuning
+from lmpipe.engines.training.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError
 from lmpipe.splits import stratified
 from lmpipe.storage.hashing import derive_seed
 
 
-def split(rows: Sequence[EncodedRow], held_out: float, seed: int) -> tuple[list[EncodedRow], list[EncodedRow]]:
+def split(rows: Sequence[EncodedRow], eval_fraction: float, seed: int) -> tuple[list[EncodedRow], list[EncodedRow]]:
     """Rows to train on, and rows to measure the loss on: a share of each group."""
-    count = _held_out_count(len(rows), held_out)
+    count = _eval_count(len(rows), eval_fraction)
     rng = random.Random(derive_seed(seed, "held out"))
     order = stratified(range(len(rows)), lambda number: rows[number].group, rng)
     chosen = set(order[:count])
@@ -30,12 +30,12 @@ def split(rows: Sequence[EncodedRow], held_out: float, seed: int) -> tuple[list[
     )
 
 
-def step_count(rows: int, tuning: Tuning) -> int:
+def step_count(rows: int, tuning: TuningConfig) -> int:
     """How many optimizer steps a training in one process takes at most."""
-    return -(-(rows - _held_out_count(rows, tuning.held_out)) // tuning.batch_size) * tuning.epochs
+    return -(-(rows - _eval_count(rows, tuning.eval_fraction)) // tuning.batch_size) * tuning.epochs
 
 
-def step_tokens(rows: Sequence[EncodedRow], tuning: Tuning, seed: int, processes: int) -> list[int]:
+def step_tokens(rows: Sequence[EncodedRow], tuning: TuningConfig, seed: int, processes: int) -> list[int]:
     """Tokens of the rows of each step of a whole training.
 
     Args:
@@ -78,18 +78,18 @@ def _order(rows: Sequence[EncodedRow], seed: int, epoch: int) -> list[int]:
     return stratified(range(len(rows)), lambda number: rows[number].group, rng)
 
 
-def _held_out_count(rows: int, share: float) -> int:
+def _eval_count(rows: int, share: float) -> int:
     return round(share * rows)
 
 
-def check_held_out(rows: int, share: float) -> None:
+def check_eval_fraction(rows: int, share: float) -> None:
     """Raises:
     ConfigError: If rows are to be held out, and that leaves none on one of the two sides.
     """
-    count = _held_out_count(rows, share)
+    count = _eval_count(rows, share)
     if share and not 0 < count < rows:
         lacking = "train on" if count else "measure the loss on"
         raise ConfigError(
-            f"held_out={share} of {rows} rows holds out {count}, which leaves none to {lacking}; change held_out, or "
-            "train on more rows"
+            f"eval_fraction={share} of {rows} rows holds out {count}, which leaves none to {lacking}; change "
+            "eval_fraction, or train on more rows"
         )

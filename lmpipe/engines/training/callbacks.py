@@ -27,7 +27,7 @@ class Watch:
     """
 
     advance: Callable[[int], None] = lambda steps: None
-    epoch: Callable[[int, float, float | None], None] = lambda number, loss, held_out: None
+    epoch: Callable[[int, float, float | None], None] = lambda number, loss, eval_loss: None
     spent: Callable[[int], str] = lambda tokens: ""
 
 
@@ -38,15 +38,15 @@ class Watching(TrainerCallback):
     Args:
         watch: Who looks on.
         step_tokens: Of the rows of each step.
-        held_out: Whether rows were held out.
+        has_eval_rows: Whether rows were held out.
 
     Attributes:
         stopped: Why the training was stopped, or empty.
     """
 
-    def __init__(self, watch: Watch, step_tokens: Sequence[int], *, held_out: bool) -> None:
+    def __init__(self, watch: Watch, step_tokens: Sequence[int], *, has_eval_rows: bool) -> None:
         self.stopped = ""
-        self._watch, self._held_out = watch, held_out
+        self._watch, self._has_eval_rows = watch, has_eval_rows
         self._tokens = [0, *accumulate(step_tokens)]
 
     def tokens(self, steps: int) -> int:
@@ -69,18 +69,18 @@ class Watching(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         if state.global_step % _length(args, state):  # stopped in an epoch, which then is none to choose the best from
             control.should_save = control.should_evaluate = False
-        if not self._held_out:
+        if not self._has_eval_rows:
             self._tell(args, state, None)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self._tell(args, state, others["metrics"]["eval_loss"])
 
-    def _tell(self, args: Any, state: Any, held_out_loss: float | None) -> None:
+    def _tell(self, args: Any, state: Any, eval_loss: float | None) -> None:
         length = _length(args, state)
         number, left = divmod(state.global_step, length)
         if not left:
             losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-            self._watch.epoch(number, statistics.fmean(losses[-length:]), held_out_loss)
+            self._watch.epoch(number, statistics.fmean(losses[-length:]), eval_loss)
 
 
 def _length(args: Any, state: Any) -> int:

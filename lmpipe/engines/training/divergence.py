@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
-from lmpipe.engines.training.tuning_config import Tuning
+from lmpipe.engines.training.tuning_config import TuningConfig
 from lmpipe.errors import TrainingDiverged
 
 _LOGGED = {"loss": "the loss", "grad_norm": "the norm of the gradients", "eval_loss": "the loss on held-out rows"}
@@ -30,7 +30,7 @@ class Divergence(TrainerCallback):
         tuning: Settings that the advice names.
     """
 
-    def __init__(self, tuning: Tuning) -> None:
+    def __init__(self, tuning: TuningConfig) -> None:
         self._tuning = tuning
 
     def on_log(self, args: Any, state: Any, control: Any, **others: Any) -> None:
@@ -53,7 +53,7 @@ class Divergence(TrainerCallback):
             raise diverged(f"at step {state.global_step} {found[0]}", self._tuning, int(state.global_step), before)
 
 
-def diverged(what: str, tuning: Tuning, step: int, losses: tuple[float, ...] = ()) -> TrainingDiverged:
+def diverged(what: str, tuning: TuningConfig, step: int, losses: tuple[float, ...] = ()) -> TrainingDiverged:
     """The error of a training whose values have become NaN or infinite.
 
     Args:

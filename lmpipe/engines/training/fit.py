@@ -31,7 +31,7 @@ from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_o
 from lmpipe.engines.training.divergence import Divergence, diverged
 from lmpipe.engines.training.losses import items, total_loss, with_references
 from lmpipe.engines.training.packed_batch import EncodedRow, Targets, TrainingLayout, collate
-from lmpipe.engines.training.tuning_config import Tuning
+from lmpipe.engines.training.tuning_config import TuningConfig
 from lmpipe.storage.files import writing
 from lmpipe.trainer import Objective
 
@@ -43,14 +43,14 @@ class LossCurve:
 
     Attributes:
         train: At each optimizer step.
-        held_out: After each epoch, if rows were held out.
+        eval: After each epoch, if rows were held out.
         tokens: Of the rows of all steps.
         stopped: Why the training was stopped before it was through, or empty.
         gpu_seconds: That it took, the steps before a kill left out, for each GPU.
     """
 
     train: tuple[float, ...]
-    held_out: tuple[float, ...] = ()
+    eval: tuple[float, ...] = ()
     tokens: int = 0
     stopped: str = ""
     gpu_seconds: float = 0.0
@@ -59,7 +59,7 @@ class LossCurve:
 def fit(
     model: Any,
     rows: Sequence[EncodedRow],
-    tuning: Tuning,
+    tuning: TuningConfig,
     seed: int,
     folder: Path,
     objective: Objective,
@@ -94,9 +94,9 @@ def fit(
         rows = with_references(objective, rows, tuning.batch_size // tuning.passes, look)
     if not all(math.isfinite(value) for row in rows for value in row.reference):
         raise diverged("the log-probabilities under the weights that it starts from are NaN or infinite", tuning, 0)
-    train, held_out = split(rows, tuning.held_out, seed)
+    train, eval_rows = split(rows, tuning.eval_fraction, seed)
     tokens = step_tokens(train, tuning, arguments.seed, arguments.world_size)
-    watching, divergence = Watching(watch, tokens, held_out=bool(held_out)), Divergence(tuning)
+    watching, divergence = Watching(watch, tokens, has_eval_rows=bool(eval_rows)), Divergence(tuning)
     checkpoint = last_whole(folder)
     done = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     if 0 < done < len(tokens) and watching.ends_after(done):
@@ -105,10 +105,10 @@ def fit(
         model=model,
         args=arguments,
         train_dataset=train,
-        eval_dataset=held_out or None,
+        eval_dataset=eval_rows or None,
         data_collator=packed,
         compute_loss_func=partial(_loss, objective),
-        callbacks=[divergence, watching, Seal(), *([EarlyStoppingCallback(tuning.patience)] if held_out else [])],
+        callbacks=[divergence, watching, Seal(), *([EarlyStoppingCallback(tuning.patience)] if eval_rows else [])],
     )
     trainer.remove_callback(PrinterCallback)
     recomputed = _recomputed(model) if tuning.gradient_checkpointing else nullcontext()
@@ -120,17 +120,17 @@ def fit(
             divergence.check(wrong, model, trainer.state)  # a checkpoint may be chosen, or be all that there is
     finally:  # or the model would compute in bfloat16 for ever
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    losses, held_out_losses = _logged(trainer, "loss"), _logged(trainer, "eval_loss")
+    losses, eval_losses = _logged(trainer, "loss"), _logged(trainer, "eval_loss")
     on_gpu = 0.0 if arguments.use_cpu else arguments.world_size * (perf_counter() - started)
-    return LossCurve(losses, held_out_losses, watching.tokens(len(losses)), watching.stopped, on_gpu)
+    return LossCurve(losses, eval_losses, watching.tokens(len(losses)), watching.stopped, on_gpu)
 
 
 def _logged(trainer: HFTrainer, name: str) -> tuple[float, ...]:
     return tuple(round(entry[name], 6) for entry in trainer.state.log_history if name in entry)
 
 
-def _arguments(tuning: Tuning, seed: int, folder: Path, device: torch.device) -> TrainingArguments:
-    chosen, cpu = tuning.held_out > 0, device.type == "cpu"
+def _arguments(tuning: TuningConfig, seed: int, folder: Path, device: torch.device) -> TrainingArguments:
+    chosen, cpu = tuning.eval_fraction > 0, device.type == "cpu"
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=tuning.batch_size // tuning.passes,

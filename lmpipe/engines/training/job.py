@@ -28,7 +28,7 @@ from lmpipe.engines.training.callbacks import Watch
 from lmpipe.engines.training.checkpoints import last_whole
 from lmpipe.engines.training.fit import LossCurve, fit, seeded
 from lmpipe.engines.training.packed_batch import EncodedRow
-from lmpipe.engines.training.tuning_config import Tuning
+from lmpipe.engines.training.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError, EngineError, TrainingDiverged
 from lmpipe.storage.files import write_whole
 from lmpipe.trainer import Objective
@@ -38,7 +38,7 @@ _POLL = 0.2  # seconds between looks at the launched processes
 
 @final
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """All that decides the outcome of a training.
 
     Args:
@@ -54,7 +54,7 @@ class Job:
 
     source: Source
     name: str
-    tuning: Tuning
+    tuning: TuningConfig
     seed: int
     start: str | None
     rows: tuple[EncodedRow, ...]
@@ -81,13 +81,13 @@ class _Failure:
     losses: tuple[float, ...]
 
 
-_JOB = TypeAdapter(Job)
+_JOB = TypeAdapter(TrainingJob)
 _FAILURE = TypeAdapter(_Failure)
 _LOSSES = TypeAdapter(LossCurve)
 _PROGRESS = TypeAdapter(_Progress)
 
 
-def launch(launcher: Sequence[str], job: Job, folder: Path, watch: Watch) -> tuple[Path, LossCurve]:
+def launch(launcher: Sequence[str], job: TrainingJob, folder: Path, watch: Watch) -> tuple[Path, LossCurve]:
     """Runs a job through a launcher, and waits for it.
 
     Returns:
@@ -187,9 +187,9 @@ class _Reporter:
         """See `Watch`."""
         self._write(replace(self._progress, steps=self._progress.steps + steps))
 
-    def epoch(self, number: int, loss: float, held_out: float | None) -> None:
+    def epoch(self, number: int, loss: float, eval_loss: float | None) -> None:
         """See `Watch`."""
-        self._write(replace(self._progress, epochs=(*self._progress.epochs, (number, loss, held_out))))
+        self._write(replace(self._progress, epochs=(*self._progress.epochs, (number, loss, eval_loss))))
 
     def spent(self, tokens: int) -> str:
         """See `Watch`; all processes agree, since none can make a step alone."""

@@ -13,12 +13,12 @@ import torch
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from lmpipe.engines.training.packed_batch import EncodedRow, Targets
-from lmpipe.trainer import Imitation, Objective, PolicyGradient, Preference
+from lmpipe.trainer import DPOLoss, Objective, PolicyGradientLoss, SFTLoss
 
 
 def items(objective: Objective, row: EncodedRow) -> int:
     """Of how many things in a row the loss of a step is the mean: tokens, or one pair or completion."""
-    return row.trained if isinstance(objective, Imitation) else 1
+    return row.trained if isinstance(objective, SFTLoss) else 1
 
 
 def total_loss(objective: Objective, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
@@ -29,10 +29,10 @@ def total_loss(objective: Objective, logits: torch.Tensor, targets: Targets) -> 
         logits: For each target token, shape (tokens, vocabulary).
         targets: Of the batch.
     """
-    if isinstance(objective, Imitation):
+    if isinstance(objective, SFTLoss):
         return cross_entropy(logits.float(), targets.tokens, reduction="sum")
     likely = _log_probabilities(objective, logits, targets)
-    if isinstance(objective, Preference):
+    if isinstance(objective, DPOLoss):
         gains = torch.stack([part.sum() for part in likely]) - targets.reference
         return -logsigmoid(objective.beta * (gains[0::2] - gains[1::2])).sum()
     losses = [
@@ -56,13 +56,13 @@ def with_references(
         batch: How many at once.
         logits_of: Runs the model on some rows.
     """
-    if isinstance(objective, Imitation):
+    if isinstance(objective, SFTLoss):
         return list(rows)
     found = []
     for first in range(0, len(rows), batch):
         members = rows[first : first + batch]
         parts = [part.cpu() for part in _log_probabilities(objective, *logits_of(members))]
-        if isinstance(objective, Preference):
+        if isinstance(objective, DPOLoss):
             sums = [float(part.sum()) for part in parts]
             references: list[Any] = list(zip(sums[0::2], sums[1::2], strict=True))
         else:
@@ -78,10 +78,10 @@ def _clipped(change: torch.Tensor, advantage: torch.Tensor, clip: float) -> torc
 
 
 def _log_probabilities(
-    objective: Preference | PolicyGradient, logits: torch.Tensor, targets: Targets
+    objective: DPOLoss | PolicyGradientLoss, logits: torch.Tensor, targets: Targets
 ) -> tuple[torch.Tensor, ...]:
     """Of each target token, in nats, for each completion."""
-    temperature = objective.temperature if isinstance(objective, PolicyGradient) else 1.0
+    temperature = objective.temperature if isinstance(objective, PolicyGradientLoss) else 1.0
     return _parts(-cross_entropy(logits.float() / temperature, targets.tokens, reduction="none"), targets)
 
 

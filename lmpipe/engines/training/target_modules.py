@@ -12,14 +12,14 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.pytorch_utils import Conv1D
 
-from lmpipe.engines.training.tuning_config import Tuning
+from lmpipe.engines.training.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError
 
 _ADAPTABLE = (BaseTunerLayer, Conv1D, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Embedding, torch.nn.Linear)
 
 
-def check_targets(model: Any, name: str, tuning: Tuning) -> None:
-    """Whether every name in `Tuning.target_modules` is that of a layer which can be adapted.
+def check_targets(model: Any, name: str, tuning: TuningConfig) -> None:
+    """Whether every name in `TuningConfig.target_modules` is that of a layer which can be adapted.
 
     Args:
         model: A transformers causal LM; adapters may be in it.

@@ -19,14 +19,14 @@ from lmpipe.engines.library_errors import MISFITS, Renamed, is_out_of_memory, to
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.adapters import save
 from lmpipe.engines.local.models import Source
-from lmpipe.engines.training.batch_sampler import check_held_out, step_count
+from lmpipe.engines.training.batch_sampler import check_eval_fraction, step_count
 from lmpipe.engines.training.callbacks import Watch
 from lmpipe.engines.training.checkpoints import SAVING_FAILS
 from lmpipe.engines.training.fit import LossCurve, fit, seeded
-from lmpipe.engines.training.job import Job, launch
+from lmpipe.engines.training.job import TrainingJob, launch
 from lmpipe.engines.training.packed_batch import EncodedRow
 from lmpipe.engines.training.target_modules import check_targets
-from lmpipe.engines.training.tuning_config import Tuning
+from lmpipe.engines.training.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError, EngineError, SessionError, TrainingDiverged
 from lmpipe.events import EpochEnded
 from lmpipe.ledger import Cost
@@ -35,7 +35,7 @@ from lmpipe.runtime.session import Session
 from lmpipe.state import WeightState
 from lmpipe.storage.files import writing
 from lmpipe.storage.store import RunStore
-from lmpipe.trainer import Imitation, Objective, PolicyGradient, Trainer, TrainingResult, TrainingRow
+from lmpipe.trainer import Objective, PolicyGradientLoss, SFTLoss, Trainer, TrainingResult, TrainingRow
 
 _RESULT = TypeAdapter(TrainingResult)
 
@@ -60,18 +60,18 @@ class LocalTrainer(Trainer):
     """
 
     lm: LocalLM = field(repr=False)
-    tuning: Tuning = field(default=Tuning())
+    tuning: TuningConfig = field(default=TuningConfig())
     launcher: tuple[str, ...] = ()
 
     def train(
-        self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = Imitation()
+        self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = SFTLoss()
     ) -> TrainingResult:
         store = session.store
         if store is None:
             raise SessionError("training needs a place for its weights; make the session with a store")
         if not rows:
             raise ConfigError("there are no rows to train on")
-        check_held_out(len(rows), self.tuning.held_out)
+        check_eval_fraction(len(rows), self.tuning.eval_fraction)
         encoded = [self._encode(row, objective) for row in rows]
         key = work_key(
             "training",
@@ -89,7 +89,7 @@ class LocalTrainer(Trainer):
             return _RESULT.dump_python(self._train(encoded, start, inner, objective, store, checkpoints), mode="json")
 
         try:
-            result = _RESULT.validate_python(session.once(key, work))
+            result = _RESULT.validate_python(session.cached(key, work))
         except TrainingDiverged:
             shutil.rmtree(checkpoints, ignore_errors=True)  # the same training would go on from what led there
             raise
@@ -109,7 +109,7 @@ class LocalTrainer(Trainer):
             self.lm.register_adapter(start.adapter, store.folder(start.adapter))
         with writing(checkpoints):
             checkpoints.mkdir(parents=True, exist_ok=True)
-        job = Job(
+        job = TrainingJob(
             self.lm.source or Source(""),
             self.lm.name,
             self.tuning,
@@ -127,7 +127,7 @@ class LocalTrainer(Trainer):
                 result, curve = self._fit(job, start, checkpoints, watch)
         session.ledger.add(Cost(training_tokens=curve.tokens, gpu_seconds=curve.gpu_seconds))
         weights = WeightState(base=self.lm.name, adapter=store.put_folder(result))
-        return TrainingResult(weights, len(curve.train), curve.tokens, curve.train, curve.held_out, curve.stopped)
+        return TrainingResult(weights, len(curve.train), curve.tokens, curve.train, curve.eval, curve.stopped)
 
     def __post_init__(self) -> None:
         if not isinstance(self.lm, LocalLM):
@@ -148,9 +148,9 @@ class LocalTrainer(Trainer):
         """Tokens of the prompt exactly as in inference, then the completion and the token that ends it."""
         completion = self._completion(row.completion, ends=row.ends)
         encoded = EncodedRow((*self.lm.encode(row.messages), *completion), len(completion), row.group)
-        if isinstance(objective, Imitation):
+        if isinstance(objective, SFTLoss):
             return encoded
-        if isinstance(objective, PolicyGradient):
+        if isinstance(objective, PolicyGradientLoss):
             if row.advantage is None or not math.isfinite(row.advantage):
                 raise ConfigError(f"a policy gradient needs the advantage of every row, a number; this has none: {row}")
             return replace(encoded, advantage=row.advantage)
@@ -162,7 +162,7 @@ class LocalTrainer(Trainer):
         tokens = tuple(self.lm.encode_text(text))
         return (*tokens, self.lm.end_token) if ends or not tokens else tokens
 
-    def _fit(self, job: Job, start: WeightState, folder: Path, watch: Watch) -> tuple[Path, LossCurve]:
+    def _fit(self, job: TrainingJob, start: WeightState, folder: Path, watch: Watch) -> tuple[Path, LossCurve]:
         trainable = self.lm.adapters.trainable(self.tuning.peft_config(), start.adapter)
         with self._named(), seeded(job.seed), trainable as model:
             curve = fit(model, job.rows, job.tuning, job.seed, folder, job.objective, watch)
@@ -174,7 +174,7 @@ class LocalTrainer(Trainer):
 
     def _failed(self, error: Exception) -> EngineError:
         advice = (
-            "; free memory, or set rows_per_pass, gradient_checkpointing=True, or a smaller method or base"
+            "; free memory, or set micro_batch_size, gradient_checkpointing=True, or a smaller method or base"
             if is_out_of_memory(error)
             else ""
         )
@@ -185,6 +185,6 @@ def _watch(session: Session, advance: Callable[[int], None]) -> Watch:
     """Shows steps, tells of epochs, and asks whether a budget is spent."""
     return Watch(
         advance,
-        lambda number, loss, held_out: session.notify(EpochEnded(session.stage, number, loss, held_out)),
+        lambda number, loss, eval_loss: session.notify(EpochEnded(session.stage, number, loss, eval_loss)),
         lambda tokens: session.ledger.spent(Cost(training_tokens=tokens)),
     )

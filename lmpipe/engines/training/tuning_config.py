@@ -19,7 +19,7 @@ Method = Literal["lora", "qlora", "dora", "ia3", "prefix", "full"]
 
 @final
 @dataclass(frozen=True)
-class Tuning:
+class TuningConfig:
     """Settings of a fine-tuning; the defaults are those of BetterTogether (arXiv 2407.10930).
 
     Args:
@@ -39,13 +39,14 @@ class Tuning:
         weight_decay: Of AdamW.
         epochs: Passes over the rows.
         batch_size: Rows per optimizer step and process.
-        rows_per_pass: Rows computed at once; a step then accumulates the gradients of several passes. By default all.
+        micro_batch_size: Rows computed at once (by default the whole batch); a step accumulates the gradients of its
+            micro-batches.
         bf16: Whether products are computed in bfloat16; where the device would only emulate that, they are in float32
             all the same. Weights and optimizer stay as they are.
         gradient_checkpointing: Computes activations twice to keep fewer of them.
         checkpoint_steps: Steps between checkpoints, from which a killed training goes on.
-        held_out: Share of the rows that is not trained on, in [0, 1): after each epoch their loss is measured, and the
-            best epoch's weights are kept.
+        eval_fraction: Share of the rows, in [0, 1), that is held out of the training. Their loss is measured after each
+            epoch, and the best epoch's weights are kept.
         patience: Epochs without a better held-out loss after which training stops.
 
     Raises:
@@ -65,28 +66,30 @@ class Tuning:
     weight_decay: float = 0.0
     epochs: int = 5
     batch_size: int = 8
-    rows_per_pass: int | None = None
+    micro_batch_size: int | None = None
     bf16: bool = True
     gradient_checkpointing: bool = False
     checkpoint_steps: int = 50
-    held_out: float = 0.0
+    eval_fraction: float = 0.0
     patience: int = 1
 
     def __post_init__(self) -> None:
         self._check_types()
         sizes = (self.rank, self.alpha, self.virtual_tokens, self.epochs, self.batch_size, self.checkpoint_steps)
-        rows = 1 if self.rows_per_pass is None else self.rows_per_pass
+        rows = 1 if self.micro_batch_size is None else self.micro_batch_size
         if min(*sizes, rows, self.patience) < 1 or self.warmup_steps < 0:
             raise ConfigError(
-                f"{self}: rank, alpha, virtual_tokens, epochs, batch_size, rows_per_pass, checkpoint_steps and "
+                f"{self}: rank, alpha, virtual_tokens, epochs, batch_size, micro_batch_size, checkpoint_steps and "
                 "patience must be at least 1, warmup_steps at least 0"
             )
         if self.batch_size % self.passes:
-            raise ConfigError(f"batch_size={self.batch_size} is no multiple of rows_per_pass={self.rows_per_pass}")
+            raise ConfigError(
+                f"batch_size={self.batch_size} is no multiple of micro_batch_size={self.micro_batch_size}"
+            )
         if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
             raise ConfigError(f"{self}: learning_rate must be a number above 0, weight_decay a number of at least 0")
-        if not all(0 <= share < 1 for share in (self.dropout, self.beta2, self.held_out)):
-            raise ConfigError(f"{self}: dropout, beta2 and held_out must be in [0, 1)")
+        if not all(0 <= share < 1 for share in (self.dropout, self.beta2, self.eval_fraction)):
+            raise ConfigError(f"{self}: dropout, beta2 and eval_fraction must be in [0, 1)")
 
     def _check_types(self) -> None:
         types = get_type_hints(type(self))
@@ -95,12 +98,12 @@ class Tuning:
             try:
                 TypeAdapter(types[own.name]).validate_python(value, strict=True)
             except ValidationError as error:
-                raise ConfigError(f"{own.name}={value!r} of a Tuning: {error.errors()[0]['msg']}") from error
+                raise ConfigError(f"{own.name}={value!r} of a TuningConfig: {error.errors()[0]['msg']}") from error
 
     @property
     def passes(self) -> int:
         """Forward and backward passes of an optimizer step."""
-        return -(-self.batch_size // (self.rows_per_pass or self.batch_size))
+        return -(-self.batch_size // (self.micro_batch_size or self.batch_size))
 
     def peft_config(self) -> PeftConfig | None:
         """PEFT's form of the method; none for full fine-tuning."""

@@ -1,4 +1,4 @@
-"""The embedded ColBERT checkpoint: all-MiniLM-L6-v2, whose weights come with a package, and a projection made here.
+"""The bundled ColBERT checkpoint: all-MiniLM-L6-v2, whose weights come with a package, and a projection made here.
 
 The projection is random and orthogonal, which nearly keeps the products of vectors (Johnson and Lindenstrauss 1984): no
 worse than the principal directions of token vectors, and a start to train from. Knows nothing of training.
@@ -21,13 +21,13 @@ from lmpipe.storage.hashing import derive_seed
 
 logger = logging.getLogger(__name__)
 
-NAME = "embedded"
+NAME = "bundled"
 _DIM = 128
 _VERSION = 1  # of how the projection is made; another one is another checkpoint
 
 
-def embedded_checkpoint() -> Checkpoint:
-    """The embedded checkpoint; made at the first call.
+def bundled_checkpoint() -> Checkpoint:
+    """The bundled checkpoint; made at the first call.
 
     Raises:
         ConfigError: If the package is not installed or its files are damaged.

@@ -17,7 +17,7 @@ from torch import Tensor
 from lmpipe.engines.onednn_linear import PackedProducts
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.errors import ConfigError
-from lmpipe.retrieval.colbert.bundled import NAME, embedded_checkpoint
+from lmpipe.retrieval.colbert.bundled import NAME, bundled_checkpoint
 from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint
 from lmpipe.retrieval.colbert.network import ColbertNetwork
 from lmpipe.retrieval.colbert.tokens import ColbertTokens
@@ -66,7 +66,7 @@ class ColbertEncoder:
 
     @property
     def name(self) -> str:
-        """What people call the checkpoint: hub id, folder or ``"embedded"``."""
+        """What people call the checkpoint: hub id, folder or ``"bundled"``."""
         return self._name
 
     @property
@@ -85,9 +85,9 @@ class ColbertEncoder:
         return int(self._checkpoint.projection.shape[0])
 
     @property
-    def query_tokens(self) -> int:
+    def query_maxlen(self) -> int:
         """Vectors of a query."""
-        return self._tokens.query_tokens
+        return self._tokens.query_maxlen
 
     @torch.inference_mode()
     def encode_queries(self, texts: Sequence[str]) -> Tensor:
@@ -99,7 +99,7 @@ class ColbertEncoder:
         """
         ids, attention = self._tokens.queries(items("texts", texts, str))
         made = torch.empty(*ids.shape, self.dim)
-        step = max(1, self._batch // self.query_tokens)
+        step = max(1, self._batch // self.query_maxlen)
         network, packed = self._for_queries
         with packed:
             for start in range(0, len(ids), step):
@@ -162,32 +162,30 @@ class ColbertEncoder:
 def load_encoder(
     spec: str = DEFAULT,
     *,
-    query_tokens: int | None = None,
-    passage_tokens: int | None = None,
+    query_maxlen: int | None = None,
+    doc_maxlen: int | None = None,
     device: str | None = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> ColbertEncoder:
     """Loads a ColBERT checkpoint.
 
     Args:
-        spec: ``"embedded"`` for the one that comes with lmpipe[embedded]; else a hub id or a local folder, in the
+        spec: ``"bundled"`` for the one that comes with lmpipe[bundled]; else a hub id or a local folder, in the
             format of ColBERTv2 or of sentence-transformers and PyLate.
-        query_tokens: In place of what the checkpoint says.
-        passage_tokens: In place of what the checkpoint says.
+        query_maxlen: In place of what the checkpoint says.
+        doc_maxlen: In place of what the checkpoint says.
         device: See `ColbertEncoder`.
         precision: See `ColbertEncoder`.
 
     Raises:
         ConfigError: If there is no such checkpoint, or it is damaged, or a setting cannot be.
     """
-    checkpoint = embedded_checkpoint() if spec == NAME else load_checkpoint(spec)
+    checkpoint = bundled_checkpoint() if spec == NAME else load_checkpoint(spec)
     settings = checkpoint.settings
     lengths = replace(
         settings,
-        query_tokens=settings.query_tokens if query_tokens is None else whole_number("query_tokens", query_tokens),
-        passage_tokens=(
-            settings.passage_tokens if passage_tokens is None else whole_number("passage_tokens", passage_tokens)
-        ),
+        query_maxlen=settings.query_maxlen if query_maxlen is None else whole_number("query_maxlen", query_maxlen),
+        doc_maxlen=(settings.doc_maxlen if doc_maxlen is None else whole_number("doc_maxlen", doc_maxlen)),
     )
     return ColbertEncoder(replace(checkpoint, settings=lengths), spec, device=device, precision=precision)
 

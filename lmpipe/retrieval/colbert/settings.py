@@ -20,10 +20,10 @@ class ColbertSettings:
     """What belongs to a checkpoint beside its weights and vocabulary.
 
     Attributes:
-        query_marker: Token that stands second in every query; none if empty.
-        passage_marker: Token that stands second in every passage; none if empty.
-        query_tokens: Of every query, markers included: longer ones are cut.
-        passage_tokens: Most of a passage, markers included.
+        query_prefix: Token that stands second in every query; none if empty.
+        doc_prefix: Token that stands second in every passage; none if empty.
+        query_maxlen: Of every query, markers included: longer ones are cut.
+        doc_maxlen: Most of a passage, markers included.
         skipped: Words without a vector in passages: punctuation.
         expands: Whether short queries are filled with [MASK], each of which gets a vector (query augmentation).
         attends_to_masks: Whether other tokens see those.
@@ -32,20 +32,20 @@ class ColbertSettings:
         ConfigError: If a marker is no text, a number of tokens no whole number, or a skipped word no text.
     """
 
-    query_marker: str = "[unused0]"
-    passage_marker: str = "[unused1]"
-    query_tokens: int = 32
-    passage_tokens: int = 220
+    query_prefix: str = "[unused0]"
+    doc_prefix: str = "[unused1]"
+    query_maxlen: int = 32
+    doc_maxlen: int = 220
     skipped: tuple[str, ...] = tuple(string.punctuation)
     expands: bool = True
     attends_to_masks: bool = False
 
     def __post_init__(self) -> None:
-        whole_number("query_tokens", self.query_tokens)
-        whole_number("passage_tokens", self.passage_tokens)
+        whole_number("query_maxlen", self.query_maxlen)
+        whole_number("doc_maxlen", self.doc_maxlen)
         items("skipped", self.skipped, str)
-        if not isinstance(self.query_marker, str) or not isinstance(self.passage_marker, str):
-            raise ConfigError(f"markers are texts, not {self.query_marker!r} and {self.passage_marker!r}")
+        if not isinstance(self.query_prefix, str) or not isinstance(self.doc_prefix, str):
+            raise ConfigError(f"markers are texts, not {self.query_prefix!r} and {self.doc_prefix!r}")
 
     @classmethod
     def from_metadata(cls, record: Mapping[str, Any]) -> ColbertSettings:
@@ -53,10 +53,10 @@ class ColbertSettings:
         record = record.get("config", record)
         punctuation = string.punctuation if record.get("mask_punctuation", True) else ""
         return cls(
-            query_marker=record.get("query_token_id", cls.query_marker),
-            passage_marker=record.get("doc_token_id", cls.passage_marker),
-            query_tokens=int(record.get("query_maxlen", cls.query_tokens)),
-            passage_tokens=int(record.get("doc_maxlen", cls.passage_tokens)),
+            query_prefix=record.get("query_token_id", cls.query_prefix),
+            doc_prefix=record.get("doc_token_id", cls.doc_prefix),
+            query_maxlen=int(record.get("query_maxlen", cls.query_maxlen)),
+            doc_maxlen=int(record.get("doc_maxlen", cls.doc_maxlen)),
             skipped=tuple(record.get("skiplist_words", punctuation)),
             expands=bool(record.get("do_query_expansion", True)),
             attends_to_masks=bool(record.get("attend_to_mask_tokens", False)),
@@ -68,10 +68,10 @@ class ColbertSettings:
         given = {name: value for name, value in record.items() if value is not None}
         expands = bool(given.get("do_query_expansion", True))
         return cls(
-            query_marker=given.get("query_prefix", "[Q] "),
-            passage_marker=given.get("document_prefix", "[D] "),
-            query_tokens=int(given.get("query_length", 32)),
-            passage_tokens=int(given.get("document_length", 180)),
+            query_prefix=given.get("query_prefix", "[Q] "),
+            doc_prefix=given.get("document_prefix", "[D] "),
+            query_maxlen=int(given.get("query_length", 32)),
+            doc_maxlen=int(given.get("document_length", 180)),
             skipped=tuple(given.get("skiplist_words", string.punctuation)),
             expands=expands,
             attends_to_masks=expands and bool(given.get("attend_to_expansion_tokens", False)),
@@ -84,12 +84,12 @@ class ColbertSettings:
             dim: Components of a vector.
         """
         return {
-            "query_token_id": self.query_marker,
-            "doc_token_id": self.passage_marker,
+            "query_token_id": self.query_prefix,
+            "doc_token_id": self.doc_prefix,
             "query_token": "[Q]",
             "doc_token": "[D]",
-            "query_maxlen": self.query_tokens,
-            "doc_maxlen": self.passage_tokens,
+            "query_maxlen": self.query_maxlen,
+            "doc_maxlen": self.doc_maxlen,
             "dim": dim,
             "mask_punctuation": bool(self.skipped),
             "attend_to_mask_tokens": self.attends_to_masks,

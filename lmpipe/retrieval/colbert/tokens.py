@@ -33,8 +33,8 @@ class ColbertTokens:
         checkpoint: Its vocabulary and settings.
 
     Attributes:
-        query_tokens: Of every query: what the settings say, or as many as the encoder has positions for.
-        passage_tokens: Most of a passage, likewise.
+        query_maxlen: Of every query: what the settings say, or as many as the encoder has positions for.
+        doc_maxlen: Most of a passage, likewise.
 
     Raises:
         ConfigError: If the vocabulary lacks a marker or [MASK], or no token fits beside the markers.
@@ -43,12 +43,12 @@ class ColbertTokens:
     def __init__(self, checkpoint: Checkpoint) -> None:
         settings, tokenizer = checkpoint.settings, checkpoint.tokenizer
         positions = min(tokenizer.model_max_length, getattr(checkpoint.config, "max_position_embeddings", 512))
-        self.query_tokens: int = min(settings.query_tokens, positions)
-        self.passage_tokens: int = min(settings.passage_tokens, positions)
+        self.query_maxlen: int = min(settings.query_maxlen, positions)
+        self.doc_maxlen: int = min(settings.doc_maxlen, positions)
         self._settings = settings
         self.expands = settings.expands
-        self._queries = _side(tokenizer, settings.query_marker, self.query_tokens)
-        self._passages = _side(tokenizer, settings.passage_marker, self.passage_tokens)
+        self._queries = _side(tokenizer, settings.query_prefix, self.query_maxlen)
+        self._passages = _side(tokenizer, settings.doc_prefix, self.doc_maxlen)
         self._pad = tokenizer.pad_token_id
         self._mask = tokenizer.mask_token_id if settings.expands else self._pad
         if self._mask is None or self._pad is None:
@@ -67,7 +67,7 @@ class ColbertTokens:
         Returns:
             Ids and attention, both ``[queries, query tokens]``, int64.
         """
-        ids = torch.full((len(texts), self.query_tokens), self._mask)
+        ids = torch.full((len(texts), self.query_maxlen), self._mask)
         attention = torch.full_like(ids, self._settings.attends_to_masks)
         for number, row in enumerate(self._encode(texts, "query", *self._queries)):
             ids[number, : len(row)] = torch.tensor(row)

@@ -22,7 +22,7 @@ from lmpipe.engines.training.fit import seeded
 from lmpipe.errors import TrainingDiverged
 from lmpipe.retrieval.colbert.network import ColbertNetwork
 from lmpipe.retrieval.training.loss import Batch, Collator, batch_loss
-from lmpipe.retrieval.training.mining import Example
+from lmpipe.retrieval.training.mining import TrainingExample
 from lmpipe.storage.files import writing
 from lmpipe.validation.checks import check_settings
 
@@ -31,7 +31,7 @@ _BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 @final
 @dataclass(frozen=True)
-class ColbertTuning:
+class ColbertTrainingConfig:
     """How an encoder is trained.
 
     Args:
@@ -72,8 +72,8 @@ class ColbertTuning:
 def fit(
     network: ColbertNetwork,
     collator: Collator,
-    examples: Sequence[Example],
-    tuning: ColbertTuning,
+    examples: Sequence[TrainingExample],
+    tuning: ColbertTrainingConfig,
     seed: int,
     folder: Path,
     advance: Callable[[int], None] = lambda steps: None,
@@ -132,12 +132,12 @@ def _diverged(step: int, what: str) -> TrainingDiverged:
     )
 
 
-def step_count(examples: int, tuning: ColbertTuning) -> int:
+def step_count(examples: int, tuning: ColbertTrainingConfig) -> int:
     """How many steps `fit` makes of so many examples."""
     return -(-examples // tuning.batch_size)
 
 
-def _arguments(tuning: ColbertTuning, seed: int, examples: int, folder: Path) -> TrainingArguments:
+def _arguments(tuning: ColbertTrainingConfig, seed: int, examples: int, folder: Path) -> TrainingArguments:
     cuda = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lmpipe.retrieval.colbert.network import ColbertNetwork
 from lmpipe.retrieval.colbert.tokens import ColbertTokens
-from lmpipe.retrieval.training.mining import Example
+from lmpipe.retrieval.training.mining import TrainingExample
 
 _PIECE = 32  # passages of a forward pass: sorted by length, they hold little padding
 
@@ -42,7 +42,7 @@ class Collator:
     questions: Sequence[str]
     passages: Sequence[Sequence[int]]
 
-    def __call__(self, examples: Sequence[Example]) -> Batch:
+    def __call__(self, examples: Sequence[TrainingExample]) -> Batch:
         used = {number for one in examples for number in (*one.positives, *one.negatives)}
         order = sorted(used, key=lambda number: (len(self.passages[number]), number))
         places = {number: place for place, number in enumerate(order)}

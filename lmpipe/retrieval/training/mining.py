@@ -27,7 +27,7 @@ Gold = Sequence[Sequence[int]]
 
 @final
 @dataclass(frozen=True)
-class Example:
+class TrainingExample:
     """What a step of training sees of a question.
 
     Attributes:
@@ -87,7 +87,7 @@ def gold_recall(rankings: Sequence[Sequence[int]], gold: Sequence[Gold], k: int)
 
 def training_examples(
     rankings: Sequence[Sequence[int]], gold: Sequence[Gold], negatives: int, epochs: int, seed: int
-) -> list[Example]:
+) -> list[TrainingExample]:
     """Examples of some epochs, one after the other, each in an order and with negatives of its own.
 
     Args:
@@ -105,5 +105,5 @@ def training_examples(
             own = {passage for same in gold[number] for passage in same}
             others = [passage for passage in rankings[number] if passage not in own]
             drawn = rng.sample(others, min(negatives, len(others)))
-            made.append(Example(number, tuple(sorted(own)), tuple(drawn)))
+            made.append(TrainingExample(number, tuple(sorted(own)), tuple(drawn)))
     return made

@@ -24,7 +24,7 @@ from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint
 from lmpipe.retrieval.colbert.network import ColbertNetwork
 from lmpipe.retrieval.colbert.tokens import ColbertTokens
 from lmpipe.retrieval.passages import PassageText
-from lmpipe.retrieval.training.fit import ColbertTuning, fit, step_count
+from lmpipe.retrieval.training.fit import ColbertTrainingConfig, fit, step_count
 from lmpipe.retrieval.training.loss import Collator
 from lmpipe.retrieval.training.mining import Gold, gold_recall, rank_passages, training_examples
 from lmpipe.retrieval.training.questions import GoldQuestion, gold_passages
@@ -86,7 +86,7 @@ def train_encoder(
     encoder: ColbertEncoder,
     data: TrainingData,
     out: str | Path,
-    tuning: ColbertTuning | None = None,
+    tuning: ColbertTrainingConfig | None = None,
     *,
     seed: int = 0,
     progress: Progress | None = None,
@@ -111,7 +111,7 @@ def train_encoder(
         StoreError: If a file cannot be written, or another process trains into `out`.
         TrainingDiverged: See `fit`.
     """
-    tuning, out = tuning or ColbertTuning(), Path(out)
+    tuning, out = tuning or ColbertTrainingConfig(), Path(out)
     if out.exists():
         raise ConfigError(f"{out} is there already; delete it or choose another folder")
     held = [digest([describe(one) for one in part]) for part in (data.passages, data.questions, data.validation)]
@@ -133,7 +133,7 @@ class _Rounds:
 
     encoder: ColbertEncoder
     data: TrainingData
-    tuning: ColbertTuning
+    tuning: ColbertTrainingConfig
     seed: int
     store: RunStore
     progress: Progress | None
