@@ -8,7 +8,7 @@ makes depends on how many of its runs succeed, and tokens on how much it writes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, final
@@ -22,7 +22,7 @@ from benchmarks.settings import Settings, table_rows
 from benchmarks.task import Task
 from lmpipe import LM, EngineError, Example, Module, Passage, Prediction, Retriever, Session, evaluate, initial_state
 from lmpipe.errors import SessionError
-from lmpipe.ledger import Cost, Ledger
+from lmpipe.ledger import Cost
 from lmpipe.lm import Completion, Message, Request, Usage
 from lmpipe.program.predict import predictors
 from lmpipe.prompting.choices import choices_of
@@ -81,7 +81,7 @@ def rehearse(task: Task, settings: Settings, strategies: Sequence[str], seeds: S
             for number, stage in enumerate(result.stages, 1)
         }
         costs |= {name: result.cost for name, result in results.items() if not result.stages}
-        tested = replace(session, ledger=Ledger())
+        tested = session.metered()
         for result in results.values():
             evaluate(program, result.state, split.test, metric, tested, title="test")
         store.close()

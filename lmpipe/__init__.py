@@ -7,7 +7,11 @@ loads no torch.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from lmpipe import _lazy
 from lmpipe.data import Example, Prediction
+from lmpipe.engines import load_lm
 from lmpipe.errors import EngineError, LmpipeError, ParseError
 from lmpipe.ledger import Budget
 from lmpipe.lm import LM, Completion, Request, Sampling, ScriptedLM
@@ -19,12 +23,20 @@ from lmpipe.program.predict import ChainOfThought, Predict, initial_state, predi
 from lmpipe.program.retrieve import Retrieve
 from lmpipe.program.rollout import Job, rollout
 from lmpipe.prompting.signature import Input, Output, Signature, signature
+from lmpipe.retrieval import load_retriever
 from lmpipe.retriever import Passage, Retriever
 from lmpipe.runtime.session import Session
 from lmpipe.runtime.trace import Step, Trace
 from lmpipe.state import Demo, ProgramState, PromptState, WeightState
 from lmpipe.storage.store import RunStore
 from lmpipe.trainer import Trainer
+
+if TYPE_CHECKING:
+    from lmpipe.engines.training import LocalTrainer, TuningConfig
+else:
+    __getattr__ = _lazy.lazy_attributes(
+        __name__, {"LocalTrainer": "lmpipe.engines.training", "TuningConfig": "lmpipe.engines.training"}
+    )
 
 __all__ = [
     "LM",
@@ -38,6 +50,7 @@ __all__ = [
     "Input",
     "Job",
     "LmpipeError",
+    "LocalTrainer",
     "Metric",
     "Module",
     "OptimizeResult",
@@ -61,11 +74,14 @@ __all__ = [
     "Step",
     "Trace",
     "Trainer",
+    "TuningConfig",
     "WeightOptimizer",
     "WeightState",
     "evaluate",
     "exact_match",
     "initial_state",
+    "load_lm",
+    "load_retriever",
     "predictors",
     "rollout",
     "signature",

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmpipe import Evaluation, OptimizeResult, ProgramState, Session
-from lmpipe.metrics import best
-from lmpipe.optimizer import Candidate
+from lmpipe.extend import Candidate, best
 
 Scored = tuple[str, ProgramState, Evaluation]
 """Name of a candidate, its state, and what it scored."""

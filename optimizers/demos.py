@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lmpipe import Demo, Example, Module, Predict, ProgramState, Trace, predictors
-from lmpipe.validation.checks import content
+from lmpipe.extend import content
 
 
 @final

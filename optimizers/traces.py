@@ -11,11 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from lmpipe import LM, Example, Job, Metric, Module, ProgramState, Session, Trace, initial_state, predictors, rollout
-from lmpipe.errors import ConfigError
-from lmpipe.ledger import Cost, ModuleCost
-from lmpipe.program.failures import CommonFailure, explained
-from lmpipe.runtime.trace import module_costs
-from lmpipe.storage.hashing import canonical_json
+from lmpipe.extend import CommonFailure, ConfigError, Cost, ModuleCost, canonical_json, explained, module_costs
 
 _MOST_CLASSES = 20  # a label with more values than this, or than half of the examples, is no class
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 from lmpipe import ChainOfThought, Module, Prediction, Retrieve
-from lmpipe.errors import ConfigError
+from lmpipe.extend import ConfigError
 
 
 @final

@@ -37,28 +37,46 @@ from lmpipe.validation.arguments import items, of_kind, whole_number
 
 @final
 @dataclass(frozen=True)
+class _Scope:
+    """What a session carries along beside what users set.
+
+    Attributes:
+        ledger: Counts what is spent, and may limit it.
+        stage: Name of the stage that the session is for; empty outside of a stage.
+        results: Results of finished work by key, for sessions without a store; shared with child sessions.
+        embeddings: Vectors computed so far; shared with child sessions.
+        searches: Results of recent searches; shared with child sessions.
+    """
+
+    ledger: Ledger = field(default_factory=Ledger)
+    stage: str = ""
+    results: dict[str, Any] = field(default_factory=dict)
+    embeddings: EmbeddingCache = field(default_factory=EmbeddingCache)
+    searches: SearchCache = field(default_factory=SearchCache)
+
+
+@final
+@dataclass(frozen=True)
 class Session:
     """Runs programs: ``with Session(lm=lm): program(question="…")``.
 
+    A session is a value: `dataclasses.replace` makes another one with some of these arguments changed, which shares the
+    caches and the ledger of the first.
+
     Args:
         lm: The LM, or one for each role that the program's predictors name (``{"lm": …, "judge": …}``).
-        state: Prompts and weights of programs called directly; by default the untuned ones.
-        seed: Every random choice of the run derives from it.
-        sampling: How completions are drawn, unless a predictor says otherwise.
-        store: CallContext directory; makes stages resumable and holds adapters.
-        max_concurrency: Most examples in flight at once.
-        structured: Whether completions are held to the form that the template can read. For engines that can do so
-            (all in `lmpipe.engines`) no completion is then unreadable.
-        embedder: Says which demonstrations are near an input, for prompts that show the nearest ones.
-        retriever: Finds passages, for programs that `Retrieve`.
-        template: Renders prompts and reads completions.
-        progress: Where to show progress; none shows nothing.
-        callbacks: Are told of stages, candidates and epochs as they end; see `lmpipe.events`.
-        ledger: Counts what is spent, and may limit it.
-        stage: Name of the stage that the session is for; empty outside of one.
-        memory: What was done in this session and its children, where no store remembers it.
-        embeddings: What was embedded in this session and its children.
-        searches: What was found last, in this session and its children.
+        state: Prompts and weights of programs that are called directly. By default they are untuned.
+        seed: Seed that every random choice of the run derives from.
+        sampling: Sampling settings of predictors that have none of their own.
+        store: Run directory. It makes stages resumable and holds adapters.
+        max_concurrency: Largest number of examples in flight at once.
+        structured: Whether completions are constrained to the format that the template can parse. Engines that support
+            this (all in `lmpipe.engines` do) then return no unreadable completion.
+        embedder: Decides which demonstrations are nearest to an input, for prompts that show the nearest ones.
+        retriever: Searches passages, for programs that `Retrieve`.
+        template: Renders prompts and parses completions.
+        progress: Shows progress bars. By default none are shown.
+        callbacks: Functions that are called with each event, such as the end of a stage; see `lmpipe.events`.
     """
 
     lm: LM | Mapping[str, LM]
@@ -73,11 +91,7 @@ class Session:
     template: Template = field(default=Template(), repr=False)
     progress: Progress | None = field(default=None, repr=False)
     callbacks: tuple[Callback, ...] = field(default=(), repr=False)
-    ledger: Ledger = field(default_factory=Ledger, repr=False)
-    stage: str = ""
-    memory: dict[str, Any] = field(default_factory=dict, repr=False)
-    embeddings: EmbeddingCache = field(default_factory=EmbeddingCache, repr=False)
-    searches: SearchCache = field(default_factory=SearchCache, repr=False)
+    _scope: _Scope = field(default_factory=_Scope, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         whole_number("max_concurrency", self.max_concurrency)
@@ -126,7 +140,7 @@ class Session:
         """
         if self.retriever is None:
             raise SessionError("the program retrieves; write: Session(lm=..., retriever=...)")
-        return in_time(partial(self.searches.search, self.retriever, queries, k))
+        return in_time(partial(self._scope.searches.search, self.retriever, queries, k))
 
     def decoding(self) -> Any:
         """All that decides prompts, completions and what is found, as JSON: part of the key of recorded work."""
@@ -141,7 +155,7 @@ class Session:
         """
 
         def embed(name: str, texts: Sequence[str]) -> Sequence[Vector]:
-            return self.embeddings.of(wanted(self.embedder, name), texts)
+            return self._scope.embeddings.of(wanted(self.embedder, name), texts)
 
         return self.template.messages(signature, with_shown_demos(signature, prompt, inputs, embed), inputs)
 
@@ -149,13 +163,31 @@ class Session:
         """Role → its LM without any adapter."""
         return {role: WeightState(base=lm.name) for role, lm in self.roles.items()}
 
-    def child(self, stage: str) -> Session:
-        """A session for one stage: a seed derived from this one's and the stage's name, and a ledger of its own."""
-        return replace(self, seed=derive_seed(self.seed, stage), ledger=self.ledger.child(), stage=stage)
+    @property
+    def ledger(self) -> Ledger:
+        """Counts what is spent in the session, and holds its limits."""
+        return self._scope.ledger
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage that the session is for; empty outside of a stage."""
+        return self._scope.stage
+
+    def for_stage(self, stage: str) -> Session:
+        """A session for one stage, with its own ledger and a seed derived from this session's seed and the name."""
+        scope = replace(self._scope, ledger=self.ledger.child(), stage=stage)
+        return replace(self, seed=derive_seed(self.seed, stage), _scope=scope)
 
     def limited(self, budget: Budget) -> Session:
-        """The same session with a limit to what may be spent in it: an optimizer then stops at its best so far."""
-        return replace(self, ledger=self.ledger.child(budget))
+        """The same session with a limit on what is spent in it; an optimizer then stops at its best state so far."""
+        return self._with_ledger(self.ledger.child(budget))
+
+    def metered(self) -> Session:
+        """The same session with a ledger that counts what is spent from now on; this session's ledger counts it too."""
+        return self._with_ledger(self.ledger.child())
+
+    def _with_ledger(self, ledger: Ledger) -> Session:
+        return replace(self, _scope=replace(self._scope, ledger=ledger))
 
     def notify(self, event: Event) -> None:
         """Tells the callbacks of an event."""
@@ -202,7 +234,7 @@ class Session:
         known, value = self.recall(key)
         if known:
             return value
-        inner = replace(self, ledger=self.ledger.child())
+        inner = self.metered()
         value = json.loads(canonical_json(work(inner)))  # as it will be recalled
         if keep(value):
             self.record({key: (value, inner.ledger.total)})
@@ -212,7 +244,7 @@ class Session:
         """Whether the result of a piece of work is known, and the result; its cost goes into the ledger."""
         if key is None:
             return False, None
-        found = self.memory.get(key) if self.store is None else self.store.get(key)
+        found = self._scope.results.get(key) if self.store is None else self.store.get(key)
         if found is None:
             return False, None
         self.ledger.add(Cost.from_json(found["cost"]))
@@ -224,7 +256,7 @@ class Session:
             key: {"value": value, "cost": cost.to_json()} for key, (value, cost) in results.items() if key is not None
         }
         if self.store is None:
-            self.memory.update(records)
+            self._scope.results.update(records)
         elif records:
             self.store.put(records)
 

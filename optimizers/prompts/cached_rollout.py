@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 from lmpipe import Job, Metric, Module, Session, Trace, rollout
-from lmpipe.program.identity import work_key
+from lmpipe.extend import work_key
 
 
 def recorded_rollout(

@@ -25,9 +25,7 @@ from lmpipe import (
     Trace,
     predictors,
 )
-from lmpipe.program.failures import FailureCounts
-from lmpipe.storage.hashing import derive_seed
-from lmpipe.validation.checks import Share, check_settings
+from lmpipe.extend import FailureCounts, Share, check_settings, derive_seed
 from optimizers.demos import Pool, draw, labelled_pool, prompted, trace_pool, with_demos
 from optimizers.traces import Rollouts, Teacher, run, student_steps
 

@@ -13,10 +13,7 @@ from typing import ClassVar, Literal, final
 from pydantic import NonNegativeInt, PositiveInt
 
 from lmpipe import Example, Metric, Module, OptimizeResult, ProgramState, PromptOptimizer, Session
-from lmpipe.errors import ConfigError
-from lmpipe.splits import subsample
-from lmpipe.storage.hashing import derive_seed
-from lmpipe.validation.checks import check_settings
+from lmpipe.extend import ConfigError, check_settings, derive_seed, subsample
 from optimizers.choice import best_of, outcome
 from optimizers.prompts.proposer import Proposer
 

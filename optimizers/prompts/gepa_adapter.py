@@ -20,8 +20,7 @@ from gepa.core.state import GEPAState
 from gepa.strategies.instruction_proposal import InstructionProposalSignature
 
 from lmpipe import Evaluation, Example, Job, Metric, Module, ProgramState, Session, predictors
-from lmpipe.events import CandidateScored
-from lmpipe.program.evaluate import evaluate_many
+from lmpipe.extend import CandidateScored, evaluate_many
 from optimizers.prompts.cached_rollout import recorded_rollout
 from optimizers.prompts.proposer import Proposer
 from optimizers.prompts.reflection import Reflect, completion, shown_run

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-from lmpipe import Input, Module, Output, Predict, Prediction, Trace
-from lmpipe.prompting.signature import Field, Signature, signature
+from lmpipe import Input, Module, Output, Predict, Prediction, Signature, Trace, signature
+from lmpipe.extend import Field
 from optimizers.prompts.proposer import Proposer
 
 _MARKS = ("```", "**", '"', "'", "`")

@@ -9,10 +9,7 @@ from typing import Any, final
 from pydantic import NonNegativeInt, PositiveInt
 
 from lmpipe import Example, Module, OptimizeResult, ProgramState, Session
-from lmpipe.errors import SessionError
-from lmpipe.splits import subsample
-from lmpipe.state import Nearest
-from lmpipe.storage.hashing import derive_seed
+from lmpipe.extend import Nearest, SessionError, derive_seed, subsample
 from optimizers.demos import labelled_pool
 from optimizers.prompts.few_shot import BootstrapSettings, choose
 

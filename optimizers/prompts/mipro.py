@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 from pydantic import PositiveInt
 
 from lmpipe import Demo, Evaluation, Example, Module, OptimizeResult, ProgramState, PromptState, Session
-from lmpipe.errors import ConfigError
-from lmpipe.events import CandidateScored
-from lmpipe.metrics import best
-from lmpipe.program.evaluate import evaluate_many
-from lmpipe.splits import subsample
-from lmpipe.storage.hashing import derive_seed
+from lmpipe.extend import CandidateScored, ConfigError, best, derive_seed, evaluate_many, subsample
 from optimizers.choice import best_of, outcome
 from optimizers.demos import Pool
 from optimizers.prompts.few_shot import BootstrapSettings

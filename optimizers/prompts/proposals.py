@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from lmpipe import Demo, Example, Job, Module, Predict, ProgramState, Session, initial_state, predictors
-from lmpipe.prompting.values import render_input
-from lmpipe.storage.hashing import derive_seed
+from lmpipe.extend import derive_seed, render_input
 from optimizers.demos import Pool
 from optimizers.prompts.cached_rollout import recorded_rollout
 from optimizers.prompts.instruction_writer import InstructionWriter, ProposalContext, written

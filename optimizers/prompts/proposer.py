@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, final
 
 from lmpipe import LM, ProgramState, Sampling, Session
-from lmpipe.errors import ConfigError
+from lmpipe.extend import ConfigError
 
 
 @final

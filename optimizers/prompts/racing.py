@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from lmpipe.metrics import best
+from lmpipe.extend import best
 
 Score = Callable[[Sequence[int], slice], Sequence[Sequence[float]] | None]
 """Scores some candidates on a stretch of the examples: a row for each candidate, or none if that cannot be done."""

@@ -10,12 +10,7 @@ from typing import Any, ClassVar, Literal, final
 from pydantic import NonNegativeInt, PositiveInt
 
 from lmpipe import Evaluation, Example, Module, OptimizeResult, ProgramState, Session
-from lmpipe.events import CandidateScored
-from lmpipe.metrics import best
-from lmpipe.program.evaluate import evaluate_many
-from lmpipe.program.failures import FailureCounts
-from lmpipe.splits import subsample
-from lmpipe.storage.hashing import derive_seed
+from lmpipe.extend import CandidateScored, FailureCounts, best, derive_seed, evaluate_many, subsample
 from optimizers.choice import outcome
 from optimizers.demos import with_demos
 from optimizers.prompts.few_shot import BootstrapSettings

@@ -9,10 +9,7 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from lmpipe import Module, Prediction, Request, Sampling, Step, Trace
-from lmpipe.lm import Message
-from lmpipe.prompting.values import render_input
-from lmpipe.runtime.call_context import required_context
-from lmpipe.text.cleaning import clean
+from lmpipe.extend import Message, clean, render_input, required_context
 from optimizers.prompts.proposer import Proposer
 
 

@@ -23,13 +23,17 @@ from lmpipe import (
     Session,
     evaluate,
 )
-from lmpipe.errors import ConfigError
-from lmpipe.events import StageEnded
-from lmpipe.metrics import best
-from lmpipe.optimizer import StageResult
-from lmpipe.splits import subsample
-from lmpipe.storage.hashing import derive_seed
-from lmpipe.validation.checks import check_settings, checked_examples, without_repeats
+from lmpipe.extend import (
+    ConfigError,
+    StageEnded,
+    StageResult,
+    best,
+    check_settings,
+    checked_examples,
+    derive_seed,
+    subsample,
+    without_repeats,
+)
 from optimizers.schedule.diagnosis import diagnose, nothing_chosen
 from optimizers.schedule.strategy import VANILLA, distinct_stages, format_strategy, parse_strategy
 
@@ -163,14 +167,14 @@ class _Run:
     def stage(self, names: Sequence[str], state: ProgramState, evaluation: Evaluation) -> StageResult:
         """Runs the last of some stages on what those before it left, and scores what comes of it."""
         path, optimizer = format_strategy(names), self._settings.optimizers[names[-1]]
-        stage = self._spending.child(path)
+        stage = self._spending.for_stage(path)
         result = self._optimize(optimizer, state, stage)
         cost = stage.ledger.total
         train_evaluation = None
         if result.status == "skipped":
             result = result.model_copy(update={"state": state})
         else:
-            measuring = replace(self._session, ledger=self._session.ledger.child())
+            measuring = self._session.metered()
             evaluation = self.score(result.state, measuring, path)
             if self._scored:
                 train_evaluation = self.score(result.state, measuring, f"{path}, training examples", self._scored)

@@ -12,9 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lmpipe import Evaluation
-from lmpipe.metrics import finite
-from lmpipe.optimizer import Finding, StageResult
-from lmpipe.program.failures import CommonFailure, explained
+from lmpipe.extend import CommonFailure, Finding, StageResult, explained, finite
 from optimizers.schedule.strategy import VANILLA, format_strategy
 
 LEAST_SOLVED = 0.1  # share of the examples that should have a successful run

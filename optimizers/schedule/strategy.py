@@ -13,9 +13,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NoReturn, final
 
-from lmpipe.errors import StrategyError
-from lmpipe.text.cleaning import clean
-from lmpipe.text.display import shorten, shown
+from lmpipe.extend import StrategyError, clean, shorten, shown
 
 VANILLA = "vanilla"
 MOST_STAGES = 100

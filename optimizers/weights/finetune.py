@@ -12,13 +12,8 @@ from typing import Literal, final
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from lmpipe import Example, Module, OptimizeResult, ProgramState, Session, Trace, predictors
-from lmpipe.errors import ConfigError
-from lmpipe.program.failures import FailureCounts
-from lmpipe.program.rollout import Job
-from lmpipe.storage.hashing import canonical_json, derive_seed
-from lmpipe.trainer import TrainingRow
-from lmpipe.validation.checks import Share, check_settings
+from lmpipe import Example, Job, Module, OptimizeResult, ProgramState, Session, Trace, predictors
+from lmpipe.extend import ConfigError, FailureCounts, Share, TrainingRow, canonical_json, check_settings, derive_seed
 from optimizers.demos import labelled_pool, prompted, redraw
 from optimizers.traces import Rollouts, Teacher, run, student_steps
 from optimizers.weights.settings import WeightSettings, messages_of_step

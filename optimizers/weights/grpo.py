@@ -13,18 +13,35 @@ from typing import Annotated, Any, final
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lmpipe import Example, Module, OptimizeResult, ProgramState, Session, Step, Trace, evaluate, predictors, rollout
-from lmpipe.errors import ConfigError
-from lmpipe.events import CandidateScored
-from lmpipe.ledger import Cost, ModuleCost
-from lmpipe.program.failures import CommonFailure, FailureCounts
-from lmpipe.program.identity import work_key
-from lmpipe.program.rollout import Job
-from lmpipe.runtime.trace import module_costs
-from lmpipe.splits import shuffled, subsample
-from lmpipe.storage.hashing import derive_seed
-from lmpipe.trainer import PolicyGradientLoss, TrainingRow
-from lmpipe.validation.checks import check_settings
+from lmpipe import (
+    Example,
+    Job,
+    Module,
+    OptimizeResult,
+    ProgramState,
+    Session,
+    Step,
+    Trace,
+    evaluate,
+    predictors,
+    rollout,
+)
+from lmpipe.extend import (
+    CandidateScored,
+    CommonFailure,
+    ConfigError,
+    Cost,
+    FailureCounts,
+    ModuleCost,
+    PolicyGradientLoss,
+    TrainingRow,
+    check_settings,
+    derive_seed,
+    module_costs,
+    shuffled,
+    subsample,
+    work_key,
+)
 from optimizers.choice import Scored, best_of, outcome
 from optimizers.traces import cause
 from optimizers.weights.settings import DIVERGED, WeightSettings, divergences, ended

@@ -13,13 +13,8 @@ from typing import Any, Literal, final
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from lmpipe import Example, Module, OptimizeResult, Predict, ProgramState, Session, Step, Trace, predictors
-from lmpipe.lm import Message
-from lmpipe.program.failures import FailureCounts
-from lmpipe.program.rollout import Job
-from lmpipe.storage.hashing import derive_seed
-from lmpipe.trainer import DPOLoss, TrainingRow
-from lmpipe.validation.checks import Share, check_settings
+from lmpipe import Example, Job, Module, OptimizeResult, Predict, ProgramState, Session, Step, Trace, predictors
+from lmpipe.extend import DPOLoss, FailureCounts, Message, Share, TrainingRow, check_settings, derive_seed
 from optimizers.traces import Rollouts, Teacher, run, student_steps, success
 from optimizers.weights.settings import WeightSettings, ended, messages_of_step
 

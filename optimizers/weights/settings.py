@@ -23,10 +23,16 @@ from lmpipe import (
     WeightState,
     predictors,
 )
-from lmpipe.errors import ConfigError, SessionError, TrainingDiverged
-from lmpipe.lm import Message
-from lmpipe.storage.hashing import canonical_json
-from lmpipe.trainer import Objective, SFTLoss, TrainingRow
+from lmpipe.extend import (
+    ConfigError,
+    Message,
+    Objective,
+    SessionError,
+    SFTLoss,
+    TrainingDiverged,
+    TrainingRow,
+    canonical_json,
+)
 
 logger = logging.getLogger(__name__)
 

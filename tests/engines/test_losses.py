@@ -167,7 +167,7 @@ def test_an_interrupted_preference_training_has_the_same_references(tiny_folder:
 
 def test_epochs_are_told_as_they_end(tiny_lm: LocalLM, store: RunStore) -> None:
     events: list[Event] = []
-    session = Session(lm=tiny_lm, store=store, callbacks=(events.append,), stage="p -> w")
+    session = Session(lm=tiny_lm, store=store, callbacks=(events.append,)).for_stage("p -> w")
     result = train(tiny_lm, session, PAIRS * 2, SFTLoss(), epochs=3, eval_fraction=0.5, patience=3, batch_size=2)
     assert [(event.stage, event.epoch, event.eval_loss) for event in events if isinstance(event, EpochEnded)] == [
         ("p -> w", number, pytest.approx(loss, abs=1e-6)) for number, loss in enumerate(result.eval_losses, 1)

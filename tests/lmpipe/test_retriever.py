@@ -112,9 +112,9 @@ def test_traces_do_not_depend_on_the_number_of_threads(max_concurrency: int) -> 
 def test_a_query_is_searched_once() -> None:
     retriever = WordOverlap()
     session = Session(lm=ScriptedLM(reader), retriever=retriever)
-    once = run(session.child("first"), ["Rome", "Rome", "Paris"])
+    once = run(session.for_stage("first"), ["Rome", "Rome", "Paris"])
     assert retriever.searches == [(2, ["Rome lies", "Paris lies"]), (2, ["Tiber flows", "Seine flows"])]
-    again = run(session.child("second"), ["Rome", "Cairo"])
+    again = run(session.for_stage("second"), ["Rome", "Cairo"])
     assert retriever.searches[2:] == [(2, ["Cairo lies"]), (2, ["Nile flows"])]
     assert [step.outputs for step in again[0].steps] == [step.outputs for step in once[0].steps]
     assert session.ledger.total.retrievals == 10

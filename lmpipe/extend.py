@@ -1,0 +1,116 @@
+"""Everything that authors of optimizers, engines, retrievers, trainers and tasks import beside `lmpipe` itself.
+
+Names that need torch or another extra are imported when they are first used, so importing this module is light.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmpipe import _lazy
+from lmpipe.embedder import Embedder
+from lmpipe.engines import load_embedder
+from lmpipe.errors import ConfigError, SessionError, StrategyError, TrainingDiverged
+from lmpipe.events import Callback, CandidateScored, EpochEnded, Event, StageEnded
+from lmpipe.ledger import Cost, ModuleCost
+from lmpipe.lm import Message, Usage
+from lmpipe.metrics import answer_f1, best, finite, number_match
+from lmpipe.optimizer import Candidate, Finding, StageResult
+from lmpipe.program.evaluate import Measure, evaluate_many
+from lmpipe.program.failures import CommonFailure, FailureCounts, explained
+from lmpipe.program.identity import identity, work_key
+from lmpipe.progress import Progress
+from lmpipe.prompting.signature import Field
+from lmpipe.prompting.template import Template
+from lmpipe.prompting.values import render_input
+from lmpipe.runtime.call_context import required_context
+from lmpipe.runtime.trace import RetrievalStep, module_costs
+from lmpipe.splits import shuffled, subsample
+from lmpipe.state import Nearest
+from lmpipe.storage.hashing import canonical_json, derive_seed, digest
+from lmpipe.text.cleaning import clean
+from lmpipe.text.display import shorten, shown
+from lmpipe.trainer import DPOLoss, Objective, PolicyGradientLoss, SFTLoss, TrainingResult, TrainingRow
+from lmpipe.validation.checks import Share, check_settings, checked_examples, content, without_repeats
+
+if TYPE_CHECKING:
+    from lmpipe.engines.cached import CachedLM
+    from lmpipe.engines.local import LocalLM
+    from lmpipe.engines.server import ServerLM
+    from lmpipe.retrieval.colbert import load_encoder
+    from lmpipe.retrieval.index import build_index
+else:
+    __getattr__ = _lazy.lazy_attributes(
+        __name__,
+        {
+            "CachedLM": "lmpipe.engines.cached",
+            "LocalLM": "lmpipe.engines.local",
+            "ServerLM": "lmpipe.engines.server",
+            "build_index": "lmpipe.retrieval.index",
+            "load_encoder": "lmpipe.retrieval.colbert",
+        },
+    )
+
+__all__ = [
+    "CachedLM",
+    "Callback",
+    "Candidate",
+    "CandidateScored",
+    "CommonFailure",
+    "ConfigError",
+    "Cost",
+    "DPOLoss",
+    "Embedder",
+    "EpochEnded",
+    "Event",
+    "FailureCounts",
+    "Field",
+    "Finding",
+    "LocalLM",
+    "Measure",
+    "Message",
+    "ModuleCost",
+    "Nearest",
+    "Objective",
+    "PolicyGradientLoss",
+    "Progress",
+    "RetrievalStep",
+    "SFTLoss",
+    "ServerLM",
+    "SessionError",
+    "Share",
+    "StageEnded",
+    "StageResult",
+    "StrategyError",
+    "Template",
+    "TrainingDiverged",
+    "TrainingResult",
+    "TrainingRow",
+    "Usage",
+    "answer_f1",
+    "best",
+    "build_index",
+    "canonical_json",
+    "check_settings",
+    "checked_examples",
+    "clean",
+    "content",
+    "derive_seed",
+    "digest",
+    "evaluate_many",
+    "explained",
+    "finite",
+    "identity",
+    "load_embedder",
+    "load_encoder",
+    "module_costs",
+    "number_match",
+    "render_input",
+    "required_context",
+    "shorten",
+    "shown",
+    "shuffled",
+    "subsample",
+    "without_repeats",
+    "work_key",
+]
