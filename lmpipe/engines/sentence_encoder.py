@@ -14,8 +14,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from lmpipe.embedder import Embedder
 from lmpipe.engines.bundled_files import minilm_folder
-from lmpipe.engines.library_errors import Renamed, told
-from lmpipe.engines.loading import loading, no_missing_weights, vocabulary_size
+from lmpipe.engines.library_errors import ErrorTranslator, describe_error
+from lmpipe.engines.loading import check_no_missing_weights, loading_errors, vocabulary_size
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.text.cleaning import clean
 from lmpipe.validation.arguments import items
@@ -66,11 +66,11 @@ class SentenceEncoder(Embedder):
             ConfigError: If there is no encoder there.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        with loading("an encoder", id_or_path):
+        with loading_errors("an encoder", id_or_path):
             tokenizer = AutoTokenizer.from_pretrained(id_or_path)
             model, found = AutoModel.from_pretrained(id_or_path, dtype=torch.float32, output_loading_info=True)
             model = model.to(device)
-        no_missing_weights([key for key in found["missing_keys"] if "pooler" not in key], id_or_path)
+        check_no_missing_weights([key for key in found["missing_keys"] if "pooler" not in key], id_or_path)
         return cls(model, tokenizer, name or id_or_path, max_tokens=max_tokens, batch_size=batch_size)
 
     @property
@@ -81,11 +81,11 @@ class SentenceEncoder(Embedder):
         texts = [clean(text) for text in items("texts", texts, str)]
         if not texts:
             return []
-        with Renamed((IndexError, RuntimeError, TypeError, ValueError), self._failed):
+        with ErrorTranslator((IndexError, RuntimeError, TypeError, ValueError), self._failed):
             return self._vectors(texts)
 
     def _failed(self, error: Exception) -> EngineError:
-        return EngineError(f"{self.name} failed while it embedded texts: {told(error)}")
+        return EngineError(f"{self.name} failed while it embedded texts: {describe_error(error)}")
 
     def _vectors(self, texts: list[str]) -> list[list[float]]:
         """A vector for each text; special tokens such as [SEP] that a text spells are text."""

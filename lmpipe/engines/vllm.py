@@ -14,9 +14,9 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import StructuredOutputsParams
 
-from lmpipe.engines.chat import ChatTokens, too_long, unregistered, wrong_base
-from lmpipe.engines.library_errors import Renamed, told
-from lmpipe.engines.loading import loading
+from lmpipe.engines.chat import ChatTokens, context_length_error, unregistered_adapter_error, wrong_base_error
+from lmpipe.engines.library_errors import ErrorTranslator, describe_error
+from lmpipe.engines.loading import loading_errors
 from lmpipe.errors import EngineError
 from lmpipe.lm import LM, Completion, Request, Usage
 from lmpipe.runtime.deadline import check_time
@@ -56,7 +56,7 @@ class VllmLM(LM):
         """
         if current_platform.is_cpu():  # there, a seeded request whose prompt is cut in pieces ends the engine
             settings = {"enable_chunked_prefill": False, **settings}
-        with loading("a model for vLLM", id_or_path):
+        with loading_errors("a model for vLLM", id_or_path):
             engine = LLM(
                 id_or_path, enable_lora=True, max_lora_rank=max_lora_rank, generation_config="vllm", **settings
             )
@@ -104,7 +104,9 @@ class VllmLM(LM):
         except EngineError as error:
             return error
         return (
-            wrong_base(request, self.name) or too_long(request, len(prompt), self.context_length, self.name) or prompt
+            wrong_base_error(request, self.name)
+            or context_length_error(request, len(prompt), self.context_length, self.name)
+            or prompt
         )
 
     def _generate(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> list[Completion]:
@@ -112,7 +114,7 @@ class VllmLM(LM):
 
         vLLM's CPU kernels run base rows of a mixed batch on an adapter (its pull request 48421).
         """
-        with Renamed((OSError, RuntimeError, TypeError, ValueError), self._failed):
+        with ErrorTranslator((OSError, RuntimeError, TypeError, ValueError), self._failed):
             outputs = self.engine.generate(
                 [{"prompt_token_ids": prompt} for prompt in prompts],
                 [_sampling(request) for request in requests],
@@ -122,11 +124,11 @@ class VllmLM(LM):
         return [_completion(request, output) for request, output in zip(requests, outputs, strict=True)]
 
     def _failed(self, error: Exception) -> EngineError:
-        return EngineError(f"vLLM failed while it generated with {self.name}: {told(error)}")
+        return EngineError(f"vLLM failed while it generated with {self.name}: {describe_error(error)}")
 
     def _adapter(self, adapter: str | None) -> Any:
         if adapter is not None and adapter not in self._adapters:
-            raise unregistered(adapter)
+            raise unregistered_adapter_error(adapter)
         return self._adapters[adapter] if adapter is not None else None
 
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.local.sampling import Row
+from lmpipe.engines.local.sampling import SequenceState
 from lmpipe.errors import ConfigError
 from lmpipe.lm import Sampling
 
@@ -72,12 +72,12 @@ def test_greedy_tokens_are_those_of_transformers_generate(name: str, tiny_folder
         out = model.eval().generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, pad_token_id=257)
         expected.append([token for token in out[0, len(prompt) :].tolist() if token != 256])
     lm = LocalLM(model, AutoTokenizer.from_pretrained(tiny_folder), "tiny")
-    rows = [Row(prompt, Sampling(max_tokens=40)) for prompt in prompts()]
+    rows = [SequenceState(prompt, Sampling(max_tokens=40)) for prompt in prompts()]
     lm.generate(rows)
     assert [row.tokens for row in rows] == expected
 
 
 def test_a_model_with_recurrent_state_is_refused(tiny_folder: Path) -> None:
     config = AutoConfig.for_model("mamba", vocab_size=261, hidden_size=32, num_hidden_layers=2)
-    with pytest.raises(ConfigError, match=r"linear_attention\) cannot run in process; serve it"):
+    with pytest.raises(ConfigError, match=r"linear_attention\) cannot run in this process; run it on a server"):
         LocalLM(AutoModelForCausalLM.from_config(config), AutoTokenizer.from_pretrained(tiny_folder), "mamba")

@@ -111,7 +111,7 @@ def test_added_tokens_that_a_template_writes_are_control_tokens_of_chats_and_wor
 def test_a_tokenizer_that_has_special_tokens_as_words_says_so() -> None:
     chat = ChatTokens(unigram(), "words")
     assert chat.encode_text("a b")
-    with pytest.raises(EngineError, match="words cannot write </s> as text"):
+    with pytest.raises(EngineError, match="words cannot encode </s> as ordinary text"):
         chat.encode_text("a</s>b")
     with pytest.raises(EngineError, match=r"words cannot encode this chat: .*Can't sanitize '</s>'"):
         chat.encode(saying("a</s>b"))

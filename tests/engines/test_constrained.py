@@ -92,7 +92,7 @@ def test_what_cannot_be_done_is_said_for_that_request_alone(tiny_lm: LocalLM) ->
     assert isinstance(short, EngineError)
     assert "takes at least 30 tokens, but max_tokens is 10" in str(short)
     assert isinstance(broken, EngineError)
-    assert "cannot hold completions to the regex '(a'" in str(broken)
+    assert "cannot constrain completions to the regex '(a'" in str(broken)
     assert isinstance(fine, Completion)
     assert fine.text == "a"
 

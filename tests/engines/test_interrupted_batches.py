@@ -46,7 +46,7 @@ def failing(lm: LocalLM, call: int, error: BaseException) -> Iterator[None]:
 
 @pytest.mark.parametrize("method", ["base", "lora", "prefix", "full"])
 def test_after_a_failure_in_any_pass_the_answers_are_right(tiny_folder: Path, tmp_path: Path, method: str) -> None:
-    lm, fresh = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_rows=4) for _ in range(2))
+    lm, fresh = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=4) for _ in range(2))
     weights = BASE
     with closing(RunStore(tmp_path / "run")) as store:
         if method != "base":
@@ -94,7 +94,7 @@ def test_no_pass_is_made_when_the_time_is_over(tiny_lm: LocalLM) -> None:
 
 
 def test_memory_that_cpus_and_cublas_lack_shrinks_the_batch(tiny_folder: Path) -> None:
-    lm = LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_rows=4)
+    lm = LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=4)
     usual = lm.complete(requests())
     for told in (
         "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory",
@@ -102,9 +102,9 @@ def test_memory_that_cpus_and_cublas_lack_shrinks_the_batch(tiny_folder: Path) -
     ):
         with failing(lm, 3, RuntimeError(told)):
             assert lm.complete(requests()) == usual
-    assert lm.limits.rows == 1
+    assert lm.limits.sequences == 1
     with (
         failing(lm, 1, MemoryError()),
-        pytest.raises(EngineError, match="not even one row fits the memory beside tiny"),
+        pytest.raises(EngineError, match="not even one sequence fits in memory beside tiny"),
     ):
         lm.complete(requests())

@@ -25,8 +25,8 @@ from transformers import AutoTokenizer
 
 from lmpipe import Completion, EngineError, Request, RunStore, Sampling, Session, WeightState
 from lmpipe.engines import load_embedder, load_lm
-from lmpipe.engines.library_errors import MISFITS, Renamed
-from lmpipe.engines.loading import loading
+from lmpipe.engines.library_errors import INVALID_INPUT_ERRORS, ErrorTranslator
+from lmpipe.engines.loading import loading_errors
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.training import LocalTrainer, TuningConfig
 from lmpipe.errors import ConfigError, LmpipeError
@@ -50,21 +50,24 @@ HUB = [
 def test_errors_of_the_hub_name_what_was_to_be_loaded(error: Exception) -> None:
     with (
         pytest.raises(ConfigError, match=f"cannot load a causal LM from 'org/model': {type(error).__name__}") as caught,
-        loading("a causal LM", "org/model"),
+        loading_errors("a causal LM", "org/model"),
     ):
         raise error
     assert ("hf auth login" in str(caught.value)) == isinstance(error, GatedRepoError)
 
 
 def test_errors_of_lmpipe_and_of_the_caller_pass_and_long_ones_are_cut() -> None:
-    with pytest.raises(ConfigError, match=r"^mine$"), loading("a causal LM", "x"):
+    with pytest.raises(ConfigError, match=r"^mine$"), loading_errors("a causal LM", "x"):
         raise ConfigError("mine")
-    with pytest.raises(KeyboardInterrupt), loading("a causal LM", "x"):
+    with pytest.raises(KeyboardInterrupt), loading_errors("a causal LM", "x"):
         raise KeyboardInterrupt
-    with pytest.raises(EngineError) as caught, Renamed(MISFITS, lambda error: EngineError(str(error)[:9])):
+    with (
+        pytest.raises(EngineError) as caught,
+        ErrorTranslator(INVALID_INPUT_ERRORS, lambda error: EngineError(str(error)[:9])),
+    ):
         raise Exception("as tokenizers raises it")
     assert str(caught.value) == "as tokeni"
-    with pytest.raises(ConfigError) as caught, loading("a causal LM", "x"):
+    with pytest.raises(ConfigError) as caught, loading_errors("a causal LM", "x"):
         raise ValueError("long " * 10_000)
     assert len(str(caught.value)) < 1200
 
@@ -196,7 +199,7 @@ def test_what_names_no_model_is_a_config_error(spec: str, options: dict[str, Any
 def test_limits_that_let_nothing_in_are_refused(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for options in ({"max_rows": 0}, {"max_rows": -1}, {"memory": -5}):
+    for options in ({"max_sequences": 0}, {"max_sequences": -1}, {"memory": -5}):
         with pytest.raises(ConfigError, match="must be at least 1, or left out"):
             load_lm(f"hf:{tiny_folder}", **options)
     (tmp_path / "file").write_text("no folder")

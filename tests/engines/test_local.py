@@ -81,7 +81,7 @@ def test_a_request_that_does_not_fit_fails_alone_and_names_both_lengths(tiny_lm:
 
 def test_weights_of_another_model_are_refused(tiny_lm: LocalLM) -> None:
     answer = tiny_lm.complete([replace(request("a"), weights=WeightState(base="large"))])[0]
-    assert "runs on 'large', but this LM is 'tiny'" in str(answer)
+    assert "uses the weights of 'large', but this LM is 'tiny'" in str(answer)
 
 
 def test_emulated_half_precision_is_told(
