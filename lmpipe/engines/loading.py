@@ -78,10 +78,10 @@ def vocabulary_size(model: Any, tokenizer: Any, name: str) -> int:
         ConfigError: If the model lacks an embedding or a logit for a token of the tokenizer.
     """
     tokens = 1 + max(tokenizer.get_vocab().values())
-    rows = min(model.get_input_embeddings().weight.shape[0], model.config.get_text_config().vocab_size)
-    if tokens > rows:
+    embeddings = min(model.get_input_embeddings().weight.shape[0], model.config.get_text_config().vocab_size)
+    if tokens > embeddings:
         raise ConfigError(
-            f"the tokenizer of {name!r} has {tokens} tokens, the model {rows}; use the model's own tokenizer, or "
+            f"the tokenizer of {name!r} has {tokens} tokens, the model {embeddings}; use the model's own tokenizer, or "
             f"a model that was trained after model.resize_token_embeddings({tokens})"
         )
     return int(tokens)
