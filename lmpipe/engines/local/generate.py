@@ -41,7 +41,7 @@ class BatchLimits:
 
 @final
 @dataclass(eq=False, slots=True)
-class _Slot:
+class _BatchEntry:
     """A sequence in the batch: the prefix node that its own tokens follow, and how many of these are computed."""
 
     sequence: SequenceState
@@ -94,8 +94,8 @@ class ContinuousBatch:
         self._end_tokens, self._detokenize, self._vocabulary = end_tokens, detokenize, vocabulary
         ordered = sorted(sequences, key=lambda sequence: sequence.context)
         nodes = prefixes.match(weights, [sequence.context for sequence in ordered])
-        self._waiting = deque(_Slot(sequence, node) for sequence, node in zip(ordered, nodes, strict=True))
-        self._running: list[_Slot] = []  # in the order of their slots in the KV cache
+        self._waiting = deque(_BatchEntry(sequence, node) for sequence, node in zip(ordered, nodes, strict=True))
+        self._running: list[_BatchEntry] = []  # in the order of their slots in the KV cache
         self._cache = KVCache()
         self._contexts: list[tuple[PrefixNode, torch.Tensor | slice]] | None = None
 
@@ -113,30 +113,30 @@ class ContinuousBatch:
             if self._running:
                 self._decode_step()
 
-    def _admit(self) -> list[_Slot]:
+    def _admit(self) -> list[_BatchEntry]:
         """Takes sequences from the waiting queue while there is room; at least one if nothing is running."""
-        entering: list[_Slot] = []
+        entering: list[_BatchEntry] = []
         new_nodes: set[PrefixNode] = set()
-        tokens, width = 0, max((slot.max_length for slot in self._running), default=0)
+        tokens, width = 0, max((entry.max_length for entry in self._running), default=0)
         while self._waiting and len(self._running) + len(entering) < self._limits.sequences:
-            slot = self._waiting[0]
-            missing = {node for node in slot.node.path() if not node.keys} - new_nodes
-            more_tokens = len(slot.own_prompt) + sum(len(node.tokens) for node in missing)
-            slot.add_references(1)
-            count, new_width = len(self._running) + len(entering) + 1, max(width, slot.max_length)
+            entry = self._waiting[0]
+            missing = {node for node in entry.node.path() if not node.keys} - new_nodes
+            more_tokens = len(entry.own_prompt) + sum(len(node.tokens) for node in missing)
+            entry.add_references(1)
+            count, new_width = len(self._running) + len(entering) + 1, max(width, entry.max_length)
             fits = tokens + more_tokens <= _PREFILL_TOKENS and self._has_room(count, new_width, new_nodes | missing)
             if not fits and count > 1:
-                slot.add_references(-1)
+                entry.add_references(-1)
                 break
             entering.append(self._waiting.popleft())
             tokens, width, new_nodes = tokens + more_tokens, new_width, new_nodes | missing
         if entering:
-            self._reserve([*self._running, *entering], max(len(slot.own_prompt) for slot in entering))
+            self._reserve([*self._running, *entering], max(len(entry.own_prompt) for entry in entering))
         return entering
 
-    def _reserve(self, slots: Sequence[_Slot], length: int) -> None:
+    def _reserve(self, entries: Sequence[_BatchEntry], length: int) -> None:
         """Makes room for own tokens up to `length`, and for waiting sequences if memory allows, since growth copies."""
-        count, max_length = len(slots), max(slot.max_length for slot in slots)
+        count, max_length = len(entries), max(entry.max_length for entry in entries)
         later_count = min(count + len(self._waiting), self._limits.sequences)
         if 2 * self._cache.size(later_count, max_length) * self._limits.bytes_per_token <= self._limits.memory:
             count = later_count
@@ -148,26 +148,26 @@ class ContinuousBatch:
         excess = tokens * self._limits.bytes_per_token + self._prefixes.bytes - self._limits.memory
         return excess <= 0 or self._prefixes.evict(excess) >= excess
 
-    def _prefill(self, entering: Sequence[_Slot]) -> None:
+    def _prefill(self, entering: Sequence[_BatchEntry]) -> None:
         """Computes the prompts of entering sequences and samples their first tokens."""
         segments: list[Segment] = []
         logits_of: list[int] = []  # index of each sequence's segment among the segments of sequences
         new_nodes: set[PrefixNode] = set()
-        index = len(self._running)
-        for slot, previous in zip(entering, [None, *entering], strict=False):
-            if previous is not None and previous.sequence.context == slot.sequence.context:
+        slot = len(self._running)
+        for entry, previous in zip(entering, [None, *entering], strict=False):
+            if previous is not None and previous.sequence.context == entry.sequence.context:
                 last = segments.pop()
-                segments.append(Segment(last.tokens, last.parent, slots=(*last.slots, index)))
+                segments.append(Segment(last.tokens, last.parent, slots=(*last.slots, slot)))
                 logits_of.append(logits_of[-1])
             else:
-                missing = [node for node in slot.node.path() if not (node.keys or node in new_nodes)]
+                missing = [node for node in entry.node.path() if not (node.keys or node in new_nodes)]
                 segments += [Segment(node.tokens, node.parent, node) for node in missing if node.parent is not None]
-                segments.append(Segment(slot.own_prompt, slot.node, slots=(index,)))
+                segments.append(Segment(entry.own_prompt, entry.node, slots=(slot,)))
                 new_nodes.update(missing)
                 logits_of.append(logits_of[-1] + 1 if logits_of else 0)
-            slot.length = len(slot.own_prompt)
-            index += 1
-        self._cache.count = index
+            entry.length = len(entry.own_prompt)
+            slot += 1
+        self._cache.count = slot
         self._running += entering
         logits = self._forward(PrefillBatch(segments, self._cache, self._model.device))
         self._sample(entering, logits[logits_of])
@@ -177,18 +177,18 @@ class ContinuousBatch:
         if self._contexts is None:
             self._contexts = self._find_contexts()
         running = list(self._running)
-        self._reserve(running, 1 + max(slot.length for slot in running))
+        self._reserve(running, 1 + max(entry.length for entry in running))
         batch = DecodeBatch(
-            [slot.sequence.tokens[-1] for slot in running],
-            [slot.length for slot in running],
-            [slot.node.stop for slot in running],
+            [entry.sequence.tokens[-1] for entry in running],
+            [entry.length for entry in running],
+            [entry.node.stop for entry in running],
             self._contexts,
             self._cache,
             self._model.device,
         )
         logits = self._forward(batch)
-        for slot in running:
-            slot.length += 1
+        for entry in running:
+            entry.length += 1
         self._sample(running, logits)
 
     def _forward(self, batch: PrefillBatch | DecodeBatch) -> torch.Tensor:
@@ -206,22 +206,22 @@ class ContinuousBatch:
     def _find_contexts(self) -> list[tuple[PrefixNode, torch.Tensor | slice]]:
         """Returns the prefix nodes that running sequences attend to, each with the slots of its sequences."""
         slots_of: dict[PrefixNode, list[int]] = {}
-        for index, slot in enumerate(self._running):
-            for node in slot.node.path():
-                slots_of.setdefault(node, []).append(index)
+        for slot, entry in enumerate(self._running):
+            for node in entry.node.path():
+                slots_of.setdefault(node, []).append(slot)
         return [(node, _index(slots, self._model.device)) for node, slots in slots_of.items()]
 
-    def _sample(self, slots: Sequence[_Slot], logits: torch.Tensor) -> None:
+    def _sample(self, entries: Sequence[_BatchEntry], logits: torch.Tensor) -> None:
         """Appends the next token to each sequence, and removes finished sequences from the batch."""
-        sequences = [slot.sequence for slot in slots]
+        sequences = [entry.sequence for entry in entries]
         for sequence, token in zip(sequences, sample(logits[:, : self._vocabulary], sequences), strict=True):
             self._append(sequence, token)
-        for index in reversed(range(len(self._running))):
-            if self._running[index].sequence.finish_reason is not None:
-                self._running[index].add_references(-1)
-                self._running[index] = self._running[-1]
+        for slot in reversed(range(len(self._running))):
+            if self._running[slot].sequence.finish_reason is not None:
+                self._running[slot].add_references(-1)
+                self._running[slot] = self._running[-1]
                 self._running.pop()
-                self._cache.free(index)
+                self._cache.free(slot)
                 self._contexts = None
 
     def _append(self, sequence: SequenceState, token: int) -> None:
