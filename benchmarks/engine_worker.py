@@ -20,7 +20,7 @@ from benchmarks.workload import Workload, generation_flops, make_workload, train
 from lmpipe import RunStore, Sampling, Session, WeightState
 from lmpipe.engines.bundled import load_bundled
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.local.sampling import Row
+from lmpipe.engines.local.sampling import SequenceState
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.engines.training import LocalTrainer, TuningConfig
 from lmpipe.engines.training.callbacks import Watch
@@ -59,9 +59,9 @@ def cpu_seconds(work: Callable[[], Any]) -> float:
     return process_time() - started
 
 
-def rows_of(work: Workload) -> list[Row]:
+def rows_of(work: Workload) -> list[SequenceState]:
     """One row for each prompt."""
-    return [Row(tuple(prompt), Sampling(max_tokens=work.new_tokens)) for prompt in work.prompts]
+    return [SequenceState(tuple(prompt), Sampling(max_tokens=work.new_tokens)) for prompt in work.prompts]
 
 
 def endless(dtype: str) -> LocalLM:
@@ -122,7 +122,7 @@ def swap() -> dict[str, Any]:
             lm.register_adapter(adapters[-1], store.folder(adapters[-1]))
 
         def first_token(adapter: str) -> float:
-            return cpu_seconds(lambda: lm.generate([Row((1, 2, 3), Sampling(max_tokens=1))], adapter))
+            return cpu_seconds(lambda: lm.generate([SequenceState((1, 2, 3), Sampling(max_tokens=1))], adapter))
 
         loaded = [first_token(adapter) - first_token(adapter) for adapter in adapters]
         there = [first_token(adapters[number % 3]) for number in range(9)]
@@ -148,7 +148,9 @@ def growth() -> dict[str, Any]:
         rng = torch.Generator().manual_seed(count)
         prefixes = [tuple(torch.randint(1000, 20000, (300,), generator=rng).tolist()) for _ in range(count)]
         questions = [tuple(range(number * 40, number * 40 + 30)) for number in range(8)]
-        rows = [Row(prefix + question, Sampling(max_tokens=16)) for prefix in prefixes for question in questions]
+        rows = [
+            SequenceState(prefix + question, Sampling(max_tokens=16)) for prefix in prefixes for question in questions
+        ]
         return cpu_seconds(lambda: lm.generate(rows))
 
     seconds(requests=2)

@@ -1,4 +1,4 @@
-"""A tiny Llama that tests make."""
+"""A tiny Llama for tests."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ CHAT = (
 
 
 def tiny_llama(folder: Path, hidden_size: int = 32, intermediate_size: int = 64) -> Path:
-    """Saves a Llama of two layers with random weights and a byte tokenizer, as transformers saves models."""
+    """Saves a Llama of two layers with random weights and a byte tokenizer in transformers' format."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: number for number, char in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")

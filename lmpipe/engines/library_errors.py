@@ -1,6 +1,6 @@
-"""Errors of the libraries that engines stand on, told as errors of lmpipe.
+"""Errors of the libraries that engines use, translated to errors of lmpipe.
 
-Knows none of these libraries; who calls one says which errors it raises.
+Does not depend on these libraries: the caller of one says which errors it raises.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lmpipe.text.cleaning import clean
 from lmpipe.text.display import message_of, shorten
 from lmpipe.text.secrets import hide
 
-MISFITS: tuple[type[Exception], ...] = (
+INVALID_INPUT_ERRORS: tuple[type[Exception], ...] = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -24,21 +24,21 @@ MISFITS: tuple[type[Exception], ...] = (
     TypeError,
     ValueError,
 )
-"""What Python code raises when a value or a file is not as the code takes it to be."""
+"""Errors that Python code raises when a value or a file is not what the code expects."""
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+_OUT_OF_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
 
 
 @final
-class Renamed:
-    """A context manager: errors of some kinds that leave the block become one of lmpipe's.
+class ErrorTranslator:
+    """A context manager that raises an error of lmpipe in place of a library's error.
 
-    Errors of lmpipe pass through. An error whose class is `Exception` itself counts as one of the kinds: the Rust code
-    of tokenizers raises such.
+    Errors of lmpipe pass through unchanged. An error whose class is `Exception` itself is always translated, because
+    the Rust code of tokenizers raises such errors.
 
     Args:
-        kinds: What the library raises.
-        make: Makes the error that is raised in its place.
+        kinds: Classes of the errors that the library raises.
+        make: Turns a library's error into the error to raise.
     """
 
     def __init__(self, kinds: tuple[type[Exception], ...], make: Callable[[Exception], LmpipeError]) -> None:
@@ -56,12 +56,12 @@ class Renamed:
             raise self._make(error) from error
 
 
-def told(error: BaseException) -> str:
-    """What a foreign error says, at most 1,000 characters of it and no secrets, after the name of its class."""
-    shown = shorten(hide(clean(" ".join(message_of(error).split()))), 1000)
-    return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
+def describe_error(error: BaseException) -> str:
+    """Returns the class name of a library's error and its message, without secrets and at most 1,000 characters."""
+    message = shorten(hide(clean(" ".join(message_of(error).split()))), 1000)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch says that memory ran out; of several classes, only the message tells."""
-    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in _NO_MEMORY)
+    """Whether an error of torch means that memory ran out; for some classes, only the message says so."""
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in _OUT_OF_MEMORY_PHRASES)

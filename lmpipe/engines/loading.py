@@ -1,6 +1,6 @@
-"""What is said when a model, a tokenizer or tuned weights cannot be loaded, or do not belong together.
+"""Error messages for models, tokenizers and tuned weights that cannot be loaded or do not belong together.
 
-Knows nothing of how they are used.
+Knows nothing about how they are used.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTP
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 
-from lmpipe.engines.library_errors import MISFITS, Renamed, is_out_of_memory, told
+from lmpipe.engines.library_errors import INVALID_INPUT_ERRORS, ErrorTranslator, describe_error, is_out_of_memory
 from lmpipe.errors import ConfigError, LmpipeError
 
-LOADING_FAILS: tuple[type[Exception], ...] = (
-    *MISFITS,
+LOADING_ERRORS: tuple[type[Exception], ...] = (
+    *INVALID_INPUT_ERRORS,
     EOFError,
     EntryNotFoundError,
     HfHubHTTPError,
@@ -31,31 +31,38 @@ LOADING_FAILS: tuple[type[Exception], ...] = (
     TemplateError,
     pickle.UnpicklingError,
 )
-"""What transformers, peft, huggingface_hub, safetensors and torch raise where files are missing, damaged or others."""
+"""Errors that transformers, peft, huggingface_hub, safetensors and torch raise if files are missing, damaged or of
+another kind."""
 
 
-def loading(what: str, id_or_path: object, make: Callable[[str], LmpipeError] = ConfigError) -> Renamed:
-    """A context manager that names what its block cannot load, why, and what to do.
+def loading_errors(what: str, id_or_path: object, make: Callable[[str], LmpipeError] = ConfigError) -> ErrorTranslator:
+    """Returns a context manager whose error says what its block could not load, why, and what to do.
 
     Args:
-        what: Kind of thing, such as "a causal LM".
-        id_or_path: Where from.
+        what: Description of what is loaded, such as "a causal LM".
+        id_or_path: Hub id, local folder or file that it is loaded from.
         make: Class of the error.
 
     Raises:
-        LmpipeError: Of that class, if it is the path of a folder that is not there.
+        LmpipeError: If `id_or_path` is a path that does not exist; the error is of class `make`.
     """
     text = str(id_or_path)
     if text.startswith(("/", ".", "~")) and not os.path.exists(text):
         raise make(f"cannot load {what} from {text!r}: there is no such folder")
-    return Renamed(
-        LOADING_FAILS, lambda error: make(f"cannot load {what} from {text!r}: {told(error)}{_advice(error)}")
+    return ErrorTranslator(
+        LOADING_ERRORS, lambda error: make(f"cannot load {what} from {text!r}: {describe_error(error)}{_advice(error)}")
     )
 
 
-def no_missing_weights(missing: Collection[str], id_or_path: str) -> None:
-    """Raises:
-    ConfigError: If any weights of a model were missing where it was loaded from; they are random numbers now.
+def check_no_missing_weights(missing: Collection[str], id_or_path: str) -> None:
+    """Checks that a checkpoint had all weights of its model, since missing ones are initialized at random.
+
+    Args:
+        missing: Names of the missing weights.
+        id_or_path: Hub id or local folder of the checkpoint.
+
+    Raises:
+        ConfigError: If any weights are missing.
     """
     if missing:
         raise ConfigError(
@@ -65,16 +72,16 @@ def no_missing_weights(missing: Collection[str], id_or_path: str) -> None:
 
 
 def vocabulary_size(model: Any, tokenizer: Any, name: str) -> int:
-    """How many token ids a tokenizer has, counted from 0 to its last one. A model may have more.
+    """Returns the number of token ids of a tokenizer, counted from 0 to its last one. A model may have more.
 
     Raises:
-        ConfigError: If the tokenizer has a token that the model has no embedding or no logit for.
+        ConfigError: If the model lacks an embedding or a logit for a token of the tokenizer.
     """
     tokens = 1 + max(tokenizer.get_vocab().values())
-    rows = min(model.get_input_embeddings().weight.shape[0], model.config.get_text_config().vocab_size)
-    if tokens > rows:
+    embeddings = min(model.get_input_embeddings().weight.shape[0], model.config.get_text_config().vocab_size)
+    if tokens > embeddings:
         raise ConfigError(
-            f"the tokenizer of {name!r} has {tokens} tokens, the model {rows}; use the model's own tokenizer, or "
+            f"the tokenizer of {name!r} has {tokens} tokens, the model {embeddings}; use the model's own tokenizer, or "
             f"a model that was trained after model.resize_token_embeddings({tokens})"
         )
     return int(tokens)
@@ -82,11 +89,11 @@ def vocabulary_size(model: Any, tokenizer: Any, name: str) -> int:
 
 def _advice(error: Exception) -> str:
     if isinstance(error, GatedRepoError):
-        return "; ask for access on its page of the hub and log in with: hf auth login"
+        return "; request access on its page of the hub and log in with: hf auth login"
     if isinstance(error, ImportError):
-        return "; install what is missing, such as: pip install 'lmpipe[local,quantized]'"
+        return "; install the missing package, for example with: pip install 'lmpipe[local,quantized]'"
     if is_out_of_memory(error):
         return "; free memory, or choose a smaller model, dtype='bfloat16' or a quantization"
     if isinstance(error, (SafetensorError, EOFError, pickle.UnpicklingError)):
-        return "; a file of it is damaged: download or copy it again"
+        return "; a file is damaged: download or copy it again"
     return ""

@@ -1,10 +1,11 @@
-"""Matrix products with weights that oneDNN has laid out for them beforehand.
+"""Linear layers computed by oneDNN with prepacked weights.
 
-On a CPU, PyTorch multiplies float32 matrices by MKL, which leaves half of the speed of some processors unused; oneDNN
-with weights in a layout of its own is up to 2.3 times as fast, at the same precision, and a sixth faster in bfloat16.
-PyTorch uses it for compiled models only; this mode uses it for any, while it is active and no gradients are wanted.
+On a CPU, PyTorch multiplies float32 matrices with MKL, which uses only half the speed of some processors. oneDNN with
+weights in its own memory layout is up to 2.3 times as fast at the same precision, and a sixth faster in bfloat16.
+PyTorch uses it for compiled models only. The mode in this module uses it for any model, while the mode is active and
+gradients are disabled.
 
-Knows nothing of models beyond their linear layers.
+Does not depend on anything in a model but its linear layers.
 """
 
 from __future__ import annotations
@@ -16,36 +17,36 @@ import psutil
 import torch
 from torch.overrides import TorchFunctionMode
 
-_ROWS = 64  # rows of a product that the layout is made for; others are as fast
+_BATCH_ROWS = 64  # input rows that the weight layout is optimized for; other numbers are as fast
 
 
 @final
-class PackedProducts(TorchFunctionMode):
-    """Computes linear layers with packed copies of their weights.
+class OneDnnLinear(TorchFunctionMode):
+    """Computes linear layers with prepacked copies of their weights.
 
     Args:
-        model: Whose weights stay as they are and in place for as long as this is used. The copies take as much memory
-            again: they are made on a CPU, if a quarter of what is free suffices.
+        model: Model whose weights must neither change nor move while this mode is used. The copies take as much memory
+            again. They are made only on a CPU, and only if they fit in a quarter of the free memory.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self._packed: dict[int, torch.Tensor] = {}
+        self._packed: dict[int, torch.Tensor] = {}  # address of a weight → its packed copy
         if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             return
-        halves = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # or making the layout fails
-        kinds = (torch.float32, torch.bfloat16) if halves else (torch.float32,)
+        supports_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # packing fails where it does not
+        dtypes = (torch.float32, torch.bfloat16) if supports_bfloat16 else (torch.float32,)
         weights = {
             module.weight.data_ptr(): module.weight.detach()
             for module in model.modules()
-            if type(module) is torch.nn.Linear and module.weight.dtype in kinds
+            if type(module) is torch.nn.Linear and module.weight.dtype in dtypes
         }
-        room = psutil.virtual_memory().available // 4
-        fits = sum(weight.nbytes for weight in weights.values()) <= room
+        max_bytes = psutil.virtual_memory().available // 4
+        fits = sum(weight.nbytes for weight in weights.values()) <= max_bytes
         on_cpu = all(weight.device.type == "cpu" for weight in weights.values())
         if fits and on_cpu:
-            for place, weight in weights.items():
-                self._packed[place] = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+            for address, weight in weights.items():
+                self._packed[address] = torch.ops.mkldnn._reorder_linear_weight(weight, _BATCH_ROWS)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

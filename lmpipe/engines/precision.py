@@ -1,4 +1,4 @@
-"""Which precisions a device multiplies by itself. Others are emulated, many times slower than float32."""
+"""Precisions that a device supports in hardware; others are emulated, many times slower than float32."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device itself multiplies matrices of bfloat16.
+    """Whether the device multiplies bfloat16 matrices in hardware.
 
-    Of CPUs these are such with AVX-512 BF16 or AMX, of NVIDIA's GPUs those since Ampere.
+    CPUs with AVX-512 BF16 or AMX do, and NVIDIA GPUs since Ampere.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -21,6 +21,6 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 @cache
 def multiplies_int8() -> bool:
-    """Whether the CPU itself multiplies matrices of int8: by the instructions that x86 calls VNNI, or by AMX."""
-    has = torch.cpu.get_capabilities()
-    return any(has.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    """Whether the CPU multiplies int8 matrices in hardware, with x86's VNNI instructions or AMX."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))

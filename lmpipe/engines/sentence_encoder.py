@@ -1,7 +1,7 @@
-"""Sentence encoders on transformers, and the bundled one: all-MiniLM-L6-v2, whose files come with a package.
+"""Sentence encoders with transformers, and the bundled one: all-MiniLM-L6-v2, whose files come with a package.
 
-A text's vector is the mean of the last hidden states over its tokens, at length 1 (Reimers and Gurevych 2019, arXiv
-1908.10084). Knows nothing of what texts are embedded for.
+The embedding of a text is the mean of the last hidden states of its tokens, normalized to unit length (Reimers and
+Gurevych 2019, arXiv 1908.10084). Knows nothing about how embeddings are used.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from transformers import AutoModel, AutoTokenizer
 
 from lmpipe.embedder import Embedder
 from lmpipe.engines.bundled_files import minilm_folder
-from lmpipe.engines.library_errors import Renamed, told
-from lmpipe.engines.loading import loading, no_missing_weights, vocabulary_size
+from lmpipe.engines.library_errors import ErrorTranslator, describe_error
+from lmpipe.engines.loading import check_no_missing_weights, loading_errors, vocabulary_size
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.text.cleaning import clean
 from lmpipe.validation.arguments import items
 
 NAME = "all-MiniLM-L6-v2"
-_MAX_TOKENS = 256  # what the model was made for, though it has positions for 512
+_MAX_TOKENS = 256  # the length that the bundled model is meant for, though it has 512 positions
 
 
 @final
 class SentenceEncoder(Embedder):
-    """An encoder in this process. Texts are sorted by length, so that batches hold little padding.
+    """A sentence encoder in this process. Texts are sorted by length, so that batches have little padding.
 
     Args:
         model: A transformers encoder.
-        tokenizer: Its tokenizer.
+        tokenizer: Tokenizer of the model.
         name: See `Embedder.name`.
-        max_tokens: Longer texts are cut; by default at what the model has positions for.
+        max_tokens: Length at which texts are truncated; by default the number of positions of the model.
         batch_size: Most texts in one forward pass.
 
     Raises:
-        ConfigError: If the model is no encoder, or its tokenizer cannot pad or has more tokens than the model.
+        ConfigError: If the model is not an encoder, or its tokenizer has no padding token or too many tokens.
     """
 
     def __init__(
         self, model: Any, tokenizer: Any, name: str, *, max_tokens: int | None = None, batch_size: int = 64
     ) -> None:
         if model.config.is_encoder_decoder or tokenizer.pad_token is None:
-            raise ConfigError(f"{name} ({type(model).__name__}) is no sentence encoder with a token for padding")
+            raise ConfigError(f"{name} ({type(model).__name__}) is not a sentence encoder with a padding token")
         vocabulary_size(model, tokenizer, name)
         self._model, self._tokenizer, self._name = model.eval(), tokenizer, name
         positions = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
@@ -58,19 +58,19 @@ class SentenceEncoder(Embedder):
 
         Args:
             id_or_path: Hub id or local folder.
-            name: By default `id_or_path`.
+            name: See `Embedder.name`; by default `id_or_path`.
             max_tokens: See the class.
             batch_size: See the class.
 
         Raises:
-            ConfigError: If there is no encoder there.
+            ConfigError: If there is no such encoder.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        with loading("an encoder", id_or_path):
+        with loading_errors("an encoder", id_or_path):
             tokenizer = AutoTokenizer.from_pretrained(id_or_path)
-            model, found = AutoModel.from_pretrained(id_or_path, dtype=torch.float32, output_loading_info=True)
+            model, loading_info = AutoModel.from_pretrained(id_or_path, dtype=torch.float32, output_loading_info=True)
             model = model.to(device)
-        no_missing_weights([key for key in found["missing_keys"] if "pooler" not in key], id_or_path)
+        check_no_missing_weights([key for key in loading_info["missing_keys"] if "pooler" not in key], id_or_path)
         return cls(model, tokenizer, name or id_or_path, max_tokens=max_tokens, batch_size=batch_size)
 
     @property
@@ -81,18 +81,18 @@ class SentenceEncoder(Embedder):
         texts = [clean(text) for text in items("texts", texts, str)]
         if not texts:
             return []
-        with Renamed((IndexError, RuntimeError, TypeError, ValueError), self._failed):
-            return self._vectors(texts)
+        with ErrorTranslator((IndexError, RuntimeError, TypeError, ValueError), self._failed):
+            return self._embed(texts)
 
     def _failed(self, error: Exception) -> EngineError:
-        return EngineError(f"{self.name} failed while it embedded texts: {told(error)}")
+        return EngineError(f"{self.name} failed to embed texts: {describe_error(error)}")
 
-    def _vectors(self, texts: list[str]) -> list[list[float]]:
-        """A vector for each text; special tokens such as [SEP] that a text spells are text."""
+    def _embed(self, texts: list[str]) -> list[list[float]]:
+        """Returns an embedding for each text; the name of a special token in it, such as [SEP], is ordinary text."""
         options = {"truncation": True, "max_length": self._max_tokens, "split_special_tokens": True}
         ids = self._tokenizer(texts, **options)["input_ids"]
-        nothing = [0.0] * self._model.config.hidden_size  # of a text without tokens: near nothing
-        vectors = {number: nothing for number, row in enumerate(ids) if not row}
+        zeros = [0.0] * self._model.config.hidden_size  # embedding of a text without tokens, similar to no other
+        vectors = {number: zeros for number, tokens in enumerate(ids) if not tokens}
         order = sorted(range(len(ids)), key=lambda number: len(ids[number]))[len(vectors) :]
         for start in range(0, len(order), self._batch_size):
             batch = order[start : start + self._batch_size]
@@ -101,24 +101,24 @@ class SentenceEncoder(Embedder):
 
     @torch.inference_mode()
     def _encode(self, ids: list[list[int]]) -> list[list[float]]:
-        """A vector for each row of token ids."""
+        """Returns an embedding for each text, which is given as its token ids."""
         padded = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self._model.device)
         hidden = self._model(**padded).last_hidden_state
         mask = padded["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         means = (hidden * mask).sum(1) / mask.sum(1)
         if not means.isfinite().all():
-            raise EngineError(f"{self.name} gives vectors with NaN or infinity; its weights are damaged: load it again")
-        rows: list[list[float]] = torch.nn.functional.normalize(means, dim=1).double().tolist()
-        return rows
+            raise EngineError(f"embeddings of {self.name} are NaN or infinite; its weights are damaged: load it again")
+        vectors: list[list[float]] = torch.nn.functional.normalize(means, dim=1).double().tolist()
+        return vectors
 
 
 def load_bundled_embedder(**options: Any) -> SentenceEncoder:
     """Loads the bundled encoder.
 
     Args:
-        options: As for `SentenceEncoder.from_pretrained`.
+        options: The options of `SentenceEncoder.from_pretrained`.
 
     Raises:
-        ConfigError: If the package is not installed or a file of it is damaged.
+        ConfigError: If the package is not installed or one of its files is damaged.
     """
     return SentenceEncoder.from_pretrained(str(minilm_folder()), **{"name": NAME, "max_tokens": _MAX_TOKENS, **options})

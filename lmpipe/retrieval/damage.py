@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from lmpipe.engines.library_errors import Renamed, told
+from lmpipe.engines.library_errors import ErrorTranslator, describe_error
 from lmpipe.errors import CorruptBlob, LmpipeError
 
 _DAMAGE: tuple[type[Exception], ...] = (
@@ -39,7 +39,7 @@ _DAMAGE: tuple[type[Exception], ...] = (
 
 def undamaged(
     path: Path, advice: str, kind: type[LmpipeError] = CorruptBlob, more: tuple[type[Exception], ...] = ()
-) -> Renamed:
+) -> ErrorTranslator:
     """A context manager for a block that reads files: an error of a library means that they are missing or damaged.
 
     Args:
@@ -48,7 +48,9 @@ def undamaged(
         kind: What is raised in the place of the library's error.
         more: Errors of libraries, beside those of Python, that mean damage too.
     """
-    return Renamed((*_DAMAGE, *more), lambda error: kind(f"{path} is missing or damaged ({told(error)}); {advice}"))
+    return ErrorTranslator(
+        (*_DAMAGE, *more), lambda error: kind(f"{path} is missing or damaged ({describe_error(error)}); {advice}")
+    )
 
 
 def read_json(path: Path) -> Any:

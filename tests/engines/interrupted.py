@@ -1,4 +1,4 @@
-"""A user's script that asks a server for several completions: ``python -m tests.engines.interrupted URL``."""
+"""A user's script that requests several completions from a server: ``python -m tests.engines.interrupted URL``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of decoder that transformers knows runs unchanged: token for token as in its own generate."""
+"""Every kind of decoder in transformers runs unchanged, with the same tokens as from its own generate()."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.local.sampling import Row
+from lmpipe.engines.local.sampling import SequenceState
 from lmpipe.errors import ConfigError
 from lmpipe.lm import Sampling
 
@@ -52,15 +52,15 @@ CONFIGS: dict[str, PretrainedConfig] = {
 
 
 def prompts() -> list[tuple[int, ...]]:
-    """Some that share a long beginning, some of them equal, and some that share nothing."""
+    """Returns prompts that share a long prefix, some of them equal, and prompts that share nothing."""
     generator = torch.Generator().manual_seed(0)
 
     def tokens(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(0, 250, (count,), generator=generator).tolist())
 
-    shared, more = tokens(70), tokens(40)
-    rows = [shared + tokens(5), shared + more + tokens(3), shared + more + tokens(30), shared + tokens(1)]
-    return [*rows, rows[1], tokens(60), tokens(2), *(more + tokens(20) for _ in range(3))]
+    first, second = tokens(70), tokens(40)
+    sharing = [first + tokens(5), first + second + tokens(3), first + second + tokens(30), first + tokens(1)]
+    return [*sharing, sharing[1], tokens(60), tokens(2), *(second + tokens(20) for _ in range(3))]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -72,12 +72,12 @@ def test_greedy_tokens_are_those_of_transformers_generate(name: str, tiny_folder
         out = model.eval().generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, pad_token_id=257)
         expected.append([token for token in out[0, len(prompt) :].tolist() if token != 256])
     lm = LocalLM(model, AutoTokenizer.from_pretrained(tiny_folder), "tiny")
-    rows = [Row(prompt, Sampling(max_tokens=40)) for prompt in prompts()]
-    lm.generate(rows)
-    assert [row.tokens for row in rows] == expected
+    sequences = [SequenceState(prompt, Sampling(max_tokens=40)) for prompt in prompts()]
+    lm.generate(sequences)
+    assert [sequence.tokens for sequence in sequences] == expected
 
 
 def test_a_model_with_recurrent_state_is_refused(tiny_folder: Path) -> None:
     config = AutoConfig.for_model("mamba", vocab_size=261, hidden_size=32, num_hidden_layers=2)
-    with pytest.raises(ConfigError, match=r"linear_attention\) cannot run in process; serve it"):
+    with pytest.raises(ConfigError, match=r"linear_attention\) cannot run in this process; run it on a server"):
         LocalLM(AutoModelForCausalLM.from_config(config), AutoTokenizer.from_pretrained(tiny_folder), "mamba")

@@ -1,4 +1,4 @@
-"""The bundled LM is a real one."""
+"""The bundled LM is a real model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The completion cache: nothing is asked twice, nothing is mixed up, and damage is named."""
+"""The completion cache: no request is answered twice, no answers are confused, and damage is reported."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ def echo(request: Request) -> str:
 
 @contextmanager
 def cached(path: Path, lm: LM) -> Iterator[CachedLM]:
-    made = CachedLM(lm, path)
+    cached_lm = CachedLM(lm, path)
     try:
-        yield made
+        yield cached_lm
     finally:
-        made.close()
+        cached_lm.close()
 
 
-def test_a_request_is_asked_once_whoever_asks(tmp_path: Path) -> None:
+def test_a_request_is_answered_once_whoever_makes_it(tmp_path: Path) -> None:
     first, second = ScriptedLM(echo), ScriptedLM(echo)
     with cached(tmp_path / "new" / "cache.db", first) as lm:
         answers = lm.complete([request("a"), request("b"), request("a")])
         again = lm.complete([request("b"), request("a"), request("c")])
-        assert [known.text for known in again[:2]] == [answers[1].text, answers[0].text]
+        assert [answer.text for answer in again[:2]] == [answers[1].text, answers[0].text]
         assert lm.complete([request("b")])[0].usage == replace(answers[1].usage, cached=1)
-    assert [asked.messages[-1].content for asked in first.requests] == ["a", "b", "c"]
+    assert [each.messages[-1].content for each in first.requests] == ["a", "b", "c"]
     with cached(tmp_path / "new" / "cache.db", second) as lm:
-        assert [known.text for known in lm.complete([request("a"), request("b"), request("a")])] == [
-            known.text for known in answers
+        assert [answer.text for answer in lm.complete([request("a"), request("b"), request("a")])] == [
+            answer.text for answer in answers
         ]
     assert not second.requests
 
 
-def test_all_of_a_completion_is_kept(tmp_path: Path) -> None:
+def test_whole_completions_are_cached(tmp_path: Path) -> None:
     whole = Completion("Π\n\x00", "length", Usage(1, 20, 3), (-0.1, float("-inf"), -1e-9))
     for times in range(2):
         with cached(tmp_path / "cache.db", Constant(whole)) as lm:
@@ -64,7 +64,7 @@ def test_all_of_a_completion_is_kept(tmp_path: Path) -> None:
 
 
 class Constant(LM):
-    """Gives one answer, once."""
+    """Gives the same answer to every request."""
 
     def __init__(self, answer: Completion) -> None:
         self.answer = answer
@@ -80,7 +80,7 @@ class Constant(LM):
         return
 
 
-def test_errors_are_not_kept(tmp_path: Path) -> None:
+def test_errors_are_not_cached(tmp_path: Path) -> None:
     def fails(request: Request) -> str:
         raise EngineError("too long")
 
@@ -90,12 +90,12 @@ def test_errors_are_not_kept(tmp_path: Path) -> None:
         assert isinstance(lm.complete([request()])[0], Completion)
 
 
-def test_equal_requests_of_many_threads_are_asked_once(tmp_path: Path) -> None:
-    arrived, inner = threading.Barrier(8), ScriptedLM(echo)
+def test_equal_requests_of_many_threads_are_answered_once(tmp_path: Path) -> None:
+    barrier, inner = threading.Barrier(8), ScriptedLM(echo)
     with cached(tmp_path / "cache.db", inner) as lm:
 
         def ask() -> None:
-            arrived.wait()
+            barrier.wait()
             lm.complete([request(str(n)) for n in range(20)])
 
         threads = [threading.Thread(target=ask) for _ in range(8)]
@@ -138,12 +138,12 @@ def damage_answer(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_bytes, damage_answer])
-def test_a_damaged_cache_is_named(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_cache_is_reported(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     path = tmp_path / "cache.db"
     with cached(path, ScriptedLM(echo)) as lm:
         lm.complete([request()])
     damage(path)
-    with pytest.raises(CorruptBlob, match=r"cache\.db is damaged or no completion cache .*; delete it"):
+    with pytest.raises(CorruptBlob, match=r"cache\.db is damaged or not a completion cache .*; delete it"):
         read(path)
 
 
@@ -156,7 +156,7 @@ GOOD = '{"text": "hi", "finish_reason": "stop", "usage": {"calls": 1}, "logprobs
 
 
 def write_answer(path: Path, answer: str | bytes | None, checksum: str | None = None) -> None:
-    """Replaces the one answer of a cache, with the checksum that belongs to it."""
+    """Replaces the only answer of a cache, and its checksum."""
     data = answer.encode() if isinstance(answer, str) else answer or b""
     with sqlite3.connect(path) as file:
         file.execute("UPDATE answers SET answer = ?, sum = ?", (answer, checksum or digest_bytes(data)))
@@ -190,15 +190,15 @@ def write_answer(path: Path, answer: str | bytes | None, checksum: str | None = 
         b"\x00" * 9,
     ],
 )
-def test_an_answer_of_another_version_is_named(tmp_path: Path, answer: str | bytes) -> None:
+def test_an_answer_of_another_version_is_reported(tmp_path: Path, answer: str | bytes) -> None:
     path = tmp_path / "cache.db"
     read(path)
     write_answer(path, answer)
-    with pytest.raises(CorruptBlob, match=r"cache\.db is damaged or no completion cache .*; delete it"):
+    with pytest.raises(CorruptBlob, match=r"cache\.db is damaged or not a completion cache .*; delete it"):
         read(path)
 
 
-def test_an_answer_without_checksum_is_named(tmp_path: Path) -> None:
+def test_a_wrong_checksum_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "cache.db"
     read(path)
     write_answer(path, GOOD, "none")
@@ -206,7 +206,7 @@ def test_an_answer_without_checksum_is_named(tmp_path: Path) -> None:
         read(path)
 
 
-def test_what_an_older_version_did_not_count_is_nothing(tmp_path: Path) -> None:
+def test_usage_that_an_older_version_did_not_count_is_zero(tmp_path: Path) -> None:
     path = tmp_path / "cache.db"
     read(path)
     write_answer(path, GOOD)
@@ -216,14 +216,14 @@ def test_what_an_older_version_did_not_count_is_nothing(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.text(st.characters(codec=None)), st.text(st.characters(codec=None), max_size=5))
-def test_any_text_is_kept_as_it_is(tmp_path_factory: pytest.TempPathFactory, text: str, asked: str) -> None:
+def test_any_text_is_cached_unchanged(tmp_path_factory: pytest.TempPathFactory, text: str, prompt: str) -> None:
     path = tmp_path_factory.mktemp("cache") / "cache.db"
     for times in range(2):
         with cached(path, Constant(Completion(text))) as lm:
-            assert lm.complete([request(asked)]) == [Completion(text, usage=Usage(1, cached=times))]
+            assert lm.complete([request(prompt)]) == [Completion(text, usage=Usage(1, cached=times))]
 
 
-def test_an_lm_that_gives_too_few_answers_is_named(tmp_path: Path) -> None:
+def test_an_lm_that_gives_too_few_answers_is_reported(tmp_path: Path) -> None:
     class Forgetful(LM):
         name = "forgetful"
 
@@ -233,34 +233,34 @@ def test_an_lm_that_gives_too_few_answers_is_named(tmp_path: Path) -> None:
         def register_adapter(self, adapter: str, folder: Path) -> None:
             return
 
-    few = pytest.raises(EngineError, match=r"'forgetful' .Forgetful. gave 0 answers to 1 requests")
-    with cached(tmp_path / "cache.db", Forgetful()) as lm, few:
+    error = pytest.raises(EngineError, match=r"'forgetful' .Forgetful. gave 0 answers to 1 requests")
+    with cached(tmp_path / "cache.db", Forgetful()) as lm, error:
         lm.complete([request()])
 
 
-def test_a_full_disk_ends_the_run_with_the_name_of_the_cache(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_that_names_the_cache(tmp_path: Path) -> None:
     long = Constant(Completion("long " * 100_000))
-    full = pytest.raises(StoreError, match=r"cache\.db cannot be used")
-    with cached(tmp_path / "cache.db", long) as lm, full_disk(100_000), full:
+    error = pytest.raises(StoreError, match=r"cache\.db cannot be used")
+    with cached(tmp_path / "cache.db", long) as lm, full_disk(100_000), error:
         lm.complete([request()])
     with cached(tmp_path / "cache.db", long) as lm:
         assert lm.complete([request()]) == [long.answer]
 
 
-def test_a_cache_that_was_closed_says_so(tmp_path: Path) -> None:
+def test_a_closed_cache_is_reported(tmp_path: Path) -> None:
     with cached(tmp_path / "cache.db", ScriptedLM(echo)) as lm:
         lm.close()
         with pytest.raises(StoreError, match="closed"):
             lm.complete([request()])
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"file/cache\.db cannot be used"):
         CachedLM(ScriptedLM(echo), tmp_path / "file" / "cache.db")
 
 
-def test_a_cache_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_opened_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=f"{tmp_path} cannot be used: unable to open"):
         CachedLM(ScriptedLM(echo), tmp_path)
 
@@ -290,10 +290,10 @@ def test_requests_share_an_answer_exactly_if_they_are_equal(
 ) -> None:
     inner = ScriptedLM(repr)
     with cached(tmp_path_factory.mktemp("cache") / "cache.db", inner) as lm:
-        for asked in [*requests, *(replace(asked) for asked in requests)]:
-            answer = lm.complete([asked])[0]
+        for each in [*requests, *(replace(each) for each in requests)]:
+            answer = lm.complete([each])[0]
             assert isinstance(answer, Completion)
-            assert answer.text == repr(asked)
+            assert answer.text == repr(each)
     assert inner.requests == list(dict.fromkeys(requests))
 
 
@@ -305,7 +305,7 @@ def test_the_name_of_the_lm_is_part_of_the_key(tmp_path: Path) -> None:
             assert answer.text == name
 
 
-def test_adapters_go_through_and_any_lm_can_be_loaded_with_a_cache(tmp_path: Path) -> None:
+def test_adapters_are_passed_on_and_any_lm_can_be_loaded_with_a_cache(tmp_path: Path) -> None:
     inner = ScriptedLM(echo)
     with cached(tmp_path / "cache.db", inner) as lm:
         lm.register_adapter("d", tmp_path)

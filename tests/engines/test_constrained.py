@@ -1,4 +1,4 @@
-"""Structured decoding: whatever the LM would like to say, what it says can be read."""
+"""Constrained decoding: every completion matches its regular expression, whatever the LM's probabilities."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def request(pattern: str | None, seed: int = 0, max_tokens: int = 60) -> Request
 
 
 def test_no_completion_of_a_random_model_is_unreadable(tiny_lm: LocalLM) -> None:
-    """Free, none can be read; structured, all can, those that reach max_tokens included."""
+    """Without constraints no completion can be parsed; with them all can, even those that reach max_tokens."""
     program = Predict(Signature((Field("number", int),), FIELDS))
     errors = {}
     for structured in (False, True):
@@ -76,33 +76,33 @@ def test_completions_match_whatever_their_length(tiny_lm: LocalLM, pattern: str,
     assert re.fullmatch(pattern, answer.text)
 
 
-def test_structured_and_free_rows_share_a_batch(tiny_lm: LocalLM) -> None:
-    free = tiny_lm.complete([request(None)])[0]
+def test_constrained_and_unconstrained_requests_share_a_batch(tiny_lm: LocalLM) -> None:
+    unconstrained = tiny_lm.complete([request(None)])[0]
     mixed = tiny_lm.complete([request("(yes|no)"), request(None), request("[0-9]{4}")])
-    assert mixed[1] == free
+    assert mixed[1] == unconstrained
     assert [
-        bool(re.fullmatch(form, a.text))
-        for form, a in zip(("yes|no", "", "[0-9]{4}"), mixed, strict=True)
-        if isinstance(a, Completion)
+        bool(re.fullmatch(regex, answer.text))
+        for regex, answer in zip(("yes|no", "", "[0-9]{4}"), mixed, strict=True)
+        if isinstance(answer, Completion)
     ] == [True, False, True]
 
 
-def test_what_cannot_be_done_is_said_for_that_request_alone(tiny_lm: LocalLM) -> None:
+def test_a_request_that_cannot_be_constrained_fails_alone(tiny_lm: LocalLM) -> None:
     short, broken, fine = tiny_lm.complete([request("[a]{30}", max_tokens=10), request("(a", 1), request("a")])
     assert isinstance(short, EngineError)
     assert "takes at least 30 tokens, but max_tokens is 10" in str(short)
     assert isinstance(broken, EngineError)
-    assert "cannot hold completions to the regex '(a'" in str(broken)
+    assert "cannot constrain completions to the regex '(a'" in str(broken)
     assert isinstance(fine, Completion)
     assert fine.text == "a"
 
 
-def test_tokens_of_a_real_tokenizer_are_known_by_their_bytes() -> None:
+def test_tokens_of_a_real_tokenizer_are_mapped_to_their_bytes() -> None:
     lm = load_lm("bundled")
     assert isinstance(lm, LocalLM)
-    known = {token: text for text, tokens in token_bytes(lm.tokenizer).items() for token in tokens}
+    bytes_of = {token: text for text, tokens in token_bytes(lm.tokenizer).items() for token in tokens}
     text = "Größe: 5.1 cm\n\tünïcode 🌸 x"
-    assert b"".join(known[token] for token in lm.encode_text(text)) == text.encode()
+    assert b"".join(bytes_of[token] for token in lm.encode_text(text)) == text.encode()
     answer = lm.complete(
         [
             Request(

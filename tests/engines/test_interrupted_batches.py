@@ -1,4 +1,4 @@
-"""A batch that was ended in its middle, by Ctrl-C, an error or the clock, leaves an engine that answers rightly."""
+"""After a batch is interrupted by Ctrl-C, an error or a time limit, the engine still gives correct answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHARED = "Tell me what comes next in the alphabet, however long it takes to find
 
 
 def requests(weights: WeightState = BASE, letters: str = "abcdef") -> list[Request]:
-    """Requests whose prompts begin alike, so that their beginning is computed once and kept."""
+    """Returns requests whose prompts share a prefix, which is computed once and cached."""
     return [
         Request((Message("system", SHARED), Message("user", letter * 3)), Sampling(max_tokens=8), weights)
         for letter in letters
@@ -30,7 +30,7 @@ def requests(weights: WeightState = BASE, letters: str = "abcdef") -> list[Reque
 
 @contextmanager
 def failing(lm: LocalLM, call: int, error: BaseException) -> Iterator[None]:
-    """Lets the last layer of the model fail at one of its calls, when those before have kept what they computed."""
+    """Makes the last layer of the model raise at one of its calls, when earlier layers have cached their results."""
     calls = iter(range(1, 10**6))
 
     def fail(module: Any, args: Any) -> None:
@@ -45,8 +45,8 @@ def failing(lm: LocalLM, call: int, error: BaseException) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("method", ["base", "lora", "prefix", "full"])
-def test_after_a_failure_in_any_pass_the_answers_are_right(tiny_folder: Path, tmp_path: Path, method: str) -> None:
-    lm, fresh = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_rows=4) for _ in range(2))
+def test_after_a_failure_in_any_pass_answers_are_correct(tiny_folder: Path, tmp_path: Path, method: str) -> None:
+    lm, fresh = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=4) for _ in range(2))
     weights = BASE
     with closing(RunStore(tmp_path / "run")) as store:
         if method != "base":
@@ -56,10 +56,10 @@ def test_after_a_failure_in_any_pass_the_answers_are_right(tiny_folder: Path, tm
         tuned, usual = fresh.complete(requests(weights)), fresh.complete(requests())
         for call in (1, 2, 4, 9):
             for error in (KeyboardInterrupt(), RuntimeError("mat1 and mat2 shapes cannot be multiplied")):
-                wanted = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else EngineError
+                expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else EngineError
                 with (
                     failing(lm, call, error),
-                    pytest.raises(wanted, match=None if wanted is KeyboardInterrupt else "mat1"),
+                    pytest.raises(expected, match=None if expected is KeyboardInterrupt else "mat1"),
                 ):
                     lm.complete(requests(weights))
                 assert lm.prefix_bytes == 0
@@ -67,9 +67,9 @@ def test_after_a_failure_in_any_pass_the_answers_are_right(tiny_folder: Path, tm
                 assert lm.complete(requests()) == usual
 
 
-def test_a_time_limit_ends_a_batch_between_its_passes(tiny_lm: LocalLM) -> None:
+def test_a_time_limit_ends_a_batch_between_forward_passes(tiny_lm: LocalLM) -> None:
     usual = tiny_lm.complete(requests())
-    endless = [Request(asked.messages, Sampling(max_tokens=600), BASE) for asked in requests(letters="ghijkl")]
+    endless = [Request(request.messages, Sampling(max_tokens=600), BASE) for request in requests(letters="ghijkl")]
 
     def slow(module: Any, args: Any) -> None:
         time.sleep(0.05)
@@ -83,7 +83,7 @@ def test_a_time_limit_ends_a_batch_between_its_passes(tiny_lm: LocalLM) -> None:
     assert tiny_lm.complete(requests()) == usual
 
 
-def test_no_pass_is_made_when_the_time_is_over(tiny_lm: LocalLM) -> None:
+def test_no_forward_pass_is_made_after_the_time_limit(tiny_lm: LocalLM) -> None:
     passes: list[object] = []
     handle = tiny_lm.model.register_forward_pre_hook(lambda module, args: passes.append(module))
     with time_limit(0), pytest.raises(BudgetSpent):
@@ -93,18 +93,18 @@ def test_no_pass_is_made_when_the_time_is_over(tiny_lm: LocalLM) -> None:
     assert all(isinstance(answer, Completion) for answer in tiny_lm.complete(requests()))
 
 
-def test_memory_that_cpus_and_cublas_lack_shrinks_the_batch(tiny_folder: Path) -> None:
-    lm = LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_rows=4)
+def test_out_of_memory_on_a_cpu_or_in_cublas_shrinks_the_batch(tiny_folder: Path) -> None:
+    lm = LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=4)
     usual = lm.complete(requests())
-    for told in (
+    for message in (
         "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     ):
-        with failing(lm, 3, RuntimeError(told)):
+        with failing(lm, 3, RuntimeError(message)):
             assert lm.complete(requests()) == usual
-    assert lm.limits.rows == 1
+    assert lm.limits.sequences == 1
     with (
         failing(lm, 1, MemoryError()),
-        pytest.raises(EngineError, match="not even one row fits the memory beside tiny"),
+        pytest.raises(EngineError, match="not even one sequence fits in memory beside tiny"),
     ):
         lm.complete(requests())

@@ -1,4 +1,4 @@
-"""What public calls of engines meet in other libraries, and the error of lmpipe that each becomes."""
+"""Errors of other libraries in public calls of engines, and the errors of lmpipe that they become."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from transformers import AutoTokenizer
 
 from lmpipe import Completion, EngineError, Request, RunStore, Sampling, Session, WeightState
 from lmpipe.engines import load_embedder, load_lm
-from lmpipe.engines.library_errors import MISFITS, Renamed
-from lmpipe.engines.loading import loading
+from lmpipe.engines.library_errors import INVALID_INPUT_ERRORS, ErrorTranslator
+from lmpipe.engines.loading import loading_errors
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.training import LocalTrainer, TuningConfig
 from lmpipe.errors import ConfigError, LmpipeError
@@ -47,30 +47,33 @@ HUB = [
 
 
 @pytest.mark.parametrize("error", HUB, ids=lambda error: type(error).__name__)
-def test_errors_of_the_hub_name_what_was_to_be_loaded(error: Exception) -> None:
+def test_errors_of_the_hub_name_the_model(error: Exception) -> None:
     with (
         pytest.raises(ConfigError, match=f"cannot load a causal LM from 'org/model': {type(error).__name__}") as caught,
-        loading("a causal LM", "org/model"),
+        loading_errors("a causal LM", "org/model"),
     ):
         raise error
     assert ("hf auth login" in str(caught.value)) == isinstance(error, GatedRepoError)
 
 
-def test_errors_of_lmpipe_and_of_the_caller_pass_and_long_ones_are_cut() -> None:
-    with pytest.raises(ConfigError, match=r"^mine$"), loading("a causal LM", "x"):
+def test_errors_of_lmpipe_and_interrupts_pass_and_long_messages_are_truncated() -> None:
+    with pytest.raises(ConfigError, match=r"^mine$"), loading_errors("a causal LM", "x"):
         raise ConfigError("mine")
-    with pytest.raises(KeyboardInterrupt), loading("a causal LM", "x"):
+    with pytest.raises(KeyboardInterrupt), loading_errors("a causal LM", "x"):
         raise KeyboardInterrupt
-    with pytest.raises(EngineError) as caught, Renamed(MISFITS, lambda error: EngineError(str(error)[:9])):
+    with (
+        pytest.raises(EngineError) as caught,
+        ErrorTranslator(INVALID_INPUT_ERRORS, lambda error: EngineError(str(error)[:9])),
+    ):
         raise Exception("as tokenizers raises it")
     assert str(caught.value) == "as tokeni"
-    with pytest.raises(ConfigError) as caught, loading("a causal LM", "x"):
+    with pytest.raises(ConfigError) as caught, loading_errors("a causal LM", "x"):
         raise ValueError("long " * 10_000)
     assert len(str(caught.value)) < 1200
 
 
 def config(**changes: Any) -> Callable[[Path], None]:
-    """Changes the configuration of a model."""
+    """Returns a function that changes the configuration of a model."""
 
     def change(folder: Path) -> None:
         path = folder / "config.json"
@@ -79,8 +82,8 @@ def config(**changes: Any) -> Callable[[Path], None]:
     return change
 
 
-def holding(name: str, data: bytes | None) -> Callable[[Path], None]:
-    """Replaces a file, or removes it."""
+def replaced(name: str, data: bytes | None) -> Callable[[Path], None]:
+    """Returns a function that replaces a file, or removes it if there is no data."""
 
     def change(folder: Path) -> None:
         if data is None:
@@ -91,8 +94,8 @@ def holding(name: str, data: bytes | None) -> Callable[[Path], None]:
     return change
 
 
-def cut(name: str) -> Callable[[Path], None]:
-    """Leaves the first half of a file."""
+def truncated(name: str) -> Callable[[Path], None]:
+    """Returns a function that truncates a file to its first half."""
 
     def change(folder: Path) -> None:
         data = (folder / name).read_bytes()
@@ -102,82 +105,87 @@ def cut(name: str) -> Callable[[Path], None]:
 
 
 def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    """Changes the weights of a model."""
+    """Returns a function that changes the weights of a model."""
 
-    def do(folder: Path) -> None:
+    def change_file(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
         change(tensors)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
-    return do
+    return change_file
 
 
 def tokenizer(change: Callable[[Any], object]) -> Callable[[Path], None]:
-    """Changes the tokenizer of a model."""
+    """Returns a function that changes the tokenizer of a model."""
 
-    def do(folder: Path) -> None:
-        made = AutoTokenizer.from_pretrained(folder)
-        change(made)
-        made.save_pretrained(folder)
+    def change_file(folder: Path) -> None:
+        loaded = AutoTokenizer.from_pretrained(folder)
+        change(loaded)
+        loaded.save_pretrained(folder)
 
-    return do
+    return change_file
 
 
 DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "nothing there": (shutil.rmtree, "cannot load a causal LM"),
-    "no config": (holding("config.json", None), "cannot load a causal LM"),
-    "half a config": (cut("config.json"), "cannot load a causal LM"),
-    "config no text": (holding("config.json", b"\xff\xfe\x00"), "cannot load a causal LM"),
-    "config a list": (holding("config.json", b"[]"), "cannot load a causal LM"),
-    "config a number": (holding("config.json", b"3"), "cannot load a causal LM"),
-    "config empty": (holding("config.json", b"{}"), "cannot load a causal LM"),
-    "config too deep": (holding("config.json", b"[" * 100_000), "cannot load a causal LM"),
+    "no folder": (shutil.rmtree, "cannot load a causal LM"),
+    "no config": (replaced("config.json", None), "cannot load a causal LM"),
+    "half a config": (truncated("config.json"), "cannot load a causal LM"),
+    "config not text": (replaced("config.json", b"\xff\xfe\x00"), "cannot load a causal LM"),
+    "config a list": (replaced("config.json", b"[]"), "cannot load a causal LM"),
+    "config a number": (replaced("config.json", b"3"), "cannot load a causal LM"),
+    "config empty": (replaced("config.json", b"{}"), "cannot load a causal LM"),
+    "config too deep": (replaced("config.json", b"[" * 100_000), "cannot load a causal LM"),
     "unknown model": (config(model_type="no-such-model"), "cannot load a causal LM"),
     "size a word": (config(hidden_size="wide"), "cannot load a causal LM"),
     "size negative": (config(hidden_size=-32), "cannot load a causal LM"),
     "no heads": (config(num_attention_heads=0), "cannot load a causal LM"),
     "other size": (config(hidden_size=64), "cannot load a causal LM"),
     "more layers": (config(num_hidden_layers=3), "lacks 9 weights of its model, such as model.layers.2"),
-    "no weights": (holding("model.safetensors", None), "cannot load a causal LM"),
-    "half the weights": (cut("model.safetensors"), "SafetensorError.*damaged: download or copy it again"),
-    "weights empty": (holding("model.safetensors", b""), "cannot load a causal LM"),
-    "weights garbage": (holding("model.safetensors", b"garbage" * 99), "cannot load a causal LM"),
+    "no weights": (replaced("model.safetensors", None), "cannot load a causal LM"),
+    "half the weights": (truncated("model.safetensors"), "SafetensorError.*damaged: download or copy it again"),
+    "weights empty": (replaced("model.safetensors", b""), "cannot load a causal LM"),
+    "weights garbage": (replaced("model.safetensors", b"garbage" * 99), "cannot load a causal LM"),
     "a weight missing": (
-        weights(lambda held: held.pop("lm_head.weight")),
+        weights(lambda tensors: tensors.pop("lm_head.weight")),
         "lacks 1 weights of its model, such as lm_head",
     ),
-    "no tokenizer": (holding("tokenizer.json", None), "cannot load a causal LM"),
-    "half a tokenizer": (cut("tokenizer.json"), "cannot load a causal LM"),
-    "tokenizer empty": (holding("tokenizer.json", b"{}"), "cannot load a causal LM"),
-    "tokenizer settings": (holding("tokenizer_config.json", b"{"), "cannot load a causal LM"),
-    "token beyond": (tokenizer(lambda made: made.add_tokens(["<tool>"])), "tokenizer .* has 262 tokens, the model 261"),
-    "no template": (holding("chat_template.jinja", b""), "has no chat template"),
-    "broken template": (holding("chat_template.jinja", b"{% if %}"), "fails on a plain chat: TemplateSyntaxError"),
+    "no tokenizer": (replaced("tokenizer.json", None), "cannot load a causal LM"),
+    "half a tokenizer": (truncated("tokenizer.json"), "cannot load a causal LM"),
+    "tokenizer empty": (replaced("tokenizer.json", b"{}"), "cannot load a causal LM"),
+    "tokenizer settings": (replaced("tokenizer_config.json", b"{"), "cannot load a causal LM"),
+    "token beyond": (
+        tokenizer(lambda loaded: loaded.add_tokens(["<tool>"])),
+        "tokenizer .* has 262 tokens, the model 261",
+    ),
+    "no template": (replaced("chat_template.jinja", b""), "has no chat template"),
+    "broken template": (replaced("chat_template.jinja", b"{% if %}"), "fails on a plain chat: TemplateSyntaxError"),
 }
 
 
 @pytest.mark.parametrize("situation", DAMAGED)
-def test_a_model_that_cannot_be_used_is_refused_when_it_is_loaded(situation: str, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_used_is_rejected_when_it_is_loaded(situation: str, tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "model")
-    damage, told = DAMAGED[situation]
+    damage, message = DAMAGED[situation]
     damage(folder)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         load_lm(f"hf:{folder}")
 
 
 @pytest.mark.parametrize(
-    "situation", ["nothing there", "half a config", "half the weights", "half a tokenizer", "more layers"]
+    "situation", ["no folder", "half a config", "half the weights", "half a tokenizer", "more layers"]
 )
-def test_an_encoder_that_cannot_be_used_is_refused_when_it_is_loaded(situation: str, tmp_path: Path) -> None:
+def test_an_encoder_that_cannot_be_used_is_rejected_when_it_is_loaded(situation: str, tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "model")
-    damage, told = DAMAGED[situation]
+    damage, message = DAMAGED[situation]
     damage(folder)
-    with pytest.raises(ConfigError, match=told.replace("a causal LM", "an encoder").replace("model.layers", "layers")):
+    with pytest.raises(
+        ConfigError, match=message.replace("a causal LM", "an encoder").replace("model.layers", "layers")
+    ):
         load_embedder(f"hf:{folder}")
 
 
 @pytest.mark.parametrize(
-    ("spec", "options", "told"),
+    ("spec", "options", "message"),
     [
         ("hf:org/no-such-model", {}, "cannot load a causal LM from 'org/no-such-model'"),
         ("hf:a//b::c", {}, "cannot load a causal LM from 'a//b::c'"),
@@ -188,15 +196,15 @@ def test_an_encoder_that_cannot_be_used_is_refused_when_it_is_loaded(situation: 
         ("hf:org/model", {"dtype": 3}, "there is no dtype '3'"),
     ],
 )
-def test_what_names_no_model_is_a_config_error(spec: str, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_an_unknown_model_or_option_is_a_config_error(spec: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load_lm(spec, **options)
 
 
-def test_limits_that_let_nothing_in_are_refused(
+def test_limits_below_1_and_an_unusable_cache_folder_are_rejected(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for options in ({"max_rows": 0}, {"max_rows": -1}, {"memory": -5}):
+    for options in ({"max_sequences": 0}, {"max_sequences": -1}, {"memory": -5}):
         with pytest.raises(ConfigError, match="must be at least 1, or left out"):
             load_lm(f"hf:{tiny_folder}", **options)
     (tmp_path / "file").write_text("no folder")
@@ -205,36 +213,36 @@ def test_limits_that_let_nothing_in_are_refused(
         load_lm("bundled")
 
 
-def test_padding_of_the_embeddings_is_never_chosen(tmp_path: Path) -> None:
-    """The model has more rows than the tokenizer has tokens, and likes those rows best."""
+def test_tokens_beyond_the_vocabulary_are_never_sampled(tmp_path: Path) -> None:
+    """The model has more embeddings than the tokenizer has tokens, and gives the highest logits to the extra ones."""
     folder = tiny_llama(tmp_path / "model")
     config(vocab_size=320)(folder)
 
-    def pad(held: dict[str, torch.Tensor]) -> None:
+    def pad(tensors: dict[str, torch.Tensor]) -> None:
         for name in ("lm_head.weight", "model.embed_tokens.weight"):
-            held[name] = torch.cat([held[name], held[name][:59] * 9])
+            tensors[name] = torch.cat([tensors[name], tensors[name][:59] * 9])
 
     weights(pad)(folder)
     lm = LocalLM.from_pretrained(str(folder), name="tiny")
-    asked = [
+    requests = [
         Request(row.messages, Sampling(max_tokens=8, temperature=n, logprobs=True), BASE)
         for n in (0, 1)
         for row in ROWS
     ]
-    for answer in lm.complete(asked):
+    for answer in lm.complete(requests):
         assert isinstance(answer, Completion)
         assert len(answer.logprobs or ()) == answer.usage.completion_tokens == 8
 
 
 ADAPTERS: dict[str, Callable[[Path], object]] = {
     "gone": shutil.rmtree,
-    "no weights": holding("adapter_model.safetensors", None),
-    "half the weights": cut("adapter_model.safetensors"),
-    "half a config": cut("adapter_config.json"),
-    "config a list": holding("adapter_config.json", b"[]"),
-    "unknown type": holding("adapter_config.json", b'{"peft_type": "NO_SUCH"}'),
-    "no type": holding("adapter_config.json", b"{}"),
-    "config no text": holding("adapter_config.json", b"\xff\xfe"),
+    "no weights": replaced("adapter_model.safetensors", None),
+    "half the weights": truncated("adapter_model.safetensors"),
+    "half a config": truncated("adapter_config.json"),
+    "config a list": replaced("adapter_config.json", b"[]"),
+    "unknown type": replaced("adapter_config.json", b'{"peft_type": "NO_SUCH"}'),
+    "no type": replaced("adapter_config.json", b"{}"),
+    "config not text": replaced("adapter_config.json", b"\xff\xfe"),
 }
 
 
@@ -258,7 +266,7 @@ def test_adapters_that_cannot_be_loaded_leave_the_engine_as_it_was(
         if situation in ADAPTERS:
             ADAPTERS[situation](folder)
         tiny_lm.register_adapter(situation, folder)
-        for loaded in (False, True):  # with another adapter in the model, and without
+        for loaded in (False, True):  # without another adapter in the model, and with one
             with pytest.raises(EngineError, match=situation):
                 answers(tiny_lm, WeightState(base="tiny", adapter=situation))
             assert answers(tiny_lm, BASE) == before
@@ -269,7 +277,7 @@ def test_adapters_that_cannot_be_loaded_leave_the_engine_as_it_was(
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"target_modules": ("q_porj",)}, "has no layer 'q_porj'; write a tuple of some of down_proj"),
         ({"target_modules": ("q_proj", "k_porj")}, "has no layer 'k_porj'"),
@@ -280,17 +288,17 @@ def test_adapters_that_cannot_be_loaded_leave_the_engine_as_it_was(
         ({"target_modules": ()}, r"has no layer for \(\)"),
     ],
 )
-def test_target_modules_that_do_not_exist_are_named_when_the_trainer_is_made(
-    tiny_lm: LocalLM, settings: dict[str, Any], told: str
+def test_target_modules_that_do_not_exist_are_reported_when_the_trainer_is_created(
+    tiny_lm: LocalLM, settings: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         LocalTrainer(tiny_lm, TuningConfig(**settings))
     assert LocalTrainer(tiny_lm, TuningConfig(target_modules=r".*\.0\..*_proj"))
     assert LocalTrainer(tiny_lm, TuningConfig(target_modules=("layers.1.self_attn.q_proj", "embed_tokens")))
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"rank": "8"}, "rank='8' of a TuningConfig: Input should be a valid integer"),
         ({"rank": True}, "rank=True of a TuningConfig"),
@@ -309,39 +317,39 @@ def test_target_modules_that_do_not_exist_are_named_when_the_trainer_is_made(
         ({"warmup_steps": -1}, "warmup_steps at least 0"),
     ],
 )
-def test_settings_of_another_type_or_out_of_range_are_named(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_settings_of_a_wrong_type_or_out_of_range_are_reported(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         TuningConfig(**settings)
 
 
 @pytest.mark.parametrize(
-    ("rows", "share", "told"),
+    ("rows", "share", "message"),
     [
         (1, 0.5, "eval_fraction=0.5 of 1 rows holds out 0, which leaves none to measure the loss on"),
         (4, 0.1, "eval_fraction=0.1 of 4 rows holds out 0"),
         (2, 0.9, "eval_fraction=0.9 of 2 rows holds out 2, which leaves none to train on"),
     ],
 )
-def test_held_out_rows_and_rows_to_train_on_are_both_needed(
-    tiny_lm: LocalLM, store: RunStore, rows: int, share: float, told: str
+def test_both_evaluation_rows_and_training_rows_are_required(
+    tiny_lm: LocalLM, store: RunStore, rows: int, share: float, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         trainer(tiny_lm, eval_fraction=share).train(ROWS[:rows], BASE, Session(lm=tiny_lm, store=store))
 
 
-def test_a_trainer_is_made_of_the_lm_itself(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_trainer_needs_the_local_lm_itself(tiny_folder: Path, tmp_path: Path) -> None:
     cached: Any = load_lm(f"hf:{tiny_folder}", cache=tmp_path / "cache.db")
     with pytest.raises(ConfigError, match="CachedLM cannot be trained; pass the LocalLM itself"):
         LocalTrainer(cached)
 
 
-def test_memory_that_lacks_in_training_is_an_engine_error_with_advice(tiny_lm: LocalLM, store: RunStore) -> None:
+def test_out_of_memory_in_training_is_an_engine_error_with_advice(tiny_lm: LocalLM, store: RunStore) -> None:
     before = answers(tiny_lm, BASE)
 
-    def refuse(module: Any, args: Any) -> None:
+    def fail(module: Any, args: Any) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
 
-    handle = tiny_lm.model.model.layers[1].register_forward_pre_hook(refuse)
+    handle = tiny_lm.model.model.layers[1].register_forward_pre_hook(fail)
     pairs = [replace(row, rejected="no") for row in ROWS]
     for rows, objective in ((ROWS, None), (pairs, DPOLoss())):
         with pytest.raises(
@@ -352,15 +360,15 @@ def test_memory_that_lacks_in_training_is_an_engine_error_with_advice(tiny_lm: L
     assert answers(tiny_lm, BASE) == before
 
 
-def test_text_that_no_tokenizer_takes_fails_its_request_alone(tiny_lm: LocalLM, store: RunStore) -> None:
-    asked = [Request((Message("user", text),), Sampling(max_tokens=2), BASE) for text in ("a", "half \ud83d", "b")]
-    kinds = [type(answer) for answer in tiny_lm.complete(asked)]
+def test_text_that_cannot_be_encoded_fails_its_request_alone(tiny_lm: LocalLM, store: RunStore) -> None:
+    requests = [Request((Message("user", text),), Sampling(max_tokens=2), BASE) for text in ("a", "half \ud83d", "b")]
+    kinds = [type(answer) for answer in tiny_lm.complete(requests)]
     assert kinds == [Completion, EngineError, Completion]
     with pytest.raises(LmpipeError, match="tiny cannot encode a completion"):
         trainer(tiny_lm).train([TrainingRow(ROWS[0].messages, "\ud83d")], BASE, Session(lm=tiny_lm, store=store))
 
 
-def test_a_folder_that_is_not_there_is_called_so(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     for load in (load_lm, load_embedder):
         with pytest.raises(ConfigError, match=f"from '{tmp_path}/absent': there is no such folder"):
             load(f"hf:{tmp_path}/absent")

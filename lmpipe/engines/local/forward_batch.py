@@ -1,9 +1,10 @@
-"""The two kinds of forward pass of generation: `Prefill` of new prompts and one `Decode` step of running rows.
+"""The two kinds of forward pass in generation: prefill of new prompts, and a decode step of running sequences.
 
-In both, all tokens lie one after another in a single sequence, so no linear layer ever sees padding. A row's context is
-a chain of `Node`s, which it shares with others, and a part of its own in a slot of `Slots`.
+All tokens of a pass are concatenated along one axis, so linear layers never process padding. The context of a sequence
+is a path of prefix-tree nodes, which it shares with other sequences, followed by its own tokens in a slot of the
+`KVCache`.
 
-Knows nothing of how rows are chosen or what becomes of their logits.
+Knows nothing about how sequences are scheduled or what happens to their logits.
 """
 
 from __future__ import annotations
@@ -15,97 +16,117 @@ from typing import final
 
 import torch
 
-from lmpipe.engines.local.attention import Layout, Options, Partial, as_mask, attend_part, visible
-from lmpipe.engines.local.kv_cache import Slots
-from lmpipe.engines.local.prefixes import Node
+from lmpipe.engines.local.attention import (
+    AttentionOptions,
+    ForwardBatch,
+    PartialAttention,
+    additive_mask,
+    causal_mask,
+    partial_attention,
+)
+from lmpipe.engines.local.kv_cache import KVCache
+from lmpipe.engines.local.prefixes import PrefixNode
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """New tokens of a prefill: those of a node, or the own tokens of rows that have the same prompt.
+class Segment:
+    """New tokens of a prefill: those of a prefix node, or the own prompt tokens of sequences with the same prompt.
 
     Attributes:
         tokens: Token ids.
-        above: The node they go on from.
-        node: What is computed, if it is a node.
-        slots: Where keys and values go, if they are rows'.
+        parent: Prefix node that the tokens follow.
+        node: Prefix node that is computed, or none if the tokens belong to sequences.
+        slots: Cache slots of the sequences that the tokens belong to; empty for a prefix node.
     """
 
     tokens: tuple[int, ...]
-    above: Node
-    node: Node | None = None
+    parent: PrefixNode
+    node: PrefixNode | None = None
     slots: tuple[int, ...] = ()
 
 
 @final
-class Prefill(Layout):
-    """Computes new nodes and the prompts of entering rows in one pass.
+class PrefillBatch(ForwardBatch):
+    """Computes new prefix nodes and the prompts of new sequences in one pass.
 
     Args:
-        pieces: In an order where each node comes before, and next to, all that goes on from it.
-        slots: Where the rows' keys and values go; must have room.
-        device: Of the model.
+        segments: New tokens. Each node precedes the segments that follow it, and these are consecutive.
+        cache: Cache that receives the keys and values of the sequences; it must have room for them.
+        device: Device of the model.
+
+    Attributes:
+        input_ids: Token ids, shape (1, tokens).
+        position_ids: Positions of the tokens, shape (1, tokens).
+        last: Index of the last token of each segment that belongs to sequences, shape (segments of sequences,).
     """
 
-    def __init__(self, pieces: Sequence[Piece], slots: Slots, device: torch.device) -> None:
-        self._pieces, self._slots = pieces, slots
-        lengths = [len(piece.tokens) for piece in pieces]
+    def __init__(self, segments: Sequence[Segment], cache: KVCache, device: torch.device) -> None:
+        self._segments, self._cache = segments, cache
+        lengths = [len(segment.tokens) for segment in segments]
         self._spans = spans(lengths)
-        self.input_ids = torch.tensor([[token for piece in pieces for token in piece.tokens]], device=device)
-        positions = [piece.above.stop + offset for piece in pieces for offset in range(len(piece.tokens))]
+        self.input_ids = torch.tensor([[token for segment in segments for token in segment.tokens]], device=device)
+        positions = [segment.parent.stop + offset for segment in segments for offset in range(len(segment.tokens))]
         self.position_ids = torch.tensor([positions], device=device)
-        ends = [span[-1] for piece, span in zip(pieces, self._spans, strict=True) if piece.node is None]
+        ends = [span[-1] for segment, span in zip(segments, self._spans, strict=True) if segment.node is None]
         self.last = torch.tensor(ends, device=device)
-        self._buckets = [_Bucket(pieces, self._spans, members, device) for members in buckets(lengths)]
+        self._buckets = [_Bucket(segments, self._spans, members, device) for members in buckets(lengths)]
         self._contexts = self._find_contexts()
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> torch.Tensor:
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
         groups, heads, tokens, _ = q.shape
-        total = Partial(q.new_empty(groups, heads, tokens, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float))
+        total = PartialAttention(
+            q.new_empty(groups, heads, tokens, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float)
+        )
         for bucket in self._buckets:
             bucket.attend(q, k, v, options, total)
-            bucket.save(k, v, options.layer, self._slots)
-        fresh = {}
-        for piece, span in zip(self._pieces, self._spans, strict=True):
-            if piece.node is not None:
-                fresh[piece.node] = (k[:, span.start : span.stop], v[:, span.start : span.stop])
-                piece.node.keys.append(fresh[piece.node][0].clone())
-                piece.node.values.append(fresh[piece.node][1].clone())
+            bucket.save(k, v, options.layer, self._cache)
+        new_nodes = {}
+        for segment, span in zip(self._segments, self._spans, strict=True):
+            if segment.node is not None:
+                new_nodes[segment.node] = (k[:, span.start : span.stop], v[:, span.start : span.stop])
+                segment.node.keys.append(new_nodes[segment.node][0].clone())
+                segment.node.values.append(new_nodes[segment.node][1].clone())
         for node, start, stop in self._contexts:
-            keys, values = fresh.get(node) or (node.keys[options.layer], node.values[options.layer])
-            mine = Partial(total.out[:, :, start:stop], total.lse[:, :, start:stop])
-            queries = self.position_ids[0, start:stop]
-            both = mine.merge(_attend_node(q[:, :, start:stop], keys, values, node, queries, options))
-            total.out[:, :, start:stop], total.lse[:, :, start:stop] = both.out, both.lse
-        return total.drain(options.sinks).permute(2, 0, 1, 3)
+            keys, values = new_nodes.get(node) or (node.keys[options.layer], node.values[options.layer])
+            part = PartialAttention(total.out[:, :, start:stop], total.lse[:, :, start:stop])
+            positions = self.position_ids[0, start:stop]
+            merged = part.merge(_attend_node(q[:, :, start:stop], keys, values, node, positions, options))
+            total.out[:, :, start:stop], total.lse[:, :, start:stop] = merged.out, merged.lse
+        return total.apply_sinks(options.sinks).permute(2, 0, 1, 3)
 
-    def _find_contexts(self) -> list[tuple[Node, int, int]]:
-        """For each node that new tokens attend to: the span of those tokens."""
-        found: dict[Node, tuple[int, int]] = {}
-        for piece, span in zip(self._pieces, self._spans, strict=True):
-            for node in piece.above.chain():
-                found[node] = (found[node][0] if node in found else span.start, span.stop)
-        return [(node, *both) for node, both in found.items()]
+    def _find_contexts(self) -> list[tuple[PrefixNode, int, int]]:
+        """Returns each node that new tokens attend to, with the first and the last-plus-one index of those tokens."""
+        bounds: dict[PrefixNode, tuple[int, int]] = {}
+        for segment, span in zip(self._segments, self._spans, strict=True):
+            for node in segment.parent.path():
+                bounds[node] = (bounds[node][0] if node in bounds else span.start, span.stop)
+        return [(node, start, stop) for node, (start, stop) in bounds.items()]
 
 
 @final
 class _Bucket:
-    """Pieces of similar length, which attend to themselves in one causal call, padded on the right."""
+    """Segments of similar length, which attend to themselves in one causal call, padded on the right."""
 
     def __init__(
-        self, pieces: Sequence[Piece], places: Sequence[range], members: Sequence[int], device: torch.device
+        self,
+        segments: Sequence[Segment],
+        segment_spans: Sequence[range],
+        members: Sequence[int],
+        device: torch.device,
     ) -> None:
-        index, real = padded([places[number] for number in members])
+        index, real = padded([segment_spans[number] for number in members])
         self._index, self._real, self.width = index.to(device), real.to(device), index.shape[1]
-        self._rows = torch.tensor([row for row, n in enumerate(members) for _ in pieces[n].slots], device=device)
-        self._slots = torch.tensor([slot for n in members for slot in pieces[n].slots], device=device)
+        self._rows = torch.tensor([row for row, n in enumerate(members) for _ in segments[n].slots], device=device)
+        self._slots = torch.tensor([slot for n in members for slot in segments[n].slots], device=device)
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options, total: Partial) -> None:
-        """Writes the tokens' attention to their own piece into `total`."""
-        mask = self._window(options.window)
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions, total: PartialAttention
+    ) -> None:
+        """Writes the attention of the tokens to their own segment into `total`."""
+        mask = self._window_mask(options.window)
         groups, heads = q.shape[:2]
-        part = attend_part(
+        part = partial_attention(
             q[:, :, self._index].permute(2, 0, 1, 3, 4).flatten(1, 2),
             k[:, self._index].transpose(0, 1).repeat_interleave(heads, dim=1),
             v[:, self._index].transpose(0, 1).repeat_interleave(heads, dim=1),
@@ -113,35 +134,40 @@ class _Bucket:
             causal=mask is None,
             mask=mask,
         )
-        where, shape = self._index[self._real], (len(self._index), groups, heads, self.width)
-        total.out[:, :, where] = part.out.view(*shape, -1).permute(1, 2, 0, 3, 4)[:, :, self._real]
-        total.lse[:, :, where] = part.lse.view(shape).permute(1, 2, 0, 3)[:, :, self._real].float()
+        tokens, shape = self._index[self._real], (len(self._index), groups, heads, self.width)
+        total.out[:, :, tokens] = part.out.view(*shape, -1).permute(1, 2, 0, 3, 4)[:, :, self._real]
+        total.lse[:, :, tokens] = part.lse.view(shape).permute(1, 2, 0, 3)[:, :, self._real].float()
 
-    def save(self, k: torch.Tensor, v: torch.Tensor, layer: int, slots: Slots) -> None:
-        """Keeps the keys and values of rows; what is written beyond a row's end is never read."""
+    def save(self, k: torch.Tensor, v: torch.Tensor, layer: int, cache: KVCache) -> None:
+        """Writes the keys and values of sequences to the cache; padding beyond a sequence's end is never read."""
         if len(self._slots):
-            for tensor, new in zip(slots.layer(layer, k, v), (k, v), strict=True):
-                index = self._index[self._rows, : tensor.shape[2]]  # nodes, which have no slots, may be longer
+            for tensor, new in zip(cache.layer(layer, k, v), (k, v), strict=True):
+                index = self._index[self._rows, : tensor.shape[2]]  # nodes have no slots and may be longer
                 tensor[self._slots, :, : index.shape[1]] = new[:, index].transpose(0, 1)
 
-    def _window(self, window: int | None) -> torch.Tensor | None:
-        """What a causal mask with a sliding window adds to the scores, if the window matters here."""
+    def _window_mask(self, window: int | None) -> torch.Tensor | None:
+        """Returns the additive mask of causal sliding-window attention, or none if the window covers all tokens."""
         if window is None or self.width <= window:
             return None
-        return as_mask(~visible(self.width, self.width, window, self._index.device))[None, None]
+        return additive_mask(~causal_mask(self.width, self.width, window, self._index.device))[None, None]
 
 
 @final
-class Decode(Layout):
-    """One new token of each running row.
+class DecodeBatch(ForwardBatch):
+    """Computes one new token of each running sequence.
 
     Args:
-        tokens: The row's last tokens, in the order of their slots.
-        lengths: How many own tokens each row has in its slot; the new one is appended.
-        starts: Position of each row's first own token.
-        contexts: Nodes, and which rows attend to them.
-        slots: The rows' own keys and values; must have room for the new ones.
-        device: Of the model.
+        tokens: Last token of each sequence, in the order of their slots.
+        lengths: Number of own tokens that each sequence has in its slot; the new one is appended.
+        starts: Position of the first own token of each sequence.
+        contexts: Prefix nodes, each with the slots of the sequences that attend to it.
+        cache: Keys and values of the sequences' own tokens; it must have room for the new tokens.
+        device: Device of the model.
+
+    Attributes:
+        input_ids: Token ids, shape (1, sequences).
+        position_ids: Positions of the tokens, shape (1, sequences).
+        last: Index of the last token of each sequence, shape (sequences,).
     """
 
     def __init__(
@@ -149,89 +175,117 @@ class Decode(Layout):
         tokens: Sequence[int],
         lengths: Sequence[int],
         starts: Sequence[int],
-        contexts: Sequence[tuple[Node, torch.Tensor | slice]],
-        slots: Slots,
+        contexts: Sequence[tuple[PrefixNode, torch.Tensor | slice]],
+        cache: KVCache,
         device: torch.device,
     ) -> None:
-        self._contexts, self._slots = contexts, slots
+        self._contexts, self._cache = contexts, cache
         self._lengths = torch.tensor(lengths, device=device)
         self.input_ids = torch.tensor([tokens], device=device)
         self.position_ids = (torch.tensor(starts, device=device) + self._lengths)[None]
-        self._rows = torch.arange(len(tokens), device=device)
-        self._age = self._lengths[:, None] - torch.arange(slots.width, device=device)  # of each key: 0 is the newest
+        self._slots = torch.arange(len(tokens), device=device)
+        self._age = self._lengths[:, None] - torch.arange(cache.width, device=device)  # of each key: 0 is the newest
         self._masks: dict[int | None, torch.Tensor] = {}
-        self.last = self._rows
+        self.last = self._slots
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> torch.Tensor:
-        count = len(self._rows)
-        keys, values = self._slots.layer(options.layer, k, v)
-        keys[self._rows, :, self._lengths] = k.transpose(0, 1)
-        values[self._rows, :, self._lengths] = v.transpose(0, 1)
-        own = attend_part(
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
+        count = len(self._slots)
+        keys, values = self._cache.layer(options.layer, k, v)
+        keys[self._slots, :, self._lengths] = k.transpose(0, 1)
+        values[self._slots, :, self._lengths] = v.transpose(0, 1)
+        own = partial_attention(
             q.permute(2, 0, 1, 3),
-            keys[:count],  # with the room beyond the newest tokens: products would copy a part of each row
+            keys[:count],  # at full width: matrix products would copy a narrower view
             values[:count],
             options,
             mask=self._mask(options.window),
         )
-        total = Partial(own.out.permute(1, 2, 0, 3), own.lse.permute(1, 2, 0))
-        for node, rows in self._contexts:
-            queries = self.position_ids[0, rows]
+        total = PartialAttention(own.out.permute(1, 2, 0, 3), own.lse.permute(1, 2, 0))
+        for node, slots in self._contexts:
+            positions = self.position_ids[0, slots]
             part = _attend_node(
-                q[:, :, rows], node.keys[options.layer], node.values[options.layer], node, queries, options
+                q[:, :, slots], node.keys[options.layer], node.values[options.layer], node, positions, options
             )
-            if rows == slice(0, count):
+            if slots == slice(0, count):
                 total = total.merge(part)
             else:
-                both = Partial(total.out[:, :, rows], total.lse[:, :, rows]).merge(part)
-                total.out[:, :, rows], total.lse[:, :, rows] = both.out, both.lse
-        return total.drain(options.sinks).permute(2, 0, 1, 3)
+                merged = PartialAttention(total.out[:, :, slots], total.lse[:, :, slots]).merge(part)
+                total.out[:, :, slots], total.lse[:, :, slots] = merged.out, merged.lse
+        return total.apply_sinks(options.sinks).permute(2, 0, 1, 3)
 
     def _mask(self, window: int | None) -> torch.Tensor:
-        """What is added to the scores of own keys, shape (rows, 1, 1, width)."""
+        """Returns the additive mask over own keys, shape (sequences, 1, 1, width)."""
         if window not in self._masks:
-            hidden = (self._age < 0) | (self._age >= (window or self._slots.width))
-            self._masks[window] = as_mask(hidden)
+            hidden = (self._age < 0) | (self._age >= (window or self._cache.width))
+            self._masks[window] = additive_mask(hidden)
         return self._masks[window][:, None, None]
 
 
 def _attend_node(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, node: Node, positions: torch.Tensor, options: Options
-) -> Partial:
-    """Attention of many queries to a node, all of whose tokens lie before them."""
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    node: PrefixNode,
+    positions: torch.Tensor,
+    options: AttentionOptions,
+) -> PartialAttention:
+    """Computes the attention of many queries to a prefix node, all of whose tokens precede them.
+
+    Args:
+        q: Queries, shape (key heads, queries per key head, queries, size).
+        k: Keys of the node, shape (key heads, tokens, size).
+        v: Values of the node, shape (key heads, tokens, value size).
+        node: Prefix node.
+        positions: Positions of the queries, shape (queries,).
+        options: Attention settings of the layer.
+    """
     heads, count = q.shape[1:3]
     mask = None
     if options.window is not None and int(positions.max()) - node.start >= options.window:
         age = positions[:, None] - torch.arange(node.start, node.stop, device=positions.device)
-        mask = as_mask(age >= options.window).repeat(heads, 1)[None, None]
-    packed = q.reshape(len(q), 1, heads * count, -1)
-    part = attend_part(packed, k[:, None], v[:, None], options, mask=mask)
+        mask = additive_mask(age >= options.window).repeat(heads, 1)[None, None]
+    flat = q.reshape(len(q), 1, heads * count, -1)
+    part = partial_attention(flat, k[:, None], v[:, None], options, mask=mask)
     if mask is not None:
-        unseen = torch.isinf(mask).all(-1)  # queries whose window begins after the node; kernels give NaN for them
-        part = Partial(part.out.masked_fill(unseen[..., None], 0), part.lse.masked_fill(unseen, -torch.inf))
-    return Partial(part.out.reshape(len(q), heads, count, -1), part.lse.reshape(len(q), heads, count))
+        outside = torch.isinf(mask).all(-1)  # the window of these queries begins after the node; kernels return NaN
+        part = PartialAttention(part.out.masked_fill(outside[..., None], 0), part.lse.masked_fill(outside, -torch.inf))
+    return PartialAttention(part.out.reshape(len(q), heads, count, -1), part.lse.reshape(len(q), heads, count))
 
 
 def spans(lengths: Sequence[int], start: int = 0) -> list[range]:
-    """Where pieces of some lengths lie, one after another."""
+    """Returns the index ranges of consecutive segments with these lengths, the first of which begins at `start`."""
     stops = accumulate(lengths, initial=start)
     return [range(first, first + length) for first, length in zip(stops, lengths, strict=False)]
 
 
-def padded(places: Sequence[range]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions of some pieces, padded on the right with the first of each, and which of them are real."""
-    width = max(map(len, places))
-    index = [[*place, *[place.start] * (width - len(place))] for place in places]
-    real = [[number < len(place) for number in range(width)] for place in places]
+def padded(segment_spans: Sequence[range]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stacks index ranges of segments into one array, padded on the right with the first index of each.
+
+    Args:
+        segment_spans: Index range of each segment.
+
+    Returns:
+        The indices, and a mask that is false for padding; both of shape (segments, longest segment).
+    """
+    width = max(map(len, segment_spans))
+    index = [[*span, *[span.start] * (width - len(span))] for span in segment_spans]
+    real = [[number < len(span) for number in range(width)] for span in segment_spans]
     return torch.tensor(index), torch.tensor(real)
 
 
 def buckets(lengths: Sequence[int]) -> list[list[int]]:
-    """Numbers of some pieces in buckets of similar length, so that padding stays below a fifth and a few tokens."""
-    found: list[list[int]] = []
+    """Groups segments of similar length, so that padding is at most a fifth of the longest segment plus four tokens.
+
+    Args:
+        lengths: Length of each segment.
+
+    Returns:
+        Indices of the segments in each bucket, longest first.
+    """
+    groups: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
-        if found and lengths[number] >= 0.8 * lengths[found[-1][0]] - 4:
-            found[-1].append(number)
+        if groups and lengths[number] >= 0.8 * lengths[groups[-1][0]] - 4:
+            groups[-1].append(number)
         else:
-            found.append([number])
-    return found
+            groups.append([number])
+    return groups

@@ -1,7 +1,7 @@
-"""Continuous batching: rows enter as room allows, are decoded together, and leave as soon as they are done.
+"""Continuous batching: sequences enter when there is room, are decoded together, and leave as soon as they finish.
 
-Memory is bounded by a budget for keys and values, which is checked before a row enters. Knows nothing of chats,
-adapters or patterns.
+A budget for keys and values bounds the memory; it is checked before a sequence enters. Knows nothing about chats,
+adapters or regular expressions.
 """
 
 from __future__ import annotations
@@ -13,240 +13,241 @@ from typing import Any, final
 
 import torch
 
-from lmpipe.engines.local.forward_batch import Decode, Piece, Prefill
-from lmpipe.engines.local.kv_cache import Slots
-from lmpipe.engines.local.prefixes import Node, PrefixCache
-from lmpipe.engines.local.sampling import Row, choose
+from lmpipe.engines.local.forward_batch import DecodeBatch, PrefillBatch, Segment
+from lmpipe.engines.local.kv_cache import KVCache
+from lmpipe.engines.local.prefixes import PrefixCache, PrefixNode
+from lmpipe.engines.local.sampling import SequenceState, sample
 from lmpipe.runtime.deadline import check_time
 
-_PREFILL_TOKENS = 4096  # most new prompt tokens of a pass, unless one row has more
-_MORE_WIDTH = 64  # by how many tokens the rows' room grows: all of it is attended to
+_PREFILL_TOKENS = 4096  # most new prompt tokens in a prefill, unless a single sequence has more
+_WIDTH_STEP = 64  # the width of the KV cache grows in steps of so many tokens, since attention reads all of it
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What a batch may take.
+class BatchLimits:
+    """Limits of a batch.
 
     Args:
-        rows: Most rows decoded together.
-        memory: Bytes of keys and values, those of kept prefixes included.
-        bytes_per_token: Of the keys and values of one token in all layers.
+        sequences: Most sequences that are decoded together.
+        memory: Most bytes of keys and values, including cached prefixes.
+        bytes_per_token: Size of the keys and values of one token in all layers.
     """
 
-    rows: int
+    sequences: int
     memory: int
     bytes_per_token: int
 
 
 @final
 @dataclass(eq=False, slots=True)
-class _Place:
-    """Where a row stands: the node that its own tokens go on from, and how many of them are computed."""
+class _BatchEntry:
+    """A sequence in the batch: the prefix node that its own tokens follow, and how many of these are computed."""
 
-    row: Row
-    node: Node
+    sequence: SequenceState
+    node: PrefixNode
     length: int = 0
 
     @property
-    def own(self) -> tuple[int, ...]:
-        return self.row.context[self.node.stop :]
+    def own_prompt(self) -> tuple[int, ...]:
+        """The prompt tokens after the prefix node."""
+        return self.sequence.context[self.node.stop :]
 
     @property
-    def most(self) -> int:
-        """How long the own part can become."""
-        return len(self.row.context) - self.node.stop + self.row.sampling.max_tokens
+    def max_length(self) -> int:
+        """Most own tokens that the sequence can have, with its completion."""
+        return len(self.sequence.context) - self.node.stop + self.sequence.sampling.max_tokens
 
-    def pin(self, users: int) -> None:
-        """Counts the row as a user of its prefixes, or (-1) no longer."""
-        for node in self.node.chain():
-            node.users += users
+    def add_references(self, count: int) -> None:
+        """Adds `count`, 1 or -1, to the reference counts of the sequence's prefix nodes."""
+        for node in self.node.path():
+            node.ref_count += count
 
 
 @final
-class Batch:
-    """Rows that run on the same weights.
+class ContinuousBatch:
+    """Sequences to complete with the same weights.
 
     Args:
-        model: A transformers causal LM under layouts.
-        rows: What is to be generated; each must fit the limits by itself.
-        weights: Identifies the weights in the prefix cache.
-        prefixes: Keys and values of earlier batches.
-        limits: What it may take.
-        ends: Token ids that end a row; they are not kept.
-        decode: Tokens to text, to look for stop strings.
-        vocabulary: How many tokens there are; models may have more logits, which are never chosen.
+        model: A transformers causal LM that computes attention through a `ForwardBatch`.
+        sequences: Sequences to complete; each must fit the limits by itself.
+        weights: Identifier of the weights in the prefix cache.
+        prefixes: Prefix cache, with keys and values of earlier batches.
+        limits: Limits of the batch.
+        end_tokens: Token ids that end a sequence; they are not part of the completion.
+        detokenize: Converts token ids to text, to look for stop strings.
+        vocabulary: Number of tokens of the tokenizer; further logits of the model are never sampled.
     """
 
     def __init__(
         self,
         model: Any,
-        rows: Sequence[Row],
+        sequences: Sequence[SequenceState],
         weights: str,
         prefixes: PrefixCache,
-        limits: Limits,
-        ends: frozenset[int],
-        decode: Callable[[Sequence[int]], str],
+        limits: BatchLimits,
+        end_tokens: frozenset[int],
+        detokenize: Callable[[Sequence[int]], str],
         vocabulary: int,
     ) -> None:
-        self._model, self._prefixes, self._limits, self._ends, self._decode = model, prefixes, limits, ends, decode
-        ordered = sorted(rows, key=lambda row: row.context)
-        nodes = prefixes.plan(weights, [row.context for row in ordered])
-        self._vocabulary = vocabulary
-        self._waiting = deque(_Place(row, node) for row, node in zip(ordered, nodes, strict=True))
-        self._live: list[_Place] = []  # in the order of their slots
-        self._slots = Slots()
-        self._contexts: list[tuple[Node, torch.Tensor | slice]] | None = None
+        self._model, self._prefixes, self._limits = model, prefixes, limits
+        self._end_tokens, self._detokenize, self._vocabulary = end_tokens, detokenize, vocabulary
+        ordered = sorted(sequences, key=lambda sequence: sequence.context)
+        nodes = prefixes.match(weights, [sequence.context for sequence in ordered])
+        self._waiting = deque(_BatchEntry(sequence, node) for sequence, node in zip(ordered, nodes, strict=True))
+        self._running: list[_BatchEntry] = []  # in the order of their slots in the KV cache
+        self._cache = KVCache()
+        self._contexts: list[tuple[PrefixNode, torch.Tensor | slice]] | None = None
 
     @torch.inference_mode()
     def run(self) -> None:
-        """Generates; every row then has a finish reason. After an error, the prefix cache must be cleared.
+        """Completes all sequences; each then has a finish reason. After an error, the prefix cache must be cleared.
 
         Raises:
-            BudgetSpent: If the time for the call under way is over; it is asked before every forward pass.
+            BudgetSpent: If the time limit of the current call is over; it is checked before every forward pass.
         """
-        while self._waiting or self._live:
+        while self._waiting or self._running:
             if self._waiting and (entering := self._admit()):
                 self._contexts = None
                 self._prefill(entering)
-            if self._live:
-                self._step()
+            if self._running:
+                self._decode_step()
 
-    def _admit(self) -> list[_Place]:
-        """Takes waiting rows while there is room; at least one if nothing runs."""
-        entering: list[_Place] = []
-        new: set[Node] = set()
-        tokens, width = 0, max((place.most for place in self._live), default=0)
-        while self._waiting and len(self._live) + len(entering) < self._limits.rows:
-            place = self._waiting[0]
-            missing = {node for node in place.node.chain() if not node.keys} - new
-            more = len(place.own) + sum(len(node.tokens) for node in missing)
-            place.pin(1)
-            rows, wider = len(self._live) + len(entering) + 1, max(width, place.most)
-            small = tokens + more <= _PREFILL_TOKENS and self._has_room(rows, wider, new | missing)
-            if not small and rows > 1:
-                place.pin(-1)
+    def _admit(self) -> list[_BatchEntry]:
+        """Takes sequences from the waiting queue while there is room; at least one if nothing is running."""
+        entering: list[_BatchEntry] = []
+        new_nodes: set[PrefixNode] = set()
+        tokens, width = 0, max((entry.max_length for entry in self._running), default=0)
+        while self._waiting and len(self._running) + len(entering) < self._limits.sequences:
+            entry = self._waiting[0]
+            missing = {node for node in entry.node.path() if not node.keys} - new_nodes
+            more_tokens = len(entry.own_prompt) + sum(len(node.tokens) for node in missing)
+            entry.add_references(1)
+            count, new_width = len(self._running) + len(entering) + 1, max(width, entry.max_length)
+            fits = tokens + more_tokens <= _PREFILL_TOKENS and self._has_room(count, new_width, new_nodes | missing)
+            if not fits and count > 1:
+                entry.add_references(-1)
                 break
             entering.append(self._waiting.popleft())
-            tokens, width, new = tokens + more, wider, new | missing
+            tokens, width, new_nodes = tokens + more_tokens, new_width, new_nodes | missing
         if entering:
-            self._reserve([*self._live, *entering], max(len(place.own) for place in entering))
+            self._reserve([*self._running, *entering], max(len(entry.own_prompt) for entry in entering))
         return entering
 
-    def _reserve(self, places: Sequence[_Place], length: int) -> None:
-        """Makes room for rows of some length, and for those to follow if memory is plenty, since growth is a copy."""
-        rows, most = len(places), max(place.most for place in places)
-        following = min(rows + len(self._waiting), self._limits.rows)
-        if 2 * self._slots.size(following, most) * self._limits.bytes_per_token <= self._limits.memory:
-            rows = following
-        self._slots.reserve(rows, min(-(-length // _MORE_WIDTH) * _MORE_WIDTH, most))
+    def _reserve(self, entries: Sequence[_BatchEntry], length: int) -> None:
+        """Makes room for own tokens up to `length`, and for waiting sequences if memory allows, since growth copies."""
+        count, max_length = len(entries), max(entry.max_length for entry in entries)
+        later_count = min(count + len(self._waiting), self._limits.sequences)
+        if 2 * self._cache.size(later_count, max_length) * self._limits.bytes_per_token <= self._limits.memory:
+            count = later_count
+        self._cache.reserve(count, min(-(-length // _WIDTH_STEP) * _WIDTH_STEP, max_length))
 
-    def _has_room(self, rows: int, width: int, new: set[Node]) -> bool:
-        """Whether so many rows fit beside the prefixes, when those that no row uses are given up."""
-        tokens = self._slots.size(rows, width) + sum(len(node.tokens) for node in new)
-        lacking = tokens * self._limits.bytes_per_token + self._prefixes.bytes - self._limits.memory
-        return lacking <= 0 or self._prefixes.evict(lacking) >= lacking
+    def _has_room(self, slots: int, width: int, new_nodes: set[PrefixNode]) -> bool:
+        """Whether so many slots and new nodes fit beside the cached prefixes; evicts unused prefixes if needed."""
+        tokens = self._cache.size(slots, width) + sum(len(node.tokens) for node in new_nodes)
+        excess = tokens * self._limits.bytes_per_token + self._prefixes.bytes - self._limits.memory
+        return excess <= 0 or self._prefixes.evict(excess) >= excess
 
-    def _prefill(self, entering: Sequence[_Place]) -> None:
-        """Computes the prompts of entering rows, and their first tokens."""
-        pieces: list[Piece] = []
-        piece_of: list[int] = []  # of each row, counted among the pieces that are rows'
-        found: set[Node] = set()
-        slot = len(self._live)
-        for place, before in zip(entering, [None, *entering], strict=False):
-            if before is not None and before.row.context == place.row.context:
-                last = pieces.pop()
-                pieces.append(Piece(last.tokens, last.above, slots=(*last.slots, slot)))
-                piece_of.append(piece_of[-1])
+    def _prefill(self, entering: Sequence[_BatchEntry]) -> None:
+        """Computes the prompts of entering sequences and samples their first tokens."""
+        segments: list[Segment] = []
+        logits_of: list[int] = []  # index of each sequence's segment among the segments of sequences
+        new_nodes: set[PrefixNode] = set()
+        slot = len(self._running)
+        for entry, previous in zip(entering, [None, *entering], strict=False):
+            if previous is not None and previous.sequence.context == entry.sequence.context:
+                last = segments.pop()
+                segments.append(Segment(last.tokens, last.parent, slots=(*last.slots, slot)))
+                logits_of.append(logits_of[-1])
             else:
-                missing = [node for node in place.node.chain() if not (node.keys or node in found)]
-                pieces += [Piece(node.tokens, node.parent, node) for node in missing if node.parent is not None]
-                pieces.append(Piece(place.own, place.node, slots=(slot,)))
-                found.update(missing)
-                piece_of.append(piece_of[-1] + 1 if piece_of else 0)
-            place.length = len(place.own)
+                missing = [node for node in entry.node.path() if not (node.keys or node in new_nodes)]
+                segments += [Segment(node.tokens, node.parent, node) for node in missing if node.parent is not None]
+                segments.append(Segment(entry.own_prompt, entry.node, slots=(slot,)))
+                new_nodes.update(missing)
+                logits_of.append(logits_of[-1] + 1 if logits_of else 0)
+            entry.length = len(entry.own_prompt)
             slot += 1
-        self._slots.count = slot
-        self._live += entering
-        logits = self._forward(Prefill(pieces, self._slots, self._model.device))
-        self._advance(entering, logits[piece_of])
+        self._cache.count = slot
+        self._running += entering
+        logits = self._forward(PrefillBatch(segments, self._cache, self._model.device))
+        self._sample(entering, logits[logits_of])
 
-    def _step(self) -> None:
-        """Computes one token of every running row."""
+    def _decode_step(self) -> None:
+        """Computes and samples one token of every running sequence."""
         if self._contexts is None:
             self._contexts = self._find_contexts()
-        live = list(self._live)
-        self._reserve(live, 1 + max(place.length for place in live))
-        layout = Decode(
-            [place.row.tokens[-1] for place in live],
-            [place.length for place in live],
-            [place.node.stop for place in live],
+        running = list(self._running)
+        self._reserve(running, 1 + max(entry.length for entry in running))
+        batch = DecodeBatch(
+            [entry.sequence.tokens[-1] for entry in running],
+            [entry.length for entry in running],
+            [entry.node.stop for entry in running],
             self._contexts,
-            self._slots,
+            self._cache,
             self._model.device,
         )
-        logits = self._forward(layout)
-        for place in live:
-            place.length += 1
-        self._advance(live, logits)
+        logits = self._forward(batch)
+        for entry in running:
+            entry.length += 1
+        self._sample(running, logits)
 
-    def _forward(self, layout: Prefill | Decode) -> torch.Tensor:
-        """Logits of the rows' last tokens, shape (rows, vocabulary)."""
+    def _forward(self, batch: PrefillBatch | DecodeBatch) -> torch.Tensor:
+        """Returns the logits of the sequences' last tokens, shape (sequences, vocabulary)."""
         check_time()
         out = self._model(
-            input_ids=layout.input_ids,
-            position_ids=layout.position_ids,
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
             use_cache=False,
-            logits_to_keep=layout.last,
-            layout=layout,
+            logits_to_keep=batch.last,
+            forward_batch=batch,
         )
         return torch.as_tensor(out.logits[0])
 
-    def _find_contexts(self) -> list[tuple[Node, torch.Tensor | slice]]:
-        """The nodes that running rows attend to, each with its rows."""
-        rows: dict[Node, list[int]] = {}
-        for slot, place in enumerate(self._live):
-            for node in place.node.chain():
-                rows.setdefault(node, []).append(slot)
-        return [(node, _index(slots, self._model.device)) for node, slots in rows.items()]
+    def _find_contexts(self) -> list[tuple[PrefixNode, torch.Tensor | slice]]:
+        """Returns the prefix nodes that running sequences attend to, each with the slots of its sequences."""
+        slots_of: dict[PrefixNode, list[int]] = {}
+        for slot, entry in enumerate(self._running):
+            for node in entry.node.path():
+                slots_of.setdefault(node, []).append(slot)
+        return [(node, _index(slots, self._model.device)) for node, slots in slots_of.items()]
 
-    def _advance(self, places: Sequence[_Place], logits: torch.Tensor) -> None:
-        """Gives each row its next token; rows that are done leave."""
-        rows = [place.row for place in places]
-        for row, token in zip(rows, choose(logits[:, : self._vocabulary], rows), strict=True):
-            self._extend(row, token)
-        for slot in reversed(range(len(self._live))):
-            if self._live[slot].row.finish_reason is not None:
-                self._live[slot].pin(-1)
-                self._live[slot] = self._live[-1]
-                self._live.pop()
-                self._slots.drop(slot)
+    def _sample(self, entries: Sequence[_BatchEntry], logits: torch.Tensor) -> None:
+        """Appends the next token to each sequence, and removes finished sequences from the batch."""
+        sequences = [entry.sequence for entry in entries]
+        for sequence, token in zip(sequences, sample(logits[:, : self._vocabulary], sequences), strict=True):
+            self._append(sequence, token)
+        for slot in reversed(range(len(self._running))):
+            if self._running[slot].sequence.finish_reason is not None:
+                self._running[slot].add_references(-1)
+                self._running[slot] = self._running[-1]
+                self._running.pop()
+                self._cache.free(slot)
                 self._contexts = None
 
-    def _extend(self, row: Row, token: int) -> None:
-        row.drawn += 1
-        if row.failed or token in self._ends:
-            row.finish_reason = "stop"
+    def _append(self, sequence: SequenceState, token: int) -> None:
+        sequence.sampled += 1
+        if sequence.failed or token in self._end_tokens:
+            sequence.finish_reason = "stop"
             return
-        row.tokens.append(token)
-        if row.guide is not None:
-            row.guide.advance(token)
-        if self._stops(row) or (row.guide is not None and row.guide.ended):
-            row.finish_reason = "stop"
-        elif len(row.tokens) == row.sampling.max_tokens:
-            row.finish_reason = "length"
+        sequence.tokens.append(token)
+        if sequence.guide is not None:
+            sequence.guide.advance(token)
+        if self._has_stop_string(sequence) or (sequence.guide is not None and sequence.guide.is_finished):
+            sequence.finish_reason = "stop"
+        elif len(sequence.tokens) == sequence.sampling.max_tokens:
+            sequence.finish_reason = "length"
 
-    def _stops(self, row: Row) -> bool:
-        """Whether a stop text ends in the newest token: only the last few tokens can hold it."""
-        longest = max((len(stop.encode()) for stop in row.sampling.stop), default=0)
+    def _has_stop_string(self, sequence: SequenceState) -> bool:
+        """Whether a stop string ends in the newest token; only the last few tokens can contain it."""
+        longest = max((len(stop.encode()) for stop in sequence.sampling.stop), default=0)
         if not longest:
             return False
-        text = self._decode(row.tokens[-longest - 4 :])
-        return any(stop in text for stop in row.sampling.stop)
+        text = self._detokenize(sequence.tokens[-longest - 4 :])
+        return any(stop in text for stop in sequence.sampling.stop)
 
 
 def _index(slots: list[int], device: torch.device) -> torch.Tensor | slice:
-    """Slots as a slice where they have no gap: that needs no copy."""
+    """Returns an index for these slots: a slice if they are consecutive, since indexing then copies nothing."""
     if slots[-1] - slots[0] == len(slots) - 1:
         return slice(slots[0], slots[-1] + 1)
     return torch.tensor(slots, device=device)

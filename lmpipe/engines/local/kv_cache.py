@@ -1,6 +1,6 @@
-"""Where the keys and values of each running row's own tokens are stored.
+"""The KV cache of running sequences: keys and values of the tokens that they do not share.
 
-Knows nothing of attention, or of what rows share.
+Knows nothing about attention or shared prefixes.
 """
 
 from __future__ import annotations
@@ -11,65 +11,79 @@ import torch
 
 
 @final
-class Slots:
-    """Keys and values of each running row's own tokens; slots 0 to ``count - 1`` are in use, without a gap.
+class KVCache:
+    """Keys and values of each running sequence's own tokens; slots 0 to ``count - 1`` are in use, without a gap.
 
-    Keys are stored with the tokens in columns: matrix products of many short contexts then need no copy. Room that is
-    not in use holds zeros, since even a masked key or value must be a number.
+    Keys are stored with the tokens in columns, so that matrix products of many short contexts need no copy. Unused
+    memory holds zeros, since even a masked key or value must be a finite number.
+
+    Attributes:
+        count: Number of slots in use.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self._rows = self._width = 0
-        self._tensors: dict[int, list[torch.Tensor]] = {}  # layer → keys and values, (rows, key heads, width, size)
+        self._slots = self._width = 0
+        self._tensors: dict[int, list[torch.Tensor]] = {}  # layer → keys and values, (slots, key heads, width, size)
 
     @property
     def width(self) -> int:
-        """For how many tokens of a row there is room."""
+        """Capacity of a slot in tokens."""
         return self._width
 
     @property
     def layers(self) -> int:
-        """How many layers have keys and values."""
+        """Number of layers that have keys and values."""
         return len(self._tensors)
 
     @property
     def bytes(self) -> int:
-        """Memory of all keys and values."""
+        """Size of all keys and values in bytes."""
         return sum(tensor.nbytes for tensors in self._tensors.values() for tensor in tensors)
 
-    def reserve(self, rows: int, width: int) -> None:
-        """Makes room for some rows of up to `width` tokens; what is there stays."""
-        if rows <= self._rows and width <= self._width:
+    def reserve(self, slots: int, width: int) -> None:
+        """Grows the cache to at least `slots` slots of at least `width` tokens; its content stays."""
+        if slots <= self._slots and width <= self._width:
             return
-        self._rows, self._width = max(rows, self._rows), max(width, self._width)
+        self._slots, self._width = max(slots, self._slots), max(width, self._width)
         for tensors in self._tensors.values():
             tensors[:] = [self._grown(tensors[0].transpose(2, 3), 3).transpose(2, 3), self._grown(tensors[1], 2)]
 
-    def size(self, rows: int, width: int) -> int:
-        """How many tokens there would be room for after `reserve`."""
-        return max(rows, self._rows) * max(width, self._width)
+    def size(self, slots: int, width: int) -> int:
+        """Returns the capacity in tokens after ``reserve(slots, width)``."""
+        return max(slots, self._slots) * max(width, self._width)
 
     def layer(self, number: int, k: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
-        """Keys and values of a layer; made like `k` and `v`, shape (key heads, tokens, size), at the first call."""
+        """Returns the keys and values of a layer, and allocates them at the first call.
+
+        Args:
+            number: Index of the layer.
+            k: Keys of new tokens, shape (key heads, tokens, size); the cache has the same sizes, dtype and device.
+            v: Values of new tokens, shape (key heads, tokens, value size).
+
+        Returns:
+            Keys, shape (slots, key heads, width, size), and values, shape (slots, key heads, width, value size).
+        """
         if number not in self._tensors:
-            columns = k.new_zeros(self._rows, len(k), k.shape[-1], self._width).transpose(2, 3)
-            self._tensors[number] = [columns, v.new_zeros(self._rows, len(v), self._width, v.shape[-1])]
+            columns = k.new_zeros(self._slots, len(k), k.shape[-1], self._width).transpose(2, 3)
+            self._tensors[number] = [columns, v.new_zeros(self._slots, len(v), self._width, v.shape[-1])]
         return self._tensors[number]
 
-    def drop(self, slot: int) -> None:
-        """Frees a slot; the last one moves into it."""
+    def free(self, slot: int) -> None:
+        """Frees a slot and moves the sequence in the last slot there."""
         self.count -= 1
         if not self.count:
-            self._rows = self._width = 0
+            self._slots = self._width = 0
             self._tensors.clear()
             return
         for tensors in self._tensors.values():
             for tensor in tensors:
-                tensor[slot] = tensor[self.count] if slot != self.count else 0  # of a row that failed, it may be NaN
+                # a freed slot at the end is zeroed, since a sequence that failed may have left NaN in it
+                tensor[slot] = tensor[self.count] if slot != self.count else 0
 
     def _grown(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        shape = [self._rows, *tensor.shape[1:]]
+        """Returns a larger copy of a tensor, whose dimension `dim` is the width."""
+        shape = [self._slots, *tensor.shape[1:]]
         shape[dim] = self._width
         grown = tensor.new_zeros(shape)
         grown[: self.count].narrow(dim, 0, tensor.shape[dim]).copy_(tensor[: self.count])

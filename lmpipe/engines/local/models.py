@@ -1,6 +1,6 @@
-"""Loading transformers models, and what the local engine must know of one before it runs it.
+"""Loading of transformers models, and the checks that the local engine makes before it uses one.
 
-Knows nothing of requests.
+Knows nothing about requests.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
-from lmpipe.engines.library_errors import MISFITS, told
-from lmpipe.engines.loading import loading, no_missing_weights
-from lmpipe.engines.local.forward_batch import Piece, Prefill
-from lmpipe.engines.local.kv_cache import Slots
-from lmpipe.engines.local.prefixes import Node
+from lmpipe.engines.library_errors import INVALID_INPUT_ERRORS, describe_error
+from lmpipe.engines.loading import check_no_missing_weights, loading_errors
+from lmpipe.engines.local.forward_batch import PrefillBatch, Segment
+from lmpipe.engines.local.kv_cache import KVCache
+from lmpipe.engines.local.prefixes import PrefixNode
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_RUNNING_FAILS: tuple[type[Exception], ...] = (*MISFITS, MemoryError, RuntimeError)
-_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_FORWARD_ERRORS: tuple[type[Exception], ...] = (*INVALID_INPUT_ERRORS, MemoryError, RuntimeError)
+_SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where a model comes from, and what it is turned into.
+class ModelSource:
+    """Source of a model, and the options to load it with.
 
     Args:
         id_or_path: Hub id or local folder.
-        dtype: Name of a torch dtype, or none for float32 on a CPU and the dtype it was saved in on a GPU.
-        quantization: Of the base, through bitsandbytes, or none.
+        dtype: Name of a torch dtype, or none for float32 on a CPU and the dtype of the checkpoint on a GPU.
+        quantization: Quantization of the model with bitsandbytes, or none.
     """
 
     id_or_path: str
@@ -44,10 +44,15 @@ class Source:
     quantization: Literal["nf4", "int8"] | None = None
 
     @classmethod
-    def of(
+    def create(
         cls, id_or_path: str, dtype: torch.dtype | str | None = None, quantization: Literal["nf4", "int8"] | None = None
-    ) -> Source:
-        """From a dtype or its name.
+    ) -> ModelSource:
+        """Checks the options and returns the source.
+
+        Args:
+            id_or_path: Hub id or local folder.
+            dtype: A torch dtype or its name, or none.
+            quantization: See the class.
 
         Raises:
             ConfigError: If there is no such dtype or quantization.
@@ -61,42 +66,44 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The id or path, and what of the weights differs from the default."""
+        """The id or path, followed by the quantization and the dtype if they are given."""
         return "@".join(filter(None, [self.id_or_path, self.quantization, self.dtype]))
 
 
-def load_model(source: Source) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_model(source: ModelSource) -> tuple[Any, PreTrainedTokenizerBase]:
     """Loads a causal LM and its tokenizer, onto the GPU of this process if there is one.
 
     Raises:
-        ConfigError: If there is none, or what it needs is not installed.
+        ConfigError: If there is no such model, or a package that it needs is not installed.
     """
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     id_or_path, quantization = source.id_or_path, source.quantization
-    wanted: Any = getattr(torch, source.dtype) if source.dtype else torch.float32 if device == "cpu" else "auto"
-    if wanted is torch.bfloat16 and not multiplies_bfloat16(torch.device(device)):
-        logger.warning("this device emulates bfloat16, several times slower: float32 would be the faster dtype")
-    options: dict[str, Any] = {"dtype": wanted}
+    dtype: Any = getattr(torch, source.dtype) if source.dtype else torch.float32 if device == "cpu" else "auto"
+    if dtype is torch.bfloat16 and not multiplies_bfloat16(torch.device(device)):
+        logger.warning(
+            "this device emulates bfloat16, several times slower than native; float32 would be the faster dtype"
+        )
+    options: dict[str, Any] = {"dtype": dtype}
     if quantization:
-        options |= {"quantization_config": _quantized(quantization, wanted), "device_map": {"": device}}
+        options |= {"quantization_config": _bitsandbytes_config(quantization, dtype), "device_map": {"": device}}
     model: Any
-    with loading("a causal LM", id_or_path):
+    with loading_errors("a causal LM", id_or_path):
         tokenizer = AutoTokenizer.from_pretrained(id_or_path)
         loaded: Any = AutoModelForCausalLM.from_pretrained(id_or_path, output_loading_info=True, **options)
-        model, found = loaded
+        model, loading_info = loaded
         model = model if quantization else model.to(device)
-    no_missing_weights(found["missing_keys"], id_or_path)
+    check_no_missing_weights(loading_info["missing_keys"], id_or_path)
     if not quantization:
         return model, tokenizer
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # bitsandbytes would repack the weights at the first generation, and then train through them wrongly
+            # otherwise bitsandbytes repacks the weights at the first generation, and training gets wrong gradients
             module.support_avx512bf16_for_cpu = False
     return model, tokenizer
 
 
-def _quantized(kind: Literal["nf4", "int8"], dtype: Any) -> Any:
-    if kind == "int8":
+def _bitsandbytes_config(quantization: Literal["nf4", "int8"], dtype: Any) -> Any:
+    if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
     compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
@@ -105,44 +112,52 @@ def _quantized(kind: Literal["nf4", "int8"], dtype: Any) -> Any:
 
 
 def check_architecture(model: Any, name: str) -> None:
-    """Raises:
-    ConfigError: If the model keeps more than keys and values of earlier tokens, or masks them in a way of its own.
+    """Checks that the engine supports the architecture of a model.
+
+    Raises:
+        ConfigError: If the model is an encoder-decoder, has a recurrent state, or has layers with another kind of
+            attention than full or sliding-window attention.
     """
     config = model.config.get_text_config()
-    unknown = sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS)
+    unknown = sorted(set(getattr(config, "layer_types", None) or ()) - _SUPPORTED_LAYERS)
     if config.is_encoder_decoder or getattr(model, "_is_stateful", False) or unknown:
         kind = ", ".join(unknown) or ("encoder-decoder" if config.is_encoder_decoder else "recurrent state")
         raise ConfigError(
-            f"{name} ({type(model).__name__}: {kind}) cannot run in process; serve it, and use 'openai:MODEL@URL'"
+            f"{name} ({type(model).__name__}: {kind}) cannot run in this process; run it on a server and use "
+            "'openai:MODEL@URL'"
         )
 
 
 @torch.inference_mode()
 def bytes_per_token(model: Any, name: str) -> int:
-    """Bytes of the keys and values of one token in all layers, found by running one.
+    """Measures the size of the keys and values of one token in all layers, in bytes, by a forward pass.
 
     Raises:
         ConfigError: If the model does not use transformers' attention interface in all its layers.
     """
-    slots = Slots()
-    slots.reserve(1, 1)
-    layout = Prefill([Piece((0,), Node((), 0, None), slots=(0,))], slots, model.device)
+    cache = KVCache()
+    cache.reserve(1, 1)
+    batch = PrefillBatch([Segment((0,), PrefixNode((), 0, None), slots=(0,))], cache, model.device)
     try:
-        model.eval()(input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, layout=layout)
+        model.eval()(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, forward_batch=batch)
     except TypeError as error:
-        raise ConfigError(f"{name} ({type(model).__name__}) does not pass options to its attention: {error}") from error
-    except _RUNNING_FAILS as error:
-        raise ConfigError(f"{name} ({type(model).__name__}) does not run: {told(error)}") from error
-    if slots.layers != model.config.get_text_config().num_hidden_layers:
         raise ConfigError(
-            f"{name} ({type(model).__name__}) does not use transformers' attention interface; serve it, and use "
-            "'openai:MODEL@URL'"
+            f"{name} ({type(model).__name__}) does not pass keyword arguments to its attention layers: {error}"
+        ) from error
+    except _FORWARD_ERRORS as error:
+        raise ConfigError(
+            f"{name} ({type(model).__name__}) fails on a forward pass: {describe_error(error)}"
+        ) from error
+    if cache.layers != model.config.get_text_config().num_hidden_layers:
+        raise ConfigError(
+            f"{name} ({type(model).__name__}) does not use transformers' attention interface; run it on a server and "
+            "use 'openai:MODEL@URL'"
         )
-    return slots.bytes
+    return cache.bytes
 
 
 def default_memory(device: torch.device) -> int:
-    """Half of the memory that is free now, in bytes."""
+    """Returns half of the free memory in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) // 2
     return int(psutil.virtual_memory().available) // 2

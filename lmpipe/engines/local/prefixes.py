@@ -1,10 +1,11 @@
-"""The keys and values of prompt beginnings, kept for the next batch.
+"""A cache of the keys and values of shared prompt prefixes, kept from batch to batch.
 
-A radix tree for each set of weights, as in SGLang's RadixAttention (Zheng et al. 2024, arXiv 2312.07104): a node holds
-some tokens that go on from its parent's, and their keys and values in every layer. Nodes are made where rows of a batch
-share enough to be worth a pass of attention of its own; what was used longest ago leaves first.
+It has a radix tree for each set of weights, as in SGLang's RadixAttention (Zheng et al. 2024, arXiv 2312.07104). A node
+holds the tokens that follow those of its parent, and their keys and values in every layer. A node is made where the
+prompts of a batch share enough tokens to be worth a separate attention pass. The least recently used nodes are evicted
+first.
 
-Knows nothing of how keys and values are computed.
+Knows nothing about how keys and values are computed.
 """
 
 from __future__ import annotations
@@ -16,35 +17,35 @@ from typing import final
 
 import torch
 
-MIN_TOKENS = 16  # no shorter piece is worth a node
-_MIN_SAVED = 64  # tokens that different rows must save together
-_MIN_SAME = 1024  # tokens that rows of one prompt must save together: copies of its keys do as well
+MIN_TOKENS = 16  # shortest node
+_MIN_SAVED_TOKENS = 64  # fewest tokens that a node must save among different prompts
+_MIN_SAVED_TOKENS_SAME = 1024  # the same among equal prompts, for which copies of the keys would do as well
 
 
 @final
 @dataclass(eq=False, slots=True)
-class Node:
-    """Some tokens that several prompts share, after those of the parent.
+class PrefixNode:
+    """Tokens that several prompts share, after those of the parent node.
 
     Attributes:
         tokens: Token ids; the root has none.
-        start: Position of the first.
-        parent: None for the root.
-        children: By their first tokens.
-        keys: For each layer, shape (key heads, tokens, size); empty until computed.
-        values: Likewise.
-        users: Rows in the batch that attend to it; while there are any it stays.
-        used: When it was last used, in batches.
+        start: Position of the first token.
+        parent: Parent node; none for the root.
+        children: Child nodes by their first `MIN_TOKENS` tokens.
+        keys: Keys of each layer, shape (key heads, tokens, size); empty until they are computed.
+        values: Values of each layer, shape (key heads, tokens, value size); empty until they are computed.
+        ref_count: Number of running sequences that attend to the node; it is not evicted while there are any.
+        last_used: Number of the batch that used the node last.
     """
 
     tokens: tuple[int, ...]
     start: int
-    parent: Node | None
-    children: dict[tuple[int, ...], Node] = field(default_factory=dict)
+    parent: PrefixNode | None
+    children: dict[tuple[int, ...], PrefixNode] = field(default_factory=dict)
     keys: list[torch.Tensor] = field(default_factory=list)
     values: list[torch.Tensor] = field(default_factory=list)
-    users: int = 0
-    used: int = 0
+    ref_count: int = 0
+    last_used: int = 0
 
     @property
     def stop(self) -> int:
@@ -53,29 +54,33 @@ class Node:
 
     @property
     def has_computed_child(self) -> bool:
-        """Whether keys below depend on it."""
+        """Whether a child has keys, which depend on those of this node."""
         return any(child.keys for child in self.children.values())
 
-    def chain(self) -> list[Node]:
-        """The nodes from the first below the root down to this one."""
-        return [] if self.parent is None else [*self.parent.chain(), self]
+    def path(self) -> list[PrefixNode]:
+        """Returns the nodes from the first one below the root down to this one."""
+        return [] if self.parent is None else [*self.parent.path(), self]
 
-    def subtree(self) -> Iterator[Node]:
-        """This node and all below it."""
+    def subtree(self) -> Iterator[PrefixNode]:
+        """Yields this node and all its descendants."""
         yield self
         for child in self.children.values():
             yield from child.subtree()
 
-    def adopt(self, tokens: Sequence[int]) -> Node:
-        """A new child."""
-        child = Node(tuple(tokens), self.stop, self)
+    def add_child(self, tokens: Sequence[int]) -> PrefixNode:
+        """Adds a child with these tokens and returns it."""
+        child = PrefixNode(tuple(tokens), self.stop, self)
         self.children[child.tokens[:MIN_TOKENS]] = child
         return child
 
-    def split(self, parent: Node, length: int) -> Node:
-        """Cuts this child of `parent` in two; returns the first part, which takes its place."""
-        head = parent.adopt(self.tokens[:length])
-        head.used = self.used
+    def split(self, parent: PrefixNode, length: int) -> PrefixNode:
+        """Splits this child of `parent` after `length` tokens.
+
+        Returns:
+            A new node with the first tokens, which replaces this node as the child of `parent` and becomes its parent.
+        """
+        head = parent.add_child(self.tokens[:length])
+        head.last_used = self.last_used
         head.keys, head.values = ([t[:, :length].clone() for t in side] for side in (self.keys, self.values))
         self.keys, self.values = ([t[:, length:].clone() for t in side] for side in (self.keys, self.values))
         self.tokens, self.start, self.parent = self.tokens[length:], head.stop, head
@@ -85,116 +90,136 @@ class Node:
 
 @final
 class PrefixCache:
-    """The trees of all weights of one model, within a budget.
+    """The prefix trees of one model, one for each set of weights.
 
     Args:
-        bytes_per_token: Of the keys and values of one token in all layers.
+        bytes_per_token: Size of the keys and values of one token in all layers.
     """
 
     def __init__(self, bytes_per_token: int) -> None:
         self._bytes_per_token = bytes_per_token
-        self._roots: dict[str, Node] = {}
-        self._clock = 0
+        self._roots: dict[str, PrefixNode] = {}
+        self._batch_number = 0
 
     @property
     def bytes(self) -> int:
-        """Memory of all keys and values that it holds."""
+        """Size of all keys and values in the cache, in bytes."""
         return self._bytes_per_token * sum(len(node.tokens) for node in self._nodes() if node.keys)
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Removes all nodes."""
         self._roots.clear()
 
     @contextmanager
-    def whole_or_cleared(self) -> Iterator[None]:
-        """Forgets everything if the block is left by an exception: nodes may be half filled, or counted as in use."""
+    def cleared_on_error(self) -> Iterator[None]:
+        """Clears the cache if the block raises: nodes may be partly computed, or still have references."""
         with ExitStack() as undo:
             undo.callback(self.clear)
             yield
             undo.pop_all()
 
-    def plant(self, weights: str, keys_values: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> int:
-        """Lets all prompts of some weights go on from learned keys and values, which take the first positions.
+    def insert(self, weights: str, keys_values: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> int:
+        """Puts a learned prefix at the first positions of all prompts that use certain weights.
 
         Args:
-            weights: Identifies the weights.
-            keys_values: Of each layer, shape (key heads, tokens, size).
+            weights: Identifier of the weights.
+            keys_values: Keys and values of the learned prefix in each layer, shape (key heads, tokens, size).
 
         Returns:
-            How many tokens, of any id, stand for them at the beginning of each prompt.
+            Number of virtual tokens, which may have any id, at the beginning of each prompt.
         """
         count = keys_values[0][0].shape[1]
         if weights not in self._roots:
             keys, values = map(list, zip(*keys_values, strict=True))
-            above = Node((), 0, None)
-            self._roots[weights] = Node((-1,) * count, 0, above, keys=keys, values=values, users=1)
+            root = PrefixNode((), 0, None)
+            self._roots[weights] = PrefixNode((-1,) * count, 0, root, keys=keys, values=values, ref_count=1)
         return count
 
-    def plan(self, weights: str, prompts: Sequence[tuple[int, ...]]) -> list[Node]:
-        """Finds, for each prompt, the node it goes on from; makes the nodes that are worth it.
+    def match(self, weights: str, prompts: Sequence[tuple[int, ...]]) -> list[PrefixNode]:
+        """Finds the longest prefix of each prompt in the tree, and adds nodes for the prefixes worth sharing.
 
         Args:
-            weights: Identifies the weights.
-            prompts: Token ids, sorted, at least one each; the last token never belongs to a node.
+            weights: Identifier of the weights.
+            prompts: Token ids of each prompt, at least one; sorted. The last token of a prompt never belongs to a node.
+
+        Returns:
+            Node that each prompt continues from.
         """
-        self._clock += 1
+        self._batch_number += 1
         self._prune()
-        root = self._roots.setdefault(weights, Node((), 0, None))
-        places = [root] * len(prompts)
+        root = self._roots.setdefault(weights, PrefixNode((), 0, None))
+        nodes = [root] * len(prompts)
         open_ranges = [(0, len(prompts), root)]
         while open_ranges:
             first, last, node = open_ranges.pop()
-            for begin, end in _ranges(prompts, first, last, node.stop):
-                below = self._descend(node, prompts[begin:end])
-                if below is not None:
-                    below.used = self._clock
-                    places[begin:end] = [below] * (end - begin)
-                    open_ranges.append((begin, end, below))
-        return places
+            for begin, end in _groups(prompts, first, last, node.stop):
+                child = self._descend(node, prompts[begin:end])
+                if child is not None:
+                    child.last_used = self._batch_number
+                    nodes[begin:end] = [child] * (end - begin)
+                    open_ranges.append((begin, end, child))
+        return nodes
 
-    def evict(self, wanted: int) -> int:
-        """Gives up what no row uses, what was used longest ago first; returns how many bytes that freed."""
+    def evict(self, min_bytes: int) -> int:
+        """Evicts nodes without references, least recently used first, until enough memory is freed.
+
+        Args:
+            min_bytes: Number of bytes to free.
+
+        Returns:
+            Number of bytes freed; fewer than `min_bytes` if all other nodes are in use.
+        """
         freed = 0
-        while freed < wanted:
-            free = [node for node in self._nodes() if node.keys and not node.users and not node.has_computed_child]
-            if not free:
+        while freed < min_bytes:
+            unused = [
+                node for node in self._nodes() if node.keys and not node.ref_count and not node.has_computed_child
+            ]
+            if not unused:
                 break
-            for node in sorted(free, key=lambda node: node.used):
-                if freed < wanted:
+            for node in sorted(unused, key=lambda node: node.last_used):
+                if freed < min_bytes:
                     freed += self._bytes_per_token * len(node.tokens)
                     node.keys, node.values = [], []
         return freed
 
     def _prune(self) -> None:
-        """Removes what holds nothing and leads to nothing."""
+        """Removes nodes that have neither keys nor children nor references."""
         for node in reversed(list(self._nodes())):  # children before their parents
-            if node.parent is not None and not (node.keys or node.children or node.users):
+            if node.parent is not None and not (node.keys or node.children or node.ref_count):
                 del node.parent.children[node.tokens[:MIN_TOKENS]]
 
-    def _nodes(self) -> Iterator[Node]:
+    def _nodes(self) -> Iterator[PrefixNode]:
         for root in self._roots.values():
             yield from root.subtree()
 
-    def _descend(self, node: Node, prompts: Sequence[tuple[int, ...]]) -> Node | None:
-        """The child that these sorted prompts, which agree on the next few tokens, have in common."""
+    def _descend(self, node: PrefixNode, prompts: Sequence[tuple[int, ...]]) -> PrefixNode | None:
+        """Finds or adds the child that some prompts share.
+
+        Args:
+            node: Node that the prompts continue from.
+            prompts: Token ids of each prompt, sorted; they agree on the next `MIN_TOKENS` tokens.
+
+        Returns:
+            The child, or none if no child is worth it.
+        """
         start = node.stop
-        shared = min(common_length(prompts[0][start:], prompts[-1][start:]), min(map(len, prompts)) - 1 - start)
+        shared = min(common_prefix_length(prompts[0][start:], prompts[-1][start:]), min(map(len, prompts)) - 1 - start)
         if shared < MIN_TOKENS:
             return None
         child = node.children.get(prompts[0][start : start + MIN_TOKENS])
         if child is None:
             saved = (len(set(prompts)) - 1) * shared
-            worth = saved >= _MIN_SAVED or (len(prompts) - 1) * shared >= _MIN_SAME
-            return node.adopt(prompts[0][start : start + shared]) if worth else None
-        common = min(shared, common_length(child.tokens, prompts[0][start:]))
+            worth = saved >= _MIN_SAVED_TOKENS or (len(prompts) - 1) * shared >= _MIN_SAVED_TOKENS_SAME
+            return node.add_child(prompts[0][start : start + shared]) if worth else None
+        common = min(shared, common_prefix_length(child.tokens, prompts[0][start:]))
         if common == len(child.tokens):
             return child
         length = min(common, len(child.tokens) - MIN_TOKENS)
         return child.split(node, length) if length >= MIN_TOKENS else None
 
 
-def _ranges(prompts: Sequence[tuple[int, ...]], first: int, last: int, start: int) -> Iterator[tuple[int, int]]:
-    """The runs of sorted prompts that agree on the next few tokens."""
+def _groups(prompts: Sequence[tuple[int, ...]], first: int, last: int, start: int) -> Iterator[tuple[int, int]]:
+    """Yields index ranges of sorted prompts that agree on the `MIN_TOKENS` tokens from position `start` on."""
     begin = first
     for number in range(first + 1, last + 1):
         if number == last or prompts[number][start : start + MIN_TOKENS] != prompts[begin][start : start + MIN_TOKENS]:
@@ -202,7 +227,7 @@ def _ranges(prompts: Sequence[tuple[int, ...]], first: int, last: int, start: in
             begin = number
 
 
-def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many first tokens two rows share."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((number for number, (left, right) in pairs if left != right), min(len(one), len(other)))
+def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """Returns the number of tokens at the beginning of two sequences that are equal."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((number for number, (a, b) in pairs if a != b), min(len(left), len(right)))

@@ -1,7 +1,7 @@
-"""The next token of each row: greedy or drawn, within a regular expression or free.
+"""Sampling of the next token of each sequence, greedily or at random, with or without constrained decoding.
 
-Every row draws from random numbers of its own, so what it gets depends on its seed and its probabilities alone, not on
-the batch. Knows nothing of models or caches.
+Every sequence has its own random numbers, so its tokens depend only on its seed and its probabilities, not on the
+batch. Knows nothing about models or caches.
 """
 
 from __future__ import annotations
@@ -16,143 +16,166 @@ import torch
 from lmpipe.engines.local.constrained import Guide
 from lmpipe.lm import Sampling
 
-_LIKELIEST = 256  # most draws need no more tokens in order
+_TOP_TOKENS = 256  # truncated sampling seldom needs more of the likeliest tokens in order
 
 
 @final
 @dataclass(eq=False, slots=True)
-class Row:
-    """What one row asks for, and what it has got so far.
+class SequenceState:
+    """A prompt and its completion so far.
 
     Attributes:
-        prompt: Token ids, at least one.
-        sampling: How tokens are chosen.
-        seed: Of its random numbers.
-        guide: Holds it to a regular expression, or none.
-        virtual: How many learned positions come before the prompt.
-        tokens: New token ids.
-        drawn: How many tokens were drawn: the new ones, and the one that ended it.
-        logprobs: Of the tokens drawn, in nats, if asked for.
-        finish_reason: Why it ended; none while it runs.
-        failed: Whether it ended because the model gave NaN or infinite values.
+        prompt: Token ids of the prompt, at least one.
+        sampling: Sampling settings.
+        seed: Seed of the random numbers.
+        guide: Guide that constrains the completion to a regular expression, or none.
+        virtual_tokens: Number of learned positions before the prompt.
+        tokens: Token ids of the completion so far.
+        sampled: Number of tokens sampled: those of the completion, and the one that ended it.
+        logprobs: Log-probabilities of the sampled tokens in nats, if they are requested.
+        finish_reason: Reason why the completion ended, or none while it runs.
+        failed: Whether it ended because the model's logits were NaN or infinite.
     """
 
     prompt: tuple[int, ...]
     sampling: Sampling
     seed: int = 0
     guide: Guide | None = None
-    virtual: int = 0
+    virtual_tokens: int = 0
     tokens: list[int] = field(default_factory=list)
-    drawn: int = 0
+    sampled: int = 0
     logprobs: list[float] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
     failed: bool = False
-    _noise: np.random.Generator = field(init=False, repr=False)
+    _rng: np.random.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._noise = np.random.default_rng(self.seed)
+        self._rng = np.random.default_rng(self.seed)
 
     @property
     def context(self) -> tuple[int, ...]:
-        """The prompt, with a place for each learned position."""
-        return (-1,) * self.virtual + self.prompt
+        """The prompt, preceded by a placeholder for each learned position."""
+        return (-1,) * self.virtual_tokens + self.prompt
 
     def restart(self) -> None:
-        """Forgets what it has got, to begin again."""
+        """Discards the completion so far."""
         self.tokens.clear()
         self.logprobs.clear()
-        self.drawn = 0
+        self.sampled = 0
         self.finish_reason = None
         self.failed = False
-        self._noise = np.random.default_rng(self.seed)
+        self._rng = np.random.default_rng(self.seed)
         if self.guide is not None:
             self.guide.restart()
 
-    def draw(self) -> float:
-        """The next of its random numbers, in [0, 1)."""
-        return self._noise.random()
+    def random(self) -> float:
+        """Returns the next random number of the sequence, in [0, 1)."""
+        return self._rng.random()
 
 
-def choose(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    """The next token of each row; rows that ask for it note its log-probability, and rows of NaN that they failed.
+def sample(logits: torch.Tensor, sequences: Sequence[SequenceState]) -> list[int]:
+    """Samples the next token of each sequence.
+
+    Also records log-probabilities in the sequences that request them, and marks sequences with NaN or infinite logits
+    as failed.
 
     Args:
-        logits: Shape (rows, vocabulary).
-        rows: Their sampling.
+        logits: Logits of the next tokens, shape (sequences, vocabulary).
+        sequences: Sequences to sample for.
+
+    Returns:
+        Token id for each sequence.
     """
     scores = logits.float()
-    if any(row.guide is not None for row in rows):
+    if any(sequence.guide is not None for sequence in sequences):
         scores = scores.clone()
-    for number, row in enumerate(rows):
-        if row.guide is not None:
-            left = row.sampling.max_tokens - len(row.tokens)
-            forbidden = row.guide.forbidden(left)[: logits.shape[-1]]
+    for number, sequence in enumerate(sequences):
+        if sequence.guide is not None:
+            tokens_left = sequence.sampling.max_tokens - len(sequence.tokens)
+            forbidden = sequence.guide.forbidden(tokens_left)[: logits.shape[-1]]
             scores[number, : len(forbidden)].masked_fill_(forbidden.to(scores.device), -torch.inf)
             scores[number, len(forbidden) :] = -torch.inf
-    tokens = scores.argmax(-1)  # NaN counts as highest, and infinity is
+    tokens = scores.argmax(-1)  # argmax treats NaN as the highest value, so NaN and infinity show in `highest`
     highest = scores.gather(-1, tokens[:, None])[:, 0]
-    for row, is_number in zip(rows, highest.isfinite().tolist(), strict=True):
-        row.failed = not is_number
-    for cut in (False, True):
-        drawn = [n for n, row in enumerate(rows) if row.sampling.temperature > 0 and _cuts(row.sampling) is cut]
-        if drawn:
-            tokens[drawn] = _draw(scores[drawn], [rows[n] for n in drawn], cut=cut)
-    _note(logits, tokens, rows)
-    chosen: list[int] = tokens.tolist()
-    return chosen
+    for sequence, is_finite in zip(sequences, highest.isfinite().tolist(), strict=True):
+        sequence.failed = not is_finite
+    for truncated in (False, True):
+        random = [
+            number
+            for number, sequence in enumerate(sequences)
+            if sequence.sampling.temperature > 0 and _is_truncated(sequence.sampling) is truncated
+        ]
+        if random:
+            tokens[random] = _sample_random(scores[random], [sequences[n] for n in random], truncated=truncated)
+    _record_logprobs(logits, tokens, sequences)
+    token_ids: list[int] = tokens.tolist()
+    return token_ids
 
 
-def _cuts(sampling: Sampling) -> bool:
+def _is_truncated(sampling: Sampling) -> bool:
     return sampling.top_p < 1 or sampling.top_k is not None
 
 
-def _draw(scores: torch.Tensor, rows: Sequence[Row], *, cut: bool) -> torch.Tensor:
-    """Inverts the cumulative distribution at one point for each row.
+def _sample_random(scores: torch.Tensor, sequences: Sequence[SequenceState], *, truncated: bool) -> torch.Tensor:
+    """Samples a token for each sequence by inverting the cumulative distribution at one random number.
 
     Args:
-        scores: Shape (rows, vocabulary).
-        rows: Their sampling.
-        cut: Whether rows have a top-k or a top-p: their tokens are then ordered by probability.
+        scores: Logits of the allowed tokens, shape (sequences, vocabulary).
+        sequences: Sequences to sample for.
+        truncated: Whether the sequences use top-k or top-p; their tokens are then sorted by probability.
+
+    Returns:
+        Token ids, shape (sequences,).
     """
 
     def column(values: Sequence[float]) -> torch.Tensor:
         return torch.tensor(values, device=scores.device)[:, None]
 
-    probabilities = (scores / column([row.sampling.temperature for row in rows])).softmax(-1)
+    probabilities = (scores / column([sequence.sampling.temperature for sequence in sequences])).softmax(-1)
     order = None
-    if cut:
-        probabilities, order = _ordered(probabilities, rows)
+    if truncated:
+        probabilities, order = _sorted_probabilities(probabilities, sequences)
         rank = torch.arange(probabilities.shape[-1], device=scores.device)
-        most = column([row.sampling.top_k or probabilities.shape[-1] for row in rows])
-        probabilities = probabilities.masked_fill(rank >= most, 0)
-        before = probabilities.cumsum(-1) - probabilities
-        limit = column([row.sampling.top_p for row in rows])
-        whole = torch.where(most < probabilities.shape[-1], probabilities.sum(-1, keepdim=True), 1.0)
-        probabilities = probabilities.masked_fill((before >= limit * whole) & (limit < 1), 0)
-    mass = probabilities.cumsum(-1)
-    points = column([row.draw() for row in rows])
-    picked = torch.searchsorted(mass, points * mass[:, -1:], right=True).clamp(max=mass.shape[-1] - 1)
+        top_k = column([sequence.sampling.top_k or probabilities.shape[-1] for sequence in sequences])
+        probabilities = probabilities.masked_fill(rank >= top_k, 0)
+        mass_before = probabilities.cumsum(-1) - probabilities
+        top_p = column([sequence.sampling.top_p for sequence in sequences])
+        total = torch.where(top_k < probabilities.shape[-1], probabilities.sum(-1, keepdim=True), 1.0)
+        probabilities = probabilities.masked_fill((mass_before >= top_p * total) & (top_p < 1), 0)
+    cumulative = probabilities.cumsum(-1)
+    points = column([sequence.random() for sequence in sequences]) * cumulative[:, -1:]
+    picked = torch.searchsorted(cumulative, points, right=True).clamp(max=cumulative.shape[-1] - 1)
     return (picked if order is None else order.gather(-1, picked)).squeeze(-1)
 
 
-def _ordered(probabilities: torch.Tensor, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities in falling order and their tokens: only the likeliest ones, if no row can reach beyond them."""
+def _sorted_probabilities(
+    probabilities: torch.Tensor, sequences: Sequence[SequenceState]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sorts probabilities in descending order; only the largest ones, if top-k and top-p exclude all others.
+
+    Args:
+        probabilities: Probabilities of the next tokens, shape (sequences, vocabulary).
+        sequences: Sequences to sample for.
+
+    Returns:
+        The sorted probabilities and their token ids, both of shape (sequences, tokens).
+    """
     size = probabilities.shape[-1]
-    few = probabilities.topk(min(_LIKELIEST, size))
-    mass = few.values.sum(-1).tolist()
-    enough = (
-        (row.sampling.top_k or size) <= _LIKELIEST or row.sampling.top_p < covered
-        for row, covered in zip(rows, mass, strict=True)
+    top = probabilities.topk(min(_TOP_TOKENS, size))
+    top_mass = top.values.sum(-1).tolist()
+    suffices = (
+        (sequence.sampling.top_k or size) <= _TOP_TOKENS or sequence.sampling.top_p < mass
+        for sequence, mass in zip(sequences, top_mass, strict=True)
     )
-    if all(enough):
-        return few.values, few.indices
+    if all(suffices):
+        return top.values, top.indices
     every = probabilities.sort(dim=-1, descending=True, stable=True)
     return every.values, every.indices
 
 
-def _note(logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[Row]) -> None:
-    asked = [number for number, row in enumerate(rows) if row.sampling.logprobs]
-    if asked:
-        found = logits[asked].float().log_softmax(-1).gather(-1, tokens[asked, None])
-        for number, value in zip(asked, found[:, 0].tolist(), strict=True):
-            rows[number].logprobs.append(value)
+def _record_logprobs(logits: torch.Tensor, tokens: torch.Tensor, sequences: Sequence[SequenceState]) -> None:
+    numbers = [number for number, sequence in enumerate(sequences) if sequence.sampling.logprobs]
+    if numbers:
+        logprobs = logits[numbers].float().log_softmax(-1).gather(-1, tokens[numbers, None])
+        for number, value in zip(numbers, logprobs[:, 0].tolist(), strict=True):
+            sequences[number].logprobs.append(value)

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, final
 
-from lmpipe.engines.chat import ChatTokens, cut_at_stop, plain_chat, unregistered, wrong_base
+from lmpipe.engines.chat import ChatTokens, cut_at_stop, plain_chat, unregistered_adapter_error, wrong_base_error
 from lmpipe.engines.inflight import InFlight
 from lmpipe.engines.server.adapters import LoadedAdapters
 from lmpipe.engines.server.dialects import DIALECTS, Dialect, DialectName, detect
@@ -161,7 +161,7 @@ class ServerLM(LM):
 
     def _ask(self, request: Request) -> Completion | EngineError:
         """One answer; what concerns this request alone is returned, not raised."""
-        wrong = wrong_base(request, self.name)
+        wrong = wrong_base_error(request, self.name)
         if wrong is not None:
             return wrong
         try:
@@ -216,7 +216,7 @@ class ServerLM(LM):
             return self._call(endpoint, request, body)
         folder, dialect = self._folders.get(adapter), self.dialect
         if folder is None or dialect.adapter is None:
-            raise unregistered(adapter)
+            raise unregistered_adapter_error(adapter)
         body, loaded = {**body, **dialect.adapter(adapter)}, self._adapters[endpoint]
         with loaded.using(adapter, folder, dialect):
             try:
@@ -243,7 +243,7 @@ class ServerLM(LM):
 def _load_tokenizer(id_or_path: str) -> ChatTokens:
     from transformers import AutoTokenizer
 
-    from lmpipe.engines.loading import loading
+    from lmpipe.engines.loading import loading_errors
 
-    with loading("a tokenizer", id_or_path):
+    with loading_errors("a tokenizer", id_or_path):
         return ChatTokens(AutoTokenizer.from_pretrained(id_or_path), id_or_path)

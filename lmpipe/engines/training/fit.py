@@ -23,7 +23,7 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
 from transformers import Trainer as HFTrainer
 
-from lmpipe.engines.local.adapters import in_place_of, learned_prefix, quiet
+from lmpipe.engines.local.adapters import no_peft_warnings, prefix_key_values, swapped_parameters
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.engines.training.batch_sampler import SpreadSampler, split, step_tokens
 from lmpipe.engines.training.callbacks import Watch, Watching
@@ -90,7 +90,7 @@ def fit(
     arguments = _arguments(tuning, seed, folder, model.device)
     halved = _halved_weights(model) if arguments.bf16 else {}
     look = partial(_look, model, packed, bf16=arguments.bf16)
-    with in_place_of(model, halved):
+    with swapped_parameters(model, halved):
         rows = with_references(objective, rows, tuning.batch_size // tuning.passes, look)
     if not all(math.isfinite(value) for row in rows for value in row.reference):
         raise diverged("the log-probabilities under the weights that it starts from are NaN or infinite", tuning, 0)
@@ -113,7 +113,7 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     recomputed = _recomputed(model) if tuning.gradient_checkpointing else nullcontext()
     try:
-        with quiet(), in_place_of(model, halved), recomputed:
+        with no_peft_warnings(), swapped_parameters(model, halved), recomputed:
             trainer.train(resume_from_checkpoint=checkpoint)
             logits, _ = look(train[:1])  # of weights whose last step no loss has seen
             wrong = [] if bool(torch.isfinite(logits).all()) else ["the logits are NaN or infinite"]
@@ -189,7 +189,7 @@ def _look(
 def _logits(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     """Of the kept positions, shape (positions, vocabulary)."""
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        inputs["layout"].past = learned_prefix(model)
+        inputs["forward_batch"].past = prefix_key_values(model)
         model = model.get_base_model()
     logits: torch.Tensor = model(**inputs)["logits"]
     return logits[0]

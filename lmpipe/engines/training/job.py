@@ -21,9 +21,9 @@ from typing import final
 import torch
 from pydantic import TypeAdapter
 
-from lmpipe.engines.local.adapters import AdapterPool, save
-from lmpipe.engines.local.attention import use
-from lmpipe.engines.local.models import Source, load_model
+from lmpipe.engines.local.adapters import AdapterPool, save_weights
+from lmpipe.engines.local.attention import use_lmpipe_attention
+from lmpipe.engines.local.models import ModelSource, load_model
 from lmpipe.engines.training.callbacks import Watch
 from lmpipe.engines.training.checkpoints import last_whole
 from lmpipe.engines.training.fit import LossCurve, fit, seeded
@@ -52,7 +52,7 @@ class TrainingJob:
         max_tokens: After how many tokens of rows training stops, or none.
     """
 
-    source: Source
+    source: ModelSource
     name: str
     tuning: TuningConfig
     seed: int
@@ -146,7 +146,7 @@ def run(folder: Path) -> None:
     job = _JOB.validate_json((folder / "job.json").read_bytes())
     first = int(os.environ.get("RANK", "0")) == 0
     model, _ = load_model(job.source)
-    use(model.requires_grad_(False))
+    use_lmpipe_attention(model.requires_grad_(False))
     pool = AdapterPool(model)
     if job.start is not None:
         pool.register(job.start, Path(job.start))
@@ -156,7 +156,7 @@ def run(folder: Path) -> None:
             watch = Watch(progress.advance, progress.epoch, progress.spent)
             curve = fit(tuned, job.rows, job.tuning, job.seed, folder, job.objective, watch)
             if first:
-                save(tuned, folder / "result", job.name)
+                save_weights(tuned, folder / "result", job.name)
                 (folder / "losses.json").write_bytes(_LOSSES.dump_json(curve))
     except TrainingDiverged as error:  # in all processes at the same step
         if first:

@@ -13,9 +13,9 @@ from typing import Any, final
 import torch
 
 from lmpipe.engines.local.adapters import KeyValues
-from lmpipe.engines.local.attention import Layout, Options, attend_whole
+from lmpipe.engines.local.attention import AttentionOptions, ForwardBatch, causal_attention
 from lmpipe.engines.local.forward_batch import buckets, padded, spans
-from lmpipe.engines.local.prefixes import common_length
+from lmpipe.engines.local.prefixes import common_prefix_length
 
 _Buckets = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -123,18 +123,18 @@ def collate(
             torch.tensor([value for row in rows for value in row.reference]),
             torch.tensor([row.advantage for row in rows]),
         ),
-        "layout": TrainingLayout(shared, shape),
+        "forward_batch": TrainingLayout(shared, shape),
         "use_cache": False,
     }
 
 
 def _shared_length(contexts: Sequence[tuple[int, ...]]) -> int:
     """How many first tokens all contexts share, less their last, which comes before what is predicted."""
-    return min(common_length(min(contexts), max(contexts)), *(len(context) - 1 for context in contexts))
+    return min(common_prefix_length(min(contexts), max(contexts)), *(len(context) - 1 for context in contexts))
 
 
 @final
-class TrainingLayout(Layout):
+class TrainingLayout(ForwardBatch):
     """A shared beginning, then families: what the members of one share beyond it, and the rest of each member.
 
     Args:
@@ -171,14 +171,16 @@ class TrainingLayout(Layout):
         self._place = self._place.to(device)
         return self
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: Options) -> torch.Tensor:
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
         before = self.past[options.layer] if self.past else (k[:, :0], v[:, :0])
         parts = []
         if self._shared:
             first = slice(0, self._shared)
             before = _joined(before, k, v, first)
             keys, values = before
-            parts.append(attend_whole(q[:, :, first][None], keys[None], values[None], options)[0].permute(2, 0, 1, 3))
+            parts.append(
+                causal_attention(q[:, :, first][None], keys[None], values[None], options)[0].permute(2, 0, 1, 3)
+            )
         parts += _after(before, self._first, q, k, v, options)
         for stem, own in self._inner:
             parts += _after(_joined(before, k, v, stem), own, q, k, v, options)
@@ -202,7 +204,7 @@ def _after(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    options: Options,
+    options: AttentionOptions,
 ) -> list[torch.Tensor]:
     """Attention of pieces that all go on from the same context."""
     parts = []
@@ -211,6 +213,6 @@ def _after(
             torch.cat([old[None].expand(len(index), -1, -1, -1), new[:, index].transpose(0, 1)], 2)
             for old, new in zip(before, (k, v), strict=True)
         )
-        out = attend_whole(q[:, :, index].permute(2, 0, 1, 3, 4), keys, values, options)
+        out = causal_attention(q[:, :, index].permute(2, 0, 1, 3, 4), keys, values, options)
         parts.append(out.permute(0, 3, 1, 2, 4)[real])
     return parts

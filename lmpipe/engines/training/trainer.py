@@ -15,10 +15,10 @@ from typing import Any, final
 
 from pydantic import TypeAdapter
 
-from lmpipe.engines.library_errors import MISFITS, Renamed, is_out_of_memory, told
+from lmpipe.engines.library_errors import INVALID_INPUT_ERRORS, ErrorTranslator, describe_error, is_out_of_memory
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.local.adapters import save
-from lmpipe.engines.local.models import Source
+from lmpipe.engines.local.adapters import save_weights
+from lmpipe.engines.local.models import ModelSource
 from lmpipe.engines.training.batch_sampler import check_eval_fraction, step_count
 from lmpipe.engines.training.callbacks import Watch
 from lmpipe.engines.training.checkpoints import SAVING_FAILS
@@ -110,7 +110,7 @@ class LocalTrainer(Trainer):
         with writing(checkpoints):
             checkpoints.mkdir(parents=True, exist_ok=True)
         job = TrainingJob(
-            self.lm.source or Source(""),
+            self.lm.source or ModelSource(""),
             self.lm.name,
             self.tuning,
             session.seed,
@@ -167,10 +167,10 @@ class LocalTrainer(Trainer):
         with self._named(), seeded(job.seed), trainable as model:
             curve = fit(model, job.rows, job.tuning, job.seed, folder, job.objective, watch)
             with writing(folder / "result", SAVING_FAILS):
-                return save(model, folder / "result", self.lm.name), curve
+                return save_weights(model, folder / "result", self.lm.name), curve
 
-    def _named(self) -> Renamed:
-        return Renamed((*MISFITS, ImportError, MemoryError, OSError, RuntimeError), self._failed)
+    def _named(self) -> ErrorTranslator:
+        return ErrorTranslator((*INVALID_INPUT_ERRORS, ImportError, MemoryError, OSError, RuntimeError), self._failed)
 
     def _failed(self, error: Exception) -> EngineError:
         advice = (
@@ -178,7 +178,7 @@ class LocalTrainer(Trainer):
             if is_out_of_memory(error)
             else ""
         )
-        return EngineError(f"training {self.lm.name} failed: {told(error)}{advice}")
+        return EngineError(f"training {self.lm.name} failed: {describe_error(error)}{advice}")
 
 
 def _watch(session: Session, advance: Callable[[int], None]) -> Watch:

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from lmpipe.engines.library_errors import Renamed
+from lmpipe.engines.library_errors import ErrorTranslator
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval.colbert.settings import ColbertSettings
 from lmpipe.retrieval.damage import read_json, undamaged
@@ -43,7 +43,7 @@ _TOP = "pooler."  # of the encoder: its weights change no vector
 _WHAT_TO_DO = "download or save the checkpoint again"
 
 
-def checkpoint_file(path: Path) -> Renamed:
+def checkpoint_file(path: Path) -> ErrorTranslator:
     """A block that reads a file of a checkpoint, or its folder; one that is damaged is a ConfigError."""
     return undamaged(path, _WHAT_TO_DO, ConfigError, (SafetensorError, StrictDataclassError))
 

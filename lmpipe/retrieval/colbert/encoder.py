@@ -14,7 +14,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from lmpipe.engines.onednn_linear import PackedProducts
+from lmpipe.engines.onednn_linear import OneDnnLinear
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval.colbert.bundled import NAME, bundled_checkpoint
@@ -147,16 +147,16 @@ class ColbertEncoder:
         self._checkpoint.save(Path(folder))
 
     @cached_property
-    def _for_queries(self) -> tuple[ColbertNetwork, PackedProducts]:
+    def _for_queries(self) -> tuple[ColbertNetwork, OneDnnLinear]:
         return self._network(torch.float32)
 
     @cached_property
-    def _for_passages(self) -> tuple[ColbertNetwork, PackedProducts]:
+    def _for_passages(self) -> tuple[ColbertNetwork, OneDnnLinear]:
         return self._network(torch.bfloat16) if self._halved else self._for_queries
 
-    def _network(self, dtype: torch.dtype) -> tuple[ColbertNetwork, PackedProducts]:
+    def _network(self, dtype: torch.dtype) -> tuple[ColbertNetwork, OneDnnLinear]:
         network = ColbertNetwork(self._checkpoint).to(self._device, dtype)
-        return network, PackedProducts(network)
+        return network, OneDnnLinear(network)
 
 
 def load_encoder(

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmpipe.engines.library_errors import Renamed
+from lmpipe.engines.library_errors import ErrorTranslator
 from lmpipe.errors import ConfigError, StoreError
 from lmpipe.retrieval.damage import read_json, undamaged
 
@@ -115,6 +115,6 @@ def read_tensor(path: Path) -> Any:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
-def index_file(path: Path) -> Renamed:
+def index_file(path: Path) -> ErrorTranslator:
     """A block that reads a file of an index, or its folder; one that is damaged is a StoreError."""
     return undamaged(path, "build the index again", StoreError)
