@@ -1,4 +1,4 @@
-"""The README and docs/: Python snippets and examples run and are typed, links lead somewhere, and the map is the tree."""
+"""The pages of the documentation: snippets and examples run and have types that fit, and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -75,3 +75,26 @@ def test_snippets_and_examples_are_typed(tmp_path: Path) -> None:
     for page, file in files.items():
         report = report.replace(str(file), str(page.relative_to(ROOT)))
     assert checked.returncode == 0, report + checked.stderr
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
+def test_an_example_runs(example: Path, tmp_path: Path) -> None:
+    if example.stem != "server_and_cluster":
+        run(example, tmp_path)
+        return
+    with serving(model="m") as fake:
+        assert "failed runs: {}\n5 LM calls" in run(example, tmp_path, "--url", fake.url, "--model", "m")
+
+
+def test_examples_fit_on_a_page_and_say_how_to_run_them() -> None:
+    for example in EXAMPLES:
+        code = example.read_text(encoding="utf-8")
+        assert len(code.splitlines()) <= 80, example.name
+        assert f"    python {example.name}" in code, f"{example.name} does not say how to run it"
+        assert f"examples/{example.stem}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), example.name
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

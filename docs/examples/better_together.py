@@ -1,7 +1,8 @@
-"""Π → Θ → Π on your own data: prompt search, fine-tuning on the program's own successful runs, and prompt search again.
+"""Π → Θ → Π on your own data.
 
-The data is a file of JSON objects, one a line; here the script writes a small one first. All results are kept in the
-folder ``runs/colours``: a second call of the script recalls them, and a killed one goes on where it stopped.
+The strategy searches prompts, fine-tunes on the program's own successful runs, and searches prompts again. The data is
+a file with one JSON object a line, which this script first writes. The folder ``runs/colours`` keeps all results: a
+second run of the script recalls them, and a run that was killed continues where it stopped.
 
     python better_together.py
 """

@@ -1,7 +1,8 @@
-"""A first program: two LM calls, a metric, and a score.
+"""A first program.
 
-The program summarizes a review and then judges the summary. It runs on the small LM that comes with lmpipe; give
-``--lm hf:Qwen/Qwen3-0.6B`` or ``--lm openai:MODEL@http://localhost:8000/v1`` for a better one.
+It makes two LM calls, one that summarizes a review and one that judges the summary, and a metric scores the judgement.
+The small LM that comes with lmpipe is often wrong; ``--lm hf:Qwen/Qwen3-0.6B`` or
+``--lm openai:MODEL@http://localhost:8000/v1`` runs the same program on a better one.
 
     python first_program.py
 """

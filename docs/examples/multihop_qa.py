@@ -1,8 +1,8 @@
-"""Multi-hop question answering over your own passages, found by BM25.
+"""Multi-hop question answering over your own passages.
 
-The program is `programs.MultiHop`: it asks the retriever twice, reads the passages and answers. The passages are a file
-of JSON objects with ``pid``, ``title`` and ``text``; here the script writes a small one first. ``lmpipe index build``
-makes a ColBERT index of the same file; ``load_retriever`` opens that index if it is given the index folder instead.
+The program is `programs.MultiHop`: it searches twice, reads the passages, and answers. The passages are a file of JSON
+objects with ``pid``, ``title`` and ``text``, which this script first writes; BM25 searches them. To search a ColBERT
+index instead, build it with ``lmpipe index build passages.jsonl FOLDER`` and call ``load_retriever("FOLDER")``.
 
     python multihop_qa.py --lm bundled --question "Into which sea does the river of Vienna flow?"
 """

@@ -1,7 +1,7 @@
-"""A new optimizer: greedy selection of demonstrations, in one class.
+"""A new optimizer.
 
-`search` is all that an optimizer has to write. `optimize`, which calls it, checks the examples, counts the cost, and
-recalls the result in a resumed run; and `BetterTogether` accepts the class as a stage.
+This one selects demonstrations greedily. An optimizer defines its settings and `search`. The inherited `optimize` calls
+`search`, checks the examples, counts the cost, and recalls the result in a resumed run.
 
     python new_optimizer.py
 """
@@ -21,7 +21,6 @@ from lmpipe import (
     Predict,
     ProgramState,
     PromptOptimizer,
-    PromptState,
     Sampling,
     Session,
     exact_match,
@@ -35,38 +34,30 @@ from lmpipe.program.evaluate import evaluate_many
 @final
 @dataclass(frozen=True)
 class GreedyDemos(PromptOptimizer):
-    """Adds the training example that raises the validation score most to the prompt of one module, again and again.
+    """In each round, adds to one prompt the training example that raises the validation score most, if any does.
 
     Args:
         metric: Scores a run.
         path: Path of the module; its inputs and outputs are those of the examples.
-        max_demos: Largest number of demonstrations.
+        max_demos: Number of rounds, and so the largest number of demonstrations.
     """
 
     needs: ClassVar[tuple[Literal["train", "val"], ...]] = ("train", "val")
-
     metric: Metric
     path: str
     max_demos: int = 2
 
     def search(
-        self,
-        program: Module,
-        state: ProgramState,
-        train: Sequence[Example],
-        val: Sequence[Example],
-        session: Session,
+        self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
     ) -> OptimizeResult:
         pool = [Demo(inputs=example.inputs, outputs=example.labels) for example in train]
-        evaluation = evaluate_many(program, [state], val, self.metric, session)[0]
+        evaluation = None
         for _ in range(self.max_demos):
             prompt = state.prompts[self.path]
-            prompts = [PromptState(instructions=prompt.instructions, demos=(*prompt.demos, demo)) for demo in pool]
-            states = [state.with_prompt(self.path, longer) for longer in prompts]
+            prompts = [prompt.model_copy(update={"demos": (*prompt.demos, demo)}) for demo in pool]
+            states = [state, *(state.with_prompt(self.path, longer) for longer in prompts)]
             evaluations = evaluate_many(program, states, val, self.metric, session)
-            winner = best(candidate.comparable for candidate in evaluations)
-            if winner is None or evaluations[winner].mean <= evaluation.mean:
-                break
+            winner = best(evaluated.comparable for evaluated in evaluations) or 0  # the earliest of equals
             state, evaluation = states[winner], evaluations[winner]
         return OptimizeResult(state=state, evaluation=evaluation)
 
@@ -75,14 +66,13 @@ WORDS = {"cat": "animal", "oak": "plant", "fern": "plant", "wolf": "animal", "mo
 
 
 def main() -> None:
-    """Searches demonstrations for a program of one module."""
+    """Selects demonstrations for a program of one module."""
     examples = [Example({"word": word}, {"answer": kind}) for word, kind in WORDS.items()]
     program = Predict("word -> answer: Literal['animal', 'plant']")
     session = Session(lm=load_lm("bundled"), sampling=Sampling(max_tokens=8))
     optimizer = GreedyDemos(exact_match, path="self")
     result = optimizer.optimize(program, initial_state(program, session), examples[:3], examples[3:], session)
-    for demo in result.state.prompts["self"].demos:
-        print(dict(demo.inputs), dict(demo.outputs))
+    print(*result.state.prompts["self"].demos, sep="\n")
     print(f"{result.cost.lm_calls} LM calls")
 
 

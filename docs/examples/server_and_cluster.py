@@ -1,13 +1,12 @@
-"""A program on an OpenAI-compatible server, and a whole benchmark on a cluster.
+"""A server and a cluster.
 
-Start a server, such as ``vllm serve Qwen/Qwen3-8B``, and run the program on it. The calls of all examples go out at the
-same time, up to ``--max-concurrency`` of them; the server makes batches.
+This script scores a program on an OpenAI-compatible server, such as the one that ``vllm serve Qwen/Qwen3-8B`` starts.
+Up to ``--max-concurrency`` calls are under way at one time, and the server batches them.
 
     python server_and_cluster.py --model Qwen/Qwen3-8B --url http://localhost:8000/v1
 
-A benchmark on the same server, with every stage of every seed as a task of a Ray cluster, is one command and no code.
-It runs in the checkout, after ``ray start --head --port=6379`` on one machine and ``ray start --address=HEAD:6379`` on
-the others:
+A benchmark on a cluster needs no code: one command in the checkout runs every stage of every seed as a task of Ray.
+``ray start --head --port=6379`` on one machine and ``ray start --address=HEAD:6379`` on the others come before it:
 
     python -m benchmarks.gsm8k --data DIR --lm openai:Qwen/Qwen3-8B@http://localhost:8000/v1 \\
       --strategy vanilla --strategy p --seeds 0,1,2 --out runs/gsm8k --ray HEAD:6379
