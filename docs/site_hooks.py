@@ -41,7 +41,7 @@ def relocated(markdown: str) -> str:
     for source, page in PAGES.items():
         markdown = re.sub(rf"\]\({re.escape(source)}", f"]({page}", markdown)
     markdown = re.sub(r"\]\((?!https?:|#|docs/|[a-z]+\.md)([^)]*)\)", r"](../\1)", markdown)
-    return markdown.replace("](docs/", "](")
+    return markdown.replace("](docs/examples/)", "](examples/first_program.md)").replace("](docs/", "](")
 
 
 def rendered(script: Path) -> str:

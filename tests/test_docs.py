@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.engines.openai_server import serving
 
@@ -98,3 +99,35 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_map_lists_the_folders_of_the_packages() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed: list[Path] = []
+    parents: list[str] = []
+    for indent, name in re.findall(r"^( *)(\w+)/ +\S", page.split("```")[1], re.MULTILINE):
+        parents = [*parents[: len(indent) // 2], name]
+        listed.append(Path(*parents))
+    packages = [ROOT / name for name in ("benchmarks", "optimizers", "programs", "lmpipe")]
+    folders = {*packages, *(file.parent for package in packages for file in package.rglob("__init__.py"))}
+    assert sorted(listed) == sorted(folder.relative_to(ROOT) for folder in folders)
+
+
+def test_the_hooks_before_a_commit_are_the_quick_checks_of_make_test() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    checks = re.findall(r"^\t\$\(BIN\)/((?:ruff|mypy|lint-imports)\b[^\n]*?)(?: \.)?$", makefile, re.MULTILINE)
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    assert [repo["repo"] for repo in config["repos"]] == ["local"]
+    assert all(hook["language"] == "system" for hook in hooks)
+    assert [hook["entry"].removeprefix(".venv/bin/").removesuffix(" --force-exclude") for hook in hooks] == checks
+    assert all((Path(sys.executable).parent / check.split()[0]).exists() for check in checks)
+
+
+def test_the_citation_is_that_of_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    paper = citation["preferred-citation"]
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= citation.keys()
+    assert [author["family-names"] for author in paper["authors"]] == ["Soylu", "Potts", "Khattab"]
+    assert "2407.10930" in paper["url"]
