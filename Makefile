@@ -25,7 +25,7 @@ pytest: .venv/installed-test
 
 # the site of the documentation, into site/; a warning is an error
 docs: .venv/installed-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # slow, and not part of `make test`: a real vLLM on the CPU, in an environment of its own (4 GB)
 test-vllm: .venv-vllm/installed
