@@ -18,10 +18,8 @@ from lmpipe.engines.training import LocalTrainer, TuningConfig
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
 
 DATA = Path("colours.jsonl")
-THINGS = {
-    "red": "blood, ruby, tomato, cherry, strawberry, brick, lobster, fire engine",
-    "green": "grass, emerald, lime, cucumber, frog, spinach, leaf, cactus",
-}
+RED = ["blood", "ruby", "tomato", "cherry", "strawberry", "brick", "lobster", "fire engine"]
+GREEN = ["grass", "emerald", "lime", "cucumber", "frog", "spinach", "leaf", "cactus"]
 
 
 class Colour(Module):
@@ -35,8 +33,8 @@ class Colour(Module):
 
 
 def write_data() -> None:
-    """Writes the things with their colours, alternating, one JSON object a line."""
-    pairs = zip(*[[(thing, colour) for thing in names.split(", ")] for colour, names in THINGS.items()], strict=True)
+    """Writes red and green things in turn, one JSON object a line."""
+    pairs = [((red, "red"), (green, "green")) for red, green in zip(RED, GREEN, strict=True)]
     lines = [json.dumps({"thing": thing, "colour": colour}) for pair in pairs for thing, colour in pair]
     DATA.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -50,9 +48,7 @@ def read_data() -> list[Example]:
 def main() -> None:
     """Runs the strategy and prints the validation score after each stage."""
     write_data()
-    examples = read_data()
-    train, val = examples[:8], examples[8:]
-
+    train, val = read_data()[:8], read_data()[8:]
     lm = load_lm("bundled")
     tuning = TuningConfig(rank=8, alpha=16, target_modules="all-linear", learning_rate=1e-3, epochs=3, batch_size=4)
     stages = {
@@ -60,7 +56,6 @@ def main() -> None:
         "w": BootstrapFinetune(exact_match, LocalTrainer(lm, tuning), rollouts_per_example=2, temperature=0.7),
     }
     optimizer = BetterTogether(exact_match, stages, strategy="p -> w -> p")
-
     program = Colour()
     with RunStore("runs/colours") as store:
         session = Session(lm=lm, sampling=Sampling(max_tokens=8), store=store)

@@ -18,6 +18,7 @@ from lmpipe.text.cleaning import clean
 from lmpipe.text.display import shorten, shown
 
 VANILLA = "vanilla"
+"""The strategy without stages."""
 MOST_STAGES = 100
 _DEEPEST = 100  # parentheses within one another
 _SHOWN = 60  # characters before and after the place that a message points at
