@@ -1,8 +1,8 @@
-# Two commands: `make demo` shows what lmpipe does, `make test` checks that it does it.
+# `make demo` shows what lmpipe does, `make test` checks that it does it, and `make docs` builds its site.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types layers pytest test-vllm clean
+.PHONY: demo test lint types layers pytest docs test-vllm clean
 
 demo: .venv/installed-demo
 	$(BIN)/python -m benchmarks.iris --lm bundled --strategy vanilla --strategy p --strategy w \
@@ -22,6 +22,10 @@ layers: .venv/installed-test
 
 pytest: .venv/installed-test
 	$(BIN)/pytest
+
+# the site of the documentation, into site/; a warning is an error
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # slow, and not part of `make test`: a real vLLM on the CPU, in an environment of its own (4 GB)
 test-vllm: .venv-vllm/installed
@@ -62,5 +66,9 @@ test-vllm: .venv-vllm/installed
 	$(BIN)/pip install --quiet -c constraints.txt --editable ".[local,quantized,server,gguf,retrieval,benchmarks,test]"
 	touch $@
 
+.venv/installed-docs: .venv/installed-test
+	$(BIN)/pip install --quiet -c constraints.txt --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf .venv .venv-vllm .venv-peers .venv-dspy .venv-fastplaid build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-peers .venv-dspy .venv-fastplaid site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -86,3 +86,5 @@ __all__ = [
     "rollout",
     "signature",
 ]
+
+__version__ = "0.3.0"  # setup.cfg reads it from here

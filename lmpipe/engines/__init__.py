@@ -6,14 +6,21 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from lmpipe.embedder import Embedder
 from lmpipe.errors import ConfigError
 from lmpipe.lm import LM
 from lmpipe.text.secrets import hide_in_spec
 
+if TYPE_CHECKING:
+    from lmpipe.engines.local import LocalLM
 
+
+@overload
+def load_lm(spec: Literal["bundled"], cache: None = None, **options: Any) -> LocalLM: ...
+@overload
+def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM: ...
 def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM:
     """Loads an LM by its spec.
 

@@ -16,6 +16,7 @@ from typing import NoReturn, final
 from lmpipe.extend import StrategyError, clean, shorten, shown
 
 VANILLA = "vanilla"
+"""The strategy without stages."""
 MOST_STAGES = 100
 _DEEPEST = 100  # parentheses within one another
 _SHOWN = 60  # characters before and after the place that a message points at

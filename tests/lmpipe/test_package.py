@@ -82,3 +82,11 @@ def test_import_is_light() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "lmpipe" in loaded
     assert not {"torch", "transformers", "numpy", "rich", "optuna", "gepa"} & set(loaded)
+
+
+def test_the_version_is_written_once() -> None:
+    """setup.cfg reads it from the package, and the changelog and the citation file name the same one."""
+    setup = (ROOT / "setup.cfg").read_text()
+    assert "version = attr: lmpipe.__version__" in setup
+    assert re.findall(r"^## \[(\d\S*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0] == lmpipe.__version__
+    assert f"\nversion: {lmpipe.__version__}\n" in (ROOT / "CITATION.cff").read_text()
