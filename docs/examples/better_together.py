@@ -12,9 +12,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lmpipe import Example, Module, Predict, Prediction, RunStore, Sampling, Session, exact_match, initial_state
-from lmpipe.engines import load_lm
-from lmpipe.engines.training import LocalTrainer, TuningConfig
+from lmpipe import (
+    Example,
+    LocalTrainer,
+    Module,
+    Predict,
+    Prediction,
+    RunStore,
+    Sampling,
+    Session,
+    TuningConfig,
+    exact_match,
+    initial_state,
+    load_lm,
+)
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
 
 DATA = Path("colours.jsonl")

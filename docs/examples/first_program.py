@@ -24,8 +24,8 @@ from lmpipe import (
     evaluate,
     exact_match,
     initial_state,
+    load_lm,
 )
-from lmpipe.engines import load_lm
 
 
 class Judge:

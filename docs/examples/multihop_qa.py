@@ -13,10 +13,8 @@ import argparse
 import json
 from pathlib import Path
 
-from lmpipe import Example, Job, Sampling, Session, initial_state, rollout
-from lmpipe.engines import load_lm
-from lmpipe.metrics import answer_f1
-from lmpipe.retrieval import load_retriever
+from lmpipe import Example, Job, Sampling, Session, initial_state, load_lm, load_retriever, rollout
+from lmpipe.extend import answer_f1
 from programs import MultiHop
 
 PASSAGES = Path("passages.jsonl")

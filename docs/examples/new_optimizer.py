@@ -25,10 +25,9 @@ from lmpipe import (
     Session,
     exact_match,
     initial_state,
+    load_lm,
 )
-from lmpipe.engines import load_lm
-from lmpipe.metrics import best
-from lmpipe.program.evaluate import evaluate_many
+from lmpipe.extend import best, evaluate_many
 
 
 @final

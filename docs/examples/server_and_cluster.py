@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import argparse
 
-from lmpipe import Example, Predict, Sampling, Session, evaluate, exact_match, initial_state
-from lmpipe.engines import load_lm
+from lmpipe import Example, Predict, Sampling, Session, evaluate, exact_match, initial_state, load_lm
 
 CAPITALS = {"France": "Paris", "Austria": "Vienna", "Italy": "Rome", "Spain": "Madrid", "Norway": "Oslo"}
 
