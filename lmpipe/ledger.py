@@ -15,7 +15,7 @@ from time import perf_counter, process_time
 from typing import Any, final
 
 from lmpipe.errors import StoreError
-from lmpipe.validation.arguments import finite_number, whole_number
+from lmpipe.validation.arguments import check_finite_number, check_whole_number
 
 if sys.platform != "win32":
     import resource
@@ -170,9 +170,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, checked in (
-            ("max_lm_calls", whole_number),
-            ("max_tokens", whole_number),
-            ("max_seconds", finite_number),
+            ("max_lm_calls", check_whole_number),
+            ("max_tokens", check_whole_number),
+            ("max_seconds", check_finite_number),
         ):
             limit = getattr(self, name)
             if limit is not None:

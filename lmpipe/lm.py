@@ -16,7 +16,7 @@ from typing import Literal, final
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.state import WeightState
 from lmpipe.text.display import shown
-from lmpipe.validation.contract import answers
+from lmpipe.validation.contract import call_and_check
 
 
 @final
@@ -150,7 +150,7 @@ def ask(lm: LM, requests: Sequence[Request]) -> list[Completion | EngineError]:
             the message names the LM.
     """
     who = f"the LM {lm.name!r} ({type(lm).__name__})"
-    return answers(who, lambda: lm.complete(requests), len(requests), "a Completion or an EngineError", _fault)
+    return call_and_check(who, lambda: lm.complete(requests), len(requests), "a Completion or an EngineError", _fault)
 
 
 def _fault(answer: object) -> str:

@@ -12,7 +12,7 @@ from typing import final
 
 from lmpipe.errors import EngineError
 from lmpipe.text.cleaning import clean, is_clean
-from lmpipe.validation.contract import answers
+from lmpipe.validation.contract import call_and_check
 
 
 @final
@@ -64,7 +64,7 @@ def ask_retriever(retriever: Retriever, queries: Sequence[str], k: int) -> list[
     def fault(answer: object) -> str:
         return "" if _is_answer(k, answer) else f"it must give {wanted}"
 
-    found = answers(who, lambda: retriever.search(queries, k), len(queries), wanted, fault)
+    found = call_and_check(who, lambda: retriever.search(queries, k), len(queries), wanted, fault)
     return [answer if isinstance(answer, EngineError) else tuple(map(_cleaned, answer)) for answer in found]
 
 

@@ -29,8 +29,8 @@ from lmpipe.runtime.session import Session
 from lmpipe.runtime.trace import Failure, Trace
 from lmpipe.state import ProgramState
 from lmpipe.storage.store import RunStore
-from lmpipe.validation.arguments import items, of_kind
-from lmpipe.validation.checks import check_ids, checked_examples
+from lmpipe.validation.arguments import check_items, check_type
+from lmpipe.validation.checks import check_examples, check_ids
 
 Measure = Callable[[Trace], float | None]
 """Looks at a whole run, where a metric looks at its prediction alone; such as at what was retrieved on the way.
@@ -138,10 +138,10 @@ def evaluate_many(
         ConfigError: If two examples have one id, or something else was passed than examples.
         MetricError: If the metric could not score most of the predictions.
     """
-    of_kind("program", program, Module)
-    of_kind("session", session, Session)
-    states = items("states", states, ProgramState)
-    examples = checked_examples(examples, "examples")
+    check_type("program", program, Module)
+    check_type("session", session, Session)
+    states = check_items("states", states, ProgramState)
+    examples = check_examples(examples, "examples")
     check_ids(examples)
     setting = work_key(
         "evaluation",

@@ -19,7 +19,7 @@ from lmpipe.runtime.call_context import CallContext, required_context
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState, PromptState
 from lmpipe.text.cleaning import REPLACEMENT, cleaned
-from lmpipe.validation.arguments import of_kind
+from lmpipe.validation.arguments import check_type
 
 
 @lru_cache(maxsize=4096)
@@ -129,7 +129,7 @@ def initial_state(program: Module, session: Session) -> ProgramState:
     Raises:
         ConfigError: If something else is passed than a program and a session.
     """
-    of_kind("program", program, Module)
-    of_kind("session", session, Session)
+    check_type("program", program, Module)
+    check_type("session", session, Session)
     prompts = {path: predictor.vanilla for path, predictor in predictors(program).items()}
     return ProgramState(prompts=prompts, weights=session.base_weights())

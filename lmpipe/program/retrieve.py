@@ -10,7 +10,7 @@ from lmpipe.program.module import Module
 from lmpipe.runtime.call_context import required_context
 from lmpipe.runtime.trace import RetrievalStep
 from lmpipe.text.cleaning import clean
-from lmpipe.validation.arguments import whole_number
+from lmpipe.validation.arguments import check_whole_number
 
 
 @final
@@ -28,7 +28,7 @@ class Retrieve(Module):
     """
 
     def __init__(self, k: int = 3) -> None:
-        self.k = whole_number("k of Retrieve", k)
+        self.k = check_whole_number("k of Retrieve", k)
 
     def forward(self, query: str) -> Prediction:
         """Raises:

@@ -23,7 +23,7 @@ from lmpipe.retriever import Passage, Retriever
 from lmpipe.storage.files import write_whole, writing
 from lmpipe.storage.hashing import digest
 from lmpipe.text.cleaning import clean
-from lmpipe.validation.arguments import items, whole_number
+from lmpipe.validation.arguments import check_items, check_whole_number
 
 _BLOCK = 1024  # passages embedded between two reports of progress
 
@@ -52,7 +52,7 @@ class DenseRetriever(Retriever):
         folder: Path | None = None,
         advance: Callable[[int], None] = lambda done: None,
     ) -> None:
-        passages = items("passages", passages, PassageText)
+        passages = check_items("passages", passages, PassageText)
         if not passages:
             raise ConfigError("dense retrieval has nothing to search: there is no passage")
         self._passages, self._embedder = passages, embedder
@@ -64,7 +64,7 @@ class DenseRetriever(Retriever):
         return f"dense {self._digest}"
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
-        queries, k = [clean(query) for query in items("queries", queries, str)], whole_number("k", k)
+        queries, k = [clean(query) for query in check_items("queries", queries, str)], check_whole_number("k", k)
         asked = list(dict.fromkeys(query for query in queries if query.strip()))
         found: dict[str, list[Passage] | EngineError] = {}
         if asked:

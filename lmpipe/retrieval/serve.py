@@ -40,7 +40,7 @@ from lmpipe.errors import ConfigError, EngineError, LmpipeError
 from lmpipe.retrieval.limits import Limits
 from lmpipe.retriever import Passage, Retriever
 from lmpipe.text.cleaning import clean
-from lmpipe.validation.arguments import items
+from lmpipe.validation.arguments import check_items
 
 DEFAULT_K = 10
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
@@ -77,7 +77,7 @@ class Access:
         if token is not None and not re.fullmatch(r"[!-~]+", token):
             raise ConfigError("the token is empty or holds characters other than letters, digits and signs of ASCII")
         everywhere = _is_address(host) and ip_address(host).is_unspecified
-        names = [*_LOCAL, socket.gethostname() if everywhere else host, *items("allowed", allowed, str)]
+        names = [*_LOCAL, socket.gethostname() if everywhere else host, *check_items("allowed", allowed, str)]
         if not all(names):
             raise ConfigError("a host is empty; name an address to listen on, such as 127.0.0.1 or 0.0.0.0")
         return cls(frozenset(map(_as_in_header, names)), everywhere, token or "")

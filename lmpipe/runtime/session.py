@@ -32,7 +32,7 @@ from lmpipe.runtime.search_cache import SearchCache
 from lmpipe.state import ProgramState, PromptState, WeightState
 from lmpipe.storage.hashing import canonical_json, derive_seed, describe
 from lmpipe.storage.store import RunStore
-from lmpipe.validation.arguments import items, of_kind, whole_number
+from lmpipe.validation.arguments import check_items, check_type, check_whole_number
 
 
 @final
@@ -80,17 +80,17 @@ class Session:
     searches: SearchCache = field(default_factory=SearchCache, repr=False)
 
     def __post_init__(self) -> None:
-        whole_number("max_concurrency", self.max_concurrency)
-        of_kind("seed", self.seed, Integral)
+        check_whole_number("max_concurrency", self.max_concurrency)
+        check_type("seed", self.seed, Integral)
         for role, lm in self.roles.items():
-            of_kind(f"the LM of role {role!r}", lm, LM)
-            of_kind(f"the name of the LM of role {role!r}", lm.name, str)
-        of_kind("sampling", self.sampling, Sampling)
-        of_kind("state", self.state, (ProgramState, NoneType))
-        of_kind("store", self.store, (RunStore, NoneType))
-        of_kind("embedder", self.embedder, (Embedder, NoneType))
-        of_kind("retriever", self.retriever, (Retriever, NoneType))
-        object.__setattr__(self, "callbacks", tuple(items("callbacks", self.callbacks, Callable)))  # type: ignore[arg-type]
+            check_type(f"the LM of role {role!r}", lm, LM)
+            check_type(f"the name of the LM of role {role!r}", lm.name, str)
+        check_type("sampling", self.sampling, Sampling)
+        check_type("state", self.state, (ProgramState, NoneType))
+        check_type("store", self.store, (RunStore, NoneType))
+        check_type("embedder", self.embedder, (Embedder, NoneType))
+        check_type("retriever", self.retriever, (Retriever, NoneType))
+        object.__setattr__(self, "callbacks", tuple(check_items("callbacks", self.callbacks, Callable)))  # type: ignore[arg-type]
 
     @property
     def roles(self) -> Mapping[str, LM]:

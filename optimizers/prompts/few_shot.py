@@ -27,7 +27,7 @@ from lmpipe import (
 )
 from lmpipe.program.failures import FailureCounts
 from lmpipe.storage.hashing import derive_seed
-from lmpipe.validation.checks import Share, check_settings
+from lmpipe.validation.checks import UnitInterval, check_settings
 from optimizers.demos import Pool, draw, labelled_pool, prompted, trace_pool, with_demos
 from optimizers.traces import Rollouts, Teacher, run, student_steps
 
@@ -89,7 +89,7 @@ class BootstrapSettings(PromptOptimizer):
     needs: ClassVar[tuple[Literal["train", "val"], ...]] = ("train",)
 
     metric: Metric
-    metric_threshold: Share = 1.0
+    metric_threshold: UnitInterval = 1.0
     max_bootstrapped_demos: NonNegativeInt = 3
     max_labeled_demos: NonNegativeInt = 3
     max_rounds: PositiveInt = 1

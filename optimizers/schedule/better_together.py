@@ -29,7 +29,7 @@ from lmpipe.metrics import best
 from lmpipe.optimizer import StageResult
 from lmpipe.splits import subsample
 from lmpipe.storage.hashing import derive_seed
-from lmpipe.validation.checks import check_settings, checked_examples, without_repeats
+from lmpipe.validation.checks import check_examples, check_settings, deduplicate
 from optimizers.schedule.diagnosis import diagnose, nothing_chosen
 from optimizers.schedule.strategy import VANILLA, distinct_stages, format_strategy, parse_strategy
 
@@ -99,8 +99,8 @@ class BetterTogether(Optimizer):
         """
         if isinstance(strategies, str):
             raise ConfigError(f"strategies is the text {strategies!r}; pass a list of strategies")
-        train = without_repeats(checked_examples(train, "train"), "train")
-        val = checked_examples(val, "val")
+        train = deduplicate(check_examples(train, "train"), "train")
+        val = check_examples(val, "val")
         stages = {text: parse_strategy(text, self.optimizers) for text in strategies}
         with session.track("stages of all strategies", len(distinct_stages(stages.values()))) as advance:
             results, done = {}, 0

@@ -18,7 +18,7 @@ from lmpipe.program.failures import FailureCounts
 from lmpipe.program.rollout import Job
 from lmpipe.storage.hashing import canonical_json, derive_seed
 from lmpipe.trainer import TrainingRow
-from lmpipe.validation.checks import Share, check_settings
+from lmpipe.validation.checks import UnitInterval, check_settings
 from optimizers.demos import labelled_pool, prompted, redraw
 from optimizers.traces import Rollouts, Teacher, run, student_steps
 from optimizers.weights.settings import WeightSettings, messages_of_step
@@ -57,10 +57,10 @@ class BootstrapFinetune(WeightSettings):
             lacks the label to balance by, or if a role has no trainer.
     """
 
-    metric_threshold: Share = 1.0
+    metric_threshold: UnitInterval = 1.0
     rollouts_per_example: PositiveInt = 1
     max_rollouts_per_example: PositiveInt | None = None
-    min_yield: Share = 0.02
+    min_yield: UnitInterval = 0.02
     max_idle_rounds: PositiveInt = 3
     max_kept_per_example: PositiveInt | None = None
     temperature: NonNegativeFloat | None = None

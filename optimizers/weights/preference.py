@@ -19,7 +19,7 @@ from lmpipe.program.failures import FailureCounts
 from lmpipe.program.rollout import Job
 from lmpipe.storage.hashing import derive_seed
 from lmpipe.trainer import DPOLoss, TrainingRow
-from lmpipe.validation.checks import Share, check_settings
+from lmpipe.validation.checks import UnitInterval, check_settings
 from optimizers.traces import Rollouts, Teacher, run, student_steps, success
 from optimizers.weights.settings import WeightSettings, ended, messages_of_step
 
@@ -55,7 +55,7 @@ class PreferenceFinetune(WeightSettings):
             trainer.
     """
 
-    metric_threshold: Share = 1.0
+    metric_threshold: UnitInterval = 1.0
     rollouts_per_example: PositiveInt = 4
     temperature: NonNegativeFloat = 1.0
     beta: PositiveFloat = 0.1

@@ -97,7 +97,7 @@ class Short(Embedder):
 
 
 def test_an_embedder_that_gives_too_few_vectors_is_found_out() -> None:
-    with pytest.raises(EngineError, match="gave 1 answers to 2"):
+    with pytest.raises(EngineError, match="returned 1 answers for 2"):
         EmbeddingCache().of(Short(), ["one", "two"])
 
 

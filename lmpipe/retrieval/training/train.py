@@ -31,7 +31,7 @@ from lmpipe.retrieval.training.questions import GoldQuestion, gold_passages
 from lmpipe.storage.files import UNFINISHED
 from lmpipe.storage.hashing import derive_seed, describe, digest
 from lmpipe.storage.store import RunStore
-from lmpipe.validation.arguments import items
+from lmpipe.validation.arguments import check_items
 
 KS = (2, 5, 10)
 """Numbers of passages that recall is told for."""
@@ -79,7 +79,7 @@ class TrainingData:
 
     def __post_init__(self) -> None:
         for name, kind in (("passages", PassageText), ("questions", GoldQuestion), ("validation", GoldQuestion)):
-            object.__setattr__(self, name, items(name, getattr(self, name), kind))
+            object.__setattr__(self, name, check_items(name, getattr(self, name), kind))
 
 
 def train_encoder(
