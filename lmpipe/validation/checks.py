@@ -47,7 +47,7 @@ def check_ids(examples: Sequence[Example], name: str = "examples") -> None:
     repeated = [key for key, count in Counter(example.id for example in examples).items() if count > 1]
     if repeated:
         raise ConfigError(
-            f"{name}: {len(repeated)} example ids are not unique, such as {repeated[0]!r}; drop or rename the duplicates"
+            f"{name}: {len(repeated)} example ids are not unique, such as {repeated[0]!r}; drop or rename duplicates"
         )
 
 
