@@ -21,7 +21,15 @@ from lmpipe.engines.training import LocalTrainer
 from lmpipe.events import Callback
 from lmpipe.ledger import Cost
 from lmpipe.progress import Progress
-from lmpipe.results.result import Comparison, FindingReport, Outcome, Quality, Result, StageReport, StrategyReport
+from lmpipe.results.result import (
+    Comparison,
+    FindingReport,
+    Quality,
+    Result,
+    StageReport,
+    StrategyOutcome,
+    StrategyReport,
+)
 from lmpipe.storage.store import RunStore
 from lmpipe.trainer import Trainer
 from optimizers import VANILLA, BetterTogether
@@ -169,7 +177,7 @@ def _report(strategy: str, trials: Sequence[Trial], measures: Sequence[str]) -> 
         quality={name: _quality(trials, name) for name in measures},
         stages=[_stage(trials, number) for number in range(len(trials[0].result.stages))],
         outcomes=[
-            Outcome(
+            StrategyOutcome(
                 seed=trial.seed,
                 state=trial.result.state,
                 modules=dict(trial.test.modules) if trial.test else {},

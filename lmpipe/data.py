@@ -13,7 +13,7 @@ from typing import Any, final
 
 from lmpipe.errors import ConfigError
 from lmpipe.storage.hashing import digest
-from lmpipe.text.cleaning import cleaned
+from lmpipe.text.cleaning import clean_value
 from lmpipe.text.display import shown
 
 
@@ -49,7 +49,7 @@ class Example:
             raise ConfigError(f"the id of an example is {shown(self.id, 100)}; pass a text")
         replaced: list[int] = []
         try:
-            values = cleaned([dict(self.inputs), dict(self.labels), self.id], replaced.append)
+            values = clean_value([dict(self.inputs), dict(self.labels), self.id], replaced.append)
         except RecursionError:
             raise ConfigError("an example holds something that contains itself, or is nested too deeply") from None
         for name, value in zip(("inputs", "labels", "id"), values, strict=True):

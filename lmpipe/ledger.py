@@ -178,7 +178,7 @@ class Budget:
             if limit is not None:
                 object.__setattr__(self, name, checked(name, limit, 0))
 
-    def spent(self, cost: Cost) -> str:
+    def reached_limit(self, cost: Cost) -> str:
         """Which limit a cost has reached, in words; empty if none."""
         pairs = (
             ("max_lm_calls", self.max_lm_calls, cost.lm_calls),
@@ -233,13 +233,15 @@ class Ledger:
         """Of this ledger and its parents."""
         return [ledger.limit for ledger in self._chain() if ledger.limit is not None]
 
-    def spent(self, more: Cost = Cost()) -> str:
+    def reached_limit(self, more: Cost = Cost()) -> str:
         """Which limit is reached, here or in a parent, in words; empty if none.
 
         Args:
             more: What is spent already and not yet added.
         """
-        found = (ledger.limit.spent(ledger.total + more) for ledger in self._chain() if ledger.limit is not None)
+        found = (
+            ledger.limit.reached_limit(ledger.total + more) for ledger in self._chain() if ledger.limit is not None
+        )
         return next((reason for reason in found if reason), "")
 
     def calls_left(self, more: Cost = Cost()) -> int | None:

@@ -142,7 +142,7 @@ class LM(ABC):
         """Makes requests with that adapter digest answerable; `folder` is in PEFT's format. Repeating it is free."""
 
 
-def ask(lm: LM, requests: Sequence[Request]) -> list[Completion | EngineError]:
+def complete_batch(lm: LM, requests: Sequence[Request]) -> list[Completion | EngineError]:
     """What an LM answers, held to its contract.
 
     Raises:

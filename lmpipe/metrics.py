@@ -19,7 +19,7 @@ from typing import Any, SupportsFloat
 from lmpipe.data import Example, Prediction
 from lmpipe.errors import MetricError
 from lmpipe.prompting.numbers import Number, find_numbers
-from lmpipe.text.cleaning import clean
+from lmpipe.text.cleaning import clean_text
 from lmpipe.text.display import shorten, shown
 
 Metric = Callable[[Example, Prediction], float | tuple[float, str]]
@@ -46,7 +46,7 @@ def judge(metric: Metric, example: Example, prediction: Prediction) -> tuple[flo
     """
     verdict = metric(example, prediction)
     score, feedback = verdict if isinstance(verdict, tuple) and len(verdict) == 2 else (verdict, "")
-    return _in_range(score), clean(str(feedback))
+    return _in_range(score), clean_text(str(feedback))
 
 
 def _in_range(score: object) -> float:
@@ -186,7 +186,7 @@ def _listed(fields: Any) -> str:
     return shorten(", ".join(map(repr, fields)), 300) or "none"
 
 
-def best(scores: Iterable[float | None]) -> int | None:
+def best_index(scores: Iterable[float | None]) -> int | None:
     """Number of the highest score, the earliest of equals.
 
     What has no score (none, NaN or an infinity) never wins, since no number can be compared with it.
@@ -198,6 +198,6 @@ def best(scores: Iterable[float | None]) -> int | None:
     return -max(known)[1] if known else None
 
 
-def finite(values: Iterable[float | None]) -> list[float]:
+def finite_values(values: Iterable[float | None]) -> list[float]:
     """The values that are numbers, in their order; JSON has none in the place of one that is not."""
     return [value for value in values if value is not None and math.isfinite(value)]

@@ -128,7 +128,8 @@ class Optimizer(ABC):
         """Looks for a better state; called through `optimize` only.
 
         Must change neither the program nor the state, take every random choice from ``session.seed``, and never
-        raise for an individual example. When ``session.ledger.spent()`` says so, it returns the best state so far.
+        raise for an individual example. When ``session.ledger.reached_limit()`` names a limit, it returns the best
+        state so far.
         """
 
     @final
@@ -180,7 +181,7 @@ class Optimizer(ABC):
         def work(inner: Session) -> Any:
             result = self.search(program, state, train, val, inner)
             check_type(f"what {type(self).__name__}.search() returned", result, OptimizeResult)
-            found = {"stopped": result.stopped or inner.ledger.spent(), "cost": inner.ledger.total}
+            found = {"stopped": result.stopped or inner.ledger.reached_limit(), "cost": inner.ledger.total}
             return result.model_copy(update=found).model_dump(mode="json")
 
         return OptimizeResult.model_validate(session.cached(key, work))

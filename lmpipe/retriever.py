@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from lmpipe.errors import EngineError
-from lmpipe.text.cleaning import clean, is_clean
+from lmpipe.text.cleaning import clean_text, is_clean
 from lmpipe.validation.contract import call_and_check
 
 
@@ -81,4 +81,4 @@ def _is_passage(found: object) -> bool:
 def _cleaned(passage: Passage) -> Passage:
     if is_clean(passage.text) and is_clean(passage.id):
         return passage
-    return replace(passage, id=clean(passage.id), text=clean(passage.text))
+    return replace(passage, id=clean_text(passage.id), text=clean_text(passage.text))

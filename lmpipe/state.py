@@ -23,7 +23,7 @@ from typing_extensions import Self
 
 from lmpipe.errors import ConfigError, ModuleError, SessionError
 from lmpipe.storage.hashing import digest, jsonable
-from lmpipe.text.cleaning import clean, cleaned
+from lmpipe.text.cleaning import clean_text, clean_value
 
 V = TypeVar("V")
 
@@ -36,7 +36,7 @@ def _freeze(values: Mapping[str, Any]) -> Mapping[str, Any]:
 def _freeze_json(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same for values of one's own: plain JSON, which nobody else holds."""
     replaced: list[int] = []
-    made = cleaned(jsonable(dict(values)), replaced.append)
+    made = clean_value(jsonable(dict(values)), replaced.append)
     return _freeze(jsonable(made) if replaced else made)  # keys that were replaced stand in another order
 
 
@@ -147,7 +147,7 @@ class Demo(_Value):
 
 
 @final
-class Nearest(_Value):
+class DemoSelection(_Value):
     """Of the demonstrations of a prompt, those nearest to the input are shown; see `lmpipe.prompting.demo_selection`.
 
     Attributes:
@@ -169,9 +169,9 @@ class PromptState(_Value):
         nearest: Which of them are shown for an input; none shows all.
     """
 
-    instructions: Annotated[str, AfterValidator(clean)]
+    instructions: Annotated[str, AfterValidator(clean_text)]
     demos: tuple[Demo, ...] = ()
-    nearest: Nearest | None = None
+    nearest: DemoSelection | None = None
 
 
 @final
@@ -226,7 +226,7 @@ class ProgramState(_Value):
         others = {name: own for name, own in self.weights.items() if not name.startswith(f"{key}/")}
         return ProgramState(prompts=self.prompts, weights={**others, key: weights})
 
-    def renamed(self, paths: Mapping[str, str]) -> ProgramState:
+    def with_renamed_modules(self, paths: Mapping[str, str]) -> ProgramState:
         """A new state for a program whose modules were renamed.
 
         Args:

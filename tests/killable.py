@@ -25,7 +25,7 @@ import lmpipe
 from lmpipe import Example, Predict, Prediction, RunStore, Sampling, ScriptedLM, Session, exact_match, initial_state
 from lmpipe.errors import LmpipeError
 from lmpipe.ledger import MEASURED
-from lmpipe.storage.files import write_whole
+from lmpipe.storage.files import write_atomically
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
 from tests.scripted import Colour, KeepingTrainer, examples, scheduler, slow_script
 
@@ -211,7 +211,7 @@ def whole_run(start: Start) -> None:
     """Optimizes on a store and writes the state beside it."""
     store = RunStore(start.path, {"model": "real" if start.model else "scripted"})
     state = real_run(store, start.model, launched=start.launched) if start.model else scripted_run(store)
-    write_whole(store.path / "state.json", state.encode())
+    write_atomically(store.path / "state.json", state.encode())
     store.close()
 
 

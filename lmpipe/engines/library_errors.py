@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import final
 
 from lmpipe.errors import LmpipeError
-from lmpipe.text.cleaning import clean
-from lmpipe.text.display import message_of, shorten
-from lmpipe.text.secrets import hide
+from lmpipe.text.cleaning import clean_text
+from lmpipe.text.display import error_message, shorten
+from lmpipe.text.secrets import redact
 
 MISFITS: tuple[type[Exception], ...] = (
     ArithmeticError,
@@ -58,7 +58,7 @@ class Renamed:
 
 def told(error: BaseException) -> str:
     """What a foreign error says, at most 1,000 characters of it and no secrets, after the name of its class."""
-    shown = shorten(hide(clean(" ".join(message_of(error).split()))), 1000)
+    shown = shorten(redact(clean_text(" ".join(error_message(error).split()))), 1000)
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
 
 

@@ -17,7 +17,7 @@ from lmpipe.engines.bundled_files import minilm_folder
 from lmpipe.engines.library_errors import Renamed, told
 from lmpipe.engines.loading import loading, no_missing_weights, vocabulary_size
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.text.cleaning import clean
+from lmpipe.text.cleaning import clean_text
 from lmpipe.validation.arguments import check_items
 
 NAME = "all-MiniLM-L6-v2"
@@ -78,7 +78,7 @@ class SentenceEncoder(Embedder):
         return self._name
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        texts = [clean(text) for text in check_items("texts", texts, str)]
+        texts = [clean_text(text) for text in check_items("texts", texts, str)]
         if not texts:
             return []
         with Renamed((IndexError, RuntimeError, TypeError, ValueError), self._failed):

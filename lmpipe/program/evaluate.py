@@ -24,7 +24,7 @@ from lmpipe.program.failures import CommonFailure, FailureCounts
 from lmpipe.program.identity import work_key
 from lmpipe.program.module import Module
 from lmpipe.program.rollout import Job, check_metric, cost_of, measured, rollout
-from lmpipe.results.trace_log import log_pieces
+from lmpipe.results.trace_log import trace_log_chunks
 from lmpipe.runtime.session import Session
 from lmpipe.runtime.trace import Failure, Trace
 from lmpipe.state import ProgramState
@@ -208,5 +208,5 @@ def _summary(traces: Sequence[Trace], cost: Cost, measures: Mapping[str, Measure
         common_failures=counts.most_common(),
         measures=values,
         modules=cost.modules,
-        traces=None if keep is None else keep.put_pieces(log_pieces(made, values)),
+        traces=None if keep is None else keep.put_chunks(trace_log_chunks(made, values)),
     )

@@ -18,7 +18,7 @@ from lmpipe.prompting.signature import Field, Signature, SignatureLike, signatur
 from lmpipe.runtime.call_context import CallContext, required_context
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState, PromptState
-from lmpipe.text.cleaning import REPLACEMENT, cleaned
+from lmpipe.text.cleaning import REPLACEMENT, clean_value
 from lmpipe.validation.arguments import check_type
 
 
@@ -81,7 +81,7 @@ class Predict(Module):
             check_prompt(self.signature, prompt, path)
         messages = run.session.messages(self.signature, prompt, inputs)
         if REPLACEMENT in messages[-1].content or "\\u00" in messages[-1].content:  # what was no text, or JSON of it
-            inputs = cleaned(inputs, replaced.append)
+            inputs = clean_value(inputs, replaced.append)
         if replaced:
             messages = run.session.messages(self.signature, prompt, inputs)
         regex = completion_regex(self.signature) if run.session.structured else None

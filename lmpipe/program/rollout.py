@@ -33,8 +33,8 @@ from lmpipe.runtime.trace import Failure, Trace, total_cost
 from lmpipe.runtime.wavefront import Wavefront
 from lmpipe.state import ProgramState
 from lmpipe.storage.hashing import derive_seed
-from lmpipe.text.cleaning import clean, cleaned
-from lmpipe.text.secrets import hide
+from lmpipe.text.cleaning import clean_text, clean_value
+from lmpipe.text.secrets import redact
 from lmpipe.validation.arguments import check_items, check_type
 from lmpipe.validation.contract import describe_error
 
@@ -131,7 +131,7 @@ class _Scoring:
             raise
         except Exception as error:
             what = str(error) if type(error) is MetricError else f"it raised {describe_error(error)}"
-            message = clean(hide(f"metric {self._name}: {what}; example {example.id}"))
+            message = clean_text(redact(f"metric {self._name}: {what}; example {example.id}"))
             with self._lock:
                 self._scored += 1
                 self._failures.append(message)
@@ -239,19 +239,19 @@ def _trace(
     try:
         with run.active():
             made = prediction_of(program, program(**snapshot(job.example.inputs)))
-        prediction = Prediction(**cleaned(dict(made)))
+        prediction = Prediction(**clean_value(dict(made)))
         if scoring is not None:
             score, feedback = scoring.judge(job.example, prediction)
     except (ConfigError, SessionError, ModuleError) as error:
         if not isinstance(error, MetricError):  # a fault of the program, not of this example
             raise
         if prediction is None or scoring is None:  # a metric that the program asks itself
-            failure, message = "program", clean(hide(describe_error(error)))
+            failure, message = "program", clean_text(redact(describe_error(error)))
         else:
             failure, message = "metric", str(error)
             scoring.end_if_hopeless(jobs)
     except Exception as error:  # the boundary: one example's failure is data
-        failure, message = _classify(error), clean(hide(describe_error(error)))
+        failure, message = _classify(error), clean_text(redact(describe_error(error)))
     steps = tuple(run.steps)
     return Trace(job.example, job.state.digest, job.sample, steps, prediction, score, failure, message, feedback)
 

@@ -76,7 +76,7 @@ def choices_of(type_: Any) -> Choices | None:
     values = _options(type_)
     if values is None or values == [None]:
         return None
-    made = tuple({(type(value), str(value)): as_choice(value) for value in values}.values())
+    made = tuple({(type(value), str(value)): to_choice(value) for value in values}.values())
     texts = [choice.text.strip() for choice in made]
     alike = sorted({text for text in texts if texts.count(text) > 1})
     if alike or not made:
@@ -87,7 +87,7 @@ def choices_of(type_: Any) -> Choices | None:
     return Choices(made)
 
 
-def negated(before: str) -> bool:
+def ends_negated(before: str) -> bool:
     """Whether a negation comes before what follows this text: after ``it is not``, but not after ``Not so. It is``."""
     state = False
     for found in _NEGATIONS.finditer(_folded(before)):
@@ -126,7 +126,7 @@ class Choices:
     def render(self, value: Any) -> str:
         """The text of a value: a choice, or its plain JSON, which demonstrations hold."""
         own = next((choice for choice in self.choices if _same(choice.value, value)), None)
-        return as_choice(value).text if own is None else own.text
+        return to_choice(value).text if own is None else own.text
 
     def _whole(self, text: str, forms: tuple[_Form, ...]) -> set[int]:
         """Numbers of the choices that the text is, by the strictest comparison that finds any."""
@@ -207,7 +207,7 @@ def _options(type_: Any) -> list[Any] | None:
     return None if None in parts else [value for part in parts for value in part or ()]
 
 
-def as_choice(value: Any) -> Choice:
+def to_choice(value: Any) -> Choice:
     """How a value is written and read as a choice."""
     if value is None:
         return Choice(None, "None", ("null",))

@@ -14,13 +14,13 @@ from lmpipe.embedder import Vector, cosine
 from lmpipe.prompting.signature import Signature
 from lmpipe.prompting.template import Template
 from lmpipe.state import PromptState
-from lmpipe.text.cleaning import clean
+from lmpipe.text.cleaning import clean_text
 
 Embed = Callable[[str, Sequence[str]], Sequence[Vector]]
 """Vectors of some texts, by the embedder of that name."""
 
 
-def with_shown_demos(signature: Signature, prompt: PromptState, inputs: Mapping[str, Any], embed: Embed) -> PromptState:
+def select_demos(signature: Signature, prompt: PromptState, inputs: Mapping[str, Any], embed: Embed) -> PromptState:
     """The prompt with the demos that it shows for some inputs.
 
     Of a prompt with a selection these are the k demos whose rendered inputs are nearest to the rendered inputs by the
@@ -35,7 +35,7 @@ def with_shown_demos(signature: Signature, prompt: PromptState, inputs: Mapping[
     """
     if prompt.nearest is None:
         return prompt
-    asked = clean(Template().question(signature, inputs))
+    asked = clean_text(Template().user_message(signature, inputs))
     others = [(demo, text) for demo, text in zip(prompt.demos, _texts(signature, prompt), strict=True) if text != asked]
     vectors = embed(prompt.nearest.embedder, [asked, *(text for _, text in others)])
     distances = [-cosine(vectors[0], vector) for vector in vectors[1:]]
@@ -45,4 +45,4 @@ def with_shown_demos(signature: Signature, prompt: PromptState, inputs: Mapping[
 
 @lru_cache(maxsize=256)
 def _texts(signature: Signature, prompt: PromptState) -> tuple[str, ...]:
-    return tuple(clean(Template().question(signature, demo.inputs)) for demo in prompt.demos)
+    return tuple(clean_text(Template().user_message(signature, demo.inputs)) for demo in prompt.demos)

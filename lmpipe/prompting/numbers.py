@@ -58,11 +58,11 @@ def find_numbers(text: str) -> list[Number]:
     ``COVID-19``, ``2-3`` and ``10 - 7`` hold none that is. Digits of a word (``v2``) are no number. Groups of exactly
     three digits after a comma or a space belong to the number before them. Decimal digits of any script are digits.
     """
-    text = plain_digits(text)
+    text = normalize_digits(text)
     return [_number(found) for found in _NUMBER.finditer(text)]
 
 
-def plain_digits(text: str) -> str:
+def normalize_digits(text: str) -> str:
     """The text, as long as before, with ASCII in the place of other digits, minus signs and full-width marks."""
     if text.isascii():
         return text

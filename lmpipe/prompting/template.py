@@ -21,9 +21,9 @@ from lmpipe.lm import Message
 from lmpipe.prompting.choices import choices_of
 from lmpipe.prompting.signature import Field, Signature, schema_of
 from lmpipe.prompting.thoughts import quote_tags, split_thoughts, unquote_tags
-from lmpipe.prompting.values import parse_value, render_input, render_output, without_fence
+from lmpipe.prompting.values import parse_value, render_input, render_output, strip_fence
 from lmpipe.state import PromptState
-from lmpipe.text.cleaning import clean
+from lmpipe.text.cleaning import clean_text
 
 _OPENING = re.compile(r"[ \t>]*(`{3,}|~{3,})[^`~]*")
 
@@ -42,9 +42,9 @@ class Template:
             prompt: Decides the instruction and the demonstrations.
             inputs: A value for each input field.
         """
-        return (*_opening(signature, prompt), Message("user", clean(self.question(signature, inputs))))
+        return (*_opening(signature, prompt), Message("user", clean_text(self.user_message(signature, inputs))))
 
-    def question(self, signature: Signature, inputs: Mapping[str, Any]) -> str:
+    def user_message(self, signature: Signature, inputs: Mapping[str, Any]) -> str:
         """The user message that gives these inputs; fields that they lack are left out."""
         return "\n".join(
             f"{field.name}: {_quote(signature, render_input(inputs[field.name]))}"
@@ -94,10 +94,10 @@ class Template:
 def _opening(signature: Signature, prompt: PromptState) -> tuple[Message, ...]:
     """System message and demonstrations, which the calls of a module under one state share."""
     template = Template()
-    messages = [Message("system", clean(_system(signature, prompt.instructions)))]
+    messages = [Message("system", clean_text(_system(signature, prompt.instructions)))]
     for demo in prompt.demos:
-        messages.append(Message("user", clean(template.question(signature, demo.inputs))))
-        messages.append(Message("assistant", clean(template.completion(signature, demo.outputs))))
+        messages.append(Message("user", clean_text(template.user_message(signature, demo.inputs))))
+        messages.append(Message("assistant", clean_text(template.completion(signature, demo.outputs))))
     return tuple(messages)
 
 
@@ -175,7 +175,7 @@ def _without_fence(signature: Signature, text: str) -> str:
     header = _header(signature)
     first = header.search(text)
     if first is None:
-        return without_fence(text)
+        return strip_fence(text)
     before, _, opening = text[: first.start()].rstrip().rpartition("\n")
     mark = _OPENING.fullmatch(opening)
     if mark is None:

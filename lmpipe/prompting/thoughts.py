@@ -18,7 +18,7 @@ _BEFORE = " \t>*"  # what may stand before a tag at the beginning of a line
 
 @final
 @dataclass(frozen=True, slots=True)
-class Reply:
+class SplitCompletion:
     """The two parts of a completion.
 
     Attributes:
@@ -32,7 +32,7 @@ class Reply:
     unfinished: bool = False
 
 
-def split_thoughts(text: str, header: re.Pattern[str]) -> Reply:
+def split_thoughts(text: str, header: re.Pattern[str]) -> SplitCompletion:
     r"""Separates thoughts from the rest of a completion.
 
     A thought goes from an opening tag to the next closing one. The opening tag stands before the first field, or at the
@@ -46,7 +46,7 @@ def split_thoughts(text: str, header: re.Pattern[str]) -> Reply:
         header: Matches the beginning of a line that opens a field.
     """
     if "<" not in text:
-        return Reply(text)
+        return SplitCompletion(text)
     first, *rest = _UNQUOTED.split(text)
     reader = _Reader(header, first)
     for tag, after in zip(rest[::2], rest[1::2], strict=True):
@@ -94,13 +94,13 @@ class _Reader:
                 self._part += [self._gap, tag]
         self._gap = after
 
-    def reply(self) -> Reply:
+    def reply(self) -> SplitCompletion:
         """What was read."""
         if self._inside:
             self._thought.append(self._gap)
         else:
             self._said.append("".join([*self._part, self._gap]))
-        return Reply("\n".join(self._said), "\n".join(self._thought).strip(), self._inside)
+        return SplitCompletion("\n".join(self._said), "\n".join(self._thought).strip(), self._inside)
 
     def _open(self, alone: bool) -> None:
         self._said.append("".join([*self._part, self._gap]))

@@ -21,10 +21,10 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from lmpipe.errors import ParseError, SignatureError
-from lmpipe.prompting.choices import Choice, Choices, as_choice, choices_of, negated
-from lmpipe.prompting.numbers import find_numbers, plain_digits
+from lmpipe.prompting.choices import Choice, Choices, choices_of, ends_negated, to_choice
+from lmpipe.prompting.numbers import find_numbers, normalize_digits
 from lmpipe.prompting.signature import Field
-from lmpipe.storage.hashing import plain
+from lmpipe.storage.hashing import json_default
 
 _FENCE = re.compile(r"`{3,}|~{3,}")
 _BOOLEANS = Choices((Choice(True, "true", ("yes",)), Choice(False, "false", ("no",))))
@@ -57,7 +57,7 @@ def render_output(field: Field, value: Any) -> str:
         SignatureError: If the value cannot be written as JSON.
     """
     if field.type is str:
-        return value if type(value) is str else as_choice(value).text
+        return value if type(value) is str else to_choice(value).text
     known = choices_of(field.type)
     return known.render(value) if known else _json(value)
 
@@ -71,7 +71,7 @@ def parse_value(field: Field, text: str) -> Any:
     if field.type is str:
         return text
     try:
-        return _read(field.type, without_fence(text))
+        return _read(field.type, strip_fence(text))
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]["msg"]
         raise ParseError(field.name, f"is no {field.type_name} ({problem})", text) from None
@@ -79,7 +79,7 @@ def parse_value(field: Field, text: str) -> Any:
         raise ParseError(field.name, str(error), text) from None
 
 
-def without_fence(text: str) -> str:
+def strip_fence(text: str) -> str:
     """The text within a code fence that goes around all of it; other text as it is."""
     inner = text.strip()
     mark = _FENCE.match(inner)
@@ -113,7 +113,7 @@ def _read(type_: Any, text: str) -> Any:
 
 def _json(value: Any) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=plain)
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=json_default)
     except (TypeError, ValueError, RecursionError, PydanticSerializationError) as error:
         raise SignatureError(
             f"a value of type {type(value).__name__} cannot be written into a prompt: {error}; "
@@ -150,7 +150,7 @@ def _number(text: str, type_: Any) -> int | float:
         several = f"{parts} numbers where one is wanted, or " if parts > 1 else ""
         raise ValueError(f"holds {several}a number that is too long or written in an unknown way")
     scale = _SCALE.match(f"{number.unit} {after}")
-    if _SIGN_APART.search(before) or negated(before) or (scale and scale[1].lower() in _SCALES):
+    if _SIGN_APART.search(before) or ends_negated(before) or (scale and scale[1].lower() in _SCALES):
         raise ValueError("holds a number with words that change it; write it in digits, with its sign")
     if number.spaced and len(f"{before} {after}".split()) > 1:
         raise ValueError(f"holds several numbers, or one with spaces in it ({written.strip()})")
@@ -175,7 +175,7 @@ def _structure(type_: Any, text: str) -> Any:
         if not _holds_text(type_):
             raise problem from None
         return adapter.validate_python(_lines(text, problem))
-    if isinstance(value, _TIMES) and _PLAIN_NUMBER.fullmatch(plain_digits(text.strip())):
+    if isinstance(value, _TIMES) and _PLAIN_NUMBER.fullmatch(normalize_digits(text.strip())):
         raise ValueError("holds a number in the place of a date or time")
     if isinstance(value, (float, complex)) and not cmath.isfinite(value):
         raise problem

@@ -13,17 +13,17 @@ from pathlib import Path
 import jinja2
 
 from lmpipe.errors import ConfigError
-from lmpipe.results.result import Outcome, StrategyReport
+from lmpipe.results.result import StrategyOutcome, StrategyReport
 from lmpipe.results.run_reader import FinishedRun, prompts_sent
-from lmpipe.storage.files import write_whole, writing
-from lmpipe.text.cleaning import clean
+from lmpipe.storage.files import explain_write_errors, write_atomically
+from lmpipe.text.cleaning import clean_text
 from lmpipe.text.markdown import as_block, as_code, as_line
 
 _CARD = "model_card.md.jinja"
 _NO_NAME = re.compile(r"[^\w.-]")  # what the name of a folder had better not hold
 
 
-def export(run: FinishedRun, outcome: Outcome, row: StrategyReport, target: Path) -> None:
+def export(run: FinishedRun, outcome: StrategyOutcome, row: StrategyReport, target: Path) -> None:
     """Writes ``state.json``, a folder for each adapter and ``README.md``.
 
     Args:
@@ -39,7 +39,7 @@ def export(run: FinishedRun, outcome: Outcome, row: StrategyReport, target: Path
     """
     if os.path.lexists(target):
         raise ConfigError(f"{target} is there already; name another folder")
-    with writing(target):
+    with explain_write_errors(target):
         target.mkdir(parents=True)
     with ExitStack() as undo:
         undo.callback(shutil.rmtree, target, ignore_errors=True)
@@ -47,12 +47,12 @@ def export(run: FinishedRun, outcome: Outcome, row: StrategyReport, target: Path
         for name, digest in adapters.items():
             run.copy_adapter(digest, target / name)
         state = json.dumps(outcome.state.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        write_whole(target / "state.json", (state + "\n").encode(errors="backslashreplace"))
-        write_whole(target / "README.md", _card(run, outcome, row, adapters).encode())
+        write_atomically(target / "state.json", (state + "\n").encode(errors="backslashreplace"))
+        write_atomically(target / "README.md", _card(run, outcome, row, adapters).encode())
         undo.pop_all()
 
 
-def _adapters(outcome: Outcome) -> dict[str, str]:
+def _adapters(outcome: StrategyOutcome) -> dict[str, str]:
     """Folder → digest: ``adapter`` if there is one, and one for each role and module if there are several."""
     tuned = {key: weights.adapter for key, weights in outcome.state.weights.items() if weights.adapter}
     if len(tuned) == 1:
@@ -60,7 +60,7 @@ def _adapters(outcome: Outcome) -> dict[str, str]:
     return {"adapter-" + _NO_NAME.sub("-", key): digest for key, digest in tuned.items()}
 
 
-def _card(run: FinishedRun, outcome: Outcome, row: StrategyReport, adapters: dict[str, str]) -> str:
+def _card(run: FinishedRun, outcome: StrategyOutcome, row: StrategyReport, adapters: dict[str, str]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         trim_blocks=True,
@@ -71,7 +71,7 @@ def _card(run: FinishedRun, outcome: Outcome, row: StrategyReport, adapters: dic
     tuning = run.result.config.get("tuning")
     return environment.get_template(_CARD).render(
         result=run.result,
-        base=clean(run.result.lm.partition("@")[0]),  # behind it, how the weights are held
+        base=clean_text(run.result.lm.partition("@")[0]),  # behind it, how the weights are held
         rank=tuning.get("rank") if isinstance(tuning, dict) else None,
         row=row,
         seed=outcome.seed,
@@ -83,4 +83,4 @@ def _card(run: FinishedRun, outcome: Outcome, row: StrategyReport, adapters: dic
 
 def _word(text: object) -> str:
     """A text as one word of a command line."""
-    return shlex.quote(" ".join(clean(str(text)).split()))
+    return shlex.quote(" ".join(clean_text(str(text)).split()))

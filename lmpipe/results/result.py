@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ValidationError
 from lmpipe.errors import ConfigError
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.state import ProgramState
-from lmpipe.storage.checksummed_json import read_sealed, write_sealed
+from lmpipe.storage.checksummed_json import read_checksummed, write_checksummed
 
 SCHEMA = 5
 
@@ -90,7 +90,7 @@ class StageReport(BaseModel):
 
 
 @final
-class Outcome(BaseModel):
+class StrategyOutcome(BaseModel):
     """What a strategy ended in on one seed.
 
     Attributes:
@@ -117,7 +117,7 @@ class StrategyReport(BaseModel):
     test: Score
     quality: dict[str, Quality] = {}
     stages: list[StageReport]
-    outcomes: list[Outcome]
+    outcomes: list[StrategyOutcome]
     cost: CostFields
 
     @property
@@ -154,7 +154,7 @@ class Comparison(BaseModel):
     losses: int
     ties: int
 
-    def points(self, per: float = 1, digits: int = 1) -> str:
+    def format_points(self, per: float = 1, digits: int = 1) -> str:
         """The difference and its interval in points, as ``"+5.0 (+1.0 to +10.0)"``.
 
         Args:
@@ -213,7 +213,7 @@ class Result(BaseModel):
         Raises:
             StoreError: If it cannot be written.
         """
-        write_sealed(path, self.model_dump(mode="json"))
+        write_checksummed(path, self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, path: Path) -> Result:
@@ -223,7 +223,7 @@ class Result(BaseModel):
             ConfigError: If it is of another version.
             CorruptBlob: If it is damaged, or was edited.
         """
-        values = read_sealed(path)
+        values = read_checksummed(path)
         if (found := values.get("schema_version")) != SCHEMA:
             raise ConfigError(
                 f"{path} is of another version: its schema_version is {found!r}, and this lmpipe reads {SCHEMA}; run "

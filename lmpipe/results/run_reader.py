@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, final
 
 from lmpipe.errors import ConfigError, CorruptBlob, StoreError
-from lmpipe.metrics import best
-from lmpipe.results.result import Outcome, Result, StrategyReport
-from lmpipe.results.trace_log import TraceRecord, records_of
-from lmpipe.storage.blobs import is_blob, is_whole
-from lmpipe.storage.checksummed_json import read_sealed
-from lmpipe.storage.files import read_json_object, reading, writing
+from lmpipe.metrics import best_index
+from lmpipe.results.result import Result, StrategyOutcome, StrategyReport
+from lmpipe.results.trace_log import TraceRecord, read_trace_log
+from lmpipe.storage.blobs import is_blob_name, is_intact
+from lmpipe.storage.checksummed_json import read_checksummed
+from lmpipe.storage.files import explain_read_errors, explain_write_errors, read_json_object
 
 
 @final
@@ -41,13 +41,13 @@ class FinishedRun:
         """
         rows = self.result.strategies
         if name is None and rows:
-            return rows[best(row.val.mean for row in rows) or 0]
+            return rows[best_index(row.val.mean for row in rows) or 0]
         found = [row for row in rows if row.strategy == name]
         if not found:
             raise ConfigError(f"{self.folder} has no strategy {name!r}; it has {', '.join(r.strategy for r in rows)}")
         return found[0]
 
-    def outcome(self, strategy: str | None = None, seed: int | None = None) -> Outcome:
+    def outcome(self, strategy: str | None = None, seed: int | None = None) -> StrategyOutcome:
         """What a strategy ended in on a seed; by default on the first.
 
         Raises:
@@ -60,7 +60,7 @@ class FinishedRun:
         return found[0]
 
     @property
-    def made_with(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Task, LM and settings; what the run directory knows of the task and its data is part of it.
 
         Raises:
@@ -80,15 +80,15 @@ class FinishedRun:
             CorruptBlob: If they are damaged, or were edited.
         """
         path = self.folder / "splits.json"
-        return read_sealed(path) if path.exists() else {}
+        return read_checksummed(path) if path.exists() else {}
 
-    def records(self, outcome: Outcome) -> Iterator[TraceRecord]:
+    def records(self, outcome: StrategyOutcome) -> Iterator[TraceRecord]:
         """The test runs of an outcome, one at a time, in the order of example ids.
 
         Raises:
             CorruptBlob: If they are absent or damaged.
         """
-        return iter(()) if outcome.traces is None else records_of(self.folder / "blobs" / outcome.traces)
+        return iter(()) if outcome.traces is None else read_trace_log(self.folder / "blobs" / outcome.traces)
 
     def copy_adapter(self, adapter: str, target: Path) -> None:
         """Copies tuned weights.
@@ -98,8 +98,8 @@ class FinishedRun:
             StoreError: If the target is there already or cannot be written.
         """
         source = self.folder / "blobs" / adapter
-        with reading(source):
-            whole = is_blob(adapter) and source.is_dir() and is_whole(source)
+        with explain_read_errors(source):
+            whole = is_blob_name(adapter) and source.is_dir() and is_intact(source)
         if not whole:
             raise CorruptBlob(
                 f"{source} is absent or damaged; restore it from a copy, or delete what is there of it and start the "
@@ -107,7 +107,7 @@ class FinishedRun:
             )
         if target.exists():
             raise StoreError(f"{target} is there already; name another folder")
-        with writing(target):
+        with explain_write_errors(target):
             shutil.copytree(source, target)
 
 

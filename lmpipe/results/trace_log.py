@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.runtime.trace import AnyStep, RetrievalStep, Trace
 from lmpipe.storage.hashing import digest_file, jsonable
-from lmpipe.text.cleaning import cleaned
+from lmpipe.text.cleaning import clean_value
 from lmpipe.text.display import shown
 
 _GZIP = 31  # zlib's number for a gzip header, whose time is then 0
@@ -72,7 +72,7 @@ class TraceRecord(BaseModel):
     steps: tuple[StepRecord, ...]
 
 
-def record_of(trace: Trace, measures: Mapping[str, Mapping[str, float]]) -> TraceRecord:
+def trace_record(trace: Trace, measures: Mapping[str, Mapping[str, float]]) -> TraceRecord:
     """What is kept of a trace; `measures` are values by name and example id."""
     return TraceRecord(
         example=trace.example.id,
@@ -88,18 +88,18 @@ def record_of(trace: Trace, measures: Mapping[str, Mapping[str, float]]) -> Trac
     )
 
 
-def log_pieces(traces: Iterable[Trace], measures: Mapping[str, Mapping[str, float]] = {}) -> Iterator[bytes]:
-    """The log of some traces, piece by piece; the same bytes for the same traces. `measures` are those of `record_of`.
+def trace_log_chunks(traces: Iterable[Trace], measures: Mapping[str, Mapping[str, float]] = {}) -> Iterator[bytes]:
+    """The log of some traces, piece by piece; the same bytes for the same traces. `measures` are those of `trace_record`.
 
     One record is made at a time, so that a log takes little memory however long it is.
     """
     compressor = zlib.compressobj(9, wbits=_GZIP)
     for trace in sorted(traces, key=lambda trace: trace.example.id):
-        yield compressor.compress(record_of(trace, measures).model_dump_json(exclude_defaults=True).encode() + b"\n")
+        yield compressor.compress(trace_record(trace, measures).model_dump_json(exclude_defaults=True).encode() + b"\n")
     yield compressor.flush()
 
 
-def records_of(path: Path) -> Iterator[TraceRecord]:
+def read_trace_log(path: Path) -> Iterator[TraceRecord]:
     """The records of a log that is named by its digest, one at a time.
 
     Raises:
@@ -147,7 +147,7 @@ def _json(values: Any) -> Any:
         made = jsonable(dict(values))
     except ConfigError:  # something in it is no JSON
         made = {name: _readable(value) for name, value in values.items()}
-    return cleaned(made)
+    return clean_value(made)
 
 
 def _readable(value: Any) -> Any:

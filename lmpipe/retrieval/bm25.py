@@ -23,7 +23,7 @@ from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.topk import top_passages
 from lmpipe.retriever import Passage, Retriever
 from lmpipe.storage.hashing import digest
-from lmpipe.text.cleaning import clean
+from lmpipe.text.cleaning import clean_text
 from lmpipe.validation.arguments import check_items, check_whole_number
 
 logging.getLogger("bm25s").setLevel(logging.NOTSET)  # which bm25s sets to DEBUG, whatever the program logs
@@ -89,4 +89,4 @@ def _folded(text: str) -> str:
     """The text in one Unicode form without case; that of ASCII is lower case."""
     if text.isascii():
         return text.lower()
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", clean(text)).casefold())
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", clean_text(text)).casefold())

@@ -18,19 +18,26 @@ from typing import Any, final
 from uuid import uuid4
 
 from lmpipe.errors import CorruptBlob
-from lmpipe.storage.files import UNFINISHED, delete, link, reading, write_whole, writing
-from lmpipe.storage.hashing import content_digest, digest, digest_bytes, digest_file, file_digests
+from lmpipe.storage.files import (
+    UNFINISHED_PREFIX,
+    delete,
+    explain_read_errors,
+    explain_write_errors,
+    link_or_copy,
+    write_atomically,
+)
+from lmpipe.storage.hashing import digest, digest_bytes, digest_file, digest_path, file_digests
 
 logger = logging.getLogger(__name__)
 
 DIGEST = re.compile("[0-9a-f]{32}")
-"""What `lmpipe.storage.hashing.content_digest` gives."""
+"""What `lmpipe.storage.hashing.digest_path` gives."""
 
 _LEFT_BY_SYSTEMS = (".DS_Store", "._*", ".nfs*", ".fuse_hidden*", "Thumbs.db", "desktop.ini")
 
 
 @final
-class Blobs:
+class BlobStore:
     """The blobs of a directory, which is made if it is not there. Each is renamed into place when it is complete.
 
     Args:
@@ -47,7 +54,7 @@ class Blobs:
 
     def __init__(self, path: Path, writer: AbstractContextManager[Any]) -> None:
         self.path, self.names, self._writer = path, set[str](), writer
-        with writing(path.parent, (OSError, ValueError)):  # a name may hold what no file system takes
+        with explain_write_errors(path.parent, (OSError, ValueError)):  # a name may hold what no file system takes
             path.mkdir(parents=True, exist_ok=True)
 
     def verify(self) -> None:
@@ -57,35 +64,35 @@ class Blobs:
             StoreError: If one cannot be read.
             CorruptBlob: If some are damaged; it names all of them.
         """
-        with reading(self.path):
+        with explain_read_errors(self.path):
             found = sorted(self.path.iterdir())
-            damaged = [path for path in found if is_blob(path.name) and not is_whole(path)]
+            damaged = [path for path in found if is_blob_name(path.name) and not is_intact(path)]
         if damaged:
             raise _corrupt(*damaged)
-        if strays := [path.name for path in found if not is_blob(path.name)]:
+        if strays := [path.name for path in found if not is_blob_name(path.name)]:
             logger.warning("%s holds what is none of its blobs, and is left alone: %s", self.path, ", ".join(strays))
-        self.names = {path.name for path in found if is_blob(path.name)}
+        self.names = {path.name for path in found if is_blob_name(path.name)}
 
     def put(self, data: bytes) -> str:
         """Keeps some bytes; returns their digest."""
         name = digest_bytes(data)
         with self._writer:
             if not (self.path / name).exists():
-                write_whole(self.path / name, data)
+                write_atomically(self.path / name, data)
             self.names.add(name)
         return name
 
-    def put_pieces(self, pieces: Iterable[bytes]) -> str:
+    def put_chunks(self, pieces: Iterable[bytes]) -> str:
         """Keeps some bytes that need not be in memory together; returns the digest of all of them."""
-        hasher, made = hashlib.blake2b(digest_size=16), self.path / (UNFINISHED + uuid4().hex)
+        hasher, made = hashlib.blake2b(digest_size=16), self.path / (UNFINISHED_PREFIX + uuid4().hex)
         try:
-            with writing(self.path), made.open("xb") as file:
+            with explain_write_errors(self.path), made.open("xb") as file:
                 for piece in pieces:
                     hasher.update(piece)
                     file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
-            with self._writer, writing(self.path / hasher.hexdigest()):
+            with self._writer, explain_write_errors(self.path / hasher.hexdigest()):
                 made.replace(self.path / hasher.hexdigest())
                 self.names.add(hasher.hexdigest())
         finally:
@@ -105,8 +112,8 @@ class Blobs:
 
     def put_folder(self, folder: Path) -> str:
         """Moves a folder of the same file system in; returns the digest of its content."""
-        with self._writer, writing(self.path):
-            name = content_digest(folder)
+        with self._writer, explain_write_errors(self.path):
+            name = digest_path(folder)
             if (self.path / name).exists():
                 shutil.rmtree(folder)
             else:
@@ -126,22 +133,22 @@ class Blobs:
             raise _corrupt(path)
         return path
 
-    def take(self, blob: Path) -> None:
+    def import_blob(self, blob: Path) -> None:
         """Links or copies a blob of another directory, and compares it with its name before it counts.
 
         Raises:
             CorruptBlob: If it is damaged.
         """
-        target, made = self.path / blob.name, self.path / (UNFINISHED + blob.name)
-        with self._writer, writing(target):
+        target, made = self.path / blob.name, self.path / (UNFINISHED_PREFIX + blob.name)
+        with self._writer, explain_write_errors(target):
             if target.exists():
                 return
             try:
                 if blob.is_dir():
-                    shutil.copytree(blob, made, copy_function=link)
+                    shutil.copytree(blob, made, copy_function=link_or_copy)
                 else:
-                    link(blob, made)
-                if not is_whole(made, blob.name):
+                    link_or_copy(blob, made)
+                if not is_intact(made, blob.name):
                     raise _corrupt(blob)
                 _sync(made)
                 made.replace(target)
@@ -149,20 +156,20 @@ class Blobs:
             finally:
                 delete(made)
 
-    def drop(self, names: Iterable[str]) -> None:
+    def delete(self, names: Iterable[str]) -> None:
         """Deletes blobs."""
         for name in sorted(names):
-            with writing(self.path / name):
+            with explain_write_errors(self.path / name):
                 delete(self.path / name)
             self.names.discard(name)
 
 
-def is_blob(name: str) -> bool:
+def is_blob_name(name: str) -> bool:
     """Whether a name is a digest; files of other names are no blobs."""
     return DIGEST.fullmatch(name) is not None
 
 
-def is_whole(path: Path, name: str = "") -> bool:
+def is_intact(path: Path, name: str = "") -> bool:
     """Whether a file or folder has the content that its name says, or the name of the blob that it is to become.
 
     Of a folder, files do not count that file managers and network file systems leave everywhere, such as

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lmpipe.errors import ConfigError, CorruptBlob
-from lmpipe.storage.files import read_json_object, write_whole
+from lmpipe.storage.files import read_json_object, write_atomically
 from lmpipe.storage.hashing import canonical_json, digest_bytes
 
 SUM = "sum"
 """The field that holds the digest of the canonical JSON of all others."""
 
 
-def write_sealed(path: Path, values: Mapping[str, Any], indent: int = 2) -> None:
+def write_checksummed(path: Path, values: Mapping[str, Any], indent: int = 2) -> None:
     """Writes some fields and their checksum; the file is whole, or as it was.
 
     Args:
@@ -31,10 +31,10 @@ def write_sealed(path: Path, values: Mapping[str, Any], indent: int = 2) -> None
     """
     read = json.loads(json.dumps(values))
     text = json.dumps(read | {SUM: _sum(read)}, indent=indent, ensure_ascii=False) + "\n"
-    write_whole(path, text.encode(errors="backslashreplace"))
+    write_atomically(path, text.encode(errors="backslashreplace"))
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_checksummed(path: Path) -> dict[str, Any]:
     """The fields of such a file, without the checksum.
 
     Raises:

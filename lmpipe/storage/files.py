@@ -16,7 +16,7 @@ from typing import Any
 
 from lmpipe.errors import CorruptBlob, StoreError
 
-UNFINISHED = "unfinished-"
+UNFINISHED_PREFIX = "unfinished-"
 """What the name of a file begins with until it is whole; a kill may leave one behind."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -24,7 +24,9 @@ _MISSING = {errno.ENOENT, errno.ENOTDIR}
 
 
 @contextmanager
-def writing(path: Path, failures: tuple[type[Exception], ...] = (OSError, UnicodeEncodeError)) -> Iterator[None]:
+def explain_write_errors(
+    path: Path, failures: tuple[type[Exception], ...] = (OSError, UnicodeEncodeError)
+) -> Iterator[None]:
     """Names what was to be written when the block cannot write it, and says what to do.
 
     Args:
@@ -41,7 +43,7 @@ def writing(path: Path, failures: tuple[type[Exception], ...] = (OSError, Unicod
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def explain_read_errors(path: Path) -> Iterator[None]:
     """Names what was to be read when the block cannot read it.
 
     Raises:
@@ -74,14 +76,14 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file, or leaves it as it was; the bytes are on disk when it appears under its name.
 
     Raises:
         StoreError: If it cannot be written.
     """
-    unfinished = path.with_name(UNFINISHED + path.name)
-    with writing(path):
+    unfinished = path.with_name(UNFINISHED_PREFIX + path.name)
+    with explain_write_errors(path):
         try:
             with unfinished.open("wb") as file:
                 file.write(data)
@@ -92,7 +94,7 @@ def write_whole(path: Path, data: bytes) -> None:
             unfinished.unlink(missing_ok=True)
 
 
-def link(source: str | Path, target: str | Path) -> None:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
     """A hard link, or a copy where there can be none; for files that are never written again."""
     try:
         os.link(source, target)

@@ -53,7 +53,7 @@ def jsonable(value: object) -> Any:
     return json.loads(canonical_json(value))
 
 
-def plain(value: object) -> Any:
+def json_default(value: object) -> Any:
     """A value that JSON does not know as one that it does, of which parts may again be such values.
 
     Raises:
@@ -98,7 +98,7 @@ def _sorted_sets(made: Any, value: object) -> Any:
     return made
 
 
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=plain)
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=json_default)
 
 
 def _encoded_with_text_keys(value: object) -> str:
@@ -117,7 +117,7 @@ def _with_text_keys(value: object) -> Any:
         return keys
     if isinstance(value, (list, tuple)):
         return [_with_text_keys(item) for item in value]
-    return value if value is None or isinstance(value, (str, int, float)) else _with_text_keys(plain(value))
+    return value if value is None or isinstance(value, (str, int, float)) else _with_text_keys(json_default(value))
 
 
 def _as_text(key: object) -> str:
@@ -172,7 +172,7 @@ def file_digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
 
 
-def content_digest(path: Path) -> str:
+def digest_path(path: Path) -> str:
     """Digest of a file's bytes, or of all files of a folder with their names."""
     return digest(file_digests(path)) if path.is_dir() else digest_file(path)
 
@@ -188,7 +188,7 @@ def derive_seed(*parts: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-def describe(value: object) -> Any:
+def describe_settings(value: object) -> Any:
     """Settings as plain JSON for people to read and compare: what a component is, and how it is set.
 
     Dataclasses and ordinary objects become their class name and fields, functions and classes their names; whatever a
@@ -200,19 +200,23 @@ def describe(value: object) -> Any:
     if isinstance(value, BaseModel):
         return jsonable(value)
     if isinstance(value, Mapping):
-        return {str(key): describe(item) for key, item in value.items()}
+        return {str(key): describe_settings(item) for key, item in value.items()}
     if isinstance(value, Set):
-        return sorted((describe(item) for item in value), key=canonical_json)
+        return sorted((describe_settings(item) for item in value), key=canonical_json)
     if isinstance(value, Sequence):
-        return [describe(item) for item in value]
+        return [describe_settings(item) for item in value]
     if isinstance(value, (FunctionType, BuiltinFunctionType, type)):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, MethodType):
-        return {"method": value.__func__.__qualname__, "of": describe(value.__self__)}
+        return {"method": value.__func__.__qualname__, "of": describe_settings(value.__self__)}
     if isinstance(value, partial):
-        return {"partial": describe(value.func), "args": describe(value.args), "keywords": describe(value.keywords)}
+        return {
+            "partial": describe_settings(value.func),
+            "args": describe_settings(value.args),
+            "keywords": describe_settings(value.keywords),
+        }
     if dataclasses.is_dataclass(value):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.repr}
     else:
         fields = getattr(value, "__dict__", {})
-    return {"type": type(value).__qualname__, **{name: describe(item) for name, item in fields.items()}}
+    return {"type": type(value).__qualname__, **{name: describe_settings(item) for name, item in fields.items()}}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lmpipe.errors import ConfigError, CorruptBlob, StoreError
-from lmpipe.storage.files import reading, writing
+from lmpipe.storage.files import explain_read_errors, explain_write_errors
 from lmpipe.storage.hashing import canonical_json, digest_bytes
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Journal:
         Raises:
             StoreError: If it cannot be written.
         """
-        with writing(self.path), self.path.open("a+b") as file:
+        with explain_write_errors(self.path), self.path.open("a+b") as file:
             file.truncate(self._length)
             self._file = _identity(file.fileno())
             end = os.pread(file.fileno(), _END, max(0, self._length - _END))
@@ -87,7 +87,7 @@ class Journal:
             StoreError: If it cannot be written, or the file is not as this object left it.
         """
         line, (length, end) = _line(texts, blobs), self._end
-        with writing(self.path):
+        with explain_write_errors(self.path):
             try:
                 with self.path.open("r+b") as file:
                     self._check(file.fileno())
@@ -132,7 +132,7 @@ def read_journal(path: Path) -> tuple[dict[str, Record], int]:
     if path.exists() and not path.is_file():
         raise StoreError(f"{path} is no file; move it away, and start again")
     noted = _noted(path)  # before the file itself, which another process may be adding lines to
-    with reading(path):
+    with explain_read_errors(path):
         data = path.read_bytes() if path.exists() else b""
     *whole, _ = data.split(b"\n")  # behind the last line end, what a kill left there
     records: dict[str, Record] = {}

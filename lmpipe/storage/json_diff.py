@@ -12,15 +12,15 @@ _SHORT = 80  # characters of a list that is shown whole where it differs
 _ABSENT = object()
 
 
-def differences(before: Any, after: Any, name: str = "") -> Iterator[str]:
+def diff_json(before: Any, after: Any, name: str = "") -> Iterator[str]:
     """What differs between two JSON values, by dotted names: ``settings.val: 4 → 5``."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in sorted(before.keys() | after.keys()):
             inner = f"{name}.{key}" if name else key
-            yield from differences(before.get(key, _ABSENT), after.get(key, _ABSENT), inner)
+            yield from diff_json(before.get(key, _ABSENT), after.get(key, _ABSENT), inner)
     elif isinstance(before, list) and isinstance(after, list) and max(len(repr(before)), len(repr(after))) > _SHORT:
         for number, pair in enumerate(zip_longest(before, after, fillvalue=_ABSENT)):
-            yield from differences(*pair, f"{name}[{number}]")
+            yield from diff_json(*pair, f"{name}[{number}]")
     elif before is _ABSENT or after is _ABSENT or canonical_json(before) != canonical_json(after):
         yield f"{name}: {_shown(before)} → {_shown(after)}"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lmpipe.errors import ConfigError
-from lmpipe.text.cleaning import clean
+from lmpipe.text.cleaning import clean_text
 
 _GZIP = b"\x1f\x8b"
 _NO_UTF_8 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE begins as UTF-16-LE does
@@ -39,14 +39,14 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if text.strip():
                     yield number, text.rstrip(b"\r\n")
     except (OSError, EOFError, UnicodeEncodeError, zlib.error) as error:
-        raise ConfigError(clean(f"{path} cannot be read: {error}")) from error
+        raise ConfigError(clean_text(f"{path} cannot be read: {error}")) from error
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Iterable[bytes]]:
     """The lines of a file, unpacked."""
     if "\0" in str(path) or (path.exists() and not path.is_file()):
-        raise ConfigError(clean(f"{path} cannot be read: it is no regular file"))
+        raise ConfigError(clean_text(f"{path} cannot be read: it is no regular file"))
     with path.open("rb") as file:
         if file.peek(len(_GZIP)).startswith(_GZIP):
             with gzip.open(file) as unpacked:
@@ -57,7 +57,7 @@ def _opened(path: Path) -> Iterator[Iterable[bytes]]:
             yield file
 
 
-def as_text(line: bytes) -> str:
+def decode_line(line: bytes) -> str:
     """The text of a line.
 
     Raises:
@@ -69,13 +69,13 @@ def as_text(line: bytes) -> str:
         raise ValueError(f"no UTF-8 (byte {line[error.start]:#04x} after {error.start} others)") from None
 
 
-def json_object(line: bytes) -> dict[str, Any]:
+def parse_json_object(line: bytes) -> dict[str, Any]:
     """The JSON object of a line.
 
     Raises:
         ValueError: If it holds none.
     """
-    text = as_text(line)
+    text = decode_line(line)
     try:
         record = json.loads(text)
     except ValueError as error:

@@ -29,10 +29,17 @@ from filelock import FileLock, Timeout
 from typing_extensions import Self
 
 from lmpipe.errors import ConfigChanged, CorruptBlob, StoreError
-from lmpipe.storage.blobs import DIGEST, Blobs, is_blob
-from lmpipe.storage.files import UNFINISHED, delete, read_json_object, reading, write_whole, writing
+from lmpipe.storage.blobs import DIGEST, BlobStore, is_blob_name
+from lmpipe.storage.files import (
+    UNFINISHED_PREFIX,
+    delete,
+    explain_read_errors,
+    explain_write_errors,
+    read_json_object,
+    write_atomically,
+)
 from lmpipe.storage.journal import Journal, Record, canonical_record, read_journal
-from lmpipe.storage.json_diff import differences
+from lmpipe.storage.json_diff import diff_json
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +63,7 @@ class RunStore:
         self.path = Path(path)
         self._writer = RLock()  # not a Lock: an interrupt between its blocks must not stop the next write
         self._config = json.loads(canonical_record(dict(config or {})))
-        self._blobs = Blobs(self.path / "blobs", self._writer)
+        self._blobs = BlobStore(self.path / "blobs", self._writer)
         self._opened_by: int | None = os.getpid()
         self._lock = self._locked()
         with ExitStack() as unless_opened:
@@ -118,16 +125,16 @@ class RunStore:
             self._check_open()
             return self._blobs.put(data)
 
-    def put_pieces(self, pieces: Iterable[bytes]) -> str:
+    def put_chunks(self, pieces: Iterable[bytes]) -> str:
         """Keeps some bytes that need not be in memory together, as one blob; returns its digest.
 
         Raises:
             StoreError: If they cannot be written.
         """
         self._check_open()
-        return self._blobs.put_pieces(pieces)
+        return self._blobs.put_chunks(pieces)
 
-    def blob(self, name: str) -> bytes:
+    def read_blob(self, name: str) -> bytes:
         """The bytes of a digest.
 
         Raises:
@@ -153,7 +160,7 @@ class RunStore:
         """
         return self._blobs.folder(name)
 
-    def drop_blobs(self, unused: Callable[[str], bool]) -> None:
+    def delete_blobs(self, unused: Callable[[str], bool]) -> None:
         """Deletes the blobs that are said to be unused, and takes back the results that name them.
 
         Raises:
@@ -162,7 +169,7 @@ class RunStore:
         dropped = {name for name in self._blobs.names if unused(name)}
         if taken_back := [key for key, record in self._records.items() if dropped.intersection(record.blobs)]:
             self.put(dict.fromkeys(taken_back))
-        self._blobs.drop(dropped)
+        self._blobs.delete(dropped)
 
     def new_folder(self) -> Path:
         """An empty folder on the store's file system, to fill and give to `put_folder`.
@@ -171,10 +178,10 @@ class RunStore:
             StoreError: If it cannot be made.
         """
         self._check_open()
-        with writing(self.path):
-            return Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self.path))
+        with explain_write_errors(self.path):
+            return Path(tempfile.mkdtemp(prefix=UNFINISHED_PREFIX, dir=self.path))
 
-    def absorb(self, path: str | Path) -> None:
+    def merge_from(self, path: str | Path) -> None:
         """Takes over the records and blobs of another run directory that was made with the same settings.
 
         What is here already stays as it is. The other directory is only read, and may be in use meanwhile: its blobs
@@ -190,10 +197,10 @@ class RunStore:
             raise StoreError(f"{other} is no run directory; look whether its file system is there")
         _refuse_others(other / "config.json", self._config)
         records, _ = read_journal(other / "journal.jsonl")
-        with reading(other / "blobs"):
-            blobs = sorted(blob for blob in (other / "blobs").iterdir() if is_blob(blob.name))
+        with explain_read_errors(other / "blobs"):
+            blobs = sorted(blob for blob in (other / "blobs").iterdir() if is_blob_name(blob.name))
         for blob in blobs:
-            self._blobs.take(blob)
+            self._blobs.import_blob(blob)
         usable = self._usable(records, other)
         if new := {key: record.value for key, record in usable.items() if key not in self._records}:
             self.put(new)
@@ -204,7 +211,7 @@ class RunStore:
 
     def _locked(self) -> FileLock:
         lock = FileLock(self.path / "lock", thread_local=False)
-        with writing(self.path / "lock"):
+        with explain_write_errors(self.path / "lock"):
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -230,13 +237,13 @@ class RunStore:
         if self._journal.records:
             _refuse_others(path, self._config)
         else:
-            write_whole(path, json.dumps(self._config, indent=2, sort_keys=True).encode())
+            write_atomically(path, json.dumps(self._config, indent=2, sort_keys=True).encode())
 
     def _drop_unfinished(self) -> None:
         """Deletes what a killed process did not get to finish."""
         for folder in (self.path, self._blobs.path):
-            for unfinished in folder.glob(UNFINISHED + "*"):
-                with writing(unfinished):
+            for unfinished in folder.glob(UNFINISHED_PREFIX + "*"):
+                with explain_write_errors(unfinished):
                     delete(unfinished)
 
     def _usable(self, records: Mapping[str, Record], path: Path) -> dict[str, Record]:
@@ -273,7 +280,7 @@ def _refuse_others(path: Path, config: dict[str, Any]) -> None:
         CorruptBlob: If they cannot be read.
     """
     try:
-        changed = "; ".join(differences(read_json_object(path), config))
+        changed = "; ".join(diff_json(read_json_object(path), config))
     except (CorruptBlob, RecursionError):
         raise CorruptBlob(
             f"{path}: missing or damaged; restore it from a copy, or delete {path.with_name('journal.jsonl')} to do "

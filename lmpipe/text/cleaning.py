@@ -30,17 +30,17 @@ def is_clean(text: str) -> bool:
     return len(data.translate(None, _CONTROL)) == len(data) and (data.isascii() or not _MORE_CONTROL.search(data))
 
 
-def clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """The text with U+FFFD in the place of lone surrogates and of control characters other than tab and line ends."""
     return text if is_clean(text) else _NO_TEXT.sub(REPLACEMENT, text)
 
 
 def count_unclean(text: str) -> int:
-    """How many characters `clean` replaces."""
+    """How many characters `clean_text` replaces."""
     return 0 if is_clean(text) else len(_NO_TEXT.findall(text))
 
 
-def cleaned(value: Any, replaced: Callable[[int], object] = lambda count: None) -> Any:
+def clean_value(value: Any, replaced: Callable[[int], object] = lambda count: None) -> Any:
     """A copy of a value in which all text is text, at any depth of lists, dicts, sets and tuples, in keys too.
 
     Objects of other types stay as they are.
@@ -53,9 +53,9 @@ def cleaned(value: Any, replaced: Callable[[int], object] = lambda count: None) 
         if is_clean(value):
             return value
         replaced(count_unclean(value))
-        return clean(value)
+        return clean_text(value)
     if isinstance(value, dict):
-        return {cleaned(key, replaced): cleaned(item, replaced) for key, item in value.items()}
+        return {clean_value(key, replaced): clean_value(item, replaced) for key, item in value.items()}
     if type(value) in (list, set, tuple, frozenset):
-        return type(value)(cleaned(item, replaced) for item in value)
+        return type(value)(clean_value(item, replaced) for item in value)
     return value

@@ -27,7 +27,7 @@ def shown(value: object, most: int = 300) -> str:
         return f"a {type(value).__name__} that cannot be shown"
 
 
-def message_of(error: BaseException) -> str:
+def error_message(error: BaseException) -> str:
     """The message of an exception, or a remark where making it raises another one."""
     try:
         return str(error)
@@ -35,6 +35,6 @@ def message_of(error: BaseException) -> str:
         return "its message cannot be shown"
 
 
-def visible(text: str) -> str:
+def escape_controls(text: str) -> str:
     """The text for a terminal: what would command it, or hide or reorder what is there, is spelled, as ``\\x1b``."""
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text.replace("\r\n", "\n"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from lmpipe.text.display import visible
+from lmpipe.text.display import escape_controls
 
 _MARKS = re.compile(r"([\\`\[\]<|])")
 _RUNS = re.compile("`+")
@@ -28,13 +28,13 @@ def as_code(text: object) -> str:
 
 def as_block(text: object) -> str:
     """A text as a block of code, with a fence that it does not hold."""
-    shown = visible(str(text))
+    shown = escape_controls(str(text))
     fence = "`" * max(4, _longest_run(shown) + 1)
     return f"{fence}text\n{shown}\n{fence}"
 
 
 def _in_one_line(text: object) -> str:
-    return " ".join(visible(str(text)).split())
+    return " ".join(escape_controls(str(text)).split())
 
 
 def _longest_run(text: str) -> int:

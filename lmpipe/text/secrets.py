@@ -1,6 +1,6 @@
 """Secrets stay out of texts: credentials in URLs, keys that were given, and keys that stand in the environment.
 
-What is shown, logged, written or raised goes through `hide` where it can hold a URL or the words of a server. Knows
+What is shown, logged, written or raised goes through `redact` where it can hold a URL or the words of a server. Knows
 nothing of who uses it.
 """
 
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import parse_qsl, quote, unquote
 
-HIDDEN = "***"
+REDACTED = "***"
 """What stands in the place of a secret."""
 
 _URL = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*://)(\S+?)(?=,\s*[A-Za-z][\w+.-]*://|\s|$)")
@@ -22,7 +22,7 @@ _NAMES = ("KEY", "TOKEN", "PASSWORD", "SECRET")  # how names of environment vari
 _LONG = 8  # characters; a shorter secret is hidden where it stands as a word, since any text can hold its letters
 
 
-def hide(text: str, secrets: Iterable[str] = ()) -> str:
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """A text without secrets.
 
     Args:
@@ -32,31 +32,31 @@ def hide(text: str, secrets: Iterable[str] = ()) -> str:
     """
     forms = _all_forms(secrets)
     if forms:
-        text = re.sub("|".join(map(_as_pattern, forms)), HIDDEN, text)
+        text = re.sub("|".join(map(_as_pattern, forms)), REDACTED, text)
     return _URL.sub(lambda found: found[1] + _shown(found[2]), text)
 
 
-def hide_beginning(text: str, length: int, secrets: Iterable[str] = ()) -> str:
+def redact_and_truncate(text: str, length: int, secrets: Iterable[str] = ()) -> str:
     """The beginning of a text that may be very long, without secrets, and without the first part of one at its end."""
     secrets = tuple(secrets)
-    shown = hide(text[: 16 * length], secrets)
+    shown = redact(text[: 16 * length], secrets)
     if len(text) > 16 * length:
         shown = shown[: max(0, len(shown) - max(map(len, _all_forms(secrets)), default=0))]
     return shown if len(shown) <= length and len(text) <= 16 * length else shown[:length] + " …"
 
 
-def hide_in_spec(spec: str) -> str:
+def redact_spec(spec: str) -> str:
     """A short text that should name an LM or the like, without secrets, also if its URL lacks ``http://``."""
-    return _LOGIN.sub(f"{HIDDEN}@", hide(spec))
+    return _LOGIN.sub(f"{REDACTED}@", redact(spec))
 
 
-def without_credentials(url: str) -> str:
+def strip_credentials(url: str) -> str:
     """A URL without what stands before its ``@`` and without its query; any other text as it is."""
     scheme, separator, rest = url.partition("://")
     return f"{scheme}://{_parts(rest)[1]}" if separator else url
 
 
-def secrets_of(url: str) -> tuple[str, ...]:
+def secrets_in_url(url: str) -> tuple[str, ...]:
     """What must not be seen of a URL: its password, or its user where there is none, and the values of its query."""
     credentials, _, query = _parts(url.partition("://")[2] or url)
     user, _, password = credentials.partition(":")
@@ -70,7 +70,7 @@ def _shown(rest: str) -> str:
     closing = _CLOSING.search(rest)
     end = closing[0] if closing else ""
     credentials, place, query = _parts(rest.removesuffix(end))
-    return f"{HIDDEN}@{place}" * bool(credentials) + place * (not credentials) + f"?{HIDDEN}" * bool(query) + end
+    return f"{REDACTED}@{place}" * bool(credentials) + place * (not credentials) + f"?{REDACTED}" * bool(query) + end
 
 
 def _parts(rest: str) -> tuple[str, str, str]:

@@ -13,8 +13,8 @@ from traceback import extract_tb
 from typing import TypeVar
 
 from lmpipe.errors import EngineError, LmpipeError
-from lmpipe.text.cleaning import clean
-from lmpipe.text.display import message_of, shown
+from lmpipe.text.cleaning import clean_text
+from lmpipe.text.display import error_message, shown
 
 A = TypeVar("A")
 
@@ -68,7 +68,7 @@ def call_and_check(
 
 def describe_error(error: Exception) -> str:
     """Returns type and message of an exception and, unless it is one of lmpipe's, where the user's code raised it."""
-    text = clean(f"{type(error).__name__}: {message_of(error)}")
+    text = clean_text(f"{type(error).__name__}: {error_message(error)}")
     if isinstance(error, LmpipeError):
         return text
     outside = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).parent not in _CALLERS]

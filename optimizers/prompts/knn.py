@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from lmpipe import Example, Module, OptimizeResult, ProgramState, Session
 from lmpipe.errors import SessionError
 from lmpipe.splits import subsample
-from lmpipe.state import Nearest
+from lmpipe.state import DemoSelection
 from lmpipe.storage.hashing import derive_seed
 from optimizers.demos import labelled_pool
 from optimizers.prompts.few_shot import BootstrapSettings, choose
@@ -61,7 +61,7 @@ class KNNFewShot(BootstrapSettings):
             reason = f"{len(train)} training examples gave no demonstration, neither by a successful run nor by labels"
             reason += f": {cause}" if cause else ""
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
-        nearest = Nearest(k=self.k, embedder=session.embedder.name)
+        nearest = DemoSelection(k=self.k, embedder=session.embedder.name)
         prompts = {
             path: prompt.model_copy(update={"demos": tuple(pool), "nearest": nearest if pool else None})
             for path, prompt in state.prompts.items()

@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from lmpipe import Evaluation, Example, Module, OptimizeResult, ProgramState, Session
 from lmpipe.events import CandidateScored
-from lmpipe.metrics import best
+from lmpipe.metrics import best_index
 from lmpipe.program.evaluate import evaluate_many
 from lmpipe.program.failures import FailureCounts
 from lmpipe.splits import subsample
@@ -70,7 +70,7 @@ class BootstrapFewShotRandomSearch(BootstrapSettings):
     ) -> tuple[int | None, Sequence[Evaluation], dict[str, Any]]:
         """Number of the best candidate, what all scored on all examples, and nothing to report."""
         evaluations = evaluate_many(program, states, val, self.metric, session, title="candidates")
-        return best(evaluation.comparable for evaluation in evaluations), evaluations, {}
+        return best_index(evaluation.comparable for evaluation in evaluations), evaluations, {}
 
     def _race(
         self, program: Module, states: Sequence[ProgramState], val: Sequence[Example], session: Session

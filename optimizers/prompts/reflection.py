@@ -12,7 +12,7 @@ from lmpipe import Module, Prediction, Request, Sampling, Step, Trace
 from lmpipe.lm import Message
 from lmpipe.prompting.values import render_input
 from lmpipe.runtime.call_context import required_context
-from lmpipe.text.cleaning import clean
+from lmpipe.text.cleaning import clean_text
 from optimizers.prompts.proposer import Proposer
 
 
@@ -60,7 +60,7 @@ def shown_run(trace: Trace) -> dict[str, Any]:
             {
                 "Inputs": _texts(step.inputs),
                 "Generated Outputs": _texts(step.outputs) if step.outputs is not None else "none that could be read",
-                "Feedback": clean(_feedback(trace, step)),  # the metric and the program say what they like
+                "Feedback": clean_text(_feedback(trace, step)),  # the metric and the program say what they like
             }
         )
     return {"score": trace.score, "calls": calls}

@@ -25,7 +25,7 @@ from lmpipe import (
 )
 from lmpipe.errors import ConfigError
 from lmpipe.events import StageEnded
-from lmpipe.metrics import best
+from lmpipe.metrics import best_index
 from lmpipe.optimizer import StageResult
 from lmpipe.splits import subsample
 from lmpipe.storage.hashing import derive_seed
@@ -127,7 +127,7 @@ class BetterTogether(Optimizer):
         findings = list(diagnose(names, first, stages, {n: self.optimizers[n].tunes for n in names}))
         chosen, evaluation = outcomes[-1]
         if self.select == "best":
-            number = best(outcome[1].comparable for outcome in outcomes)
+            number = best_index(outcome[1].comparable for outcome in outcomes)
             chosen, evaluation = outcomes[number or 0]
             findings += [nothing_chosen(names, len(val))] if number is None else []
         skipped = bool(stages) and all(stage.result.status == "skipped" for stage in stages)
@@ -188,7 +188,7 @@ class _Run:
         return evaluate(self._program, state, chosen, self._settings.metric, session, title=f"scoring {what}")
 
     def _optimize(self, optimizer: Optimizer, state: ProgramState, stage: Session) -> OptimizeResult:
-        if reason := stage.ledger.spent():
+        if reason := stage.ledger.reached_limit():
             text = f"the budget was spent before it began ({reason})"
             return OptimizeResult(state=state, status="skipped", reason=text, stopped=reason)
         restart = optimizer.tunes == "prompts" and self._settings.prompts_from == "original"

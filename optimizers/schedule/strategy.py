@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NoReturn, final
 
 from lmpipe.errors import StrategyError
-from lmpipe.text.cleaning import clean
+from lmpipe.text.cleaning import clean_text
 from lmpipe.text.display import shorten, shown
 
 VANILLA = "vanilla"
@@ -146,4 +146,4 @@ class _Reader:
 
 def _line(text: str) -> str:
     """The text as one line of as many characters, none of which commands a terminal."""
-    return "".join(clean("\0" if character in "\t\r\n\x85\u2028\u2029" else character) for character in text)
+    return "".join(clean_text("\0" if character in "\t\r\n\x85\u2028\u2029" else character) for character in text)

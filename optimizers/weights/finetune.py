@@ -120,7 +120,7 @@ class BootstrapFinetune(WeightSettings):
                 if example.id not in kept
                 for sample in range(first, min(first + self.rollouts_per_example, limit))
             ]
-            if not jobs or idle == self.max_idle_rounds or session.ledger.spent():
+            if not jobs or idle == self.max_idle_rounds or session.ledger.reached_limit():
                 break
             title = f"traces, {len(kept)} examples solved"
             made, good = run(program, jobs, session, self.metric, self.metric_threshold, title=title)

@@ -328,7 +328,7 @@ def test_a_state_of_another_program_is_refused_with_the_paths_that_differ() -> N
     with pytest.raises(ConfigError, match="it is for 'respond'"):
         rollout(Nested(), [Job(tuned, Example({"question": "Why?"}))], session)
     assert not lm.requests
-    with Session(lm=lm, state=renamed.renamed({"respond": "answer"})):
+    with Session(lm=lm, state=renamed.with_renamed_modules({"respond": "answer"})):
         Nested()(question="Why?")
     assert lm.requests[-1].messages[0].content.startswith("Be brief.")
 

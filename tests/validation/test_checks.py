@@ -15,7 +15,7 @@ from pydantic import PositiveInt
 
 from lmpipe import Example, Predict, ScriptedLM, Session, evaluate, exact_match, initial_state
 from lmpipe.errors import ConfigError
-from lmpipe.metrics import best, finite
+from lmpipe.metrics import best_index, finite_values
 from lmpipe.validation.checks import UnitInterval, check_examples, check_settings, deduplicate, warn_about_overlap
 
 
@@ -103,7 +103,7 @@ def test_a_type_that_cannot_be_read_is_an_error_of_ours() -> None:
 
 @given(st.lists(st.one_of(st.none(), st.floats(), st.sampled_from([0.0, 0.5, 1.0]))))
 def test_the_best_is_the_earliest_of_the_highest_and_never_without_a_score(scores: list[float | None]) -> None:
-    number, known = best(scores), finite(scores)
+    number, known = best_index(scores), finite_values(scores)
     if number is None:
         assert not known
     else:

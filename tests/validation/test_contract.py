@@ -31,7 +31,7 @@ from lmpipe import (
     rollout,
 )
 from lmpipe.embedder import Embedder
-from lmpipe.lm import Usage, ask
+from lmpipe.lm import Usage, complete_batch
 from lmpipe.program.evaluate import evaluate_many
 from lmpipe.runtime.embedding_cache import EmbeddingCache
 from lmpipe.state import WeightState
@@ -151,10 +151,10 @@ def test_whatever_comes_back_is_an_answer_for_each_request_or_an_error(given_bac
     fits = len(given_back) == count and all(isinstance(answer, Completion | EngineError) for answer in given_back)
     lm = Broken(lambda requests: given_back)
     if fits:
-        assert ask(lm, [request] * count) == given_back
+        assert complete_batch(lm, [request] * count) == given_back
     else:
         with pytest.raises(EngineError, match="'broken'"):
-            ask(lm, [request] * count)
+            complete_batch(lm, [request] * count)
 
 
 class Search(Module):

@@ -22,7 +22,7 @@ from lmpipe.engines.server.replies import Reply, read_reply
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Request
 from lmpipe.runtime.deadline import held
-from lmpipe.text.secrets import hide_in_spec
+from lmpipe.text.secrets import redact_spec
 from lmpipe.validation.arguments import check_whole_number
 from lmpipe.web.endpoints import Endpoint, Endpoints, GaveUp
 from lmpipe.web.http import Refused
@@ -106,7 +106,7 @@ class ServerLM(LM):
         found = re.fullmatch(r"(.+?)@(https?://.+)", spec)
         if found is None:
             raise ConfigError(
-                f"{hide_in_spec(spec)!r} names no server; write openai:MODEL@http://host:8000/v1, URLs with commas"
+                f"{redact_spec(spec)!r} names no server; write openai:MODEL@http://host:8000/v1, URLs with commas"
             )
         return cls(found[1], re.split(r"\s*,\s*(?=https?://)", found[2].strip()), **settings)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 
-from lmpipe.program.identity.code import Unidentified
+from lmpipe.program.identity.code import IdentityError
 from lmpipe.program.identity.walk import Walk
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def identity(**parts: object) -> str | None:
     """
     try:
         return Walk().digest(parts)
-    except Unidentified as error:
+    except IdentityError as error:
         names: set[object] = {str(error), (error.what, error.thing)}
         if not names & _told:
             logger.warning(

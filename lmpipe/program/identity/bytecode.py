@@ -44,7 +44,7 @@ class Import:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Code:
+class CodeSummary:
     """What there is to know of a code object and of those nested in it.
 
     Attributes:
@@ -58,10 +58,10 @@ class Code:
     imports: tuple[Import, ...]
 
 
-_known: WeakKeyDictionary[CodeType, Code] = WeakKeyDictionary()  # a code object never changes
+_known: WeakKeyDictionary[CodeType, CodeSummary] = WeakKeyDictionary()  # a code object never changes
 
 
-def code_of(code: CodeType) -> Code:
+def summarize_code(code: CodeType) -> CodeSummary:
     """Reads a code object, or remembers what was read of it before."""
     found = _known.get(code)
     if found is None:
@@ -69,37 +69,37 @@ def code_of(code: CodeType) -> Code:
     return found
 
 
-def constant(value: object) -> str:
+def constant_text(value: object) -> str:
     """A text for a value that the compiler makes a constant of; equal texts mean equal values of one type.
 
     Sets are sorted, since their order differs between processes.
     """
     if isinstance(value, CodeType):
-        return f"code {code_of(value).digest}"
+        return f"code {summarize_code(value).digest}"
     if isinstance(value, tuple):
-        return f"({','.join(map(constant, value))})"
+        return f"({','.join(map(constant_text, value))})"
     if isinstance(value, frozenset):
-        return f"{{{','.join(sorted(map(constant, value)))}}}"
+        return f"{{{','.join(sorted(map(constant_text, value)))}}}"
     if isinstance(value, slice):
-        return f"slice{constant((value.start, value.stop, value.step))}"
+        return f"slice{constant_text((value.start, value.stop, value.step))}"
     if isinstance(value, int) and value.bit_length() > _LONG:
         return hex(value)
     return repr(value)
 
 
-def _read(code: CodeType) -> Code:
+def _read(code: CodeType) -> CodeSummary:
     steps = [step for step in dis.get_instructions(code) if step.opname not in ("EXTENDED_ARG", "CACHE")]
-    inner = [code_of(value) for value in code.co_consts if isinstance(value, CodeType)]
+    inner = [summarize_code(value) for value in code.co_consts if isinstance(value, CodeType)]
     own = [
-        constant((code.co_name, code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars)),
-        constant((code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _FLAGS)),
-        constant(getattr(code, "co_exceptiontable", b"")),  # from Python 3.11 on
+        constant_text((code.co_name, code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars)),
+        constant_text((code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _FLAGS)),
+        constant_text(getattr(code, "co_exceptiontable", b"")),  # from Python 3.11 on
         *_instructions(steps),
     ]
     reads = {chain for one in inner for chain in one.reads} | set(_reads(steps))
     imports = [*_imports(steps), *(statement for one in inner for statement in one.imports)]
     text = "\n".join(own).encode("utf-8", "surrogatepass")
-    return Code(digest_bytes(text), tuple(sorted(reads)), tuple(dict.fromkeys(imports)))
+    return CodeSummary(digest_bytes(text), tuple(sorted(reads)), tuple(dict.fromkeys(imports)))
 
 
 def _instructions(steps: Sequence[dis.Instruction]) -> Iterator[str]:
@@ -107,7 +107,7 @@ def _instructions(steps: Sequence[dis.Instruction]) -> Iterator[str]:
     for step, after in zip(steps, [*steps[1:], None], strict=True):
         if after is not None and after.opname == "STORE_NAME" and after.argval in _POSITIONS:
             continue
-        yield f"{step.opname} {constant(step.argval) if step.opcode in _CONSTANTS else step.arg}"
+        yield f"{step.opname} {constant_text(step.argval) if step.opcode in _CONSTANTS else step.arg}"
 
 
 def _reads(steps: Sequence[dis.Instruction]) -> Iterator[Chain]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from lmpipe.errors import LmpipeError
-from lmpipe.program.identity.bytecode import Chain, Import, code_of
+from lmpipe.program.identity.bytecode import Chain, Import, summarize_code
 from lmpipe.program.identity.packages import package_of
 
 _SINGLEDISPATCH: Any = singledispatch(repr)  # its code is that of every function that is made so
@@ -48,7 +48,7 @@ _OF_CLASSES = {  # names that Python keeps in a class: positions, caches, and wh
 }
 
 
-class Unidentified(LmpipeError):
+class IdentityError(LmpipeError):
     """Something cannot be identified.
 
     Args:
@@ -62,14 +62,14 @@ class Unidentified(LmpipeError):
         self.what, self.thing, self.way = what, thing, way
 
 
-class Parts(NamedTuple):
+class Components(NamedTuple):
     """What a value is, in words, and what decides the rest, by name."""
 
     label: str
     named: list[tuple[str, object]]
 
 
-def label_of(value: FunctionType | type | ModuleType) -> str | None:
+def package_label(value: FunctionType | type | ModuleType) -> str | None:
     """What stands for a function, class or module of a package: its name and the package's version.
 
     Returns:
@@ -79,7 +79,7 @@ def label_of(value: FunctionType | type | ModuleType) -> str | None:
         package = package_of(value.__name__)
         return package and f"{package} {value.__name__}"
     if isinstance(value, FunctionType):
-        owner, code = value.__globals__.get("__name__"), code_of(value.__code__).digest
+        owner, code = value.__globals__.get("__name__"), summarize_code(value.__code__).digest
     else:
         owner, code = value.__module__, ""
     package = package_of(owner) if isinstance(owner, str) else None
@@ -99,13 +99,13 @@ def _found(module: str, qualname: str) -> object:
     return found
 
 
-def module_parts(module: ModuleType) -> Parts:
+def module_components(module: ModuleType) -> Components:
     """All that a module of the user holds."""
     held = {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
-    return Parts("module", sorted(held.items()))
+    return Components("module", sorted(held.items()))
 
 
-def class_parts(kind: type) -> Parts:
+def class_components(kind: type) -> Components:
     """Bases and attributes of a class, methods among them."""
     own = {name: value for name, value in vars(kind).items() if name not in _OF_CLASSES}
     if dataclasses.is_dataclass(kind) and str(kind.__doc__).startswith(f"{kind.__name__}("):
@@ -117,7 +117,7 @@ def class_parts(kind: type) -> Parts:
         own = {name: value for name, value in own.items() if not name.startswith("__pydantic_")}
         own |= {"fields": dict(kind.model_fields), "validators": _validators(kind)}
     named = [("metaclass", type(kind)), *((base.__name__, base) for base in kind.__bases__), *sorted(own.items())]
-    return Parts(f"class {kind.__qualname__}", named)
+    return Components(f"class {kind.__qualname__}", named)
 
 
 def _is_sunder(name: str) -> bool:
@@ -134,9 +134,9 @@ def _validators(kind: type[BaseModel]) -> dict[str, object]:
     }
 
 
-def function_parts(function: FunctionType) -> Parts:
+def function_components(function: FunctionType) -> Components:
     """Code, defaults, captured values and attributes of a function, and what its code reads."""
-    code = code_of(function.__code__)
+    code = summarize_code(function.__code__)
     named: list[tuple[str, object]] = [("defaults", function.__defaults__), ("keywords", function.__kwdefaults__)]
     if function.__code__ is _SINGLEDISPATCH.__code__:  # the rest are caches
         named += [("function", vars(function)["__wrapped__"]), ("registry", vars(function)["registry"])]
@@ -145,7 +145,7 @@ def function_parts(function: FunctionType) -> Parts:
         if package_of(str(function.__globals__.get("__name__"))) is None:
             named += _globals(function.__globals__, code.reads)
             named += [part for statement in code.imports for part in _imported(function.__globals__, statement)]
-    return Parts(f"function {function.__qualname__} {code.digest}", named)
+    return Components(f"function {function.__qualname__} {code.digest}", named)
 
 
 def _captured(function: FunctionType) -> Iterator[tuple[str, object]]:
@@ -204,4 +204,4 @@ def _module(name: str) -> ModuleType | None:
     except ModuleNotFoundError:
         return None
     except Exception as error:  # whatever a module's own code raises
-        raise Unidentified(f"its import fails with {type(error).__name__}: {error}", id(name)) from error
+        raise IdentityError(f"its import fails with {type(error).__name__}: {error}", id(name)) from error

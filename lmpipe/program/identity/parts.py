@@ -23,8 +23,14 @@ from typing_extensions import TypeAliasType
 
 from lmpipe.embedder import Embedder
 from lmpipe.lm import LM
-from lmpipe.program.identity.bytecode import constant
-from lmpipe.program.identity.code import Parts, Unidentified, class_parts, function_parts, module_parts
+from lmpipe.program.identity.bytecode import constant_text
+from lmpipe.program.identity.code import (
+    Components,
+    IdentityError,
+    class_components,
+    function_components,
+    module_components,
+)
 from lmpipe.program.identity.packages import package_of
 from lmpipe.program.module import Module
 from lmpipe.retriever import Retriever
@@ -35,7 +41,7 @@ _BOOKKEEPING = {"_frozen", "_paths"}  # attributes of a module that has run
 
 
 @singledispatch
-def parts_of(value: object) -> Parts:
+def components_of(value: object) -> Components:
     """The parts of a value that is neither a plain value nor a list, tuple, dict or set.
 
     Unless it is of a kind that is known, it consists of its class and of what pickle would keep of it.
@@ -55,10 +61,10 @@ def parts_of(value: object) -> Parts:
     elif given[1:]:
         named += [("made of", given[1:])]
     named += _attributes(kind, state)
-    return Parts("object", [*named, ("items", items), ("pairs", pairs)])
+    return Components("object", [*named, ("items", items), ("pairs", pairs)])
 
 
-def _tensor(value: Any, torch: Any) -> Parts:
+def _tensor(value: Any, torch: Any) -> Components:
     """Pickle would keep the address of a tensor's storage."""
     try:
         data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -66,7 +72,7 @@ def _tensor(value: Any, torch: Any) -> Parts:
         raise _unidentified(value) from error
     dtype, shape = str(value.dtype), tuple(value.shape)
     named: list[tuple[str, object]] = [("class", type(value)), ("dtype", dtype), ("shape", shape), ("data", data)]
-    return Parts("tensor", [*named, ("state", vars(value))])
+    return Components("tensor", [*named, ("state", vars(value))])
 
 
 def _reduced(value: object) -> tuple[Any, Any, Any, Any, Any]:
@@ -84,10 +90,10 @@ def _reduced(value: object) -> tuple[Any, Any, Any, Any, Any]:
         raise _unidentified(value) from error
 
 
-def _unidentified(value: object) -> Unidentified:
+def _unidentified(value: object) -> IdentityError:
     kind = type(value)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return Unidentified(name, id(value))
+    return IdentityError(name, id(value))
 
 
 def _attributes(kind: type, state: object) -> list[tuple[str, object]]:
@@ -116,127 +122,129 @@ def _kept(kind: type, state: dict[str, object]) -> Iterable[tuple[str, object]]:
             yield name, value
 
 
-parts_of.register(types.FunctionType, function_parts)
-parts_of.register(type, class_parts)
-parts_of.register(types.ModuleType, module_parts)
+components_of.register(types.FunctionType, function_components)
+components_of.register(type, class_components)
+components_of.register(types.ModuleType, module_components)
 
 
-@parts_of.register(LM)
-@parts_of.register(Retriever)
-@parts_of.register(Embedder)
-def _named(value: LM | Retriever | Embedder) -> Parts:
+@components_of.register(LM)
+@components_of.register(Retriever)
+@components_of.register(Embedder)
+def _named(value: LM | Retriever | Embedder) -> Components:
     """It is known by its name, whatever else it holds."""
     try:
-        return Parts("named", [("name", value.name)])
+        return Components("named", [("name", value.name)])
     except Exception as error:  # the object's own code
         raise _unidentified(value) from error
 
 
-@parts_of.register(RunStore)
-@parts_of.register(logging.Logger)
-@parts_of.register(logging.LoggerAdapter)
-def _without_influence(value: object) -> Parts:
-    return Parts("no part of a result", [])
+@components_of.register(RunStore)
+@components_of.register(logging.Logger)
+@components_of.register(logging.LoggerAdapter)
+def _without_influence(value: object) -> Components:
+    return Components("no part of a result", [])
 
 
-@parts_of.register
-def _method(value: types.MethodType) -> Parts:
-    return Parts("method", [("function", value.__func__), ("self", value.__self__)])
+@components_of.register
+def _method(value: types.MethodType) -> Components:
+    return Components("method", [("function", value.__func__), ("self", value.__self__)])
 
 
-@parts_of.register
-def _builtin(value: types.BuiltinFunctionType) -> Parts:
+@components_of.register
+def _builtin(value: types.BuiltinFunctionType) -> Components:
     owner = value.__self__
     if not isinstance(owner, types.ModuleType):
-        return Parts(f"method {value.__qualname__}", [("self", owner)])
+        return Components(f"method {value.__qualname__}", [("self", owner)])
     package = package_of(owner.__name__)
     if package is None:  # compiled code of the user's own
         raise _unidentified(value)
-    return Parts(f"{package} {owner.__name__}.{value.__qualname__}", [])
+    return Components(f"{package} {owner.__name__}.{value.__qualname__}", [])
 
 
-@parts_of.register(types.GetSetDescriptorType)
-@parts_of.register(types.MemberDescriptorType)
-def _descriptor(value: types.GetSetDescriptorType | types.MemberDescriptorType) -> Parts:
-    return Parts(f"descriptor {value.__name__}", [])
+@components_of.register(types.GetSetDescriptorType)
+@components_of.register(types.MemberDescriptorType)
+def _descriptor(value: types.GetSetDescriptorType | types.MemberDescriptorType) -> Components:
+    return Components(f"descriptor {value.__name__}", [])
 
 
-@parts_of.register
-def _code(value: types.CodeType) -> Parts:
-    return Parts(constant(value), [])
+@components_of.register
+def _code(value: types.CodeType) -> Components:
+    return Components(constant_text(value), [])
 
 
-@parts_of.register(staticmethod)
-@parts_of.register(classmethod)
-def _wrapped(value: staticmethod[..., Any] | classmethod[Any, ..., Any]) -> Parts:
-    return Parts(type(value).__name__, [("function", value.__func__)])
+@components_of.register(staticmethod)
+@components_of.register(classmethod)
+def _wrapped(value: staticmethod[..., Any] | classmethod[Any, ..., Any]) -> Components:
+    return Components(type(value).__name__, [("function", value.__func__)])
 
 
-@parts_of.register
-def _property(value: property) -> Parts:
-    return Parts("property", [("get", value.fget), ("set", value.fset), ("delete", value.fdel)])
+@components_of.register
+def _property(value: property) -> Components:
+    return Components("property", [("get", value.fget), ("set", value.fset), ("delete", value.fdel)])
 
 
-@parts_of.register
-def _cached_property(value: cached_property) -> Parts:  # type: ignore[type-arg]
-    return Parts("cached property", [("function", value.func)])
+@components_of.register
+def _cached_property(value: cached_property) -> Components:  # type: ignore[type-arg]
+    return Components("cached property", [("function", value.func)])
 
 
-@parts_of.register(type(lru_cache(repr)))
-def _cached_function(value: Any) -> Parts:
-    return Parts("cached function", [("function", value.__wrapped__), ("settings", value.cache_parameters())])
+@components_of.register(type(lru_cache(repr)))
+def _cached_function(value: Any) -> Components:
+    return Components("cached function", [("function", value.__wrapped__), ("settings", value.cache_parameters())])
 
 
-@parts_of.register
-def _member(value: Enum) -> Parts:
-    return Parts("member", [("class", type(value)), ("name", value.name), ("value", value.value)])
+@components_of.register
+def _member(value: Enum) -> Components:
+    return Components("member", [("class", type(value)), ("name", value.name), ("value", value.value)])
 
 
-@parts_of.register
-def _model(value: BaseModel) -> Parts:
+@components_of.register
+def _model(value: BaseModel) -> Components:
     if type(value).__getstate__ is not BaseModel.__getstate__:  # it says what is left out
-        return parts_of.dispatch(object)(value)
+        return components_of.dispatch(object)(value)
     fields = type(value).model_fields
     kept = {name: item for name, item in vars(value).items() if name in fields and fields[name].repr}
     extra, private = value.__pydantic_extra__, value.__pydantic_private__
-    return Parts("model", [("class", type(value)), *kept.items(), ("extra", extra), ("private", private)])
+    return Components("model", [("class", type(value)), *kept.items(), ("extra", extra), ("private", private)])
 
 
-@parts_of.register
-def _field(value: dataclasses.Field) -> Parts:  # type: ignore[type-arg]
+@components_of.register
+def _field(value: dataclasses.Field) -> Components:  # type: ignore[type-arg]
     names = ("name", "default", "default_factory", "metadata", "init", "repr")
-    return Parts("field", [(name, getattr(value, name)) for name in names])
+    return Components("field", [(name, getattr(value, name)) for name in names])
 
 
-@parts_of.register
-def _model_field(value: FieldInfo) -> Parts:
+@components_of.register
+def _model_field(value: FieldInfo) -> Components:
     names = [name for name in FieldInfo.__slots__ if not name.startswith("_")]
-    return Parts("field", [(name, getattr(value, name, None)) for name in names])
+    return Components("field", [(name, getattr(value, name, None)) for name in names])
 
 
-@parts_of.register(types.GenericAlias)
-@parts_of.register(types.UnionType)
-def _generic(value: Any) -> Parts:
-    return Parts("type", [("origin", typing.get_origin(value)), ("arguments", typing.get_args(value))])
+@components_of.register(types.GenericAlias)
+@components_of.register(types.UnionType)
+def _generic(value: Any) -> Components:
+    return Components("type", [("origin", typing.get_origin(value)), ("arguments", typing.get_args(value))])
 
 
-@parts_of.register
-def _alias(value: TypeAliasType) -> Parts:
-    return Parts(f"type {value.__name__}", [("value", value.__value__)])
+@components_of.register
+def _alias(value: TypeAliasType) -> Components:
+    return Components(f"type {value.__name__}", [("value", value.__value__)])
 
 
-@parts_of.register
-def _new_type(value: NewType) -> Parts:
-    return Parts(f"type {value.__name__}", [("type", value.__supertype__)])
+@components_of.register
+def _new_type(value: NewType) -> Components:
+    return Components(f"type {value.__name__}", [("type", value.__supertype__)])
 
 
-@parts_of.register
-def _forward(value: ForwardRef) -> Parts:
-    return Parts(f"type {value.__forward_arg__}", [])
+@components_of.register
+def _forward(value: ForwardRef) -> Components:
+    return Components(f"type {value.__forward_arg__}", [])
 
 
-@parts_of.register(set)
-@parts_of.register(frozenset)
-def _set(value: set[Any] | frozenset[Any]) -> Parts:
+@components_of.register(set)
+@components_of.register(frozenset)
+def _set(value: set[Any] | frozenset[Any]) -> Components:
     """Of a class of the user; pickle would keep the elements in the order that this process has."""
-    return Parts("set", [("class", type(value)), ("items", frozenset(value)), *_attributes(type(value), vars(value))])
+    return Components(
+        "set", [("class", type(value)), ("items", frozenset(value)), *_attributes(type(value), vars(value))]
+    )

@@ -14,9 +14,9 @@ from operator import itemgetter
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, final
 
-from lmpipe.program.identity.bytecode import constant
-from lmpipe.program.identity.code import Unidentified, label_of
-from lmpipe.program.identity.parts import parts_of
+from lmpipe.program.identity.bytecode import constant_text
+from lmpipe.program.identity.code import IdentityError, package_label
+from lmpipe.program.identity.parts import components_of
 from lmpipe.storage.hashing import digest_bytes
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented)})
@@ -55,11 +55,11 @@ class Walk:
             texts = [self._text(value)]
             for entry, way in self._entries:  # more are found meanwhile
                 self._way = list(way)
-                texts.append(self._named(*parts_of.dispatch(type(entry))(entry)))
-        except Unidentified as error:
-            raise error if error.way else Unidentified(error.what, error.thing, self._way) from error
+                texts.append(self._named(*components_of.dispatch(type(entry))(entry)))
+        except IdentityError as error:
+            raise error if error.way else IdentityError(error.what, error.thing, self._way) from error
         except RecursionError:
-            raise Unidentified("values nested too deeply", id(value), self._way[:_NAMES]) from None
+            raise IdentityError("values nested too deeply", id(value), self._way[:_NAMES]) from None
         return digest_bytes("\n".join(texts).encode("utf-8", "surrogatepass"))
 
     def _text(self, value: object) -> str:
@@ -84,7 +84,7 @@ class Walk:
 
     def _code(self, value: Any) -> str:
         """What stands for a function, class or module: the user's own gets a number, and a place on the list."""
-        if (label := label_of(value)) is not None:
+        if (label := package_label(value)) is not None:
             return f"<{label!r}>"
         name = value.__name__ if isinstance(value, ModuleType) else value.__qualname__
         self._entries.append((value, [*self._way, *([] if self._way[-1:] == [name] else [name])]))
@@ -111,7 +111,7 @@ class Walk:
             return self._named("dict of keys", [(self._text(key), value[key]) for key in self._in_order(value)])
         if kind is set or kind is frozenset:
             return f"{kind.__name__}{{{','.join(map(self._text, self._in_order(value)))}}}"
-        return self._named(*parts_of.dispatch(kind)(value))
+        return self._named(*components_of.dispatch(kind)(value))
 
     def _named(self, label: str, named: Iterable[tuple[str, object]]) -> str:
         texts = []
@@ -147,7 +147,7 @@ def _sketch(value: Any, depth: int) -> str:
     if kind in _ATOMS:
         return _atom(value)
     if issubclass(kind, _CODE):
-        return label_of(value) or parts_of.dispatch(kind)(value).label
+        return package_label(value) or components_of.dispatch(kind)(value).label
     if not depth:
         return str(kind.__qualname__)
     if kind is list or kind is tuple:
@@ -156,14 +156,14 @@ def _sketch(value: Any, depth: int) -> str:
         return f"{kind.__name__}{sorted(_sketch(item, depth - 1) for item in value)}"
     if kind is dict or kind is MappingProxyType:
         return f"dict{sorted((_sketch(key, depth - 1), _sketch(item, depth - 1)) for key, item in value.items())}"
-    label, named = parts_of.dispatch(kind)(value)
+    label, named = components_of.dispatch(kind)(value)
     return f"{label}{[(name, _sketch(item, depth - 1)) for name, item in named]}"
 
 
 def _atom(value: object) -> str:
     if type(value) is bytes and len(value) > _SHORT:
         return f"bytes {digest_bytes(value)}"
-    return constant(value) if type(value) is int else repr(value)
+    return constant_text(value) if type(value) is int else repr(value)
 
 
 def _short(text: str) -> str:
@@ -187,4 +187,4 @@ def _plain(value: Any) -> str:
     try:
         return repr(value)
     except ValueError:
-        return constant(tuple(value))
+        return constant_text(tuple(value))

@@ -173,4 +173,4 @@ def _plaid(store: RunStore, exact: Manifest, settings: BuildSettings, advance: C
 def drop_unused(store: RunStore, manifest: Manifest) -> None:
     """Deletes the blobs that are not part of the index."""
     used = {folder.name for folder in manifest.folders(store.path)}
-    store.drop_blobs(lambda name: name not in used)
+    store.delete_blobs(lambda name: name not in used)

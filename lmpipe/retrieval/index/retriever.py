@@ -23,7 +23,7 @@ from lmpipe.retrieval.plaid.colbert_ai import read_metadata
 from lmpipe.retrieval.segments import Segment
 from lmpipe.retrieval.vectors import Ranking, TokenIndex
 from lmpipe.retriever import Passage, Retriever
-from lmpipe.storage.hashing import content_digest, digest
+from lmpipe.storage.hashing import digest, digest_path
 from lmpipe.validation.arguments import check_items, check_whole_number
 
 
@@ -150,7 +150,7 @@ def open_colbert_index(
         encoder,
         [texts],
         index,
-        digest([content_digest(folder), _identity(settings)]),
+        digest([digest_path(folder), _identity(settings)]),
     )
 
 
