@@ -89,9 +89,13 @@ def trace_record(trace: Trace, measures: Mapping[str, Mapping[str, float]]) -> T
 
 
 def trace_log_chunks(traces: Iterable[Trace], measures: Mapping[str, Mapping[str, float]] = {}) -> Iterator[bytes]:
-    """The log of some traces, piece by piece; the same bytes for the same traces. `measures` are those of `trace_record`.
+    """The log of some traces, chunk by chunk; the same bytes for the same traces.
 
     One record is made at a time, so that a log takes little memory however long it is.
+
+    Args:
+        traces: The traces.
+        measures: Measure → example id → value.
     """
     compressor = zlib.compressobj(9, wbits=_GZIP)
     for trace in sorted(traces, key=lambda trace: trace.example.id):

@@ -133,8 +133,8 @@ def _download(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=[*small, "*.bin"]))
     except (OSError, ValueError, HTTPError) as error:
         raise ConfigError(
-            f"cannot get the checkpoint {name!r} from the hub ({clean_text(str(error))}); check the id and the network, "
-            "or name a local folder"
+            f"cannot get the checkpoint {name!r} from the hub ({clean_text(str(error))}); check the id and the "
+            "network, or name a local folder"
         ) from error
     return folder
 
