@@ -193,7 +193,7 @@ def test_what_bears_the_name_of_a_blob_and_is_none_is_named(store: RunStore, mak
     make(store.path / "blobs" / name)
     store.close()
     with pytest.raises(
-        CorruptBlob, match=rf"blobs/{name}: missing or damaged; .*delete what is there of it and start"
+        CorruptBlob, match=rf"blobs/{name}: missing or damaged; .*delete what is left of it and start"
     ) as told:
         RunStore(store.path)
     assert "run directory" not in str(told.value)
@@ -286,7 +286,7 @@ def test_a_journal_that_lost_lines_is_said_to(
         RunStore(store.path).close()
     length, lost = (sum(map(len, part)) for part in (whole, whole[lines or 0 :]))
     assert caplog.messages == [
-        f"{journal} has lost {lost} of {length} bytes; the work of its lost lines is done again",
+        f"{journal} has lost {lost} of {length} bytes; the work of the lost lines is done again",
     ]
 
 
