@@ -70,7 +70,7 @@ class BlobStore:
         if damaged:
             raise _corrupt(*damaged)
         if strays := [path.name for path in paths if not is_blob_name(path.name)]:
-            logger.warning("%s contains files that are not blobs; they are left alone: %s", self.path, ", ".join(strays))
+            logger.warning("%s has files that are not blobs; they are left alone: %s", self.path, ", ".join(strays))
         self.names = {path.name for path in paths if is_blob_name(path.name)}
 
     def put(self, data: bytes) -> str:

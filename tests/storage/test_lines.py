@@ -39,11 +39,11 @@ def test_any_bytes_are_an_object_or_a_value_error(line: bytes) -> None:
     if isinstance(plain, dict):
         assert repr(parse_json_object(line)) == repr(plain)
     else:
-        with pytest.raises(ValueError, match=r"^no UTF-8|^no JSON"):
+        with pytest.raises(ValueError, match=r"^not UTF-8|^not JSON|^not a JSON object|^JSON that"):
             parse_json_object(line)
 
 
 def test_numbers_and_depths_beyond_pythons_are_value_errors() -> None:
     for line in (b"9" * 5000, b'{"a": ' + b"[" * 100_000, b'{"a": ' * 100_000):
-        with pytest.raises(ValueError, match="no JSON"):
+        with pytest.raises(ValueError, match="not JSON|JSON that is nested"):
             parse_json_object(line)

@@ -218,7 +218,7 @@ def test_settings_are_refused_exactly_when_they_differ(before: dict[str, object]
 
 
 def test_a_directory_is_open_once(store: RunStore) -> None:
-    with pytest.raises(StoreError, match="is open in this process already"):
+    with pytest.raises(StoreError, match="is already open in this process"):
         RunStore(store.path)
 
 
@@ -244,11 +244,11 @@ def test_what_a_store_would_take_over_is_checked(store: RunStore) -> None:
     filled(store)
     store.put({"a": 1})
     other = RunStore(store.path / "other", {"lr": 0.1})
-    with pytest.raises(ConfigChanged, match=r"run was made with other settings \(lr: absent → 0\.1\)"):
+    with pytest.raises(ConfigChanged, match=r"run has other settings \(lr: absent → 0\.1\)"):
         other.merge_from(store.path)
     other.close()
     other = RunStore(store.path / "third")
-    with pytest.raises(StoreError, match="nowhere is no run directory"):
+    with pytest.raises(StoreError, match="nowhere is not a run directory"):
         other.merge_from(store.path / "nowhere")
     blob = next(path for path in store.path.glob("blobs/*") if path.is_dir())
     (blob / "config.json").write_bytes(b"?")
