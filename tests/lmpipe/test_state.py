@@ -60,7 +60,7 @@ def test_a_changed_copy_has_an_identity_of_its_own() -> None:
     [
         (
             '{"prompts": {"a": {"instructions": 3}}, "weights": {}}',
-            "no ProgramState: prompts: a: this is no PromptState",
+            "invalid ProgramState: prompts: a: invalid PromptState",
         ),
         ('{"prompts": {}, "weights": {}, "more": 1}', "no ProgramState: more: Extra inputs"),
         ("{", "no ProgramState: Invalid JSON"),
@@ -99,7 +99,7 @@ def test_a_state_follows_modules_that_were_renamed() -> None:
 def test_names_may_be_swapped_but_not_joined() -> None:
     swapped = DEEP.with_renamed_modules({"hops.0": "hops.1", "hops.1": "hops.0"})
     assert swapped.prompts["hops.1.query"].instructions == "hops.0.query"
-    with pytest.raises(ConfigError, match="two modules would get one path"):
+    with pytest.raises(ConfigError, match="gives two modules the same path"):
         DEEP.with_renamed_modules({"hops.0": "hops.1"})
     with pytest.raises(ConfigError, match=r"no module at 'hop'; this state has answer, hops.0.query"):
         DEEP.with_renamed_modules({"hop": "steps"})

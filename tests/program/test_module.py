@@ -109,7 +109,7 @@ def test_each_role_is_answered_by_its_lm() -> None:
         assert Two()(question="?").answer == "a"
         assert initial_state(Two(), session).weights["large"].base == "large"
     assert [len(lm.requests) for lm in (small, large)] == [1, 1]
-    with Session(lm=small), pytest.raises(SessionError, match="asks for an LM of role 'small'; there is one for lm"):
+    with Session(lm=small), pytest.raises(SessionError, match="needs an LM of role 'small'; this state has lm"):
         Two()(question="?")
 
 

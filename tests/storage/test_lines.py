@@ -45,5 +45,5 @@ def test_any_bytes_are_an_object_or_a_value_error(line: bytes) -> None:
 
 def test_numbers_and_depths_beyond_pythons_are_value_errors() -> None:
     for line in (b"9" * 5000, b'{"a": ' + b"[" * 100_000, b'{"a": ' * 100_000):
-        with pytest.raises(ValueError, match="not JSON|JSON that is nested"):
+        with pytest.raises(ValueError, match=r"not JSON|JSON that is nested"):
             parse_json_object(line)

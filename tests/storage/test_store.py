@@ -189,7 +189,7 @@ def test_other_settings_are_refused_with_the_difference(
 ) -> None:
     made(tmp_path, before)
     for _ in range(2):  # and the directory stays free
-        with pytest.raises(ConfigChanged, match=re.escape(f"made with other settings ({shown});")):
+        with pytest.raises(ConfigChanged, match=re.escape(f"has other settings ({shown});")):
             RunStore(tmp_path, after)
     RunStore(tmp_path, before).close()
 
