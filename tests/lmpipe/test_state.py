@@ -62,9 +62,9 @@ def test_a_changed_copy_has_an_identity_of_its_own() -> None:
             '{"prompts": {"a": {"instructions": 3}}, "weights": {}}',
             "invalid ProgramState: prompts: a: invalid PromptState",
         ),
-        ('{"prompts": {}, "weights": {}, "more": 1}', "no ProgramState: more: Extra inputs"),
-        ("{", "no ProgramState: Invalid JSON"),
-        ("[" * 100_000, "no ProgramState: Invalid JSON: recursion limit exceeded"),
+        ('{"prompts": {}, "weights": {}, "more": 1}', "invalid ProgramState: more: Extra inputs"),
+        ("{", "invalid ProgramState: Invalid JSON"),
+        ("[" * 100_000, "invalid ProgramState: Invalid JSON: recursion limit exceeded"),
     ],
 )
 def test_what_is_no_state_is_refused_in_our_words(text: str, message: str) -> None:
