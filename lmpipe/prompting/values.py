@@ -1,8 +1,8 @@
-"""Typed field values as text, in both directions.
+"""Rendering of typed field values as text, and parsing of text as typed values.
 
-`parse_value` reads back all that `render_output` wrote, and forgives what LMs commonly do to a value
-(quotes, a final full stop, a code fence, words around a choice or a number, bullets) as long as one reading remains.
-Knows nothing of whole completions: see `lmpipe.prompting.template`.
+`parse_value` reads all text that `render_output` writes. It also accepts what LMs commonly add to a value (quotes, a
+final full stop, a code fence, words around a choice or a number, bullets) as long as the value is unambiguous. Knows
+nothing about whole completions: see `lmpipe.prompting.template`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lmpipe.storage.hashing import json_default
 
 _FENCE = re.compile(r"`{3,}|~{3,}")
 _BOOLEANS = Choices((Choice(True, "true", ("yes",)), Choice(False, "false", ("no",))))
-_NONE = re.compile(r"[`*_.()\s]*(?:none|null)[`*_.()\s]*", re.IGNORECASE)  # in quotes, it is text
+_NONE = re.compile(r"[`*_.()\s]*(?:none|null)[`*_.()\s]*", re.IGNORECASE)  # in quotes, it is a string
 _SCALES = frozenset(["hundred", "thousand", "million", "billion", "trillion", "lakh", "crore", "dozen", "k", "bn"])
 _SCALE = re.compile(r"[\s*_-]*([^\W\d_]+)")
 _SIGN_APART = re.compile(r"\b(?:minus|negative)\b|(?<![^\s*_])[-−–±][\s*_$€£¥([]+\Z", re.IGNORECASE)
@@ -38,7 +38,7 @@ _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
 
 
 def render_input(value: Any) -> str:
-    """The text of an input: strings as they are, lists of strings as numbered lines, all else as JSON.
+    """Renders an input: a string as it is, a list of strings as numbered lines, anything else as JSON.
 
     Raises:
         SignatureError: If the value cannot be written as JSON.
@@ -51,22 +51,23 @@ def render_input(value: Any) -> str:
 
 
 def render_output(field: Field, value: Any) -> str:
-    """The text of an output: strings and choices as they are, all else as JSON with sorted keys.
+    """Renders an output: a string or choice as it is, anything else as JSON with sorted keys.
 
     Raises:
         SignatureError: If the value cannot be written as JSON.
     """
     if field.type is str:
         return value if type(value) is str else to_choice(value).text
-    known = choices_of(field.type)
-    return known.render(value) if known else _json(value)
+    choices = choices_of(field.type)
+    return choices.render(value) if choices else _json(value)
 
 
 def parse_value(field: Field, text: str) -> Any:
-    """Reads a value of the field's type.
+    """Parses a value of the field's type.
 
     Raises:
-        ParseError: If no reading or more than one fits; it names the field and shows the text.
+        ParseError: If the text has no value of this type, or is ambiguous; the message names the field and shows the
+            text.
     """
     if field.type is str:
         return text
@@ -74,13 +75,13 @@ def parse_value(field: Field, text: str) -> Any:
         return _read(field.type, strip_fence(text))
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]["msg"]
-        raise ParseError(field.name, f"is no {field.type_name} ({problem})", text) from None
+        raise ParseError(field.name, f"is not of type {field.type_name} ({problem})", text) from None
     except (ValueError, RecursionError) as error:
         raise ParseError(field.name, str(error), text) from None
 
 
 def strip_fence(text: str) -> str:
-    """The text within a code fence that goes around all of it; other text as it is."""
+    """Removes a code fence around the whole text; returns any other text as it is."""
     inner = text.strip()
     mark = _FENCE.match(inner)
     if not mark or not inner.endswith(mark[0]) or len(inner) < 2 * mark.end():
@@ -95,9 +96,9 @@ def strip_fence(text: str) -> str:
 
 
 def _read(type_: Any, text: str) -> Any:
-    known = choices_of(type_)
-    if known is not None:
-        return known.read(text)
+    choices = choices_of(type_)
+    if choices is not None:
+        return choices.read(text)
     if not text.strip():
         raise ValueError("is empty")
     inner = _inner(type_)
@@ -117,7 +118,7 @@ def _json(value: Any) -> str:
     except (TypeError, ValueError, RecursionError, PydanticSerializationError) as error:
         raise SignatureError(
             f"a value of type {type(value).__name__} cannot be written into a prompt: {error}; "
-            "give text, numbers, lists, dicts, dataclasses or pydantic models"
+            "use strings, numbers, lists, dicts, dataclasses or pydantic models"
         ) from None
 
 
@@ -127,7 +128,7 @@ def _adapter(type_: Any) -> TypeAdapter[Any]:
 
 
 def _inner(type_: Any) -> Any:
-    """``X`` of ``X | None``; any other type itself."""
+    """Returns ``X`` for ``X | None``, and any other type as it is."""
     if get_origin(type_) not in (Union, types.UnionType):
         return type_
     parts = [part for part in get_args(type_) if part is not type(None)]
@@ -135,39 +136,40 @@ def _inner(type_: Any) -> Any:
 
 
 def _number(text: str, type_: Any) -> int | float:
-    """The only number of a text.
+    """Returns the only number in a text.
 
     Raises:
-        ValueError: If there is none or several, or it is of another type; or if words about it change what it says.
+        ValueError: If the text has no number or several, the number is not of the type, or the words around it change
+            its value.
     """
     numbers = find_numbers(text)
     if len(numbers) != 1:
-        raise ValueError(f"holds {len(numbers) or 'no'} number{'s' if numbers else ''} where one is wanted")
+        raise ValueError(f"has {len(numbers) or 'no'} number{'s' if numbers else ''} instead of one")
     number = numbers[0]
     before, written, after = text[: number.start], text[number.start : number.end], text[number.end :]
     if number.value is None:
         parts = len(re.findall(r"\d+", written))
-        several = f"{parts} numbers where one is wanted, or " if parts > 1 else ""
-        raise ValueError(f"holds {several}a number that is too long or written in an unknown way")
+        several = f"{parts} numbers instead of one, or " if parts > 1 else ""
+        raise ValueError(f"has {several}a number that is too long or in an unknown notation")
     scale = _SCALE.match(f"{number.unit} {after}")
     if _SIGN_APART.search(before) or ends_negated(before) or (scale and scale[1].lower() in _SCALES):
-        raise ValueError("holds a number with words that change it; write it in digits, with its sign")
+        raise ValueError("has a number with words that change its value; write it in digits, with its sign")
     if number.spaced and len(f"{before} {after}".split()) > 1:
-        raise ValueError(f"holds several numbers, or one with spaces in it ({written.strip()})")
+        raise ValueError(f"has several numbers, or one with spaces in it ({written.strip()})")
     if type_ is int and number.value.denominator != 1:
-        raise ValueError("is no int: it has a fractional part")
+        raise ValueError("is not an int: it has a fractional part")
     try:
         return int(number.value) if type_ is int else float(number.value)
     except OverflowError:
-        raise ValueError("is no float: it is too large") from None
+        raise ValueError("is not a float: it is too large") from None
 
 
 def _structure(type_: Any, text: str) -> Any:
-    """JSON of the type; or the bare text, where the type allows it (``str | None``, dates); or a list of lines."""
+    """Parses JSON; or else the text itself, if the type allows it (``str | None``, dates); or else a list of lines."""
     adapter = _adapter(type_)
     try:
         return _from_json(adapter, text)
-    except ValueError as error:  # of pydantic or of ours
+    except ValueError as error:  # raised by pydantic or by us
         problem = error
     try:
         value = adapter.validate_python(text)
@@ -176,7 +178,7 @@ def _structure(type_: Any, text: str) -> Any:
             raise problem from None
         return adapter.validate_python(_lines(text, problem))
     if isinstance(value, _TIMES) and _PLAIN_NUMBER.fullmatch(normalize_digits(text.strip())):
-        raise ValueError("holds a number in the place of a date or time")
+        raise ValueError("has a number instead of a date or time")
     if isinstance(value, (float, complex)) and not cmath.isfinite(value):
         raise problem
     return value
@@ -191,10 +193,10 @@ def _holds_text(type_: Any) -> bool:
 
 
 def _lines(text: str, problem: ValueError) -> list[str]:
-    """The items of a list whose lines have bullets or numbers, or none of them has.
+    """Returns the items of a list with one item a line, if all lines or no lines have bullets or numbers.
 
     Raises:
-        ValueError: The problem, if there may be other readings.
+        ValueError: The given problem, if the text is ambiguous.
     """
     lines = [line for line in text.split("\n") if line.strip()]
     bullets = [_BULLET.match(line) for line in lines]
@@ -208,7 +210,7 @@ def _lines(text: str, problem: ValueError) -> list[str]:
 
 
 def _from_json(adapter: TypeAdapter[Any], text: str) -> Any:
-    """Reads JSON strictly, but for numbers and truth values in quotes, and whole numbers with a point."""
+    """Parses JSON strictly, but accepts numbers and booleans in quotes, and whole numbers with a decimal point."""
     try:
         value = adapter.validate_json(text, strict=True)
     except ValidationError as error:
@@ -220,46 +222,46 @@ def _from_json(adapter: TypeAdapter[Any], text: str) -> Any:
 
 
 def _is_harmless(error: Any) -> bool:
-    """Whether what strict reading refuses says the same when it is converted."""
-    given = error["input"]
+    """Whether a value that strict parsing refuses can be converted without a change of its meaning."""
+    value = error["input"]
     match error["type"]:
-        case "int_type" | "float_type" if isinstance(given, str):
-            return bool(_PLAIN_NUMBER.fullmatch(given.strip()))
+        case "int_type" | "float_type" if isinstance(value, str):
+            return bool(_PLAIN_NUMBER.fullmatch(value.strip()))
         case "int_type":
-            return isinstance(given, float) and given.is_integer()
+            return isinstance(value, float) and value.is_integer()
         case "bool_type":
-            return given in ("true", "false", "True", "False")
+            return value in ("true", "false", "True", "False")
         case "datetime_parsing":
-            return not _PLAIN_NUMBER.fullmatch(given.strip())
+            return not _PLAIN_NUMBER.fullmatch(value.strip())
         case _:
             return False
 
 
 def _refuse_surprises(adapter: TypeAdapter[Any], text: str) -> None:
-    """Raises a ValueError for JSON that pydantic reads as what it does not say: NaN, infinity, "2024" as a time."""
-    marked = False
+    """Raises a ValueError for JSON that pydantic would misread: NaN, infinity, or ``"2024"`` as a date or time."""
+    has_numbers = False  # whether a string is a number
 
     def finite(number: str) -> float:
         if not math.isfinite(value := float(number)):
-            raise ValueError(f"holds {number}, which is no finite number")
+            raise ValueError(f"has {number}, which is not a finite number")
         return value
 
-    def marking(value: Any) -> Any:
-        nonlocal marked
+    def mark_numbers(value: Any) -> Any:
+        nonlocal has_numbers
         if isinstance(value, dict):
-            return {marking(key): marking(item) for key, item in value.items()}
+            return {mark_numbers(key): mark_numbers(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [marking(item) for item in value]
+            return [mark_numbers(item) for item in value]
         if isinstance(value, str) and _PLAIN_NUMBER.fullmatch(value.strip()):
-            marked = True
+            has_numbers = True
             return f"{value} is a number"
         return value
 
-    changed = marking(json.loads(text, strict=False, parse_float=finite, parse_constant=finite))
-    if not marked:
+    marked = mark_numbers(json.loads(text, strict=False, parse_float=finite, parse_constant=finite))
+    if not has_numbers:
         return
     try:
-        adapter.validate_json(json.dumps(changed))
+        adapter.validate_json(json.dumps(marked))
     except ValidationError as error:
-        if any(one["type"].startswith(("date", "time")) for one in error.errors(include_url=False)):
-            raise ValueError("holds a number in the place of a date or time") from None
+        if any(detail["type"].startswith(("date", "time")) for detail in error.errors(include_url=False)):
+            raise ValueError("has a number instead of a date or time") from None

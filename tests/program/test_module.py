@@ -86,7 +86,7 @@ def test_a_module_made_on_the_fly_is_refused() -> None:
 
 
 def test_wrong_inputs_are_named() -> None:
-    with Session(lm=echo()), pytest.raises(SignatureError, match="missing question; it takes question"):
+    with Session(lm=echo()), pytest.raises(SignatureError, match="missing question; its inputs are question"):
         Predict("question -> answer")(questoin="Why?")
 
 
