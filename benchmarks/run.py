@@ -24,7 +24,7 @@ from lmpipe.progress import Progress
 from lmpipe.results.result import (
     Comparison,
     FindingReport,
-    Quality,
+    MeasureReport,
     Result,
     StageReport,
     StrategyOutcome,
@@ -190,7 +190,7 @@ def _report(strategy: str, trials: Sequence[Trial], measures: Sequence[str]) -> 
     )
 
 
-def _quality(trials: Sequence[Trial], name: str) -> Quality:
+def _quality(trials: Sequence[Trial], name: str) -> MeasureReport:
     """Means of a measure over all test runs, and over those with the full score."""
     tests = [trial.test for trial in trials]
     every = [list(test.measures[name].values()) if test else None for test in tests]
@@ -198,7 +198,7 @@ def _quality(trials: Sequence[Trial], name: str) -> Quality:
         [value for example, value in test.measures[name].items() if test.scores[example] >= 1] if test else None
         for test in tests
     ]
-    return Quality(all=score_of(every), successful=score_of(right))
+    return MeasureReport(all=score_of(every), successful=score_of(right))
 
 
 def _findings(trials: Sequence[Trial]) -> list[FindingReport]:

@@ -156,7 +156,7 @@ def test_what_is_exported_is_loaded_by_peft_and_gives_the_same_state(
     assert next(iter(state.prompts.values())).instructions in card
     assert open_run(run).strategy("p -> w").test.percent in card
     assert re.search(r"vllm serve .* --max-lora-rank \d+ ", card)
-    with pytest.raises(ConfigError, match="there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         said("export", run, out)
 
 
@@ -227,7 +227,7 @@ def test_damage_and_what_is_not_there_are_named(run: Path, tmp_path: Path) -> No
         said("trace", copy, "--strategy", "vanilla")
     result = read_checksummed(copy / "result.json")
     (copy / "result.json").write_text(json.dumps({**result, "schema_version": 4}))
-    with pytest.raises(ConfigError, match=r"result\.json has no checksum: it is of another version"):
+    with pytest.raises(ConfigError, match=r"result\.json has no checksum: another version wrote it"):
         said("show", copy)
     for changes, told in (({"schema_version": 4}, "its schema_version is 4"), ({"strategies": [{}]}, "strategies.0")):
         write_checksummed(copy / "result.json", {**result, **changes})

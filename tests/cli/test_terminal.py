@@ -21,7 +21,15 @@ from lmpipe.cli.terminal import progress_bars, show_error, styled
 from lmpipe.errors import ConfigError
 from lmpipe.ledger import Cost
 from lmpipe.progress import show_progress
-from lmpipe.results.result import FindingReport, Quality, Result, Score, StageReport, StrategyOutcome, StrategyReport
+from lmpipe.results.result import (
+    FindingReport,
+    MeasureReport,
+    Result,
+    Score,
+    StageReport,
+    StrategyOutcome,
+    StrategyReport,
+)
 from lmpipe.results.run_reader import open_run
 from lmpipe.text.display import escape_controls
 from lmpipe.text.markdown import as_block, as_code, as_line
@@ -59,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         strategy=HOSTILE,
         val=score,
         test=score,
-        quality={HOSTILE: Quality(all=score, successful=score)},
+        quality={HOSTILE: MeasureReport(all=score, successful=score)},
         stages=[stage],
         outcomes=[outcome],
         cost=cost,
