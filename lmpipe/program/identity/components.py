@@ -1,6 +1,6 @@
-"""What decides what a value is and does: a label, and the parts that are looked at in turn.
+"""The components of objects: a label, and the parts that decide what the object is and does.
 
-Knows kinds of values; nothing of how parts are written, or of cycles.
+Each kind of object has a function here. Knows nothing about how parts are written, or about cycles.
 """
 
 from __future__ import annotations
@@ -36,57 +36,57 @@ from lmpipe.program.module import Module
 from lmpipe.retriever import Retriever
 from lmpipe.storage.store import RunStore
 
-_NEW: Callable[..., object] = copyreg.__newobj__  # type: ignore[attr-defined]  # makes an object without __init__
-_BOOKKEEPING = {"_frozen", "_paths"}  # attributes of a module that has run
+_NEW: Callable[..., object] = copyreg.__newobj__  # type: ignore[attr-defined]  # creates an object without __init__
+_BOOKKEEPING = {"_frozen", "_paths"}  # attributes that a module gets when it first runs
 
 
 @singledispatch
 def components_of(value: object) -> Components:
-    """The parts of a value that is neither a plain value nor a list, tuple, dict or set.
+    """Returns the components of a value that is neither a plain value nor a list, tuple, dict or set.
 
-    Unless it is of a kind that is known, it consists of its class and of what pickle would keep of it.
+    If no function is registered for its type, the components are its class and the state that pickle would save.
 
     Raises:
-        Unidentified: If nothing identifies it.
+        IdentityError: If nothing identifies it.
     """
     kind = type(value)
     if kind.__module__ == typing.__name__ and typing.get_origin(value) is not None:
         return _generic(value)
     if (torch := sys.modules.get("torch")) is not None and issubclass(kind, torch.Tensor):
         return _tensor(value, torch)
-    made, given, state, items, pairs = _reduced(value)
-    named: list[tuple[str, object]] = [("class", kind)]
-    if made is not _NEW:
-        named += [("made by", made), ("made of", given)]
-    elif given[1:]:
-        named += [("made of", given[1:])]
-    named += _attributes(kind, state)
-    return Components("object", [*named, ("items", items), ("pairs", pairs)])
+    constructor, arguments, state, items, pairs = _reduce(value)
+    parts: list[tuple[str, object]] = [("class", kind)]
+    if constructor is not _NEW:
+        parts += [("made by", constructor), ("made of", arguments)]
+    elif arguments[1:]:
+        parts += [("made of", arguments[1:])]
+    parts += _attributes(kind, state)
+    return Components("object", [*parts, ("items", items), ("pairs", pairs)])
 
 
 def _tensor(value: Any, torch: Any) -> Components:
-    """Pickle would keep the address of a tensor's storage."""
+    """A tensor by its data; pickle would save the address of its storage."""
     try:
         data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    except Exception as error:  # one without dense data
+    except Exception as error:  # a tensor without dense data
         raise _unidentified(value) from error
     dtype, shape = str(value.dtype), tuple(value.shape)
-    named: list[tuple[str, object]] = [("class", type(value)), ("dtype", dtype), ("shape", shape), ("data", data)]
-    return Components("tensor", [*named, ("state", vars(value))])
+    parts: list[tuple[str, object]] = [("class", type(value)), ("dtype", dtype), ("shape", shape), ("data", data)]
+    return Components("tensor", [*parts, ("state", vars(value))])
 
 
-def _reduced(value: object) -> tuple[Any, Any, Any, Any, Any]:
-    """What pickle keeps: a function and its arguments that make the object, its state, and its items."""
+def _reduce(value: object) -> tuple[Any, Any, Any, Any, Any]:
+    """The data that pickle saves: the function that creates the object, its arguments, state, items and pairs."""
     try:
-        known = copyreg.dispatch_table.get(type(value))
-        reduced = known(value) if known else value.__reduce_ex__(4)
+        reducer = copyreg.dispatch_table.get(type(value))
+        reduced = reducer(value) if reducer else value.__reduce_ex__(4)
         if isinstance(reduced, str):  # the name of a global
             return _NEW, (None, reduced), None, None, None
-        made, given, state, items, pairs = (*reduced, None, None, None)[:5]
-        return made, tuple(given), state, items and list(items), pairs and dict(pairs)
+        constructor, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+        return constructor, tuple(arguments), state, items and list(items), pairs and dict(pairs)
     except RecursionError:
         raise
-    except Exception as error:  # the object's own code says what it consists of
+    except Exception as error:  # the object's own code may raise any exception
         raise _unidentified(value) from error
 
 
@@ -97,28 +97,29 @@ def _unidentified(value: object) -> IdentityError:
 
 
 def _attributes(kind: type, state: object) -> list[tuple[str, object]]:
-    """The state of an object by attribute, less what its class leaves out and what follows from the rest."""
-    if isinstance(state, list) and dataclasses.is_dataclass(kind):  # those with slots are pickled so
+    """The state of an object by attribute, without excluded and derived attributes."""
+    if isinstance(state, list) and dataclasses.is_dataclass(kind):  # frozen dataclasses with slots
         state = dict(zip((field.name for field in dataclasses.fields(kind)), state, strict=False))
-    halves = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # without and with slots
-    named: list[tuple[str, object]] = []
+    halves = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # attributes in `__dict__`, in slots
+    parts: list[tuple[str, object]] = []
     for half in halves:
         if type(half) is dict and all(isinstance(name, str) for name in half):
-            named += sorted(_kept(kind, half), key=itemgetter(0))
+            parts += sorted(_included(kind, half), key=itemgetter(0))
         elif half is not None:
-            named.append(("state", half))
-    return named
+            parts.append(("state", half))
+    return parts
 
 
-def _kept(kind: type, state: dict[str, object]) -> Iterable[tuple[str, object]]:
+def _included(kind: type, state: dict[str, object]) -> Iterable[tuple[str, object]]:
+    """The attributes without fields with ``repr=False``, cached properties and the bookkeeping of modules."""
     fields = getattr(kind, "__dataclass_fields__", {})
-    left_out = {name for name in state.keys() & fields if not fields[name].repr}
+    excluded = {name for name in state.keys() & fields if not fields[name].repr}
     for base in kind.__mro__:
-        left_out |= {name for name in state.keys() & vars(base).keys() if isinstance(vars(base)[name], cached_property)}
+        excluded |= {name for name in state.keys() & vars(base).keys() if isinstance(vars(base)[name], cached_property)}
     is_module = issubclass(kind, Module)
     for name, value in state.items():
-        kept_by_us = is_module and (name in _BOOKKEEPING or type(value).__module__ == Module.__module__)
-        if name not in left_out and not kept_by_us:
+        is_bookkeeping = is_module and (name in _BOOKKEEPING or type(value).__module__ == Module.__module__)
+        if name not in excluded and not is_bookkeeping:
             yield name, value
 
 
@@ -131,7 +132,7 @@ components_of.register(types.ModuleType, module_components)
 @components_of.register(Retriever)
 @components_of.register(Embedder)
 def _named(value: LM | Retriever | Embedder) -> Components:
-    """It is known by its name, whatever else it holds."""
+    """An LM, retriever or embedder is identified by its name alone."""
     try:
         return Components("named", [("name", value.name)])
     except Exception as error:  # the object's own code
@@ -142,6 +143,7 @@ def _named(value: LM | Retriever | Embedder) -> Components:
 @components_of.register(logging.Logger)
 @components_of.register(logging.LoggerAdapter)
 def _without_influence(value: object) -> Components:
+    """Run stores and loggers do not influence results."""
     return Components("no part of a result", [])
 
 
@@ -156,7 +158,7 @@ def _builtin(value: types.BuiltinFunctionType) -> Components:
     if not isinstance(owner, types.ModuleType):
         return Components(f"method {value.__qualname__}", [("self", owner)])
     package = package_of(owner.__name__)
-    if package is None:  # compiled code of the user's own
+    if package is None:  # compiled code of the user
         raise _unidentified(value)
     return Components(f"{package} {owner.__name__}.{value.__qualname__}", [])
 
@@ -200,12 +202,12 @@ def _member(value: Enum) -> Components:
 
 @components_of.register
 def _model(value: BaseModel) -> Components:
-    if type(value).__getstate__ is not BaseModel.__getstate__:  # it says what is left out
+    if type(value).__getstate__ is not BaseModel.__getstate__:  # the class decides what is excluded
         return components_of.dispatch(object)(value)
     fields = type(value).model_fields
-    kept = {name: item for name, item in vars(value).items() if name in fields and fields[name].repr}
+    included = {name: item for name, item in vars(value).items() if name in fields and fields[name].repr}
     extra, private = value.__pydantic_extra__, value.__pydantic_private__
-    return Components("model", [("class", type(value)), *kept.items(), ("extra", extra), ("private", private)])
+    return Components("model", [("class", type(value)), *included.items(), ("extra", extra), ("private", private)])
 
 
 @components_of.register
@@ -244,7 +246,7 @@ def _forward(value: ForwardRef) -> Components:
 @components_of.register(set)
 @components_of.register(frozenset)
 def _set(value: set[Any] | frozenset[Any]) -> Components:
-    """Of a class of the user; pickle would keep the elements in the order that this process has."""
+    """A set of the user's own class; pickle would save its elements in the order of this process."""
     return Components(
         "set", [("class", type(value)), ("items", frozenset(value)), *_attributes(type(value), vars(value))]
     )
