@@ -99,7 +99,7 @@ class Prediction(Mapping[str, Any]):
         raise AttributeError("a Prediction cannot be changed; create a new one")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _prediction, (self._values,)
+        return _restore_prediction, (self._values,)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -111,6 +111,6 @@ class Prediction(Mapping[str, Any]):
         return f"Prediction({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
 
 
-def _prediction(values: dict[str, Any]) -> Prediction:
+def _restore_prediction(values: dict[str, Any]) -> Prediction:
     """Restores a prediction that was copied or pickled."""
     return Prediction(**values)

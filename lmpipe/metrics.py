@@ -32,8 +32,8 @@ resumed run identifies a metric by its code (`lmpipe.program.identity`).
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ROUNDING = 1e-6
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ALONE = frozenset(["yes", "no", "noanswer"])
-_FINAL = re.compile(r"#### *(?=[-−$€£¥.\d])")
+_SPECIAL_ANSWERS = frozenset(["yes", "no", "noanswer"])
+_ANSWER_MARK = re.compile(r"#### *(?=[-−$€£¥.\d])")
 _SLASH = re.compile(r"\s?/\s?")
 
 
@@ -136,7 +136,7 @@ def answer_number(text: object) -> Fraction | None:
 
     GSM8K (Cobbe et al. 2021) uses this mark. Unlike there, numbers are compared by value, not as strings.
     """
-    if isinstance(text, str) and (mark := _FINAL.search(text)):
+    if isinstance(text, str) and (mark := _ANSWER_MARK.search(text)):
         numbers = find_numbers(text[mark.end() :])
         return numbers[0].value if numbers else None
     return last_number(text)
@@ -164,7 +164,8 @@ def _answers(metric: str, example: Example, prediction: Prediction) -> tuple[Any
     """Returns the answer of a prediction and the list of correct answers."""
     for name, fields in (("prediction", prediction), ("labels", example.labels)):
         if "answer" not in fields:
-            raise MetricError(f"{metric} needs the field 'answer' in the {name}; fields there: {_listed(fields)}")
+            listed = shorten(", ".join(map(repr, fields)), 300) or "none"
+            raise MetricError(f"{metric} needs the field 'answer' in the {name}; fields there: {listed}")
     label = example.labels["answer"]
     golds = list(label) if isinstance(label, (list, tuple)) else [label]
     if not golds or None in golds:
@@ -178,15 +179,11 @@ def _answers(metric: str, example: Example, prediction: Prediction) -> tuple[Any
 def _f1(answer: str, gold: str) -> float:
     if answer == gold:
         return 1.0
-    if {answer, gold} & _ALONE:
+    if {answer, gold} & _SPECIAL_ANSWERS:
         return 0.0
     answer_words, gold_words = Counter(answer.split()), Counter(gold.split())
     shared = (answer_words & gold_words).total()
     return 2 * shared / (answer_words.total() + gold_words.total()) if shared else 0.0
-
-
-def _listed(fields: Any) -> str:
-    return shorten(", ".join(map(repr, fields)), 300) or "none"
 
 
 def best_index(scores: Iterable[float | None]) -> int | None:

@@ -44,8 +44,8 @@ def _thaw(values: Mapping[str, Any], serialize: Callable[[dict[str, Any]], Any])
     return serialize(dict(values))
 
 
-FrozenJson = Annotated[Mapping[str, Any], AfterValidator(_freeze_json), WrapSerializer(_thaw)]
-FrozenMapping = Annotated[Mapping[str, V], AfterValidator(_freeze), WrapSerializer(_thaw)]
+_FrozenJson = Annotated[Mapping[str, Any], AfterValidator(_freeze_json), WrapSerializer(_thaw)]
+_FrozenMapping = Annotated[Mapping[str, V], AfterValidator(_freeze), WrapSerializer(_thaw)]
 
 
 class _Value(BaseModel):
@@ -57,7 +57,7 @@ class _Value(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _refusal(type(self), error) from None
+            raise _invalid(type(self), error) from None
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
@@ -69,7 +69,7 @@ class _Value(BaseModel):
         try:
             return super().model_validate(obj, **options)
         except ValidationError as error:
-            raise _refusal(cls, error) from None
+            raise _invalid(cls, error) from None
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
@@ -81,7 +81,7 @@ class _Value(BaseModel):
         try:
             return super().model_validate_json(json_data, **options)
         except ValidationError as error:
-            raise _refusal(cls, error) from None
+            raise _invalid(cls, error) from None
 
     @cached_property
     def digest(self) -> str:
@@ -103,7 +103,7 @@ class _Value(BaseModel):
         return self  # neither the value nor anything in it can change
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _read, (type(self), self.model_dump(mode="json"))
+        return _unpickle, (type(self), self.model_dump(mode="json"))
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -112,7 +112,7 @@ class _Value(BaseModel):
         return isinstance(other, _Value) and type(other) is type(self) and other.digest == self.digest
 
 
-def _refusal(kind: type[_Value], error: ValidationError) -> ConfigError:
+def _invalid(kind: type[_Value], error: ValidationError) -> ConfigError:
     """The error for an invalid value; it names the invalid part."""
     first = error.errors(include_url=False)[0]
     inner = first.get("ctx", {}).get("error")
@@ -122,7 +122,7 @@ def _refusal(kind: type[_Value], error: ValidationError) -> ConfigError:
     return ConfigError(": ".join([f"invalid {kind.__name__}", *map(str, first["loc"]), problem]))
 
 
-def _read(kind: type[_Value], values: Mapping[str, Any]) -> _Value:
+def _unpickle(kind: type[_Value], values: Mapping[str, Any]) -> _Value:
     """Restores a pickled value."""
     return kind.model_validate(values)
 
@@ -143,8 +143,8 @@ class Demo(_Value):
     Outputs may lack optional fields: a demonstration from a label has no reasoning.
     """
 
-    inputs: FrozenJson
-    outputs: FrozenJson
+    inputs: _FrozenJson
+    outputs: _FrozenJson
 
 
 @final
@@ -197,8 +197,8 @@ class ProgramState(_Value):
         weights: LM role → weights; a key ``"role/path"`` overrides the weights of the role for one module.
     """
 
-    prompts: FrozenMapping[PromptState]
-    weights: FrozenMapping[WeightState]
+    prompts: _FrozenMapping[PromptState]
+    weights: _FrozenMapping[WeightState]
 
     def with_prompt(self, path: str, prompt: PromptState) -> ProgramState:
         """Returns a new state in which one module has another prompt.

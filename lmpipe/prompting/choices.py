@@ -23,7 +23,7 @@ from lmpipe.errors import SignatureError
 from lmpipe.text.display import shorten
 
 _EDGES = " \t\r\n\"'`*_.,;!()[]{}“”‘’«»"  # characters that LMs put around a value
-_SPELLED = str.maketrans("‐‑‒–−’ʼ", "-----''")
+_TO_ASCII = str.maketrans("‐‑‒–−’ʼ", "-----''")
 _BETWEEN = re.compile(r"(?<=\S)[\s_-]+(?=\S)")  # characters between the words of a name
 _NOT_BEFORE = r"(?<![^\W_])(?<![+#@&$€£%^~\\])(?<!\w')(?<!\d[.,:/])"
 _NOT_AFTER = r"(?![^\W_])(?![-_][^\W_])(?![+#@&$€£%^~\\])(?![.'][^\W_])(?![,:/]\d)"
@@ -248,7 +248,7 @@ def _is_part(before: str, name: str, capital: bool) -> bool:
 
 
 def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).translate(_SPELLED).casefold()
+    return unicodedata.normalize("NFKC", text).translate(_TO_ASCII).casefold()
 
 
 def _key(name: str) -> str:

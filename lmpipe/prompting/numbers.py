@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import final
 
-MOST_DIGITS = 4300
+_MAX_DIGITS = 4300
 """Numbers with more digits have no value; Python's `int` has the same limit."""
 
 UNSIGNED = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
@@ -28,7 +28,7 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _PLAIN = re.compile(rf"(?P<value>{UNSIGNED}(?:[eE][-+]?\d+)?)(?P<unit>[.,'’]*[^\d{_RAISED}]*)")
-_SPELLED = str.maketrans("−‐‑‒–﹣－＋．，＄￡￥", "-------+.,$£¥")
+_TO_ASCII = str.maketrans("−‐‑‒–﹣－＋．，＄￡￥", "-------+.,$£¥")
 
 
 @final
@@ -66,20 +66,20 @@ def normalize_digits(text: str) -> str:
     """Replaces non-ASCII digits, minus signs and full-width punctuation by ASCII; the length of the text is kept."""
     if text.isascii():
         return text
-    return re.sub(r"[^\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), text.translate(_SPELLED))
+    return re.sub(r"[^\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), text.translate(_TO_ASCII))
 
 
 def _number(match: re.Match[str]) -> Number:
     gap = match["gap"] or ""
     written = match["digits"].replace(gap, "") + match["rest"] if gap else match["digits"] + match["rest"]
     plain = _PLAIN.fullmatch(written)
-    value, unit = (_value(plain["value"].replace(",", "")), plain["unit"].strip(".,'’")) if plain else (None, "")
+    value, unit = (_parse_number(plain["value"].replace(",", "")), plain["unit"].strip(".,'’")) if plain else (None, "")
     if value is not None and "-" in (match["sign"], match["inner"]):
         value = -value
     return Number(match.start(), match.start() + len(match[0].rstrip(".,'’")), value, unit, gap == " ")
 
 
-def _value(written: str) -> Fraction | None:
+def _parse_number(written: str) -> Fraction | None:
     digits, _, exponent = written.lower().partition("e")
-    power = int(exponent or 0) if len(exponent) <= 6 else MOST_DIGITS
-    return Fraction(written) if len(digits) + abs(power) <= MOST_DIGITS else None
+    power = int(exponent or 0) if len(exponent) <= 6 else _MAX_DIGITS
+    return Fraction(written) if len(digits) + abs(power) <= _MAX_DIGITS else None

@@ -81,7 +81,7 @@ class Signature:
 
     def __post_init__(self) -> None:
         for field in self.inputs + self.outputs:
-            _check(field)
+            _check_field(field)
         names = [field.name.lower() for field in self.inputs + self.outputs]
         if not self.outputs:
             raise SignatureError(f"signature with inputs {names} has no output field; write 'inputs -> outputs'")
@@ -156,7 +156,7 @@ def schema_of(type_: Any) -> dict[str, Any]:
     return TypeAdapter(type_).json_schema()
 
 
-def _check(field: Field) -> None:
+def _check_field(field: Field) -> None:
     """Raises a SignatureError for a field with an invalid name or type."""
     if not isinstance(field.name, str) or not field.name.isidentifier() or field.name == "self":
         raise SignatureError(f"{shown(field.name)} cannot name a field; use a Python identifier other than 'self'")

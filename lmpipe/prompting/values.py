@@ -47,7 +47,7 @@ def render_input(value: Any) -> str:
         return value
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value):
         return "\n" + "\n".join(f"[{number}] {item}" for number, item in enumerate(value, 1))
-    return _json(value)
+    return _render_json(value)
 
 
 def render_output(field: Field, value: Any) -> str:
@@ -59,7 +59,7 @@ def render_output(field: Field, value: Any) -> str:
     if field.type is str:
         return value if type(value) is str else to_choice(value).text
     choices = choices_of(field.type)
-    return choices.render(value) if choices else _json(value)
+    return choices.render(value) if choices else _render_json(value)
 
 
 def parse_value(field: Field, text: str) -> Any:
@@ -72,7 +72,7 @@ def parse_value(field: Field, text: str) -> Any:
     if field.type is str:
         return text
     try:
-        return _read(field.type, strip_fence(text))
+        return _parse(field.type, strip_fence(text))
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]["msg"]
         raise ParseError(field.name, f"is not of type {field.type_name} ({problem})", text) from None
@@ -95,24 +95,24 @@ def strip_fence(text: str) -> str:
     return "\n".join(lines).strip()
 
 
-def _read(type_: Any, text: str) -> Any:
+def _parse(type_: Any, text: str) -> Any:
     choices = choices_of(type_)
     if choices is not None:
         return choices.read(text)
     if not text.strip():
         raise ValueError("is empty")
-    inner = _inner(type_)
+    inner = _without_none(type_)
     if inner is not type_ and _NONE.fullmatch(text):
         return None
     line = text.strip().partition("\n")[0]
     if inner is bool:
         return _BOOLEANS.read(line)
     if inner in (int, float):
-        return _number(line, inner)
-    return _structure(type_, text)
+        return _parse_number(line, inner)
+    return _parse_structured(type_, text)
 
 
-def _json(value: Any) -> str:
+def _render_json(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, sort_keys=True, default=json_default)
     except (TypeError, ValueError, RecursionError, PydanticSerializationError) as error:
@@ -127,7 +127,7 @@ def _adapter(type_: Any) -> TypeAdapter[Any]:
     return TypeAdapter(type_)
 
 
-def _inner(type_: Any) -> Any:
+def _without_none(type_: Any) -> Any:
     """Returns ``X`` for ``X | None``, and any other type as it is."""
     if get_origin(type_) not in (Union, types.UnionType):
         return type_
@@ -135,7 +135,7 @@ def _inner(type_: Any) -> Any:
     return parts[0] if len(parts) == 1 and len(get_args(type_)) == 2 else type_
 
 
-def _number(text: str, type_: Any) -> int | float:
+def _parse_number(text: str, type_: Any) -> int | float:
     """Returns the only number in a text.
 
     Raises:
@@ -164,19 +164,19 @@ def _number(text: str, type_: Any) -> int | float:
         raise ValueError("is not a float: it is too large") from None
 
 
-def _structure(type_: Any, text: str) -> Any:
+def _parse_structured(type_: Any, text: str) -> Any:
     """Parses JSON; or else the text itself, if the type allows it (``str | None``, dates); or else a list of lines."""
     adapter = _adapter(type_)
     try:
-        return _from_json(adapter, text)
+        return _parse_json(adapter, text)
     except ValueError as error:  # raised by pydantic or by us
         problem = error
     try:
         value = adapter.validate_python(text)
     except ValidationError:
-        if not _holds_text(type_):
+        if not _is_list_of_strings(type_):
             raise problem from None
-        return adapter.validate_python(_lines(text, problem))
+        return adapter.validate_python(_list_items(text, problem))
     if isinstance(value, _TIMES) and _PLAIN_NUMBER.fullmatch(normalize_digits(text.strip())):
         raise ValueError("has a number instead of a date or time")
     if isinstance(value, (float, complex)) and not cmath.isfinite(value):
@@ -184,7 +184,7 @@ def _structure(type_: Any, text: str) -> Any:
     return value
 
 
-def _holds_text(type_: Any) -> bool:
+def _is_list_of_strings(type_: Any) -> bool:
     """Whether the type is a list, set or tuple of strings."""
     arguments = get_args(type_)
     if get_origin(type_) is tuple:
@@ -192,7 +192,7 @@ def _holds_text(type_: Any) -> bool:
     return get_origin(type_) in (list, set, frozenset) and arguments == (str,)
 
 
-def _lines(text: str, problem: ValueError) -> list[str]:
+def _list_items(text: str, problem: ValueError) -> list[str]:
     """Returns the items of a list with one item a line, if all lines or no lines have bullets or numbers.
 
     Raises:
@@ -209,7 +209,7 @@ def _lines(text: str, problem: ValueError) -> list[str]:
     return items
 
 
-def _from_json(adapter: TypeAdapter[Any], text: str) -> Any:
+def _parse_json(adapter: TypeAdapter[Any], text: str) -> Any:
     """Parses JSON strictly, but accepts numbers and booleans in quotes, and whole numbers with a decimal point."""
     try:
         value = adapter.validate_json(text, strict=True)
@@ -217,7 +217,7 @@ def _from_json(adapter: TypeAdapter[Any], text: str) -> Any:
         if not all(map(_is_harmless, error.errors(include_url=False, include_context=False))):
             raise
         value = adapter.validate_json(text)
-    _refuse_surprises(adapter, text)
+    _check_misread(adapter, text)
     return value
 
 
@@ -237,7 +237,7 @@ def _is_harmless(error: Any) -> bool:
             return False
 
 
-def _refuse_surprises(adapter: TypeAdapter[Any], text: str) -> None:
+def _check_misread(adapter: TypeAdapter[Any], text: str) -> None:
     """Raises a ValueError for JSON that pydantic would misread: NaN, infinity, or ``"2024"`` as a date or time."""
     has_numbers = False  # whether a string is a number
 

@@ -16,7 +16,7 @@ from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.state import ProgramState
 from lmpipe.storage.checksummed_json import read_checksummed, write_checksummed
 
-SCHEMA = 5
+_SCHEMA_VERSION = 5
 
 
 def _as_cost(value: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class Result(BaseModel):
         cost: Cost of all strategies and seeds, without the test evaluations; shared stages are counted once.
     """
 
-    schema_version: int = SCHEMA
+    schema_version: int = _SCHEMA_VERSION
     task: str
     lm: str
     seeds: list[int]
@@ -232,10 +232,10 @@ class Result(BaseModel):
             CorruptBlob: If the file is damaged or was edited.
         """
         values = read_checksummed(path)
-        if (version := values.get("schema_version")) != SCHEMA:
+        if (version := values.get("schema_version")) != _SCHEMA_VERSION:
             raise ConfigError(
-                f"{path} is of another version: its schema_version is {version!r}, and this lmpipe reads {SCHEMA}; run "
-                "the benchmark again"
+                f"{path} is of another version: its schema_version is {version!r}, and this lmpipe reads "
+                f"{_SCHEMA_VERSION}; run the benchmark again"
             )
         try:
             return cls.model_validate(values)

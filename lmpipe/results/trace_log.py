@@ -72,7 +72,7 @@ class TraceRecord(BaseModel):
     steps: tuple[StepRecord, ...]
 
 
-def trace_record(trace: Trace, measures: Mapping[str, Mapping[str, float]]) -> TraceRecord:
+def _trace_record(trace: Trace, measures: Mapping[str, Mapping[str, float]]) -> TraceRecord:
     """Converts a trace to a record.
 
     Args:
@@ -104,7 +104,9 @@ def trace_log_chunks(traces: Iterable[Trace], measures: Mapping[str, Mapping[str
     """
     compressor = zlib.compressobj(9, wbits=_GZIP)
     for trace in sorted(traces, key=lambda trace: trace.example.id):
-        yield compressor.compress(trace_record(trace, measures).model_dump_json(exclude_defaults=True).encode() + b"\n")
+        yield compressor.compress(
+            _trace_record(trace, measures).model_dump_json(exclude_defaults=True).encode() + b"\n"
+        )
     yield compressor.flush()
 
 

@@ -14,7 +14,7 @@ from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.storage.files import read_json_object, write_atomically
 from lmpipe.storage.hashing import canonical_json, digest_bytes
 
-SUM = "sum"
+_CHECKSUM_FIELD = "sum"
 """Name of the field with the digest of the canonical JSON of all other fields."""
 
 
@@ -30,7 +30,7 @@ def write_checksummed(path: Path, values: Mapping[str, Any], indent: int = 2) ->
         StoreError: If the file cannot be written.
     """
     fields = json.loads(json.dumps(values))
-    text = json.dumps(fields | {SUM: _checksum(fields)}, indent=indent, ensure_ascii=False) + "\n"
+    text = json.dumps(fields | {_CHECKSUM_FIELD: _checksum(fields)}, indent=indent, ensure_ascii=False) + "\n"
     write_atomically(path, text.encode(errors="backslashreplace"))
 
 
@@ -42,9 +42,9 @@ def read_checksummed(path: Path) -> dict[str, Any]:
         CorruptBlob: If the file does not exist, or was changed since it was written.
     """
     values = read_json_object(path)
-    if SUM not in values:
+    if _CHECKSUM_FIELD not in values:
         raise ConfigError(f"{path} has no checksum: another version wrote it, or it was written by hand; {_ADVICE}")
-    if values.pop(SUM) != _checksum(values):
+    if values.pop(_CHECKSUM_FIELD) != _checksum(values):
         raise CorruptBlob(f"{path} is damaged or was edited: its checksum does not match its content; {_ADVICE}")
     return values
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import parse_qsl, quote, unquote
 
-REDACTED = "***"
+_REDACTED = "***"
 """Replaces every secret."""
 
 _URL = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*://)(\S+?)(?=,\s*[A-Za-z][\w+.-]*://|\s|$)")
@@ -32,7 +32,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """
     forms = _all_forms(secrets)
     if forms:
-        text = re.sub("|".join(map(_as_pattern, forms)), REDACTED, text)
+        text = re.sub("|".join(map(_as_pattern, forms)), _REDACTED, text)
     return _URL.sub(lambda match: match[1] + _redacted_rest(match[2]), text)
 
 
@@ -47,7 +47,7 @@ def redact_and_truncate(text: str, length: int, secrets: Iterable[str] = ()) -> 
 
 def redact_spec(spec: str) -> str:
     """Redacts a short text that should name an LM or a similar component, even if its URL lacks ``http://``."""
-    return _LOGIN.sub(f"{REDACTED}@", redact(spec))
+    return _LOGIN.sub(f"{_REDACTED}@", redact(spec))
 
 
 def strip_credentials(url: str) -> str:
@@ -70,8 +70,8 @@ def _redacted_rest(rest: str) -> str:
     closing = _CLOSING.search(rest)
     end = closing[0] if closing else ""
     credentials, address, query = _split_url(rest.removesuffix(end))
-    login = f"{REDACTED}@" if credentials else ""
-    return login + address + f"?{REDACTED}" * bool(query) + end
+    login = f"{_REDACTED}@" if credentials else ""
+    return login + address + f"?{_REDACTED}" * bool(query) + end
 
 
 def _split_url(rest: str) -> tuple[str, str, str]:

@@ -65,7 +65,7 @@ def summarize_code(code: CodeType) -> CodeSummary:
     """Returns the summary of a code object, from a cache if it was summarized before."""
     summary = _summaries.get(code)
     if summary is None:
-        summary = _summaries[code] = _read(code)
+        summary = _summaries[code] = _summarize(code)
     return summary
 
 
@@ -88,7 +88,7 @@ def constant_text(value: object) -> str:
     return repr(value)
 
 
-def _read(code: CodeType) -> CodeSummary:
+def _summarize(code: CodeType) -> CodeSummary:
     steps = [step for step in dis.get_instructions(code) if step.opname not in ("EXTENDED_ARG", "CACHE")]
     nested = [summarize_code(value) for value in code.co_consts if isinstance(value, CodeType)]
     texts = [
@@ -97,7 +97,7 @@ def _read(code: CodeType) -> CodeSummary:
         constant_text(getattr(code, "co_exceptiontable", b"")),  # from Python 3.11 on
         *_instructions(steps),
     ]
-    reads = {chain for summary in nested for chain in summary.reads} | set(_reads(steps))
+    reads = {chain for summary in nested for chain in summary.reads} | set(_global_reads(steps))
     imports = [*_imports(steps), *(statement for summary in nested for statement in summary.imports)]
     text = "\n".join(texts).encode("utf-8", "surrogatepass")
     return CodeSummary(digest_bytes(text), tuple(sorted(reads)), tuple(dict.fromkeys(imports)))
@@ -111,7 +111,7 @@ def _instructions(steps: Sequence[dis.Instruction]) -> Iterator[str]:
         yield f"{step.opname} {constant_text(step.argval) if step.opcode in _CONSTANTS else step.arg}"
 
 
-def _reads(steps: Sequence[dis.Instruction]) -> Iterator[Chain]:
+def _global_reads(steps: Sequence[dis.Instruction]) -> Iterator[Chain]:
     for number, step in enumerate(steps):
         if step.opname in _GLOBAL:
             chain = [step.argval]

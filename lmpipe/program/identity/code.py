@@ -152,10 +152,10 @@ def function_components(function: FunctionType) -> Components:
 
 def _captured(function: FunctionType) -> Iterator[tuple[str, object]]:
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    return ((name, value) for name, cell in cells for value in _content(cell))
+    return ((name, value) for name, cell in cells for value in _cell_content(cell))
 
 
-def _content(cell: CellType) -> tuple[object, ...]:
+def _cell_content(cell: CellType) -> tuple[object, ...]:
     try:
         return (cell.cell_contents,)
     except ValueError:  # not set yet
