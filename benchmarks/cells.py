@@ -174,7 +174,7 @@ def run_cell(work: Work, cell: Cell) -> list[Event]:
             )
         if store.get(done) is None:
             if cell.parent is not None:
-                store.absorb(work.store_of(cell.parent.name))
+                store.merge_from(work.store_of(cell.parent.name))
             lm, trained, retriever = work.load()
             run_seed(
                 work.task,
@@ -199,7 +199,7 @@ def sum_up(work: Work) -> Result:
         LmpipeError: As `run_cell`.
     """
     with _opened(work, "summary", "the summary") as store:
-        store.absorb(work.out)
+        store.merge_from(work.out)
         lm, trained, retriever = work.load()
         return run(work.task, lm, trained, work.settings, work.strategies, work.seeds, store, retriever=retriever)
 

@@ -96,10 +96,10 @@ def run_cells(
             for event in _result(ended, str(cell)):
                 for callback in callbacks:
                     callback(event)
-            store.absorb(work.store_of(cell.name))
+            store.merge_from(work.store_of(cell.name))
             advance(1)
         result: Result = _result(in_worker.remote(work), "the summary")
-        store.absorb(work.store_of("summary"))
+        store.merge_from(work.store_of("summary"))
         advance(1)
     return result
 

@@ -20,8 +20,8 @@ from benchmarks.task import Task
 from lmpipe.cli.ending import run_command
 from lmpipe.cli.terminal import new_console, styled
 from lmpipe.errors import ConfigError
-from lmpipe.text.cleaning import clean
-from lmpipe.text.secrets import hide
+from lmpipe.text.cleaning import clean_text
+from lmpipe.text.secrets import redact
 
 console = new_console()
 
@@ -263,7 +263,7 @@ def _typed() -> str:
     """The command of this process, as it is typed in the checkout, without credentials and keys."""
     spec = sys.modules["__main__"].__spec__
     started = [sys.argv[0]] if spec is None else ["-m", spec.name]
-    return clean(shlex.join(["python", *started, *map(hide, sys.argv[1:])]))
+    return clean_text(shlex.join(["python", *started, *map(redact, sys.argv[1:])]))
 
 
 def _numbers(text: str) -> list[int]:

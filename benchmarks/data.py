@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lmpipe.errors import ConfigError
-from lmpipe.storage.lines import json_object, numbered_lines
+from lmpipe.storage.lines import numbered_lines, parse_json_object
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ def read_records(path: Path, make: Callable[[dict[str, Any]], T]) -> tuple[T, ..
 
 def _made(line: bytes, make: Callable[[dict[str, Any]], T], where: str) -> T:
     try:
-        return make(json_object(line))
+        return make(parse_json_object(line))
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
 

@@ -18,10 +18,10 @@ from benchmarks.task import Task
 from lmpipe.cli.terminal import new_console, progress_bars
 from lmpipe.events import Callback
 from lmpipe.results.result import Result
-from lmpipe.storage.checksummed_json import write_sealed
-from lmpipe.storage.hashing import describe
+from lmpipe.storage.checksummed_json import write_checksummed
+from lmpipe.storage.hashing import describe_settings
 from lmpipe.storage.store import RunStore
-from lmpipe.text.secrets import without_credentials
+from lmpipe.text.secrets import strip_credentials
 
 
 def chosen_settings(task: Task, models: Models, changes: Mapping[str, object]) -> Settings:
@@ -65,7 +65,7 @@ def execute(
     console = console or new_console()
     settings = chosen_settings(task, models, changes)
     config = {
-        "task": describe(replace(task, retriever=task.retriever and without_credentials(task.retriever))),
+        "task": describe_settings(replace(task, retriever=task.retriever and strip_credentials(task.retriever))),
         **models.identity,
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
@@ -75,7 +75,7 @@ def execute(
     try:
         run_all = _run_here if cluster is None else partial(_run_on, cluster)
         result = run_all(work, store, callbacks, console)
-        write_sealed(out / "splits.json", _splits(work), indent=1)
+        write_checksummed(out / "splits.json", _splits(work), indent=1)
         result.write(out / "result.json")
         write_report(result, out, task.label, command)
     finally:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import permutation_test
 
 from lmpipe.errors import ConfigError
-from lmpipe.metrics import finite
+from lmpipe.metrics import finite_values
 from lmpipe.results.result import Comparison, Score
 
 Scores = Mapping[tuple[int, str], float]
@@ -32,7 +32,7 @@ def score_of(scores: Sequence[Sequence[float] | None]) -> Score:
         scores: Of the examples of each seed; none for a seed that has nothing to report. What is not a number does not
             count.
     """
-    seeds = [finite(values or ()) for values in scores]
+    seeds = [finite_values(values or ()) for values in scores]
     known = [values for values in seeds if values]
     means = [statistics.fmean(values) for values in known]
     spread = means if len(means) > 1 else known[0] if known else []

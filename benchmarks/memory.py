@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.throughput import reply
 from lmpipe import ChainOfThought, Example, RunStore, ScriptedLM, Session, evaluate, exact_match, initial_state
-from lmpipe.results.trace_log import records_of
+from lmpipe.results.trace_log import read_trace_log
 
 _CONTEXT = ["Paris is the capital of France.", "It lies on the Seine."]
 
@@ -43,7 +43,7 @@ def main(count: int) -> None:
         state = initial_state(program, session)
         found = evaluate(program, state, examples, exact_match, session, keep_traces=True)
         made = _peak() - before
-        read = sum(1 for _ in records_of(Path(folder, "blobs", str(found.traces))))
+        read = sum(1 for _ in read_trace_log(Path(folder, "blobs", str(found.traces))))
     print(json.dumps({"traces": read, "made": round(made, 1), "read": round(_peak() - before, 1)}))
 
 

@@ -14,7 +14,7 @@ from lmpipe.engines.cached import CachedLM
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.models import default_memory
 from lmpipe.errors import ConfigError
-from lmpipe.text.secrets import hide
+from lmpipe.text.secrets import redact
 
 
 @final
@@ -62,8 +62,8 @@ class Models:
             if not to_train:
                 return self._cached(lm), None
             raise ConfigError(
-                f"{hide(self.train_lm or self.lm)!r} cannot be fine-tuned here; add --train-lm with the same model, as "
-                "'bundled' or 'hf:ID_OR_PATH'"
+                f"{redact(self.train_lm or self.lm)!r} cannot be fine-tuned here; add --train-lm with the same model, "
+                "as 'bundled' or 'hf:ID_OR_PATH'"
             )
         if trained.name != lm.name:
             raise ConfigError(f"--lm is {lm.name!r} and --train-lm is {trained.name!r}; serve the model by that name")

@@ -21,7 +21,7 @@ from scipy.stats import bootstrap
 from benchmarks.hotpotqa import HotpotTask, is_gold
 from lmpipe import EngineError, Example, Retriever
 from lmpipe.retrieval import load_retriever
-from lmpipe.text.secrets import hide
+from lmpipe.text.secrets import redact
 
 CUTS = (2, 5, 10, 20)
 console = Console()
@@ -70,8 +70,10 @@ def main(
     for spec in retriever:
         found = recalls(load_retriever(spec, task.passages), examples)
         rows = [interval(column) for column in found.T]
-        table.add_row(hide(spec), *(f"{100 * mean:.1f} ({100 * low:.1f}–{100 * high:.1f})" for mean, low, high in rows))
-        figures[hide(spec)] = dict(zip(map(str, CUTS), rows, strict=True))
+        table.add_row(
+            redact(spec), *(f"{100 * mean:.1f} ({100 * low:.1f}–{100 * high:.1f})" for mean, low, high in rows)
+        )
+        figures[redact(spec)] = dict(zip(map(str, CUTS), rows, strict=True))
     console.print(table)
     if as_json:
         print(json.dumps({"recall": figures}))

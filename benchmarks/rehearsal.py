@@ -29,7 +29,7 @@ from lmpipe.prompting.choices import choices_of
 from lmpipe.prompting.signature import Field, Signature
 from lmpipe.prompting.template import Template
 from lmpipe.state import WeightState
-from lmpipe.storage.hashing import describe, digest
+from lmpipe.storage.hashing import describe_settings, digest
 from lmpipe.storage.store import RunStore
 from lmpipe.trainer import Objective, SFTLoss, Trainer, TrainingResult, TrainingRow
 from optimizers import format_strategy
@@ -190,6 +190,6 @@ class _Counter(Trainer):
         if session.store is None:
             raise SessionError("a trainer needs a session with a store")
         folder = session.store.new_folder()
-        (folder / "rows").write_text(digest(describe(rows)))
+        (folder / "rows").write_text(digest(describe_settings(rows)))
         weights = WeightState(base=start.base, adapter=session.store.put_folder(folder))
         return TrainingResult(weights, steps=0, tokens=tokens, losses=())

@@ -21,7 +21,15 @@ from lmpipe.engines.training import LocalTrainer
 from lmpipe.events import Callback
 from lmpipe.ledger import Cost
 from lmpipe.progress import Progress
-from lmpipe.results.result import Comparison, FindingReport, Outcome, Quality, Result, StageReport, StrategyReport
+from lmpipe.results.result import (
+    Comparison,
+    FindingReport,
+    MeasureReport,
+    Result,
+    StageReport,
+    StrategyOutcome,
+    StrategyReport,
+)
 from lmpipe.storage.store import RunStore
 from lmpipe.trainer import Trainer
 from optimizers import VANILLA, BetterTogether
@@ -169,7 +177,7 @@ def _report(strategy: str, trials: Sequence[Trial], measures: Sequence[str]) -> 
         quality={name: _quality(trials, name) for name in measures},
         stages=[_stage(trials, number) for number in range(len(trials[0].result.stages))],
         outcomes=[
-            Outcome(
+            StrategyOutcome(
                 seed=trial.seed,
                 state=trial.result.state,
                 modules=dict(trial.test.modules) if trial.test else {},
@@ -182,7 +190,7 @@ def _report(strategy: str, trials: Sequence[Trial], measures: Sequence[str]) -> 
     )
 
 
-def _quality(trials: Sequence[Trial], name: str) -> Quality:
+def _quality(trials: Sequence[Trial], name: str) -> MeasureReport:
     """Means of a measure over all test runs, and over those with the full score."""
     tests = [trial.test for trial in trials]
     every = [list(test.measures[name].values()) if test else None for test in tests]
@@ -190,7 +198,7 @@ def _quality(trials: Sequence[Trial], name: str) -> Quality:
         [value for example, value in test.measures[name].items() if test.scores[example] >= 1] if test else None
         for test in tests
     ]
-    return Quality(all=score_of(every), successful=score_of(right))
+    return MeasureReport(all=score_of(every), successful=score_of(right))
 
 
 def _findings(trials: Sequence[Trial]) -> list[FindingReport]:

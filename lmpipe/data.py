@@ -1,7 +1,7 @@
-"""Examples that go into a program and predictions that come out of it.
+"""Examples, which are the inputs of a program and their labels, and predictions, which are its outputs.
 
-Both clean the text that they are given (`lmpipe.text.cleaning`), so that everything downstream can handle it. Knows
-nothing of signatures, LMs or metrics.
+The strings of an example are cleaned (`lmpipe.text.cleaning`), so that all later steps can handle them. Knows nothing
+about signatures, LMs or metrics.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, final
 
 from lmpipe.errors import ConfigError
 from lmpipe.storage.hashing import digest
-from lmpipe.text.cleaning import cleaned
+from lmpipe.text.cleaning import clean_value
 from lmpipe.text.display import shown
 
 
@@ -23,15 +23,15 @@ class Example:
     """One labelled record.
 
     Args:
-        inputs: The keyword arguments of the program.
-        labels: What is known of the right outputs, by field name. Programs never see it; metrics do.
+        inputs: Keyword arguments of the program.
+        labels: Known correct outputs by field name; metrics see them, programs never do.
         id: Stable name of the record; by default a digest of its content.
 
     Attributes:
-        replaced: How many characters of it were no text and were replaced by U+FFFD.
+        replaced: Number of characters that were not valid text and were replaced by U+FFFD.
 
     Raises:
-        ConfigError: If inputs or labels are no mapping, the id is no text, or something in it contains itself.
+        ConfigError: If inputs or labels are not a mapping, the id is not a string, or a value contains itself.
     """
 
     inputs: Mapping[str, Any]
@@ -46,12 +46,12 @@ class Example:
                     f"the {name} of an example are {shown(value, 100)}; pass a dict of field names to values"
                 )
         if not isinstance(self.id, str):
-            raise ConfigError(f"the id of an example is {shown(self.id, 100)}; pass a text")
+            raise ConfigError(f"the id of an example is {shown(self.id, 100)}; pass a string")
         replaced: list[int] = []
         try:
-            values = cleaned([dict(self.inputs), dict(self.labels), self.id], replaced.append)
+            values = clean_value([dict(self.inputs), dict(self.labels), self.id], replaced.append)
         except RecursionError:
-            raise ConfigError("an example holds something that contains itself, or is nested too deeply") from None
+            raise ConfigError("an example has a value that contains itself or is nested too deeply") from None
         for name, value in zip(("inputs", "labels", "id"), values, strict=True):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "replaced", sum(replaced))
@@ -60,12 +60,12 @@ class Example:
 
     @cached_property
     def digest(self) -> str:
-        """Identity by content, id included."""
+        """Digest of inputs, labels and id."""
         return digest([self.id, self.inputs, self.labels])
 
 
 def snapshot(value: Any) -> Any:
-    """The value as it is now: nested lists, dicts, sets and tuples are copied, so later changes do not reach them."""
+    """Copies a value: nested lists, dicts, sets and tuples, so that later changes to them do not affect the copy."""
     if isinstance(value, dict):
         return {key: snapshot(item) if isinstance(item, _NESTED) else item for key, item in value.items()}
     if type(value) in _NESTED:
@@ -78,7 +78,7 @@ _NESTED = (dict, list, set, tuple, frozenset)
 
 @final
 class Prediction(Mapping[str, Any]):
-    """The outputs of a program or module: a read-only mapping whose items are attributes too."""
+    """The outputs of a program or module: a read-only mapping whose items are also attributes."""
 
     __slots__ = ("_values",)
     _values: dict[str, Any]
@@ -96,10 +96,10 @@ class Prediction(Mapping[str, Any]):
             raise AttributeError(f"this prediction has no field {name!r}; it has {', '.join(self._values)}") from None
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("a Prediction cannot be changed; make a new one")
+        raise AttributeError("a Prediction cannot be changed; create a new one")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _prediction, (self._values,)
+        return _restore_prediction, (self._values,)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -111,6 +111,6 @@ class Prediction(Mapping[str, Any]):
         return f"Prediction({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
 
 
-def _prediction(values: dict[str, Any]) -> Prediction:
-    """A prediction that was copied or pickled."""
+def _restore_prediction(values: dict[str, Any]) -> Prediction:
+    """Restores a prediction that was copied or pickled."""
     return Prediction(**values)

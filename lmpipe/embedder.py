@@ -13,7 +13,7 @@ from numbers import Real
 from operator import mul
 
 from lmpipe.errors import EngineError, SessionError
-from lmpipe.validation.contract import answers
+from lmpipe.validation.contract import call_and_check
 
 Vector = tuple[float, ...]
 
@@ -51,7 +51,7 @@ def wanted(embedder: Embedder | None, name: str) -> Embedder:
 
 def ask_embedder(embedder: Embedder, texts: Sequence[str]) -> list[Sequence[float]]:
     who = f"the embedder {embedder.name!r} ({type(embedder).__name__})"
-    vectors = answers(who, lambda: embedder.embed(texts), len(texts), "a vector of numbers", _fault)
+    vectors = call_and_check(who, lambda: embedder.embed(texts), len(texts), "a vector of numbers", _fault)
     sizes = sorted({len(vector) for vector in vectors})
     if len(sizes) > 1:
         raise EngineError(f"{who} gave vectors of {sizes[0]} and of {sizes[-1]} numbers; all must have one length")

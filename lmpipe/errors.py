@@ -1,23 +1,24 @@
-"""Every error that lmpipe raises on purpose.
+"""The errors of lmpipe, in one tree. Every exception that lmpipe raises on purpose is a `LmpipeError`.
 
     LmpipeError
-    ├── ConfigError          a value that the caller passed cannot be used
-    │   ├── MetricError      a metric failed, or gave no number in [0, 1]
-    │   ├── SignatureError   a signature, or the inputs given to it, do not fit
-    │   └── StrategyError    a strategy string cannot be read
-    ├── SessionError         a program was called where no session is active
-    ├── ModuleError          a module was changed after its first run, or cannot be found
-    ├── ParseError           a completion does not hold the fields that its signature asks for
-    ├── EngineError          an LM request or a retrieval could not be answered
-    │   └── TrainingDiverged a training came to NaN or infinite values
-    ├── BudgetSpent          a call was not made, or was ended, because a budget is spent
-    ├── ClusterError         the machines of a cluster cannot do the work
-    └── StoreError           a run directory cannot be used
-        ├── ConfigChanged    it belongs to a run with other settings
-        └── CorruptBlob      stored bytes no longer match their checksum
+    ├── ConfigError (ValueError)       an argument or a setting is invalid
+    │   ├── MetricError                a metric failed, or did not return a number in [0, 1]
+    │   ├── SignatureError             a signature is invalid, or inputs do not match it
+    │   └── StrategyError              a strategy string cannot be parsed
+    ├── SessionError (RuntimeError)    a program was called without an active session
+    ├── ModuleError (RuntimeError)     a module was changed after its first run, or does not exist
+    ├── ParseError                     a completion lacks a field that its signature asks for
+    ├── EngineError                    an LM request or a retrieval failed
+    │   └── TrainingDiverged           a training run reached NaN or infinite values
+    ├── BudgetSpent                    a call was not made, or was stopped, because a budget is spent
+    ├── ClusterError                   the machines of a cluster cannot do the work
+    └── StoreError                     a run directory cannot be used
+        ├── ConfigChanged              the run directory has other settings
+        └── CorruptBlob                stored bytes do not match their checksum
 
-`ParseError`, `EngineError`, `BudgetSpent` and `MetricError` of one example become data (a trace with a failure, a score
-of 0); the others end the call that raised them. Knows nothing of the rest of the package but how text is shortened.
+A `ParseError`, `EngineError`, `BudgetSpent` or `MetricError` on one example becomes data: a trace with a failure and a
+score of 0. All other errors end the call that raised them. Depends on nothing else in the package but
+`lmpipe.text.display`.
 """
 
 from __future__ import annotations
@@ -26,40 +27,40 @@ from lmpipe.text.display import shorten
 
 
 class LmpipeError(Exception):
-    """Base of every error that lmpipe raises on purpose."""
+    """Base class of all errors that lmpipe raises on purpose."""
 
 
 class ConfigError(LmpipeError, ValueError):
-    """A value that the caller passed cannot be used."""
+    """An argument or a setting is invalid."""
 
 
 class MetricError(ConfigError):
-    """A metric raised an exception, or gave something else than a number in [0, 1]."""
+    """A metric raised an exception, or did not return a number in [0, 1]."""
 
 
 class SignatureError(ConfigError):
-    """A signature, or the inputs given to it, do not fit."""
+    """A signature is invalid, or inputs do not match it."""
 
 
 class StrategyError(ConfigError):
-    """A strategy string cannot be read."""
+    """A strategy string cannot be parsed."""
 
 
 class SessionError(LmpipeError, RuntimeError):
-    """A program was called where no session is active, or the session lacks what it needs."""
+    """A program was called without an active session, or the session lacks something that the program needs."""
 
 
 class ModuleError(LmpipeError, RuntimeError):
-    """A module was changed after its first run, or cannot be found in its program."""
+    """A module was changed after its first run, or does not exist in its program."""
 
 
 class ParseError(LmpipeError):
-    """A completion does not hold a field that its signature asks for.
+    """A completion lacks a field that its signature asks for, or the field cannot be parsed.
 
     Attributes:
-        field: Name of the output field that could not be read.
-        problem: What is wrong with it, in at most 500 characters.
-        text: The completion; of one with more than 2,000 characters, its head and tail, with its length between them.
+        field: Name of the output field.
+        problem: Description of the problem, at most 500 characters.
+        text: Text of the completion, shortened to 2,000 characters.
     """
 
     def __init__(self, field: str, problem: str, text: str) -> None:
@@ -69,20 +70,20 @@ class ParseError(LmpipeError):
         super().__init__(f"field {field!r}: {self.problem}; the completion was {shorten(repr(self.text))}")
 
     def __reduce__(self) -> tuple[type[ParseError], tuple[str, str, str]]:
-        """An exception is copied and pickled by the arguments of its class, which are not the message here."""
+        """Copies and pickles the error by its three arguments; the default would pass the message alone."""
         return type(self), (self.field, self.problem, self.text)
 
 
 class EngineError(LmpipeError):
-    """An LM request or a retrieval could not be answered."""
+    """An LM request or a retrieval failed."""
 
 
 class TrainingDiverged(EngineError):
-    """A loss, a gradient or a weight of a training became NaN or infinite; nothing of that training is used.
+    """A loss, a gradient or a weight became NaN or infinite in a training run; none of its results are used.
 
     Attributes:
-        step: The optimizer step that it was found at, 0 before the first.
-        losses: Mean losses of the steps before.
+        step: Optimizer step at which it was noticed; 0 before the first.
+        losses: Mean losses of the earlier steps.
     """
 
     def __init__(self, problem: str, step: int = 0, losses: tuple[float, ...] = ()) -> None:
@@ -92,11 +93,11 @@ class TrainingDiverged(EngineError):
 
 
 class BudgetSpent(LmpipeError):
-    """An LM call or a retrieval was not made, or was ended, because a budget is spent."""
+    """An LM call or a retrieval was not made, or was stopped, because a budget is spent."""
 
 
 class ClusterError(LmpipeError):
-    """The machines of a cluster cannot do the work: they are not there, differ, or were lost too often."""
+    """The machines of a cluster cannot do the work: they are missing, differ from one another, or fail too often."""
 
 
 class StoreError(LmpipeError):
@@ -104,8 +105,8 @@ class StoreError(LmpipeError):
 
 
 class ConfigChanged(StoreError):
-    """The run directory belongs to a run with other settings."""
+    """The run directory has other settings."""
 
 
 class CorruptBlob(StoreError):
-    """Stored bytes no longer match their checksum."""
+    """Stored bytes do not match their checksum."""

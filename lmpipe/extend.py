@@ -14,7 +14,7 @@ from lmpipe.errors import ConfigError, SessionError, StrategyError, TrainingDive
 from lmpipe.events import Callback, CandidateScored, EpochEnded, Event, StageEnded
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.lm import Message, Usage
-from lmpipe.metrics import answer_f1, best, finite, number_match
+from lmpipe.metrics import answer_f1, best_index, finite_values, number_match
 from lmpipe.optimizer import Candidate, Finding, StageResult
 from lmpipe.program.evaluate import Measure, evaluate_many
 from lmpipe.program.failures import CommonFailure, FailureCounts, explained
@@ -26,12 +26,12 @@ from lmpipe.prompting.values import render_input
 from lmpipe.runtime.call_context import required_context
 from lmpipe.runtime.trace import RetrievalStep, module_costs
 from lmpipe.splits import shuffled, subsample
-from lmpipe.state import Nearest
+from lmpipe.state import DemoSelection
 from lmpipe.storage.hashing import canonical_json, derive_seed, digest
-from lmpipe.text.cleaning import clean
+from lmpipe.text.cleaning import clean_text
 from lmpipe.text.display import shorten, shown
 from lmpipe.trainer import DPOLoss, Objective, PolicyGradientLoss, SFTLoss, TrainingResult, TrainingRow
-from lmpipe.validation.checks import Share, check_settings, checked_examples, content, without_repeats
+from lmpipe.validation.checks import UnitInterval, check_examples, check_settings, deduplicate, digest_without_id
 
 if TYPE_CHECKING:
     from lmpipe.engines.cached import CachedLM
@@ -60,6 +60,7 @@ __all__ = [
     "ConfigError",
     "Cost",
     "DPOLoss",
+    "DemoSelection",
     "Embedder",
     "EpochEnded",
     "Event",
@@ -70,7 +71,6 @@ __all__ = [
     "Measure",
     "Message",
     "ModuleCost",
-    "Nearest",
     "Objective",
     "PolicyGradientLoss",
     "Progress",
@@ -78,7 +78,6 @@ __all__ = [
     "SFTLoss",
     "ServerLM",
     "SessionError",
-    "Share",
     "StageEnded",
     "StageResult",
     "StrategyError",
@@ -86,20 +85,22 @@ __all__ = [
     "TrainingDiverged",
     "TrainingResult",
     "TrainingRow",
+    "UnitInterval",
     "Usage",
     "answer_f1",
-    "best",
+    "best_index",
     "build_index",
     "canonical_json",
+    "check_examples",
     "check_settings",
-    "checked_examples",
-    "clean",
-    "content",
+    "clean_text",
+    "deduplicate",
     "derive_seed",
     "digest",
+    "digest_without_id",
     "evaluate_many",
     "explained",
-    "finite",
+    "finite_values",
     "identity",
     "load_embedder",
     "load_encoder",
@@ -111,6 +112,5 @@ __all__ = [
     "shown",
     "shuffled",
     "subsample",
-    "without_repeats",
     "work_key",
 ]

@@ -1,6 +1,6 @@
-"""What a stage cost, added up as it happens: calls, tokens, failures, traces, time and memory, and where it went.
+"""Costs and budgets: a ledger adds up calls, tokens, failures, traces, time and memory, in total and by module.
 
-A ledger may have a parent, to which everything is passed on, and a limit. Knows nothing of who spends.
+A ledger may have a budget, and a parent whose total includes its costs. Knows nothing about what causes the costs.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from time import perf_counter, process_time
 from typing import Any, final
 
 from lmpipe.errors import StoreError
-from lmpipe.validation.arguments import finite_number, whole_number
+from lmpipe.validation.arguments import check_finite_number, check_whole_number
 
 if sys.platform != "win32":
     import resource
 
 MEASURED = ("cached_calls", "seconds", "cpu_seconds", "gpu_seconds", "peak_memory")
-"""The fields of a `Cost` that differ from run to run."""
+"""Names of the fields of a `Cost` that are measured, and so differ from run to run."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class ModuleCost:
-    """What the calls of one module cost.
+    """The cost of the calls of one module.
 
     Attributes:
-        calls: LM calls made.
-        prompt_tokens: Tokens read by them.
-        completion_tokens: Tokens written by them.
-        parse_errors: Calls whose completion could not be read.
-        engine_errors: Calls and retrievals that could not be answered.
-        kept: Calls that became demonstrations or training rows, or could have.
-        retrievals: Searches made, or recalled.
-        replaced: Characters of inputs and completions that were no text and were replaced by U+FFFD.
+        calls: Number of LM calls.
+        prompt_tokens: Tokens of their prompts.
+        completion_tokens: Tokens of their completions.
+        parse_errors: Calls whose completion could not be parsed.
+        engine_errors: Calls and retrievals that failed.
+        kept: Calls that became demonstrations or training rows, or qualified for it.
+        retrievals: Searches, including those answered from a cache.
+        replaced: Characters of inputs and completions that were not valid text and were replaced by U+FFFD.
     """
 
     calls: int = 0
@@ -54,7 +54,7 @@ class ModuleCost:
 
     @classmethod
     def total(cls, costs: Iterable[ModuleCost]) -> ModuleCost:
-        """The sum of several, in one pass."""
+        """Returns the sum of several costs, computed in one pass."""
         return cls(*map(sum, zip(*map(_counts, costs), strict=True)))
 
 
@@ -64,28 +64,28 @@ _counts = operator.attrgetter(*(f.name for f in fields(ModuleCost)))
 @final
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What something cost. Costs are equal if all is that does not differ from run to run (`MEASURED`).
+    """A cost. Two costs are equal if all fields but the measured ones (`MEASURED`) are equal.
+
+    A number that is negative or not finite, for instance from a broken engine, counts as 0: it would reduce the total
+    of other costs, and no budget could hold.
 
     Attributes:
-        lm_calls: LM calls made.
-        cached_calls: How many of them a cache of completions answered.
-        prompt_tokens: Tokens read by them.
-        completion_tokens: Tokens written by them.
-        training_tokens: Tokens that went forward and backward in training.
-        parse_errors: Calls whose completion could not be read.
-        engine_errors: Calls and retrievals that could not be answered.
-        retrievals: Searches made, or recalled.
-        replaced: Characters of inputs and completions that were no text and were replaced by U+FFFD.
-        traces_tried: Runs made to learn from.
-        traces_kept: How many of them were.
+        lm_calls: Number of LM calls.
+        cached_calls: Number of these calls that a cache of completions answered.
+        prompt_tokens: Tokens of their prompts.
+        completion_tokens: Tokens of their completions.
+        training_tokens: Tokens of forward and backward passes in training.
+        parse_errors: Calls whose completion could not be parsed.
+        engine_errors: Calls and retrievals that failed.
+        retrievals: Searches, including those answered from a cache.
+        replaced: Characters of inputs and completions that were not valid text and were replaced by U+FFFD.
+        traces_tried: Rollouts made to collect training data.
+        traces_kept: Number of these rollouts that were used.
         seconds: Wall time.
         cpu_seconds: CPU time of this process.
-        gpu_seconds: Time of generating and training here on GPUs, for each of them; that of servers is not seen.
-        peak_memory: Most bytes of memory that this process has had resident so far.
-        modules: Module path → its share.
-
-    A figure that is below zero or no finite number, as a broken engine can give it, counts as 0: it would take away
-    from what others have spent, and hold no limit.
+        gpu_seconds: GPU time of generation and training in this process, summed over GPUs; servers are not included.
+        peak_memory: Largest resident memory of this process so far, in bytes.
+        modules: Module path → cost of the module.
     """
 
     lm_calls: int = 0
@@ -112,36 +112,36 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         summed = {name: getattr(self, name) + getattr(other, name) for name in _SUMMED}
-        more = {path: self.modules.get(path, ModuleCost()) + cost for path, cost in other.modules.items()}
-        modules = {**self.modules, **more} if more else self.modules
+        changed = {path: self.modules.get(path, ModuleCost()) + cost for path, cost in other.modules.items()}
+        modules = {**self.modules, **changed} if changed else self.modules
         return Cost(**summed, peak_memory=max(self.peak_memory, other.peak_memory), modules=modules)
 
     @property
     def tokens(self) -> int:
-        """Tokens read, written and trained on."""
+        """Tokens of prompts, completions and training."""
         return self.prompt_tokens + self.completion_tokens + self.training_tokens
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, times to the millisecond."""
+        """Returns the cost as plain JSON, with times rounded to milliseconds."""
         times = {name: round(getattr(self, name), 3) for name in ("seconds", "cpu_seconds", "gpu_seconds")}
         return {**asdict(self), **times, "modules": {path: asdict(self.modules[path]) for path in sorted(self.modules)}}
 
     @classmethod
-    def from_json(cls, known: Mapping[str, Any]) -> Cost:
-        """Reads what `to_json` wrote; what an older version did not count is 0.
+    def from_json(cls, values: Mapping[str, Any]) -> Cost:
+        """Reads the JSON that `to_json` returned; fields that an older version did not have are 0.
 
         Raises:
-            StoreError: If it is something else.
+            StoreError: If the JSON is not that of a cost.
         """
         try:
-            modules = {path: ModuleCost(**cost) for path, cost in known["modules"].items()}
-            cost = cls(**{**known, "modules": modules})
+            modules = {path: ModuleCost(**cost) for path, cost in values["modules"].items()}
+            cost = cls(**{**values, "modules": modules})
         except (TypeError, LookupError, AttributeError) as error:
-            raise StoreError(f"{known!r:.200} is no record of costs of this version of lmpipe: {error}") from error
+            raise StoreError(f"{values!r:.200} is not a cost that this version of lmpipe can read: {error}") from error
         figures = [getattr(cost, name) for name in _FIGURES]
         figures += [figure for module in modules.values() for figure in _counts(module)]
         if not all(type(figure) in (int, float) and 0 <= figure < math.inf for figure in figures):
-            raise StoreError(f"{known!r:.200} is no record of costs: figures must be numbers from 0 on")
+            raise StoreError(f"{values!r:.200} is not a cost: its numbers must be finite and at least 0")
         return cost
 
 
@@ -152,16 +152,16 @@ _FIGURES = (*_SUMMED, "peak_memory")
 @final
 @dataclass(frozen=True)
 class Budget:
-    """How much may be spent; what has no limit is none.
+    """Limits on the cost of a run or a stage; None means no limit.
 
     Args:
-        max_lm_calls: LM calls; none is made beyond it.
-        max_tokens: Tokens read, written and trained on; the batch that passes it is the last one.
-        max_seconds: Wall time; likewise, and calls that are under way then are ended. The one limit under which two
-            runs may differ.
+        max_lm_calls: Most LM calls; no further call is made.
+        max_tokens: Most tokens of prompts, completions and training; the batch that exceeds it is the last.
+        max_seconds: Most wall time; the batch that exceeds it is the last, and its running calls are stopped. Two
+            runs with this limit may have different results.
 
     Raises:
-        ConfigError: If a limit is no finite number from 0 on; one of 0 leaves nothing to spend.
+        ConfigError: If a limit is negative or not a finite number; a limit of 0 allows nothing to be spent.
     """
 
     max_lm_calls: int | None = None
@@ -169,37 +169,37 @@ class Budget:
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name, checked in (
-            ("max_lm_calls", whole_number),
-            ("max_tokens", whole_number),
-            ("max_seconds", finite_number),
+        for name, check in (
+            ("max_lm_calls", check_whole_number),
+            ("max_tokens", check_whole_number),
+            ("max_seconds", check_finite_number),
         ):
             limit = getattr(self, name)
             if limit is not None:
-                object.__setattr__(self, name, checked(name, limit, 0))
+                object.__setattr__(self, name, check(name, limit, 0))
 
-    def spent(self, cost: Cost) -> str:
-        """Which limit a cost has reached, in words; empty if none."""
-        pairs = (
+    def reached_limit(self, cost: Cost) -> str:
+        """Returns a clause that names the limit that a cost has reached; an empty string if it has reached none."""
+        limits = (
             ("max_lm_calls", self.max_lm_calls, cost.lm_calls),
             ("max_tokens", self.max_tokens, cost.tokens),
             ("max_seconds", self.max_seconds, cost.seconds),
         )
         return next(
-            (f"{name}={most} is spent" for name, most, so_far in pairs if most is not None and so_far >= most), ""
+            (f"{name}={limit} is spent" for name, limit, spent in limits if limit is not None and spent >= limit), ""
         )
 
 
 @final
 @dataclass
 class Ledger:
-    """A running total that threads may add to.
+    """A running total of costs; threads may add to it concurrently.
 
-    Its clocks run from when it is made; times are added only for work that was done in an earlier process.
+    Its clocks start when it is created. The times of a cost are added only for work of an earlier process.
 
     Args:
-        parent: Where everything is added as well, or none.
-        limit: How much may be spent here.
+        parent: Ledger to which every cost is also added, or None.
+        limit: Budget of this ledger, or None.
     """
 
     parent: Ledger | None = None
@@ -210,18 +210,18 @@ class Ledger:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def child(self, limit: Budget | None = None) -> Ledger:
-        """A ledger whose costs are costs of this one too."""
+        """Returns a new ledger whose costs are also added to this one."""
         return Ledger(self, limit)
 
     def add(self, cost: Cost) -> None:
-        """Adds to the total, here and in all parents."""
+        """Adds a cost to the totals of this ledger and of all its parents."""
         for ledger in self._chain():
             with ledger._lock:
                 ledger._total += cost
 
     @property
     def total(self) -> Cost:
-        """Everything added so far, the time since the ledger was made, and the memory."""
+        """All costs so far, with the time since the ledger was created and the peak memory."""
         return self._total + Cost(
             seconds=perf_counter() - self._started,
             cpu_seconds=process_time() - self._cpu_started,
@@ -230,25 +230,31 @@ class Ledger:
 
     @property
     def limits(self) -> list[Budget]:
-        """Of this ledger and its parents."""
+        """Budgets of this ledger and of its parents."""
         return [ledger.limit for ledger in self._chain() if ledger.limit is not None]
 
-    def spent(self, more: Cost = Cost()) -> str:
-        """Which limit is reached, here or in a parent, in words; empty if none.
+    def reached_limit(self, pending: Cost = Cost()) -> str:
+        """Returns a clause that names the limit that is reached, here or in a parent; an empty string if none is.
 
         Args:
-            more: What is spent already and not yet added.
+            pending: Cost that is already spent but not yet added.
         """
-        found = (ledger.limit.spent(ledger.total + more) for ledger in self._chain() if ledger.limit is not None)
-        return next((reason for reason in found if reason), "")
+        reasons = (
+            ledger.limit.reached_limit(ledger.total + pending) for ledger in self._chain() if ledger.limit is not None
+        )
+        return next((reason for reason in reasons if reason), "")
 
-    def calls_left(self, more: Cost = Cost()) -> int | None:
-        """How many LM calls the limits leave, or none if there is no limit."""
-        return self._left((limit.max_lm_calls, total.lm_calls + more.lm_calls) for limit, total in self._limited())
+    def calls_left(self, pending: Cost = Cost()) -> int | None:
+        """Returns the number of LM calls that the limits leave, or None if there is no limit.
+
+        Args:
+            pending: Cost that is already spent but not yet added.
+        """
+        return self._left((limit.max_lm_calls, total.lm_calls + pending.lm_calls) for limit, total in self._limited())
 
     @property
     def seconds_left(self) -> float | None:
-        """How much wall time the limits leave, or none if there is no limit; below zero when it is over."""
+        """Wall time that the limits leave, in seconds; negative if it is exceeded, None if there is no limit."""
         left = (
             ledger.limit.max_seconds - ledger.total.seconds
             for ledger in self._chain()
@@ -257,16 +263,16 @@ class Ledger:
         return min(left, default=None)
 
     def tokens_left(self) -> int | None:
-        """How many tokens the limits leave, or none if there is no limit."""
+        """Returns the number of tokens that the limits leave, or None if there is no limit."""
         return self._left((limit.max_tokens, total.tokens) for limit, total in self._limited())
 
     def _limited(self) -> Iterator[tuple[Budget, Cost]]:
-        """The limits of the chain, and what counts towards each."""
+        """Budgets of this ledger and its parents, each with the total that counts towards it."""
         return ((ledger.limit, ledger._total) for ledger in self._chain() if ledger.limit is not None)
 
     @staticmethod
-    def _left(most_and_spent: Iterable[tuple[int | None, int]]) -> int | None:
-        left = [most - spent for most, spent in most_and_spent if most is not None]
+    def _left(limits_and_totals: Iterable[tuple[int | None, int]]) -> int | None:
+        left = [limit - total for limit, total in limits_and_totals if limit is not None]
         return max(0, min(left)) if left else None
 
     def _chain(self) -> Iterator[Ledger]:
@@ -277,7 +283,7 @@ class Ledger:
 
 
 def _peak_memory() -> int:
-    """Bytes, 0 where the system does not say; macOS counts in bytes and Linux in KiB."""
+    """Peak resident memory in bytes; 0 on Windows. macOS reports bytes, Linux KiB."""
     if sys.platform == "win32":
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,7 @@
-"""The LM protocol: batches of requests in, completions out.
+"""The interface of language models: they answer batches of requests with completions.
 
-Knows nothing of programs, signatures or states beyond the weights a request must run on. Engines implement it
-(`lmpipe.engines`); `ScriptedLM` is a real implementation for tests and examples.
+Engines implement it (`lmpipe.engines`); `ScriptedLM` is a real implementation for tests and examples. Knows nothing
+about programs, signatures, or states beyond the weights that a request runs on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal, final
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.state import WeightState
 from lmpipe.text.display import shown
-from lmpipe.validation.contract import answers
+from lmpipe.validation.contract import call_and_check
 
 
 @final
@@ -31,18 +31,18 @@ class Message:
 @final
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a completion is drawn.
+    """Sampling parameters of a completion.
 
     Args:
-        temperature: 0 is greedy.
-        top_p: Smallest probability mass to draw from, in (0, 1].
+        temperature: Sampling temperature; 0 decodes greedily.
+        top_p: Probability mass of the nucleus to sample from, in (0, 1].
         max_tokens: Most new tokens.
-        stop: Texts that end a completion; they are not part of it.
-        top_k: How many of the likeliest tokens to draw from; none draws from all.
-        logprobs: Whether completions carry the log-probability of each token.
+        stop: Strings that end a completion; they are not part of it.
+        top_k: Number of most likely tokens to sample from; None samples from all.
+        logprobs: Whether completions include the log-probability of each token.
 
     Raises:
-        ConfigError: If a value is out of its range.
+        ConfigError: If a value is out of range.
     """
 
     temperature: float = 0.0
@@ -60,15 +60,15 @@ class Sampling:
 @final
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One chat completion to make.
+    """A request for one chat completion.
 
     Args:
-        messages: The conversation so far; the completion is the next assistant message.
-        sampling: How to draw it.
-        weights: The exact weights to run on.
-        seed: Decides every random draw of this request, whatever batch it runs in.
-        regex: Regular expression that the completion must match as a whole, or none. It may use what engines have
-            in common: classes, groups, alternatives and repetitions.
+        messages: Conversation so far; the completion is the next assistant message.
+        sampling: Sampling parameters.
+        weights: Weights to run on.
+        seed: Seed of all random draws of this request; the batch has no influence on them.
+        regex: Regular expression that the whole completion must match, or None. It may use the syntax that all engines
+            support: classes, groups, alternatives and repetitions.
     """
 
     messages: tuple[Message, ...]
@@ -81,11 +81,14 @@ class Request:
 @final
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens read and written, and the calls that did it.
+    """Tokens and calls of LM requests.
 
     Attributes:
-        cached: How many of the calls a cache answered.
-        gpu_seconds: The calls' share of the time that GPUs of this process took for their batch.
+        calls: Number of LM calls.
+        prompt_tokens: Tokens of the prompts.
+        completion_tokens: Tokens of the completions.
+        cached: Number of the calls that a cache answered.
+        gpu_seconds: These calls' share of the time that the GPUs of this process spent on their batches.
     """
 
     calls: int = 0
@@ -98,14 +101,14 @@ class Usage:
 @final
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an LM answered.
+    """The completion of a request.
 
     Attributes:
-        text: The new text.
-        finish_reason: Whether it ended by itself or at a stop text, or was cut off at ``max_tokens``.
+        text: Text of the completion.
+        finish_reason: ``"stop"`` if the LM or a stop string ended it, ``"length"`` if it was cut off at ``max_tokens``.
         usage: Tokens of the call.
-        logprobs: If asked for: the log-probability of each token drawn, the one that ends the completion included, in
-            nats, in the LM's own distribution: before temperature, top-k, top-p and regex.
+        logprobs: If requested, the log-probability of each sampled token, including the one that ends the completion,
+            in nats. It is that of the LM's own distribution: before temperature, top-k, top-p and regex.
     """
 
     text: str
@@ -115,15 +118,15 @@ class Completion:
 
 
 class LM(ABC):
-    """A language model that answers batches.
+    """A language model that answers batches of requests.
 
-    `complete` returns one result for each request, in order, and never raises for a single one: a request that
-    cannot be answered gives an `EngineError` in its place. If it does raise an `EngineError`, every request of that
-    batch has failed. Results depend on a request alone, not on the batch, up to float rounding.
+    `complete` returns one result for each request, in order. It does not raise an exception for a single request: the
+    result of a request that cannot be answered is an `EngineError`. If `complete` raises an `EngineError`, all requests
+    of the batch have failed. A result depends only on its request, not on the batch, up to float rounding.
 
     Attributes:
-        batched: Whether requests are worth collecting into batches. An LM that schedules them by itself, as a server
-            does, wants each at once, and is called from many threads.
+        batched: Whether to collect requests into batches. An LM that schedules requests itself, such as a server, sets
+            this to False: each request is then passed on at once, from many threads.
     """
 
     batched: bool = True
@@ -131,56 +134,62 @@ class LM(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What identifies the base weights: the `base` of every `WeightState` made for this LM."""
+        """Name that identifies the base weights; `WeightState.base` of all weights of this LM."""
 
     @abstractmethod
     def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
-        """Answers a batch."""
+        """Answers a batch of requests."""
 
     @abstractmethod
     def register_adapter(self, adapter: str, folder: Path) -> None:
-        """Makes requests with that adapter digest answerable; `folder` is in PEFT's format. Repeating it is free."""
+        """Registers an adapter, so that requests may use it; registering it again costs nothing.
+
+        Args:
+            adapter: Digest of the adapter.
+            folder: Folder of the adapter in PEFT's format.
+        """
 
 
-def ask(lm: LM, requests: Sequence[Request]) -> list[Completion | EngineError]:
-    """What an LM answers, held to its contract.
+def complete_batch(lm: LM, requests: Sequence[Request]) -> list[Completion | EngineError]:
+    """Answers a batch of requests and checks the results.
 
     Raises:
-        EngineError: If the LM failed as a whole, or gave anything else than a completion or an error for each request;
-            the message names the LM.
+        EngineError: If the LM failed as a whole, or did not return a completion or an error for each request; the
+            message names the LM.
     """
     who = f"the LM {lm.name!r} ({type(lm).__name__})"
-    return answers(who, lambda: lm.complete(requests), len(requests), "a Completion or an EngineError", _fault)
+    return call_and_check(who, lambda: lm.complete(requests), len(requests), "a Completion or an EngineError", _fault)
 
 
 def _fault(answer: object) -> str:
     if isinstance(answer, EngineError):
         return ""
     if not isinstance(answer, Completion):
-        return "it must give a Completion or an EngineError"
+        return "it must return a Completion or an EngineError"
     if not isinstance(answer.text, str):
-        return f"the text of a completion must be text, and this is {shown(answer.text, 50)}"
+        return f"the text of a completion must be a string, and this is {shown(answer.text, 50)}"
     usage = answer.usage
     counts = [usage.calls, usage.prompt_tokens, usage.completion_tokens] if isinstance(usage, Usage) else [usage]
-    wrong = [count for count in counts if not isinstance(count, Integral) or count < 0]
-    return f"calls and tokens are counted from 0 on, and one is {shown(wrong[0], 50)}" if wrong else ""
+    invalid = [count for count in counts if not isinstance(count, Integral) or count < 0]
+    return f"counts of calls and tokens must be whole numbers from 0, not {shown(invalid[0], 50)}" if invalid else ""
 
 
 @final
 class ScriptedLM(LM):
-    """An LM that answers by a function of the request; for tests, examples and overhead measurements.
+    """An LM whose completions a Python function computes; for tests, examples and measurements of overhead.
 
     Args:
-        script: Gives the completion text; an `EngineError` that it raises fails that request alone.
+        script: Function that returns the completion text of a request; if it raises an `EngineError`, only that request
+            fails.
         name: See `LM.name`.
 
-    Raises:
-        ConfigError: If the script is no function.
-
     Attributes:
-        requests: Every request so far, in the order of arrival.
-        batch_sizes: How many requests came in each call.
-        adapters: Digest → folder of every adapter registered.
+        requests: All requests so far, in order of arrival.
+        batch_sizes: Number of requests in each call.
+        adapters: Digest → folder of each registered adapter.
+
+    Raises:
+        ConfigError: If the script is not a function.
     """
 
     def __init__(self, script: Callable[[Request], str], name: str = "scripted") -> None:
@@ -205,12 +214,12 @@ class ScriptedLM(LM):
         self.adapters[adapter] = folder
 
     def _answer(self, request: Request) -> Completion | EngineError:
-        """Counts words as tokens."""
+        """Calls the script; words count as tokens."""
         try:
             text = self._script(request)
         except EngineError as error:
             return error
         if not isinstance(text, str):
-            raise EngineError(f"the script of {self._name!r} gave {shown(text, 100)}; it must give a text")
-        read = " ".join([message.content for message in request.messages]).count(" ") + 1
-        return Completion(text, usage=Usage(1, read, text.count(" ") + 1))
+            raise EngineError(f"the script of {self._name!r} returned {shown(text, 100)}; it must return a string")
+        prompt_tokens = " ".join([message.content for message in request.messages]).count(" ") + 1
+        return Completion(text, usage=Usage(1, prompt_tokens, text.count(" ") + 1))

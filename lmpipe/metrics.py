@@ -1,7 +1,7 @@
-"""Metrics: functions of an example and a prediction that give a score in [0, 1], and may say why.
+"""Metrics: functions of an example and a prediction that return a score in [0, 1], optionally with feedback.
 
-The normalisation of answers is the one of SQuAD (Rajpurkar et al. 2016) and HotPotQA (Yang et al. 2018): lower case, no
-punctuation, no articles, single spaces.
+Answers are normalised as in SQuAD (Rajpurkar et al. 2016) and HotPotQA (Yang et al. 2018): lower case, no punctuation,
+no articles, single spaces.
 """
 
 from __future__ import annotations
@@ -19,56 +19,57 @@ from typing import Any, SupportsFloat
 from lmpipe.data import Example, Prediction
 from lmpipe.errors import MetricError
 from lmpipe.prompting.numbers import Number, find_numbers
-from lmpipe.text.cleaning import clean
+from lmpipe.text.cleaning import clean_text
 from lmpipe.text.display import shorten, shown
 
 Metric = Callable[[Example, Prediction], float | tuple[float, str]]
-"""Scores a prediction on an example, in [0, 1]; a resumed run knows it by its code (`lmpipe.program.identity`).
+"""A function that scores a prediction on an example, in [0, 1].
 
-It may give ``(score, feedback)``: what is wrong with the prediction, in words, which reflective optimizers read.
+It may return ``(score, feedback)``; the feedback says what is wrong with the prediction, for reflective optimizers. A
+resumed run identifies a metric by its code (`lmpipe.program.identity`).
 """
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ROUNDING = 1e-6
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ALONE = frozenset(["yes", "no", "noanswer"])
-_FINAL = re.compile(r"#### *(?=[-−$€£¥.\d])")
+_SPECIAL_ANSWERS = frozenset(["yes", "no", "noanswer"])
+_ANSWER_MARK = re.compile(r"#### *(?=[-−$€£¥.\d])")
 _SLASH = re.compile(r"\s?/\s?")
 
 
 def judge(metric: Metric, example: Example, prediction: Prediction) -> tuple[float, str]:
-    """Score and feedback; the latter is empty where the metric gives none.
+    """Returns the score of a prediction and the metric's feedback, which may be empty.
 
     Raises:
-        MetricError: If the metric gave something else than a number in [0, 1], or such a number and feedback. The
-            message goes on from the name of the metric.
-        Exception: What the metric raised.
+        MetricError: If the metric did not return a number in [0, 1], or such a number and feedback. The message is a
+            clause that follows the name of the metric.
+        Exception: Any exception that the metric raises.
     """
-    verdict = metric(example, prediction)
-    score, feedback = verdict if isinstance(verdict, tuple) and len(verdict) == 2 else (verdict, "")
-    return _in_range(score), clean(str(feedback))
+    result = metric(example, prediction)
+    score, feedback = result if isinstance(result, tuple) and len(result) == 2 else (result, "")
+    return _in_range(score), clean_text(str(feedback))
 
 
 def _in_range(score: object) -> float:
-    """The score as a number; what rounding puts beyond 0 or 1 by less than a millionth is put back."""
+    """Returns a score as a float; a value that is outside of [0, 1] by a rounding error of 1e-6 is moved inside."""
     if inspect.iscoroutine(score):
         score.close()
-        raise MetricError("it is async, so it gave a coroutine; write `def` in place of `async def`")
+        raise MetricError("it is async, so it returned a coroutine; write `def` instead of `async def`")
     value = float(score) if isinstance(score, (float, int, SupportsFloat)) else math.nan
-    if not -_ROUNDING <= value <= 1 + _ROUNDING:  # a NaN is not either
-        raise MetricError(f"it gave {shown(score, 100)}; it must give a number in [0, 1], or (number, text)")
+    if not -_ROUNDING <= value <= 1 + _ROUNDING:  # also true for NaN
+        raise MetricError(f"it returned {shown(score, 100)}; it must return a number in [0, 1], or (number, text)")
     return min(max(value, 0.0), 1.0)
 
 
 def normalize_answer(text: object) -> str:
-    """Lower case without punctuation, articles and extra white space."""
+    """Lowercases a text and removes punctuation, articles and extra white space."""
     return " ".join(_ARTICLES.sub(" ", str(text).lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(example: Example, prediction: Prediction) -> float:
-    """1 if the prediction's ``answer`` equals the label ``answer`` after normalisation, else 0.
+    """Returns 1 if the prediction's ``answer`` equals the label ``answer`` after normalisation, else 0.
 
-    A label that is a list holds answers that are all right; the best score counts, as in SQuAD.
+    If the label is a list, each of its items is a correct answer; the best score counts, as in SQuAD.
 
     Raises:
         MetricError: If the prediction or the labels have no ``answer``.
@@ -78,12 +79,12 @@ def exact_match(example: Example, prediction: Prediction) -> float:
 
 
 def answer_f1(example: Example, prediction: Prediction) -> float:
-    """Harmonic mean of the precision and recall of the words of ``answer`` after normalisation.
+    """Returns the F1 score of the words of ``answer`` after normalisation.
 
-    As in HotPotQA's official script, ``yes``, ``no`` and ``noanswer`` match only themselves. Two answers of which
-    normalisation leaves nothing (``"A"`` and ``"the"``) are equal, as they are for `exact_match`.
+    As in HotPotQA's official script, ``yes``, ``no`` and ``noanswer`` match only themselves. Two answers that are both
+    empty after normalisation (``"A"`` and ``"the"``) are equal, as they are for `exact_match`.
 
-    A label that is a list holds answers that are all right; the best score counts, as in SQuAD.
+    If the label is a list, each of its items is a correct answer; the best score counts, as in SQuAD.
 
     Raises:
         MetricError: If the prediction or the labels have no ``answer``.
@@ -93,12 +94,12 @@ def answer_f1(example: Example, prediction: Prediction) -> float:
 
 
 def last_number(text: object) -> Fraction | None:
-    """The last number of a text, exactly: ``$1,000``, ``5.00``, ``3/4``, ``1 1/2`` and ``-7`` are numbers.
+    """Returns the exact value of the last number of a text, such as ``$1,000``, ``5.00``, ``3/4``, ``1 1/2`` or ``-7``.
 
-    See `lmpipe.prompting.numbers.find_numbers` for how they are written. Of a number, it is the number itself.
+    See `lmpipe.prompting.numbers.find_numbers` for the notations. A number is returned as it is.
 
     Returns:
-        None if there is none, or if the last one has no certain reading (``1.000.000``, more than 4,300 digits).
+        The number; None if there is none, or the last one is ambiguous (``1.000.000``) or has more than 4,300 digits.
     """
     if isinstance(text, (int, Fraction)) and not isinstance(text, bool):
         return Fraction(text)
@@ -108,7 +109,7 @@ def last_number(text: object) -> Fraction | None:
 
 
 def _fraction(text: str, numbers: Sequence[Number]) -> Fraction | None:
-    """The value of the last number; with the numbers before it, if these are the other parts of a fraction."""
+    """The value of the last number or, if the numbers before it are parts of the same fraction, of that fraction."""
     *before, last = numbers
     above = before[-1].value if before else None
     if last.value is None or above is None or last.value <= 0 or last.value.denominator != 1:
@@ -131,73 +132,72 @@ def _fraction(text: str, numbers: Sequence[Number]) -> Fraction | None:
 
 
 def answer_number(text: object) -> Fraction | None:
-    """The number that a solution gives as its answer: right after the first ``####`` before a number, or the last one.
+    """Returns the number that is the answer of a solution: the first number after ``####``, or else the last number.
 
-    The mark is the one of GSM8K (Cobbe et al. 2021). Numbers are compared by value, not by spelling as there.
+    GSM8K (Cobbe et al. 2021) uses this mark. Unlike there, numbers are compared by value, not as strings.
     """
-    if isinstance(text, str) and (mark := _FINAL.search(text)):
-        found = find_numbers(text[mark.end() :])
-        return found[0].value if found else None
+    if isinstance(text, str) and (mark := _ANSWER_MARK.search(text)):
+        numbers = find_numbers(text[mark.end() :])
+        return numbers[0].value if numbers else None
     return last_number(text)
 
 
 def number_match(example: Example, prediction: Prediction) -> float:
-    """1 if the numbers of ``answer`` and of the label ``answer`` are equal, else 0 (see `answer_number`).
+    """Returns 1 if the numbers of ``answer`` and of the label ``answer`` are equal, else 0 (see `answer_number`).
 
-    A label that is a list holds answers that are all right.
+    If the label is a list, each of its items is a correct answer.
 
     Raises:
-        MetricError: If the prediction or the labels have no ``answer``, or a label holds no number.
+        MetricError: If the prediction or the labels have no ``answer``, or a label has no number.
     """
     answer, golds = _answers("number_match", example, prediction)
-    wanted = [answer_number(gold) for gold in golds]
-    if None in wanted:
+    gold_numbers = [answer_number(gold) for gold in golds]
+    if None in gold_numbers:
         raise MetricError(
-            f"number_match needs a number in the label 'answer'; {shown(golds[wanted.index(None)])} has none"
+            f"number_match needs a number in the label 'answer'; {shown(golds[gold_numbers.index(None)])} has none"
         )
     number = answer_number(answer)
-    return float(number is not None and number in wanted)
+    return float(number is not None and number in gold_numbers)
 
 
 def _answers(metric: str, example: Example, prediction: Prediction) -> tuple[Any, list[Any]]:
-    """The answer of a prediction, and those of the labels."""
+    """Returns the answer of a prediction and the list of correct answers."""
     for name, fields in (("prediction", prediction), ("labels", example.labels)):
         if "answer" not in fields:
-            raise MetricError(f"{metric} needs the field 'answer' in the {name}; there is {_listed(fields)}")
+            listed = shorten(", ".join(map(repr, fields)), 300) or "none"
+            raise MetricError(f"{metric} needs the field 'answer' in the {name}; fields there: {listed}")
     label = example.labels["answer"]
     golds = list(label) if isinstance(label, (list, tuple)) else [label]
     if not golds or None in golds:
         raise MetricError(f"{metric} needs an answer in the label 'answer'; it is {shown(label)}")
-    answer, *golds = (one.value if isinstance(one, enum.Enum) else one for one in (prediction["answer"], *golds))
+    answer, *golds = (
+        value.value if isinstance(value, enum.Enum) else value for value in (prediction["answer"], *golds)
+    )
     return "" if answer is None else answer, golds
 
 
 def _f1(answer: str, gold: str) -> float:
     if answer == gold:
         return 1.0
-    if {answer, gold} & _ALONE:
+    if {answer, gold} & _SPECIAL_ANSWERS:
         return 0.0
-    found, wanted = Counter(answer.split()), Counter(gold.split())
-    shared = (found & wanted).total()
-    return 2 * shared / (found.total() + wanted.total()) if shared else 0.0
+    answer_words, gold_words = Counter(answer.split()), Counter(gold.split())
+    shared = (answer_words & gold_words).total()
+    return 2 * shared / (answer_words.total() + gold_words.total()) if shared else 0.0
 
 
-def _listed(fields: Any) -> str:
-    return shorten(", ".join(map(repr, fields)), 300) or "none"
+def best_index(scores: Iterable[float | None]) -> int | None:
+    """Returns the index of the highest score; of equal scores, the first.
 
-
-def best(scores: Iterable[float | None]) -> int | None:
-    """Number of the highest score, the earliest of equals.
-
-    What has no score (none, NaN or an infinity) never wins, since no number can be compared with it.
+    Scores that are None, NaN or infinite are left out.
 
     Returns:
-        None if nothing has a score.
+        The index, or None if no score is left.
     """
-    known = [(score, -number) for number, score in enumerate(scores) if score is not None and math.isfinite(score)]
-    return -max(known)[1] if known else None
+    ranked = [(score, -index) for index, score in enumerate(scores) if score is not None and math.isfinite(score)]
+    return -max(ranked)[1] if ranked else None
 
 
-def finite(values: Iterable[float | None]) -> list[float]:
-    """The values that are numbers, in their order; JSON has none in the place of one that is not."""
+def finite_values(values: Iterable[float | None]) -> list[float]:
+    """Returns the values that are neither None, NaN nor infinite, in their order; JSON has no NaN or infinity."""
     return [value for value in values if value is not None and math.isfinite(value)]

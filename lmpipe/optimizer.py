@@ -21,8 +21,8 @@ from lmpipe.program.module import Module, check_state
 from lmpipe.program.predict import predictors
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState
-from lmpipe.validation.arguments import of_kind
-from lmpipe.validation.checks import check_ids, checked_examples, warn_of_overlap, without_repeats
+from lmpipe.validation.arguments import check_type
+from lmpipe.validation.checks import check_examples, check_ids, deduplicate, warn_about_overlap
 
 
 @final
@@ -128,7 +128,8 @@ class Optimizer(ABC):
         """Looks for a better state; called through `optimize` only.
 
         Must change neither the program nor the state, take every random choice from ``session.seed``, and never
-        raise for an individual example. When ``session.ledger.spent()`` says so, it returns the best state so far.
+        raise for an individual example. When ``session.ledger.reached_limit()`` names a limit, it returns the best
+        state so far.
         """
 
     @final
@@ -156,16 +157,16 @@ class Optimizer(ABC):
             ConfigError: If it needs examples and there are none, something is no example, or two have one id; or if the
                 state is of another program.
         """
-        of_kind("program", program, Module)
-        of_kind("state", state, ProgramState)
-        of_kind("session", session, Session)
-        train = without_repeats(checked_examples(train, "train"), "train")
-        val = checked_examples(val, "val")
+        check_type("program", program, Module)
+        check_type("state", state, ProgramState)
+        check_type("session", session, Session)
+        train = deduplicate(check_examples(train, "train"), "train")
+        val = check_examples(val, "val")
         check_ids(val, "val")
         self.require(train, val)
         _check_paths(program, state)
         if not session.stage:
-            warn_of_overlap(train, val)
+            warn_about_overlap(train, val)
         key = work_key(
             "optimize",
             optimizer=self,
@@ -179,8 +180,8 @@ class Optimizer(ABC):
 
         def work(inner: Session) -> Any:
             result = self.search(program, state, train, val, inner)
-            of_kind(f"what {type(self).__name__}.search() returned", result, OptimizeResult)
-            found = {"stopped": result.stopped or inner.ledger.spent(), "cost": inner.ledger.total}
+            check_type(f"what {type(self).__name__}.search() returned", result, OptimizeResult)
+            found = {"stopped": result.stopped or inner.ledger.reached_limit(), "cost": inner.ledger.total}
             return result.model_copy(update=found).model_dump(mode="json")
 
         return OptimizeResult.model_validate(session.cached(key, work))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from lmpipe.text.display import visible
+from lmpipe.text.display import escape_controls
 
 
 class Progress(Protocol):
@@ -23,7 +23,7 @@ def show_progress(progress: Progress | None, description: str, total: int) -> It
     if progress is None:
         yield lambda done: None
         return
-    task = progress.add_task(visible(description), total=total)
+    task = progress.add_task(escape_controls(description), total=total)
     try:
         yield lambda done: progress.advance(task, done)
     finally:

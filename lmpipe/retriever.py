@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from lmpipe.errors import EngineError
-from lmpipe.text.cleaning import clean, is_clean
-from lmpipe.validation.contract import answers
+from lmpipe.text.cleaning import clean_text, is_clean
+from lmpipe.validation.contract import call_and_check
 
 
 @final
@@ -64,7 +64,7 @@ def ask_retriever(retriever: Retriever, queries: Sequence[str], k: int) -> list[
     def fault(answer: object) -> str:
         return "" if _is_answer(k, answer) else f"it must give {wanted}"
 
-    found = answers(who, lambda: retriever.search(queries, k), len(queries), wanted, fault)
+    found = call_and_check(who, lambda: retriever.search(queries, k), len(queries), wanted, fault)
     return [answer if isinstance(answer, EngineError) else tuple(map(_cleaned, answer)) for answer in found]
 
 
@@ -81,4 +81,4 @@ def _is_passage(found: object) -> bool:
 def _cleaned(passage: Passage) -> Passage:
     if is_clean(passage.text) and is_clean(passage.id):
         return passage
-    return replace(passage, id=clean(passage.id), text=clean(passage.text))
+    return replace(passage, id=clean_text(passage.id), text=clean_text(passage.text))

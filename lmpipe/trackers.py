@@ -30,7 +30,7 @@ from typing_extensions import Self
 
 from lmpipe.errors import ConfigError
 from lmpipe.events import CandidateScored, EpochEnded, Event, StageEnded
-from lmpipe.text.secrets import hide, hide_in_spec, secrets_of
+from lmpipe.text.secrets import redact, redact_spec, secrets_in_url
 
 Kind = Literal["stage", "candidate", "epoch"]
 
@@ -92,7 +92,7 @@ class TensorBoardTracker(Tracker):
     def __init__(self, folder: str) -> None:
         super().__init__()
         writer = _load("tensorboard.summary", "tensorboard").Writer
-        self._trouble = partial(_told, f"TensorBoard cannot write to {hide(folder)!r}", OSError)
+        self._trouble = partial(_told, f"TensorBoard cannot write to {redact(folder)!r}", OSError)
         with self._trouble():
             self._writer = writer(folder)
 
@@ -124,7 +124,9 @@ class MlflowTracker(Tracker):
         super().__init__()
         mlflow = _load("mlflow", "mlflow")
         kinds = (mlflow.MlflowException, ImportError, OSError)
-        self._trouble = partial(_told, f"MLflow cannot track to {hide_in_spec(uri)!r}", *kinds, secrets=secrets_of(uri))
+        self._trouble = partial(
+            _told, f"MLflow cannot track to {redact_spec(uri)!r}", *kinds, secrets=secrets_in_url(uri)
+        )
         with self._trouble():
             self._client = mlflow.MlflowClient(tracking_uri=uri)
             known = self._client.get_experiment_by_name(experiment)
@@ -156,7 +158,7 @@ class WandbTracker(Tracker):
     def __init__(self, project: str, **options: Any) -> None:
         super().__init__()
         wandb = _load("wandb", "wandb")
-        self._trouble = partial(_told, f"Weights & Biases cannot track {hide(project)!r}", wandb.Error, OSError)
+        self._trouble = partial(_told, f"Weights & Biases cannot track {redact(project)!r}", wandb.Error, OSError)
         with self._trouble():
             self._run = wandb.init(project=project, reinit="create_new", **options)
             for names in ("stage", "stages", "candidate", "candidates", "epoch"):
@@ -187,7 +189,7 @@ def load_tracker(spec: str) -> Tracker:
             return MlflowTracker(uri)
         case "wandb", _, project if project:
             return WandbTracker(project)
-    shown = hide_in_spec(spec)
+    shown = redact_spec(spec)
     raise ConfigError(f"unknown tracker {shown!r}; write 'tensorboard:FOLDER', 'mlflow:URI' or 'wandb:PROJECT'")
 
 
@@ -234,4 +236,4 @@ def _told(what: str, *kinds: type[Exception], secrets: Iterable[str] = ()) -> It
     try:
         yield
     except kinds as error:
-        raise ConfigError(f"{what}: {hide(str(error), secrets)}") from None
+        raise ConfigError(f"{what}: {redact(str(error), secrets)}") from None

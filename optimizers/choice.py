@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmpipe import Evaluation, OptimizeResult, ProgramState, Session
-from lmpipe.extend import Candidate, best
+from lmpipe.extend import Candidate, best_index
 
 Scored = tuple[str, ProgramState, Evaluation]
 """Name of a candidate, its state, and what it scored."""
@@ -49,11 +49,11 @@ def outcome(
 
 def best_of(scored: Sequence[Scored]) -> int | None:
     """Number of the candidate with the best mean over all examples, the earliest of equals."""
-    return best(evaluation.comparable for _, _, evaluation in scored)
+    return best_index(evaluation.comparable for _, _, evaluation in scored)
 
 
 def no_choice(session: Session) -> str:
     """Why nothing was chosen, in words."""
-    spent = session.ledger.spent()
+    spent = session.ledger.reached_limit()
     because = f" ({spent})" if spent else ""
     return f"nothing was scored on all validation examples{because}, so the state stays as it was"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lmpipe import Demo, Example, Module, Predict, ProgramState, Trace, predictors
-from lmpipe.extend import content
+from lmpipe.extend import digest_without_id
 
 
 @final
@@ -44,7 +44,7 @@ def labelled_pool(program: Module, examples: Sequence[Example], *, partial: bool
         examples: What they are made of.
         partial: Whether some of the inputs suffice; a demo then lacks the others, such as what was retrieved.
     """
-    named = [(content(example), example) for example in examples]
+    named = [(digest_without_id(example), example) for example in examples]
     return {
         path: _once((name, _labelled(predictor, example, partial)) for name, example in named)
         for path, predictor in predictors(program).items()
@@ -74,7 +74,7 @@ def trace_pool(traces: Sequence[Trace], seed: int) -> dict[str, list[Source]]:
     """Demos from the steps of successful traces: one for each module and example, drawn where a module ran often."""
     steps: dict[tuple[str, str], list[Demo]] = {}
     for trace in traces:
-        name = content(trace.example)
+        name = digest_without_id(trace.example)
         for step in trace.lm_steps:
             if step.outputs is not None:
                 steps.setdefault((step.path, name), []).append(Demo(inputs=step.inputs, outputs=step.outputs))
@@ -119,7 +119,7 @@ def prompted(state: ProgramState, demos: Pool, example: Example) -> ProgramState
     """The state with these demos, but none made of the example itself; modules without any keep their own."""
     if not any(demos.values()):
         return state
-    name = content(example)
+    name = digest_without_id(example)
     shown = {
         path: tuple(source.demo for source in sources if name not in source.examples)
         for path, sources in demos.items()

@@ -12,9 +12,9 @@ from pathlib import Path
 from lmpipe import RunStore, Session, evaluate, exact_match, initial_state
 from lmpipe.errors import LmpipeError
 from lmpipe.ledger import Cost
-from lmpipe.results.result import Outcome, Result, Score, StrategyReport
+from lmpipe.results.result import Result, Score, StrategyOutcome, StrategyReport
 from lmpipe.results.run_reader import open_run
-from lmpipe.storage.checksummed_json import write_sealed
+from lmpipe.storage.checksummed_json import write_checksummed
 from tests.scripted import Colour, KeepingTrainer, examples, scheduler, scripted
 from tests.tally import Tally
 
@@ -67,7 +67,7 @@ def make_run(folder: Path) -> None:
         tested = evaluate(program, result.state, shown, exact_match, session, keep_traces=True)
     score = Score(mean=tested.mean, stderr=None, low=0, high=1, n=tested.n, per_seed=[tested.mean])
     cost = Cost().to_json()
-    outcome = Outcome(seed=0, state=result.state, modules=dict(tested.modules), traces=tested.traces, cost=cost)
+    outcome = StrategyOutcome(seed=0, state=result.state, modules=dict(tested.modules), traces=tested.traces, cost=cost)
     row = StrategyReport(strategy="p -> w", val=score, test=score, stages=[], outcomes=[outcome], cost=cost)
     versions = {"lmpipe": "0"}
     Result(
@@ -81,7 +81,7 @@ def make_run(folder: Path) -> None:
         findings=[],
         cost=cost,
     ).write(folder / "result.json")
-    write_sealed(
+    write_checksummed(
         folder / "splits.json", {"0": {"train": [one.id for one in learned], "test": [one.id for one in shown]}}
     )
 

@@ -51,6 +51,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, field_validator
 
+from lmpipe import Evaluation, Module, OptimizeResult, Optimizer, Predict, Prediction, evaluate, signature
 
 LIMIT = 3
 NAMES = {"A": "yes", "B": ["no", {"perhaps", "never"}]}

@@ -25,13 +25,13 @@ import lmpipe
 from lmpipe import Example, Predict, Prediction, RunStore, Sampling, ScriptedLM, Session, exact_match, initial_state
 from lmpipe.errors import LmpipeError
 from lmpipe.ledger import MEASURED
-from lmpipe.storage.files import write_whole
+from lmpipe.storage.files import write_atomically
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
 from tests.scripted import Colour, KeepingTrainer, examples, scheduler, slow_script
 
 STORING = {
     str(Path(lmpipe.__file__).parent / name)
-    for name in ("store.py", "blobs.py", "journal.py", "files.py", "session.py")
+    for name in ("storage/store.py", "storage/blobs.py", "storage/journal.py", "storage/files.py", "runtime/session.py")
 }
 
 
@@ -211,7 +211,7 @@ def whole_run(start: Start) -> None:
     """Optimizes on a store and writes the state beside it."""
     store = RunStore(start.path, {"model": "real" if start.model else "scripted"})
     state = real_run(store, start.model, launched=start.launched) if start.model else scripted_run(store)
-    write_whole(store.path / "state.json", state.encode())
+    write_atomically(store.path / "state.json", state.encode())
     store.close()
 
 

@@ -28,8 +28,8 @@ from benchmarks.report.sheets import results_csv, scores_csv
 from benchmarks.report.stories import Logs, changes, endings, prompts
 from lmpipe.results.result import Result
 from lmpipe.results.run_reader import FinishedRun
-from lmpipe.storage.files import write_whole
-from lmpipe.text.cleaning import clean
+from lmpipe.storage.files import write_atomically
+from lmpipe.text.cleaning import clean_text
 from lmpipe.text.markdown import as_block, as_code, as_line
 
 _HERE = Path(__file__).parent
@@ -71,11 +71,11 @@ def write_report(result: Result, folder: Path, label: str | None = None, command
             plots={name: themed(svg, name) for name, svg in drawn.items() if svg is not None},
         )
     )
-    write_whole(folder / "report.html", clean(page).encode())
-    write_whole(folder / "report.md", clean(markdown).encode())
-    write_whole(folder / "results.csv", clean(results_csv(result)).encode())
-    write_whole(folder / "scores.csv", clean(scores_csv(result, logs)).encode())
-    write_whole(folder / "scores.svg", (drawn["scores"] or "").encode())
+    write_atomically(folder / "report.html", clean_text(page).encode())
+    write_atomically(folder / "report.md", clean_text(markdown).encode())
+    write_atomically(folder / "results.csv", clean_text(results_csv(result)).encode())
+    write_atomically(folder / "scores.csv", clean_text(scores_csv(result, logs)).encode())
+    write_atomically(folder / "scores.svg", (drawn["scores"] or "").encode())
 
 
 def _of_traces(result: Result, logs: Logs, label: str | None) -> dict[str, Any]:

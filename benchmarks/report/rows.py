@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lmpipe.ledger import ModuleCost
-from lmpipe.metrics import best
+from lmpipe.metrics import best_index
 from lmpipe.results.result import Comparison, Result, Score, StageReport, StrategyReport
 from optimizers import VANILLA
 
@@ -126,9 +126,9 @@ def _efficiency(result: Result, row: StrategyReport) -> Efficiency:
     calls, minutes = cost_of_seed(row, "lm_calls"), cost_of_seed(row, "seconds") / 60
 
     def per(amount: float) -> str:
-        return "—" if found is None or amount <= 0 else found.points(amount, digits=2)
+        return "—" if found is None or amount <= 0 else found.format_points(amount, digits=2)
 
-    gain = "—" if found is None else found.points()
+    gain = "—" if found is None else found.format_points()
     return Efficiency(row.strategy, gain, f"{calls:,.0f}", per(calls / 1000), per(minutes))
 
 
@@ -171,7 +171,7 @@ def module_rows(result: Result) -> list[ModuleRow]:
 
 def best_of(result: Result) -> StrategyReport | None:
     """The strategy with the highest test score, the first of several; none if none has one."""
-    number = best(row.test.mean for row in result.strategies)
+    number = best_index(row.test.mean for row in result.strategies)
     return None if number is None else result.strategies[number]
 
 
@@ -184,7 +184,7 @@ def headline(result: Result) -> str:
     found = difference(result, winner.strategy, VANILLA)
     if found is None:
         return text
-    verdict = f"{found.points()} points against the program without any learning, p = {_chance(found)}"
+    verdict = f"{found.format_points()} points against the program without any learning, p = {_chance(found)}"
     return f"{text} That is {verdict}."
 
 

@@ -10,12 +10,12 @@ from itertools import groupby
 from typing import final
 
 from benchmarks.report.rows import best_of
-from lmpipe.results.result import Outcome, Result, StrategyReport
+from lmpipe.results.result import Result, StrategyOutcome, StrategyReport
 from lmpipe.results.run_reader import prompts_sent
 from lmpipe.results.trace_log import StepRecord, TraceRecord
 from optimizers import VANILLA
 
-Logs = Callable[[Outcome], Iterable[TraceRecord]]
+Logs = Callable[[StrategyOutcome], Iterable[TraceRecord]]
 """Gives the test runs of an outcome, in the order of examples; none where they were not kept."""
 
 _BEFORE = (VANILLA, "p")
@@ -84,7 +84,7 @@ def prompts(result: Result, logs: Logs) -> list[Sent]:
     return [_sent(strategy, outcomes[0], logs) for strategy, outcomes in tested.items() if outcomes]
 
 
-def _sent(strategy: str, outcome: Outcome, logs: Logs) -> Sent:
+def _sent(strategy: str, outcome: StrategyOutcome, logs: Logs) -> Sent:
     weights = {
         role: own.base if own.adapter is None else f"{own.base} with adapter {own.adapter}"
         for role, own in outcome.state.weights.items()

@@ -14,7 +14,7 @@ from lmpipe.cli.terminal import new_console, styled
 from lmpipe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lmpipe.results.result import Outcome
+    from lmpipe.results.result import StrategyOutcome
     from lmpipe.results.run_reader import FinishedRun
     from lmpipe.results.trace_log import StepRecord, TraceRecord
 
@@ -103,7 +103,7 @@ def diff(
     from lmpipe.results.run_reader import open_run, prompts_sent
 
     first, second = open_run(run_a), open_run(run_b)
-    _show_difference("settings", _lines(first.made_with), _lines(second.made_with))
+    _show_difference("settings", _lines(first.provenance), _lines(second.provenance))
     _show_difference("versions", _lines(first.result.versions), _lines(second.result.versions))
     _show_difference("splits", _lines(first.splits), _lines(second.splits))
     _show_difference("test scores", _scores(first), _scores(second))
@@ -115,12 +115,12 @@ def diff(
             _show_difference(f"prompts of {name}, seed {seed}", *map(_lines_of, sides))
 
 
-def _chosen(run: FinishedRun, strategy: str | None, seed: int | None) -> tuple[Outcome, str]:
+def _chosen(run: FinishedRun, strategy: str | None, seed: int | None) -> tuple[StrategyOutcome, str]:
     name = run.strategy(strategy).strategy
     return run.outcome(name, seed), name
 
 
-def _tested(run: FinishedRun, outcome: Outcome, name: str) -> Iterator[TraceRecord]:
+def _tested(run: FinishedRun, outcome: StrategyOutcome, name: str) -> Iterator[TraceRecord]:
     """The test runs of an outcome.
 
     Raises:

@@ -10,7 +10,7 @@ from lmpipe.cli.index import HEADER_HELP
 from lmpipe.cli.terminal import new_console, styled
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval.limits import Limits
-from lmpipe.text.secrets import hide_in_spec
+from lmpipe.text.secrets import redact_spec
 
 console = new_console(soft_wrap=True)
 
@@ -67,5 +67,5 @@ def serve_index(
     retriever = load_retriever(spec, header=header)
     with listening(host, port) as accepting:
         url = f"http://{f'[{host}]' if ':' in host else host}:{accepting.getsockname()[1]}"
-        console.print(styled(f"serving {hide_in_spec(spec)} on {url}" + (" with a token" if token else "")))
+        console.print(styled(f"serving {redact_spec(spec)} on {url}" + (" with a token" if token else "")))
         server(application(retriever, limits, access), limits.idle).run(sockets=[accepting])

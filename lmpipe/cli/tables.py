@@ -71,7 +71,7 @@ def _comparisons(result: Result) -> Table:
         if one.p_holm is not None:
             p = "< 0.001" if one.p_holm < 0.001 else f"{one.p_holm:.3f}"
             table.add_row(
-                styled(one.strategy), styled(one.baseline), one.points(), f"{one.wins:,}", f"{one.losses:,}", p
+                styled(one.strategy), styled(one.baseline), one.format_points(), f"{one.wins:,}", f"{one.losses:,}", p
             )
     return table
 

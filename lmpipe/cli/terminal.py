@@ -15,8 +15,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from lmpipe.text.display import visible
-from lmpipe.text.secrets import hide
+from lmpipe.text.display import escape_controls
+from lmpipe.text.secrets import redact
 
 
 def new_console(*, errors: bool = False, soft_wrap: bool = False) -> Console:
@@ -32,7 +32,7 @@ def new_console(*, errors: bool = False, soft_wrap: bool = False) -> Console:
 def styled(*parts: str | tuple[str, str]) -> Text:
     """Some texts in a row, or pairs of a text and a style; characters that command terminals are spelled."""
     pairs = [(part, "") if isinstance(part, str) else part for part in parts]
-    return Text.assemble(*((visible(text), style) for text, style in pairs))
+    return Text.assemble(*((escape_controls(text), style) for text, style in pairs))
 
 
 def progress_bars(console: Console | None = None) -> Progress:
@@ -50,7 +50,7 @@ def progress_bars(console: Console | None = None) -> Progress:
 
 def show_error(error: Exception, console: Console) -> None:
     """Shows what kind of error it is and its message without secrets, as it is written: brackets are not markup."""
-    console.print(styled((f"{type(error).__name__}:", "bold red"), f" {hide(str(error))}"))
+    console.print(styled((f"{type(error).__name__}:", "bold red"), f" {redact(str(error))}"))
 
 
 def show_warnings(console: Console) -> None:
@@ -73,4 +73,4 @@ class _Visible(logging.Formatter):
     """Spells characters that command terminals, those of tracebacks too."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
+        return escape_controls(super().format(record))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from lmpipe.embedder import Embedder
 from lmpipe.errors import ConfigError
 from lmpipe.lm import LM
-from lmpipe.text.secrets import hide_in_spec
+from lmpipe.text.secrets import redact_spec
 
 if TYPE_CHECKING:
     from lmpipe.engines.local import LocalLM
@@ -88,8 +88,7 @@ def _load(spec: str, options: Mapping[str, Any]) -> LM:
         _check_options(ServerLM, options)
         return ServerLM.from_spec(rest, **options)
     raise ConfigError(
-        f"unknown LM {hide_in_spec(spec)!r}; write 'bundled' or 'hf:ID_OR_PATH', 'vllm:ID_OR_PATH' or "
-        "'openai:MODEL@URL'"
+        f"unknown LM {redact_spec(spec)!r}; write 'bundled' or 'hf:ID_OR_PATH', 'vllm:ID_OR_PATH' or 'openai:MODEL@URL'"
     )
 
 

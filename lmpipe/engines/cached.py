@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from lmpipe.engines.inflight import InFlight
 from lmpipe.errors import CorruptBlob, EngineError, StoreError
-from lmpipe.lm import LM, Completion, Request, Usage, ask
+from lmpipe.lm import LM, Completion, Request, Usage, complete_batch
 from lmpipe.runtime.deadline import held
 from lmpipe.storage.hashing import canonical_json, digest_bytes
 
@@ -84,7 +84,7 @@ class CachedLM(LM):
         missing = [number for number, key in enumerate(keys) if key not in cached]
         if not missing:
             return [cached[key] for key in keys]
-        fresh = dict(zip(missing, ask(self.lm, [requests[number] for number in missing]), strict=True))
+        fresh = dict(zip(missing, complete_batch(self.lm, [requests[number] for number in missing]), strict=True))
         self._write({keys[number]: answer for number, answer in fresh.items() if isinstance(answer, Completion)})
         return [cached[key] if key in cached else fresh[number] for number, key in enumerate(keys)]
 

@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import final
 
 from lmpipe.errors import LmpipeError
-from lmpipe.text.cleaning import clean
-from lmpipe.text.display import message_of, shorten
-from lmpipe.text.secrets import hide
+from lmpipe.text.cleaning import clean_text
+from lmpipe.text.display import error_message, shorten
+from lmpipe.text.secrets import redact
 
 INVALID_INPUT_ERRORS: tuple[type[Exception], ...] = (
     ArithmeticError,
@@ -58,7 +58,7 @@ class ErrorTranslator:
 
 def describe_error(error: BaseException) -> str:
     """Returns the class name of a library's error and its message, without secrets and at most 1,000 characters."""
-    message = shorten(hide(clean(" ".join(message_of(error).split()))), 1000)
+    message = shorten(redact(clean_text(" ".join(error_message(error).split()))), 1000)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 

@@ -17,8 +17,8 @@ from lmpipe.engines.bundled_files import minilm_folder
 from lmpipe.engines.library_errors import ErrorTranslator, describe_error
 from lmpipe.engines.loading import check_no_missing_weights, loading_errors, vocabulary_size
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.text.cleaning import clean
-from lmpipe.validation.arguments import items
+from lmpipe.text.cleaning import clean_text
+from lmpipe.validation.arguments import check_items
 
 NAME = "all-MiniLM-L6-v2"
 _MAX_TOKENS = 256  # the length that the bundled model is meant for, though it has 512 positions
@@ -78,7 +78,7 @@ class SentenceEncoder(Embedder):
         return self._name
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        texts = [clean(text) for text in items("texts", texts, str)]
+        texts = [clean_text(text) for text in check_items("texts", texts, str)]
         if not texts:
             return []
         with ErrorTranslator((IndexError, RuntimeError, TypeError, ValueError), self._failed):

@@ -24,13 +24,13 @@ from lmpipe.program.failures import CommonFailure, FailureCounts
 from lmpipe.program.identity import work_key
 from lmpipe.program.module import Module
 from lmpipe.program.rollout import Job, check_metric, cost_of, measured, rollout
-from lmpipe.results.trace_log import log_pieces
+from lmpipe.results.trace_log import trace_log_chunks
 from lmpipe.runtime.session import Session
 from lmpipe.runtime.trace import Failure, Trace
 from lmpipe.state import ProgramState
 from lmpipe.storage.store import RunStore
-from lmpipe.validation.arguments import items, of_kind
-from lmpipe.validation.checks import check_ids, checked_examples
+from lmpipe.validation.arguments import check_items, check_type
+from lmpipe.validation.checks import check_examples, check_ids
 
 Measure = Callable[[Trace], float | None]
 """Looks at a whole run, where a metric looks at its prediction alone; such as at what was retrieved on the way.
@@ -138,10 +138,10 @@ def evaluate_many(
         ConfigError: If two examples have one id, or something else was passed than examples.
         MetricError: If the metric could not score most of the predictions.
     """
-    of_kind("program", program, Module)
-    of_kind("session", session, Session)
-    states = items("states", states, ProgramState)
-    examples = checked_examples(examples, "examples")
+    check_type("program", program, Module)
+    check_type("session", session, Session)
+    states = check_items("states", states, ProgramState)
+    examples = check_examples(examples, "examples")
     check_ids(examples)
     setting = work_key(
         "evaluation",
@@ -208,5 +208,5 @@ def _summary(traces: Sequence[Trace], cost: Cost, measures: Mapping[str, Measure
         common_failures=counts.most_common(),
         measures=values,
         modules=cost.modules,
-        traces=None if keep is None else keep.put_pieces(log_pieces(made, values)),
+        traces=None if keep is None else keep.put_chunks(trace_log_chunks(made, values)),
     )

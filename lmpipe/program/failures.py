@@ -13,7 +13,7 @@ from typing import final
 from pydantic import BaseModel, ConfigDict
 
 from lmpipe.runtime.trace import Failure, Trace
-from lmpipe.text.cleaning import clean
+from lmpipe.text.cleaning import clean_text
 
 NEARLY_ALL = 0.9
 """Share of the runs from which on one kind of failure explains what came of them."""
@@ -90,7 +90,7 @@ class FailureCounts:
         text, _, _ = message.partition("; the completion was")  # which differs from run to run, as ids do
         if kind == "metric":
             text = text.rpartition("; example ")[0] or text
-        parts = _PARTS.split(clean(text[:_LONGEST]))
+        parts = _PARTS.split(clean_text(text[:_LONGEST]))
         group = self._known.setdefault((kind, *parts[::2]), _Group(kind, parts))
         group.parts = [own if own == other else _VARIES for own, other in zip(group.parts, parts, strict=True)]
         group.count += count

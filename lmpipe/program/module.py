@@ -202,5 +202,5 @@ def check_state(program: Module, state: ProgramState) -> None:
         raise ConfigError(
             f"the state does not fit the program: it is for {', '.join(map(repr, unknown))}, and "
             f"{type(program).__name__} has {', '.join(map(repr, own)) or 'no module with a prompt'}; if a module was "
-            f"renamed, write state.renamed({{{unknown[0]!r}: {free[0] if free else 'its new path'!r}}})"
+            f"renamed, write state.with_renamed_modules({{{unknown[0]!r}: {free[0] if free else 'its new path'!r}}})"
         )

@@ -18,8 +18,8 @@ from lmpipe.prompting.signature import Field, Signature, SignatureLike, signatur
 from lmpipe.runtime.call_context import CallContext, required_context
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState, PromptState
-from lmpipe.text.cleaning import REPLACEMENT, cleaned
-from lmpipe.validation.arguments import of_kind
+from lmpipe.text.cleaning import REPLACEMENT, clean_value
+from lmpipe.validation.arguments import check_type
 
 
 @lru_cache(maxsize=4096)
@@ -81,7 +81,7 @@ class Predict(Module):
             check_prompt(self.signature, prompt, path)
         messages = run.session.messages(self.signature, prompt, inputs)
         if REPLACEMENT in messages[-1].content or "\\u00" in messages[-1].content:  # what was no text, or JSON of it
-            inputs = cleaned(inputs, replaced.append)
+            inputs = clean_value(inputs, replaced.append)
         if replaced:
             messages = run.session.messages(self.signature, prompt, inputs)
         regex = completion_regex(self.signature) if run.session.structured else None
@@ -129,7 +129,7 @@ def initial_state(program: Module, session: Session) -> ProgramState:
     Raises:
         ConfigError: If something else is passed than a program and a session.
     """
-    of_kind("program", program, Module)
-    of_kind("session", session, Session)
+    check_type("program", program, Module)
+    check_type("session", session, Session)
     prompts = {path: predictor.vanilla for path, predictor in predictors(program).items()}
     return ProgramState(prompts=prompts, weights=session.base_weights())

@@ -9,8 +9,8 @@ from lmpipe.errors import EngineError, SignatureError
 from lmpipe.program.module import Module
 from lmpipe.runtime.call_context import required_context
 from lmpipe.runtime.trace import RetrievalStep
-from lmpipe.text.cleaning import clean
-from lmpipe.validation.arguments import whole_number
+from lmpipe.text.cleaning import clean_text
+from lmpipe.validation.arguments import check_whole_number
 
 
 @final
@@ -28,7 +28,7 @@ class Retrieve(Module):
     """
 
     def __init__(self, k: int = 3) -> None:
-        self.k = whole_number("k of Retrieve", k)
+        self.k = check_whole_number("k of Retrieve", k)
 
     def forward(self, query: str) -> Prediction:
         """Raises:
@@ -40,7 +40,7 @@ class Retrieve(Module):
             raise SignatureError(f"Retrieve takes a query that is text, and got {query!r}")
         run = required_context()
         path, index, _ = run.locate(self)
-        query = clean(query)
+        query = clean_text(query)
         found = run.search(query, self.k)
         if isinstance(found, EngineError):
             run.steps.append(RetrievalStep(path, index, "retrieval", query, self.k, None, str(found)))

@@ -33,10 +33,10 @@ from lmpipe.runtime.trace import Failure, Trace, total_cost
 from lmpipe.runtime.wavefront import Wavefront
 from lmpipe.state import ProgramState
 from lmpipe.storage.hashing import derive_seed
-from lmpipe.text.cleaning import clean, cleaned
-from lmpipe.text.secrets import hide
-from lmpipe.validation.arguments import items, of_kind
-from lmpipe.validation.contract import described
+from lmpipe.text.cleaning import clean_text, clean_value
+from lmpipe.text.secrets import redact
+from lmpipe.validation.arguments import check_items, check_type
+from lmpipe.validation.contract import describe_error
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +83,9 @@ def rollout(
             of the runs: it is then wrong for every example. Fewer failures cost their examples alone.
         ConfigError, SessionError, ModuleError: If the program cannot run like this on any example.
     """
-    of_kind("program", program, Module)
-    of_kind("session", session, Session)
-    jobs = items("jobs", jobs, Job)
+    check_type("program", program, Module)
+    check_type("session", session, Session)
+    jobs = check_items("jobs", jobs, Job)
     check_inputs(program, [job.example for job in jobs])
     for state in {job.state for job in jobs}:
         check_state(program, state)
@@ -130,8 +130,8 @@ class _Scoring:
         except (EngineError, BudgetSpent):
             raise
         except Exception as error:
-            what = str(error) if type(error) is MetricError else f"it raised {described(error)}"
-            message = clean(hide(f"metric {self._name}: {what}; example {example.id}"))
+            what = str(error) if type(error) is MetricError else f"it raised {describe_error(error)}"
+            message = clean_text(redact(f"metric {self._name}: {what}; example {example.id}"))
             with self._lock:
                 self._scored += 1
                 self._failures.append(message)
@@ -186,7 +186,7 @@ def measured(
                 value = measure(trace)
                 number = math.nan if value is None else float(value)
             except Exception as error:
-                problems.append(f"on example {trace.example.id} it raised {described(error)}")
+                problems.append(f"on example {trace.example.id} it raised {describe_error(error)}")
                 continue
             if math.isfinite(number):
                 values[trace.example.id] = number
@@ -239,19 +239,19 @@ def _trace(
     try:
         with run.active():
             made = prediction_of(program, program(**snapshot(job.example.inputs)))
-        prediction = Prediction(**cleaned(dict(made)))
+        prediction = Prediction(**clean_value(dict(made)))
         if scoring is not None:
             score, feedback = scoring.judge(job.example, prediction)
     except (ConfigError, SessionError, ModuleError) as error:
         if not isinstance(error, MetricError):  # a fault of the program, not of this example
             raise
         if prediction is None or scoring is None:  # a metric that the program asks itself
-            failure, message = "program", clean(hide(described(error)))
+            failure, message = "program", clean_text(redact(describe_error(error)))
         else:
             failure, message = "metric", str(error)
             scoring.end_if_hopeless(jobs)
     except Exception as error:  # the boundary: one example's failure is data
-        failure, message = _classify(error), clean(hide(described(error)))
+        failure, message = _classify(error), clean_text(redact(describe_error(error)))
     steps = tuple(run.steps)
     return Trace(job.example, job.state.digest, job.sample, steps, prediction, score, failure, message, feedback)
 

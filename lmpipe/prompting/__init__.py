@@ -1,5 +1,5 @@
-"""From a signature to a prompt, and from a completion back to typed values.
+"""Prompts and completions: a signature is rendered as a prompt, and a completion is parsed into typed values.
 
-`Signature` says what an LM call takes and gives, and `Template` renders prompts and parses completions. The other
-modules read values, choices, numbers and thoughts in text. Nothing here asks an LM.
+A `Signature` declares the inputs and outputs of an LM call; a `Template` renders prompts and parses completions. The
+other modules parse values, choices, numbers and thoughts in text. Nothing here calls an LM.
 """

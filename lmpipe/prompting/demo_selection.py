@@ -1,7 +1,7 @@
-"""Which demonstrations a prompt shows for an input, where it shows those nearest to it.
+"""Selection of the demonstrations that a prompt shows for an input: those nearest to it.
 
-The selection by nearest neighbours of Liu et al. 2022 (arXiv 2101.06804), who found it to be better than drawn ones.
-Knows nothing of how embeddings are computed, nor of who asks: inference and fine-tuning rows have the same answer.
+Liu et al. 2022 (arXiv 2101.06804) found that nearest neighbours are better demonstrations than random ones. Knows
+nothing about how embeddings are computed. Inference and fine-tuning rows use the same selection.
 """
 
 from __future__ import annotations
@@ -14,35 +14,38 @@ from lmpipe.embedder import Vector, cosine
 from lmpipe.prompting.signature import Signature
 from lmpipe.prompting.template import Template
 from lmpipe.state import PromptState
-from lmpipe.text.cleaning import clean
+from lmpipe.text.cleaning import clean_text
 
 Embed = Callable[[str, Sequence[str]], Sequence[Vector]]
-"""Vectors of some texts, by the embedder of that name."""
+"""A function of an embedder's name and a list of texts that returns a vector of length 1 for each text."""
 
 
-def with_shown_demos(signature: Signature, prompt: PromptState, inputs: Mapping[str, Any], embed: Embed) -> PromptState:
-    """The prompt with the demos that it shows for some inputs.
+def select_demos(signature: Signature, prompt: PromptState, inputs: Mapping[str, Any], embed: Embed) -> PromptState:
+    """Returns a prompt with only the demonstrations that it shows for some inputs.
 
-    Of a prompt with a selection these are the k demos whose rendered inputs are nearest to the rendered inputs by the
-    cosine of their embeddings, the nearest last; of equally near ones the earlier in the pool is the nearer. A demo of
-    the very same inputs is never shown: so a training example does not see its own label.
+    These are the k demonstrations whose rendered inputs are nearest to the rendered inputs, by the cosine similarity of
+    their embeddings, the nearest last. Of equally near demonstrations, the earlier one in the pool counts as nearer. A
+    demonstration with identical inputs is left out, so that a training example does not see its own label.
 
     Args:
-        signature: Decides the input fields.
-        prompt: With a selection or without; without one it comes back as it is.
-        inputs: A value for each input field.
-        embed: Asked for vectors of length 1.
+        signature: Signature of the module.
+        prompt: Prompt of the module; without a selection it is returned as it is.
+        inputs: Value of each input field.
+        embed: Function that embeds texts.
     """
     if prompt.nearest is None:
         return prompt
-    asked = clean(Template().question(signature, inputs))
-    others = [(demo, text) for demo, text in zip(prompt.demos, _texts(signature, prompt), strict=True) if text != asked]
-    vectors = embed(prompt.nearest.embedder, [asked, *(text for _, text in others)])
+    query = clean_text(Template().user_message(signature, inputs))
+    pool = zip(prompt.demos, _demo_texts(signature, prompt), strict=True)
+    candidates = [(demo, text) for demo, text in pool if text != query]
+    vectors = embed(prompt.nearest.embedder, [query, *(text for _, text in candidates)])
     distances = [-cosine(vectors[0], vector) for vector in vectors[1:]]
-    nearest = sorted(range(len(others)), key=distances.__getitem__)[: prompt.nearest.k]
-    return PromptState(instructions=prompt.instructions, demos=tuple(others[number][0] for number in reversed(nearest)))
+    nearest = sorted(range(len(candidates)), key=distances.__getitem__)[: prompt.nearest.k]
+    demos = tuple(candidates[index][0] for index in reversed(nearest))
+    return PromptState(instructions=prompt.instructions, demos=demos)
 
 
 @lru_cache(maxsize=256)
-def _texts(signature: Signature, prompt: PromptState) -> tuple[str, ...]:
-    return tuple(clean(Template().question(signature, demo.inputs)) for demo in prompt.demos)
+def _demo_texts(signature: Signature, prompt: PromptState) -> tuple[str, ...]:
+    """The rendered inputs of the demonstrations of a prompt."""
+    return tuple(clean_text(Template().user_message(signature, demo.inputs)) for demo in prompt.demos)

@@ -1,7 +1,7 @@
-"""The regular expression of the completions that a template can read: what structured decoding holds an LM to.
+"""The regular expression of a signature's completions, for structured output.
 
-A pattern instead of a grammar, because every engine and server that constrains decoding takes one. Knows nothing of
-how it is enforced.
+It is a regular expression and not a grammar because every engine and server with constrained decoding supports these.
+Knows nothing about how engines enforce it.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _TYPES = {
 }
 _LEAD = r"[ \t]*(/[ \t]*)?"  # between the < of a tag and its name
 _OTHER_NAME = "[tT]([^hH<{0}]|[hH]([^iI<{0}]|[iI]([^nN<{0}]|[nN][^kK<{0}])))"
-_OPEN = f"<({_LEAD}([tT]([hH]([iI][nN]?)?)?)?<)*"  # one < after another; none begins a tag
+_OPEN = f"<({_LEAD}([tT]([hH]([iI][nN]?)?)?)?<)*"  # several < in a row, none of which begins a tag
 _NO_TAG = rf"{_OPEN}([ \t]*([^ \t/tT<{{0}}]|/[ \t]*[^ \ttT<{{0}}])|{_LEAD}{_OTHER_NAME})"
 _TAIL = f"{_OPEN}{_LEAD}([tT]([hH]([iI][nN]?)?)?)?"
-_SEEN = (
-    "[^<\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # no white space, as Python has it
+_NON_SPACE = (
+    "[^<\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # as `str.isspace` defines it
 )
 
 
 @lru_cache(maxsize=1024)
 def completion_regex(signature: Signature) -> str:
-    """The pattern of a signature's completions.
+    """Returns the regular expression of a signature's completions.
 
-    Fields stand in the signature's order, each on a line of its own; optional ones may be left out. Text is a single
-    line, except in the last field, and holds no tag of a thought.
+    Fields are in the signature's order, each on its own line; optional fields may be absent. Text is a single line,
+    except in the last field, and contains no tag of a thought.
 
     Raises:
-        SignatureError: If the values of a field's type cannot be described by a pattern.
+        SignatureError: If the values of a field's type cannot be described by a regular expression.
     """
     fields = signature.outputs
     first = next((number for number, field in enumerate(fields) if not field.optional), 0)
@@ -53,24 +53,16 @@ def completion_regex(signature: Signature) -> str:
 
 
 def _value(field: Field, *, last: bool) -> str:
-    piece, tail = _text("" if last else r"\n")
+    line_end = "" if last else r"\n"
+    piece = f"([^<{line_end}]|{_NO_TAG.format(line_end)})"  # of a text without tags
     if field.type is str:
-        return f"({piece}+({tail})?|{tail})"
-    if field.type is Any:  # which, unlike text, cannot be empty
-        return f"{_SEEN}{piece}*({tail})?"
-    known = choices_of(field.type)
-    if known is not None:
-        return "(" + "|".join(re.escape(quote_tags(choice.text)) for choice in known.choices) + ")"
+        return f"({piece}+({_TAIL})?|{_TAIL})"
+    if field.type is Any:  # unlike a string, it cannot be empty
+        return f"{_NON_SPACE}{piece}*({_TAIL})?"
+    choices = choices_of(field.type)
+    if choices is not None:
+        return "(" + "|".join(re.escape(quote_tags(choice.text)) for choice in choices.choices) + ")"
     return _TYPES.get(field.type) or _json(field)
-
-
-def _text(line_end: str) -> tuple[str, str]:
-    """The pattern of a piece of text without tags, and of what may stand after the last piece.
-
-    Args:
-        line_end: What ends the text.
-    """
-    return f"([^<{line_end}]|{_NO_TAG.format(line_end)})", _TAIL
 
 
 def _json(field: Field) -> str:
@@ -85,6 +77,6 @@ def _json(field: Field) -> str:
         pattern = build_regex_from_schema(json.dumps(schema_of(field.type)))
     except (ValueError, TypeError, RecursionError) as error:
         raise SignatureError(
-            f"field {field.name!r} of type {field.type_name} cannot be written as a pattern: {error}"
+            f"field {field.name!r} of type {field.type_name} cannot be written as a regular expression: {error}"
         ) from error
     return f"({pattern.replace('[1-9][0-9]*', '[1-9][0-9]{0,17}').replace('[eE][+-][0-9]+', '[eE][+-][0-9]{1,2}')})"

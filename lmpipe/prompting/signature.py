@@ -1,7 +1,7 @@
-"""Signatures: what one LM call takes and gives, as a frozen value.
+"""Signatures: the typed inputs and outputs of one LM call, as a frozen value.
 
 A signature is written as a string, ``"question, context: list[str] -> answer: Literal['yes', 'no']"``, or as a
-class whose annotated attributes are set to `Input` and `Output`. Knows nothing of prompts: see
+class whose annotated attributes are set to `Input` and `Output`. Knows nothing about prompts: see
 `lmpipe.prompting.template`.
 """
 
@@ -35,10 +35,10 @@ class Field:
     """One input or output of a signature.
 
     Args:
-        name: A Python identifier; it is what the LM sees.
-        type: The type of the value; outputs are parsed into it.
-        desc: What the LM is told about the field, beside its type.
-        optional: For outputs: a completion without the field still parses, and gives ``""``.
+        name: Name of the field in prompts and completions; a Python identifier.
+        type: Type of the value; outputs are parsed into it.
+        desc: Description of the field for the LM, in addition to its type.
+        optional: For outputs: whether a completion may lack the field; its value is then ``""``.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Field:
 
     @property
     def type_name(self) -> str:
-        """The type as it would be written in a string signature."""
+        """Name of the type, as in a string signature."""
         return self.type.__name__ if inspect.isclass(self.type) else str(self.type).replace("typing.", "")
 
     @property
     def type_identity(self) -> Any:
-        """The type by content: its name, and the schema of what it holds where that is more than a name."""
+        """Identity of the type by content: its name and, if that does not say everything, its JSON schema."""
         if self.type in (str, int, float, bool, Any):
             return self.type_name
         names = [list(self.type.__members__)] if isinstance(self.type, enum.EnumMeta) else []
@@ -63,16 +63,16 @@ class Field:
 @final
 @dataclass(frozen=True)
 class Signature:
-    """The typed inputs and outputs of one LM call, and the instruction that goes with them.
+    """The typed inputs and outputs of one LM call, and its instructions.
 
     Args:
-        inputs: Fields that the caller gives, in the order in which the LM reads them.
-        outputs: Fields that the LM writes, in order.
-        instructions: What to do. The optimizers search over this text and over demonstrations.
+        inputs: Input fields, in the order of the prompt.
+        outputs: Output fields, in the order of the completion.
+        instructions: Instructions for the LM. Optimizers search over this text and over demonstrations.
 
     Raises:
-        SignatureError: If there is no output, two fields share a name, a name is no identifier, or a type is none that
-            values can be read and written for.
+        SignatureError: If there is no output, two fields share a name, a name is not an identifier, or values of a type
+            cannot be rendered and parsed.
     """
 
     inputs: tuple[Field, ...]
@@ -81,23 +81,23 @@ class Signature:
 
     def __post_init__(self) -> None:
         for field in self.inputs + self.outputs:
-            _check(field)
+            _check_field(field)
         names = [field.name.lower() for field in self.inputs + self.outputs]
         if not self.outputs:
             raise SignatureError(f"signature with inputs {names} has no output field; write 'inputs -> outputs'")
-        doubled = sorted({name for name in names if names.count(name) > 1})
-        if doubled:
-            raise SignatureError(f"field {doubled[0]!r} appears twice in a signature; give each field its own name")
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise SignatureError(f"field {repeated[0]!r} appears twice in a signature; give each field its own name")
         if not self.instructions:
-            given = ", ".join(field.name for field in self.inputs)
-            wanted = ", ".join(field.name for field in self.outputs)
+            inputs = ", ".join(field.name for field in self.inputs)
+            outputs = ", ".join(field.name for field in self.outputs)
             object.__setattr__(
-                self, "instructions", f"Given {given}, produce {wanted}." if given else f"Produce {wanted}."
+                self, "instructions", f"Given {inputs}, produce {outputs}." if inputs else f"Produce {outputs}."
             )
 
     @cached_property
     def digest(self) -> str:
-        """Identity of the signature by content."""
+        """Digest of the content of the signature."""
         sides = [[[f.name, f.type_identity, f.desc, f.optional] for f in side] for side in (self.inputs, self.outputs)]
         return digest([self.instructions, *sides])
 
@@ -108,20 +108,22 @@ class Signature:
         return self is other or (isinstance(other, Signature) and other.digest == self.digest)
 
     def prepend(self, field: Field) -> Signature:
-        """The same signature with one more output before the others."""
+        """Returns a signature with an additional output field before the other outputs."""
         return replace(self, outputs=(field, *self.outputs))
 
-    def check_inputs(self, given: Mapping[str, Any]) -> None:
-        """Raises:
-        SignatureError: If a field is missing from the given inputs or unknown.
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Checks that inputs have exactly the input fields of the signature.
+
+        Raises:
+            SignatureError: If a field is missing or unknown.
         """
-        if given.keys() == self._input_names:
+        if inputs.keys() == self._input_names:
             return
-        missing = [field.name for field in self.inputs if field.name not in given]
-        unknown = sorted(given.keys() - self._input_names)
+        missing = [field.name for field in self.inputs if field.name not in inputs]
+        unknown = sorted(inputs.keys() - self._input_names)
         problem = f"missing {', '.join(missing)}" if missing else f"unknown {', '.join(unknown)}"
-        wanted = ", ".join(field.name for field in self.inputs)
-        raise SignatureError(f"inputs do not fit the signature: {problem}; it takes {wanted}")
+        expected = ", ".join(field.name for field in self.inputs)
+        raise SignatureError(f"inputs do not fit the signature: {problem}; its inputs are {expected}")
 
     @cached_property
     def _input_names(self) -> frozenset[str]:
@@ -131,29 +133,31 @@ class Signature:
 @final
 @dataclass(frozen=True)
 class _Marker:
+    """The value of a class attribute that declares a field."""
+
     side: Literal["input", "output"]
     desc: str
     optional: bool = False
 
 
 def Input(desc: str = "") -> Any:
-    """Marks an attribute of a class form as an input field."""
+    """Declares an attribute of a signature class as an input field."""
     return _Marker("input", desc)
 
 
 def Output(desc: str = "", *, optional: bool = False) -> Any:
-    """Marks an attribute of a class form as an output field."""
+    """Declares an attribute of a signature class as an output field."""
     return _Marker("output", desc, optional)
 
 
 @lru_cache(maxsize=1024)
 def schema_of(type_: Any) -> dict[str, Any]:
-    """The JSON schema of the type of a field, which is shared and stays as it is."""
+    """Returns the JSON schema of a field's type; the dict is cached and must not be changed."""
     return TypeAdapter(type_).json_schema()
 
 
-def _check(field: Field) -> None:
-    """Raises a SignatureError for a field that no prompt can hold."""
+def _check_field(field: Field) -> None:
+    """Raises a SignatureError for a field with an invalid name or type."""
     if not isinstance(field.name, str) or not field.name.isidentifier() or field.name == "self":
         raise SignatureError(f"{shown(field.name)} cannot name a field; use a Python identifier other than 'self'")
     try:
@@ -173,19 +177,19 @@ def _check(field: Field) -> None:
         AssertionError,
     ) as error:
         raise SignatureError(
-            f"field {field.name!r} has a type that values cannot be read and written for: "
+            f"field {field.name!r} has a type whose values cannot be rendered and parsed: "
             f"{shorten(str(error).partition(chr(10))[0], 300)}"
         ) from None
-    odd = [constant for constant in _constants_of(field.type) if not _is_plain(constant)]
-    if odd:
+    invalid = [constant for constant in _constants_of(field.type) if not _is_plain(constant)]
+    if invalid:
         raise SignatureError(
-            f"field {field.name!r} has the choice {shown(odd[0])}; a Literal may hold only text, finite numbers, "
-            "truth values, enum members and None"
+            f"field {field.name!r} has the choice {shown(invalid[0])}; a Literal may contain only strings, finite "
+            "numbers, booleans, enum members and None"
         )
 
 
 def _constants_of(type_: Any) -> list[Any]:
-    """The constants of a type and of the types within it."""
+    """The constants of the ``Literal`` types in a type."""
     if get_origin(type_) is Literal:
         return list(get_args(type_))
     return [constant for part in get_args(type_) if not isinstance(part, list) for constant in _constants_of(part)]
@@ -201,16 +205,16 @@ SignatureLike = Signature | str | type
 
 
 def signature(source: SignatureLike, instructions: str = "", types: Mapping[str, Any] | None = None) -> Signature:
-    """Reads a signature from its string or class form.
+    """Creates a signature from a string or a class.
 
     Args:
-        source: ``"a, b: int -> c: list[str]"``; or a class whose docstring is the instruction and whose annotated
+        source: ``"a, b: int -> c: list[str]"``; or a class whose docstring holds the instructions and whose annotated
             attributes are set to `Input` and `Output`; or a signature, which is returned as it is.
-        instructions: For a string: the instruction. By default one is made of the field names.
-        types: For a string: further type names, such as pydantic models.
+        instructions: Instructions for a string; by default they are made of the field names.
+        types: Additional type names for a string, such as those of pydantic models.
 
     Raises:
-        SignatureError: If the string or the class cannot be read; the message names the place.
+        SignatureError: If the string or the class is invalid; the message names the invalid part.
     """
     if isinstance(source, Signature):
         return source
@@ -221,7 +225,7 @@ def signature(source: SignatureLike, instructions: str = "", types: Mapping[str,
             raise SignatureError(f"signature {shown(source)} is nested too deeply") from None
     if not isinstance(source, type):
         raise SignatureError(
-            f"{shown(source)} is no signature; write 'inputs -> outputs' or a class of Input and Output"
+            f"{shown(source)} is not a signature; write 'inputs -> outputs' or a class with Input and Output"
         )
     return _from_class(source)
 
@@ -240,7 +244,7 @@ def _from_class(source: type) -> Signature:
         RecursionError,
     ) as e:
         raise SignatureError(
-            f"an annotation of {source.__name__} cannot be read: {shorten(str(e), 300)}; give types by known names"
+            f"an annotation of {source.__name__} cannot be resolved: {shorten(str(e), 300)}; use types that are defined"
         ) from e
     sides: dict[str, list[Field]] = {"input": [], "output": []}
     for name, hint in hints.items():
@@ -259,21 +263,21 @@ def _from_string(text: str, instructions: str, types: Mapping[str, Any]) -> Sign
 
 
 def _fields(side: str, text: str, types: Mapping[str, Any]) -> tuple[Field, ...]:
-    """Reads one side by parsing it as the parameters of a Python function, which is what it looks like."""
+    """Parses one side of a string signature as the parameters of a Python function, whose syntax it has."""
     where = f"{shown(side.strip())} in signature {shown(text)}"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd escapes in strings, which are read as Python reads them
+            warnings.simplefilter("ignore")  # about invalid escapes in strings, which are read as Python reads them
             tree, *more = ast.parse(f"def _({side.strip()}\n): pass").body
     except SyntaxError as error:
         raise SignatureError(f"cannot read {where}: {error.msg}") from None
-    except ValueError as error:  # NUL, and text that is not Unicode
+    except ValueError as error:  # NUL, and invalid Unicode
         raise SignatureError(f"cannot read {where}: {error}") from None
     if more or not isinstance(tree, ast.FunctionDef) or not isinstance(tree.body[0], ast.Pass):
         raise SignatureError(f"cannot read {where}")
     arguments = tree.args
     if arguments.defaults or arguments.kwonlyargs or arguments.posonlyargs or arguments.vararg or arguments.kwarg:
-        raise SignatureError(f"{where} may hold only 'name' and 'name: type'")
+        raise SignatureError(f"{where} may contain only 'name' and 'name: type'")
     try:
         return tuple(Field(arg.arg, _type(arg.annotation, text, types)) for arg in arguments.args)
     except TypeError as error:  # None | None, dict[int]
@@ -298,13 +302,13 @@ def _type(node: ast.expr | None, text: str, types: Mapping[str, Any]) -> Any:
             return _CONTAINERS[name][_type(item, text, types)]
     known = ", ".join([*_TYPE_NAMES, *_CONTAINERS, "Literal", *types])
     raise SignatureError(
-        f"unknown type {shown(ast.unparse(node))} in signature {shown(text)}; known are {shorten(known, 300)}; "
+        f"unknown type {shown(ast.unparse(node))} in signature {shown(text)}; known types are {shorten(known, 300)}; "
         "pass others in types="
     )
 
 
 def _item(node: ast.expr, text: str, types: Mapping[str, Any]) -> Any:
-    """A type within a container; of a tuple, also the dots of ``tuple[str, ...]``."""
+    """A type within a container, or the dots of ``tuple[str, ...]``."""
     return ... if isinstance(node, ast.Constant) and node.value is ... else _type(node, text, types)
 
 
@@ -316,6 +320,6 @@ def _constants(node: ast.expr, text: str) -> list[Any]:
         constants = []
     if not constants or not all(map(_is_plain, constants)):
         raise SignatureError(
-            f"Literal in signature {shown(text)} may hold only constants: text, finite numbers, True, False and None"
+            f"Literal in signature {shown(text)} may contain only strings, finite numbers, True, False and None"
         )
     return constants

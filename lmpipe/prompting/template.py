@@ -1,12 +1,12 @@
 """The prompt template: one renderer for inference and for fine-tuning rows, and the parser of completions.
 
-A prompt is a chat: a system message (instruction and reply form), a user and an assistant message per
-demonstration, and a user message with the inputs. A field is a line ``name: value``; it goes on until the next
-line that begins with a field's name. In a completion, what would itself look like the beginning of a field or like the
-tag of a thought is written with a backslash before it, so every text has one reading and
+A prompt is a chat: a system message (instructions and the form of the reply), a user and an assistant message for each
+demonstration, and a user message with the inputs. A field begins with a line ``name: value`` and ends before the next
+line that begins with the name of a field. Text in a value that looks like the beginning of a field or like a tag of a
+thought is written with a backslash before it, so that every text is unambiguous and
 ``parse(completion(outputs)) == outputs``.
 
-Knows nothing of tokens or engines.
+Knows nothing about tokens or engines.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from lmpipe.lm import Message
 from lmpipe.prompting.choices import choices_of
 from lmpipe.prompting.signature import Field, Signature, schema_of
 from lmpipe.prompting.thoughts import quote_tags, split_thoughts, unquote_tags
-from lmpipe.prompting.values import parse_value, render_input, render_output, without_fence
+from lmpipe.prompting.values import parse_value, render_input, render_output, strip_fence
 from lmpipe.state import PromptState
-from lmpipe.text.cleaning import clean
+from lmpipe.text.cleaning import clean_text
 
 _OPENING = re.compile(r"[ \t>]*(`{3,}|~{3,})[^`~]*")
 
 
 @final
 class Template:
-    """Renders chats and reads completions; stateless, so one object serves every thread."""
+    """Renders chats and parses completions; it has no state, so all threads can share one object."""
 
     def messages(self, signature: Signature, prompt: PromptState, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
-        """The conversation up to the completion: what the LM reads, and the context of a fine-tuning row.
+        """Returns the messages before the completion: the prompt of an LM call and the context of a fine-tuning row.
 
-        It is text throughout: characters that are no text, which an object among the inputs may render, are replaced.
+        Characters that are not valid text, which the rendering of an input may contain, are replaced.
 
         Args:
-            signature: Decides the fields and the reply form.
-            prompt: Decides the instruction and the demonstrations.
-            inputs: A value for each input field.
+            signature: Signature of the module.
+            prompt: Prompt with instructions and demonstrations.
+            inputs: Value of each input field.
         """
-        return (*_opening(signature, prompt), Message("user", clean(self.question(signature, inputs))))
+        return (*_opening(signature, prompt), Message("user", clean_text(self.user_message(signature, inputs))))
 
-    def question(self, signature: Signature, inputs: Mapping[str, Any]) -> str:
-        """The user message that gives these inputs; fields that they lack are left out."""
+    def user_message(self, signature: Signature, inputs: Mapping[str, Any]) -> str:
+        """Returns the user message for some inputs; missing fields are left out."""
         return "\n".join(
             f"{field.name}: {_quote(signature, render_input(inputs[field.name]))}"
             for field in signature.inputs
@@ -53,7 +53,7 @@ class Template:
         )
 
     def completion(self, signature: Signature, outputs: Mapping[str, Any]) -> str:
-        """The assistant message that gives these outputs; absent or empty optional fields are left out."""
+        """Returns the assistant message for some outputs; missing or empty optional fields are left out."""
         return "\n".join(
             f"{field.name}: {quote_tags(_quote(signature, render_output(field, outputs[field.name])))}"
             for field in signature.outputs
@@ -61,26 +61,26 @@ class Template:
         )
 
     def parse(self, signature: Signature, text: str) -> dict[str, Any]:
-        """Reads the output fields of a completion.
+        """Parses the output fields of a completion.
 
-        Thoughts are left out (see `lmpipe.prompting.thoughts.split_thoughts`), and so is a code fence around the
-        fields, with the text outside of it. Field names are found in any order, whatever their case and the Markdown
-        around them; the first of a name counts. Text before the first field belongs to the first output if that has no
-        line of its own. Fields with a single-line type (choices, numbers, truth values) are read from the first line
-        that holds anything.
+        Thoughts are removed (see `lmpipe.prompting.thoughts.split_thoughts`); so are a code fence around the fields and
+        the text outside of it. Fields may be in any order, their names in upper or lower case and with Markdown around
+        them; of repeated fields, the first counts. Text before the first field is the value of the first output if that
+        has no line of its own. Fields with a single-line type (choices, numbers, booleans) are parsed from the first
+        line that is not empty.
 
         Returns:
-            A value of the declared type for every output field.
+            Name of each output field → value of the declared type.
 
         Raises:
-            ParseError: If a field is absent or cannot be read, or if the completion ends within a thought; it names the
-                field and shows the text.
+            ParseError: If a field is missing or cannot be parsed, or if the completion ends within a thought; the
+                message names the field and shows the text.
         """
-        reply = split_thoughts(text, _header(signature))
-        if reply.unfinished:
-            wanted = next((field for field in signature.outputs if not field.optional), signature.outputs[0])
-            raise ParseError(wanted.name, "is absent: the completion was cut off while the LM was thinking", text)
-        sections = _sections(signature, reply.said)
+        split = split_thoughts(text, _header(signature))
+        if split.unfinished:
+            missing = next((field for field in signature.outputs if not field.optional), signature.outputs[0])
+            raise ParseError(missing.name, "is absent: the completion was cut off while the LM was thinking", text)
+        sections = _sections(signature, split.answer)
         values: dict[str, Any] = {}
         for field in signature.outputs:
             section = sections.get(field.name)
@@ -92,30 +92,30 @@ class Template:
 
 @lru_cache(maxsize=4096)
 def _opening(signature: Signature, prompt: PromptState) -> tuple[Message, ...]:
-    """System message and demonstrations, which the calls of a module under one state share."""
+    """The system message and the demonstrations; all calls of a module in one state share them."""
     template = Template()
-    messages = [Message("system", clean(_system(signature, prompt.instructions)))]
+    messages = [Message("system", clean_text(_system(signature, prompt.instructions)))]
     for demo in prompt.demos:
-        messages.append(Message("user", clean(template.question(signature, demo.inputs))))
-        messages.append(Message("assistant", clean(template.completion(signature, demo.outputs))))
+        messages.append(Message("user", clean_text(template.user_message(signature, demo.inputs))))
+        messages.append(Message("assistant", clean_text(template.completion(signature, demo.outputs))))
     return tuple(messages)
 
 
 def _system(signature: Signature, instructions: str) -> str:
-    described = [f"{field.name}: {field.desc}" for field in signature.inputs if field.desc]
+    descriptions = [f"{field.name}: {field.desc}" for field in signature.inputs if field.desc]
     parts = [instructions]
-    if described:
-        parts.append("\n".join(["You are given:", *described]))
+    if descriptions:
+        parts.append("\n".join(["You are given:", *descriptions]))
     parts.append("\n".join(["Reply with these lines:", *(f"{f.name}: {_hint(f)}".rstrip() for f in signature.outputs)]))
     return "\n\n".join(parts)
 
 
 def _hint(field: Field) -> str:
-    known = choices_of(field.type)
-    if known is not None:
-        kind = "one of: " + ", ".join(choice.text for choice in known.choices)
+    choices = choices_of(field.type)
+    if choices is not None:
+        kind = "one of: " + ", ".join(choice.text for choice in choices.choices)
     elif field.type is str:
-        return field.desc  # nothing in its place: a small LM would copy what stands there
+        return field.desc  # without a description, no hint: a small LM would copy a placeholder
     elif field.type in (int, float, bool):
         kind = {int: "a whole number", float: "a number", bool: "true or false"}[field.type]
     else:
@@ -125,7 +125,7 @@ def _hint(field: Field) -> str:
 
 @lru_cache(maxsize=1024)
 def _header(signature: Signature) -> re.Pattern[str]:
-    """Matches the beginning of a line that opens a field; group 1 holds the backslashes that quote it."""
+    """The pattern of the beginning of a line that opens a field; group 1 holds the backslashes that quote it."""
     names = sorted((field.name for field in signature.inputs + signature.outputs), key=len, reverse=True)
     words = "|".join(re.escape(name).replace("_", "[_ ]") for name in names)
     bullet = r"(?:[*•][ \t]+|\d{1,3}[.)][ \t]+)?"
@@ -136,7 +136,7 @@ def _header(signature: Signature) -> re.Pattern[str]:
 
 @lru_cache(maxsize=1024)
 def _canonical(signature: Signature) -> dict[str, str]:
-    """Field name in lower case → field name."""
+    """Lower-case field name → field name."""
     return {field.name.lower(): field.name for field in signature.inputs + signature.outputs}
 
 
@@ -148,7 +148,7 @@ def _quote(signature: Signature, text: str) -> str:
 
 
 def _sections(signature: Signature, text: str) -> dict[str, str]:
-    """Field name → its text."""
+    """Field name → text of the field."""
     text = _without_fence(signature, text)
     headers = [match for match in _header(signature).finditer(text) if not match.group(1)]
     canonical = _canonical(signature)
@@ -165,30 +165,30 @@ def _sections(signature: Signature, text: str) -> dict[str, str]:
 
 
 def _without_fence(signature: Signature, text: str) -> str:
-    """The text without a code fence around the fields.
+    """Removes a code fence around the fields.
 
-    The fence is opened by the line before the first field. It is closed by the last line of the text, or else by the
-    first line that closes it; what comes after is left out up to the next field.
+    The line before the first field opens the fence. The last line of the text closes it or, if that is not a fence, the
+    first line that is; the text after the fence is left out up to the next field.
     """
     if "```" not in text and "~~~" not in text:
         return text
     header = _header(signature)
     first = header.search(text)
     if first is None:
-        return without_fence(text)
+        return strip_fence(text)
     before, _, opening = text[: first.start()].rstrip().rpartition("\n")
     mark = _OPENING.fullmatch(opening)
     if mark is None:
         return text
     fields, rest = _until_fence(text[first.start() :].rstrip(), mark[1])
-    further = header.search(rest)
-    return "\n".join([before, fields, rest[further.start() :] if further else ""])
+    next_field = header.search(rest)
+    return "\n".join([before, fields, rest[next_field.start() :] if next_field else ""])
 
 
 def _until_fence(text: str, mark: str) -> tuple[str, str]:
-    """The text before and after the line that closes a fence."""
+    """Returns the text before and after the line that closes a fence."""
     lines = text.split("\n")
-    inner = 0  # how many fences of a language are open within
+    inner = 0  # number of open fences within this one; they name a language
     closing = []
     for number, line in enumerate(map(str.strip, lines)):
         if line.startswith(mark):

@@ -1,8 +1,8 @@
-"""Typed field values as text, in both directions.
+"""Rendering of typed field values as text, and parsing of text as typed values.
 
-`parse_value` reads back all that `render_output` wrote, and forgives what LMs commonly do to a value
-(quotes, a final full stop, a code fence, words around a choice or a number, bullets) as long as one reading remains.
-Knows nothing of whole completions: see `lmpipe.prompting.template`.
+`parse_value` reads all text that `render_output` writes. It also accepts what LMs commonly add to a value (quotes, a
+final full stop, a code fence, words around a choice or a number, bullets) as long as the value is unambiguous. Knows
+nothing about whole completions: see `lmpipe.prompting.template`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from lmpipe.errors import ParseError, SignatureError
-from lmpipe.prompting.choices import Choice, Choices, as_choice, choices_of, negated
-from lmpipe.prompting.numbers import find_numbers, plain_digits
+from lmpipe.prompting.choices import Choice, Choices, choices_of, ends_negated, to_choice
+from lmpipe.prompting.numbers import find_numbers, normalize_digits
 from lmpipe.prompting.signature import Field
-from lmpipe.storage.hashing import plain
+from lmpipe.storage.hashing import json_default
 
 _FENCE = re.compile(r"`{3,}|~{3,}")
 _BOOLEANS = Choices((Choice(True, "true", ("yes",)), Choice(False, "false", ("no",))))
-_NONE = re.compile(r"[`*_.()\s]*(?:none|null)[`*_.()\s]*", re.IGNORECASE)  # in quotes, it is text
+_NONE = re.compile(r"[`*_.()\s]*(?:none|null)[`*_.()\s]*", re.IGNORECASE)  # in quotes, it is a string
 _SCALES = frozenset(["hundred", "thousand", "million", "billion", "trillion", "lakh", "crore", "dozen", "k", "bn"])
 _SCALE = re.compile(r"[\s*_-]*([^\W\d_]+)")
 _SIGN_APART = re.compile(r"\b(?:minus|negative)\b|(?<![^\s*_])[-−–±][\s*_$€£¥([]+\Z", re.IGNORECASE)
@@ -38,7 +38,7 @@ _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
 
 
 def render_input(value: Any) -> str:
-    """The text of an input: strings as they are, lists of strings as numbered lines, all else as JSON.
+    """Renders an input: a string as it is, a list of strings as numbered lines, anything else as JSON.
 
     Raises:
         SignatureError: If the value cannot be written as JSON.
@@ -47,40 +47,41 @@ def render_input(value: Any) -> str:
         return value
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value):
         return "\n" + "\n".join(f"[{number}] {item}" for number, item in enumerate(value, 1))
-    return _json(value)
+    return _render_json(value)
 
 
 def render_output(field: Field, value: Any) -> str:
-    """The text of an output: strings and choices as they are, all else as JSON with sorted keys.
+    """Renders an output: a string or choice as it is, anything else as JSON with sorted keys.
 
     Raises:
         SignatureError: If the value cannot be written as JSON.
     """
     if field.type is str:
-        return value if type(value) is str else as_choice(value).text
-    known = choices_of(field.type)
-    return known.render(value) if known else _json(value)
+        return value if type(value) is str else to_choice(value).text
+    choices = choices_of(field.type)
+    return choices.render(value) if choices else _render_json(value)
 
 
 def parse_value(field: Field, text: str) -> Any:
-    """Reads a value of the field's type.
+    """Parses a value of the field's type.
 
     Raises:
-        ParseError: If no reading or more than one fits; it names the field and shows the text.
+        ParseError: If the text has no value of this type, or is ambiguous; the message names the field and shows the
+            text.
     """
     if field.type is str:
         return text
     try:
-        return _read(field.type, without_fence(text))
+        return _parse(field.type, strip_fence(text))
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]["msg"]
-        raise ParseError(field.name, f"is no {field.type_name} ({problem})", text) from None
+        raise ParseError(field.name, f"is not of type {field.type_name} ({problem})", text) from None
     except (ValueError, RecursionError) as error:
         raise ParseError(field.name, str(error), text) from None
 
 
-def without_fence(text: str) -> str:
-    """The text within a code fence that goes around all of it; other text as it is."""
+def strip_fence(text: str) -> str:
+    """Removes a code fence around the whole text; returns any other text as it is."""
     inner = text.strip()
     mark = _FENCE.match(inner)
     if not mark or not inner.endswith(mark[0]) or len(inner) < 2 * mark.end():
@@ -94,30 +95,30 @@ def without_fence(text: str) -> str:
     return "\n".join(lines).strip()
 
 
-def _read(type_: Any, text: str) -> Any:
-    known = choices_of(type_)
-    if known is not None:
-        return known.read(text)
+def _parse(type_: Any, text: str) -> Any:
+    choices = choices_of(type_)
+    if choices is not None:
+        return choices.read(text)
     if not text.strip():
         raise ValueError("is empty")
-    inner = _inner(type_)
+    inner = _without_none(type_)
     if inner is not type_ and _NONE.fullmatch(text):
         return None
     line = text.strip().partition("\n")[0]
     if inner is bool:
         return _BOOLEANS.read(line)
     if inner in (int, float):
-        return _number(line, inner)
-    return _structure(type_, text)
+        return _parse_number(line, inner)
+    return _parse_structured(type_, text)
 
 
-def _json(value: Any) -> str:
+def _render_json(value: Any) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=plain)
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=json_default)
     except (TypeError, ValueError, RecursionError, PydanticSerializationError) as error:
         raise SignatureError(
             f"a value of type {type(value).__name__} cannot be written into a prompt: {error}; "
-            "give text, numbers, lists, dicts, dataclasses or pydantic models"
+            "use strings, numbers, lists, dicts, dataclasses or pydantic models"
         ) from None
 
 
@@ -126,63 +127,64 @@ def _adapter(type_: Any) -> TypeAdapter[Any]:
     return TypeAdapter(type_)
 
 
-def _inner(type_: Any) -> Any:
-    """``X`` of ``X | None``; any other type itself."""
+def _without_none(type_: Any) -> Any:
+    """Returns ``X`` for ``X | None``, and any other type as it is."""
     if get_origin(type_) not in (Union, types.UnionType):
         return type_
     parts = [part for part in get_args(type_) if part is not type(None)]
     return parts[0] if len(parts) == 1 and len(get_args(type_)) == 2 else type_
 
 
-def _number(text: str, type_: Any) -> int | float:
-    """The only number of a text.
+def _parse_number(text: str, type_: Any) -> int | float:
+    """Returns the only number in a text.
 
     Raises:
-        ValueError: If there is none or several, or it is of another type; or if words about it change what it says.
+        ValueError: If the text has no number or several, the number is not of the type, or the words around it change
+            its value.
     """
     numbers = find_numbers(text)
     if len(numbers) != 1:
-        raise ValueError(f"holds {len(numbers) or 'no'} number{'s' if numbers else ''} where one is wanted")
+        raise ValueError(f"has {len(numbers) or 'no'} number{'s' if numbers else ''} instead of one")
     number = numbers[0]
     before, written, after = text[: number.start], text[number.start : number.end], text[number.end :]
     if number.value is None:
         parts = len(re.findall(r"\d+", written))
-        several = f"{parts} numbers where one is wanted, or " if parts > 1 else ""
-        raise ValueError(f"holds {several}a number that is too long or written in an unknown way")
+        several = f"{parts} numbers instead of one, or " if parts > 1 else ""
+        raise ValueError(f"has {several}a number that is too long or in an unknown notation")
     scale = _SCALE.match(f"{number.unit} {after}")
-    if _SIGN_APART.search(before) or negated(before) or (scale and scale[1].lower() in _SCALES):
-        raise ValueError("holds a number with words that change it; write it in digits, with its sign")
+    if _SIGN_APART.search(before) or ends_negated(before) or (scale and scale[1].lower() in _SCALES):
+        raise ValueError("has a number with words that change its value; write it in digits, with its sign")
     if number.spaced and len(f"{before} {after}".split()) > 1:
-        raise ValueError(f"holds several numbers, or one with spaces in it ({written.strip()})")
+        raise ValueError(f"has several numbers, or one with spaces in it ({written.strip()})")
     if type_ is int and number.value.denominator != 1:
-        raise ValueError("is no int: it has a fractional part")
+        raise ValueError("is not an int: it has a fractional part")
     try:
         return int(number.value) if type_ is int else float(number.value)
     except OverflowError:
-        raise ValueError("is no float: it is too large") from None
+        raise ValueError("is not a float: it is too large") from None
 
 
-def _structure(type_: Any, text: str) -> Any:
-    """JSON of the type; or the bare text, where the type allows it (``str | None``, dates); or a list of lines."""
+def _parse_structured(type_: Any, text: str) -> Any:
+    """Parses JSON; or else the text itself, if the type allows it (``str | None``, dates); or else a list of lines."""
     adapter = _adapter(type_)
     try:
-        return _from_json(adapter, text)
-    except ValueError as error:  # of pydantic or of ours
+        return _parse_json(adapter, text)
+    except ValueError as error:  # raised by pydantic or by us
         problem = error
     try:
         value = adapter.validate_python(text)
     except ValidationError:
-        if not _holds_text(type_):
+        if not _is_list_of_strings(type_):
             raise problem from None
-        return adapter.validate_python(_lines(text, problem))
-    if isinstance(value, _TIMES) and _PLAIN_NUMBER.fullmatch(plain_digits(text.strip())):
-        raise ValueError("holds a number in the place of a date or time")
+        return adapter.validate_python(_list_items(text, problem))
+    if isinstance(value, _TIMES) and _PLAIN_NUMBER.fullmatch(normalize_digits(text.strip())):
+        raise ValueError("has a number instead of a date or time")
     if isinstance(value, (float, complex)) and not cmath.isfinite(value):
         raise problem
     return value
 
 
-def _holds_text(type_: Any) -> bool:
+def _is_list_of_strings(type_: Any) -> bool:
     """Whether the type is a list, set or tuple of strings."""
     arguments = get_args(type_)
     if get_origin(type_) is tuple:
@@ -190,11 +192,11 @@ def _holds_text(type_: Any) -> bool:
     return get_origin(type_) in (list, set, frozenset) and arguments == (str,)
 
 
-def _lines(text: str, problem: ValueError) -> list[str]:
-    """The items of a list whose lines have bullets or numbers, or none of them has.
+def _list_items(text: str, problem: ValueError) -> list[str]:
+    """Returns the items of a list with one item a line, if all lines or no lines have bullets or numbers.
 
     Raises:
-        ValueError: The problem, if there may be other readings.
+        ValueError: The given problem, if the text is ambiguous.
     """
     lines = [line for line in text.split("\n") if line.strip()]
     bullets = [_BULLET.match(line) for line in lines]
@@ -207,59 +209,59 @@ def _lines(text: str, problem: ValueError) -> list[str]:
     return items
 
 
-def _from_json(adapter: TypeAdapter[Any], text: str) -> Any:
-    """Reads JSON strictly, but for numbers and truth values in quotes, and whole numbers with a point."""
+def _parse_json(adapter: TypeAdapter[Any], text: str) -> Any:
+    """Parses JSON strictly, but accepts numbers and booleans in quotes, and whole numbers with a decimal point."""
     try:
         value = adapter.validate_json(text, strict=True)
     except ValidationError as error:
         if not all(map(_is_harmless, error.errors(include_url=False, include_context=False))):
             raise
         value = adapter.validate_json(text)
-    _refuse_surprises(adapter, text)
+    _check_misread(adapter, text)
     return value
 
 
 def _is_harmless(error: Any) -> bool:
-    """Whether what strict reading refuses says the same when it is converted."""
-    given = error["input"]
+    """Whether a value that strict parsing refuses can be converted without a change of its meaning."""
+    value = error["input"]
     match error["type"]:
-        case "int_type" | "float_type" if isinstance(given, str):
-            return bool(_PLAIN_NUMBER.fullmatch(given.strip()))
+        case "int_type" | "float_type" if isinstance(value, str):
+            return bool(_PLAIN_NUMBER.fullmatch(value.strip()))
         case "int_type":
-            return isinstance(given, float) and given.is_integer()
+            return isinstance(value, float) and value.is_integer()
         case "bool_type":
-            return given in ("true", "false", "True", "False")
+            return value in ("true", "false", "True", "False")
         case "datetime_parsing":
-            return not _PLAIN_NUMBER.fullmatch(given.strip())
+            return not _PLAIN_NUMBER.fullmatch(value.strip())
         case _:
             return False
 
 
-def _refuse_surprises(adapter: TypeAdapter[Any], text: str) -> None:
-    """Raises a ValueError for JSON that pydantic reads as what it does not say: NaN, infinity, "2024" as a time."""
-    marked = False
+def _check_misread(adapter: TypeAdapter[Any], text: str) -> None:
+    """Raises a ValueError for JSON that pydantic would misread: NaN, infinity, or ``"2024"`` as a date or time."""
+    has_numbers = False  # whether a string is a number
 
     def finite(number: str) -> float:
         if not math.isfinite(value := float(number)):
-            raise ValueError(f"holds {number}, which is no finite number")
+            raise ValueError(f"has {number}, which is not a finite number")
         return value
 
-    def marking(value: Any) -> Any:
-        nonlocal marked
+    def mark_numbers(value: Any) -> Any:
+        nonlocal has_numbers
         if isinstance(value, dict):
-            return {marking(key): marking(item) for key, item in value.items()}
+            return {mark_numbers(key): mark_numbers(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [marking(item) for item in value]
+            return [mark_numbers(item) for item in value]
         if isinstance(value, str) and _PLAIN_NUMBER.fullmatch(value.strip()):
-            marked = True
+            has_numbers = True
             return f"{value} is a number"
         return value
 
-    changed = marking(json.loads(text, strict=False, parse_float=finite, parse_constant=finite))
-    if not marked:
+    marked = mark_numbers(json.loads(text, strict=False, parse_float=finite, parse_constant=finite))
+    if not has_numbers:
         return
     try:
-        adapter.validate_json(json.dumps(changed))
+        adapter.validate_json(json.dumps(marked))
     except ValidationError as error:
-        if any(one["type"].startswith(("date", "time")) for one in error.errors(include_url=False)):
-            raise ValueError("holds a number in the place of a date or time") from None
+        if any(detail["type"].startswith(("date", "time")) for detail in error.errors(include_url=False)):
+            raise ValueError("has a number instead of a date or time") from None

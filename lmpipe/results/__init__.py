@@ -1,1 +1,1 @@
-"""Finished runs: their results, their traces on disk, and the folder in which a tuned program is given to others."""
+"""Finished runs: their results, their traces on disk, and the export of a tuned program."""

@@ -1,7 +1,7 @@
-"""``result.json``: what a comparison of strategies found, in a documented and versioned form (docs/benchmarks.md).
+"""``result.json``: the results of a comparison of strategies, in a versioned format (see docs/benchmarks.md).
 
-Apart from what `lmpipe.ledger.MEASURED` names, and from the checksum over all of it, it is the same, byte for byte,
-whenever a run is repeated.
+A repeated run writes the same bytes, except for the measured fields of costs (`lmpipe.ledger.MEASURED`) and the
+checksum.
 """
 
 from __future__ import annotations
@@ -14,25 +14,27 @@ from pydantic import AfterValidator, BaseModel, ValidationError
 from lmpipe.errors import ConfigError
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.state import ProgramState
-from lmpipe.storage.checksummed_json import read_sealed, write_sealed
+from lmpipe.storage.checksummed_json import read_checksummed, write_checksummed
 
-SCHEMA = 5
+_SCHEMA_VERSION = 5
 
 
 def _as_cost(value: dict[str, Any]) -> dict[str, Any]:
-    """Raises:
-    ValueError: If it is not the JSON of a `Cost`.
+    """Checks that a value is the JSON of a `Cost`.
+
+    Raises:
+        ValueError: If it is not.
     """
     try:
         if Cost.from_json(value).to_json().keys() != value.keys():
-            raise ValueError(f"fields of a cost are missing; there are {', '.join(value)}")
+            raise ValueError(f"fields of a cost are missing; its fields are {', '.join(value)}")
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"it is no cost: {error}") from error
+        raise ValueError(f"it is not a cost: {error}") from error
     return value
 
 
 CostFields = Annotated[dict[str, Any], AfterValidator(_as_cost)]
-"""`lmpipe.ledger.Cost.to_json`."""
+"""A cost as plain JSON, as `lmpipe.ledger.Cost.to_json` returns it."""
 
 
 @final
@@ -40,12 +42,12 @@ class Score(BaseModel):
     """A mean over seeds.
 
     Attributes:
-        mean: None where there is nothing to report ("—").
-        stderr: Standard error of the mean: over seeds, or over examples where there is one seed.
-        low: Where its 95 % bootstrap interval over seeds × examples begins.
-        high: Where that ends.
-        n: Examples of all seeds together.
-        per_seed: The mean of each seed, in the order of the run's seeds.
+        mean: The mean; None if there are no scores ("—").
+        stderr: Standard error of the mean: over seeds, or over examples if there is one seed.
+        low: Lower end of the 95 % bootstrap interval over seeds × examples.
+        high: Upper end of this interval.
+        n: Number of examples, summed over seeds.
+        per_seed: Mean of each seed, in the order of the run's seeds.
     """
 
     mean: float | None
@@ -57,15 +59,20 @@ class Score(BaseModel):
 
     @property
     def percent(self) -> str:
-        """As ``"84.0 (79.5–88.2)"``, or "—"."""
+        """The mean in percent with its interval, as ``"84.0 (79.5–88.2)"``, or "—"."""
         if self.mean is None or self.low is None or self.high is None:
             return "—"
         return f"{100 * self.mean:.1f} ({100 * self.low:.1f}–{100 * self.high:.1f})"
 
 
 @final
-class Quality(BaseModel):
-    """Means of one measure of the test runs: of all, and of those with the full score."""
+class MeasureReport(BaseModel):
+    """Means of one measure of the test examples.
+
+    Attributes:
+        all: Mean over all examples.
+        successful: Mean over examples with a score of 1.
+    """
 
     all: Score
     successful: Score
@@ -84,21 +91,22 @@ class StageReport(BaseModel):
 
     @property
     def skips(self) -> str:
-        """On which seeds it had nothing to work with, and why, in words; empty if it always had."""
-        seeds = [str(own["seed"]) for own in self.per_seed if own["status"] == "skipped"]
+        """A clause that says on which seeds the stage was skipped, and why; empty if it never was."""
+        seeds = [str(entry["seed"]) for entry in self.per_seed if entry["status"] == "skipped"]
         return f"{self.name} skipped on seed {', '.join(seeds)}: {self.reason}" if seeds else ""
 
 
 @final
-class Outcome(BaseModel):
-    """What a strategy ended in on one seed.
+class StrategyOutcome(BaseModel):
+    """The outcome of a strategy on one seed.
 
     Attributes:
-        seed: Which.
-        state: Prompts and weights; an adapter is ``blobs/DIGEST`` of the run directory.
-        modules: Module path → calls, tokens and failures of the test runs.
-        traces: The log of the test runs, ``blobs/DIGEST`` of the run directory (`lmpipe.results.trace_log`).
-        cost: Of its stages.
+        seed: The seed.
+        state: Final prompts and weights; an adapter is in ``blobs/DIGEST`` of the run directory.
+        modules: Module path → calls, tokens and failures of the test evaluation.
+        traces: Digest of the trace log of the test evaluation, which is in ``blobs/DIGEST`` of the run directory
+            (`lmpipe.results.trace_log`).
+        cost: Cost of the stages.
     """
 
     seed: int
@@ -110,19 +118,19 @@ class Outcome(BaseModel):
 
 @final
 class StrategyReport(BaseModel):
-    """One row of the table."""
+    """The results of one strategy: a row of the table."""
 
     strategy: str
     val: Score
     test: Score
-    quality: dict[str, Quality] = {}
+    quality: dict[str, MeasureReport] = {}
     stages: list[StageReport]
-    outcomes: list[Outcome]
+    outcomes: list[StrategyOutcome]
     cost: CostFields
 
     @property
     def skips(self) -> list[str]:
-        """Which stages had nothing to work with, on which seeds and why, in words."""
+        """Clauses that say which stages were skipped, on which seeds, and why."""
         return list(dict.fromkeys(stage.skips for stage in self.stages if stage.skips))
 
 
@@ -131,16 +139,16 @@ class Comparison(BaseModel):
     """A paired difference of test scores between two strategies.
 
     Attributes:
-        strategy: The one.
-        baseline: The other, which is subtracted.
-        difference: Mean.
-        low: Where its 95 % bootstrap interval begins.
-        high: Where that ends.
-        p: Of a two-sided paired permutation test.
-        p_holm: The same, corrected for all tests of the run (Holm); none where the baseline is none of them.
-        wins: Pairs of seed and example in which the strategy scored higher.
-        losses: In which it scored lower.
-        ties: In which both scored the same.
+        strategy: Strategy that is compared with the baseline.
+        baseline: Strategy whose scores are subtracted.
+        difference: Mean difference.
+        low: Lower end of the 95 % bootstrap interval of the difference.
+        high: Upper end of this interval.
+        p: p-value of a two-sided paired permutation test.
+        p_holm: p-value with Holm's correction for all tests of the run; None if the baseline is not part of them.
+        wins: Number of pairs of seed and example on which the strategy scored higher.
+        losses: Number of pairs on which it scored lower.
+        ties: Number of pairs with the same score.
     """
 
     strategy: str
@@ -154,12 +162,12 @@ class Comparison(BaseModel):
     losses: int
     ties: int
 
-    def points(self, per: float = 1, digits: int = 1) -> str:
-        """The difference and its interval in points, as ``"+5.0 (+1.0 to +10.0)"``.
+    def format_points(self, per: float = 1, digits: int = 1) -> str:
+        """Formats the difference and its interval in points, as ``"+5.0 (+1.0 to +10.0)"``.
 
         Args:
-            per: What they are divided by.
-            digits: Behind the point.
+            per: Divisor of all three numbers.
+            digits: Number of digits after the decimal point.
         """
         mean, low, high = (f"{100 * value / per:+,.{digits}f}" for value in (self.difference, self.low, self.high))
         return f"{mean} ({low} to {high})"
@@ -167,7 +175,7 @@ class Comparison(BaseModel):
 
 @final
 class FindingReport(BaseModel):
-    """Something that a researcher should know of the run with one seed; `lmpipe.optimizer.Finding` has the fields."""
+    """A finding about the run with one seed; for the other fields, see `lmpipe.optimizer.Finding`."""
 
     seed: int
     kind: str
@@ -178,13 +186,13 @@ class FindingReport(BaseModel):
 
 @final
 class Result(BaseModel):
-    """A whole run.
+    """The results of a whole run.
 
     Attributes:
-        cost: Of all strategies and seeds, what they share counted once, test evaluation left out.
+        cost: Cost of all strategies and seeds, without the test evaluations; shared stages are counted once.
     """
 
-    schema_version: int = SCHEMA
+    schema_version: int = _SCHEMA_VERSION
     task: str
     lm: str
     seeds: list[int]
@@ -197,39 +205,39 @@ class Result(BaseModel):
 
     @property
     def measures(self) -> list[str]:
-        """Names of what was measured of the test runs, beside the score."""
+        """Names of the measures of the test examples, besides the score."""
         return list(dict.fromkeys(name for row in self.strategies for name in row.quality))
 
     @property
     def skips(self) -> list[str]:
-        """Those of all strategies, each after the strategies that it is about."""
+        """Clauses about skipped stages, each after the names of its strategies."""
         notes = dict.fromkeys(note for row in self.strategies for note in row.skips)
-        about = {note: [row.strategy for row in self.strategies if note in row.skips] for note in notes}
-        return [f"{', '.join(rows)}: {note}" for note, rows in about.items()]
+        strategies = {note: [row.strategy for row in self.strategies if note in row.skips] for note in notes}
+        return [f"{', '.join(names)}: {note}" for note, names in strategies.items()]
 
     def write(self, path: Path) -> None:
-        """Writes a file with a checksum.
+        """Writes the results to a file with a checksum.
 
         Raises:
-            StoreError: If it cannot be written.
+            StoreError: If the file cannot be written.
         """
-        write_sealed(path, self.model_dump(mode="json"))
+        write_checksummed(path, self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, path: Path) -> Result:
         """Reads a file that `write` wrote.
 
         Raises:
-            ConfigError: If it is of another version.
-            CorruptBlob: If it is damaged, or was edited.
+            ConfigError: If another version of lmpipe wrote the file.
+            CorruptBlob: If the file is damaged or was edited.
         """
-        values = read_sealed(path)
-        if (found := values.get("schema_version")) != SCHEMA:
+        values = read_checksummed(path)
+        if (version := values.get("schema_version")) != _SCHEMA_VERSION:
             raise ConfigError(
-                f"{path} is of another version: its schema_version is {found!r}, and this lmpipe reads {SCHEMA}; run "
-                "it again"
+                f"{path} is of another version: its schema_version is {version!r}, and this lmpipe reads "
+                f"{_SCHEMA_VERSION}; run the benchmark again"
             )
         try:
             return cls.model_validate(values)
         except (ValidationError, RecursionError) as error:
-            raise ConfigError(f"{path} is of another version: {error}; run it again") from error
+            raise ConfigError(f"{path} is of another version: {error}; run the benchmark again") from error

@@ -1,6 +1,6 @@
-"""A finished run, to look into: its result, and what lies in its directory.
+"""Reads a finished run: its result and the other files in its directory.
 
-Reads only, so it may be used while the run goes on. Knows nothing of terminals.
+Nothing is written, so a run can be read while it continues. Knows nothing about terminals.
 """
 
 from __future__ import annotations
@@ -12,102 +12,114 @@ from pathlib import Path
 from typing import Any, final
 
 from lmpipe.errors import ConfigError, CorruptBlob, StoreError
-from lmpipe.metrics import best
-from lmpipe.results.result import Outcome, Result, StrategyReport
-from lmpipe.results.trace_log import TraceRecord, records_of
-from lmpipe.storage.blobs import is_blob, is_whole
-from lmpipe.storage.checksummed_json import read_sealed
-from lmpipe.storage.files import read_json_object, reading, writing
+from lmpipe.metrics import best_index
+from lmpipe.results.result import Result, StrategyOutcome, StrategyReport
+from lmpipe.results.trace_log import TraceRecord, read_trace_log
+from lmpipe.storage.blobs import is_blob_name, is_intact
+from lmpipe.storage.checksummed_json import read_checksummed
+from lmpipe.storage.files import explain_read_errors, explain_write_errors, read_json_object
 
 
 @final
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run directory holds.
+    """The content of a run directory.
 
     Attributes:
-        folder: The directory.
-        result: Its ``result.json``.
+        folder: Path of the directory.
+        result: Content of its ``result.json``.
     """
 
     folder: Path
     result: Result
 
     def strategy(self, name: str | None = None) -> StrategyReport:
-        """A row of the table; by default the one with the best validation score, the first if none has a score.
+        """Returns the report of a strategy.
+
+        Args:
+            name: Name of the strategy; by default the one with the best validation score, or the first if none has a
+                score.
 
         Raises:
-            ConfigError: If there is no such row.
+            ConfigError: If the run has no such strategy.
         """
         rows = self.result.strategies
         if name is None and rows:
-            return rows[best(row.val.mean for row in rows) or 0]
-        found = [row for row in rows if row.strategy == name]
-        if not found:
+            return rows[best_index(row.val.mean for row in rows) or 0]
+        matches = [row for row in rows if row.strategy == name]
+        if not matches:
             raise ConfigError(f"{self.folder} has no strategy {name!r}; it has {', '.join(r.strategy for r in rows)}")
-        return found[0]
+        return matches[0]
 
-    def outcome(self, strategy: str | None = None, seed: int | None = None) -> Outcome:
-        """What a strategy ended in on a seed; by default on the first.
+    def outcome(self, strategy: str | None = None, seed: int | None = None) -> StrategyOutcome:
+        """Returns the outcome of a strategy on a seed.
+
+        Args:
+            strategy: Name of the strategy; see `strategy` for the default.
+            seed: The seed; by default the first one.
 
         Raises:
-            ConfigError: If there is no such strategy or seed.
+            ConfigError: If the run has no such strategy or seed.
         """
         outcomes = self.strategy(strategy).outcomes
-        found = [one for one in outcomes if seed in (None, one.seed)]
-        if not found:
+        matches = [outcome for outcome in outcomes if seed in (None, outcome.seed)]
+        if not matches:
             raise ConfigError(f"{self.folder} has no seed {seed}; it has {', '.join(str(o.seed) for o in outcomes)}")
-        return found[0]
+        return matches[0]
 
     @property
-    def made_with(self) -> dict[str, Any]:
-        """Task, LM and settings; what the run directory knows of the task and its data is part of it.
+    def provenance(self) -> dict[str, Any]:
+        """Task, LM and settings of the run, and the description of task and data in its ``config.json``.
 
         Raises:
-            CorruptBlob: If that is damaged.
+            CorruptBlob: If ``config.json`` is damaged.
         """
         path = self.folder / "config.json"
-        more = read_json_object(path) if path.exists() else {}
-        more.pop("versions", None)
-        return {"task": self.result.task, "lm": self.result.lm, "settings": self.result.config, **more}
+        recorded = read_json_object(path) if path.exists() else {}
+        recorded.pop("versions", None)
+        return {"task": self.result.task, "lm": self.result.lm, "settings": self.result.config, **recorded}
 
     @property
     def splits(self) -> dict[str, Any]:
-        """Ids of the examples of each part, by seed; empty where the run directory does not have them.
+        """Ids of the examples of each split, by seed; empty if the run directory does not have them.
 
         Raises:
-            ConfigError: If they are of another version.
-            CorruptBlob: If they are damaged, or were edited.
+            ConfigError: If another version of lmpipe wrote the file.
+            CorruptBlob: If the file is damaged or was edited.
         """
         path = self.folder / "splits.json"
-        return read_sealed(path) if path.exists() else {}
+        return read_checksummed(path) if path.exists() else {}
 
-    def records(self, outcome: Outcome) -> Iterator[TraceRecord]:
-        """The test runs of an outcome, one at a time, in the order of example ids.
+    def records(self, outcome: StrategyOutcome) -> Iterator[TraceRecord]:
+        """Yields the traces of the test evaluation of an outcome, one at a time, in the order of example ids.
 
         Raises:
-            CorruptBlob: If they are absent or damaged.
+            CorruptBlob: If the trace log is missing or damaged.
         """
-        return iter(()) if outcome.traces is None else records_of(self.folder / "blobs" / outcome.traces)
+        return iter(()) if outcome.traces is None else read_trace_log(self.folder / "blobs" / outcome.traces)
 
     def copy_adapter(self, adapter: str, target: Path) -> None:
-        """Copies tuned weights.
+        """Copies the adapter of tuned weights.
+
+        Args:
+            adapter: Digest of the adapter.
+            target: Path of the copy.
 
         Raises:
-            CorruptBlob: If they are absent or damaged.
-            StoreError: If the target is there already or cannot be written.
+            CorruptBlob: If the adapter is missing or damaged.
+            StoreError: If the target already exists or cannot be written.
         """
         source = self.folder / "blobs" / adapter
-        with reading(source):
-            whole = is_blob(adapter) and source.is_dir() and is_whole(source)
-        if not whole:
+        with explain_read_errors(source):
+            intact = is_blob_name(adapter) and source.is_dir() and is_intact(source)
+        if not intact:
             raise CorruptBlob(
-                f"{source} is absent or damaged; restore it from a copy, or delete what is there of it and start the "
+                f"{source} is missing or damaged; restore it from a copy, or delete what is left of it and start the "
                 "run again: the stage is then done again"
             )
         if target.exists():
-            raise StoreError(f"{target} is there already; name another folder")
-        with writing(target):
+            raise StoreError(f"{target} already exists; name another folder")
+        with explain_write_errors(target):
             shutil.copytree(source, target)
 
 
@@ -115,20 +127,27 @@ def open_run(folder: Path) -> FinishedRun:
     """Reads a run directory.
 
     Raises:
-        ConfigError: If it holds no result of this version.
-        CorruptBlob: If its result or its splits are damaged, or were edited.
+        ConfigError: If the directory has no result of this version.
+        CorruptBlob: If its result or its splits are damaged or were edited.
     """
     path = folder / "result.json"
     if not path.exists():
-        what = "is a run directory without" if (folder / "config.json").exists() else "has no"
-        raise ConfigError(f"{folder} {what} result.json; a benchmark writes it when all its strategies are through")
-    opened = FinishedRun(folder, Result.read(path))
-    _ = opened.splits
-    return opened
+        clause = "is a run directory without" if (folder / "config.json").exists() else "has no"
+        raise ConfigError(f"{folder} {clause} result.json; a benchmark writes it when all its strategies are finished")
+    run = FinishedRun(folder, Result.read(path))
+    _ = run.splits  # raises an error if they are damaged
+    return run
 
 
 def prompts_sent(traces: Iterable[TraceRecord]) -> dict[str, list[tuple[str, str]]]:
-    """Module path → the messages of its first call, as ``(role, content)``, but the last, which gives the inputs."""
+    """Returns the prompt of each module: module path → messages of its first call without the last, the inputs.
+
+    Args:
+        traces: Traces of an evaluation.
+
+    Returns:
+        Messages as ``(role, content)``.
+    """
     prompts: dict[str, list[tuple[str, str]]] = {}
     for trace in traces:
         for step in trace.steps:

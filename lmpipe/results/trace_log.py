@@ -1,7 +1,7 @@
-"""Traces on disk: what the examples of an evaluation were asked, answered and scored, step by step.
+"""Trace logs: the traces of an evaluation on disk, with all steps and scores.
 
-A log is gzipped JSON Lines, one `TraceRecord` each, in the order of example ids. It is there to be read by people and
-plots: values that are not JSON are kept as text, so a trace cannot be made of a record again.
+A log is gzipped JSON Lines with one `TraceRecord` a line, in the order of example ids. It is meant for people and
+plots: values that are not JSON are written as text, so a trace cannot be restored from its record.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.runtime.trace import AnyStep, RetrievalStep, Trace
 from lmpipe.storage.hashing import digest_file, jsonable
-from lmpipe.text.cleaning import cleaned
+from lmpipe.text.cleaning import clean_value
 from lmpipe.text.display import shown
 
 _GZIP = 31  # zlib's number for a gzip header, whose time is then 0
@@ -28,16 +28,16 @@ class StepRecord(BaseModel):
     """One LM call or retrieval of a trace.
 
     Attributes:
-        path: Of its module.
-        index: Which call of that module it was, from 0.
-        kind: Which of the two.
-        messages: Exactly what was sent, as ``(role, content)``; empty for a retrieval.
-        text: The raw completion.
-        inputs: What the module was given.
-        outputs: What was parsed or found; none if that failed.
-        error: Why it failed.
-        prompt_tokens: Read.
-        completion_tokens: Written.
+        path: Path of the module.
+        index: Index of the call among the calls of this module, from 0.
+        kind: LM call or retrieval.
+        messages: Messages exactly as sent, as ``(role, content)``; empty for a retrieval.
+        text: Text of the completion.
+        inputs: Inputs of the module.
+        outputs: Parsed outputs or retrieved passages; None if the step failed.
+        error: Reason of the failure.
+        prompt_tokens: Tokens of the prompt.
+        completion_tokens: Tokens of the completion.
     """
 
     path: str
@@ -54,10 +54,10 @@ class StepRecord(BaseModel):
 
 @final
 class TraceRecord(BaseModel):
-    """One run of a program on one example; fields like those of `lmpipe.runtime.trace.Trace`.
+    """The trace of a program on one example; see `lmpipe.runtime.trace.Trace` for the fields.
 
     Attributes:
-        measures: What was measured besides the score, by name.
+        measures: Measures besides the score: name → value.
     """
 
     example: str
@@ -72,8 +72,13 @@ class TraceRecord(BaseModel):
     steps: tuple[StepRecord, ...]
 
 
-def record_of(trace: Trace, measures: Mapping[str, Mapping[str, float]]) -> TraceRecord:
-    """What is kept of a trace; `measures` are values by name and example id."""
+def _trace_record(trace: Trace, measures: Mapping[str, Mapping[str, float]]) -> TraceRecord:
+    """Converts a trace to a record.
+
+    Args:
+        trace: The trace.
+        measures: Measure → example id → value.
+    """
     return TraceRecord(
         example=trace.example.id,
         inputs=_json(trace.example.inputs),
@@ -88,22 +93,31 @@ def record_of(trace: Trace, measures: Mapping[str, Mapping[str, float]]) -> Trac
     )
 
 
-def log_pieces(traces: Iterable[Trace], measures: Mapping[str, Mapping[str, float]] = {}) -> Iterator[bytes]:
-    """The log of some traces, piece by piece; the same bytes for the same traces. `measures` are those of `record_of`.
+def trace_log_chunks(traces: Iterable[Trace], measures: Mapping[str, Mapping[str, float]] = {}) -> Iterator[bytes]:
+    """Yields the bytes of a trace log in chunks; equal traces have equal bytes.
 
-    One record is made at a time, so that a log takes little memory however long it is.
+    Only one record is in memory at a time.
+
+    Args:
+        traces: Traces of an evaluation.
+        measures: Measure → example id → value.
     """
     compressor = zlib.compressobj(9, wbits=_GZIP)
     for trace in sorted(traces, key=lambda trace: trace.example.id):
-        yield compressor.compress(record_of(trace, measures).model_dump_json(exclude_defaults=True).encode() + b"\n")
+        yield compressor.compress(
+            _trace_record(trace, measures).model_dump_json(exclude_defaults=True).encode() + b"\n"
+        )
     yield compressor.flush()
 
 
-def records_of(path: Path) -> Iterator[TraceRecord]:
-    """The records of a log that is named by its digest, one at a time.
+def read_trace_log(path: Path) -> Iterator[TraceRecord]:
+    """Yields the records of a trace log, one at a time.
+
+    Args:
+        path: Path of the log; its name is its digest, which is checked before the first record.
 
     Raises:
-        CorruptBlob: If it is absent or damaged; before the first record, if its bytes are not those it was named by.
+        CorruptBlob: If the log is missing or damaged.
     """
     try:
         if not path.is_file() or digest_file(path) != path.name:
@@ -144,10 +158,10 @@ def _step(step: AnyStep) -> StepRecord:
 
 def _json(values: Any) -> Any:
     try:
-        made = jsonable(dict(values))
-    except ConfigError:  # something in it is no JSON
-        made = {name: _readable(value) for name, value in values.items()}
-    return cleaned(made)
+        converted = jsonable(dict(values))
+    except ConfigError:  # one of the values has no JSON
+        converted = {name: _readable(value) for name, value in values.items()}
+    return clean_value(converted)
 
 
 def _readable(value: Any) -> Any:

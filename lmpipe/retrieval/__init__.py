@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lmpipe.errors import ConfigError
 from lmpipe.retriever import Retriever
-from lmpipe.text.secrets import hide_in_spec
+from lmpipe.text.secrets import redact_spec
 
 
 def load_retriever(spec: str | Path, passages: str | Path | None = None, *, header: bool = False) -> Retriever:
@@ -37,7 +37,7 @@ def load_retriever(spec: str | Path, passages: str | Path | None = None, *, head
     if kind in ("bm25", "dense"):
         return _over_passages(kind, rest or passages, header)
     if header:
-        raise ConfigError(f"header is for 'bm25:PASSAGES' and 'dense:PASSAGES', not {hide_in_spec(spec)!r}")
+        raise ConfigError(f"header is for 'bm25:PASSAGES' and 'dense:PASSAGES', not {redact_spec(spec)!r}")
     if kind in ("http", "https"):
         with _needs_extra():
             from lmpipe.retrieval.remote import RemoteRetriever
@@ -47,7 +47,7 @@ def load_retriever(spec: str | Path, passages: str | Path | None = None, *, head
 
         return open_index(rest or spec)
     raise ConfigError(
-        f"unknown retriever {hide_in_spec(spec)!r}; write the FOLDER of an index, 'http://HOST:PORT', 'bm25:PASSAGES' "
+        f"unknown retriever {redact_spec(spec)!r}; write the FOLDER of an index, 'http://HOST:PORT', 'bm25:PASSAGES' "
         "or 'dense:PASSAGES'"
     )
 

@@ -23,8 +23,8 @@ from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.topk import top_passages
 from lmpipe.retriever import Passage, Retriever
 from lmpipe.storage.hashing import digest
-from lmpipe.text.cleaning import clean
-from lmpipe.validation.arguments import items, whole_number
+from lmpipe.text.cleaning import clean_text
+from lmpipe.validation.arguments import check_items, check_whole_number
 
 logging.getLogger("bm25s").setLevel(logging.NOTSET)  # which bm25s sets to DEBUG, whatever the program logs
 
@@ -52,7 +52,7 @@ class BM25Retriever(Retriever):
     def __init__(self, passages: Sequence[PassageText], k1: float = 1.5, b: float = 0.75) -> None:
         if not (0 <= k1 < math.inf and 0 <= b <= 1):
             raise ConfigError(f"k1={k1}, b={b}: k1 must be 0 or above, and b from 0 to 1")
-        passages = self._passages = items("passages", passages, PassageText)
+        passages = self._passages = check_items("passages", passages, PassageText)
         self._stemmer = Stemmer.Stemmer("english")
         words = self._words([passage.full for passage in passages])
         if not any(words):
@@ -66,7 +66,7 @@ class BM25Retriever(Retriever):
         return self._name
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
-        queries, k = items("queries", queries, str), whole_number("k", k)
+        queries, k = check_items("queries", queries, str), check_whole_number("k", k)
         return [self._search(words, k) for words in self._words(queries)]
 
     def _search(self, words: list[str], k: int) -> list[Passage]:
@@ -89,4 +89,4 @@ def _folded(text: str) -> str:
     """The text in one Unicode form without case; that of ASCII is lower case."""
     if text.isascii():
         return text.lower()
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", clean(text)).casefold())
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", clean_text(text)).casefold())

@@ -20,10 +20,10 @@ from lmpipe.retrieval.damage import undamaged
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.topk import top_passages
 from lmpipe.retriever import Passage, Retriever
-from lmpipe.storage.files import write_whole, writing
+from lmpipe.storage.files import explain_write_errors, write_atomically
 from lmpipe.storage.hashing import digest
-from lmpipe.text.cleaning import clean
-from lmpipe.validation.arguments import items, whole_number
+from lmpipe.text.cleaning import clean_text
+from lmpipe.validation.arguments import check_items, check_whole_number
 
 _BLOCK = 1024  # passages embedded between two reports of progress
 
@@ -52,7 +52,7 @@ class DenseRetriever(Retriever):
         folder: Path | None = None,
         advance: Callable[[int], None] = lambda done: None,
     ) -> None:
-        passages = items("passages", passages, PassageText)
+        passages = check_items("passages", passages, PassageText)
         if not passages:
             raise ConfigError("dense retrieval has nothing to search: there is no passage")
         self._passages, self._embedder = passages, embedder
@@ -64,7 +64,7 @@ class DenseRetriever(Retriever):
         return f"dense {self._digest}"
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
-        queries, k = [clean(query) for query in items("queries", queries, str)], whole_number("k", k)
+        queries, k = [clean_text(query) for query in check_items("queries", queries, str)], check_whole_number("k", k)
         asked = list(dict.fromkeys(query for query in queries if query.strip()))
         found: dict[str, list[Passage] | EngineError] = {}
         if asked:
@@ -89,11 +89,11 @@ class DenseRetriever(Retriever):
             advance(len(block))
         vectors = np.concatenate(blocks)
         if path is not None:
-            with writing(path):
+            with explain_write_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
             with BytesIO() as buffer:
                 np.savez(buffer, vectors=vectors)  # which has a checksum
-                write_whole(path, buffer.getvalue())
+                write_atomically(path, buffer.getvalue())
         return vectors
 
     def _read(self, path: Path) -> NDArray[Any]:

@@ -23,9 +23,9 @@ import numpy as np
 
 from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.retrieval.damage import undamaged
-from lmpipe.storage.files import write_whole, writing
-from lmpipe.storage.lines import as_text, json_object, numbered_lines
-from lmpipe.text.cleaning import clean, count_unclean, is_clean
+from lmpipe.storage.files import explain_write_errors, write_atomically
+from lmpipe.storage.lines import decode_line, numbered_lines, parse_json_object
+from lmpipe.text.cleaning import clean_text, count_unclean, is_clean
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ class PassageText:
             raise ConfigError(f"the title of passage {self.id!r} is no text")
         if not isinstance(self.text, str) or not self.text.strip():
             raise ConfigError(f"passage {self.id!r} has no text")
-        object.__setattr__(self, "title", clean(self.title))
-        object.__setattr__(self, "text", clean(self.text))
+        object.__setattr__(self, "title", clean_text(self.title))
+        object.__setattr__(self, "text", clean_text(self.text))
 
     @property
     def full(self) -> str:
@@ -150,7 +150,7 @@ def _opened(path: Path, header: bool) -> tuple[Iterator[tuple[int, bytes]], Call
 
 
 def _from_json(line: bytes) -> _Fields:
-    record = json_object(line)
+    record = parse_json_object(line)
     name = next((record[name] for name in _IDS if record.get(name) is not None), None)
     if name is None:
         raise ValueError("no field pid, id or _id")
@@ -162,7 +162,7 @@ def _from_json(line: bytes) -> _Fields:
 
 def _from_columns(line: bytes) -> _Fields:
     """ColBERT's columns, in which every character but the tab stands for itself."""
-    cells = as_text(line).split("\t")
+    cells = decode_line(line).split("\t")
     if not 2 <= len(cells) <= 3:
         raise ValueError(f"{len(cells)} columns; a line has id, text and, if there is one, title, with tabs between")
     return cells[0], (cells[2:] or [""])[0], cells[1]
@@ -200,7 +200,7 @@ class _NamedColumns:
 def _cells(line: bytes) -> list[str]:
     """The fields of a line that a CSV writer wrote with tabs."""
     try:
-        return next(csv.reader([as_text(line)], delimiter="\t", strict=True), [])
+        return next(csv.reader([decode_line(line)], delimiter="\t", strict=True), [])
     except csv.Error as error:
         raise ValueError(f"not what a CSV writer writes ({error})") from None
 
@@ -244,7 +244,7 @@ class PassageTexts(Sequence[PassageText]):
             for passage in passages
         ]
         starts = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-        write_whole(folder / "passages.jsonl", b"".join(rows))
+        write_atomically(folder / "passages.jsonl", b"".join(rows))
         write_array(folder / "starts.npy", starts)
 
     @staticmethod
@@ -255,7 +255,7 @@ class PassageTexts(Sequence[PassageText]):
             StoreError: If they cannot be written.
         """
         for name in ("passages.jsonl", "starts.npy"):
-            with writing(to):
+            with explain_write_errors(to):
                 shutil.copyfile(folder / name, to / name)
 
     def __len__(self) -> int:
@@ -301,4 +301,4 @@ def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
     """
     with closing(BytesIO()) as buffer:
         np.save(buffer, array, allow_pickle=False)
-        write_whole(path, buffer.getvalue())
+        write_atomically(path, buffer.getvalue())

@@ -12,7 +12,7 @@ from typing import Any, final
 
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.retriever import Passage, Retriever
-from lmpipe.text.secrets import without_credentials
+from lmpipe.text.secrets import strip_credentials
 from lmpipe.web.endpoints import Endpoint, Endpoints, GaveUp
 from lmpipe.web.http import Answer, BadAnswer, Refused, Unreachable
 from lmpipe.web.threads import concurrently
@@ -50,7 +50,7 @@ class RemoteRetriever(Retriever):
         token: str = "",
     ) -> None:
         if not url.startswith(("http://", "https://")):
-            shown = without_credentials(url).rpartition("@")[2]
+            shown = strip_credentials(url).rpartition("@")[2]
             raise ConfigError(f"{shown!r} is no URL of a retrieval server; write http://HOST:PORT")
         self._endpoints = Endpoints(
             [url],
@@ -61,8 +61,8 @@ class RemoteRetriever(Retriever):
             backoff=backoff,
             advice="is `lmpipe serve-index` running there?",
         )
-        self._root = without_credentials(url).rstrip("/").removesuffix(_SEARCH)
-        self._below = _SEARCH if without_credentials(url).rstrip("/").endswith(_SEARCH) else ""
+        self._root = strip_credentials(url).rstrip("/").removesuffix(_SEARCH)
+        self._below = _SEARCH if strip_credentials(url).rstrip("/").endswith(_SEARCH) else ""
         self._given_name = name
 
     def __repr__(self) -> str:

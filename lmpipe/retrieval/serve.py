@@ -39,8 +39,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from lmpipe.errors import ConfigError, EngineError, LmpipeError
 from lmpipe.retrieval.limits import Limits
 from lmpipe.retriever import Passage, Retriever
-from lmpipe.text.cleaning import clean
-from lmpipe.validation.arguments import items
+from lmpipe.text.cleaning import clean_text
+from lmpipe.validation.arguments import check_items
 
 DEFAULT_K = 10
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
@@ -77,7 +77,7 @@ class Access:
         if token is not None and not re.fullmatch(r"[!-~]+", token):
             raise ConfigError("the token is empty or holds characters other than letters, digits and signs of ASCII")
         everywhere = _is_address(host) and ip_address(host).is_unspecified
-        names = [*_LOCAL, socket.gethostname() if everywhere else host, *items("allowed", allowed, str)]
+        names = [*_LOCAL, socket.gethostname() if everywhere else host, *check_items("allowed", allowed, str)]
         if not all(names):
             raise ConfigError("a host is empty; name an address to listen on, such as 127.0.0.1 or 0.0.0.0")
         return cls(frozenset(map(_as_in_header, names)), everywhere, token or "")
@@ -191,7 +191,7 @@ class _Service:
         return await self._threaded(partial(self._found, queries, k, request.method == "POST"))
 
     def _found(self, queries: Sequence[str], k: int, several: bool) -> JSONResponse:
-        found = self._retriever.search([clean(query) for query in queries], k)
+        found = self._retriever.search([clean_text(query) for query in queries], k)
         results = [_result(query, passages) for query, passages in zip(queries, found, strict=True)]
         if several:
             return JSONResponse({"results": results})
@@ -256,13 +256,13 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException):
         code, said, headers = error.status_code, error.detail, error.headers
     if code in (404, 405):
-        said = f"there is no {request.method} {clean(request.url.path)[:80]}; there are /api/search and /api/info"
+        said = f"there is no {request.method} {clean_text(request.url.path)[:80]}; there are /api/search and /api/info"
     return JSONResponse({"error": said}, code, headers)
 
 
 def _failed(code: int, said: str = "") -> Callable[[Request, Exception], Awaitable[JSONResponse]]:
     async def answered(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": said or clean(str(error))}, code)
+        return JSONResponse({"error": said or clean_text(str(error))}, code)
 
     return answered
 
@@ -270,7 +270,7 @@ def _failed(code: int, said: str = "") -> Callable[[Request, Exception], Awaitab
 def _result(query: str, passages: Sequence[Passage] | EngineError) -> dict[str, Any]:
     """``prob`` is the softmax of the scores, as in ColBERT's server."""
     if isinstance(passages, EngineError):
-        return {"query": query, "error": clean(str(passages))}
+        return {"query": query, "error": clean_text(str(passages))}
     best = passages[0].score if passages else 0.0
     weights = [math.exp(passage.score - best) for passage in passages]
     topk = [

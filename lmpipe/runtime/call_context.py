@@ -20,7 +20,7 @@ from lmpipe.runtime.session import Session
 from lmpipe.runtime.trace import AnyStep, Step
 from lmpipe.state import ProgramState
 from lmpipe.storage.hashing import derive_seed
-from lmpipe.text.cleaning import clean, cleaned
+from lmpipe.text.cleaning import clean_text, clean_value
 
 Answer = Callable[[str, Request], Completion | EngineError]
 """Answers a request of a role."""
@@ -115,16 +115,16 @@ class CallContext:
         answer = self.answer(role, request)
         step = partial(Step, path, index, "lm", inputs, request=request)
         if isinstance(answer, EngineError):
-            error = clean(str(answer))
+            error = clean_text(str(answer))
             self.steps.append(step(outputs=None, text=None, usage=Usage(1), error=error, replaced=replaced))
             raise answer
         more = [replaced]
-        text: str = cleaned(answer.text, more.append)
+        text: str = clean_value(answer.text, more.append)
         step = partial(step, text=text, usage=answer.usage)
         try:
             outputs = read(text)
             if "\\" in text:  # JSON may spell characters that are no text
-                outputs = cleaned(outputs, more.append)
+                outputs = clean_value(outputs, more.append)
         except ParseError as unread:
             self.steps.append(step(outputs=None, error=str(unread), replaced=sum(more)))
             raise

@@ -20,9 +20,9 @@ from lmpipe.embedder import Embedder, Vector, wanted
 from lmpipe.errors import EngineError, SessionError
 from lmpipe.events import Callback, Event
 from lmpipe.ledger import Budget, Cost, Ledger
-from lmpipe.lm import LM, Completion, Message, Request, Sampling, ask
+from lmpipe.lm import LM, Completion, Message, Request, Sampling, complete_batch
 from lmpipe.progress import Progress, show_progress
-from lmpipe.prompting.demo_selection import with_shown_demos
+from lmpipe.prompting.demo_selection import select_demos
 from lmpipe.prompting.signature import Signature
 from lmpipe.prompting.template import Template
 from lmpipe.retriever import Found, Retriever
@@ -30,9 +30,9 @@ from lmpipe.runtime.deadline import in_time
 from lmpipe.runtime.embedding_cache import EmbeddingCache
 from lmpipe.runtime.search_cache import SearchCache
 from lmpipe.state import ProgramState, PromptState, WeightState
-from lmpipe.storage.hashing import canonical_json, derive_seed, describe
+from lmpipe.storage.hashing import canonical_json, derive_seed, describe_settings
 from lmpipe.storage.store import RunStore
-from lmpipe.validation.arguments import items, of_kind, whole_number
+from lmpipe.validation.arguments import check_items, check_type, check_whole_number
 
 
 @final
@@ -94,17 +94,17 @@ class Session:
     _scope: _Scope = field(default_factory=_Scope, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        whole_number("max_concurrency", self.max_concurrency)
-        of_kind("seed", self.seed, Integral)
+        check_whole_number("max_concurrency", self.max_concurrency)
+        check_type("seed", self.seed, Integral)
         for role, lm in self.roles.items():
-            of_kind(f"the LM of role {role!r}", lm, LM)
-            of_kind(f"the name of the LM of role {role!r}", lm.name, str)
-        of_kind("sampling", self.sampling, Sampling)
-        of_kind("state", self.state, (ProgramState, NoneType))
-        of_kind("store", self.store, (RunStore, NoneType))
-        of_kind("embedder", self.embedder, (Embedder, NoneType))
-        of_kind("retriever", self.retriever, (Retriever, NoneType))
-        object.__setattr__(self, "callbacks", tuple(items("callbacks", self.callbacks, Callable)))  # type: ignore[arg-type]
+            check_type(f"the LM of role {role!r}", lm, LM)
+            check_type(f"the name of the LM of role {role!r}", lm.name, str)
+        check_type("sampling", self.sampling, Sampling)
+        check_type("state", self.state, (ProgramState, NoneType))
+        check_type("store", self.store, (RunStore, NoneType))
+        check_type("embedder", self.embedder, (Embedder, NoneType))
+        check_type("retriever", self.retriever, (Retriever, NoneType))
+        object.__setattr__(self, "callbacks", tuple(check_items("callbacks", self.callbacks, Callable)))  # type: ignore[arg-type]
 
     @property
     def roles(self) -> Mapping[str, LM]:
@@ -128,7 +128,7 @@ class Session:
             EngineError: If the LM failed as a whole, or broke its contract.
             BudgetSpent: If the time of the call under way is over.
         """
-        return in_time(partial(ask, self.lm_of(role), requests))
+        return in_time(partial(complete_batch, self.lm_of(role), requests))
 
     def search(self, queries: Sequence[str], k: int) -> list[Found | EngineError]:
         """What the retriever finds, or found before.
@@ -145,7 +145,7 @@ class Session:
     def decoding(self) -> Any:
         """All that decides prompts, completions and what is found, as JSON: part of the key of recorded work."""
         others = [None if other is None else other.name for other in (self.retriever, self.embedder)]
-        return [describe(self.sampling), self.structured, *others]
+        return [describe_settings(self.sampling), self.structured, *others]
 
     def messages(self, signature: Signature, prompt: PromptState, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
         """What an LM reads of a module's prompt and inputs, at inference and in fine-tuning rows.
@@ -157,7 +157,7 @@ class Session:
         def embed(name: str, texts: Sequence[str]) -> Sequence[Vector]:
             return self._scope.embeddings.of(wanted(self.embedder, name), texts)
 
-        return self.template.messages(signature, with_shown_demos(signature, prompt, inputs, embed), inputs)
+        return self.template.messages(signature, select_demos(signature, prompt, inputs, embed), inputs)
 
     def base_weights(self) -> dict[str, WeightState]:
         """Role → its LM without any adapter."""

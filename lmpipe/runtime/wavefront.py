@@ -26,7 +26,7 @@ from typing import Any, Generic, TypeVar, final
 
 from lmpipe.errors import BudgetSpent, EngineError
 from lmpipe.ledger import Cost, Ledger
-from lmpipe.lm import LM, Completion, Request, ask
+from lmpipe.lm import LM, Completion, Request, complete_batch
 from lmpipe.retriever import Found
 from lmpipe.runtime.call_context import Answer, Search
 from lmpipe.runtime.deadline import GRACE, seconds_left
@@ -79,7 +79,7 @@ class _Meter:
         """How many of some calls may be made; they count as made."""
         if self._limited:
             left = self._ledger.calls_left(self._so_far)
-            calls = 0 if self._ledger.spent(self._so_far) else min(calls, calls if left is None else left)
+            calls = 0 if self._ledger.reached_limit(self._so_far) else min(calls, calls if left is None else left)
             self._so_far += Cost(lm_calls=calls)
         return calls
 
@@ -91,7 +91,7 @@ class _Meter:
 
     def refusal(self) -> BudgetSpent:
         """Why no more calls are made."""
-        return BudgetSpent(self._ledger.spent(self._so_far))
+        return BudgetSpent(self._ledger.reached_limit(self._so_far))
 
 
 @final
@@ -255,7 +255,7 @@ class Wavefront(Generic[T]):
             self._begin_call()
         self._wake(1)
         try:
-            answer = ask(lm, [request])[0]
+            answer = complete_batch(lm, [request])[0]
         except BudgetSpent:
             raise
         except BaseException as error:

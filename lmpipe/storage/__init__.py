@@ -1,1 +1,1 @@
-"""Files that survive a kill: the run store, what it is made of, and the hashes by which its content is found."""
+"""Files that survive a killed process: the run store, its journal and blobs, and the digests that identify content."""

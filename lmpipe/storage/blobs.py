@@ -1,6 +1,6 @@
-"""Content-addressed files and folders: a directory of them, and whether what bears a digest is still what it was.
+"""Content-addressed files and folders: a directory of blobs, each named by its digest and checked against it.
 
-Knows nothing of who keeps blobs, or why.
+Knows nothing about who stores blobs, or why.
 """
 
 from __future__ import annotations
@@ -18,85 +18,92 @@ from typing import Any, final
 from uuid import uuid4
 
 from lmpipe.errors import CorruptBlob
-from lmpipe.storage.files import UNFINISHED, delete, link, reading, write_whole, writing
-from lmpipe.storage.hashing import content_digest, digest, digest_bytes, digest_file, file_digests
+from lmpipe.storage.files import (
+    UNFINISHED_PREFIX,
+    delete,
+    explain_read_errors,
+    explain_write_errors,
+    link_or_copy,
+    write_atomically,
+)
+from lmpipe.storage.hashing import digest, digest_bytes, digest_file, digest_path, file_digests
 
 logger = logging.getLogger(__name__)
 
 DIGEST = re.compile("[0-9a-f]{32}")
-"""What `lmpipe.storage.hashing.content_digest` gives."""
+"""Matches the digests that `lmpipe.storage.hashing.digest_path` returns."""
 
-_LEFT_BY_SYSTEMS = (".DS_Store", "._*", ".nfs*", ".fuse_hidden*", "Thumbs.db", "desktop.ini")
+_SYSTEM_FILES = (".DS_Store", "._*", ".nfs*", ".fuse_hidden*", "Thumbs.db", "desktop.ini")
 
 
 @final
-class Blobs:
-    """The blobs of a directory, which is made if it is not there. Each is renamed into place when it is complete.
+class BlobStore:
+    """A directory of blobs, created if it does not exist. A blob is renamed into place when it is complete.
 
     Args:
-        path: The directory.
-        writer: A lock that is held while a blob comes in; the thread that holds it may enter again.
+        path: Path of the directory.
+        write_lock: Reentrant lock that is held while a blob is added.
 
     Attributes:
-        path: The directory.
-        names: Of the blobs that `verify` found, and of those that came in since.
+        path: Path of the directory.
+        names: Names of the blobs that `verify` found and of those added since.
 
     Raises:
-        StoreError: If the directory cannot be made. Methods raise it if they cannot write.
+        StoreError: If the directory cannot be created. Methods raise it if they cannot write.
     """
 
-    def __init__(self, path: Path, writer: AbstractContextManager[Any]) -> None:
-        self.path, self.names, self._writer = path, set[str](), writer
-        with writing(path.parent, (OSError, ValueError)):  # a name may hold what no file system takes
+    def __init__(self, path: Path, write_lock: AbstractContextManager[Any]) -> None:
+        self.path, self.names, self._write_lock = path, set[str](), write_lock
+        with explain_write_errors(path.parent, (OSError, ValueError)):  # ValueError: NUL in the path
             path.mkdir(parents=True, exist_ok=True)
 
     def verify(self) -> None:
-        """Compares every blob with its name; files that are no blobs are named in a warning.
+        """Compares every blob with its name; a warning lists the files that are not blobs.
 
         Raises:
-            StoreError: If one cannot be read.
-            CorruptBlob: If some are damaged; it names all of them.
+            StoreError: If a blob cannot be read.
+            CorruptBlob: If blobs are damaged; the message names all of them.
         """
-        with reading(self.path):
-            found = sorted(self.path.iterdir())
-            damaged = [path for path in found if is_blob(path.name) and not is_whole(path)]
+        with explain_read_errors(self.path):
+            paths = sorted(self.path.iterdir())
+            damaged = [path for path in paths if is_blob_name(path.name) and not is_intact(path)]
         if damaged:
             raise _corrupt(*damaged)
-        if strays := [path.name for path in found if not is_blob(path.name)]:
-            logger.warning("%s holds what is none of its blobs, and is left alone: %s", self.path, ", ".join(strays))
-        self.names = {path.name for path in found if is_blob(path.name)}
+        if strays := [path.name for path in paths if not is_blob_name(path.name)]:
+            logger.warning("%s has files that are not blobs; they are left alone: %s", self.path, ", ".join(strays))
+        self.names = {path.name for path in paths if is_blob_name(path.name)}
 
     def put(self, data: bytes) -> str:
-        """Keeps some bytes; returns their digest."""
+        """Stores bytes and returns their digest."""
         name = digest_bytes(data)
-        with self._writer:
+        with self._write_lock:
             if not (self.path / name).exists():
-                write_whole(self.path / name, data)
+                write_atomically(self.path / name, data)
             self.names.add(name)
         return name
 
-    def put_pieces(self, pieces: Iterable[bytes]) -> str:
-        """Keeps some bytes that need not be in memory together; returns the digest of all of them."""
-        hasher, made = hashlib.blake2b(digest_size=16), self.path / (UNFINISHED + uuid4().hex)
+    def put_chunks(self, chunks: Iterable[bytes]) -> str:
+        """Stores chunks of bytes, read one at a time, as one blob; returns its digest."""
+        hasher, unfinished = hashlib.blake2b(digest_size=16), self.path / (UNFINISHED_PREFIX + uuid4().hex)
         try:
-            with writing(self.path), made.open("xb") as file:
-                for piece in pieces:
-                    hasher.update(piece)
-                    file.write(piece)
+            with explain_write_errors(self.path), unfinished.open("xb") as file:
+                for chunk in chunks:
+                    hasher.update(chunk)
+                    file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
-            with self._writer, writing(self.path / hasher.hexdigest()):
-                made.replace(self.path / hasher.hexdigest())
+            with self._write_lock, explain_write_errors(self.path / hasher.hexdigest()):
+                unfinished.replace(self.path / hasher.hexdigest())
                 self.names.add(hasher.hexdigest())
         finally:
-            made.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
         return hasher.hexdigest()
 
     def read(self, name: str) -> bytes:
-        """The bytes of a digest.
+        """Reads the bytes with a digest.
 
         Raises:
-            CorruptBlob: If they are absent or damaged.
+            CorruptBlob: If the blob is missing or damaged.
         """
         path = self.path / name
         if not path.is_file() or digest_bytes(data := path.read_bytes()) != name:
@@ -104,9 +111,9 @@ class Blobs:
         return data
 
     def put_folder(self, folder: Path) -> str:
-        """Moves a folder of the same file system in; returns the digest of its content."""
-        with self._writer, writing(self.path):
-            name = content_digest(folder)
+        """Moves a folder into the directory, from the same file system; returns the digest of its content."""
+        with self._write_lock, explain_write_errors(self.path):
+            name = digest_path(folder)
             if (self.path / name).exists():
                 shutil.rmtree(folder)
             else:
@@ -116,60 +123,66 @@ class Blobs:
         return name
 
     def folder(self, name: str) -> Path:
-        """Path of a folder, as `verify` found it or `put_folder` made it.
+        """Returns the path of a stored folder.
+
+        Its content is not read again: `verify` or `put_folder` checked it.
 
         Raises:
-            CorruptBlob: If it is absent.
+            CorruptBlob: If the folder is missing.
         """
         path = self.path / name
         if not path.is_dir():
             raise _corrupt(path)
         return path
 
-    def take(self, blob: Path) -> None:
-        """Links or copies a blob of another directory, and compares it with its name before it counts.
+    def import_blob(self, blob: Path) -> None:
+        """Links or copies a blob from another directory, after comparing it with its name.
 
         Raises:
-            CorruptBlob: If it is damaged.
+            CorruptBlob: If the blob is damaged.
         """
-        target, made = self.path / blob.name, self.path / (UNFINISHED + blob.name)
-        with self._writer, writing(target):
+        target, unfinished = self.path / blob.name, self.path / (UNFINISHED_PREFIX + blob.name)
+        with self._write_lock, explain_write_errors(target):
             if target.exists():
                 return
             try:
                 if blob.is_dir():
-                    shutil.copytree(blob, made, copy_function=link)
+                    shutil.copytree(blob, unfinished, copy_function=link_or_copy)
                 else:
-                    link(blob, made)
-                if not is_whole(made, blob.name):
+                    link_or_copy(blob, unfinished)
+                if not is_intact(unfinished, blob.name):
                     raise _corrupt(blob)
-                _sync(made)
-                made.replace(target)
+                _sync(unfinished)
+                unfinished.replace(target)
                 self.names.add(blob.name)
             finally:
-                delete(made)
+                delete(unfinished)
 
-    def drop(self, names: Iterable[str]) -> None:
+    def delete(self, names: Iterable[str]) -> None:
         """Deletes blobs."""
         for name in sorted(names):
-            with writing(self.path / name):
+            with explain_write_errors(self.path / name):
                 delete(self.path / name)
             self.names.discard(name)
 
 
-def is_blob(name: str) -> bool:
-    """Whether a name is a digest; files of other names are no blobs."""
+def is_blob_name(name: str) -> bool:
+    """Whether a file name is a digest; files with other names are not blobs."""
     return DIGEST.fullmatch(name) is not None
 
 
-def is_whole(path: Path, name: str = "") -> bool:
-    """Whether a file or folder has the content that its name says, or the name of the blob that it is to become.
+def is_intact(path: Path, name: str = "") -> bool:
+    """Whether the content of a file or folder has the digest that is its name.
 
-    Of a folder, files do not count that file managers and network file systems leave everywhere, such as
-    ``.DS_Store``. What is neither a file nor a folder, such as a pipe or a link to nothing, is not opened.
+    Files that file managers and network file systems add to folders, such as ``.DS_Store``, are ignored. A path that is
+    neither a file nor a folder, such as a pipe or a broken link, is not opened.
+
+    Args:
+        path: Path of the file or folder.
+        name: Expected digest; by default the name of the file or folder.
 
     Raises:
-        OSError: If something in it cannot be read.
+        OSError: If the file, or a file in the folder, cannot be read.
     """
     name = name or path.name
     if path.is_file():
@@ -177,25 +190,25 @@ def is_whole(path: Path, name: str = "") -> bool:
     if not path.is_dir():
         return False
     files = file_digests(path)
-    own = {file: value for file, value in files.items() if not _is_left_by_system(file.rpartition("/")[2])}
-    return name in {digest(files), digest(own)}
+    without_system_files = {file: value for file, value in files.items() if not _is_system_file(file)}
+    return name in {digest(files), digest(without_system_files)}
 
 
-def _is_left_by_system(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in _LEFT_BY_SYSTEMS)
+def _is_system_file(path: str) -> bool:
+    return any(fnmatch(path.rpartition("/")[2], pattern) for pattern in _SYSTEM_FILES)
 
 
 def _corrupt(*paths: Path) -> CorruptBlob:
-    named = ", ".join(map(str, paths))
+    listed = ", ".join(map(str, paths))
     return CorruptBlob(
-        f"{named}: missing or damaged; restore it from a copy, or delete what is there of it and start again: the work "
-        "that made it is then done again"
+        f"{listed}: missing or damaged; restore it from a copy, or delete what is left of it and start again: the work "
+        "that produced it is then done again"
     )
 
 
-def _sync(made: Path) -> None:
-    """Makes sure that a file, or a folder's files, are on disk before anything names them."""
-    for path in made.rglob("*") if made.is_dir() else (made,):
-        if path.is_file():
-            with path.open("rb") as file:
+def _sync(path: Path) -> None:
+    """Makes sure that a file, or the files of a folder, are on disk before a record names them."""
+    for file_path in path.rglob("*") if path.is_dir() else (path,):
+        if file_path.is_file():
+            with file_path.open("rb") as file:
                 os.fsync(file.fileno())

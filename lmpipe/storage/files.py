@@ -1,6 +1,6 @@
-"""Files that are whole or not there at all, and what to say of a disk that takes no more or gives nothing back.
+"""Files that are written completely or not at all, and errors that say what to do about a disk.
 
-Knows nothing of what is in them.
+Knows nothing about the content of files.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from typing import Any
 
 from lmpipe.errors import CorruptBlob, StoreError
 
-UNFINISHED = "unfinished-"
-"""What the name of a file begins with until it is whole; a kill may leave one behind."""
+UNFINISHED_PREFIX = "unfinished-"
+"""Prefix of the name of a file that is being written; a killed process may leave such a file behind."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
 
 
 @contextmanager
-def writing(path: Path, failures: tuple[type[Exception], ...] = (OSError, UnicodeEncodeError)) -> Iterator[None]:
-    """Names what was to be written when the block cannot write it, and says what to do.
+def explain_write_errors(
+    path: Path, failures: tuple[type[Exception], ...] = (OSError, UnicodeEncodeError)
+) -> Iterator[None]:
+    """Turns errors of a block that writes a file or folder into an error that names it and says what to do.
 
     Args:
-        path: A file or folder.
-        failures: What the block raises when the disk is full, or the name of a file cannot be encoded.
+        path: Path of the file or folder.
+        failures: Exceptions that the block raises if it cannot write, or if the file name cannot be encoded.
 
     Raises:
-        StoreError: In place of any of those.
+        StoreError: If the block raises one of these exceptions.
     """
     try:
         yield
@@ -41,11 +43,11 @@ def writing(path: Path, failures: tuple[type[Exception], ...] = (OSError, Unicod
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Names what was to be read when the block cannot read it.
+def explain_read_errors(path: Path) -> Iterator[None]:
+    """Turns errors of a block that reads a file or folder into an error that names it.
 
     Raises:
-        StoreError: In place of an operating system's error.
+        StoreError: If the block raises an error of the operating system.
     """
     try:
         yield
@@ -54,34 +56,34 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file.
+    """Reads the JSON object of a file.
 
     Raises:
-        CorruptBlob: If there is no such file, or it holds something else.
+        CorruptBlob: If the file does not exist, or contains anything but a JSON object.
     """
     if path.exists() and not path.is_file():
-        raise CorruptBlob(f"{path} is no file; restore it from a copy")
+        raise CorruptBlob(f"{path} is not a file; restore it from a copy")
     try:
         values = json.loads(path.read_bytes())
     except OSError as error:
         raise CorruptBlob(f"{path} cannot be read: {_reason(error)}; restore it from a copy") from error
     except RecursionError:
         raise CorruptBlob(f"{path} is damaged: it is nested too deeply; restore it from a copy") from None
-    except ValueError as error:  # no JSON, no Unicode, or a number of thousands of digits
+    except ValueError as error:  # invalid JSON, invalid Unicode, or a number of thousands of digits
         raise CorruptBlob(f"{path} is damaged: {error}; restore it from a copy") from error
     if not isinstance(values, dict):
-        raise CorruptBlob(f"{path} is damaged: it holds no JSON object; restore it from a copy")
+        raise CorruptBlob(f"{path} is damaged: it does not contain a JSON object; restore it from a copy")
     return values
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file, or leaves it as it was; the bytes are on disk when it appears under its name.
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file; if that fails, the file stays as it was. The bytes are on disk before the file gets its name.
 
     Raises:
-        StoreError: If it cannot be written.
+        StoreError: If the file cannot be written.
     """
-    unfinished = path.with_name(UNFINISHED + path.name)
-    with writing(path):
+    unfinished = path.with_name(UNFINISHED_PREFIX + path.name)
+    with explain_write_errors(path):
         try:
             with unfinished.open("wb") as file:
                 file.write(data)
@@ -92,8 +94,8 @@ def write_whole(path: Path, data: bytes) -> None:
             unfinished.unlink(missing_ok=True)
 
 
-def link(source: str | Path, target: str | Path) -> None:
-    """A hard link, or a copy where there can be none; for files that are never written again."""
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Makes a hard link, or a copy if that is impossible; only for files that are never written again."""
     try:
         os.link(source, target)
     except OSError:
@@ -101,7 +103,7 @@ def link(source: str | Path, target: str | Path) -> None:
 
 
 def delete(path: Path) -> None:
-    """Deletes a file or a folder, if it is there; of a link, not what it leads to."""
+    """Deletes a file or folder if it exists; of a link only the link itself."""
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
@@ -112,7 +114,7 @@ def _reason(error: Exception) -> str:
 def _advice(error: Exception) -> str:
     number = error.errno if isinstance(error, OSError) else None
     if number in _MISSING:
-        return "look whether its folder is still there, and start again: what is there counts"
+        return "check that its folder still exists, and start again: finished work is kept"
     if number is None or number in _FULL:
-        return "free space there or make it writable, and start again: what was finished is kept"
-    return "make it writable or choose another place, and start again: what was finished is kept"
+        return "free space there or make it writable, and start again: finished work is kept"
+    return "make it writable or choose another place, and start again: finished work is kept"

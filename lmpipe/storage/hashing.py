@@ -1,7 +1,6 @@
-"""Identity by content: canonical JSON, digests, and the seeds derived from them.
+"""Identity by content: canonical JSON, digests, and seeds that derive from them.
 
-Two values are the same thing exactly when their canonical JSON is the same. Knows nothing of what the
-values mean.
+Two values are identical if and only if their canonical JSON is the same. Knows nothing about what the values mean.
 """
 
 from __future__ import annotations
@@ -22,30 +21,30 @@ from pydantic_core import to_jsonable_python
 
 from lmpipe.errors import ConfigError
 
-_PIECE = 1 << 20  # bytes of a file in memory at once
-_DEPTH = 20  # names that lead to a faulty value, at most
+_CHUNK = 1 << 20  # bytes of a file in memory at once
+_DEPTH = 20  # most names in the path to an invalid value
 
 
 def canonical_json(value: object) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, UTF-8 kept as it is; equal in every process.
+    """Returns the canonical JSON of a value: sorted keys, no spaces, unescaped UTF-8; the same in every process.
 
-    Sets become sorted lists, also those within dataclasses and pydantic models; numpy's arrays and numbers become lists
-    and numbers; bytes become the text that they hold, or base64.
+    Sets become sorted lists, also those inside dataclasses and pydantic models; numpy arrays and numbers become lists
+    and numbers; bytes become their text if they are UTF-8, and base64 otherwise.
 
     Raises:
         ConfigError: If a value has no JSON that is the same in every process, such as an iterator or an object of a
-            class that pydantic does not know; the message names the field.
+            class that pydantic cannot serialize; the message names the field.
     """
     try:
         return _CANONICAL.encode(value)
-    except TypeError:  # keys that are not text, or cannot be compared
+    except TypeError:  # keys that are not strings, or cannot be compared
         return _encoded_with_text_keys(value)
     except (ConfigError, ValueError, RecursionError) as error:
-        raise _without_json(value, error) from None
+        raise _no_json(value, error) from None
 
 
 def jsonable(value: object) -> Any:
-    """A value as plain JSON values: what its canonical JSON says.
+    """Returns a value as plain JSON values, as in its canonical JSON.
 
     Raises:
         ConfigError: See `canonical_json`.
@@ -53,8 +52,10 @@ def jsonable(value: object) -> Any:
     return json.loads(canonical_json(value))
 
 
-def plain(value: object) -> Any:
-    """A value that JSON does not know as one that it does, of which parts may again be such values.
+def json_default(value: object) -> Any:
+    """Converts a value that JSON does not support; for the argument ``default`` of `json.dumps`.
+
+    The returned list or dict may contain such values again.
 
     Raises:
         ConfigError: If the value has no JSON that is the same in every process.
@@ -80,63 +81,70 @@ def plain(value: object) -> Any:
         raise ConfigError(f"a value of type {type(value).__qualname__} cannot be written as JSON ({error})") from None
 
 
-def _sorted_sets(made: Any, value: object) -> Any:
-    """The JSON that pydantic made of a value, with the lists that it made of sets in one order."""
+def _sorted_sets(converted: Any, value: object) -> Any:
+    """Sorts the lists that pydantic made of sets, wherever they are in the JSON of a value.
+
+    Args:
+        converted: JSON that pydantic made of the value.
+        value: Value itself, which says what was a set.
+    """
     if isinstance(value, RootModel):
-        return _sorted_sets(made, value.root)
-    if isinstance(made, dict) and isinstance(value, BaseModel):
+        return _sorted_sets(converted, value.root)
+    if isinstance(converted, dict) and isinstance(value, BaseModel):
         fields = type(value).model_fields.items()
         names = {field.serialization_alias or field.alias or name: name for name, field in fields}
-        return {key: _sorted_sets(part, getattr(value, str(names.get(key, key)), None)) for key, part in made.items()}
-    if isinstance(made, dict) and dataclasses.is_dataclass(value):
-        return {name: _sorted_sets(part, getattr(value, name, None)) for name, part in made.items()}
-    if isinstance(made, dict) and isinstance(value, Mapping) and len(made) == len(value):
-        return {name: _sorted_sets(part, own) for (name, part), own in zip(made.items(), value.values(), strict=True)}
-    if isinstance(made, list) and isinstance(value, Collection) and len(made) == len(value):
-        parts = [_sorted_sets(part, own) for part, own in zip(made, value, strict=True)]
-        return sorted(parts, key=canonical_json) if isinstance(value, Set) else parts
-    return made
+        parts = {key: getattr(value, str(names.get(key, key)), None) for key in converted}
+        return {key: _sorted_sets(item, parts[key]) for key, item in converted.items()}
+    if isinstance(converted, dict) and dataclasses.is_dataclass(value):
+        return {name: _sorted_sets(item, getattr(value, name, None)) for name, item in converted.items()}
+    if isinstance(converted, dict) and isinstance(value, Mapping) and len(converted) == len(value):
+        pairs = zip(converted.items(), value.values(), strict=True)
+        return {name: _sorted_sets(item, part) for (name, item), part in pairs}
+    if isinstance(converted, list) and isinstance(value, Collection) and len(converted) == len(value):
+        items = [_sorted_sets(item, part) for item, part in zip(converted, value, strict=True)]
+        return sorted(items, key=canonical_json) if isinstance(value, Set) else items
+    return converted
 
 
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=plain)
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=json_default)
 
 
 def _encoded_with_text_keys(value: object) -> str:
     try:
         return _CANONICAL.encode(_with_text_keys(value))
     except (ConfigError, TypeError, ValueError, RecursionError) as error:
-        raise _without_json(value, error) from None
+        raise _no_json(value, error) from None
 
 
 def _with_text_keys(value: object) -> Any:
-    """The value with the keys of every mapping in it as text: a key that is none is written as JSON."""
+    """Replaces the keys of all mappings in a value that are not strings by their JSON."""
     if isinstance(value, Mapping):
-        named = [(_as_text(key), _with_text_keys(item)) for key, item in value.items()]
-        if len(keys := dict(named)) < len(named):
-            raise ConfigError(f"several keys of a mapping are written alike, among {', '.join(sorted(keys))}")
-        return keys
+        pairs = [(_key_text(key), _with_text_keys(item)) for key, item in value.items()]
+        if len(converted := dict(pairs)) < len(pairs):
+            raise ConfigError(f"several keys of a mapping have the same text, among {', '.join(sorted(converted))}")
+        return converted
     if isinstance(value, (list, tuple)):
         return [_with_text_keys(item) for item in value]
-    return value if value is None or isinstance(value, (str, int, float)) else _with_text_keys(plain(value))
+    return value if value is None or isinstance(value, (str, int, float)) else _with_text_keys(json_default(value))
 
 
-def _as_text(key: object) -> str:
+def _key_text(key: object) -> str:
     if isinstance(key, Enum):
         key = key.value
     return key if isinstance(key, str) else canonical_json(key)
 
 
-def _without_json(value: object, error: Exception) -> ConfigError:
-    """What was wrong with a value that has no JSON, with the names that lead to it."""
+def _no_json(value: object, error: Exception) -> ConfigError:
+    """The error of a value that has no JSON; it names the path to the invalid part."""
     reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
     names: list[str] = []
     for _ in range(_DEPTH):
         parts = list(value.items() if isinstance(value, Mapping) else enumerate(value) if _is_list(value) else ())
-        faulty = next((pair for pair in parts if not _has_json(pair[1])), None)
-        if faulty is None:
+        invalid = next((pair for pair in parts if not _has_json(pair[1])), None)
+        if invalid is None:
             break
-        value = faulty[1]
-        names += [str(faulty[0])] if names or not isinstance(faulty[0], int) else []
+        value = invalid[1]
+        names += [str(invalid[0])] if names or not isinstance(invalid[0], int) else []
     return ConfigError(f"{'.'.join(names)!r}: {reason}" if names else reason)
 
 
@@ -153,66 +161,70 @@ def _has_json(value: object) -> bool:
 
 
 def digest_bytes(data: bytes) -> str:
-    """Hex BLAKE2b digest (128 bits, 32 characters) of some bytes."""
+    """Returns the BLAKE2b digest of bytes, in hex (128 bits, 32 characters)."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def digest_file(path: Path) -> str:
-    """Hex BLAKE2b digest (128 bits, 32 characters) of a file's bytes, read piece by piece."""
+    """Returns the BLAKE2b digest of a file, in hex (128 bits, 32 characters); the file is read in chunks."""
     hasher = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            hasher.update(piece)
+        while chunk := file.read(_CHUNK):
+            hasher.update(chunk)
     return hasher.hexdigest()
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """Path within the folder → digest of its bytes, for each file below it."""
+    """Returns a dict: path relative to the folder → digest, for each file in the folder and its subfolders."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
 
 
-def content_digest(path: Path) -> str:
-    """Digest of a file's bytes, or of all files of a folder with their names."""
+def digest_path(path: Path) -> str:
+    """Returns the digest of a file, or of all files of a folder with their names."""
     return digest(file_digests(path)) if path.is_dir() else digest_file(path)
 
 
 def digest(value: object) -> str:
-    """Hex BLAKE2b digest (128 bits, 32 characters) of a value's canonical JSON."""
+    """Returns the BLAKE2b digest of a value's canonical JSON, in hex (128 bits, 32 characters)."""
     return digest_bytes(canonical_json(value).encode("utf-8", "surrogatepass"))
 
 
 def derive_seed(*parts: str | int) -> int:
-    """A seed in [0, 2**63) that depends on every part and on their order, and on nothing else."""
+    """Derives a seed in [0, 2**63) that depends on the parts and their order, and on nothing else."""
     text = json.dumps(parts).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-def describe(value: object) -> Any:
-    """Settings as plain JSON for people to read and compare: what a component is, and how it is set.
+def describe_settings(value: object) -> Any:
+    """Describes a component and its settings as plain JSON for people to read and compare.
 
-    Dataclasses and ordinary objects become their class name and fields, functions and classes their names; whatever a
-    dataclass marks with ``field(repr=False)`` is left out. Two functions of one name are alike here: recorded work is
-    looked up by `lmpipe.program.identity`.
+    Dataclasses and ordinary objects become their class name and fields, functions and classes their names; fields that
+    a dataclass declares with ``field(repr=False)`` are left out. Two functions with the same name are not told apart
+    here; recorded work is looked up by `lmpipe.program.identity`, which does.
     """
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if isinstance(value, BaseModel):
         return jsonable(value)
     if isinstance(value, Mapping):
-        return {str(key): describe(item) for key, item in value.items()}
+        return {str(key): describe_settings(item) for key, item in value.items()}
     if isinstance(value, Set):
-        return sorted((describe(item) for item in value), key=canonical_json)
+        return sorted((describe_settings(item) for item in value), key=canonical_json)
     if isinstance(value, Sequence):
-        return [describe(item) for item in value]
+        return [describe_settings(item) for item in value]
     if isinstance(value, (FunctionType, BuiltinFunctionType, type)):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, MethodType):
-        return {"method": value.__func__.__qualname__, "of": describe(value.__self__)}
+        return {"method": value.__func__.__qualname__, "of": describe_settings(value.__self__)}
     if isinstance(value, partial):
-        return {"partial": describe(value.func), "args": describe(value.args), "keywords": describe(value.keywords)}
+        return {
+            "partial": describe_settings(value.func),
+            "args": describe_settings(value.args),
+            "keywords": describe_settings(value.keywords),
+        }
     if dataclasses.is_dataclass(value):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.repr}
     else:
         fields = getattr(value, "__dict__", {})
-    return {"type": type(value).__qualname__, **{name: describe(item) for name, item in fields.items()}}
+    return {"type": type(value).__qualname__, **{name: describe_settings(item) for name, item in fields.items()}}

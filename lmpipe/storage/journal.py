@@ -1,10 +1,11 @@
-"""An append-only file of records: lines of JSON, each with a checksum, written by one process at a time.
+"""The journal: an append-only file of records in JSON Lines with checksums, written by one process at a time.
 
     {"records":{KEY:VALUE, …},"blobs":{KEY:[DIGEST, …]},"sum":DIGEST}
 
-``blobs`` says which blobs a value names, and is left out where none does. A later record of a key replaces an earlier
-one, and ``null`` forgets it. Lines that are gone, which no kill takes away, are told by a file beside this one, whose
-name ends in ``.length``: it holds how many bytes there were. Knows nothing of what keys, values and blobs are.
+``blobs`` lists the blobs that a value refers to, and is absent if there are none. A later record of a key replaces an
+earlier one; the value ``null`` removes it. A second file, whose name ends in ``.length``, holds the number of bytes of
+the journal: it shows if lines were lost, which a killed process cannot cause. Knows nothing about the meaning of keys,
+values and blobs.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from pathlib import Path
 from typing import Any, final
 
 from lmpipe.errors import ConfigError, CorruptBlob, StoreError
-from lmpipe.storage.files import reading, writing
+from lmpipe.storage.files import explain_read_errors, explain_write_errors
 from lmpipe.storage.hashing import canonical_json, digest_bytes
 
 logger = logging.getLogger(__name__)
 
 _LINE = re.compile(rb'\{"records":(?P<body>.*),"sum":"(?P<sum>[0-9a-f]{32})"\}', re.DOTALL)
-_END = 64  # bytes before the end that are looked at again before a line is added: they hold the last checksum
+_TAIL = 64  # bytes at the end that are compared before a line is added; they contain the last checksum
 
 
 @final
 @dataclass(frozen=True)
 class Record:
-    """A finished piece of work.
+    """The record of a finished piece of work.
 
     Args:
-        value: JSON; none if the record was taken back.
-        blobs: Names of the blobs that the value is of no use without.
+        value: JSON value; None if the record was removed.
+        blobs: Names of the blobs that the value refers to.
     """
 
     value: Any
@@ -45,49 +46,49 @@ class Record:
 
 @final
 class Journal:
-    """Reads the file of this name, if there is one, and adds lines to it.
+    """Reads a journal, if the file exists, and appends lines to it.
 
     Args:
-        path: The file.
+        path: Path of the file.
 
     Attributes:
-        records: Of each key the last one, as the file had them.
+        records: Key → last record of the key, as they were when the file was read.
 
     Raises:
-        StoreError: If it cannot be read.
-        CorruptBlob: If a line of it is damaged.
+        StoreError: If the file cannot be read.
+        CorruptBlob: If a line is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.records, self._length = read_journal(path)
-        self._torn = False  # whether a part of a line may follow
+        self._torn = False  # whether an incomplete line may follow
 
     def prepare(self) -> None:
-        """Makes the file if there is none, and cuts off what a kill or a full disk left behind its last whole line.
+        """Creates the file if it does not exist, and cuts off an incomplete last line (from a kill or a full disk).
 
         Raises:
-            StoreError: If it cannot be written.
+            StoreError: If the file cannot be written.
         """
-        with writing(self.path), self.path.open("a+b") as file:
+        with explain_write_errors(self.path), self.path.open("a+b") as file:
             file.truncate(self._length)
             self._file = _identity(file.fileno())
-            end = os.pread(file.fileno(), _END, max(0, self._length - _END))
-        self._end = self._length, end  # of the whole lines: where it is, and what stands before it
-        _note(self.path, self._length)
+            tail = os.pread(file.fileno(), _TAIL, max(0, self._length - _TAIL))
+        self._end = self._length, tail  # of the complete lines: their number of bytes, and the last of these bytes
+        _write_length(self.path, self._length)
 
     def append(self, texts: Mapping[str, str], blobs: Mapping[str, Sequence[str]]) -> None:
-        """Adds a line to the prepared file, all of it or nothing; it is on disk when this returns.
+        """Appends a line to the prepared file, completely or not at all; it is on disk when this returns.
 
         Args:
-            texts: Key → value, as `canonical_record` writes it.
-            blobs: Key → names of the blobs that the value is of no use without.
+            texts: Key → JSON text of the value, as `canonical_record` returns it.
+            blobs: Key → names of the blobs that the value refers to.
 
         Raises:
-            StoreError: If it cannot be written, or the file is not as this object left it.
+            StoreError: If the line cannot be written, or something else changed the file.
         """
-        line, (length, end) = _line(texts, blobs), self._end
-        with writing(self.path):
+        line, (length, tail) = _line(texts, blobs), self._end
+        with explain_write_errors(self.path):
             try:
                 with self.path.open("r+b") as file:
                     self._check(file.fileno())
@@ -100,57 +101,58 @@ class Journal:
             except FileNotFoundError:
                 raise self._changed() from None
             except OSError:
-                with suppress(OSError):  # or else the next line does it
+                with suppress(OSError):  # if this fails, the next call cuts the line off
                     os.truncate(self.path, length)
                 raise
-        self._end = length + len(line), (end + line)[-_END:]
+        self._end = length + len(line), (tail + line)[-_TAIL:]
         self._torn = False
-        _note(self.path, length + len(line))
+        _write_length(self.path, length + len(line))
 
     def _check(self, file: int) -> None:
-        (length, end), size = self._end, os.fstat(file).st_size
+        """Checks that the file is the one that this object wrote last."""
+        (length, tail), size = self._end, os.fstat(file).st_size
         same = _identity(file) == self._file and (size == length or (self._torn and size > length))
-        if not same or os.pread(file, len(end), length - len(end)) != end:
+        if not same or os.pread(file, len(tail), length - len(tail)) != tail:
             raise self._changed()
 
     def _changed(self) -> StoreError:
         return StoreError(
-            f"{self.path} was deleted, replaced or changed by something else while this run wrote it; put it back as "
-            "it was, and start again: what it holds counts, and the rest is done again"
+            f"{self.path} was deleted, replaced or changed by something else while this run wrote it; restore it, and "
+            "start again: the work recorded in it is kept, and the rest is done again"
         )
 
 
 def read_journal(path: Path) -> tuple[dict[str, Record], int]:
-    """The records of a file, and how many bytes its whole lines take; nothing if there is no such file.
+    """Reads the records of a journal, and the number of bytes of its complete lines.
 
-    If lines are gone, a warning says so.
+    There are no records if the file does not exist. A warning says if lines were lost.
 
     Raises:
-        StoreError: If it cannot be read.
+        StoreError: If the file cannot be read.
         CorruptBlob: If a line is damaged.
     """
     if path.exists() and not path.is_file():
-        raise StoreError(f"{path} is no file; move it away, and start again")
-    noted = _noted(path)  # before the file itself, which another process may be adding lines to
-    with reading(path):
+        raise StoreError(f"{path} is not a file; move it away, and start again")
+    expected = _read_length(path)  # before the journal itself, since another process may append lines meanwhile
+    with explain_read_errors(path):
         data = path.read_bytes() if path.exists() else b""
-    *whole, _ = data.split(b"\n")  # behind the last line end, what a kill left there
+    *lines, _ = data.split(b"\n")  # after the last line end, there may be an incomplete line
     records: dict[str, Record] = {}
-    for number, line in enumerate(whole, 1):
+    for number, line in enumerate(lines, 1):
         records.update(_read_line(path, number, line))
     length = data.rfind(b"\n") + 1
-    if length < noted:
+    if length < expected:
         logger.warning(
-            "%s has lost %d of %d bytes; the work of its lost lines is done again", path, noted - length, noted
+            "%s has lost %d of %d bytes; the work of the lost lines is done again", path, expected - length, expected
         )
     return {key: record for key, record in records.items() if record.value is not None}, length
 
 
 def canonical_record(value: object) -> str:
-    """The JSON text of a value.
+    """Returns the canonical JSON of a value.
 
     Raises:
-        ConfigError: If it has none.
+        ConfigError: If the value has no JSON.
     """
     try:
         return canonical_json(value)
@@ -160,35 +162,35 @@ def canonical_record(value: object) -> str:
 
 def _line(texts: Mapping[str, str], blobs: Mapping[str, Sequence[str]]) -> bytes:
     body = "{" + ",".join(f"{canonical_json(key)}:{texts[key]}" for key in sorted(texts)) + "}"
-    if named := {key: names for key, names in blobs.items() if names}:
-        body += f',"blobs":{canonical_json(named)}'
-    data = body.encode(errors="backslashreplace")  # half of a surrogate pair, as JSON escapes it
+    if blobs := {key: names for key, names in blobs.items() if names}:
+        body += f',"blobs":{canonical_json(blobs)}'
+    data = body.encode(errors="backslashreplace")  # writes a lone surrogate as JSON escapes it
     return b'{"records":%b,"sum":"%b"}\n' % (data, digest_bytes(data).encode())
 
 
 def _read_line(path: Path, number: int, line: bytes) -> dict[str, Record]:
-    found = _LINE.fullmatch(line)
+    match = _LINE.fullmatch(line)
     with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        if found and digest_bytes(found["body"]).encode() == found["sum"]:
-            read: dict[str, Any] = json.loads(line)
-            blobs: dict[str, Sequence[str]] = read.get("blobs", {})
-            return {key: Record(value, tuple(blobs.get(key, ()))) for key, value in read["records"].items()}
+        if match and digest_bytes(match["body"]).encode() == match["sum"]:
+            entry: dict[str, Any] = json.loads(line)
+            blobs: dict[str, Sequence[str]] = entry.get("blobs", {})
+            return {key: Record(value, tuple(blobs.get(key, ()))) for key, value in entry["records"].items()}
     raise CorruptBlob(f"{path}, line {number}: damaged; delete this line, and its work is done again")
 
 
 def _identity(file: int) -> tuple[int, int]:
-    found = os.fstat(file)
-    return found.st_dev, found.st_ino
+    status = os.fstat(file)
+    return status.st_dev, status.st_ino
 
 
-def _note(path: Path, length: int) -> None:
-    """Notes the length of a journal, once its lines are on disk."""
-    with suppress(OSError):  # it only serves to say more when lines are gone
+def _write_length(path: Path, length: int) -> None:
+    """Writes the length of a journal to its second file, after the lines are on disk."""
+    with suppress(OSError):  # the file only serves to warn if lines were lost
         path.with_suffix(".length").write_text(str(length))
 
 
-def _noted(path: Path) -> int:
-    """The length of a journal as it was noted; 0 if that is not there, or no number."""
+def _read_length(path: Path) -> int:
+    """Reads the length of a journal from its second file; 0 if that does not exist or does not hold a number."""
     with suppress(OSError, ValueError):
         return int(path.with_suffix(".length").read_bytes())
     return 0

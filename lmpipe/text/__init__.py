@@ -1,1 +1,1 @@
-"""Text at the edges of the library: cleaned on the way in, made safe for messages and terminals on the way out."""
+"""Text that enters the library is cleaned; text that leaves it is made safe for messages, terminals and Markdown."""

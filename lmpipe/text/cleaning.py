@@ -1,7 +1,7 @@
-"""Cleans text where it enters the library, by replacing the characters that other parts of a run cannot handle.
+"""Cleans text that enters the library: characters that later steps cannot handle are replaced by U+FFFD.
 
-A lone surrogate (half an emoji) cannot be encoded, NUL ends strings in other libraries, and control characters can
-give commands to a terminal. Knows nothing of where the text comes from.
+These are lone surrogates (half an emoji), which cannot be encoded; NUL, which ends strings in other libraries; and
+control characters, which can send commands to a terminal. Knows nothing about where the text comes from.
 """
 
 from __future__ import annotations
@@ -11,51 +11,51 @@ from collections.abc import Callable
 from typing import Any
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""What stands in the place of a character that is no text."""
+"""Replaces every character that is not valid text."""
 
-_NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")  # tab and line ends are text
-_SHORT = 100  # characters; longer texts have line ends, which no printable text has
-_CONTROL = bytes(char for char in (*range(32), 127) if chr(char) not in "\t\n\r")
-_MORE_CONTROL = re.compile(b"\xc2[\x80-\x9f]")  # U+0080 to U+009F in UTF-8
+_INVALID = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")  # tabs and line ends are valid
+_SHORT = 100  # characters; longer texts usually have line ends, for which `str.isprintable` is False
+_CONTROL_BYTES = bytes(char for char in (*range(32), 127) if chr(char) not in "\t\n\r")
+_C1_CONTROL = re.compile(b"\xc2[\x80-\x9f]")  # U+0080 to U+009F in UTF-8
 
 
 def is_clean(text: str) -> bool:
-    """Whether all of the text is text; several times faster than a search, since nearly all of it is."""
+    """Whether all characters are valid text; several times faster than a regex search, since nearly all text is."""
     if len(text) < _SHORT and text.isprintable():
         return True
     try:
         data = text.encode()
     except UnicodeEncodeError:
         return False
-    return len(data.translate(None, _CONTROL)) == len(data) and (data.isascii() or not _MORE_CONTROL.search(data))
+    return len(data.translate(None, _CONTROL_BYTES)) == len(data) and (data.isascii() or not _C1_CONTROL.search(data))
 
 
-def clean(text: str) -> str:
-    """The text with U+FFFD in the place of lone surrogates and of control characters other than tab and line ends."""
-    return text if is_clean(text) else _NO_TEXT.sub(REPLACEMENT, text)
+def clean_text(text: str) -> str:
+    """Replaces lone surrogates, and control characters other than tabs and line ends, by U+FFFD."""
+    return text if is_clean(text) else _INVALID.sub(REPLACEMENT, text)
 
 
 def count_unclean(text: str) -> int:
-    """How many characters `clean` replaces."""
-    return 0 if is_clean(text) else len(_NO_TEXT.findall(text))
+    """Counts the characters that `clean_text` replaces."""
+    return 0 if is_clean(text) else len(_INVALID.findall(text))
 
 
-def cleaned(value: Any, replaced: Callable[[int], object] = lambda count: None) -> Any:
-    """A copy of a value in which all text is text, at any depth of lists, dicts, sets and tuples, in keys too.
+def clean_value(value: Any, replaced: Callable[[int], object] = lambda count: None) -> Any:
+    """Copies a value with all its strings cleaned: items of nested lists, dicts, sets and tuples, and dict keys.
 
     Objects of other types stay as they are.
 
     Args:
-        value: What comes in.
-        replaced: Told how many characters of a text were replaced.
+        value: The value to clean.
+        replaced: Called with the number of replaced characters, for each string that had any.
     """
     if isinstance(value, str):
         if is_clean(value):
             return value
         replaced(count_unclean(value))
-        return clean(value)
+        return clean_text(value)
     if isinstance(value, dict):
-        return {cleaned(key, replaced): cleaned(item, replaced) for key, item in value.items()}
+        return {clean_value(key, replaced): clean_value(item, replaced) for key, item in value.items()}
     if type(value) in (list, set, tuple, frozenset):
-        return type(value)(cleaned(item, replaced) for item in value)
+        return type(value)(clean_value(item, replaced) for item in value)
     return value

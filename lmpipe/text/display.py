@@ -1,17 +1,17 @@
-"""Prepares values and text for messages and terminals: shortened, and without anything that commands a terminal."""
+"""Prepares values and text for messages and terminals: shortens them and escapes control characters."""
 
 from __future__ import annotations
 
 import re
 
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"  # control characters but tab and line feed; lone surrogates
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # marks that turn the direction of what follows
+_ESCAPED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"  # control characters except tab and line feed; lone surrogates
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"  # marks that change the direction of the text
 )
 
 
 def shorten(text: str, most: int = 2000) -> str:
-    """The text, if it has at most `most` characters; else its head and tail, with its length between them."""
+    """Shortens a text to `most` characters: its beginning and its end, with the full length between them."""
     if len(text) <= most:
         return text
     mark = f" […, {len(text)} characters in all] "
@@ -20,21 +20,24 @@ def shorten(text: str, most: int = 2000) -> str:
 
 
 def shown(value: object, most: int = 300) -> str:
-    """A value in a message: at most so many characters of its ``repr``, or its type where that raises an error."""
+    """Returns the ``repr`` of a value for a message, shortened to `most` characters.
+
+    If ``repr`` raises an error, the text names the value's type instead.
+    """
     try:
         return shorten(repr(value), most)
-    except Exception:  # such as that of an integer of thousands of digits, or of a class of the user's own
+    except Exception:  # for instance for an integer of thousands of digits, or raised by a class of the user
         return f"a {type(value).__name__} that cannot be shown"
 
 
-def message_of(error: BaseException) -> str:
-    """The message of an exception, or a remark where making it raises another one."""
+def error_message(error: BaseException) -> str:
+    """Returns the message of an exception, or a remark if computing the message raises another exception."""
     try:
         return str(error)
     except Exception:
         return "its message cannot be shown"
 
 
-def visible(text: str) -> str:
-    """The text for a terminal: what would command it, or hide or reorder what is there, is spelled, as ``\\x1b``."""
-    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text.replace("\r\n", "\n"))
+def escape_controls(text: str) -> str:
+    """Escapes control characters and marks that reorder text, as ``\\x1b``, so that a terminal shows them."""
+    return _ESCAPED.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text.replace("\r\n", "\n"))

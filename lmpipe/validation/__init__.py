@@ -1,1 +1,1 @@
-"""Checks of what users pass, and of what their engines, retrievers and embedders return."""
+"""Checks of the arguments that users pass, and of the answers that their engines, retrievers and embedders return."""

@@ -1,6 +1,6 @@
-"""What callers pass is looked at before anything is spent on it: collections of examples, and settings.
+"""Checks of examples and settings, made before any LM call is spent on them.
 
-Knows nothing of what the examples or the settings are for.
+Knows nothing about what the examples or the settings are for.
 """
 
 from __future__ import annotations
@@ -17,99 +17,101 @@ from lmpipe.data import Example
 from lmpipe.errors import ConfigError
 from lmpipe.storage.hashing import digest
 from lmpipe.text.display import shown
-from lmpipe.validation.arguments import items
+from lmpipe.validation.arguments import check_items
 
-Share = Annotated[float, Field(ge=0, le=1)]
-"""The type of a setting from 0 to 1."""
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+"""Type of a setting from 0 to 1, both included."""
 
 logger = logging.getLogger(__name__)
 
 
-def checked_examples(examples: Iterable[Example], name: str) -> list[Example]:
-    """The examples as a list, so that what can be gone through once only is not lost.
+def check_examples(examples: Iterable[Example], name: str) -> list[Example]:
+    """Returns the examples as a list, so that an iterator is read only once.
 
     Args:
         examples: Any iterable of examples.
-        name: What messages call it.
+        name: Name of the argument in error messages.
 
     Raises:
-        ConfigError: If it is something else; the message names the first item that is no example.
+        ConfigError: If it is something else; the message names the first item that is not an example.
     """
-    return list(items(name, examples, Example))
+    return list(check_items(name, examples, Example))
 
 
 def check_ids(examples: Sequence[Example], name: str = "examples") -> None:
-    """Raises:
-    ConfigError: If two examples have one id.
+    """Checks that the ids of examples are unique.
+
+    Raises:
+        ConfigError: If two examples have the same id.
     """
-    doubled = [key for key, count in Counter(example.id for example in examples).items() if count > 1]
-    if doubled:
+    repeated = [key for key, count in Counter(example.id for example in examples).items() if count > 1]
+    if repeated:
         raise ConfigError(
-            f"{name}: {len(doubled)} example ids are not unique, such as {doubled[0]!r}; drop or rename the doubles"
+            f"{name}: {len(repeated)} example ids are not unique, such as {repeated[0]!r}; drop or rename duplicates"
         )
 
 
-def without_repeats(examples: Sequence[Example], name: str) -> list[Example]:
-    """The examples, each once; a warning says how many were there again.
+def deduplicate(examples: Sequence[Example], name: str) -> list[Example]:
+    """Drops repeated examples; a warning says how many there were.
 
     Args:
-        examples: With the same example several times, or not.
-        name: What messages call them.
+        examples: Examples, some of them perhaps several times.
+        name: Name of the argument in messages.
 
     Raises:
-        ConfigError: If different examples have one id.
+        ConfigError: If two different examples have the same id.
     """
-    once = list({example.digest: example for example in examples}.values())
-    if len(once) < len(examples):
-        repeats = len(examples) - len(once)
-        logger.warning("%s: %d of %d examples were there before; each is used once", name, repeats, len(examples))
-    check_ids(once, name)
-    return once
+    unique = list({example.digest: example for example in examples}.values())
+    if len(unique) < len(examples):
+        repeats = len(examples) - len(unique)
+        logger.warning("%s: %d of %d examples are repeated; each is used once", name, repeats, len(examples))
+    check_ids(unique, name)
+    return unique
 
 
-def warn_of_overlap(train: Sequence[Example], val: Sequence[Example]) -> None:
-    """Warns if validation examples are training examples too, whatever their ids."""
-    known = set(map(content, train))
-    shared = sum(content(example) in known for example in val)
+def warn_about_overlap(train: Sequence[Example], val: Sequence[Example]) -> None:
+    """Warns if validation examples are also training examples, even under other ids."""
+    train_digests = set(map(digest_without_id, train))
+    shared = sum(digest_without_id(example) in train_digests for example in val)
     if shared:
         logger.warning(
-            "%d of %d validation examples are training examples too; what is chosen by them looks better than it is",
+            "%d of %d validation examples are also training examples; validation scores will be too high",
             shared,
             len(val),
         )
 
 
-def content(example: Example) -> str:
-    """Identity of what an example says, whatever its id."""
+def digest_without_id(example: Example) -> str:
+    """Digest of the inputs and labels of an example, without its id."""
     return digest([dict(example.inputs), dict(example.labels)])
 
 
 def check_settings(settings: object) -> None:
-    """Compares the fields of a dataclass with their types; a type such as ``PositiveInt`` says the range too.
+    """Checks the fields of a dataclass against their types; a type such as ``PositiveInt`` also limits the range.
 
     Raises:
-        ConfigError: If a field holds what its type does not allow; the message has its name and value. Also if a type
-            cannot be read, such as one that is imported for type checkers alone.
+        ConfigError: If the value of a field does not fit its type; the message has the field's name and value. Also if
+            a type cannot be resolved, such as one that is imported only under ``TYPE_CHECKING``.
     """
     kind: type = type(settings)
     try:
-        fields = _model(kind)
+        model = _model(kind)
     except (NameError, TypeError, PydanticUserError) as error:
-        raise ConfigError(f"the types of the fields of {kind.__name__} cannot be read: {error}") from error
-    values = {name: getattr(settings, name) for name in fields.model_fields}
+        raise ConfigError(f"the types of the fields of {kind.__name__} cannot be resolved: {error}") from error
+    values = {name: getattr(settings, name) for name in model.model_fields}
     try:
-        fields.model_validate(values)
+        model.model_validate(values)
     except ValidationError as error:
-        wrong: dict[str, list[str]] = {}
-        for found in error.errors():
-            wrong.setdefault(str(found["loc"][0]), []).append(_plainly(found["msg"]))
-        texts = [f"{name} is {shown(values[name])}; it {' or '.join(rules)}" for name, rules in wrong.items()]
+        problems: dict[str, list[str]] = {}
+        for detail in error.errors():
+            problems.setdefault(str(detail["loc"][0]), []).append(_reword(detail["msg"]))
+        texts = [f"{name} is {shown(values[name])}; it {' or '.join(rules)}" for name, rules in problems.items()]
         raise ConfigError(f"{kind.__name__}: {'. '.join(texts)}") from error
 
 
 @lru_cache(maxsize=256)
 def _model(kind: type) -> type[BaseModel]:
-    """A model with the fields of a dataclass; NaN and infinite values are refused everywhere."""
+    """A pydantic model with the fields of a dataclass; NaN and infinite values are refused everywhere."""
     hints = {
         name: hint
         for name, hint in get_type_hints(kind, include_extras=True).items()
@@ -120,6 +122,7 @@ def _model(kind: type) -> type[BaseModel]:
     return create_model(kind.__name__, __config__=config, **fields)
 
 
-def _plainly(message: str) -> str:
-    words = message.removeprefix("Input ").replace("should be", "must be", 1)
-    return words.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+def _reword(message: str) -> str:
+    """A message of pydantic in the words of lmpipe's own messages."""
+    rule = message.removeprefix("Input ").replace("should be", "must be", 1)
+    return rule.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")

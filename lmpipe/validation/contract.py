@@ -1,8 +1,8 @@
-"""What engines, retrievers and embedders owe: one answer of the right kind for each question.
+"""The contract of engines, retrievers and embedders: one answer of the right kind for each request.
 
-They are extended by users, so each is asked through `answers`. Whatever breaks the contract ends the run with an error
-that names the engine: an answer that is missing or of another kind must never be given to somebody else's question.
-Knows nothing of what is asked.
+Users write their own, so each of them is called through `call_and_check`. A violation of the contract ends the run with
+an error that names the engine; without the check, one missing answer would assign every later answer to the wrong
+request. Knows nothing about the content of requests.
 """
 
 from __future__ import annotations
@@ -13,56 +13,66 @@ from traceback import extract_tb
 from typing import TypeVar
 
 from lmpipe.errors import EngineError, LmpipeError
-from lmpipe.text.cleaning import clean
-from lmpipe.text.display import message_of, shown
+from lmpipe.text.cleaning import clean_text
+from lmpipe.text.display import error_message, shown
 
 A = TypeVar("A")
 
 _LIBRARY = Path(__file__).parents[1]
 _CALLERS = {_LIBRARY, *(_LIBRARY / room for room in ("program", "runtime", "validation"))}
-"""The folders of the modules that call code of the user."""
+"""Folders of the modules that call the user's code."""
 
 
-def answers(who: str, ask: Callable[[], Iterable[A]], count: int, wanted: str, fault: Callable[[A], str]) -> list[A]:
-    """Asks, and checks what comes back.
+def call_and_check(
+    who: str, call: Callable[[], Iterable[A]], count: int, expected: str, fault: Callable[[A], str]
+) -> list[A]:
+    """Calls an engine and checks its answers.
 
     Args:
-        who: Names the engine in messages.
-        ask: Asks it for all answers.
-        count: How many answers there must be.
-        wanted: What an answer must be, in words.
-        fault: What is wrong with an answer, in words; empty if nothing is.
+        who: Name of the engine in error messages.
+        call: Function that calls the engine and returns all its answers.
+        count: Number of answers that there must be.
+        expected: Description of a valid answer for error messages.
+        fault: Function that describes what is wrong with an answer; an empty string means that it is valid.
 
     Returns:
-        The answers, in the order of the questions.
+        The answers, in the order of the requests.
 
     Raises:
-        EngineError: If there are too few or too many answers, one of them does not fit, or the engine raised an
-            exception that is not an error of lmpipe.
+        EngineError: If there are too few or too many answers, one of them is invalid, or the engine raised an
+            exception that is not one of lmpipe's.
     """
     try:
-        given = ask()
-        is_list = isinstance(given, list) or (isinstance(given, Iterable) and not isinstance(given, (str, bytes)))
-        found = list(given) if is_list else None
+        returned = call()
+        is_list = isinstance(returned, list) or (
+            isinstance(returned, Iterable) and not isinstance(returned, (str, bytes))
+        )
+        answers = list(returned) if is_list else None
     except LmpipeError:
         raise
     except Exception as error:
-        raise EngineError(f"{who} failed with {described(error)}") from error
-    if found is None:
-        raise EngineError(f"{who} gave {shown(given)} to {count} requests; it must give a list with {wanted} for each")
-    if len(found) != count:
-        raise EngineError(f"{who} gave {len(found)} answers to {count} requests; it must give {wanted} for each")
-    for number, answer in enumerate(found, 1):
+        raise EngineError(f"{who} failed with {describe_error(error)}") from error
+    if answers is None:
+        raise EngineError(
+            f"{who} returned {shown(returned)} for {count} requests; it must return a list with {expected} for each"
+        )
+    if len(answers) != count:
+        raise EngineError(
+            f"{who} returned {len(answers)} answers for {count} requests; it must return {expected} for each"
+        )
+    for number, answer in enumerate(answers, 1):
         if problem := fault(answer):
-            raise EngineError(f"{who} gave {shown(answer, 100)} to request {number} of {count}; {problem}")
-    return found
+            raise EngineError(f"{who} returned {shown(answer, 100)} for request {number} of {count}; {problem}")
+    return answers
 
 
-def described(error: Exception) -> str:
-    """Kind and message of an exception and, unless it is one of lmpipe's, where code of the user raised it."""
-    text = clean(f"{type(error).__name__}: {message_of(error)}")
+def describe_error(error: Exception) -> str:
+    """Returns type and message of an exception and, unless it is one of lmpipe's, where the user's code raised it."""
+    text = clean_text(f"{type(error).__name__}: {error_message(error)}")
     if isinstance(error, LmpipeError):
         return text
-    places = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).parent not in _CALLERS]
-    own = [frame for frame in places if places[0].filename == frame.filename]
-    return f"{text} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else text
+    outside = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).parent not in _CALLERS]
+    in_first_file = [frame for frame in outside if outside[0].filename == frame.filename]
+    if not in_first_file:
+        return text
+    return f"{text} ({Path(in_first_file[-1].filename).name}, line {in_first_file[-1].lineno})"

@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 import httpx2
 
 from lmpipe.errors import ConfigError
-from lmpipe.text.secrets import hide_in_spec, secrets_of, without_credentials
+from lmpipe.text.secrets import redact_spec, secrets_in_url, strip_credentials
 
 
 @final
@@ -46,7 +46,7 @@ class Address:
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
         self.headers = _authorization(user, password, _checked(key))
         proof = self.headers.get("Authorization", "").partition(" ")[2]
-        self.secrets = (*secrets_of(url.strip()), proof, key.strip())
+        self.secrets = (*secrets_in_url(url.strip()), proof, key.strip())
 
     def __repr__(self) -> str:
         return f"Address({self.url!r})"
@@ -76,7 +76,7 @@ def _split(url: str) -> SplitResult:
             return parts
     except (ValueError, httpx2.InvalidURL):
         pass
-    shown = hide_in_spec(without_credentials(url).rpartition("@")[2])
+    shown = redact_spec(strip_credentials(url).rpartition("@")[2])
     raise ConfigError(
         f"{shown!r} is no URL of the form http://host:8000/path; special characters of a password are written as %XX"
     )

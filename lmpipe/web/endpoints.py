@@ -19,7 +19,7 @@ from typing import TypeVar, final
 
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.runtime.deadline import check_time, seconds_left
-from lmpipe.validation.arguments import finite_number, whole_number
+from lmpipe.validation.arguments import check_finite_number, check_whole_number
 from lmpipe.web.address import Address
 from lmpipe.web.http import Answer, BadAnswer, Fault, HttpClient, Refused, TimedOut, Unreachable
 
@@ -153,9 +153,9 @@ class Endpoints:
     ) -> None:
         if isinstance(urls, str) or not urls or not all(isinstance(url, str) for url in urls):
             raise ConfigError("base URLs must be one or more of the form http://host:8000/v1, in a list")
-        self._limit = whole_number("max_concurrency", max_concurrency)
-        self._retries = whole_number("retries", retries, 0)
-        self._timeout, self._backoff = finite_number("timeout", timeout), finite_number("backoff", backoff)
+        self._limit = check_whole_number("max_concurrency", max_concurrency)
+        self._retries = check_whole_number("retries", retries, 0)
+        self._timeout, self._backoff = check_finite_number("timeout", timeout), check_finite_number("backoff", backoff)
         if not timeout:
             raise ConfigError("timeout=0 leaves no time for an answer; it counts seconds")
         addresses = [Address(url, key) for url in urls]

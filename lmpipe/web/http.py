@@ -28,8 +28,8 @@ from urllib.parse import quote, urlencode
 import httpx2
 
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.text.cleaning import clean
-from lmpipe.text.secrets import hide, hide_beginning
+from lmpipe.text.cleaning import clean_text
+from lmpipe.text.secrets import redact, redact_and_truncate
 from lmpipe.web.address import Address
 
 _CONNECT = 10.0  # seconds; a server that is there accepts at once, however long it then works
@@ -130,7 +130,7 @@ class Answer:
 
     def readable(self, text: str) -> str:
         """The beginning of a text from this answer, without secrets, to be shown in a message."""
-        return clean(hide_beginning(text, _QUOTED, self.secrets))
+        return clean_text(redact_and_truncate(text, _QUOTED, self.secrets))
 
 
 @final
@@ -215,7 +215,7 @@ async def _exchange(
         method,
         public,  # which httpx2 logs; what is sent is the target below
         headers={**_ONCE, **address.headers, **({} if body is None else {"Content-Type": "application/json"})},
-        content=None if body is None else clean(json.dumps(body, ensure_ascii=False)).encode(),
+        content=None if body is None else clean_text(json.dumps(body, ensure_ascii=False)).encode(),
         extensions={
             "target": public.raw_path + (f"?{_printable(query)}".encode() if query else b""),
             "timeout": {"connect": _CONNECT, "read": None, "write": None, "pool": None},
@@ -243,7 +243,7 @@ def _fault(error: Exception, secrets: Iterable[str]) -> Fault:
     inner: BaseException = error
     while inner.__cause__ is not None:
         inner = inner.__cause__
-    text = clean(hide_beginning(str(inner) or str(error) or type(inner).__name__, _QUOTED, secrets))
+    text = clean_text(redact_and_truncate(str(inner) or str(error) or type(inner).__name__, _QUOTED, secrets))
     if isinstance(error, httpx2.ConnectTimeout):
         return Unreachable(f"it does not accept within {_CONNECT:g} s")
     if isinstance(error, (httpx2.ConnectError, httpx2.ProxyError, httpx2.UnsupportedProtocol)):
@@ -267,7 +267,7 @@ def _new_client() -> httpx2.AsyncClient:
             verify=_certificates(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
         )
     except (OSError, ImportError) as error:
-        problem = hide(str(error))
+        problem = redact(str(error))
     except (ValueError, httpx2.InvalidURL):  # which quote parts of the URL, its password perhaps
         problem = "a proxy's URL cannot be read"
     raise ConfigError(f"no HTTP client can be made: {problem}; look at HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE")

@@ -25,7 +25,7 @@ from lmpipe import (
     Trace,
     predictors,
 )
-from lmpipe.extend import FailureCounts, Share, check_settings, derive_seed
+from lmpipe.extend import FailureCounts, UnitInterval, check_settings, derive_seed
 from optimizers.demos import Pool, draw, labelled_pool, prompted, trace_pool, with_demos
 from optimizers.traces import Rollouts, Teacher, run, student_steps
 
@@ -87,7 +87,7 @@ class BootstrapSettings(PromptOptimizer):
     needs: ClassVar[tuple[Literal["train", "val"], ...]] = ("train",)
 
     metric: Metric
-    metric_threshold: Share = 1.0
+    metric_threshold: UnitInterval = 1.0
     max_bootstrapped_demos: NonNegativeInt = 3
     max_labeled_demos: NonNegativeInt = 3
     max_rounds: PositiveInt = 1

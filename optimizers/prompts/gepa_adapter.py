@@ -167,7 +167,7 @@ class Adapter:
         """Whether nothing is left to improve or to spend; raises what ended a block that gepa went on after."""
         self._faults.check()
         perfect = any(evaluation.mean >= self._enough for _, evaluation in self.scored.values())
-        return perfect or bool(self._session.ledger.spent())
+        return perfect or bool(self._session.ledger.reached_limit())
 
     def _score(self, state: ProgramState, ids: Set[str]) -> Evaluation:
         """On validation examples, some or all; the same ones only once."""

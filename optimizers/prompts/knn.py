@@ -9,7 +9,7 @@ from typing import Any, final
 from pydantic import NonNegativeInt, PositiveInt
 
 from lmpipe import Example, Module, OptimizeResult, ProgramState, Session
-from lmpipe.extend import Nearest, SessionError, derive_seed, subsample
+from lmpipe.extend import DemoSelection, SessionError, derive_seed, subsample
 from optimizers.demos import labelled_pool
 from optimizers.prompts.few_shot import BootstrapSettings, choose
 
@@ -58,7 +58,7 @@ class KNNFewShot(BootstrapSettings):
             reason = f"{len(train)} training examples gave no demonstration, neither by a successful run nor by labels"
             reason += f": {cause}" if cause else ""
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
-        nearest = Nearest(k=self.k, embedder=session.embedder.name)
+        nearest = DemoSelection(k=self.k, embedder=session.embedder.name)
         prompts = {
             path: prompt.model_copy(update={"demos": tuple(pool), "nearest": nearest if pool else None})
             for path, prompt in state.prompts.items()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 from pydantic import PositiveInt
 
 from lmpipe import Demo, Evaluation, Example, Module, OptimizeResult, ProgramState, PromptState, Session
-from lmpipe.extend import CandidateScored, ConfigError, best, derive_seed, evaluate_many, subsample
+from lmpipe.extend import CandidateScored, ConfigError, best_index, derive_seed, evaluate_many, subsample
 from optimizers.choice import best_of, outcome
 from optimizers.demos import Pool
 from optimizers.prompts.few_shot import BootstrapSettings
@@ -174,7 +174,12 @@ class _Search:
         self._evaluate_fully([self._space.state], bayes)
         in_parts = settings.minibatch and settings.minibatch_size < len(self._val)
         steps = settings.minibatch_full_eval_steps
-        while origin and self._full and len(self._trials) < settings.num_trials and not self._session.ledger.spent():
+        while (
+            origin
+            and self._full
+            and len(self._trials) < settings.num_trials
+            and not self._session.ledger.reached_limit()
+        ):
             done = len(self._trials)
             most = min(settings.num_parallel_trials, settings.num_trials - done, steps - done % steps)
             trials, choices = zip(*bayes.ask(most), strict=True)
@@ -226,7 +231,7 @@ class _Search:
     def _most_promising(self) -> list[ProgramState]:
         """The state with the best mean over its minibatches that was not scored on everything yet, if there is one."""
         means = {state: sum(own) / len(own) for state, own in self._means.items() if state not in self._full}
-        place = best(means.values())
+        place = best_index(means.values())
         return [] if place is None else [list(means)[place]]
 
     def _remember(self, named: Sequence[tuple[str, Choice]]) -> list[ProgramState]:

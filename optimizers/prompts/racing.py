@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from lmpipe.extend import best
+from lmpipe.extend import best_index
 
 Score = Callable[[Sequence[int], slice], Sequence[Sequence[float]] | None]
 """Scores some candidates on a stretch of the examples: a row for each candidate, or none if that cannot be done."""
@@ -58,7 +58,7 @@ class Rule:
             examples: How many there are, seen or not.
         """
         seen = len(scores)
-        differences = [own - best for own, best in zip(scores, leader, strict=True)]
+        differences = [own - best_score for own, best_score in zip(scores, leader, strict=True)]
         total = math.fsum(differences)
         if total >= 0:
             return False
@@ -122,5 +122,5 @@ def race(score: Score, candidates: int, examples: int, rule: Rule = Rule()) -> R
 
 
 def _leader(seen: Sequence[Sequence[float]], alive: Sequence[int]) -> int | None:
-    place = best(math.fsum(seen[number]) for number in alive)
+    place = best_index(math.fsum(seen[number]) for number in alive)
     return None if place is None else alive[place]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, final
 from pydantic import NonNegativeInt, PositiveInt
 
 from lmpipe import Evaluation, Example, Module, OptimizeResult, ProgramState, Session
-from lmpipe.extend import CandidateScored, FailureCounts, best, derive_seed, evaluate_many, subsample
+from lmpipe.extend import CandidateScored, FailureCounts, best_index, derive_seed, evaluate_many, subsample
 from optimizers.choice import outcome
 from optimizers.demos import with_demos
 from optimizers.prompts.few_shot import BootstrapSettings
@@ -65,7 +65,7 @@ class BootstrapFewShotRandomSearch(BootstrapSettings):
     ) -> tuple[int | None, Sequence[Evaluation], dict[str, Any]]:
         """Number of the best candidate, what all scored on all examples, and nothing to report."""
         evaluations = evaluate_many(program, states, val, self.metric, session, title="candidates")
-        return best(evaluation.comparable for evaluation in evaluations), evaluations, {}
+        return best_index(evaluation.comparable for evaluation in evaluations), evaluations, {}
 
     def _race(
         self, program: Module, states: Sequence[ProgramState], val: Sequence[Example], session: Session

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from lmpipe import Module, Prediction, Request, Sampling, Step, Trace
-from lmpipe.extend import Message, clean, render_input, required_context
+from lmpipe.extend import Message, clean_text, render_input, required_context
 from optimizers.prompts.proposer import Proposer
 
 
@@ -57,7 +57,7 @@ def shown_run(trace: Trace) -> dict[str, Any]:
             {
                 "Inputs": _texts(step.inputs),
                 "Generated Outputs": _texts(step.outputs) if step.outputs is not None else "none that could be read",
-                "Feedback": clean(_feedback(trace, step)),  # the metric and the program say what they like
+                "Feedback": clean_text(_feedback(trace, step)),  # the metric and the program say what they like
             }
         )
     return {"score": trace.score, "calls": calls}

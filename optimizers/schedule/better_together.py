@@ -27,12 +27,12 @@ from lmpipe.extend import (
     ConfigError,
     StageEnded,
     StageResult,
-    best,
+    best_index,
+    check_examples,
     check_settings,
-    checked_examples,
+    deduplicate,
     derive_seed,
     subsample,
-    without_repeats,
 )
 from optimizers.schedule.diagnosis import diagnose, nothing_chosen
 from optimizers.schedule.strategy import VANILLA, distinct_stages, format_strategy, parse_strategy
@@ -103,8 +103,8 @@ class BetterTogether(Optimizer):
         """
         if isinstance(strategies, str):
             raise ConfigError(f"strategies is the text {strategies!r}; pass a list of strategies")
-        train = without_repeats(checked_examples(train, "train"), "train")
-        val = checked_examples(val, "val")
+        train = deduplicate(check_examples(train, "train"), "train")
+        val = check_examples(val, "val")
         stages = {text: parse_strategy(text, self.optimizers) for text in strategies}
         with session.track("stages of all strategies", len(distinct_stages(stages.values()))) as advance:
             results, done = {}, 0
@@ -131,7 +131,7 @@ class BetterTogether(Optimizer):
         findings = list(diagnose(names, first, stages, {n: self.optimizers[n].tunes for n in names}))
         chosen, evaluation = outcomes[-1]
         if self.select == "best":
-            number = best(outcome[1].comparable for outcome in outcomes)
+            number = best_index(outcome[1].comparable for outcome in outcomes)
             chosen, evaluation = outcomes[number or 0]
             findings += [nothing_chosen(names, len(val))] if number is None else []
         skipped = bool(stages) and all(stage.result.status == "skipped" for stage in stages)
@@ -192,7 +192,7 @@ class _Run:
         return evaluate(self._program, state, chosen, self._settings.metric, session, title=f"scoring {what}")
 
     def _optimize(self, optimizer: Optimizer, state: ProgramState, stage: Session) -> OptimizeResult:
-        if reason := stage.ledger.spent():
+        if reason := stage.ledger.reached_limit():
             text = f"the budget was spent before it began ({reason})"
             return OptimizeResult(state=state, status="skipped", reason=text, stopped=reason)
         restart = optimizer.tunes == "prompts" and self._settings.prompts_from == "original"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lmpipe import Evaluation
-from lmpipe.extend import CommonFailure, Finding, StageResult, explained, finite
+from lmpipe.extend import CommonFailure, Finding, StageResult, explained, finite_values
 from optimizers.schedule.strategy import VANILLA, format_strategy
 
 LEAST_SOLVED = 0.1  # share of the examples that should have a successful run
@@ -52,7 +52,7 @@ def paired_interval(scores: Mapping[str, float], baseline: Mapping[str, float]) 
 
     A difference that is not a number does not count. The bounds are infinite below two examples.
     """
-    differences = finite(scores[name] - baseline[name] for name in scores if name in baseline)
+    differences = finite_values(scores[name] - baseline[name] for name in scores if name in baseline)
     if len(differences) < 2:
         return statistics.fmean(differences or [math.nan]), -math.inf, math.inf
     mean = statistics.fmean(differences)
@@ -130,7 +130,7 @@ def _over_fit(path: str, stage: StageResult) -> Iterator[Finding]:
             advice = "more training examples, fewer epochs, eval_fraction with early stopping, or a smaller rank"
             yield Finding(kind="over-fit", stage=path, message=message, advice=advice)
     for key, training in stage.result.details.get("training", {}).items():
-        losses = finite(training["eval_losses"])
+        losses = finite_values(training["eval_losses"])
         if len(losses) > 1 and losses[-1] > 1.1 * min(losses):
             message = f"the loss of {key} on held-out rows rose from {min(losses):.3f} to {losses[-1]:.3f}"
             advice = "the best epoch was kept; fewer epochs or a lower learning rate save the rest"

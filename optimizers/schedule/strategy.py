@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NoReturn, final
 
-from lmpipe.extend import StrategyError, clean, shorten, shown
+from lmpipe.extend import StrategyError, clean_text, shorten, shown
 
 VANILLA = "vanilla"
 """The strategy without stages."""
@@ -145,4 +145,4 @@ class _Reader:
 
 def _line(text: str) -> str:
     """The text as one line of as many characters, none of which commands a terminal."""
-    return "".join(clean("\0" if character in "\t\r\n\x85\u2028\u2029" else character) for character in text)
+    return "".join(clean_text("\0" if character in "\t\r\n\x85\u2028\u2029" else character) for character in text)

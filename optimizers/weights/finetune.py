@@ -13,7 +13,15 @@ from typing import Literal, final
 from pydantic import NonNegativeFloat, PositiveInt
 
 from lmpipe import Example, Job, Module, OptimizeResult, ProgramState, Session, Trace, predictors
-from lmpipe.extend import ConfigError, FailureCounts, Share, TrainingRow, canonical_json, check_settings, derive_seed
+from lmpipe.extend import (
+    ConfigError,
+    FailureCounts,
+    TrainingRow,
+    UnitInterval,
+    canonical_json,
+    check_settings,
+    derive_seed,
+)
 from optimizers.demos import labelled_pool, prompted, redraw
 from optimizers.traces import Rollouts, Teacher, run, student_steps
 from optimizers.weights.settings import WeightSettings, messages_of_step
@@ -52,10 +60,10 @@ class BootstrapFinetune(WeightSettings):
             lacks the label to balance by, or if a role has no trainer.
     """
 
-    metric_threshold: Share = 1.0
+    metric_threshold: UnitInterval = 1.0
     rollouts_per_example: PositiveInt = 1
     max_rollouts_per_example: PositiveInt | None = None
-    min_yield: Share = 0.02
+    min_yield: UnitInterval = 0.02
     max_idle_rounds: PositiveInt = 3
     max_kept_per_example: PositiveInt | None = None
     temperature: NonNegativeFloat | None = None
@@ -115,7 +123,7 @@ class BootstrapFinetune(WeightSettings):
                 if example.id not in kept
                 for sample in range(first, min(first + self.rollouts_per_example, limit))
             ]
-            if not jobs or idle == self.max_idle_rounds or session.ledger.spent():
+            if not jobs or idle == self.max_idle_rounds or session.ledger.reached_limit():
                 break
             title = f"traces, {len(kept)} examples solved"
             made, good = run(program, jobs, session, self.metric, self.metric_threshold, title=title)

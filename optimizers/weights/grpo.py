@@ -108,7 +108,7 @@ class GRPO(WeightSettings):
                 scored.append((name, state, evaluation))
                 if evaluation.complete:
                     session.notify(CandidateScored(session.stage, name, evaluation.mean, evaluation.n))
-            if session.ledger.spent():
+            if session.ledger.reached_limit():
                 break
         if val:
             result = outcome(start, scored, session, {"steps": taken}, winner=best_of(scored))

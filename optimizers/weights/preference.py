@@ -14,7 +14,7 @@ from typing import Any, Literal, final
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from lmpipe import Example, Job, Module, OptimizeResult, Predict, ProgramState, Session, Step, Trace, predictors
-from lmpipe.extend import DPOLoss, FailureCounts, Message, Share, TrainingRow, check_settings, derive_seed
+from lmpipe.extend import DPOLoss, FailureCounts, Message, TrainingRow, UnitInterval, check_settings, derive_seed
 from optimizers.traces import Rollouts, Teacher, run, student_steps, success
 from optimizers.weights.settings import WeightSettings, ended, messages_of_step
 
@@ -50,7 +50,7 @@ class PreferenceFinetune(WeightSettings):
             trainer.
     """
 
-    metric_threshold: Share = 1.0
+    metric_threshold: UnitInterval = 1.0
     rollouts_per_example: PositiveInt = 4
     temperature: NonNegativeFloat = 1.0
     beta: PositiveFloat = 0.1

@@ -103,7 +103,7 @@ class WeightSettings(WeightOptimizer):
         """
         details: dict[str, Any] = {}
         for key, own in rows.items():
-            if session.ledger.spent():
+            if session.ledger.reached_limit():
                 break
             role, _, path = key.partition("/")
             current = state.weights_of(role, path)
@@ -154,7 +154,7 @@ class WeightSettings(WeightOptimizer):
         details = {**details, "training": training}
         if any(DIVERGED not in figures for figures in training.values()):
             return OptimizeResult(state=state, details=details)
-        reason = divergences([training]) or f"there was no budget left to train with ({session.ledger.spent()})"
+        reason = divergences([training]) or f"there was no budget left to train with ({session.ledger.reached_limit()})"
         return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
 
 

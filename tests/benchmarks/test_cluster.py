@@ -165,7 +165,7 @@ def test_the_result_of_two_workers_one_of_which_is_killed_is_that_of_one_process
         (
             {"config": {"task": "other"}},
             StoreError,
-            r"0-vanilla was made with other settings \(task: 'other' → 'numbers'\)",
+            r"0-vanilla has other settings \(task: 'other' → 'numbers'\)",
         ),
     ],
 )

@@ -180,8 +180,8 @@ def test_the_hub_gives_hard_questions_and_training_ones_are_divided(tmp_path: Pa
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "train.jsonl.gz, line 2: no JSON"),
-        ("[1]", "train.jsonl.gz, line 2: no JSON object"),
+        ("{", "train.jsonl.gz, line 2: not JSON"),
+        ("[1]", "train.jsonl.gz, line 2: not a JSON object"),
         ("[" * 100_000, "train.jsonl.gz, line 2: .* nested too deeply"),
         ('{"question": "Why?"}', "train.jsonl.gz, line 2: .* lacks a field .'answer'"),
         (json.dumps({**RECORDS["train"][0], "question": 5}), "train.jsonl.gz, line 2: .* that is no text"),

@@ -20,7 +20,7 @@ from lmpipe.engines.local import LocalLM
 from lmpipe.engines.training import TuningConfig
 from lmpipe.errors import CorruptBlob
 from lmpipe.results.result import Result, Score
-from lmpipe.results.trace_log import records_of
+from lmpipe.results.trace_log import read_trace_log
 from lmpipe.storage.store import RunStore
 from tests.benchmarks.chromium import CHROMIUM, look
 from tests.benchmarks.rivers_task import RiversTask, reader
@@ -172,7 +172,7 @@ def test_stages_that_strategies_share_are_one_branch(ran: tuple[Result, Path]) -
 
 
 def read(out: Path) -> Logs:
-    return lambda outcome: list(records_of(out / "blobs" / (outcome.traces or "")))
+    return lambda outcome: list(read_trace_log(out / "blobs" / (outcome.traces or "")))
 
 
 def test_classes_are_counted_over_all_seeds(ran: tuple[Result, Path]) -> None:
@@ -209,7 +209,7 @@ def test_examples_that_changed_are_side_by_side(ran: tuple[Result, Path], page: 
 def test_prompts_are_those_that_were_sent(ran: tuple[Result, Path], page: str) -> None:
     found, out = ran
     for sent, row in zip(prompts(found, read(out)), found.strategies, strict=True):
-        first = next(records_of(out / "blobs" / (row.outcomes[0].traces or "")))
+        first = next(read_trace_log(out / "blobs" / (row.outcomes[0].traces or "")))
         assert set(sent.modules) == {"query.0.predict", "query.1.predict", "answer.predict"}
         for path, messages in sent.modules.items():
             step = next(step for step in first.steps if step.path == path)

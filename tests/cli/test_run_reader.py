@@ -30,7 +30,7 @@ from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.program.evaluate import Measure
 from lmpipe.results.result import Result
 from lmpipe.results.run_reader import open_run
-from lmpipe.storage.checksummed_json import read_sealed, write_sealed
+from lmpipe.storage.checksummed_json import read_checksummed, write_checksummed
 from lmpipe.storage.hashing import digest_bytes
 from programs import Iris
 
@@ -126,7 +126,7 @@ def test_runs_that_called_nothing_are_shown_too(run: Path, tmp_path: Path) -> No
     log = gzip.compress("\n".join(record.model_dump_json() for record in unreached).encode())
     result["strategies"][0]["outcomes"][0]["traces"] = digest_bytes(log)
     (copy / "blobs" / digest_bytes(log)).write_bytes(log)
-    write_sealed(copy / "result.json", result)
+    write_checksummed(copy / "result.json", result)
     assert said("trace", copy, "--strategy", "vanilla", "--errors").count("failed (program)") == len(records)
     assert said("prompt", copy, "--strategy", "vanilla") == "vanilla, seed 3\n"
 
@@ -156,7 +156,7 @@ def test_what_is_exported_is_loaded_by_peft_and_gives_the_same_state(
     assert next(iter(state.prompts.values())).instructions in card
     assert open_run(run).strategy("p -> w").test.percent in card
     assert re.search(r"vllm serve .* --max-lora-rank \d+ ", card)
-    with pytest.raises(ConfigError, match="there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         said("export", run, out)
 
 
@@ -225,11 +225,11 @@ def test_damage_and_what_is_not_there_are_named(run: Path, tmp_path: Path) -> No
     log.write_bytes(log.read_bytes()[:-5])
     with pytest.raises(CorruptBlob, match=str(outcome.traces)):
         said("trace", copy, "--strategy", "vanilla")
-    result = read_sealed(copy / "result.json")
+    result = read_checksummed(copy / "result.json")
     (copy / "result.json").write_text(json.dumps({**result, "schema_version": 4}))
-    with pytest.raises(ConfigError, match=r"result\.json has no checksum: it is of another version"):
+    with pytest.raises(ConfigError, match=r"result\.json has no checksum: another version wrote it"):
         said("show", copy)
     for changes, told in (({"schema_version": 4}, "its schema_version is 4"), ({"strategies": [{}]}, "strategies.0")):
-        write_sealed(copy / "result.json", {**result, **changes})
+        write_checksummed(copy / "result.json", {**result, **changes})
         with pytest.raises(ConfigError, match=f"of another version: (?s:.)*{told}"):
             said("show", copy)

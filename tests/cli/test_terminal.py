@@ -21,9 +21,17 @@ from lmpipe.cli.terminal import progress_bars, show_error, styled
 from lmpipe.errors import ConfigError
 from lmpipe.ledger import Cost
 from lmpipe.progress import show_progress
-from lmpipe.results.result import FindingReport, Outcome, Quality, Result, Score, StageReport, StrategyReport
+from lmpipe.results.result import (
+    FindingReport,
+    MeasureReport,
+    Result,
+    Score,
+    StageReport,
+    StrategyOutcome,
+    StrategyReport,
+)
 from lmpipe.results.run_reader import open_run
-from lmpipe.text.display import visible
+from lmpipe.text.display import escape_controls
 from lmpipe.text.markdown import as_block, as_code, as_line
 
 HOSTILE = (
@@ -54,12 +62,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cost=cost,
         per_seed=[{"seed": 0, "status": "skipped"}],
     )
-    outcome = Outcome(seed=0, state=state, modules=dict(found.modules), traces=found.traces, cost=cost)
+    outcome = StrategyOutcome(seed=0, state=state, modules=dict(found.modules), traces=found.traces, cost=cost)
     row = StrategyReport(
         strategy=HOSTILE,
         val=score,
         test=score,
-        quality={HOSTILE: Quality(all=score, successful=score)},
+        quality={HOSTILE: MeasureReport(all=score, successful=score)},
         stages=[stage],
         outcomes=[outcome],
         cost=cost,
@@ -148,9 +156,9 @@ def test_log_lines_are_shown_as_they_are() -> None:
 
 @given(st.text().map(lambda text: text.replace("\t", " ")))  # which rich turns into spaces
 def test_every_text_can_be_shown(text: str) -> None:
-    shown = visible(text)
+    shown = escape_controls(text)
     assert not COMMANDS.search(shown)
-    assert visible(shown) == shown
+    assert escape_controls(shown) == shown
     file = io.StringIO()
     Console(file=file, width=10**6, color_system=None).print(styled(text), soft_wrap=True)
     assert file.getvalue() == shown + "\n"

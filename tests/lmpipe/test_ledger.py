@@ -78,7 +78,7 @@ def test_a_limit_says_when_it_is_reached(budget: Budget, cost: Cost, reason: str
     ledger = Ledger(limit=budget)
     within = ledger.child()
     within.add(cost)
-    assert ledger.spent() == within.spent() == reason
+    assert ledger.reached_limit() == within.reached_limit() == reason
 
 
 @final
@@ -170,7 +170,7 @@ def test_figures_that_make_no_sense_take_nothing_away_from_a_budget(cost: Cost, 
     ledger.add(Cost(**{name: odd}))
     assert (ledger.total.tokens, ledger.total.lm_calls) == before
     ledger.add(Cost(prompt_tokens=50))
-    assert ledger.spent() == ledger.spent(Cost(**{name: odd})) == "max_tokens=50 is spent"
+    assert ledger.reached_limit() == ledger.reached_limit(Cost(**{name: odd})) == "max_tokens=50 is spent"
 
 
 @pytest.mark.parametrize("limit", [-1, float("nan"), float("inf"), True, "7", [7]])
@@ -203,7 +203,7 @@ def test_a_record_of_costs_is_read_or_refused(record: object) -> None:
             continue
         assert 0 <= cost.tokens < float("inf")
     if type(record) not in (int, float) or not 0 <= record < float("inf"):  # type: ignore[operator]
-        with pytest.raises(StoreError, match="no record of costs"):
+        with pytest.raises(StoreError, match="is not a cost"):
             Cost.from_json({**KNOWN, "modules": {"a": {"calls": record}}})
 
 

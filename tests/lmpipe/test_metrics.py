@@ -186,14 +186,14 @@ def test_an_enum_is_scored_by_its_value() -> None:
         (
             Example({}, {"answer": "1"}),
             Prediction(reply="1"),
-            "needs the field 'answer' in the prediction; there is 'reply'",
+            "needs the field 'answer' in the prediction; fields there: 'reply'",
         ),
         (
             Example({}, {"label": "1"}),
             Prediction(answer="1"),
-            "needs the field 'answer' in the labels; there is 'label'",
+            "needs the field 'answer' in the labels; fields there: 'label'",
         ),
-        (Example({}, {}), Prediction(answer="1"), "needs the field 'answer' in the labels; there is none"),
+        (Example({}, {}), Prediction(answer="1"), "needs the field 'answer' in the labels; fields there: none"),
         (Example({}, {"answer": None}), Prediction(answer="1"), "needs an answer in the label 'answer'"),
         (Example({}, {"answer": []}), Prediction(answer="1"), "needs an answer in the label 'answer'"),
     ],

@@ -183,7 +183,7 @@ class Broken(Retriever):
     [
         (EngineError("connection refused"), "connection refused"),
         (ValueError("a bug of the retriever"), "a bug"),
-        (None, "'broken' .Broken. gave 3 answers to 4"),
+        (None, "'broken' .Broken. returned 3 answers for 4"),
     ],
 )
 def test_a_retriever_that_fails_as_a_whole_ends_the_run(error: Exception | None, message: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lmpipe import Budget, Example, Prediction
 from lmpipe.errors import ConfigError
 from lmpipe.splits import shuffled, subsample
-from lmpipe.storage.hashing import derive_seed, describe
+from lmpipe.storage.hashing import derive_seed, describe_settings
 
 SORTED = [Example({"n": n}, {"answer": "abc"[n // 50]}) for n in range(150)]
 
@@ -45,10 +45,10 @@ def metric_of(label: str, example: Example, prediction: Prediction) -> float:
 
 
 def test_settings_are_described_so_that_people_can_compare_them() -> None:
-    assert describe(partial(metric_of, "a")) == {
+    assert describe_settings(partial(metric_of, "a")) == {
         "partial": "tests.lmpipe.test_splits.metric_of",
         "args": ["a"],
         "keywords": {},
     }
-    assert describe({"b", "a"}) == ["a", "b"]
-    assert describe(Budget(max_lm_calls=3))["max_lm_calls"] == 3
+    assert describe_settings({"b", "a"}) == ["a", "b"]
+    assert describe_settings(Budget(max_lm_calls=3))["max_lm_calls"] == 3

@@ -60,11 +60,11 @@ def test_a_changed_copy_has_an_identity_of_its_own() -> None:
     [
         (
             '{"prompts": {"a": {"instructions": 3}}, "weights": {}}',
-            "no ProgramState: prompts: a: this is no PromptState",
+            "invalid ProgramState: prompts: a: invalid PromptState",
         ),
-        ('{"prompts": {}, "weights": {}, "more": 1}', "no ProgramState: more: Extra inputs"),
-        ("{", "no ProgramState: Invalid JSON"),
-        ("[" * 100_000, "no ProgramState: Invalid JSON: recursion limit exceeded"),
+        ('{"prompts": {}, "weights": {}, "more": 1}', "invalid ProgramState: more: Extra inputs"),
+        ("{", "invalid ProgramState: Invalid JSON"),
+        ("[" * 100_000, "invalid ProgramState: Invalid JSON: recursion limit exceeded"),
     ],
 )
 def test_what_is_no_state_is_refused_in_our_words(text: str, message: str) -> None:
@@ -86,23 +86,23 @@ DEEP = ProgramState(
 
 
 def test_a_state_follows_modules_that_were_renamed() -> None:
-    renamed = DEEP.renamed({"hops": "steps", "hops.1": "last", "answer": "respond"})
+    renamed = DEEP.with_renamed_modules({"hops": "steps", "hops.1": "last", "answer": "respond"})
     assert {path: prompt.instructions for path, prompt in renamed.prompts.items()} == {
         "steps.0.query": "hops.0.query",
         "last.query": "hops.1.query",
         "respond": "answer",
     }
     assert renamed.weights["lm/steps.0.query"].adapter == "a"
-    assert renamed.renamed({"steps": "hops", "last": "hops.1", "respond": "answer"}) == DEEP
+    assert renamed.with_renamed_modules({"steps": "hops", "last": "hops.1", "respond": "answer"}) == DEEP
 
 
 def test_names_may_be_swapped_but_not_joined() -> None:
-    swapped = DEEP.renamed({"hops.0": "hops.1", "hops.1": "hops.0"})
+    swapped = DEEP.with_renamed_modules({"hops.0": "hops.1", "hops.1": "hops.0"})
     assert swapped.prompts["hops.1.query"].instructions == "hops.0.query"
-    with pytest.raises(ConfigError, match="two modules would get one path"):
-        DEEP.renamed({"hops.0": "hops.1"})
+    with pytest.raises(ConfigError, match="gives two modules the same path"):
+        DEEP.with_renamed_modules({"hops.0": "hops.1"})
     with pytest.raises(ConfigError, match=r"no module at 'hop'; this state has answer, hops.0.query"):
-        DEEP.renamed({"hop": "steps"})
+        DEEP.with_renamed_modules({"hop": "steps"})
 
 
 def test_nothing_in_a_state_can_be_changed() -> None:

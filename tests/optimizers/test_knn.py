@@ -21,7 +21,7 @@ from lmpipe import (
     rollout,
 )
 from lmpipe.errors import ConfigError, SessionError
-from lmpipe.state import Nearest
+from lmpipe.state import DemoSelection
 from optimizers import BetterTogether, BootstrapFinetune, KNNFewShot, LabeledFewShot
 from tests.scripted import COLOURS, Colour, KeepingTrainer, NumberLine, examples, scripted
 
@@ -37,7 +37,7 @@ def test_every_module_with_demos_gets_a_pool_and_a_selection() -> None:
     session = Session(lm=scripted(), embedder=NumberLine())
     result = knn(session, k=2, num_train=None)
     hints, answers = (result.state.prompts[path] for path in ("hint", "answer"))
-    assert hints.nearest == Nearest(k=2, embedder="number line")
+    assert hints.nearest == DemoSelection(k=2, embedder="number line")
     assert len(hints.demos) == result.details["pool"]["hint"] > 3
     assert answers.nearest == hints.nearest
     assert {demo.outputs["answer"] for demo in answers.demos} == set(COLOURS)
@@ -125,7 +125,7 @@ def test_it_is_a_stage_before_and_after_weights_and_is_recalled(store: RunStore)
 def test_another_embedder_is_another_search(store: RunStore) -> None:
     results = [knn(Session(lm=scripted(), embedder=NumberLine(name), store=store)) for name in ("one", "other")]
     assert [result.state.prompts["hint"].nearest for result in results] == [
-        Nearest(k=3, embedder=name) for name in ("one", "other")
+        DemoSelection(k=3, embedder=name) for name in ("one", "other")
     ]
 
 

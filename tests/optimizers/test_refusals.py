@@ -119,8 +119,8 @@ def test_different_examples_with_one_id_are_refused_and_a_repeated_one_counts_on
     with caplog.at_level(logging.WARNING):
         result = LabeledFewShot().optimize(program, state, [one, one], [one], session)
     assert len(result.state.prompts["self"].demos) == 1
-    assert "train: 1 of 2 examples were there before" in caplog.text
-    assert "1 of 1 validation examples are training examples too" in caplog.text
+    assert "train: 1 of 2 examples are repeated" in caplog.text
+    assert "1 of 1 validation examples are also training examples" in caplog.text
 
 
 @pytest.mark.parametrize("name", LEARNING)

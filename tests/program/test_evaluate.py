@@ -47,7 +47,7 @@ def test_mean_error_and_failures_are_counted_over_examples() -> None:
     assert result.stderr == pytest.approx(math.sqrt(0.25 * 0.75 / 11))
     assert result.n == 12
     assert result.failures == {"parse": 1}
-    assert "field 'answer': holds no number" in (result.first_error or "")
+    assert "field 'answer': has no number" in (result.first_error or "")
 
 
 def test_an_evaluation_in_the_store_is_not_made_again_but_its_cost_is_counted(store: RunStore) -> None:

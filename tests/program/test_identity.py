@@ -405,8 +405,8 @@ def test_the_order_of_dicts_and_sets_does_not_count(value: Any) -> None:
     assert identity(it=one) == identity(it=other) is not None
     try:
         expected = digest(one)
-    except ConfigError:  # two keys that are written alike
-        with pytest.raises(ConfigError, match="written alike"):
+    except ConfigError:  # two keys that have the same text
+        with pytest.raises(ConfigError, match="have the same text"):
             digest(other)
     else:
         assert digest(other) == expected
@@ -419,7 +419,7 @@ def test_the_order_of_dicts_and_sets_does_not_count(value: Any) -> None:
         (iter([1]), r"'question.parts.1': an iterator \(list_iterator\) can be read only once; give a list"),
         (len, "builtin_function_or_method"),
         (Node("a"), "a value of type Node"),
-        ({1: "a", "1": "b"}, "several keys of a mapping are written alike, among 1"),
+        ({1: "a", "1": "b"}, "several keys of a mapping have the same text, among 1"),
         ([10**5000], "4300 digits"),
         (nested(100_000), "nested too deeply"),
     ],

@@ -86,7 +86,7 @@ def test_a_module_made_on_the_fly_is_refused() -> None:
 
 
 def test_wrong_inputs_are_named() -> None:
-    with Session(lm=echo()), pytest.raises(SignatureError, match="missing question; it takes question"):
+    with Session(lm=echo()), pytest.raises(SignatureError, match="missing question; its inputs are question"):
         Predict("question -> answer")(questoin="Why?")
 
 
@@ -109,7 +109,7 @@ def test_each_role_is_answered_by_its_lm() -> None:
         assert Two()(question="?").answer == "a"
         assert initial_state(Two(), session).weights["large"].base == "large"
     assert [len(lm.requests) for lm in (small, large)] == [1, 1]
-    with Session(lm=small), pytest.raises(SessionError, match="asks for an LM of role 'small'; there is one for lm"):
+    with Session(lm=small), pytest.raises(SessionError, match="needs an LM of role 'small'; this state has lm"):
         Two()(question="?")
 
 
@@ -319,7 +319,7 @@ def test_a_state_of_another_program_is_refused_with_the_paths_that_differ() -> N
     lm = echo()
     session, state = Session(lm=lm), PromptState(instructions="Be brief.", demos=(DEMO,))
     renamed = ProgramState(prompts={"respond": state}, weights=session.base_weights())
-    message = r"for 'respond', and Nested has .*'answer'; if a module was renamed, write state.renamed\(.'respond': "
+    message = r"for 'respond', and Nested has .*'answer'; .*, write state.with_renamed_modules\(.'respond': "
     with Session(lm=lm, state=renamed), pytest.raises(ConfigError, match=message):
         Nested()(question="Why?")
     with pytest.raises(ConfigError, match=message):
@@ -328,7 +328,7 @@ def test_a_state_of_another_program_is_refused_with_the_paths_that_differ() -> N
     with pytest.raises(ConfigError, match="it is for 'respond'"):
         rollout(Nested(), [Job(tuned, Example({"question": "Why?"}))], session)
     assert not lm.requests
-    with Session(lm=lm, state=renamed.renamed({"respond": "answer"})):
+    with Session(lm=lm, state=renamed.with_renamed_modules({"respond": "answer"})):
         Nested()(question="Why?")
     assert lm.requests[-1].messages[0].content.startswith("Be brief.")
 

@@ -49,14 +49,14 @@ def raises_in_a_library(example: Example, prediction: Prediction) -> float:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "nan": (lambda e, p: math.nan, "gave nan"),
-    "inf": (lambda e, p: math.inf, "gave inf"),
-    "negative": (lambda e, p: -5, "gave -5"),
-    "percent": (lambda e, p: 7, "gave 7"),
-    "a dict": (lambda e, p: {"score": 1.0}, r"gave \{'score': 1.0\}"),
-    "text": (lambda e, p: "1.0", "gave '1.0'"),
-    "three": (lambda e, p: (1.0, "good", "more"), "gave .1.0, 'good', 'more'."),
-    "nothing": (forgot_return, "forgot_return: it gave None; it must give a number"),
+    "nan": (lambda e, p: math.nan, "returned nan"),
+    "inf": (lambda e, p: math.inf, "returned inf"),
+    "negative": (lambda e, p: -5, "returned -5"),
+    "percent": (lambda e, p: 7, "returned 7"),
+    "a dict": (lambda e, p: {"score": 1.0}, r"returned \{'score': 1.0\}"),
+    "text": (lambda e, p: "1.0", "returned '1.0'"),
+    "three": (lambda e, p: (1.0, "good", "more"), "returned .1.0, 'good', 'more'."),
+    "nothing": (forgot_return, "forgot_return: it returned None; it must return a number"),
     "a coroutine": (coroutine, "coroutine: it is async.*write `def`"),
     "an exception": (raises, r"raises: it raised KeyError: 'gold' \(test_scoring.py, line \d+\)"),
     "one of a library": (raises_in_a_library, r"JSONDecodeError: .*\(test_scoring.py, line \d+\)"),

@@ -158,7 +158,7 @@ def test_an_enum_is_written_by_value_and_offered_in_the_prompt() -> None:
 
 @pytest.mark.parametrize("kind", [Literal["a", " a"], Literal[1, "1"], enum.Enum("Empty", {})])
 def test_choices_that_cannot_be_told_apart_are_refused(kind: Any) -> None:
-    with pytest.raises(SignatureError, match="each needs a text of its own"):
+    with pytest.raises(SignatureError, match="give each choice a text of its own"):
         choices_of(kind)
 
 

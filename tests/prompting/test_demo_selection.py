@@ -13,7 +13,7 @@ from lmpipe import Demo, EngineError, Example, Job, Predict, PromptState, Script
 from lmpipe.embedder import Embedder
 from lmpipe.errors import SessionError
 from lmpipe.runtime.embedding_cache import EmbeddingCache
-from lmpipe.state import Nearest, ProgramState
+from lmpipe.state import DemoSelection, ProgramState
 from tests.scripted import NumberLine
 
 PROGRAM = Predict("number: int -> answer")
@@ -21,7 +21,7 @@ PROGRAM = Predict("number: int -> answer")
 
 def pool(*numbers: int, k: int = 2, embedder: str = "number line") -> PromptState:
     demos = tuple(Demo(inputs={"number": n}, outputs={"answer": f"{n} it is"}) for n in numbers)
-    return PromptState(instructions="Answer.", demos=demos, nearest=Nearest(k=k, embedder=embedder))
+    return PromptState(instructions="Answer.", demos=demos, nearest=DemoSelection(k=k, embedder=embedder))
 
 
 def shown(prompt: PromptState, number: int) -> list[str]:
@@ -97,7 +97,7 @@ class Short(Embedder):
 
 
 def test_an_embedder_that_gives_too_few_vectors_is_found_out() -> None:
-    with pytest.raises(EngineError, match="gave 1 answers to 2"):
+    with pytest.raises(EngineError, match="returned 1 answers for 2"):
         EmbeddingCache().of(Short(), ["one", "two"])
 
 

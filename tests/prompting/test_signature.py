@@ -62,22 +62,22 @@ def test_both_forms_of_the_same_are_equal_by_digest() -> None:
         ("a -> a", "appears twice"),
         ("a -> A", "appears twice"),
         ("a: lisst[str] -> b", "unknown type 'lisst"),
-        ("a -> b: Literal[x]", "only constants"),
+        ("a -> b: Literal[x]", "only strings, finite"),
         ("a b -> c", "cannot read"),
-        ("a=1 -> c", "may hold only"),
+        ("a=1 -> c", "may contain only"),
         ("a): pass\ndef f( -> c", "cannot read"),
         ("a): pass # -> c", "cannot read"),
         ("class -> b", "cannot read 'class'"),
         ("a\0 -> b", "cannot read"),
         ("a\ud800 -> b", "cannot read"),
         ("self -> b", "cannot name a field"),
-        ("a -> b: Literal[[1]]", "only constants"),
-        ("a -> b: Literal[()]", "only constants"),
-        ("a -> b: Literal[b'x', ...]", "only constants"),
-        ("a -> b: Literal[1e999]", "only constants"),
-        ("a -> b: Literal[1, '1']", "two that are written '1'"),
+        ("a -> b: Literal[[1]]", "only strings, finite"),
+        ("a -> b: Literal[()]", "only strings, finite"),
+        ("a -> b: Literal[b'x', ...]", "only strings, finite"),
+        ("a -> b: Literal[1e999]", "only strings, finite"),
+        ("a -> b: Literal[1, '1']", "two choices with the text '1'"),
         ("a -> b: None | None", "cannot read a type"),
-        ("a -> b: dict[int]", "cannot be read and written"),
+        ("a -> b: dict[int]", "cannot be rendered and parsed"),
         ("a -> b: " + "(" * 100_000, "cannot read"),
         ("a -> b: " + "list[" * 100_000, "cannot read"),
         ("a -> b: " + "-" * 100_000 + "1", "nested too deeply"),
@@ -144,5 +144,5 @@ class Unknown:
 
 @pytest.mark.parametrize("source", [Unknown, 5, None, len])
 def test_what_is_no_signature_is_refused(source: Any) -> None:
-    with pytest.raises(SignatureError, match=r"Unknown cannot be read: name 'Nowhere'|is no signature"):
+    with pytest.raises(SignatureError, match=r"Unknown cannot be resolved: name 'Nowhere'|is not a signature"):
         signature(source)

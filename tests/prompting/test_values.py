@@ -163,7 +163,7 @@ def test_texts_are_read_from_json_bullets_or_lines(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["[a, b", "a, b", "Here they are:\n- a\n- b", "none", '{"a": 1}', '["a", 1]'])
 def test_a_list_with_several_readings_is_refused(text: str) -> None:
-    with pytest.raises(ParseError, match="is no list"):
+    with pytest.raises(ParseError, match="is not of type list"):
         read(list[str], text)
 
 

@@ -15,7 +15,7 @@ from lmpipe import exact_match as exact
 from lmpipe.errors import CorruptBlob
 from lmpipe.program.predict import initial_state
 from lmpipe.program.rollout import Job, rollout
-from lmpipe.results.trace_log import log_pieces, records_of
+from lmpipe.results.trace_log import read_trace_log, trace_log_chunks
 
 
 class Library(Retriever):
@@ -50,7 +50,7 @@ def test_an_evaluation_keeps_what_was_sent_found_answered_and_read(tmp_path: Pat
     kept = evaluate(program, state, EXAMPLES, exact, here, keep_traces=True)
     assert kept.modules["answer"].calls == kept.modules["search"].retrievals == 2
     assert kept.modules["answer"].parse_errors == 1
-    right, wrong = records_of(tmp_path / "blobs" / str(kept.traces))
+    right, wrong = read_trace_log(tmp_path / "blobs" / str(kept.traces))
     assert (right.example, right.score, right.prediction) == ("e1", 1, {"answer": "yes"})
     assert right.inputs == {"question": "q1", "day": "2024-07-01"}
     found, answered = right.steps
@@ -67,12 +67,12 @@ def test_an_evaluation_keeps_what_was_sent_found_answered_and_read(tmp_path: Pat
 def test_a_damaged_log_is_named(tmp_path: Path) -> None:
     here = session(RunStore(tmp_path))
     traces = rollout(Searching(), [Job(initial_state(Searching(), here), one) for one in EXAMPLES], here, exact)
-    name = here.store.put_pieces(log_pieces(traces)) if here.store else ""
-    (tmp_path / "blobs" / name).write_bytes(b"".join(log_pieces(traces[:1])))
+    name = here.store.put_chunks(trace_log_chunks(traces)) if here.store else ""
+    (tmp_path / "blobs" / name).write_bytes(b"".join(trace_log_chunks(traces[:1])))
     with pytest.raises(CorruptBlob, match=name):
-        list(records_of(tmp_path / "blobs" / name))
+        list(read_trace_log(tmp_path / "blobs" / name))
     with pytest.raises(CorruptBlob, match="absent"):
-        list(records_of(tmp_path / "blobs" / "absent"))
+        list(read_trace_log(tmp_path / "blobs" / "absent"))
 
 
 @given(st.lists(st.text(), min_size=1, max_size=4))
@@ -81,4 +81,4 @@ def test_logs_are_the_same_for_the_same_runs_in_any_order(texts: list[str]) -> N
     here = Session(lm=ScriptedLM(lambda request: f"answer: {request.messages[-1].content}"))
     examples = [Example({"question": text}, id=str(number)) for number, text in enumerate(texts)]
     traces = rollout(program, [Job(initial_state(program, here), one) for one in examples], here)
-    assert [*log_pieces(traces)] == [*log_pieces(traces[::-1])]
+    assert [*trace_log_chunks(traces)] == [*trace_log_chunks(traces[::-1])]

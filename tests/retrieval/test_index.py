@@ -277,7 +277,7 @@ def test_two_writers_do_not_mix(index: Path, corpus: Path, encoder: ColbertEncod
     from lmpipe import RunStore
 
     store = RunStore(index, json.loads((index / "config.json").read_text()))
-    with pytest.raises(StoreError, match="is open in this process already"):
+    with pytest.raises(StoreError, match="is already open in this process"):
         delete_passages(index, ["0"])
     store.close()
     assert open_index(index, encoder=encoder).name == Manifest.read(index).digest

@@ -37,8 +37,8 @@ def test_json_lines_and_columns_plain_and_gzipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("{", "no JSON"),
-        ("[]", "no JSON object"),
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
         ('{"text": "a"}', "no field pid, id or _id"),
         ('{"pid": 1, "text": " "}', "passage '1' has no text"),
         ('{"pid": 1, "text": 5}', "passage '1' has no text"),
@@ -55,7 +55,7 @@ def test_json_lines_and_columns_plain_and_gzipped(tmp_path: Path) -> None:
         ('{"pid": 1, "title": 0, "text": "a"}', "title of passage '1' is no text"),
         ('{"pid": 1, "text": ["a"]}', "passage '1' has no text"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"pid": ' + "9" * 5000 + ', "text": "a"}', "no JSON"),
+        ('{"pid": ' + "9" * 5000 + ', "text": "a"}', "not JSON"),
     ],
 )
 def test_a_malformed_line_is_named_and_may_be_left_out(line: str, problem: str, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_any_bytes_are_passages_or_a_named_problem(
 
 def test_bytes_that_are_no_text_are_one_malformed_line(tmp_path: Path) -> None:
     (tmp_path / "p.tsv").write_bytes(b"1\tfine\n2\t\xff\xfe\n")
-    with pytest.raises(ConfigError, match="line 2: no UTF-8"):
+    with pytest.raises(ConfigError, match="line 2: not UTF-8"):
         list(read_passages(tmp_path / "p.tsv"))
 
 
@@ -205,7 +205,7 @@ def test_bytes_that_are_no_text_are_one_malformed_line(tmp_path: Path) -> None:
         ("p.tsv", "7\tA river.\n".encode("utf-16"), "UTF-16"),
         ("p.jsonl", "{}".encode("utf-32"), "UTF-16 or UTF-32"),
         ("p.tsv", "7\tA river.\n".encode("utf-16-be"), "control characters"),
-        ("p.jsonl.gz", LINES[0].encode(), "no gzip archive"),
+        ("p.jsonl.gz", LINES[0].encode(), "not gzipped"),
     ],
 )
 def test_files_in_another_encoding_are_named(name: str, content: bytes, problem: str, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_files_in_another_encoding_are_named(name: str, content: bytes, problem:
 def test_folders_and_pipes_are_no_files_of_passages(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     for path in (tmp_path, tmp_path / "pipe.jsonl", "a\0b"):
-        with pytest.raises(ConfigError, match="no regular file"):
+        with pytest.raises(ConfigError, match="not a regular file"):
             list(read_passages(path))
 
 

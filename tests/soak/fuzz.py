@@ -20,11 +20,11 @@ from lmpipe.errors import LmpipeError
 from lmpipe.metrics import judge, last_number
 from lmpipe.prompting.template import Template
 from lmpipe.results.run_reader import open_run
-from lmpipe.results.trace_log import records_of
+from lmpipe.results.trace_log import read_trace_log
 from lmpipe.retrieval.passages import read_passages
 from lmpipe.retrieval.training.questions import read_questions
 from lmpipe.storage.hashing import canonical_json
-from lmpipe.text.cleaning import clean, cleaned
+from lmpipe.text.cleaning import clean_text, clean_value
 from optimizers import format_strategy, parse_strategy
 from tests.damage import CONFIG, DAMAGES, make_run
 from tests.tally import Tally
@@ -60,14 +60,14 @@ VALUES = st.recursive(
 def _parses(case: tuple[str, str]) -> None:
     source, text = case
     known = signature(source)
-    outputs = cleaned(Template().parse(known, clean(text)))
+    outputs = clean_value(Template().parse(known, clean_text(text)))
     assert outputs.keys() == {field.name for field in known.outputs}
     assert Template().parse(known, Template().completion(known, outputs)) == outputs
 
 
 def _reads_back(outputs: dict[str, str]) -> None:
     known = signature("q -> reasoning, answer")
-    stripped = {name: text.strip() for name, text in cleaned(outputs).items()}
+    stripped = {name: text.strip() for name, text in clean_value(outputs).items()}
     assert Template().parse(known, Template().completion(known, stripped)) == stripped
 
 
@@ -161,7 +161,7 @@ def targets(folder: Path) -> dict[str, tuple[st.SearchStrategy[Any], Callable[[A
         run / "config.json": partial(_opened, run),
         run / "result.json": partial(open_run, run),
         run / "splits.json": lambda: open_run(run).splits,
-        log: lambda: list(records_of(log)),
+        log: lambda: list(read_trace_log(log)),
     }
     for name in _passages(folder):
         path = folder / name

@@ -105,7 +105,7 @@ def test_a_blob_that_lost_a_file_or_is_gone_is_named(store: RunStore) -> None:
     with pytest.raises(CorruptBlob, match=f"blobs/{inner.parts[-3]}: missing or damaged"):
         again.folder(inner.parts[-3])
     with pytest.raises(CorruptBlob, match="blobs/other: missing or damaged"):
-        again.blob("other")
+        again.read_blob("other")
     again.close()
 
 
@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_no_part_of_a_blob_or_of_the_settings(store: RunStore
             RunStore(store.path / "other", {"lr": 0.1})
     assert not list(store.path.glob("blobs/*"))
     assert [path.name for path in (store.path / "other").iterdir() if path.name != "lock"] == ["blobs"]
-    assert store.blob(store.put_blob(bytes(11))) == bytes(11)
+    assert store.read_blob(store.put_blob(bytes(11))) == bytes(11)
     RunStore(store.path / "other", {"lr": 0.2}).close()
 
 
@@ -189,7 +189,7 @@ def test_other_settings_are_refused_with_the_difference(
 ) -> None:
     made(tmp_path, before)
     for _ in range(2):  # and the directory stays free
-        with pytest.raises(ConfigChanged, match=re.escape(f"made with other settings ({shown});")):
+        with pytest.raises(ConfigChanged, match=re.escape(f"has other settings ({shown});")):
             RunStore(tmp_path, after)
     RunStore(tmp_path, before).close()
 
@@ -218,7 +218,7 @@ def test_settings_are_refused_exactly_when_they_differ(before: dict[str, object]
 
 
 def test_a_directory_is_open_once(store: RunStore) -> None:
-    with pytest.raises(StoreError, match="is open in this process already"):
+    with pytest.raises(StoreError, match="is already open in this process"):
         RunStore(store.path)
 
 
@@ -228,7 +228,7 @@ def test_a_store_takes_over_what_another_has(store: RunStore) -> None:
     other = RunStore(store.path / "other")
     other.put({"a": 2})
     for _ in range(2):  # the second time there is nothing left to do
-        other.absorb(store.path)
+        other.merge_from(store.path)
         journal = (other.path / "journal.jsonl").read_bytes()
         assert journal.count(b"\n") == 2
     again = reopen(other)
@@ -236,7 +236,7 @@ def test_a_store_takes_over_what_another_has(store: RunStore) -> None:
     names = {path.name for path in store.path.glob("blobs/*")}
     assert {path.name for path in other.path.glob("blobs/*")} == names
     assert len(names) == 6
-    assert again.blob(store.put_blob(bytes(100))) == bytes(100)
+    assert again.read_blob(store.put_blob(bytes(100))) == bytes(100)
     again.close()
 
 
@@ -244,23 +244,23 @@ def test_what_a_store_would_take_over_is_checked(store: RunStore) -> None:
     filled(store)
     store.put({"a": 1})
     other = RunStore(store.path / "other", {"lr": 0.1})
-    with pytest.raises(ConfigChanged, match=r"run was made with other settings \(lr: absent → 0\.1\)"):
-        other.absorb(store.path)
+    with pytest.raises(ConfigChanged, match=r"run has other settings \(lr: absent → 0\.1\)"):
+        other.merge_from(store.path)
     other.close()
     other = RunStore(store.path / "third")
-    with pytest.raises(StoreError, match="nowhere is no run directory"):
-        other.absorb(store.path / "nowhere")
+    with pytest.raises(StoreError, match="nowhere is not a run directory"):
+        other.merge_from(store.path / "nowhere")
     blob = next(path for path in store.path.glob("blobs/*") if path.is_dir())
     (blob / "config.json").write_bytes(b"?")
     for _ in range(2):
         with pytest.raises(CorruptBlob, match=f"blobs/{blob.name}: missing or damaged"):
-            other.absorb(store.path)
+            other.merge_from(store.path)
     assert not (other.path / "blobs" / blob.name).exists()
     assert other.get("a") is None
     journal = store.path / "journal.jsonl"
     journal.write_bytes(journal.read_bytes().replace(b'"a":1', b'"a":7'))
     with pytest.raises(CorruptBlob, match=r"journal\.jsonl, line 1: damaged"):
-        other.absorb(store.path)
+        other.merge_from(store.path)
     other.close()
 
 
@@ -268,9 +268,9 @@ def test_a_kill_or_a_full_disk_leaves_no_part_of_what_is_taken_over(store: RunSt
     store.put({"a": "x" * 100})
     other = RunStore(store.path / "other")
     with full_disk(50), pytest.raises(StoreError, match=r"journal\.jsonl cannot be written"):
-        other.absorb(store.path)
+        other.merge_from(store.path)
     assert other.get("a") is None
-    other.absorb(store.path)
+    other.merge_from(store.path)
     again = reopen(other)
     assert again.get("a") == "x" * 100
     again.close()

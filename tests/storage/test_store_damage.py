@@ -94,7 +94,7 @@ def test_blobs_or_a_directory_that_are_gone_end_a_run_at_the_next_write(store: R
     store.put({"a": store.put_blob(b"x")})
     (tmp_path / "new").mkdir()
     shutil.move(store.path / "blobs", tmp_path / "blobs")
-    for write in (lambda: store.put({"b": 2}), lambda: store.put_blob(b"y"), lambda: store.put_pieces([b"y"])):
+    for write in (lambda: store.put({"b": 2}), lambda: store.put_blob(b"y"), lambda: store.put_chunks([b"y"])):
         with pytest.raises(StoreError, match="blobs was deleted by something else; restore it from a copy"):
             write()
     with pytest.raises(StoreError, match="blobs"):
@@ -172,8 +172,8 @@ def littered(store: RunStore) -> Iterator[Path]:
 
 def test_what_is_no_blob_is_named_once_and_left_alone(littered: Path, caplog: pytest.LogCaptureFixture) -> None:
     with RunStore(littered) as again:
-        assert again.blob(str(again.get("a"))) == b"x"
-        again.drop_blobs(lambda name: True)
+        assert again.read_blob(str(again.get("a"))) == b"x"
+        again.delete_blobs(lambda name: True)
     (told,) = caplog.messages
     for name in STRAYS:
         assert name in told
@@ -183,7 +183,7 @@ def test_what_is_no_blob_is_named_once_and_left_alone(littered: Path, caplog: py
 
 def test_what_is_no_blob_is_not_taken_over(littered: Path, tmp_path: Path) -> None:
     with RunStore(tmp_path / "other") as other:
-        other.absorb(littered)
+        other.merge_from(littered)
     assert not {path.name for path in other.path.glob("blobs/*")}.intersection(STRAYS)
 
 
@@ -193,7 +193,7 @@ def test_what_bears_the_name_of_a_blob_and_is_none_is_named(store: RunStore, mak
     make(store.path / "blobs" / name)
     store.close()
     with pytest.raises(
-        CorruptBlob, match=rf"blobs/{name}: missing or damaged; .*delete what is there of it and start"
+        CorruptBlob, match=rf"blobs/{name}: missing or damaged; .*delete what is left of it and start"
     ) as told:
         RunStore(store.path)
     assert "run directory" not in str(told.value)
@@ -209,11 +209,11 @@ def test_work_whose_blob_was_deleted_is_done_again(store: RunStore, caplog: pyte
     with RunStore(store.path) as again:
         assert (again.get("a"), again.get("b"), again.get("c")) == (None, [second, "f" * 32], 3)
         with RunStore(store.path / "other") as other:
-            other.absorb(store.path)
+            other.merge_from(store.path)
             assert (other.get("a"), other.get("c")) == (None, 3)
         assert [message.count(first) for message in caplog.messages] == [1, 1]
         assert "1 pieces of work that need them are done again" in caplog.text
-        again.put({"a": {"traces": again.put_pieces([b"fi", b"rst"])}})
+        again.put({"a": {"traces": again.put_chunks([b"fi", b"rst"])}})
     caplog.clear()
     with RunStore(store.path) as last:
         assert last.get("a") == {"traces": first}
@@ -225,7 +225,7 @@ def test_results_whose_blobs_are_dropped_on_purpose_are_taken_back(
 ) -> None:
     kept, dropped = store.put_blob(b"kept"), store.put_blob(b"dropped")
     store.put({"a": kept, "b": dropped})
-    store.drop_blobs(lambda name: name == dropped)
+    store.delete_blobs(lambda name: name == dropped)
     for _ in range(2):
         assert (store.get("a"), store.get("b")) == (kept, None)
         store.close()
@@ -286,7 +286,7 @@ def test_a_journal_that_lost_lines_is_said_to(
         RunStore(store.path).close()
     length, lost = (sum(map(len, part)) for part in (whole, whole[lines or 0 :]))
     assert caplog.messages == [
-        f"{journal} has lost {lost} of {length} bytes; the work of its lost lines is done again",
+        f"{journal} has lost {lost} of {length} bytes; the work of the lost lines is done again",
     ]
 
 
@@ -319,7 +319,7 @@ def copied(store: RunStore) -> Path:
 
 def test_a_store_that_is_dropped_or_closed_elsewhere_can_be_opened_again(tmp_path: Path) -> None:
     opened = RunStore(tmp_path)
-    with pytest.raises(StoreError, match="is open in this process already"):
+    with pytest.raises(StoreError, match="is already open in this process"):
         RunStore(tmp_path / ".." / tmp_path.name)
     del opened
     gc.collect()
@@ -360,9 +360,9 @@ def test_a_fork_writes_nothing_and_leaves_the_store_open(store: RunStore) -> Non
     child = forking.Process(target=_write, args=(store, told))
     child.start()
     child.join()
-    assert "a fork of it cannot write there" in told.get()
+    assert "its forks cannot write there" in told.get()
     store.put({"a": 1})
-    with pytest.raises(StoreError, match="is open in this process already"):
+    with pytest.raises(StoreError, match="is already open in this process"):
         RunStore(store.path)
 
 
@@ -377,7 +377,7 @@ def test_paths_that_are_links_or_files_are_followed_or_named(tmp_path: Path) -> 
     (tmp_path / "link").symlink_to("run")
     with RunStore(tmp_path / "link") as store:
         store.put({"a": 1})
-        with pytest.raises(StoreError, match="is open in this process already"):
+        with pytest.raises(StoreError, match="is already open in this process"):
             RunStore(tmp_path / "run")
     (tmp_path / "broken").symlink_to("nowhere")
     (tmp_path / "file").write_bytes(b"")
@@ -410,9 +410,9 @@ def test_pieces_that_end_in_an_error_leave_nothing(store: RunStore) -> None:
         raise ValueError("no more")
 
     with pytest.raises(ValueError, match="no more"):
-        store.put_pieces(pieces())
+        store.put_chunks(pieces())
     assert not list(store.path.glob("blobs/*"))
-    assert store.put_pieces([b"x", b"y"]) == store.put_blob(b"xy")
+    assert store.put_chunks([b"x", b"y"]) == store.put_blob(b"xy")
 
 
 def test_damage_to_any_file_of_a_run_is_found_or_does_no_harm(tmp_path: Path) -> None:

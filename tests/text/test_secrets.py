@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lmpipe.text.secrets import hide, hide_beginning, without_credentials
+from lmpipe.text.secrets import redact, redact_and_truncate, strip_credentials
 
 
 @pytest.mark.parametrize(
@@ -36,26 +36,26 @@ from lmpipe.text.secrets import hide, hide_beginning, without_credentials
     ],
 )
 def test_credentials_and_queries_of_urls_are_hidden(text: str, shown: str) -> None:
-    assert hide(text) == shown
-    assert hide(shown) == shown
+    assert redact(text) == shown
+    assert redact(shown) == shown
 
 
 @pytest.mark.parametrize("url", ["https://user:word@host:1/v1?a=b#c", "https://host:1/v1?a", "https://host:1/v1"])
 def test_a_url_without_credentials_is_the_same_for_all(url: str) -> None:
-    assert without_credentials(url) == "https://host:1/v1"
-    assert without_credentials("runs/index") == "runs/index"
+    assert strip_credentials(url) == "https://host:1/v1"
+    assert strip_credentials("runs/index") == "runs/index"
 
 
 def test_keys_are_hidden_in_the_forms_that_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
     key = 'sk-"quoted" /key'
     for text in (key, json.dumps({"key": key}), f"?key={quote(key, safe='')}"):
-        assert "quoted" not in hide(text, [key])
-    assert hide("m: a cat sat at home", ["at", "m"]) == "***: a cat sat *** home"  # short ones as words
-    assert hide("text", ["", " "]) == "text"
+        assert "quoted" not in redact(text, [key])
+    assert redact("m: a cat sat at home", ["at", "m"]) == "***: a cat sat *** home"  # short ones as words
+    assert redact("text", ["", " "]) == "text"
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
     monkeypatch.setenv("MONKEY", "see nothing")
     monkeypatch.setenv("SOME_KEY", "short")
-    assert hide("hf_abcdefgh and short") == "*** and short"
+    assert redact("hf_abcdefgh and short") == "*** and short"
 
 
 SECRET = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), min_size=8, max_size=20)
@@ -63,32 +63,32 @@ SECRET = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), 
 
 @given(SECRET, st.text(max_size=30), st.text(max_size=30))
 def test_no_secret_is_left_anywhere(secret: str, before: str, after: str) -> None:
-    assert secret not in hide(before + secret + after, [secret])
+    assert secret not in redact(before + secret + after, [secret])
     word = quote(secret, safe="")
     assume(word not in before + after)
-    assert word not in hide(f"{before} https://user:{word}@host/v1 {after}")
-    assert without_credentials(f"https://user:{word}@host/v1") == "https://host/v1"
+    assert word not in redact(f"{before} https://user:{word}@host/v1 {after}")
+    assert strip_credentials(f"https://user:{word}@host/v1") == "https://host/v1"
 
 
 @given(st.text(max_size=200), st.lists(st.text(max_size=5), max_size=3))
 def test_any_text_can_be_hidden_in(text: str, secrets: list[str]) -> None:
-    hide(text, secrets)
-    hide("://" + text + "://u:p@" + text, secrets)
-    without_credentials(text)
-    without_credentials("http://" + text)
+    redact(text, secrets)
+    redact("://" + text + "://u:p@" + text, secrets)
+    strip_credentials(text)
+    strip_credentials("http://" + text)
 
 
 @pytest.mark.parametrize("length", [10, 1000, 9000])
 def test_the_beginning_of_a_long_text_ends_with_no_part_of_a_secret(length: int) -> None:
     key = "".join(chr(ord("a") + n * n % 26) for n in range(length))
-    shown = hide_beginning(f"{key} " * 999, 500, [key])
+    shown = redact_and_truncate(f"{key} " * 999, 500, [key])
     assert set(shown) <= set("* …")
-    assert hide_beginning("short", 500, [key]) == "short"
-    assert hide_beginning("a" * 501, 500) == "a" * 500 + " …"
+    assert redact_and_truncate("short", 500, [key]) == "short"
+    assert redact_and_truncate("a" * 501, 500) == "a" * 500 + " …"
 
 
 def test_long_texts_take_no_time() -> None:
     started = time.process_time()
     for text in ("a" * 200_000, "a://" * 50_000, "https://" + "u:" * 100_000, "," * 200_000):
-        hide(text, [base64.b64encode(b"something").decode()])
+        redact(text, [base64.b64encode(b"something").decode()])
     assert time.process_time() - started < 10

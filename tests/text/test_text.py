@@ -31,8 +31,8 @@ from lmpipe import (
     evaluate,
     initial_state,
 )
-from lmpipe.results.trace_log import records_of
-from lmpipe.text.cleaning import clean, cleaned, count_unclean
+from lmpipe.results.trace_log import read_trace_log
+from lmpipe.text.cleaning import clean_text, clean_value, count_unclean
 
 HALF = json.loads('"\\ud83d"')  # half an emoji, as truncated messages hold it
 ANY = st.text(st.characters(), max_size=20)  # hypothesis leaves surrogates out unless they are asked for
@@ -43,10 +43,10 @@ UNCLEAN = st.lists(st.sampled_from(["a", "é", "\n", "\t", "\x00", "\x1b", "\x7f
 
 @given(ANY | UNCLEAN)
 def test_clean_text_can_be_encoded_and_commands_no_terminal(text: str) -> None:
-    cleaned = clean(text)
+    cleaned = clean_text(text)
     cleaned.encode()
     assert len(cleaned) == len(text)
-    assert clean(cleaned) == cleaned
+    assert clean_text(cleaned) == cleaned
     assert count_unclean(text) == sum(one != other for one, other in zip(text, cleaned, strict=True))
     assert not any(ord(char) < 32 and char not in "\t\r\n" for char in cleaned)
 
@@ -58,7 +58,7 @@ def test_clean_text_can_be_encoded_and_commands_no_terminal(text: str) -> None:
 )
 def test_an_example_is_text_at_any_depth(value: Any) -> None:
     counts: list[int] = []
-    made = cleaned(value, counts.append)
+    made = clean_value(value, counts.append)
     json.dumps(made, ensure_ascii=False).encode()
     example = Example({"value": value}, {"answer": value})
     assert example.inputs == {"value": made}
@@ -107,7 +107,7 @@ def test_a_run_replaces_and_counts_it_and_costs_nobody_else(tmp_path: Path, capl
     assert session.ledger.total.replaced == 4  # two inputs of calls, and two characters of a completion
     assert session.ledger.total.modules["ask"].replaced == 4
     assert "replaced by U+FFFD: 1 in examples, 4 in" in caplog.text
-    records = list(records_of(store.path / "blobs" / str(evaluation.traces)))
+    records = list(read_trace_log(store.path / "blobs" / str(evaluation.traces)))
     assert [record.prediction for record in records] == [
         {"answer": "ok \ufffd\ufffd[31m", "more": ["\ufffd"]},
         {"answer": "ok", "more": ["\ufffd"]},
@@ -121,7 +121,7 @@ def test_a_run_replaces_and_counts_it_and_costs_nobody_else(tmp_path: Path, capl
 @given(ANY)
 def test_instructions_are_text(text: str) -> None:
     state = ProgramState(prompts={"self": PromptState(instructions=text)}, weights={})
-    assert state.prompts["self"].instructions == clean(text)
+    assert state.prompts["self"].instructions == clean_text(text)
     assert ProgramState.model_validate_json(state.model_dump_json()) == state
 
 
@@ -172,7 +172,7 @@ def test_whatever_a_program_answers_can_be_logged(answer: Any, store: RunStore) 
     examples = [Example({"question": "a"}, {"answer": b"\xff"})]
     state = initial_state(program, session)
     evaluation = evaluate(program, state, examples, lambda e, p: 1.0, session, keep_traces=True)
-    [record] = records_of(store.path / "blobs" / str(evaluation.traces))
+    [record] = read_trace_log(store.path / "blobs" / str(evaluation.traces))
     assert record.prediction is not None
     assert record.prediction["ids"] == ["1\ufffd"]
     assert record.steps[0].inputs == {"query": "a\ufffd"}

@@ -15,8 +15,8 @@ from pydantic import PositiveInt
 
 from lmpipe import Example, Predict, ScriptedLM, Session, evaluate, exact_match, initial_state
 from lmpipe.errors import ConfigError
-from lmpipe.metrics import best, finite
-from lmpipe.validation.checks import Share, check_settings, checked_examples, warn_of_overlap, without_repeats
+from lmpipe.metrics import best_index, finite_values
+from lmpipe.validation.checks import UnitInterval, check_examples, check_settings, deduplicate, warn_about_overlap
 
 
 def example(number: int, answer: str = "yes", key: str = "") -> Example:
@@ -26,7 +26,7 @@ def example(number: int, answer: str = "yes", key: str = "") -> Example:
 @pytest.mark.parametrize("wrong", ["texts", b"texts", None, 7, {"a": 1}, example(1), ["a"], [example(1), {"a": 1}]])
 def test_what_is_no_collection_of_examples_is_named(wrong: Any) -> None:
     with pytest.raises(ConfigError, match=r"^train(\[\d\])? is "):
-        checked_examples(wrong, "train")
+        check_examples(wrong, "train")
 
 
 def test_evaluation_takes_what_can_be_gone_through_once_and_refuses_what_is_no_example() -> None:
@@ -45,24 +45,24 @@ def test_evaluation_takes_what_can_be_gone_through_once_and_refuses_what_is_no_e
 
 def test_an_example_that_is_there_again_counts_once_and_is_counted(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert without_repeats([example(1), example(2), example(1)], "train") == [example(1), example(2)]
-    assert "train: 1 of 3 examples were there before" in caplog.text
+        assert deduplicate([example(1), example(2), example(1)], "train") == [example(1), example(2)]
+    assert "train: 1 of 3 examples are repeated" in caplog.text
     with pytest.raises(ConfigError, match="train: 1 example ids are not unique, such as 'a'"):
-        without_repeats([example(1, key="a"), example(2, key="a")], "train")
+        deduplicate([example(1, key="a"), example(2, key="a")], "train")
 
 
 def test_an_overlap_is_told_by_content_and_not_by_id(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        warn_of_overlap([example(1, key="a")], [example(2, key="a")])
+        warn_about_overlap([example(1, key="a")], [example(2, key="a")])
         assert not caplog.text
-        warn_of_overlap([example(1, key="a"), example(2)], [example(1, key="b"), example(3)])
-    assert "1 of 2 validation examples are training examples too" in caplog.text
+        warn_about_overlap([example(1, key="a"), example(2)], [example(1, key="b"), example(3)])
+    assert "1 of 2 validation examples are also training examples" in caplog.text
 
 
 @dataclass(frozen=True)
 class Some:
     count: PositiveInt = 1
-    share: Share | None = 0.5
+    share: UnitInterval | None = 0.5
     kind: Literal["a", "b"] = "a"
     text: str = ""
 
@@ -97,13 +97,13 @@ def test_a_type_that_cannot_be_read_is_an_error_of_ours() -> None:
     class Local:
         value: Unknown  # type: ignore[name-defined]  # noqa: F821
 
-    with pytest.raises(ConfigError, match="types of the fields of Local cannot be read"):
+    with pytest.raises(ConfigError, match="types of the fields of Local cannot be resolved"):
         check_settings(Local(3))
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(), st.sampled_from([0.0, 0.5, 1.0]))))
 def test_the_best_is_the_earliest_of_the_highest_and_never_without_a_score(scores: list[float | None]) -> None:
-    number, known = best(scores), finite(scores)
+    number, known = best_index(scores), finite_values(scores)
     if number is None:
         assert not known
     else:

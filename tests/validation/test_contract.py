@@ -31,7 +31,7 @@ from lmpipe import (
     rollout,
 )
 from lmpipe.embedder import Embedder
-from lmpipe.lm import Usage, ask
+from lmpipe.lm import Usage, complete_batch
 from lmpipe.program.evaluate import evaluate_many
 from lmpipe.runtime.embedding_cache import EmbeddingCache
 from lmpipe.state import WeightState
@@ -127,7 +127,7 @@ def test_one_missing_answer_of_many_loses_no_run_silently(max_concurrency: int) 
         asked.extend(requests)
         return [None if request in asked[4:5] else YES for request in requests]
 
-    with pytest.raises(EngineError, match=r"gave None to request"):
+    with pytest.raises(EngineError, match=r"returned None for request"):
         run(Broken(answers), 300, max_concurrency=max_concurrency)
 
 
@@ -141,7 +141,7 @@ def test_no_score_is_given_to_another_state() -> None:
     program, session = Ask(), Session(lm=Broken(answers))
     wrong = initial_state(program, session)
     right = wrong.with_prompt("ask", PromptState(instructions="RIGHT"))
-    with pytest.raises(EngineError, match="gave None"):
+    with pytest.raises(EngineError, match="returned None"):
         evaluate_many(program, [wrong, right], examples(20), exact_match, session)
 
 
@@ -151,10 +151,10 @@ def test_whatever_comes_back_is_an_answer_for_each_request_or_an_error(given_bac
     fits = len(given_back) == count and all(isinstance(answer, Completion | EngineError) for answer in given_back)
     lm = Broken(lambda requests: given_back)
     if fits:
-        assert ask(lm, [request] * count) == given_back
+        assert complete_batch(lm, [request] * count) == given_back
     else:
         with pytest.raises(EngineError, match="'broken'"):
-            ask(lm, [request] * count)
+            complete_batch(lm, [request] * count)
 
 
 class Search(Module):

@@ -22,8 +22,8 @@ from lmpipe.engines.server.replies import Reply, read_reply
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Request
 from lmpipe.runtime.deadline import held
-from lmpipe.text.secrets import hide_in_spec
-from lmpipe.validation.arguments import whole_number
+from lmpipe.text.secrets import redact_spec
+from lmpipe.validation.arguments import check_whole_number
 from lmpipe.web.endpoints import Endpoint, Endpoints, GaveUp
 from lmpipe.web.http import Refused
 from lmpipe.web.threads import concurrently
@@ -73,7 +73,7 @@ class ServerLM(LM):
     ) -> None:
         if dialect is not None and dialect not in DIALECTS:
             raise ConfigError(f"dialect={dialect!r} is none of {', '.join(DIALECTS)}")
-        max_adapters = whole_number("max_adapters", max_adapters)
+        max_adapters = check_whole_number("max_adapters", max_adapters)
         self._name = model
         self._endpoints = Endpoints(
             base_urls,
@@ -106,7 +106,7 @@ class ServerLM(LM):
         found = re.fullmatch(r"(.+?)@(https?://.+)", spec)
         if found is None:
             raise ConfigError(
-                f"{hide_in_spec(spec)!r} names no server; write openai:MODEL@http://host:8000/v1, URLs with commas"
+                f"{redact_spec(spec)!r} names no server; write openai:MODEL@http://host:8000/v1, URLs with commas"
             )
         return cls(found[1], re.split(r"\s*,\s*(?=https?://)", found[2].strip()), **settings)
 

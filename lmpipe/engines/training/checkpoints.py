@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerState
 
-from lmpipe.storage.files import write_whole
+from lmpipe.storage.files import write_atomically
 from lmpipe.storage.hashing import canonical_json, digest, file_digests
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Seal(TrainerCallback):
             torch.distributed.barrier()  # every process writes a file of its own
         if state.is_world_process_zero:
             folder = checkpoint_of(args, state.global_step)
-            write_whole(folder / _WHOLE, canonical_json(file_digests(folder)).encode())
+            write_atomically(folder / _WHOLE, canonical_json(file_digests(folder)).encode())
 
 
 def checkpoint_of(args: Any, step: int) -> Path:

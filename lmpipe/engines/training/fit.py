@@ -32,7 +32,7 @@ from lmpipe.engines.training.divergence import Divergence, diverged
 from lmpipe.engines.training.losses import items, total_loss, with_references
 from lmpipe.engines.training.packed_batch import EncodedRow, Targets, TrainingLayout, collate
 from lmpipe.engines.training.tuning_config import TuningConfig
-from lmpipe.storage.files import writing
+from lmpipe.storage.files import explain_write_errors
 from lmpipe.trainer import Objective
 
 
@@ -202,7 +202,7 @@ class _PackedTrainer(HFTrainer):
         return SpreadSampler(rows, self.args.seed)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with writing(checkpoint_of(self.args, self.state.global_step), SAVING_FAILS):
+        with explain_write_errors(checkpoint_of(self.args, self.state.global_step), SAVING_FAILS):
             super()._save_checkpoint(model, trial)
 
     def compute_loss(

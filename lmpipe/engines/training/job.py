@@ -30,7 +30,7 @@ from lmpipe.engines.training.fit import LossCurve, fit, seeded
 from lmpipe.engines.training.packed_batch import EncodedRow
 from lmpipe.engines.training.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError, EngineError, TrainingDiverged
-from lmpipe.storage.files import write_whole
+from lmpipe.storage.files import write_atomically
 from lmpipe.trainer import Objective
 
 _POLL = 0.2  # seconds between looks at the launched processes
@@ -103,7 +103,7 @@ def launch(launcher: Sequence[str], job: TrainingJob, folder: Path, watch: Watch
     command = shutil.which(launcher[0], path=nearby)
     if command is None:
         raise ConfigError(f"there is no command {launcher[0]!r} to launch the training with")
-    write_whole(folder / "job.json", _JOB.dump_json(job))
+    write_atomically(folder / "job.json", _JOB.dump_json(job))
     last_whole(folder)  # deletes the others before several processes look
     for name in ("stop.txt", "progress.json", "failure.json"):
         (folder / name).unlink(missing_ok=True)
@@ -160,7 +160,9 @@ def run(folder: Path) -> None:
                 (folder / "losses.json").write_bytes(_LOSSES.dump_json(curve))
     except TrainingDiverged as error:  # in all processes at the same step
         if first:
-            write_whole(folder / "failure.json", _FAILURE.dump_json(_Failure(str(error), error.step, error.losses)))
+            write_atomically(
+                folder / "failure.json", _FAILURE.dump_json(_Failure(str(error), error.step, error.losses))
+            )
 
 
 def _end_with_the_run() -> None:
@@ -204,7 +206,7 @@ class _Reporter:
     def _write(self, progress: _Progress) -> None:
         self._progress = progress
         if self._first:
-            write_whole(self._folder / "progress.json", _PROGRESS.dump_json(progress))
+            write_atomically(self._folder / "progress.json", _PROGRESS.dump_json(progress))
 
 
 def _show(folder: Path, done: _Progress, watch: Watch) -> _Progress:
@@ -215,7 +217,7 @@ def _show(folder: Path, done: _Progress, watch: Watch) -> _Progress:
     for epoch in now.epochs[len(done.epochs) :]:
         watch.epoch(*epoch)
     if reason := watch.spent(0):
-        write_whole(folder / "stop.txt", reason.encode())
+        write_atomically(folder / "stop.txt", reason.encode())
     return now
 
 

@@ -33,7 +33,7 @@ from lmpipe.ledger import Cost
 from lmpipe.program.identity import work_key
 from lmpipe.runtime.session import Session
 from lmpipe.state import WeightState
-from lmpipe.storage.files import writing
+from lmpipe.storage.files import explain_write_errors
 from lmpipe.storage.store import RunStore
 from lmpipe.trainer import Objective, PolicyGradientLoss, SFTLoss, Trainer, TrainingResult, TrainingRow
 
@@ -107,7 +107,7 @@ class LocalTrainer(Trainer):
     ) -> TrainingResult:
         if start.adapter is not None:
             self.lm.register_adapter(start.adapter, store.folder(start.adapter))
-        with writing(checkpoints):
+        with explain_write_errors(checkpoints):
             checkpoints.mkdir(parents=True, exist_ok=True)
         job = TrainingJob(
             self.lm.source or ModelSource(""),
@@ -166,7 +166,7 @@ class LocalTrainer(Trainer):
         trainable = self.lm.adapters.trainable(self.tuning.peft_config(), start.adapter)
         with self._named(), seeded(job.seed), trainable as model:
             curve = fit(model, job.rows, job.tuning, job.seed, folder, job.objective, watch)
-            with writing(folder / "result", SAVING_FAILS):
+            with explain_write_errors(folder / "result", SAVING_FAILS):
                 return save_weights(model, folder / "result", self.lm.name), curve
 
     def _named(self) -> ErrorTranslator:
@@ -186,5 +186,5 @@ def _watch(session: Session, advance: Callable[[int], None]) -> Watch:
     return Watch(
         advance,
         lambda number, loss, eval_loss: session.notify(EpochEnded(session.stage, number, loss, eval_loss)),
-        lambda tokens: session.ledger.spent(Cost(training_tokens=tokens)),
+        lambda tokens: session.ledger.reached_limit(Cost(training_tokens=tokens)),
     )

@@ -1,7 +1,7 @@
-"""What a piece of compiled Python code does, as a digest, and which names outside of it it reads.
+"""Summaries of compiled Python code: a digest of what it does, and the global names and imports that it reads.
 
-Bytecode needs no source, so a cell of a notebook is known as well as a file. Comments, blank lines, positions and the
-docstrings of functions do not count. The digest differs between minor versions of Python, which compile differently.
+Bytecode is available without source, so this also works in notebooks. Comments, blank lines, positions and docstrings
+of functions do not change the digest. It differs between minor versions of Python, whose compilers differ.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from lmpipe.storage.hashing import digest_bytes
 
 _GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 _ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD"}
-_POSITIONS = {"__firstlineno__", "__static_attributes__"}  # what Python 3.13 notes in the body of a class
+_POSITIONS = {"__firstlineno__", "__static_attributes__"}  # names that Python 3.13 sets in the body of a class
 _CONSTANTS = set(dis.hasconst)
-_FLAGS = 0xFFFF  # without the flag of Python 3.13 that there is a docstring
-_LONG = 4000  # bits of an integer that `repr` writes in any case
+_FLAGS = 0xFFFF  # excludes the flag of Python 3.13 for a docstring
+_LONG = 4000  # bits; `repr` always writes integers up to this length
 
 Chain = tuple[str, ...]
-"""A global name and the attributes that are read of it at once: ``helpers.text.clean`` gives three names."""
+"""A global name and the attributes that are read from it: three names for ``helpers.text.clean``."""
 
 
 @final
@@ -33,8 +33,8 @@ class Import:
 
     Attributes:
         module: Name of the module, relative to the package of the function if `level` is not 0.
-        level: How many dots stand before the name.
-        names: What is taken from the module; empty for the module itself.
+        level: Number of dots before the name.
+        names: Names that are imported from the module; empty for the module itself.
     """
 
     module: str
@@ -44,13 +44,13 @@ class Import:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Code:
-    """What there is to know of a code object and of those nested in it.
+class CodeSummary:
+    """A summary of a code object, including the code objects nested in it.
 
     Attributes:
-        digest: Of instructions, constants and names.
-        reads: The global names that are read, with the attributes read of each at once, sorted.
-        imports: The import statements.
+        digest: Digest of instructions, constants and names.
+        reads: Global names that are read, each with the attributes read from it, sorted.
+        imports: Import statements.
     """
 
     digest: str
@@ -58,59 +58,60 @@ class Code:
     imports: tuple[Import, ...]
 
 
-_known: WeakKeyDictionary[CodeType, Code] = WeakKeyDictionary()  # a code object never changes
+_summaries: WeakKeyDictionary[CodeType, CodeSummary] = WeakKeyDictionary()  # a cache, since code objects never change
 
 
-def code_of(code: CodeType) -> Code:
-    """Reads a code object, or remembers what was read of it before."""
-    found = _known.get(code)
-    if found is None:
-        found = _known[code] = _read(code)
-    return found
+def summarize_code(code: CodeType) -> CodeSummary:
+    """Returns the summary of a code object, from a cache if it was summarized before."""
+    summary = _summaries.get(code)
+    if summary is None:
+        summary = _summaries[code] = _summarize(code)
+    return summary
 
 
-def constant(value: object) -> str:
-    """A text for a value that the compiler makes a constant of; equal texts mean equal values of one type.
+def constant_text(value: object) -> str:
+    """Returns a text for a value that can be a constant in compiled code.
 
-    Sets are sorted, since their order differs between processes.
+    Two texts are equal only if the values are equal and of the same type. Sets are sorted, since their order differs
+    between processes.
     """
     if isinstance(value, CodeType):
-        return f"code {code_of(value).digest}"
+        return f"code {summarize_code(value).digest}"
     if isinstance(value, tuple):
-        return f"({','.join(map(constant, value))})"
+        return f"({','.join(map(constant_text, value))})"
     if isinstance(value, frozenset):
-        return f"{{{','.join(sorted(map(constant, value)))}}}"
+        return f"{{{','.join(sorted(map(constant_text, value)))}}}"
     if isinstance(value, slice):
-        return f"slice{constant((value.start, value.stop, value.step))}"
+        return f"slice{constant_text((value.start, value.stop, value.step))}"
     if isinstance(value, int) and value.bit_length() > _LONG:
         return hex(value)
     return repr(value)
 
 
-def _read(code: CodeType) -> Code:
+def _summarize(code: CodeType) -> CodeSummary:
     steps = [step for step in dis.get_instructions(code) if step.opname not in ("EXTENDED_ARG", "CACHE")]
-    inner = [code_of(value) for value in code.co_consts if isinstance(value, CodeType)]
-    own = [
-        constant((code.co_name, code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars)),
-        constant((code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _FLAGS)),
-        constant(getattr(code, "co_exceptiontable", b"")),  # from Python 3.11 on
+    nested = [summarize_code(value) for value in code.co_consts if isinstance(value, CodeType)]
+    texts = [
+        constant_text((code.co_name, code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars)),
+        constant_text((code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _FLAGS)),
+        constant_text(getattr(code, "co_exceptiontable", b"")),  # from Python 3.11 on
         *_instructions(steps),
     ]
-    reads = {chain for one in inner for chain in one.reads} | set(_reads(steps))
-    imports = [*_imports(steps), *(statement for one in inner for statement in one.imports)]
-    text = "\n".join(own).encode("utf-8", "surrogatepass")
-    return Code(digest_bytes(text), tuple(sorted(reads)), tuple(dict.fromkeys(imports)))
+    reads = {chain for summary in nested for chain in summary.reads} | set(_global_reads(steps))
+    imports = [*_imports(steps), *(statement for summary in nested for statement in summary.imports)]
+    text = "\n".join(texts).encode("utf-8", "surrogatepass")
+    return CodeSummary(digest_bytes(text), tuple(sorted(reads)), tuple(dict.fromkeys(imports)))
 
 
 def _instructions(steps: Sequence[dis.Instruction]) -> Iterator[str]:
-    """Each instruction with its argument; constants by value, less those that only say where a class stands."""
+    """Each instruction with its argument, constants by value, without those that only set the position of a class."""
     for step, after in zip(steps, [*steps[1:], None], strict=True):
         if after is not None and after.opname == "STORE_NAME" and after.argval in _POSITIONS:
             continue
-        yield f"{step.opname} {constant(step.argval) if step.opcode in _CONSTANTS else step.arg}"
+        yield f"{step.opname} {constant_text(step.argval) if step.opcode in _CONSTANTS else step.arg}"
 
 
-def _reads(steps: Sequence[dis.Instruction]) -> Iterator[Chain]:
+def _global_reads(steps: Sequence[dis.Instruction]) -> Iterator[Chain]:
     for number, step in enumerate(steps):
         if step.opname in _GLOBAL:
             chain = [step.argval]

@@ -1,7 +1,7 @@
-"""What a function, class or module of the user consists of, and what their code reads.
+"""The components of functions, classes and modules of the user, including the values that their code reads.
 
-Everything is found as Python would find it when the code runs. Nothing of it is run, except that the modules that a
-function imports are imported.
+Names are resolved as Python resolves them when the code runs. The code itself is not run, but modules that a function
+imports are imported.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from lmpipe.errors import LmpipeError
-from lmpipe.program.identity.bytecode import Chain, Import, code_of
+from lmpipe.program.identity.bytecode import Chain, Import, summarize_code
 from lmpipe.program.identity.packages import package_of
 
-_SINGLEDISPATCH: Any = singledispatch(repr)  # its code is that of every function that is made so
-_HEAP_TYPE = 1 << 9  # flag of classes that were made by Python code
-_OF_MODULES = frozenset(vars(ModuleType("m"))) | {
+_SINGLEDISPATCH: Any = singledispatch(repr)  # all functions that `singledispatch` creates have the same code
+_HEAP_TYPE = 1 << 9  # flag of classes that Python code created
+_MODULE_INTERNALS = frozenset(vars(ModuleType("m"))) | {
     "__annotations__",
     "__builtins__",
     "__cached__",
     "__file__",
     "__path__",
 }
-_OF_CLASSES = {  # names that Python keeps in a class: positions, caches, and what follows from the rest
+_CLASS_INTERNALS = {  # attributes that Python adds to a class: positions, caches, and derived values
     "__abstractmethods__",
     "__annotations_cache__",
     "__class_vars__",
@@ -48,76 +48,78 @@ _OF_CLASSES = {  # names that Python keeps in a class: positions, caches, and wh
 }
 
 
-class Unidentified(LmpipeError):
-    """Something cannot be identified.
+class IdentityError(LmpipeError):
+    """An object cannot be identified.
 
     Args:
-        what: What it is.
-        thing: The id of the object.
-        way: Names that lead to it, if they are known already.
+        description: Description of the object, such as its type.
+        object_id: The object's `id`.
+        path: Names of the attributes that lead to the object, if they are already known.
     """
 
-    def __init__(self, what: str, thing: int, way: Sequence[str] = ()) -> None:
-        super().__init__(f"nothing identifies {' → '.join(way)} ({what})")
-        self.what, self.thing, self.way = what, thing, way
+    def __init__(self, description: str, object_id: int, path: Sequence[str] = ()) -> None:
+        super().__init__(f"nothing identifies {' → '.join(path)} ({description})")
+        self.description, self.object_id, self.path = description, object_id, path
 
 
-class Parts(NamedTuple):
-    """What a value is, in words, and what decides the rest, by name."""
+class Components(NamedTuple):
+    """A value as a label and the named parts that it consists of."""
 
     label: str
-    named: list[tuple[str, object]]
+    parts: list[tuple[str, object]]
 
 
-def label_of(value: FunctionType | type | ModuleType) -> str | None:
-    """What stands for a function, class or module of a package: its name and the package's version.
+def package_label(value: FunctionType | type | ModuleType) -> str | None:
+    """Returns a label for a function, class or module of a package: its name and the package's version.
 
     Returns:
-        None for the user's own, and for what code of a package made while it ran, such as the wrapper of a decorator.
+        The label; None for objects of the user's modules, and for objects that a package creates at run time, such as
+        the wrapper of a decorator.
     """
     if isinstance(value, ModuleType):
         package = package_of(value.__name__)
         return package and f"{package} {value.__name__}"
     if isinstance(value, FunctionType):
-        owner, code = value.__globals__.get("__name__"), code_of(value.__code__).digest
+        owner, code = value.__globals__.get("__name__"), summarize_code(value.__code__).digest
     else:
         owner, code = value.__module__, ""
     package = package_of(owner) if isinstance(owner, str) else None
     if package is None:
         return None
     is_static = isinstance(value, type) and not value.__flags__ & _HEAP_TYPE
-    if is_static or _found(str(owner), value.__qualname__) is value:
+    if is_static or _lookup(str(owner), value.__qualname__) is value:
         return f"{package} {owner}.{value.__qualname__} {code}"
     return None
 
 
-def _found(module: str, qualname: str) -> object:
-    """What a module has under a name with dots, or none."""
-    found: object = sys.modules.get(module)
+def _lookup(module: str, qualname: str) -> object:
+    """Looks up a dotted name in a module; None if it does not exist."""
+    value: object = sys.modules.get(module)
     for name in qualname.split("."):
-        found = found.__dict__.get(name) if isinstance(found, (ModuleType, type)) else None
-    return found
+        value = value.__dict__.get(name) if isinstance(value, (ModuleType, type)) else None
+    return value
 
 
-def module_parts(module: ModuleType) -> Parts:
-    """All that a module of the user holds."""
-    held = {name: value for name, value in vars(module).items() if name not in _OF_MODULES}
-    return Parts("module", sorted(held.items()))
+def module_components(module: ModuleType) -> Components:
+    """Returns all attributes of a module of the user."""
+    attributes = {name: value for name, value in vars(module).items() if name not in _MODULE_INTERNALS}
+    return Components("module", sorted(attributes.items()))
 
 
-def class_parts(kind: type) -> Parts:
-    """Bases and attributes of a class, methods among them."""
-    own = {name: value for name, value in vars(kind).items() if name not in _OF_CLASSES}
+def class_components(kind: type) -> Components:
+    """Returns bases and attributes of a class, including methods."""
+    attributes = {name: value for name, value in vars(kind).items() if name not in _CLASS_INTERNALS}
     if dataclasses.is_dataclass(kind) and str(kind.__doc__).startswith(f"{kind.__name__}("):
-        own.pop("__doc__", None)  # made by dataclasses, and shows the addresses of default values
+        attributes.pop("__doc__", None)  # generated by dataclasses; it may contain the addresses of default values
     if issubclass(kind, Enum):
-        own = {name: value for name, value in own.items() if name not in kind.__members__ and not _is_sunder(name)}
-        own["members"] = {name: member._value_ for name, member in kind.__members__.items()}
+        members = kind.__members__
+        attributes = {name: value for name, value in attributes.items() if name not in members and not _is_sunder(name)}
+        attributes["members"] = {name: member._value_ for name, member in members.items()}
     elif issubclass(kind, BaseModel) and kind is not BaseModel:
-        own = {name: value for name, value in own.items() if not name.startswith("__pydantic_")}
-        own |= {"fields": dict(kind.model_fields), "validators": _validators(kind)}
-    named = [("metaclass", type(kind)), *((base.__name__, base) for base in kind.__bases__), *sorted(own.items())]
-    return Parts(f"class {kind.__qualname__}", named)
+        attributes = {name: value for name, value in attributes.items() if not name.startswith("__pydantic_")}
+        attributes |= {"fields": dict(kind.model_fields), "validators": _validators(kind)}
+    bases = [(base.__name__, base) for base in kind.__bases__]
+    return Components(f"class {kind.__qualname__}", [("metaclass", type(kind)), *bases, *sorted(attributes.items())])
 
 
 def _is_sunder(name: str) -> bool:
@@ -125,35 +127,35 @@ def _is_sunder(name: str) -> bool:
 
 
 def _validators(kind: type[BaseModel]) -> dict[str, object]:
-    """What validators and serializers of a pydantic model are for; their functions are among its attributes."""
-    kinds = kind.__pydantic_decorators__
+    """The fields of validators and serializers of a pydantic model; their functions are attributes of the class."""
+    decorators = kind.__pydantic_decorators__
     return {
-        f"{sort.name} {name}": decorator.info
-        for sort in dataclasses.fields(kinds)
-        for name, decorator in getattr(kinds, sort.name).items()
+        f"{group.name} {name}": decorator.info
+        for group in dataclasses.fields(decorators)
+        for name, decorator in getattr(decorators, group.name).items()
     }
 
 
-def function_parts(function: FunctionType) -> Parts:
-    """Code, defaults, captured values and attributes of a function, and what its code reads."""
-    code = code_of(function.__code__)
-    named: list[tuple[str, object]] = [("defaults", function.__defaults__), ("keywords", function.__kwdefaults__)]
-    if function.__code__ is _SINGLEDISPATCH.__code__:  # the rest are caches
-        named += [("function", vars(function)["__wrapped__"]), ("registry", vars(function)["registry"])]
+def function_components(function: FunctionType) -> Components:
+    """Returns code, defaults, captured values and attributes of a function, and the values that its code reads."""
+    code = summarize_code(function.__code__)
+    parts: list[tuple[str, object]] = [("defaults", function.__defaults__), ("keywords", function.__kwdefaults__)]
+    if function.__code__ is _SINGLEDISPATCH.__code__:  # its other attributes are caches
+        parts += [("function", vars(function)["__wrapped__"]), ("registry", vars(function)["registry"])]
     else:
-        named += [*_captured(function), *vars(function).items()]
+        parts += [*_captured(function), *vars(function).items()]
         if package_of(str(function.__globals__.get("__name__"))) is None:
-            named += _globals(function.__globals__, code.reads)
-            named += [part for statement in code.imports for part in _imported(function.__globals__, statement)]
-    return Parts(f"function {function.__qualname__} {code.digest}", named)
+            parts += _globals(function.__globals__, code.reads)
+            parts += [part for statement in code.imports for part in _imported(function.__globals__, statement)]
+    return Components(f"function {function.__qualname__} {code.digest}", parts)
 
 
 def _captured(function: FunctionType) -> Iterator[tuple[str, object]]:
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    return ((name, value) for name, cell in cells for value in _content(cell))
+    return ((name, value) for name, cell in cells for value in _cell_content(cell))
 
 
-def _content(cell: CellType) -> tuple[object, ...]:
+def _cell_content(cell: CellType) -> tuple[object, ...]:
     try:
         return (cell.cell_contents,)
     except ValueError:  # not set yet
@@ -161,26 +163,27 @@ def _content(cell: CellType) -> tuple[object, ...]:
 
 
 def _globals(namespace: Mapping[str, Any], reads: tuple[Chain, ...]) -> list[tuple[str, object]]:
-    """The values of global names; of a module of the user only what is read of it, unless it is used as a whole.
+    """The values of global names.
 
-    Names that are not there are builtins, or errors when the code runs.
+    Of a module of the user, these are only the attributes that are read, unless the module is used as a whole. Missing
+    names are builtins, or errors when the code runs.
     """
-    found: dict[str, object] = {}
+    values: dict[str, object] = {}
     for name, *attributes in reads:
-        if name in namespace and name not in _OF_MODULES:
-            way, value = [name], namespace[name]
+        if name in namespace and name not in _MODULE_INTERNALS:
+            path, value = [name], namespace[name]
             while attributes and isinstance(value, ModuleType) and package_of(value.__name__) is None:
-                way.append(attributes.pop(0))
-                value = vars(value).get(way[-1])
-            found[".".join(way)] = value
-    return list(found.items())
+                path.append(attributes.pop(0))
+                value = vars(value).get(path[-1])
+            values[".".join(path)] = value
+    return list(values.items())
 
 
 def _imported(namespace: Mapping[str, Any], statement: Import) -> Iterator[tuple[str, object]]:
-    """What an import statement within a function gives.
+    """The values that an import statement within a function imports.
 
     Raises:
-        Unidentified: If a module of the user cannot be imported.
+        IdentityError: If a module of the user cannot be imported.
     """
     name = statement.module
     if statement.level:
@@ -192,16 +195,17 @@ def _imported(namespace: Mapping[str, Any], statement: Import) -> Iterator[tuple
     if module is None or not statement.names:
         yield f"import {name}", module
         return
-    for wanted in statement.names:
-        held = vars(module)
-        yield f"{name}.{wanted}", held[wanted] if wanted in held else _module(f"{name}.{wanted}")
+    attributes = vars(module)
+    for imported in statement.names:
+        full_name = f"{name}.{imported}"
+        yield full_name, attributes[imported] if imported in attributes else _module(full_name)
 
 
 def _module(name: str) -> ModuleType | None:
-    """Imports a module; none if there is no such module."""
+    """Imports a module; returns None if it does not exist."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
         return None
-    except Exception as error:  # whatever a module's own code raises
-        raise Unidentified(f"its import fails with {type(error).__name__}: {error}", id(name)) from error
+    except Exception as error:  # the module's code may raise any exception
+        raise IdentityError(f"its import fails with {type(error).__name__}: {error}", id(name)) from error

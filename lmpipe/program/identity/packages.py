@@ -1,7 +1,7 @@
-"""Which modules belong to an installed package, and to which version of it.
+"""Package and version of a module.
 
-The standard library, everything below ``site-packages``, and lmpipe itself are packages; every other module is the
-user's own code: scripts, notebooks, and projects that are installed editable.
+The standard library, all modules in ``site-packages``, and lmpipe itself are packages. Every other module is the user's
+own code: scripts, notebooks, and projects that are installed in editable mode.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _STDLIB = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib",
 
 @lru_cache(maxsize=4096)
 def package_of(module: str) -> str | None:
-    """Name and version of the package that a module belongs to, or none if the module is the user's own.
+    """Returns name and version of the package of a module, or None for the user's own modules.
 
     Args:
         module: Full name of the module, such as ``numpy.linalg``; it need not be imported.
     """
     top = module.partition(".")[0]
-    if top in _SCRIPTS:  # whatever file Python was started with
+    if top in _SCRIPTS:  # the file that Python was started with
         return None
     if top in _OURS:
         return f"lmpipe {_version('lmpipe')}"
@@ -50,24 +50,24 @@ _PYTHON = f"python {'.'.join(platform.python_version_tuple()[:2])}"
 
 
 def _origin(top: str) -> str | None:
-    """The file or folder of a top-level module, ``built-in`` or ``frozen``; none if it has no place of its own."""
+    """File or folder of a top-level module, or ``built-in`` or ``frozen``; None if it has no location."""
     if top in sys.modules:
         module = sys.modules[top]
         spec = getattr(module, "__spec__", None)
-        places = [getattr(module, "__file__", None), *list(getattr(module, "__path__", []))[:1]]
+        locations = [getattr(module, "__file__", None), *list(getattr(module, "__path__", []))[:1]]
     else:
         try:
             spec = importlib.util.find_spec(top)
         except (ImportError, ValueError):
             return None
-        places = [*list(spec.submodule_search_locations or [])[:1]] if spec else []
-    if places := [place for place in places if isinstance(place, str)]:
-        return places[0]
+        locations = [*list(spec.submodule_search_locations or [])[:1]] if spec else []
+    if locations := [location for location in locations if isinstance(location, str)]:
+        return locations[0]
     return spec.origin if spec else None
 
 
 def _version(top: str) -> str | None:
-    """Version of the distribution that a top-level module comes from."""
+    """Version of the distribution of a top-level module."""
     try:
         return importlib.metadata.version(top)
     except importlib.metadata.PackageNotFoundError:
@@ -77,5 +77,5 @@ def _version(top: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def _distributions() -> dict[str, list[str]]:
-    """Top-level module → names of its distributions; it takes a moment, so it is asked only where names differ."""
+    """Top-level module → names of its distributions; slow, so only called if module and distribution names differ."""
     return dict(importlib.metadata.packages_distributions())

@@ -32,9 +32,9 @@ from lmpipe.engines.library_errors import ErrorTranslator
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval.colbert.settings import ColbertSettings
 from lmpipe.retrieval.damage import read_json, undamaged
-from lmpipe.storage.files import writing
-from lmpipe.storage.hashing import canonical_json, describe
-from lmpipe.text.cleaning import clean
+from lmpipe.storage.files import explain_write_errors
+from lmpipe.storage.hashing import canonical_json, describe_settings
+from lmpipe.text.cleaning import clean_text
 
 _METADATA, _MODULES, _PYLATE = "artifact.metadata", "modules.json", "config_sentence_transformers.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -71,7 +71,7 @@ class Checkpoint:
     def digest(self) -> str:
         """Of all that vectors depend on: weights, vocabulary and settings."""
         hasher = blake2b(digest_size=16)
-        hasher.update(canonical_json([describe(self.settings), self.tokenizer.get_vocab()]).encode())
+        hasher.update(canonical_json([describe_settings(self.settings), self.tokenizer.get_vocab()]).encode())
         for name, weight in [*sorted(self.weights.items()), (_LINEAR, self.projection)]:
             if not name.startswith(_TOP):
                 hasher.update(f"{name} {tuple(weight.shape)}".encode())
@@ -87,7 +87,7 @@ class Checkpoint:
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder} is there already; delete it or choose another folder")
-        with writing(folder, (OSError, SafetensorError)):
+        with explain_write_errors(folder, (OSError, SafetensorError)):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unfinished-") as unfinished:
                 made = Path(unfinished) / "checkpoint"
@@ -133,8 +133,8 @@ def _download(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=[*small, "*.bin"]))
     except (OSError, ValueError, HTTPError) as error:
         raise ConfigError(
-            f"cannot get the checkpoint {name!r} from the hub ({clean(str(error))}); check the id and the network, or "
-            "name a local folder"
+            f"cannot get the checkpoint {name!r} from the hub ({clean_text(str(error))}); check the id and the "
+            "network, or name a local folder"
         ) from error
     return folder
 

@@ -22,7 +22,7 @@ from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint
 from lmpipe.retrieval.colbert.network import ColbertNetwork
 from lmpipe.retrieval.colbert.tokens import ColbertTokens
 from lmpipe.retrieval.vectors import TokenVectors
-from lmpipe.validation.arguments import items, whole_number
+from lmpipe.validation.arguments import check_items, check_whole_number
 
 DEFAULT = "colbert-ir/colbertv2.0"
 _BATCH = {"cpu": 4_096, "cuda": 131_072}  # tokens of a forward pass; more were no faster
@@ -97,7 +97,7 @@ class ColbertEncoder:
             ``[queries, query tokens, dim]``, float32, on the CPU; a token of padding, which only checkpoints that do
             not expand queries have, is zero.
         """
-        ids, attention = self._tokens.queries(items("texts", texts, str))
+        ids, attention = self._tokens.queries(check_items("texts", texts, str))
         made = torch.empty(*ids.shape, self.dim)
         step = max(1, self._batch // self.query_maxlen)
         network, packed = self._for_queries
@@ -120,7 +120,7 @@ class ColbertEncoder:
         Returns:
             float32, on the CPU.
         """
-        rows = self._tokens.passages(items("texts", texts, str))
+        rows = self._tokens.passages(check_items("texts", texts, str))
         kept = [self._tokens.has_vector(torch.tensor(row)) for row in rows]
         lengths = torch.tensor([int(keeps.sum()) for keeps in kept], dtype=torch.long)
         starts = (lengths.cumsum(0) - lengths).tolist()
@@ -184,8 +184,10 @@ def load_encoder(
     settings = checkpoint.settings
     lengths = replace(
         settings,
-        query_maxlen=settings.query_maxlen if query_maxlen is None else whole_number("query_maxlen", query_maxlen),
-        doc_maxlen=(settings.doc_maxlen if doc_maxlen is None else whole_number("doc_maxlen", doc_maxlen)),
+        query_maxlen=(
+            settings.query_maxlen if query_maxlen is None else check_whole_number("query_maxlen", query_maxlen)
+        ),
+        doc_maxlen=(settings.doc_maxlen if doc_maxlen is None else check_whole_number("doc_maxlen", doc_maxlen)),
     )
     return ColbertEncoder(replace(checkpoint, settings=lengths), spec, device=device, precision=precision)
 

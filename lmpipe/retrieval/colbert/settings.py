@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lmpipe.errors import ConfigError
-from lmpipe.validation.arguments import items, whole_number
+from lmpipe.validation.arguments import check_items, check_whole_number
 
 
 @final
@@ -41,9 +41,9 @@ class ColbertSettings:
     attends_to_masks: bool = False
 
     def __post_init__(self) -> None:
-        whole_number("query_maxlen", self.query_maxlen)
-        whole_number("doc_maxlen", self.doc_maxlen)
-        items("skipped", self.skipped, str)
+        check_whole_number("query_maxlen", self.query_maxlen)
+        check_whole_number("doc_maxlen", self.doc_maxlen)
+        check_items("skipped", self.skipped, str)
         if not isinstance(self.query_prefix, str) or not isinstance(self.doc_prefix, str):
             raise ConfigError(f"markers are texts, not {self.query_prefix!r} and {self.doc_prefix!r}")
 

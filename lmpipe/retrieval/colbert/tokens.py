@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval.colbert.checkpoint import Checkpoint
-from lmpipe.text.cleaning import clean
+from lmpipe.text.cleaning import clean_text
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class ColbertTokens:
 
     def _encode(self, texts: Sequence[str], kind: str, tokenizer: Tokenizer, marker: list[int]) -> Iterator[list[int]]:
         for start in range(0, len(texts), _PIECE):
-            for row in tokenizer.encode_batch_fast([clean(text) for text in texts[start : start + _PIECE]]):
+            for row in tokenizer.encode_batch_fast([clean_text(text) for text in texts[start : start + _PIECE]]):
                 if row.overflowing and kind not in self._warned:
                     self._warned.add(kind)
                     longest = len(row.ids) + len(marker)

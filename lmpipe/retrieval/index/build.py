@@ -24,7 +24,7 @@ from lmpipe.retrieval.plaid import build_plaid
 from lmpipe.retrieval.segments import Segment
 from lmpipe.storage.hashing import digest_file
 from lmpipe.storage.store import RunStore
-from lmpipe.validation.arguments import whole_number
+from lmpipe.validation.arguments import check_whole_number
 
 MEMORY = 320_000_000
 """Bytes of int8 vectors up to which an index is exact by default: about 30,000 passages."""
@@ -58,7 +58,7 @@ class BuildSettings:
         if self.bits not in (1, 2, 4, 8) or isinstance(self.bits, bool):
             raise ConfigError(f"bits={self.bits}: they must be 1, 2, 4 or 8")
         for name, least in (("memory", 0), ("chunk", 1), ("seed", 0)):
-            whole_number(name, getattr(self, name), least)
+            check_whole_number(name, getattr(self, name), least)
 
 
 def build_index(
@@ -173,4 +173,4 @@ def _plaid(store: RunStore, exact: Manifest, settings: BuildSettings, advance: C
 def drop_unused(store: RunStore, manifest: Manifest) -> None:
     """Deletes the blobs that are not part of the index."""
     used = {folder.name for folder in manifest.folders(store.path)}
-    store.drop_blobs(lambda name: name not in used)
+    store.delete_blobs(lambda name: name not in used)

@@ -19,7 +19,7 @@ from lmpipe.retrieval.index.manifest import Manifest
 from lmpipe.retrieval.passages import PassageText, PassageTexts
 from lmpipe.storage.files import read_json_object
 from lmpipe.storage.store import RunStore
-from lmpipe.validation.arguments import items
+from lmpipe.validation.arguments import check_items
 
 
 def add_passages(
@@ -41,7 +41,7 @@ def add_passages(
             not exact.
         StoreError: If the index cannot be written, or another process writes it.
     """
-    passages = items("passages", passages, PassageText)
+    passages = check_items("passages", passages, PassageText)
     if not passages:
         raise ConfigError("there are no passages to add")
     with _edited(Path(folder)) as (store, manifest):
@@ -72,7 +72,7 @@ def delete_passages(folder: str | Path, ids: Iterable[str]) -> Manifest:
         ConfigError: If `ids` is a single text, an id is not there, or the index is not exact.
         StoreError: If the index cannot be written, or another process writes it.
     """
-    ids = items("ids", ids, str)
+    ids = check_items("ids", ids, str)
     with _edited(Path(folder)) as (store, manifest):
         numbers = _numbers(store.path, manifest)
         if absent := sorted(set(ids) - numbers.keys()):

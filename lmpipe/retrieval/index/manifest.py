@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.retrieval.damage import read_json, undamaged
 from lmpipe.retrieval.passages import REBUILD
-from lmpipe.storage.files import write_whole
+from lmpipe.storage.files import write_atomically
 from lmpipe.storage.hashing import digest, file_digests
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class Manifest(_Value):
             StoreError: If it cannot be written.
         """
         record = {"index": self.model_dump(mode="json"), "sum": self.digest}
-        write_whole(index / "index.json", json.dumps(record, indent=2).encode())
+        write_atomically(index / "index.json", json.dumps(record, indent=2).encode())
 
     @staticmethod
     def read(index: Path) -> Manifest:

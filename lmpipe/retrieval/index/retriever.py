@@ -23,8 +23,8 @@ from lmpipe.retrieval.plaid.colbert_ai import read_metadata
 from lmpipe.retrieval.segments import Segment
 from lmpipe.retrieval.vectors import Ranking, TokenIndex
 from lmpipe.retriever import Passage, Retriever
-from lmpipe.storage.hashing import content_digest, digest
-from lmpipe.validation.arguments import items, whole_number
+from lmpipe.storage.hashing import digest, digest_path
+from lmpipe.validation.arguments import check_items, check_whole_number
 
 
 @final
@@ -49,7 +49,7 @@ class ColbertRetriever(Retriever):
         return self._name
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
-        queries, k = items("queries", queries, str), whole_number("k", k)
+        queries, k = check_items("queries", queries, str), check_whole_number("k", k)
         asked = [number for number, query in enumerate(queries) if query.strip()]
         found: list[list[Passage] | EngineError] = [[] for _ in queries]
         if asked:
@@ -150,7 +150,7 @@ def open_colbert_index(
         encoder,
         [texts],
         index,
-        digest([content_digest(folder), _identity(settings)]),
+        digest([digest_path(folder), _identity(settings)]),
     )
 
 

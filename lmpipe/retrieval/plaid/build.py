@@ -20,7 +20,7 @@ from lmpipe.errors import ConfigError
 from lmpipe.retrieval.plaid.colbert_ai import METADATA, make_codec, make_config, read_tensor
 from lmpipe.retrieval.plaid.kmeans import find_buckets, nearest, spherical_kmeans
 from lmpipe.retrieval.segments import Segment
-from lmpipe.storage.files import write_whole, writing
+from lmpipe.storage.files import explain_write_errors, write_atomically
 from lmpipe.storage.hashing import canonical_json, derive_seed, digest_bytes
 
 _PASSAGES = 25_000  # of a chunk, as in colbert-ai
@@ -100,7 +100,7 @@ def build_plaid(
     def tell(vectors: int) -> None:
         advance(vectors / plan.work)
 
-    with writing(folder, (OSError, RuntimeError)), torch.inference_mode():
+    with explain_write_errors(folder, (OSError, RuntimeError)), torch.inference_mode():
         folder.mkdir(parents=True, exist_ok=True)
         _resume(folder, plan)
         codec = _codec(segments, folder, plan, tell)
@@ -139,7 +139,7 @@ def _resume(folder: Path, plan: _Plan) -> None:
     for pattern in ("*.pt", "*.json"):
         for old in folder.glob(pattern):
             old.unlink()
-    write_whole(path, text)
+    write_atomically(path, text)
 
 
 def _codec(segments: Sequence[Segment], folder: Path, plan: _Plan, tell: _Tell) -> Any:
@@ -255,7 +255,7 @@ def _write_chunk(path: Path, offsets: tuple[int, int], spans: Sequence[_Span], c
 
 
 def _write_json(path: Path, value: object) -> None:
-    write_whole(path, json.dumps(value).encode())
+    write_atomically(path, json.dumps(value).encode())
 
 
 def _write_inverted(folder: Path, plan: _Plan, chunks: int) -> None:

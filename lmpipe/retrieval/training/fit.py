@@ -23,7 +23,7 @@ from lmpipe.errors import TrainingDiverged
 from lmpipe.retrieval.colbert.network import ColbertNetwork
 from lmpipe.retrieval.training.loss import Batch, Collator, batch_loss
 from lmpipe.retrieval.training.mining import TrainingExample
-from lmpipe.storage.files import writing
+from lmpipe.storage.files import explain_write_errors
 from lmpipe.validation.checks import check_settings
 
 _BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -192,7 +192,7 @@ class _Trainer(HFTrainer):
         return torch.utils.data.SequentialSampler(examples)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with writing(checkpoint_of(self.args, self.state.global_step), SAVING_FAILS):
+        with explain_write_errors(checkpoint_of(self.args, self.state.global_step), SAVING_FAILS):
             super()._save_checkpoint(model, trial)
 
     def compute_loss(

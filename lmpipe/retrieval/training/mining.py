@@ -18,7 +18,7 @@ from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.index.exact import ExactIndex
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.segments import Segment
-from lmpipe.storage.files import writing
+from lmpipe.storage.files import explain_write_errors
 from lmpipe.storage.hashing import derive_seed
 
 Gold = Sequence[Sequence[int]]
@@ -67,7 +67,7 @@ def rank_passages(
     """
     encoded = encoder.encode_passages([passage.full for passage in passages], advance)
     order = torch.argsort(encoded.lengths, stable=True)
-    with writing(folder), tempfile.TemporaryDirectory(dir=folder) as lent:
+    with explain_write_errors(folder), tempfile.TemporaryDirectory(dir=folder) as lent:
         Segment.write(Path(lent), [passages[number] for number in order.tolist()], encoded.taken(order))
         index = ExactIndex([Segment(Path(lent))])
         found = index.search(encoder.encode_queries(questions), k)

@@ -14,8 +14,8 @@ from typing import Any, final
 
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval.passages import PassageText
-from lmpipe.storage.lines import json_object, numbered_lines
-from lmpipe.text.cleaning import clean, count_unclean
+from lmpipe.storage.lines import numbered_lines, parse_json_object
+from lmpipe.text.cleaning import clean_text, count_unclean
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +49,12 @@ def read_questions(path: str | Path) -> list[GoldQuestion]:
         raise ConfigError(f"{path} holds no questions")
     if changed := sum(count_unclean(one.text) for one in read):
         logger.warning("%s: %d control characters or halves of surrogate pairs are read as U+FFFD", path, changed)
-    return [GoldQuestion(clean(one.text), one.titles) for one in read]
+    return [GoldQuestion(clean_text(one.text), one.titles) for one in read]
 
 
 def _question(line: bytes, where: str) -> GoldQuestion:
     try:
-        record: Any = json_object(line)
+        record: Any = parse_json_object(line)
         text, titles = record["question"], record.get("titles") or record["supporting_facts"]["title"]
         if not isinstance(text, str) or not text.strip() or not isinstance(titles, list) or not titles:
             raise ValueError("a question is a text, and its titles are a list of texts")
@@ -86,4 +86,4 @@ def gold_passages(
 
 
 def _plain(title: str) -> str:
-    return clean(html.unescape(title)).strip()
+    return clean_text(html.unescape(title)).strip()

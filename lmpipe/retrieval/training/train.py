@@ -28,10 +28,10 @@ from lmpipe.retrieval.training.fit import ColbertTrainingConfig, fit, step_count
 from lmpipe.retrieval.training.loss import Collator
 from lmpipe.retrieval.training.mining import Gold, gold_recall, rank_passages, training_examples
 from lmpipe.retrieval.training.questions import GoldQuestion, gold_passages
-from lmpipe.storage.files import UNFINISHED
-from lmpipe.storage.hashing import derive_seed, describe, digest
+from lmpipe.storage.files import UNFINISHED_PREFIX
+from lmpipe.storage.hashing import derive_seed, describe_settings, digest
 from lmpipe.storage.store import RunStore
-from lmpipe.validation.arguments import items
+from lmpipe.validation.arguments import check_items
 
 KS = (2, 5, 10)
 """Numbers of passages that recall is told for."""
@@ -79,7 +79,7 @@ class TrainingData:
 
     def __post_init__(self) -> None:
         for name, kind in (("passages", PassageText), ("questions", GoldQuestion), ("validation", GoldQuestion)):
-            object.__setattr__(self, name, items(name, getattr(self, name), kind))
+            object.__setattr__(self, name, check_items(name, getattr(self, name), kind))
 
 
 def train_encoder(
@@ -114,9 +114,11 @@ def train_encoder(
     tuning, out = tuning or ColbertTrainingConfig(), Path(out)
     if out.exists():
         raise ConfigError(f"{out} is there already; delete it or choose another folder")
-    held = [digest([describe(one) for one in part]) for part in (data.passages, data.questions, data.validation)]
+    held = [
+        digest([describe_settings(one) for one in part]) for part in (data.passages, data.questions, data.validation)
+    ]
     identity = {"encoder": encoder.digest, "data": held, "tuning": asdict(tuning), "seed": seed}
-    work = out.with_name(UNFINISHED + out.name)
+    work = out.with_name(UNFINISHED_PREFIX + out.name)
     with closing(RunStore(work, identity)) as store:
         rounds = _Rounds(encoder, data, tuning, seed, store, progress)
         results = rounds.run()
