@@ -18,7 +18,7 @@ from lmpipe.engines.chat import ChatTokens, cut_at_stop, plain_chat, unregistere
 from lmpipe.engines.inflight import InFlight
 from lmpipe.engines.server.adapters import LoadedAdapters
 from lmpipe.engines.server.dialects import DIALECTS, Dialect, DialectName, detect
-from lmpipe.engines.server.replies import Reply, read_reply
+from lmpipe.engines.server.completion_parser import Reply, read_reply
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Request
 from lmpipe.runtime.deadline import held
