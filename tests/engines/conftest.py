@@ -1,4 +1,4 @@
-"""A server that speaks as vLLM does, and an LM on it."""
+"""A server that imitates vLLM, and an LM that uses it."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def server() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def lm(server: FakeServer) -> Iterator[ServerLM]:
-    with client(server.url) as made:
-        yield made
+    with client(server.url) as server_lm:
+        yield server_lm
