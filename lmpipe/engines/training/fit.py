@@ -102,11 +102,11 @@ def fit(
         raise divergence_error("the log-probabilities under the initial weights are NaN or infinite", tuning, 0)
     train_rows, eval_rows = train_eval_split(rows, tuning.eval_fraction, seed)
     tokens = tokens_per_step(train_rows, tuning, arguments.seed, arguments.world_size)
-    observing = ObserverCallback(observer, tokens, has_eval_rows=bool(eval_rows))
+    observer_callback = ObserverCallback(observer, tokens, has_eval_rows=bool(eval_rows))
     divergence = DivergenceCallback(tuning)
     checkpoint = last_complete_checkpoint(folder)
     completed_steps = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
-    if 0 < completed_steps < len(tokens) and observing.stops_after(completed_steps):
+    if 0 < completed_steps < len(tokens) and observer_callback.stops_after(completed_steps):
         arguments.max_steps = completed_steps  # otherwise one more step would be made
     trainer = _PackedTrainer(
         model=model,
@@ -117,7 +117,7 @@ def fit(
         compute_loss_func=partial(_loss, objective),
         callbacks=[
             divergence,
-            observing,
+            observer_callback,
             CheckpointMarkerCallback(),
             *([EarlyStoppingCallback(tuning.patience)] if eval_rows else []),
         ],
@@ -134,7 +134,9 @@ def fit(
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     losses, eval_losses = _logged(trainer, "loss"), _logged(trainer, "eval_loss")
     gpu_seconds = 0.0 if arguments.use_cpu else arguments.world_size * (perf_counter() - started)
-    return FitResult(losses, eval_losses, observing.tokens_after(len(losses)), observing.stopped, gpu_seconds)
+    return FitResult(
+        losses, eval_losses, observer_callback.tokens_after(len(losses)), observer_callback.stopped, gpu_seconds
+    )
 
 
 def _logged(trainer: HFTrainer, name: str) -> tuple[float, ...]:

@@ -91,11 +91,9 @@ class LocalTrainer(Trainer):
         try:
             result = _RESULT.validate_python(session.cached(key, work))
         except TrainingDiverged:
-            shutil.rmtree(
-                checkpoints, ignore_errors=True
-            )  # a repetition would resume from checkpoints that led to the divergence
+            shutil.rmtree(checkpoints, ignore_errors=True)  # or a repetition would resume shortly before it diverges
             raise
-        shutil.rmtree(checkpoints, ignore_errors=True)  # only after the result is recorded: a kill before would lose it
+        shutil.rmtree(checkpoints, ignore_errors=True)  # after the result is recorded, so that a kill cannot lose it
         return result
 
     def _train(
