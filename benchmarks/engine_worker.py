@@ -23,9 +23,9 @@ from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.sampling import SequenceState
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.engines.training import LocalTrainer, TuningConfig
-from lmpipe.engines.training.callbacks import Watch
+from lmpipe.engines.training.callbacks import TrainingObserver
 from lmpipe.engines.training.fit import fit, seeded
-from lmpipe.engines.training.packed_batch import EncodedRow
+from lmpipe.engines.training.packed_batch import TokenizedRow
 from lmpipe.lm import Message
 from lmpipe.trainer import SFTLoss, TrainingRow
 
@@ -88,7 +88,7 @@ def generate(workload: str, dtype: str) -> dict[str, Any]:
 def train(workload: str) -> dict[str, Any]:
     """One pass of LoRA training over the workload's rows."""
     work, lm = Workload(**json.loads(Path(workload).read_text())), load_bundled()
-    rows = [EncodedRow(tuple(row), count) for row, count in zip(work.rows, work.trained, strict=True)]
+    rows = [TokenizedRow(tuple(row), count) for row, count in zip(work.rows, work.trained, strict=True)]
     rate = product_rate(torch.bfloat16)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -96,12 +96,12 @@ def train(workload: str) -> dict[str, Any]:
         lm.adapters.trainable(TUNING.peft_config(), None) as model,
     ):
         started = process_time()
-        curve = fit(model, rows, TUNING, 0, Path(folder), SFTLoss(), Watch())
+        result = fit(model, rows, TUNING, 0, Path(folder), SFTLoss(), TrainingObserver())
         seconds = process_time() - started
     return {
         "cpu_seconds": seconds,
         "tokens": sum(map(len, work.rows)),
-        "losses": curve.train,
+        "losses": result.losses,
         "rates": [rate, product_rate(torch.bfloat16)],
         "flops": training_flops(lm.model, work),
     }

@@ -1,7 +1,7 @@
-"""What callbacks are told of while a run goes on: stages, candidates and epochs as they end.
+"""The events of a run that callbacks receive: the end of a stage, the score of a candidate, the end of an epoch.
 
-A callback is a function of one event, given to the session; `lmpipe.trackers` has some for MLflow, TensorBoard and
-Weights & Biases. What a resumed run recalls from its store is told again for stages, and not for what is within them.
+A callback is a function of one event and an argument of the session; `lmpipe.trackers` provides callbacks for MLflow,
+TensorBoard and Weights & Biases. A resumed run repeats the events of recalled stages, but not the events within them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class StageEnded:
     """A stage of a strategy has ended, and its state was scored.
 
     Attributes:
-        stage: The strategy up to and with it, such as ``"p -> w"``.
-        status: Whether it had anything to work with.
-        score: Mean on the validation examples; not a number if a spent budget prevented all of them.
-        stderr: Standard error of the mean; not a number below two examples.
-        cost: What the stage cost.
+        stage: The strategy up to and including the stage, such as ``"p -> w"``.
+        status: Whether the stage was done or skipped, for example because it had no training rows.
+        score: Mean score on the validation examples; NaN if a spent budget prevented all of them.
+        stderr: Standard error of the mean; NaN for fewer than two examples.
+        cost: Cost of the stage.
     """
 
     stage: str
@@ -39,10 +39,10 @@ class CandidateScored:
     """An optimizer has scored a candidate.
 
     Attributes:
-        stage: In which stage; empty outside of a strategy.
-        name: What the optimizer calls it.
-        score: Mean on the examples it was scored on.
-        n: How many these were.
+        stage: The stage, as in `StageEnded`; empty outside a strategy.
+        name: The optimizer's name for the candidate.
+        score: Mean score of the candidate.
+        n: Number of examples in the mean.
     """
 
     stage: str
@@ -54,13 +54,13 @@ class CandidateScored:
 @final
 @dataclass(frozen=True)
 class EpochEnded:
-    """A training has gone over its rows once more.
+    """A training has completed an epoch.
 
     Attributes:
-        stage: In which stage; empty outside of a strategy.
+        stage: The stage, as in `StageEnded`; empty outside a strategy.
         epoch: Number of the epoch, from 1.
-        loss: Mean loss of its steps.
-        eval_loss: Loss on the rows held out, or none.
+        loss: Mean loss of the steps in the epoch.
+        eval_loss: Loss on held-out rows, or None.
     """
 
     stage: str

@@ -1,4 +1,4 @@
-"""Where the progress of long work is shown. Knows nothing of the work, or of terminals."""
+"""Progress bars for long tasks. Knows nothing about the tasks or about terminals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lmpipe.text.display import escape_controls
 
 
 class Progress(Protocol):
-    """Shows bars; `rich.progress.Progress` is one."""
+    """A display of progress bars; `rich.progress.Progress` is one."""
 
     def add_task(self, description: str, *, total: float | None = None) -> Any: ...
     def advance(self, task_id: Any, advance: float = 1) -> None: ...
@@ -19,12 +19,18 @@ class Progress(Protocol):
 
 @contextmanager
 def show_progress(progress: Progress | None, description: str, total: int) -> Iterator[Callable[[float], None]]:
-    """Shows a bar while the block runs; the block calls what it is given to advance it. None shows nothing."""
+    """Shows a progress bar while the block runs and yields a function that advances it.
+
+    Args:
+        progress: The display; None shows nothing.
+        description: Label of the bar.
+        total: Number of steps of the task.
+    """
     if progress is None:
-        yield lambda done: None
+        yield lambda steps: None
         return
     task = progress.add_task(escape_controls(description), total=total)
     try:
-        yield lambda done: progress.advance(task, done)
+        yield lambda steps: progress.advance(task, steps)
     finally:
         progress.remove_task(task)

@@ -1,15 +1,15 @@
-"""Trackers: callbacks that log a run's figures to TensorBoard, MLflow or Weights & Biases.
+"""Trackers: callbacks that log the scores, costs and losses of a run to TensorBoard, MLflow or Weights & Biases.
 
-Each package is imported when its tracker is made, so none needs to be installed unless it is asked for. Knows the
-events of `lmpipe.events`, and nothing of what causes them.
+Each package is imported when its tracker is created, so that only the packages in use need to be installed. Knows the
+events in `lmpipe.events`, but nothing about what causes them.
 
     with load_tracker("tensorboard:runs/board") as tracker:
         session = Session(lm=lm, callbacks=(tracker,))
 
-The figures are numbered by kind, from 1 on:
+The logged names are below; the step of a value is the number of events of its kind so far, from 1:
 
     stage/score, stage/stderr, stage/lm_calls, stage/tokens, stage/seconds; stages/p-w is the score of "p -> w"
-    candidate/score, candidate/examples; candidates/p-w/shuffled 1 is the score of one
+    candidate/score, candidate/examples; candidates/p-w/shuffled 1 is the score of one candidate
     epoch/loss, epoch/eval_loss
 """
 
@@ -36,10 +36,10 @@ Kind = Literal["stage", "candidate", "epoch"]
 
 
 class Tracker(ABC):
-    """A callback that logs figures somewhere. As a context manager it closes itself.
+    """A callback that logs values to a tracking system; as a context manager, it closes itself.
 
-    What is raised while logging ends the run, as with any callback, with a `ConfigError` that says where figures could
-    not be logged; started again on its store, the run goes on.
+    An error while logging ends the run, as with any callback; it is a `ConfigError` that names the destination. A run
+    that is started again with the same store continues.
     """
 
     def __init__(self) -> None:
@@ -47,25 +47,25 @@ class Tracker(ABC):
 
     @final
     def __call__(self, event: Event) -> None:
-        """Logs one event; figures that are not finite are left out."""
-        kind, values = figures(event)
+        """Logs one event, without values that are not finite."""
+        kind, values = _scalars(event)
         self._counts[kind] += 1
-        known = {name: value for name, value in values.items() if math.isfinite(value)}
-        self.log(kind, known, self._counts[kind])
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.log(kind, finite, self._counts[kind])
 
     @abstractmethod
     def log(self, kind: Kind, values: Mapping[str, float], step: int) -> None:
-        """Logs some figures.
+        """Logs the values of one event.
 
         Args:
-            kind: Of the event.
-            values: Name → figure.
-            step: How many events of the kind there have been, this one included.
+            kind: Kind of the event.
+            values: Values by name.
+            step: Number of events of this kind so far, including this one.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Finishes what is being written; nothing can be logged after it."""
+        """Writes what is pending and closes the tracker; nothing can be logged afterwards."""
 
     @final
     def __enter__(self) -> Self:
@@ -73,7 +73,7 @@ class Tracker(ABC):
 
     @final
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
 
@@ -83,7 +83,7 @@ class TensorBoardTracker(Tracker):
     """Writes event files for TensorBoard, without TensorFlow or torch.
 
     Args:
-        folder: Where the files go.
+        folder: Folder for the files.
 
     Raises:
         ConfigError: If tensorboard is not installed.
@@ -91,19 +91,19 @@ class TensorBoardTracker(Tracker):
 
     def __init__(self, folder: str) -> None:
         super().__init__()
-        writer = _load("tensorboard.summary", "tensorboard").Writer
-        self._trouble = partial(_told, f"TensorBoard cannot write to {redact(folder)!r}", OSError)
-        with self._trouble():
+        writer = _import("tensorboard.summary", "tensorboard").Writer
+        self._errors = partial(_as_config_error, f"TensorBoard cannot write to {redact(folder)!r}", OSError)
+        with self._errors():
             self._writer = writer(folder)
 
     def log(self, kind: Kind, values: Mapping[str, float], step: int) -> None:
-        with self._trouble():
+        with self._errors():
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
 
     def close(self) -> None:
-        with self._trouble():
+        with self._errors():
             self._writer.close()
 
 
@@ -112,35 +112,35 @@ class MlflowTracker(Tracker):
     """Logs to a run of MLflow.
 
     Args:
-        uri: Of the tracking server; a file (``sqlite:///runs.db``) needs the whole package mlflow, and a folder that
-            the environment sets ``MLFLOW_ALLOW_FILE_STORE=true``.
-        experiment: Name of the experiment; made if it is new.
+        uri: URI of the tracking server. A file (``sqlite:///runs.db``) requires the full package mlflow, and a folder
+            requires the environment variable ``MLFLOW_ALLOW_FILE_STORE=true``.
+        experiment: Name of the experiment; it is created if it does not exist.
 
     Raises:
-        ConfigError: If mlflow is not installed, or cannot track there.
+        ConfigError: If mlflow is not installed or cannot use the URI.
     """
 
     def __init__(self, uri: str, experiment: str = "lmpipe") -> None:
         super().__init__()
-        mlflow = _load("mlflow", "mlflow")
+        mlflow = _import("mlflow", "mlflow")
         kinds = (mlflow.MlflowException, ImportError, OSError)
-        self._trouble = partial(
-            _told, f"MLflow cannot track to {redact_spec(uri)!r}", *kinds, secrets=secrets_in_url(uri)
+        self._errors = partial(
+            _as_config_error, f"MLflow cannot log to {redact_spec(uri)!r}", *kinds, secrets=secrets_in_url(uri)
         )
-        with self._trouble():
+        with self._errors():
             self._client = mlflow.MlflowClient(tracking_uri=uri)
-            known = self._client.get_experiment_by_name(experiment)
-            number = known.experiment_id if known is not None else self._client.create_experiment(experiment)
-            self._run = self._client.create_run(number).info.run_id
+            existing = self._client.get_experiment_by_name(experiment)
+            experiment_id = self._client.create_experiment(experiment) if existing is None else existing.experiment_id
+            self._run_id = self._client.create_run(experiment_id).info.run_id
 
     def log(self, kind: Kind, values: Mapping[str, float], step: int) -> None:
-        with self._trouble():
+        with self._errors():
             for name, value in values.items():
-                self._client.log_metric(self._run, name, value, step=step)
+                self._client.log_metric(self._run_id, name, value, step=step)
 
     def close(self) -> None:
-        with self._trouble():
-            self._client.set_terminated(self._run)
+        with self._errors():
+            self._client.set_terminated(self._run_id)
 
 
 @final
@@ -149,7 +149,7 @@ class WandbTracker(Tracker):
 
     Args:
         project: Name of the project.
-        options: Of ``wandb.init``, such as ``mode="offline"`` and ``dir``.
+        options: Arguments of ``wandb.init``, such as ``mode="offline"`` and ``dir``.
 
     Raises:
         ConfigError: If wandb is not installed.
@@ -157,30 +157,32 @@ class WandbTracker(Tracker):
 
     def __init__(self, project: str, **options: Any) -> None:
         super().__init__()
-        wandb = _load("wandb", "wandb")
-        self._trouble = partial(_told, f"Weights & Biases cannot track {redact(project)!r}", wandb.Error, OSError)
-        with self._trouble():
+        wandb = _import("wandb", "wandb")
+        self._errors = partial(
+            _as_config_error, f"Weights & Biases cannot log to {redact(project)!r}", wandb.Error, OSError
+        )
+        with self._errors():
             self._run = wandb.init(project=project, reinit="create_new", **options)
             for names in ("stage", "stages", "candidate", "candidates", "epoch"):
                 self._run.define_metric(f"{names}/*", step_metric=f"{names.removesuffix('s')}/number")
 
     def log(self, kind: Kind, values: Mapping[str, float], step: int) -> None:
-        with self._trouble():
+        with self._errors():
             self._run.log({**values, f"{kind}/number": step})
 
     def close(self) -> None:
-        with self._trouble():
+        with self._errors():
             self._run.finish()
 
 
 def load_tracker(spec: str) -> Tracker:
-    """Makes the tracker that a short text names.
+    """Creates a tracker from a text such as ``"tensorboard:runs/board"``.
 
     Args:
         spec: ``"tensorboard:FOLDER"``, ``"mlflow:URI"`` or ``"wandb:PROJECT"``.
 
     Raises:
-        ConfigError: If the text names no tracker, or its package is not installed.
+        ConfigError: If the text does not name a tracker, or its package is not installed.
     """
     match spec.partition(":"):
         case "tensorboard", _, folder if folder:
@@ -189,37 +191,42 @@ def load_tracker(spec: str) -> Tracker:
             return MlflowTracker(uri)
         case "wandb", _, project if project:
             return WandbTracker(project)
-    shown = redact_spec(spec)
-    raise ConfigError(f"unknown tracker {shown!r}; write 'tensorboard:FOLDER', 'mlflow:URI' or 'wandb:PROJECT'")
+    raise ConfigError(
+        f"unknown tracker {redact_spec(spec)!r}; write 'tensorboard:FOLDER', 'mlflow:URI' or 'wandb:PROJECT'"
+    )
 
 
-def figures(event: Event) -> tuple[Kind, dict[str, float]]:
-    """What is logged of an event: its kind, and figures by name."""
+def _scalars(event: Event) -> tuple[Kind, dict[str, float]]:
+    """Returns the kind of an event and its values by name."""
     match event:
         case StageEnded(stage=stage, score=score, stderr=stderr, cost=cost):
             values = {"score": score, "stderr": stderr}
             values |= {"lm_calls": cost.lm_calls, "tokens": cost.tokens, "seconds": cost.seconds}
-            return "stage", {**_prefixed("stage", values), _named("stages", stage): score}
+            return "stage", {**_prefixed("stage", values), _joined("stages", stage): score}
         case CandidateScored(stage=stage, name=name, score=score, n=n):
             values = {"score": score, "examples": n}
-            return "candidate", {**_prefixed("candidate", values), _named("candidates", stage, name): score}
+            return "candidate", {**_prefixed("candidate", values), _joined("candidates", stage, name): score}
         case EpochEnded(loss=loss, eval_loss=eval_loss):
-            more = {} if eval_loss is None else {"eval_loss": eval_loss}
-            return "epoch", _prefixed("epoch", {"loss": loss, **more})
+            values = {"loss": loss} if eval_loss is None else {"loss": loss, "eval_loss": eval_loss}
+            return "epoch", _prefixed("epoch", values)
 
 
 def _prefixed(kind: str, values: Mapping[str, float]) -> dict[str, float]:
     return {f"{kind}/{name}": value for name, value in values.items()}
 
 
-def _named(*names: str) -> str:
-    """A name that all trackers take: ``p -> w`` is written ``p-w``."""
+def _joined(*names: str) -> str:
+    """Joins the parts of a name that all trackers accept; ``p -> w`` becomes ``p-w``."""
     parts = (name.replace(" -> ", "-") for name in names if name)
     return "/".join(re.sub(r"[^\w\-. ]", "_", part, flags=re.ASCII) for part in parts)
 
 
-def _load(module: str, extra: str) -> Any:
-    """Imports a module, or says what to install."""
+def _import(module: str, extra: str) -> Any:
+    """Imports a module.
+
+    Raises:
+        ConfigError: If it is not installed; the message says what to install.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -227,13 +234,13 @@ def _load(module: str, extra: str) -> Any:
 
 
 @contextmanager
-def _told(what: str, *kinds: type[Exception], secrets: Iterable[str] = ()) -> Iterator[None]:
-    """Says what went wrong where a package of others fails, without credentials, which its messages can hold.
+def _as_config_error(problem: str, *kinds: type[Exception], secrets: Iterable[str] = ()) -> Iterator[None]:
+    """Converts errors of a tracking package to `ConfigError`, without the credentials that its messages may contain.
 
     Raises:
-        ConfigError: In place of errors of these kinds.
+        ConfigError: If the block raises an error of one of these kinds.
     """
     try:
         yield
     except kinds as error:
-        raise ConfigError(f"{what}: {redact(str(error), secrets)}") from None
+        raise ConfigError(f"{problem}: {redact(str(error), secrets)}") from None

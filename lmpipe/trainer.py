@@ -1,6 +1,6 @@
-"""The trainer protocol: rows and an objective in, an adapter in the run store out.
+"""The trainer protocol: a trainer turns rows and an objective into an adapter in the run store.
 
-Knows nothing of where rows come from, or of how an engine trains; `lmpipe.engines.training.trainer` implements it.
+Knows nothing about the origin of rows or how an engine trains; `lmpipe.engines.training.trainer` implements it.
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ from lmpipe.state import WeightState
 @final
 @dataclass(frozen=True)
 class SFTLoss:
-    """Makes the completions of the rows likelier: their cross-entropy, meant over tokens."""
+    """Supervised fine-tuning: the mean cross-entropy per completion token."""
 
 
 @final
 @dataclass(frozen=True)
 class DPOLoss:
-    """Makes completions likelier than rejected ones: DPO (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
+    """Direct preference optimization (DPO; Rafailov et al. 2023, arXiv 2305.18290, equation 7).
 
-    The reference is the model that the training starts from.
+    It makes completions more likely than rejected ones. The reference model is the initial model of the training.
 
     Args:
-        beta: How strongly the reference holds the model back.
+        beta: Strength of the constraint to stay close to the reference model.
 
     Raises:
-        ConfigError: If `beta` is not above 0.
+        ConfigError: If `beta` is not above 0 and finite.
     """
 
     beta: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < math.inf:
-            raise ConfigError(f"beta={self.beta} must be above 0, and finite")
+            raise ConfigError(f"beta={self.beta} must be above 0 and finite")
 
 
 @final
 @dataclass(frozen=True)
 class PolicyGradientLoss:
-    """Makes completions likelier by their advantage: the clipped loss of GRPO (Shao et al. 2024, arXiv 2402.03300).
+    """The clipped policy-gradient loss of GRPO (Shao et al. 2024, arXiv 2402.03300).
 
-    It is equation 3 of the paper without its KL term: the mean over completions of the mean over their tokens. The old
-    policy is the model that the training starts from.
+    It makes completions more likely in proportion to their advantage. It is equation 3 of the paper without the KL
+    term: the mean over completions of the mean over their tokens. The old policy is the initial model of the training.
 
     Args:
-        clip: How far a token's probability may get from the old one, as a share of it, before its gradient ends.
-        temperature: That the completions were drawn at; probabilities are those of that distribution.
+        clip: Maximum relative change of a token's probability, beyond which its gradient is zero.
+        temperature: Sampling temperature of the completions; probabilities are computed at this temperature.
 
     Raises:
-        ConfigError: If a value is not above 0.
+        ConfigError: If a value is not above 0 and finite.
     """
 
     clip: float = 0.2
@@ -65,26 +65,26 @@ class PolicyGradientLoss:
 
     def __post_init__(self) -> None:
         if not (0 < self.clip < math.inf and 0 < self.temperature < math.inf):
-            raise ConfigError(f"clip={self.clip} and temperature={self.temperature} must be above 0, and finite")
+            raise ConfigError(f"clip={self.clip} and temperature={self.temperature} must be above 0 and finite")
 
 
 Objective = SFTLoss | DPOLoss | PolicyGradientLoss
-"""What training makes of its rows."""
+"""The loss that a training minimizes."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """One conversation to learn from: the loss is on the completion alone.
+    """One training example: a prompt and its completion, on which alone the loss is computed.
 
     Args:
-        messages: The context.
-        completion: What to answer.
-        group: Rows of different groups are spread evenly over the batches.
-        rejected: For `DPOLoss`: what not to answer.
-        advantage: For `PolicyGradientLoss`: how much better than others the completion is.
-        ends: Whether the completion ends the message; false for one that was cut off.
-        rejected_ends: The same of the rejected one.
+        messages: Messages of the prompt.
+        completion: The completion to learn.
+        group: Group of the row, such as a class; groups are spread evenly over the batches.
+        rejected: Rejected completion, for `DPOLoss`.
+        advantage: Advantage of the completion over others for the same prompt, for `PolicyGradientLoss`.
+        complete: Whether the completion is complete; False if it was cut off, so that its end is not learned.
+        rejected_complete: Whether the rejected completion is complete.
     """
 
     messages: tuple[Message, ...]
@@ -92,23 +92,23 @@ class TrainingRow:
     group: str = ""
     rejected: str | None = None
     advantage: float | None = None
-    ends: bool = True
-    rejected_ends: bool = True
+    complete: bool = True
+    rejected_complete: bool = True
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What training gave.
+    """The result of a training.
 
     Attributes:
-        weights: The tuned weights; their adapter lies in the session's store.
-        steps: Optimizer steps made.
-        tokens: Tokens of the rows of these steps, rejected completions with their contexts included.
-        losses: Mean loss at each step: of imitation per completion token, in nats; of preference per pair; of a policy
-            gradient per completion.
-        eval_losses: The same on rows held out, after each epoch; empty if there are none.
-        stopped: Which budget ended the training before it was through, in words.
+        weights: The tuned weights; their adapter is in the session's store.
+        steps: Number of optimizer steps.
+        tokens: Number of tokens in the rows of these steps, including rejected completions with their prompts.
+        losses: Mean loss of each step: per completion token in nats for SFT, per pair for DPO, and per completion for a
+            policy gradient.
+        eval_losses: Mean loss on held-out rows after each epoch; empty if no rows were held out.
+        stopped: Which budget ended the training early, in words; empty if none did.
     """
 
     weights: WeightState
@@ -126,19 +126,19 @@ class Trainer(ABC):
     def train(
         self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = SFTLoss()
     ) -> TrainingResult:
-        """Fine-tunes on some rows.
+        """Fine-tunes the LM on rows.
 
-        When a budget of the session is spent, training ends after the step that spent it; the weights so far count.
+        When a budget of the session is spent, the training ends after the current step and keeps its weights.
 
         Args:
-            rows: At least one.
-            start: The weights to start from.
-            session: Its store receives the adapter, its seed decides every random choice.
-            objective: What is made of the rows.
+            rows: Training rows, at least one.
+            start: Weights to start from.
+            session: Session whose store receives the adapter and whose seed determines every random choice.
+            objective: Loss to minimize.
 
         Raises:
-            ConfigError: If there are no rows, or they lack what the objective needs.
+            ConfigError: If there are no rows, or they lack a value that the objective needs.
             SessionError: If the session has no store.
             TrainingDiverged: If a loss, a gradient or a weight became NaN or infinite; nothing is put into the store.
-            EngineError: If the training fails, such as by want of memory.
+            EngineError: If the training fails, for example because memory runs out.
         """

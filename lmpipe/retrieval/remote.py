@@ -13,9 +13,9 @@ from typing import Any, final
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.retriever import Passage, Retriever
 from lmpipe.text.secrets import strip_credentials
-from lmpipe.web.endpoints import Endpoint, Endpoints, GaveUp
-from lmpipe.web.http import Answer, BadAnswer, Refused, Unreachable
-from lmpipe.web.threads import concurrently
+from lmpipe.web.endpoints import Endpoint, EndpointPool, RetriesExhausted
+from lmpipe.web.http import ConnectError, HTTPStatusError, InvalidResponse, Response
+from lmpipe.web.threads import thread_map
 
 _AT_ONCE = 8  # requests in flight
 _UNKNOWN = (404, 405)  # what a server says of an endpoint that it has not
@@ -52,7 +52,7 @@ class RemoteRetriever(Retriever):
         if not url.startswith(("http://", "https://")):
             shown = strip_credentials(url).rpartition("@")[2]
             raise ConfigError(f"{shown!r} is no URL of a retrieval server; write http://HOST:PORT")
-        self._endpoints = Endpoints(
+        self._endpoints = EndpointPool(
             [url],
             key=token,
             max_concurrency=_AT_ONCE,
@@ -77,10 +77,10 @@ class RemoteRetriever(Retriever):
             return self._given_name
         try:
             return self._endpoints.call(self._ask_name)
-        except GaveUp as error:
+        except RetriesExhausted as error:
             raise self._gave_up(error) from None
-        except Refused as error:
-            if error.status in _UNKNOWN:
+        except HTTPStatusError as error:
+            if error.status_code in _UNKNOWN:
                 return self._root
             raise self._refusal(error) from None
 
@@ -91,25 +91,25 @@ class RemoteRetriever(Retriever):
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
         try:
             return self._search(queries, partial(self._ask_all, queries=queries, k=k))
-        except Refused as error:
+        except HTTPStatusError as error:
             refused = error
-        if refused.alone:
+        if refused.request_specific:
             if len(queries) == 1:
                 return [self._refusal(refused)]
             half = len(queries) // 2  # too much at once, or one query among them
             return [*self.search(queries[:half], k), *self.search(queries[half:], k)]
-        if refused.status not in _UNKNOWN:
+        if refused.status_code not in _UNKNOWN:
             raise self._refusal(refused)
-        return concurrently(partial(self._search_one, k=k), queries, _AT_ONCE)
+        return thread_map(partial(self._search_one, k=k), queries, _AT_ONCE)
 
     def _search_one(self, query: str, k: int) -> list[Passage] | EngineError:
         if not query.strip():
             return []
         try:
             return self._search([query], partial(self._ask_one, query=query, k=k))[0]
-        except Refused as error:
+        except HTTPStatusError as error:
             refused = error
-        if refused.alone:
+        if refused.request_specific:
             return self._refusal(refused)
         raise self._refusal(refused)
 
@@ -119,48 +119,48 @@ class RemoteRetriever(Retriever):
         """The answer to one request; its fault is that of all its queries if it is the request's own."""
         try:
             return self._endpoints.call(work)
-        except GaveUp as error:
+        except RetriesExhausted as error:
             gave_up = error
-        if not gave_up.alone:
+        if not gave_up.request_specific:
             raise self._gave_up(gave_up)
         return [self._gave_up(gave_up) for _ in queries]
 
     def _ask_name(self, endpoint: Endpoint) -> str:
-        answer = endpoint.send("GET", "/api/info", below=self._below)
+        answer = endpoint.send("GET", "/api/info", strip_suffix=self._below)
         name = _object(answer).get("name")
         if not isinstance(name, str) or not name:
-            raise BadAnswer(f"the answer holds no name: {answer.quoted}")
+            raise InvalidResponse(f"the answer holds no name: {answer.excerpt}")
         return name
 
     def _ask_all(self, endpoint: Endpoint, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
-        answer = endpoint.send("POST", _SEARCH, {"queries": list(queries), "k": k}, below=self._below)
+        answer = endpoint.send("POST", _SEARCH, {"queries": list(queries), "k": k}, strip_suffix=self._below)
         results = _object(answer).get("results")
         if not isinstance(results, list) or len(results) != len(queries):
-            raise BadAnswer(f"the answer does not hold {len(queries)} results: {answer.quoted}")
+            raise InvalidResponse(f"the answer does not hold {len(queries)} results: {answer.excerpt}")
         return [_passages(result, k, answer) for result in results]
 
     def _ask_one(self, endpoint: Endpoint, query: str, k: int) -> list[list[Passage] | EngineError]:
-        answer = endpoint.send("GET", _SEARCH, params={"query": query, "k": str(k)}, below=self._below)
+        answer = endpoint.send("GET", _SEARCH, params={"query": query, "k": str(k)}, strip_suffix=self._below)
         return [_passages(_object(answer), k, answer)]
 
-    def _gave_up(self, error: GaveUp) -> EngineError:
-        if isinstance(error.fault, Refused):
-            return self._refusal(error.fault)
-        problem = "cannot be reached" if isinstance(error.fault, Unreachable) else "does not answer as it should"
+    def _gave_up(self, error: RetriesExhausted) -> EngineError:
+        if isinstance(error.last_error, HTTPStatusError):
+            return self._refusal(error.last_error)
+        problem = "cannot be reached" if isinstance(error.last_error, ConnectError) else "does not answer as it should"
         return EngineError(f"the retrieval server {self._root} {problem}: {error}")
 
-    def _refusal(self, error: Refused) -> EngineError:
-        return EngineError(f"the retrieval server {self._root} answered {error.status}: {error.said}")
+    def _refusal(self, error: HTTPStatusError) -> EngineError:
+        return EngineError(f"the retrieval server {self._root} answered {error.status_code}: {error.message}")
 
 
-def _object(answer: Answer) -> Mapping[str, Any]:
+def _object(answer: Response) -> Mapping[str, Any]:
     found = answer.json()
     if not isinstance(found, dict):
-        raise BadAnswer(f"the answer is no JSON object: {answer.quoted}")
+        raise InvalidResponse(f"the answer is no JSON object: {answer.excerpt}")
     return found
 
 
-def _passages(result: object, k: int, answer: Answer) -> list[Passage] | EngineError:
+def _passages(result: object, k: int, answer: Response) -> list[Passage] | EngineError:
     """What was found for one query, or what the server says is wrong with it."""
     if isinstance(result, dict):
         if "topk" not in result and isinstance(result.get("error"), str):
@@ -168,7 +168,7 @@ def _passages(result: object, k: int, answer: Answer) -> list[Passage] | EngineE
         found = result.get("topk")
         if isinstance(found, list) and all(map(_is_passage, found)):
             return [Passage(str(one["pid"]), one["text"], float(one["score"])) for one in found[:k]]
-    raise BadAnswer(f"the answer holds no passages with pid, text and score: {answer.quoted}")
+    raise InvalidResponse(f"the answer holds no passages with pid, text and score: {answer.excerpt}")
 
 
 def _is_passage(found: object) -> bool:

@@ -1,1 +1,1 @@
-"""HTTP services that lmpipe asks: LMs and retrievers on other machines. Needs httpx2."""
+"""HTTP clients for LM and retrieval servers on other machines. Requires httpx2."""

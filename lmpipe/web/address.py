@@ -1,6 +1,6 @@
-"""Base URLs of servers, and the credentials that may stand in them.
+"""Base URLs of servers, and the credentials that a URL may contain.
 
-Knows nothing of requests.
+Knows nothing about requests.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from lmpipe.text.secrets import redact_spec, secrets_in_url, strip_credentials
 
 @final
 class Address:
-    """A base URL, apart from the credentials in it, which requests carry and nothing shows.
+    """A base URL, separated from its credentials, which are sent with requests but never displayed.
 
-    Credentials before the ``@`` are sent as Basic authentication and count more than a key; a query goes with each
-    request.
+    Credentials before the ``@`` are sent as Basic authentication and take precedence over a key; the query is sent
+    with each request.
 
     Args:
         url: ``http://host:port/path`` or ``https://…``.
-        key: Sent as a Bearer token; none if empty.
+        key: API key, sent as a Bearer token; an empty key is not sent.
 
     Attributes:
         url: The URL without credentials and query.
-        path: The path of the URL, without a slash at the end.
-        headers: What proves who asks.
-        query: Goes with each request.
-        secrets: What must not be shown.
+        path: The path of the URL, without a trailing slash.
+        headers: The Authorization header, if there are credentials.
+        query: The query of the URL, sent with each request.
+        secrets: Strings that must not be displayed.
 
     Raises:
-        ConfigError: If the URL or the key cannot be used.
+        ConfigError: If the URL or the key is invalid.
     """
 
     def __init__(self, url: str, key: str = "") -> None:
@@ -44,9 +44,9 @@ class Address:
         self.path = httpx2.URL(self.url).raw_path.decode().rstrip("/")
         self.query = parts.query
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        self.headers = _authorization(user, password, _checked(key))
-        proof = self.headers.get("Authorization", "").partition(" ")[2]
-        self.secrets = (*secrets_in_url(url.strip()), proof, key.strip())
+        self.headers = _authorization(user, password, _validated_key(key))
+        credentials = self.headers.get("Authorization", "").partition(" ")[2]
+        self.secrets = (*secrets_in_url(url.strip()), credentials, key.strip())
 
     def __repr__(self) -> str:
         return f"Address({self.url!r})"
@@ -58,15 +58,15 @@ def _authorization(user: str, password: str, key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _checked(key: str) -> str:
+def _validated_key(key: str) -> str:
     if not re.fullmatch("[!-~]*", key.strip()):
-        raise ConfigError("the API key holds spaces or characters beyond ASCII; copy it again")
+        raise ConfigError("the API key contains spaces or non-ASCII characters; copy it again")
     return key.strip()
 
 
 def _split(url: str) -> SplitResult:
     """Raises:
-    ConfigError: If it is no URL of a server, or can be read in two ways.
+    ConfigError: If the text is not the URL of a server, or is ambiguous.
     """
     try:
         parts = urlsplit(url)
@@ -76,7 +76,7 @@ def _split(url: str) -> SplitResult:
             return parts
     except (ValueError, httpx2.InvalidURL):
         pass
-    shown = redact_spec(strip_credentials(url).rpartition("@")[2])
+    redacted = redact_spec(strip_credentials(url).rpartition("@")[2])
     raise ConfigError(
-        f"{shown!r} is no URL of the form http://host:8000/path; special characters of a password are written as %XX"
+        f"{redacted!r} is not a URL of the form http://host:8000/path; write special characters of a password as %XX"
     )

@@ -1,8 +1,9 @@
-"""The base URLs of one service: which one is asked next, how often, and what happens when one fails.
+"""The base URLs of one service: load balancing, retries with exponential backoff, and giving up.
 
-A call goes to the least busy URL. One that fails rests for a while, twice as long each time, and the others go on;
-when all rest, calls wait; when all have failed too often, all calls give up. Nothing waits longer than the call under
-way may take (`lmpipe.runtime.deadline`). Knows nothing of what is asked for.
+A call goes to the URL with the fewest calls in flight. A URL that fails is not used for a while, twice as long each
+time, and the others take its calls. When all URLs are backing off, calls wait; when all have failed too often, all
+calls fail. Nothing waits longer than the time limit of the current call (`lmpipe.runtime.deadline`). Knows nothing
+about the content of requests.
 """
 
 from __future__ import annotations
@@ -21,57 +22,65 @@ from lmpipe.errors import ConfigError, EngineError
 from lmpipe.runtime.deadline import check_time, seconds_left
 from lmpipe.validation.arguments import check_finite_number, check_whole_number
 from lmpipe.web.address import Address
-from lmpipe.web.http import Answer, BadAnswer, Fault, HttpClient, Refused, TimedOut, Unreachable
+from lmpipe.web.http import (
+    ConnectError,
+    HttpClient,
+    HTTPStatusError,
+    InvalidResponse,
+    RequestError,
+    RequestTimeout,
+    Response,
+)
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LONGEST_REST = 60.0  # seconds
-_MOST_DOUBLINGS = 30
-_PASSING = frozenset({408, 409, 425, 429})  # and all from 500 on
-_MOST_UNANSWERED = 10  # calls that may get unusable answers only, one after another, before none is made any more
+_MAX_BACKOFF = 60.0  # seconds
+_MAX_DOUBLINGS = 30
+_RETRIABLE = frozenset({408, 409, 425, 429})  # and all status codes from 500 on
+_MAX_UNUSABLE = 10  # consecutive calls that receive only unusable responses before the service counts as broken
 
 
 @final
-class GaveUp(EngineError):
-    """A call failed as often as it may.
+class RetriesExhausted(EngineError):
+    """A call that failed again on its last retry.
 
     Attributes:
-        fault: The last one.
-        alone: Whether the fault is this call's own, as far as can be seen, and other calls may go on.
+        last_error: Error of the last attempt.
+        request_specific: Whether the failure seems to concern only this call, so that others may succeed.
     """
 
-    def __init__(self, message: str, fault: Fault, alone: bool) -> None:
+    def __init__(self, message: str, last_error: RequestError, request_specific: bool) -> None:
         super().__init__(message)
-        self.fault = fault
-        self.alone = alone
+        self.last_error = last_error
+        self.request_specific = request_specific
 
 
 @final
 class Endpoint:
-    """One base URL.
+    """One base URL of a service.
 
     Attributes:
         url: The base URL, without credentials.
-        busy: Calls it is answering.
-        failures: How often it has failed since its last success.
+        in_flight: Number of calls in progress.
+        failures: Number of failures since the last success.
     """
 
     def __init__(self, address: Address, client: HttpClient, timeout: float) -> None:
         self.url = address.url
-        self.busy = 0
+        self.in_flight = 0
         self.failures = 0
         self._address, self._client, self._timeout = address, client, timeout
-        self._rests_until = 0.0
+        self._unused_until = 0.0
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"
 
     @property
-    def rest(self) -> float:
-        """Seconds that it still rests."""
-        return max(0.0, self._rests_until - monotonic())
+    def backoff_left(self) -> float:
+        """Seconds until this URL may be used again."""
+        return max(0.0, self._unused_until - monotonic())
 
     def send(
         self,
@@ -80,64 +89,72 @@ class Endpoint:
         body: object = None,
         params: Mapping[str, str] | None = None,
         *,
-        below: str | None = None,
-    ) -> Answer:
-        """Sends one request, and returns an answer with a status from 200 to 299.
+        strip_suffix: str = "",
+    ) -> Response:
+        """Sends one request and returns a response with a status code from 200 to 299.
 
         Args:
-            method: Of HTTP.
-            path: Below the base URL, or below its root: see `below`.
-            body: Sent as JSON.
-            params: Sent in the URL.
-            below: The end of the base URL that is left out, such as ``/v1``.
+            method: HTTP method.
+            path: Path relative to the base URL.
+            body: JSON body; None sends no body.
+            params: Query parameters.
+            strip_suffix: Suffix of the base URL, such as ``/v1``, that is removed before `path` is appended.
 
         Raises:
-            Fault: If there is no such answer.
-            BudgetSpent: If the time of the call under way is over.
+            RequestError: If there is no such response.
+            BudgetSpent: If the time limit of the current call is exceeded.
         """
         check_time()
         left = seconds_left()
-        path = self._address.path.removesuffix(below or "") + path
-        seconds = self._timeout if left is None else min(self._timeout, left)
+        path = self._address.path.removesuffix(strip_suffix) + path
+        timeout = self._timeout if left is None else min(self._timeout, left)
         try:
-            answer = self._client.send(self._address, method, path, seconds=seconds, body=body, params=params)
-        except TimedOut:
-            check_time()  # then it was not the server that took too long
+            response = self._client.send(self._address, method, path, timeout=timeout, body=body, params=params)
+        except RequestTimeout:
+            check_time()  # raises BudgetSpent if the time limit of the call was shorter than the timeout
             raise
-        logger.debug("%s %s at %s: HTTP %d, %d bytes", method, path, self.url, answer.status, len(answer.body))
-        if answer.status >= 400:
-            raise Refused(self.url, answer.status, answer.said, answer.headers.get("retry-after", ""))
-        if answer.status >= 300:
-            raise BadAnswer(f"it sends the call elsewhere, with HTTP {answer.status}; write the URL that it names")
-        return answer
+        status = response.status_code
+        logger.debug("%s %s at %s: HTTP %d, %d bytes", method, path, self.url, status, len(response.content))
+        if status >= 400:
+            retry_after = response.headers.get("retry-after", "")
+            raise HTTPStatusError(self.url, status, response.error_message, retry_after)
+        if status >= 300:
+            raise InvalidResponse(f"the server redirects with HTTP {status}; use the URL that it redirects to")
+        return response
 
-    def failed(self, fault: Fault, backoff: float) -> None:
-        """Rests: as long as the server says, or twice as long as after its last failure.
+    def back_off(self, error: RequestError, backoff: float) -> None:
+        """Pauses the use of this URL for as long as the server asks, or twice as long as after the last failure.
 
         Calls that fail together count as one failure.
         """
-        if not self.rest:
-            pause = backoff * 2.0 ** min(self.failures, _MOST_DOUBLINGS)
-            asked = _seconds(fault.retry_after) if isinstance(fault, Refused) else None
+        if not self.backoff_left:
+            pause = backoff * 2.0 ** min(self.failures, _MAX_DOUBLINGS)
+            requested = _retry_seconds(error.retry_after) if isinstance(error, HTTPStatusError) else None
             self.failures += 1
-            self._rests_until = monotonic() + min(pause if asked is None else max(asked, backoff), _LONGEST_REST)
+            self._unused_until = monotonic() + min(
+                pause if requested is None else max(requested, backoff), _MAX_BACKOFF
+            )
 
 
 @final
-class Endpoints:
+class EndpointPool:
     """All base URLs of one service.
 
     Args:
         urls: Base URLs of the servers, with or without credentials.
-        key: Sent to those without credentials, as a Bearer token.
-        max_concurrency: Most calls in flight at each.
-        timeout: Seconds that a request may take in all.
-        retries: How often a failed call is made again, and a failed URL tried again.
-        backoff: Seconds that a URL rests after its first failure.
-        advice: What to look at if no server can be reached or answers as it should.
+        key: API key, sent as a Bearer token to URLs without credentials.
+        max_concurrency: Maximum number of calls in flight at each URL.
+        timeout: Seconds that a whole request may take.
+        retries: Maximum number of retries of a failed call, and of a failed URL.
+        backoff: Seconds during which a URL is not used after its first failure.
+        advice: What to check if no server can be reached or responds properly; part of error messages.
+
+    Attributes:
+        endpoints: One endpoint for each URL.
+        capacity: Maximum number of calls in flight at all URLs together.
 
     Raises:
-        ConfigError: If a value cannot be used.
+        ConfigError: If a value is invalid.
     """
 
     def __init__(
@@ -152,131 +169,130 @@ class Endpoints:
         advice: str,
     ) -> None:
         if isinstance(urls, str) or not urls or not all(isinstance(url, str) for url in urls):
-            raise ConfigError("base URLs must be one or more of the form http://host:8000/v1, in a list")
+            raise ConfigError("base_urls must be a list of at least one URL of the form http://host:8000/v1")
         self._limit = check_whole_number("max_concurrency", max_concurrency)
         self._retries = check_whole_number("retries", retries, 0)
         self._timeout, self._backoff = check_finite_number("timeout", timeout), check_finite_number("backoff", backoff)
         if not timeout:
-            raise ConfigError("timeout=0 leaves no time for an answer; it counts seconds")
+            raise ConfigError("timeout=0 leaves no time for a response; give a number of seconds")
         addresses = [Address(url, key) for url in urls]
         self._client = HttpClient()
-        self._endpoints = [Endpoint(address, self._client, self._timeout) for address in addresses]
+        self.endpoints: Sequence[Endpoint] = [Endpoint(address, self._client, self._timeout) for address in addresses]
+        self.capacity = self._limit * len(self.endpoints)
         self._advice = advice
         self._changed = Condition()
-        self._answered = 0  # calls
-        self._unanswered = 0  # calls since then that gave up with an answer that cannot be used
-
-    @property
-    def capacity(self) -> int:
-        """Most calls in flight at all URLs together."""
-        return self._limit * len(self._endpoints)
-
-    @property
-    def all(self) -> Sequence[Endpoint]:
-        """Each of them."""
-        return self._endpoints
+        self._succeeded = 0  # calls
+        self._unusable = 0  # calls since the last success that failed with an unusable response
 
     def close(self) -> None:
-        """Ends calls that are under way, and refuses new ones."""
+        """Cancels calls in progress and rejects new ones."""
         self._client.close()
 
-    def call(self, work: Callable[[Endpoint], T]) -> T:
-        """Makes a call at the least busy URL, and again elsewhere or later while the failure may pass.
+    def call(self, function: Callable[[Endpoint], T]) -> T:
+        """Makes a call at the URL with the fewest calls in flight, and retries transient failures there or elsewhere.
+
+        Args:
+            function: Makes the call at an endpoint and returns its result.
 
         Raises:
-            GaveUp: If it still failed after all retries; the message names the URL and what to do.
-            Refused: If a server refused it for good.
-            BudgetSpent: If the time of the call under way is over.
+            RetriesExhausted: If the call still failed after all retries; the message names the URL and what to do.
+            HTTPStatusError: If the status code is one that retries cannot change.
+            BudgetSpent: If the time limit of the current call is exceeded.
         """
-        failures, answered = 0, self._answered
+        failures, succeeded_before = 0, self._succeeded
         while True:
-            with self._claimed() as endpoint:
+            with self._acquire() as endpoint:
                 try:
-                    answer = work(endpoint)
-                except (Unreachable, TimedOut, BadAnswer, Refused) as error:
-                    if isinstance(error, Refused) and error.status not in _PASSING and error.status < 500:
+                    result = function(endpoint)
+                except (ConnectError, RequestTimeout, InvalidResponse, HTTPStatusError) as error:
+                    status = error.status_code if isinstance(error, HTTPStatusError) else 500
+                    if status < 500 and status not in _RETRIABLE:
                         raise
-                    fault: Fault = error
+                    failure: RequestError = error
                 else:
                     with self._changed:
-                        endpoint.failures = self._unanswered = 0
-                        self._answered += 1
-                    return answer
+                        endpoint.failures = self._unusable = 0
+                        self._succeeded += 1
+                    return result
             failures += 1
             with self._changed:
-                endpoint.failed(fault, self._backoff)
-                if failures > self._retries or self._hopeless:
+                endpoint.back_off(failure, self._backoff)
+                if failures > self._retries or self._all_failing:
                     break
-            logger.info("%s: %s; the call is made again", endpoint.url, fault)
-        raise self._gave_up(endpoint, fault, self._answered > answered)
+            logger.info("%s: %s; retrying the call", endpoint.url, failure)
+        raise self._retries_exhausted(endpoint, failure, self._succeeded > succeeded_before)
 
-    def again(self, error: GaveUp) -> GaveUp:
-        """The error for a call that was not made because another has just ended with this one."""
-        return GaveUp(str(error), error.fault, error.alone and self._may_go_on())
+    def same_failure(self, error: RetriesExhausted) -> RetriesExhausted:
+        """The error of a call that was not made because an identical concurrent call just failed with `error`."""
+        return RetriesExhausted(str(error), error.last_error, error.request_specific and self._count_unusable())
 
     @contextmanager
-    def _claimed(self) -> Iterator[Endpoint]:
+    def _acquire(self) -> Iterator[Endpoint]:
         with self._changed:
-            while (endpoint := self._free()) is None:
+            while (endpoint := self._least_busy()) is None:
                 check_time()
-                waits = [endpoint.rest for endpoint in self._endpoints if endpoint.rest]
+                waits = [endpoint.backoff_left for endpoint in self.endpoints if endpoint.backoff_left]
                 left = seconds_left()
                 self._changed.wait(min(waits if left is None else [*waits, left], default=None))
-            endpoint.busy += 1
+            endpoint.in_flight += 1
         try:
             yield endpoint
         finally:
             with self._changed:
-                endpoint.busy -= 1
+                endpoint.in_flight -= 1
                 self._changed.notify_all()
 
-    def _free(self) -> Endpoint | None:
-        ready = [endpoint for endpoint in self._endpoints if self._hopeless or not endpoint.rest]
-        free = [endpoint for endpoint in ready if endpoint.busy < self._limit]
-        return min(free, key=lambda endpoint: endpoint.busy, default=None)
+    def _least_busy(self) -> Endpoint | None:
+        ready = [endpoint for endpoint in self.endpoints if self._all_failing or not endpoint.backoff_left]
+        free = [endpoint for endpoint in ready if endpoint.in_flight < self._limit]
+        return min(free, key=lambda endpoint: endpoint.in_flight, default=None)
 
     @property
-    def _hopeless(self) -> bool:
-        """Whether every URL has failed too often; calls then wait no longer, and end with their first failure."""
-        return all(endpoint.failures > self._retries for endpoint in self._endpoints)
+    def _all_failing(self) -> bool:
+        """Whether every URL has failed too often; calls then stop waiting and end with their first failure."""
+        return all(endpoint.failures > self._retries for endpoint in self.endpoints)
 
-    def _gave_up(self, endpoint: Endpoint, fault: Fault, others_answered: bool) -> GaveUp:
-        """The error of a call, and whether it ends that call alone.
+    def _retries_exhausted(self, endpoint: Endpoint, error: RequestError, others_succeeded: bool) -> RetriesExhausted:
+        """Creates the error of a call and decides whether the failure is specific to the request.
 
-        It does if other calls were answered in the meantime, or if there was an answer that cannot be used: a server
-        that is there may stumble over one request. If ten calls in a row get no other answers, it is the server.
+        It is if other calls succeeded in the meantime, or if the response was unusable: a working server may fail on
+        one request. If ten calls in a row receive only unusable responses, the server itself counts as broken.
         """
-        alone = others_answered or (isinstance(fault, BadAnswer) and self._may_go_on())
-        if alone:
+        specific = others_succeeded or (isinstance(error, InvalidResponse) and self._count_unusable())
+        if specific:
             with self._changed:
-                for one in self._endpoints:
-                    one.failures = 0
-        return GaveUp(self._words(endpoint, fault), fault, alone)
+                for other in self.endpoints:
+                    other.failures = 0
+        return RetriesExhausted(self._message(endpoint, error), error, specific)
 
-    def _may_go_on(self) -> bool:
+    def _count_unusable(self) -> bool:
+        """Counts a call with an unusable response; returns whether the count is still below the limit."""
         with self._changed:
-            self._unanswered += 1
-            return self._unanswered < _MOST_UNANSWERED
+            self._unusable += 1
+            return self._unusable < _MAX_UNUSABLE
 
-    def _words(self, endpoint: Endpoint, fault: Fault) -> str:
-        tries = f"{self._retries + 1} tries in a row, the last of them at {endpoint.url}"
-        if isinstance(fault, TimedOut):
-            return f"no answer within {self._timeout:g} s in {tries}; raise timeout, or make fewer calls at once"
-        if isinstance(fault, Unreachable):
-            return f"no connection in {tries} ({fault}); {self._advice}"
-        if isinstance(fault, BadAnswer):
-            return f"no answer that can be used in {tries}: {fault}; {self._advice}"
-        return f"{tries}, failed with {fault}; look into the server's log, or make fewer calls at once"
+    def _message(self, endpoint: Endpoint, error: RequestError) -> str:
+        count = self._retries + 1
+        attempts = f"{count} attempt{'s' if count > 1 else ''}, the last one at {endpoint.url}"
+        if isinstance(error, RequestTimeout):
+            return (
+                f"no response within {self._timeout:g} s in {attempts}; raise timeout, or send fewer requests at once"
+            )
+        if isinstance(error, ConnectError):
+            return f"no connection in {attempts} ({error}); {self._advice}"
+        if isinstance(error, InvalidResponse):
+            return f"no usable response in {attempts}: {error}; {self._advice}"
+        return f"{attempts}, failed with {error}; check the log of the server, or send fewer requests at once"
 
 
-def _seconds(retry_after: str) -> float | None:
-    """Seconds that a server asks to wait, as a number or until a date; none if it says neither or nothing sensible."""
+def _retry_seconds(retry_after: str) -> float | None:
+    """Parses a Retry-After header, a number of seconds or a date; None if it is missing or makes no sense."""
     try:
-        asked = float(retry_after)
+        seconds = float(retry_after)
     except ValueError:
         try:
             until = parsedate_to_datetime(retry_after)
-            asked = (until.replace(tzinfo=until.tzinfo or timezone.utc) - datetime.now(timezone.utc)).total_seconds()
+            seconds = (until.replace(tzinfo=until.tzinfo or timezone.utc) - datetime.now(timezone.utc)).total_seconds()
         except (ValueError, TypeError, OverflowError):
             return None
-    return asked if asked > 0 and math.isfinite(asked) else None
+    return seconds if seconds > 0 and math.isfinite(seconds) else None

@@ -1,10 +1,10 @@
-"""HTTP requests that end in time, whose answers are bounded, and whose errors show no secrets.
+"""HTTP requests with a total time limit, a bound on the size of responses, and no secrets in error messages.
 
-A request has one limit for all of it: finding the host, connecting, sending, and reading headers and body. Requests run
-in one event loop in the background, where they can be ended at any point; callers wait in their own threads. Each has a
-connection of its own, which costs a millisecond or two beside the way to the server: before httpx2 uses a connection
-again it looks at the socket, but not at what its parser has read already, so what a faulty server sends too much would
-be taken as the next answer. Knows nothing of what is asked, and nothing of repeating.
+One time limit covers the whole request: resolving the host, connecting, sending, and reading headers and body. Requests
+run in one event loop in the background, where they can be cancelled at any point; callers wait in their own threads.
+Each request has its own connection, which costs a millisecond or two plus the round trip to the server. Before httpx2
+reuses a connection, it checks the socket but not what its parser has already read, so surplus bytes from a faulty
+server would be taken for the next response. Knows nothing about the content of requests or about retries.
 """
 
 from __future__ import annotations
@@ -32,117 +32,118 @@ from lmpipe.text.cleaning import clean_text
 from lmpipe.text.secrets import redact, redact_and_truncate
 from lmpipe.web.address import Address
 
-_CONNECT = 10.0  # seconds; a server that is there accepts at once, however long it then works
-_LARGEST = 32 * 2**20  # bytes of an answer
-_QUOTED = 500  # characters of an answer that an error message quotes
-_TALKATIVE = ("httpx2", *(f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")))
-_ONCE = {"Connection": "close"}
-_starting = threading.Lock()
+_CONNECT_TIMEOUT = 10.0  # seconds; a running server accepts at once, however long it then takes to respond
+_MAX_BYTES = 32 * 2**20  # of a response
+_MAX_QUOTED = 500  # characters of a response that an error message quotes
+_HTTPX_LOGGERS = ("httpx2", *(f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")))
+_CLOSE = {"Connection": "close"}
+_loop_lock = threading.Lock()
 
 
-class Fault(EngineError):
-    """A request got no answer that can be used; the message holds no secrets."""
-
-
-@final
-class Unreachable(Fault):
-    """No connection came about."""
+class RequestError(EngineError):
+    """A request that received no usable response; the message contains no secrets."""
 
 
 @final
-class TimedOut(Fault):
-    """The answer was not complete in time."""
+class ConnectError(RequestError):
+    """No connection could be made."""
 
 
 @final
-class BadAnswer(Fault):
-    """The answer is cut off, too long, or not what was asked for."""
+class RequestTimeout(RequestError):
+    """The response was not complete within the time limit."""
 
 
 @final
-class Refused(Fault):
-    """The answer is a status of 400 or more.
+class InvalidResponse(RequestError):
+    """The response is truncated, too long, or not of the expected form."""
+
+
+@final
+class HTTPStatusError(RequestError):
+    """The server responded with a status code of 400 or more.
 
     Attributes:
-        url: Base URL of the server that refused.
-        status: The HTTP status.
-        said: What the server says about it.
-        retry_after: The header of that name; empty if there is none.
+        url: Base URL of the server.
+        status_code: HTTP status code.
+        message: Error message in the response.
+        retry_after: Value of the Retry-After header; empty if there is none.
     """
 
-    def __init__(self, url: str, status: int, said: str, retry_after: str = "") -> None:
-        super().__init__(f"HTTP {status}: {said}")
+    def __init__(self, url: str, status_code: int, message: str, retry_after: str = "") -> None:
+        super().__init__(f"HTTP {status_code}: {message}")
         self.url = url
-        self.status = status
-        self.said = said
+        self.status_code = status_code
+        self.message = message
         self.retry_after = retry_after
 
     @property
-    def alone(self) -> bool:
-        """Whether the status concerns this request alone, so that others may be answered."""
-        return self.status in (400, 413, 422)
+    def request_specific(self) -> bool:
+        """Whether the status concerns only this request, so that others may succeed."""
+        return self.status_code in (400, 413, 422)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a server answered.
+class Response:
+    """The complete response of a server.
 
     Attributes:
-        status: The HTTP status.
-        headers: By name in lower case.
-        body: At most 32 MiB.
+        status_code: HTTP status code.
+        headers: Header values by name in lower case.
+        content: Bytes of the body, at most 32 MiB.
+        secrets: Strings that must not be displayed.
     """
 
-    status: int
+    status_code: int
     headers: Mapping[str, str]
-    body: bytes
+    content: bytes
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def json(self) -> Any:
-        """The body as JSON.
+        """Returns the parsed JSON body.
 
         Raises:
-            BadAnswer: If it is not JSON.
+            InvalidResponse: If the body is not JSON.
         """
         try:
-            return json.loads(self.body.decode("utf-8-sig"))
+            return json.loads(self.content.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            problem = "nested too deeply" if isinstance(error, RecursionError) else "no JSON"
-        raise BadAnswer(f"the answer is {problem}: {self.quoted}")
+            problem = "nested too deeply" if isinstance(error, RecursionError) else "not JSON"
+        raise InvalidResponse(f"the response is {problem}: {self.excerpt}")
 
     @property
-    def quoted(self) -> str:
-        """The beginning of the body, to be quoted in a message."""
-        return repr(self.readable(self.body.decode("utf-8", "replace")))
+    def excerpt(self) -> str:
+        """The beginning of the body as a quoted string, for error messages."""
+        return repr(self.readable(self.content.decode("utf-8", "replace")))
 
     @property
-    def said(self) -> str:
-        """The message of an error in the body, in any of the usual forms, or its beginning."""
+    def error_message(self) -> str:
+        """The error message in the body, in any of the usual formats, or the beginning of the body."""
         try:
-            found = json.loads(self.body.decode("utf-8-sig"))
+            value = json.loads(self.content.decode("utf-8-sig"))
         except (ValueError, RecursionError):
-            return self.quoted
+            return self.excerpt
         for name in ("error", "message", "detail"):
-            if isinstance(found, Mapping) and name in found:
-                found = found[name]
-        return self.readable(found) if isinstance(found, str) else self.quoted
+            if isinstance(value, Mapping) and name in value:
+                value = value[name]
+        return self.readable(value) if isinstance(value, str) else self.excerpt
 
     def readable(self, text: str) -> str:
-        """The beginning of a text from this answer, without secrets, to be shown in a message."""
-        return clean_text(redact_and_truncate(text, _QUOTED, self.secrets))
+        """Returns the beginning of a text from this response, without secrets, for error messages."""
+        return clean_text(redact_and_truncate(text, _MAX_QUOTED, self.secrets))
 
 
 @final
 class HttpClient:
-    """Requests from many threads, each on a connection of its own."""
+    """Sends requests from many threads, each on its own connection."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._client = _new_client()
         self._process = os.getpid()
         self._closed = False
-        self._pending: weakref.WeakSet[Future[Answer]] = weakref.WeakSet()
+        self._pending: weakref.WeakSet[Future[Response]] = weakref.WeakSet()
 
     def send(
         self,
@@ -150,51 +151,51 @@ class HttpClient:
         method: str,
         path: str,
         *,
-        seconds: float,
+        timeout: float,
         body: object = None,
         params: Mapping[str, str] | None = None,
-    ) -> Answer:
-        """Sends a request and waits for the whole answer.
+    ) -> Response:
+        """Sends a request and waits for the complete response.
 
         Args:
-            address: Where, and with which credentials.
-            method: Of HTTP.
-            path: The whole path on that host.
-            seconds: How long all of it may take.
-            body: Sent as JSON, if it is not None.
-            params: Sent in the URL.
+            address: Base URL and credentials.
+            method: HTTP method.
+            path: Full path on the host.
+            timeout: Seconds that the whole request may take.
+            body: JSON body; None sends no body.
+            params: Query parameters.
 
         Raises:
-            Unreachable: If no connection comes about.
-            TimedOut: If the answer is not complete in time.
-            BadAnswer: If the answer breaks off, is no HTTP, or is longer than 32 MiB.
+            ConnectError: If no connection can be made.
+            RequestTimeout: If the response is not complete within the time limit.
+            InvalidResponse: If the response is truncated, not HTTP, or longer than 32 MiB.
             EngineError: If the client is closed.
         """
         with self._lock:
             if self._closed:
-                raise EngineError(f"the client of {address.url} is closed; make it again")
-            if self._process != os.getpid():  # connections are not shared with a process that was forked
+                raise EngineError(f"the client of {address.url} is closed; create a new one")
+            if self._process != os.getpid():  # a forked process does not share connections with its parent
                 self._client, self._process = _new_client(), os.getpid()
-            asked = _exchange(self._client, address, method, path, body, params)
-            future = asyncio.run_coroutine_threadsafe(asked, _loop(self._process))
+            exchange = _exchange(self._client, address, method, path, body, params)
+            future = asyncio.run_coroutine_threadsafe(exchange, _loop(self._process))
             self._pending.add(future)
-        fault: Fault
+        failure: RequestError
         try:
-            return future.result(min(seconds, threading.TIMEOUT_MAX))
-        except Fault as error:
-            fault = error
+            return future.result(min(timeout, threading.TIMEOUT_MAX))
+        except RequestError as error:
+            failure = error
         except FutureTimeout:
-            fault = TimedOut(f"no answer within {seconds:g} s")
+            failure = RequestTimeout(f"no response within {timeout:g} s")
         except CancelledError:
-            fault = Unreachable("the client was closed")
+            failure = ConnectError("the client was closed")
         except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, OSError, ValueError, RuntimeError) as error:
-            fault = _fault(error, address.secrets)
+            failure = _request_error(error, address.secrets)
         finally:
             future.cancel()
-        raise fault  # here, and not above: what httpx2 says can quote the server, and stays out of the traceback
+        raise failure  # outside the handlers: httpx2's own errors can quote the server and must not be chained
 
     def close(self) -> None:
-        """Ends all requests that are under way, and refuses new ones."""
+        """Cancels all requests in progress and rejects new ones."""
         with self._lock:
             self._closed = True
         for future in list(self._pending):
@@ -208,56 +209,56 @@ async def _exchange(
     path: str,
     body: object,
     params: Mapping[str, str] | None,
-) -> Answer:
+) -> Response:
     public = httpx2.URL(address.url).copy_with(raw_path=(path or "/").encode())
     query = "&".join(filter(None, [urlencode(params or {}, errors="replace"), address.query]))
     request = client.build_request(
         method,
-        public,  # which httpx2 logs; what is sent is the target below
-        headers={**_ONCE, **address.headers, **({} if body is None else {"Content-Type": "application/json"})},
+        public,  # this URL is logged by httpx2; the target below is what is sent
+        headers={**_CLOSE, **address.headers, **({} if body is None else {"Content-Type": "application/json"})},
         content=None if body is None else clean_text(json.dumps(body, ensure_ascii=False)).encode(),
         extensions={
-            "target": public.raw_path + (f"?{_printable(query)}".encode() if query else b""),
-            "timeout": {"connect": _CONNECT, "read": None, "write": None, "pool": None},
+            "target": public.raw_path + (f"?{_encoded_query(query)}".encode() if query else b""),
+            "timeout": {"connect": _CONNECT_TIMEOUT, "read": None, "write": None, "pool": None},
         },
     )
     response = await client.send(request, stream=True)
     try:
         data = bytearray()
-        async for piece in response.aiter_bytes():
-            data += piece
-            if len(data) > _LARGEST:
-                raise BadAnswer(f"the answer is longer than {_LARGEST >> 20} MiB")
-        return Answer(response.status_code, response.headers, bytes(data), address.secrets)
+        async for chunk in response.aiter_bytes():
+            data += chunk
+            if len(data) > _MAX_BYTES:
+                raise InvalidResponse(f"the response is longer than {_MAX_BYTES >> 20} MiB")
+        return Response(response.status_code, response.headers, bytes(data), address.secrets)
     finally:
         await response.aclose()
 
 
-def _printable(query: str) -> str:
-    """A query in which nothing is left that a request line cannot hold."""
+def _encoded_query(query: str) -> str:
+    """Percent-encodes all characters of a query that a request line cannot contain."""
     return quote(query, safe="!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", errors="replace")
 
 
-def _fault(error: Exception, secrets: Iterable[str]) -> Fault:
-    """What an error of httpx2, or below it, means, by its innermost cause."""
+def _request_error(error: Exception, secrets: Iterable[str]) -> RequestError:
+    """Converts an error of httpx2, or of a library that it uses; the message is that of the innermost cause."""
     inner: BaseException = error
     while inner.__cause__ is not None:
         inner = inner.__cause__
-    text = clean_text(redact_and_truncate(str(inner) or str(error) or type(inner).__name__, _QUOTED, secrets))
+    text = clean_text(redact_and_truncate(str(inner) or str(error) or type(inner).__name__, _MAX_QUOTED, secrets))
     if isinstance(error, httpx2.ConnectTimeout):
-        return Unreachable(f"it does not accept within {_CONNECT:g} s")
+        return ConnectError(f"the server does not accept connections within {_CONNECT_TIMEOUT:g} s")
     if isinstance(error, (httpx2.ConnectError, httpx2.ProxyError, httpx2.UnsupportedProtocol)):
-        return Unreachable(text)
+        return ConnectError(text)
     if isinstance(error, httpx2.HTTPError):
-        return BadAnswer(f"the answer broke off or is no HTTP: {text}")
-    return Unreachable(text)
+        return InvalidResponse(f"the response broke off or is not HTTP: {text}")
+    return ConnectError(text)
 
 
 def _new_client() -> httpx2.AsyncClient:
-    """A client that follows no redirects, keeps no cookies, and leaves all limits to its caller.
+    """Creates a client that follows no redirects, keeps no cookies, and leaves all limits to its caller.
 
     Raises:
-        ConfigError: If the environment names proxies or certificates that cannot be used.
+        ConfigError: If the environment specifies unusable proxies or certificates.
     """
     try:
         return httpx2.AsyncClient(
@@ -268,36 +269,36 @@ def _new_client() -> httpx2.AsyncClient:
         )
     except (OSError, ImportError) as error:
         problem = redact(str(error))
-    except (ValueError, httpx2.InvalidURL):  # which quote parts of the URL, its password perhaps
-        problem = "a proxy's URL cannot be read"
-    raise ConfigError(f"no HTTP client can be made: {problem}; look at HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE")
+    except (ValueError, httpx2.InvalidURL):  # their messages quote parts of the URL, perhaps the password
+        problem = "the URL of a proxy is invalid"
+    raise ConfigError(f"cannot create an HTTP client: {problem}; check HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE")
 
 
 @lru_cache(maxsize=1)
 def _certificates(file: str | None, folder: str | None) -> ssl.SSLContext:
-    """Those that httpx2 trusts, read once; the arguments are what the choice depends on."""
+    """Loads the certificates that httpx2 trusts; the arguments are only the key of the cache."""
     return httpx2.create_ssl_context()
 
 
 def _loop(process: int) -> asyncio.AbstractEventLoop:
-    """The event loop of a process, which runs as long as it does."""
-    with _starting:
-        return _started(process)
+    """Returns the event loop of this process, which runs until the process exits."""
+    with _loop_lock:
+        return _start_loop(process)
 
 
 @lru_cache(maxsize=1)
-def _started(process: int) -> asyncio.AbstractEventLoop:
+def _start_loop(process: int) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name=f"lmpipe HTTP {process}", daemon=True)
     thread.start()
-    for name in _TALKATIVE:
-        logging.getLogger(name).addFilter(_NotFrom(thread))
+    for name in _HTTPX_LOGGERS:
+        logging.getLogger(name).addFilter(_ThreadFilter(thread))
     return loop
 
 
 @final
-class _NotFrom(logging.Filter):
-    """Drops what is logged in one thread: httpx2 logs what servers say, and they may repeat a secret."""
+class _ThreadFilter(logging.Filter):
+    """Drops log records of one thread: httpx2 logs what servers send, which may repeat a secret."""
 
     def __init__(self, thread: threading.Thread) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Calls that are made at the same time, none of which holds up a program that fails or is interrupted."""
+"""Concurrent calls in daemon threads, which do not delay the exit of a program that fails or is interrupted."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def concurrently(work: Callable[[A], B], items: Sequence[A], most: int) -> list[B]:
-    """The results of a function for some items, in their order.
+def thread_map(function: Callable[[A], B], items: Sequence[A], max_workers: int) -> list[B]:
+    """Applies a function to items in several threads and returns the results in the order of the items.
 
-    The threads are daemons: Python waits at its end for those of a `ThreadPoolExecutor`, and a request that hangs would
-    keep a program that was interrupted from ending.
+    The threads are daemons. Python waits at exit for the threads of a `ThreadPoolExecutor`, so a request that hangs
+    would keep an interrupted program from exiting.
 
     Args:
-        work: Is called in several threads, each time in a copy of this thread's context, which holds its time limit.
-        items: One for each call.
-        most: How many calls are made at the same time.
+        function: Called in several threads, each time in a copy of this thread's context, which holds its time limit.
+        items: The arguments, one for each call.
+        max_workers: Maximum number of concurrent calls.
 
     Raises:
-        BaseException: What the first call to fail raised. Calls that are under way then are left to themselves, and no
-            more are begun.
+        BaseException: The exception of the first call that failed. Calls in progress are then abandoned, and no more
+            are started.
     """
     if len(items) == 1:
-        return [work(items[0])]
+        return [function(items[0])]
     results = [Future[B]() for _ in items]
-    waiting = deque(zip(items, results, [contextvars.copy_context() for _ in items], strict=True))
+    pending = deque(zip(items, results, [contextvars.copy_context() for _ in items], strict=True))
 
-    def answer() -> None:
-        while waiting:
+    def worker() -> None:
+        while pending:
             try:
-                item, result, context = waiting.popleft()
+                item, result, context = pending.popleft()
             except IndexError:  # another thread took the last one
                 return
-            settle(result, context, partial(work, item))
+            settle(result, context, partial(function, item))
 
-    for _ in range(min(most, len(items))):
-        threading.Thread(target=answer, daemon=True).start()
+    for _ in range(min(max_workers, len(items))):
+        threading.Thread(target=worker, daemon=True).start()
     try:
-        ended, _ = wait(results, return_when=FIRST_EXCEPTION)
-        failed = [result for result in results if result in ended and result.exception() is not None]
+        finished, _ = wait(results, return_when=FIRST_EXCEPTION)
+        failed = [result for result in results if result in finished and result.exception() is not None]
         return [result.result() for result in failed or results]
     finally:
-        waiting.clear()
+        pending.clear()

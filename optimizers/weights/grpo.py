@@ -198,7 +198,7 @@ class GRPO(WeightSettings):
                 if advantage and step.text is not None:
                     taught.append((trace, step))
                     rows.setdefault(self.key(known[path], path), []).append(
-                        TrainingRow(step.request.messages, step.text, path, advantage=advantage, ends=ended(step))
+                        TrainingRow(step.request.messages, step.text, path, advantage=advantage, complete=ended(step))
                     )
         return rows, taught
 

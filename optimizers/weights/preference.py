@@ -122,7 +122,7 @@ class PreferenceFinetune(WeightSettings):
             drawn = question.pairs(self.max_pairs_per_prompt, rng, counts[path])
             if drawn:
                 rows.setdefault(self.key(known[path], path), []).extend(
-                    TrainingRow(messages, good, path, bad, rejected_ends=ends) for good, (bad, ends) in drawn
+                    TrainingRow(messages, good, path, bad, rejected_complete=ends) for good, (bad, ends) in drawn
                 )
         return rows, {path: dict(count) for path, count in counts.items()}
 

@@ -1,4 +1,4 @@
-"""Fixtures: a server with vLLM's API, and an LM that uses it."""
+"""A server that imitates vLLM, and an LM that uses it."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def server() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def lm(server: FakeServer) -> Iterator[ServerLM]:
-    with client(server.url) as lm:
-        yield lm
+    with client(server.url) as server_lm:
+        yield server_lm

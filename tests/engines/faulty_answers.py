@@ -1,7 +1,7 @@
-"""Answers that no server should give, by name, and a server that gives them byte by byte.
+"""Faulty responses by name, and a server that sends them byte by byte.
 
-`FAULTY` holds answers that are no completions, and `ODD` answers that are completions all the same. `answering` is a
-real server on a socket: it reads requests as HTTP says, and what it sends is not held to anything.
+`FAULTY` contains responses that are not completions, and `ODD` contains unusual responses that are valid completions.
+`answering` runs a real server on a socket: it reads requests as HTTP prescribes, but may send any bytes.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from typing import Any, Literal, final
 
 @final
 @dataclass(frozen=True)
-class RawAnswer:
-    """What a server sends, and how it goes on.
+class RawResponse:
+    """The bytes that a server sends, and what it does with the connection afterwards.
 
     Attributes:
-        pieces: Sent one after another.
-        pause: Seconds before each piece but the first.
-        end: Whether it then closes the connection, resets it, or leaves it open without a word.
-        whole: Whether the fault is one of the server, which ends a run, and not of the request alone.
+        pieces: Pieces of the response, sent one after another.
+        pause: Seconds before each piece except the first.
+        end: Whether the server then closes the connection, resets it, or keeps it open without sending anything.
+        server_fault: Whether the fault is one of the server, which ends a run, and not of a single request.
     """
 
     pieces: tuple[bytes, ...]
     pause: float = 0.0
     end: Literal["close", "reset", "stay"] = "close"
-    whole: bool = False
+    server_fault: bool = False
 
 
-def http(body: object, status: str = "200 OK", kind: str = "application/json", **headers: str) -> RawAnswer:
-    """An answer of correct HTTP; a body that is not bytes is sent as JSON."""
-    return RawAnswer((message(body, status, kind, **headers),))
+def http(body: object, status: str = "200 OK", kind: str = "application/json", **headers: str) -> RawResponse:
+    """A response in correct HTTP; a body that is not bytes is sent as JSON."""
+    return RawResponse((message(body, status, kind, **headers),))
 
 
 def message(body: object, status: str = "200 OK", kind: str = "application/json", **headers: str) -> bytes:
@@ -52,8 +52,8 @@ def message(body: object, status: str = "200 OK", kind: str = "application/json"
 
 def completion(text: object = "fine", choice: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     """A chat completion with some of its fields changed."""
-    own = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}, **(choice or {})}
-    return {"choices": [own], "usage": {"prompt_tokens": 3, "completion_tokens": 2}, **more}
+    fields = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}, **(choice or {})}
+    return {"choices": [fields], "usage": {"prompt_tokens": 3, "completion_tokens": 2}, **more}
 
 
 def logprobs(*values: object) -> dict[str, Any]:
@@ -110,112 +110,118 @@ _BODIES: dict[str, object] = {
     "an empty usage": completion(usage={}),
     "usage that is text": completion(usage="3 and 2"),
     "usage that is a list": completion(usage=[3, 2]),
-    "usage with one figure": completion(usage={"prompt_tokens": 3}),
+    "usage with one number": completion(usage={"prompt_tokens": 3}),
     "usage in words": completion(usage={"prompt_tokens": "three", "completion_tokens": "two"}),
-    "usage below zero": completion(usage={"prompt_tokens": -5, "completion_tokens": 2}),
+    "negative usage": completion(usage={"prompt_tokens": -5, "completion_tokens": 2}),
     "usage in fractions": completion(usage={"prompt_tokens": 3.5, "completion_tokens": 2}),
     "usage of null": completion(usage={"prompt_tokens": None, "completion_tokens": None}),
-    "usage of truths": completion(usage={"prompt_tokens": True, "completion_tokens": False}),
-    "usage without end": completion(usage={"prompt_tokens": float("inf"), "completion_tokens": 2}),
-    "usage that is no number": completion(usage={"prompt_tokens": float("nan"), "completion_tokens": 2}),
-    "usage beyond all measure": completion(usage={"prompt_tokens": 10**30, "completion_tokens": 2}),
+    "usage in booleans": completion(usage={"prompt_tokens": True, "completion_tokens": False}),
+    "infinite usage": completion(usage={"prompt_tokens": float("inf"), "completion_tokens": 2}),
+    "usage that is NaN": completion(usage={"prompt_tokens": float("nan"), "completion_tokens": 2}),
+    "usage that is too large": completion(usage={"prompt_tokens": 10**30, "completion_tokens": 2}),
     "logprobs that are text": completion(choice={"logprobs": "-0.5"}),
     "logprobs that are a list": completion(choice={"logprobs": [-0.5]}),
     "logprobs without a list": completion(choice={"logprobs": {"content": -0.5}}),
     "logprobs in words": completion(choice=logprobs("minus a half")),
     "logprobs of null": completion(choice=logprobs(-0.5, None)),
-    "logprobs that are no numbers": completion(choice=logprobs(float("nan"))),
+    "logprobs that are NaN": completion(choice=logprobs(float("nan"))),
     "logprobs above zero": completion(choice=logprobs(5.0)),
     "logprobs without tokens": completion(choice={"logprobs": {"content": ["a"]}}),
 }
 
-FAULTY: dict[str, RawAnswer] = {
+FAULTY: dict[str, RawResponse] = {
     **{name: http(body) for name, body in _BODIES.items()},
     "a page of a proxy": http(_PAGE, kind="text/html"),
     "a page of another type": http(_PAGE),
-    "plain words": http(b"upstream connect error", kind="text/plain"),
-    "no content": RawAnswer((b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n",)),
+    "plain text": http(b"upstream connect error", kind="text/plain"),
+    "no content": RawResponse((b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n",)),
     "status 201 without a body": http(b"", "201 Created"),
     "a redirect": http(b"", "302 Found", Location="http://127.0.0.1:9/sign-in"),
     "a redirect that keeps the method": http(b"", "307 Temporary Redirect", Location="/v1/chat/completions"),
     "a redirect to nowhere": http(b"", "301 Moved Permanently"),
-    "status 304": RawAnswer((b"HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n",)),
-    "closed without a word": RawAnswer(()),
-    "reset without a word": RawAnswer((), end="reset"),
-    "reset in the headers": RawAnswer((_HEAD,), end="reset"),
-    "reset in the body": RawAnswer((message(WHOLE)[:-9],), end="reset"),
-    "closed in the headers": RawAnswer((_HEAD[:-9],)),
-    "closed in the body": RawAnswer((message(WHOLE)[:-9],)),
+    "status 304": RawResponse((b"HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n",)),
+    "closed without a response": RawResponse(()),
+    "reset without a response": RawResponse((), end="reset"),
+    "reset in the headers": RawResponse((_HEAD,), end="reset"),
+    "reset in the body": RawResponse((message(WHOLE)[:-9],), end="reset"),
+    "closed in the headers": RawResponse((_HEAD[:-9],)),
+    "closed in the body": RawResponse((message(WHOLE)[:-9],)),
     "a length that is too large": http(WHOLE, Content_Length="10000"),
-    "a length that is below zero": http(WHOLE, Content_Length="-1"),
+    "a negative length": http(WHOLE, Content_Length="-1"),
     "a length in words": http(WHOLE, Content_Length="many"),
     "a length that is too small": http(WHOLE, Content_Length=str(len(WHOLE) - 9)),
     "two lengths": http(WHOLE, content_length="7"),
-    "chunks that are cut off": RawAnswer((_CHUNKED + b"20\r\n" + WHOLE[:32] + b"\r\n", b"ff\r\n" + WHOLE[32:40])),
-    "chunks without an end": RawAnswer((_CHUNKED + b"%x\r\n%b\r\n" % (len(WHOLE), WHOLE),)),
-    "chunks of a wrong size": RawAnswer((_CHUNKED + b"zz\r\n" + WHOLE + b"\r\n0\r\n\r\n",)),
+    "chunks that are cut off": RawResponse((_CHUNKED + b"20\r\n" + WHOLE[:32] + b"\r\n", b"ff\r\n" + WHOLE[32:40])),
+    "chunks without an end": RawResponse((_CHUNKED + b"%x\r\n%b\r\n" % (len(WHOLE), WHOLE),)),
+    "chunks of a wrong size": RawResponse((_CHUNKED + b"zz\r\n" + WHOLE + b"\r\n0\r\n\r\n",)),
     "an encoding that is unknown": http(WHOLE, Transfer_Encoding="rot13"),
-    "gzip that is none": http(WHOLE, Content_Encoding="gzip"),
+    "gzip that is not gzip": http(WHOLE, Content_Encoding="gzip"),
     "gzip that is cut off": http(gzip.compress(WHOLE)[:40], Content_Encoding="gzip"),
     "gzip of far more": http(gzip.compress(b" " * (40 << 20), 1), Content_Encoding="gzip"),
     "a body of 33 MiB": http(b" " * (33 << 20)),
-    "no HTTP": RawAnswer((b"SSH-2.0-OpenSSH_9.6\r\n",)),
-    "random bytes": RawAnswer((bytes(range(256)) * 4,)),
-    "only the body": RawAnswer((WHOLE,)),
-    "a status that is no number": http(WHOLE, "abc OK"),
-    "a status of four figures": http(WHOLE, "2000 OK"),
+    "not HTTP": RawResponse((b"SSH-2.0-OpenSSH_9.6\r\n",)),
+    "random bytes": RawResponse((bytes(range(256)) * 4,)),
+    "only the body": RawResponse((WHOLE,)),
+    "a status that is not a number": http(WHOLE, "abc OK"),
+    "a status of four digits": http(WHOLE, "2000 OK"),
     "a header of 200 KB": http(WHOLE, X_Long="a" * 200_000),
     "a header with control characters": http(WHOLE, X_Odd="a\x00b"),
-    "status 500 with a page": RawAnswer((message(_PAGE, "500 Internal Server Error", "text/html"),), whole=True),
-    "status 502 with nothing": RawAnswer((message(b"", "502 Bad Gateway"),), whole=True),
-    "status 503 with a list": RawAnswer((message([1], "503 Service Unavailable"),), whole=True),
-    "status 599": RawAnswer((message({"error": None}, "599 Odd"),), whole=True),
-    "status 408": RawAnswer((message({"detail": 7}, "408 Request Timeout"),), whole=True),
+    "status 500 with a page": RawResponse(
+        (message(_PAGE, "500 Internal Server Error", "text/html"),), server_fault=True
+    ),
+    "status 502 with nothing": RawResponse((message(b"", "502 Bad Gateway"),), server_fault=True),
+    "status 503 with a list": RawResponse((message([1], "503 Service Unavailable"),), server_fault=True),
+    "status 599": RawResponse((message({"error": None}, "599 Odd"),), server_fault=True),
+    "status 408": RawResponse((message({"detail": 7}, "408 Request Timeout"),), server_fault=True),
     **{
-        f"Retry-After: {said}": RawAnswer((message({}, "429 Too Many Requests", Retry_After=said),), whole=True)
-        for said in ("nan", "-5", "-inf", "soon", "", "0", "1e-9", "Mon, 01 Jan 2001 00:00:00 GMT", "Mon, 99 Foo")
+        f"Retry-After: {value}": RawResponse(
+            (message({}, "429 Too Many Requests", Retry_After=value),), server_fault=True
+        )
+        for value in ("nan", "-5", "-inf", "soon", "", "0", "1e-9", "Mon, 01 Jan 2001 00:00:00 GMT", "Mon, 99 Foo")
     },
-    "silence": RawAnswer((), end="stay", whole=True),
-    "silence after the headers": RawAnswer((message(WHOLE)[: -len(WHOLE)],), end="stay", whole=True),
-    "silence in the body": RawAnswer((message(WHOLE)[:-9],), end="stay", whole=True),
-    "headers byte by byte": RawAnswer(tuple(bytes([byte]) for byte in message(WHOLE)), pause=0.02, whole=True),
-    "a body byte by byte": RawAnswer((_HEAD + b"\r\n", *[b" "] * 1000), pause=0.02, whole=True),
-    "hints without end": RawAnswer((b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",) * 1000, pause=0.02, whole=True),
+    "silence": RawResponse((), end="stay", server_fault=True),
+    "silence after the headers": RawResponse((message(WHOLE)[: -len(WHOLE)],), end="stay", server_fault=True),
+    "silence in the body": RawResponse((message(WHOLE)[:-9],), end="stay", server_fault=True),
+    "headers byte by byte": RawResponse(tuple(bytes([byte]) for byte in message(WHOLE)), pause=0.02, server_fault=True),
+    "a body byte by byte": RawResponse((_HEAD + b"\r\n", *[b" "] * 1000), pause=0.02, server_fault=True),
+    "endless hints": RawResponse(
+        (b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",) * 1000, pause=0.02, server_fault=True
+    ),
 }
-"""Name → an answer that is no completion. Those that take long take so for ever: give the client a short timeout."""
+"""Responses that are not completions, by name. Slow ones never end: give the client a short timeout."""
 
-ODD: dict[str, RawAnswer] = {
-    "fields that nobody knows": http(completion(choice={"stop_reason": 7}, service_tier=None, extra=[{}])),
+ODD: dict[str, RawResponse] = {
+    "unknown fields": http(completion(choice={"stop_reason": 7}, service_tier=None, extra=[{}])),
     "no usage": http({"choices": completion()["choices"]}),
     "null usage": http(completion(usage=None)),
     "no finish reason": http(completion(choice={"finish_reason": None})),
-    "a finish reason of its own": http(completion(choice={"finish_reason": "eos_token"})),
+    "a custom finish reason": http(completion(choice={"finish_reason": "eos_token"})),
     "another type": http(WHOLE, kind="text/html; charset=latin-1"),
-    "no type": RawAnswer((b"HTTP/1.1 200 OK\r\n\r\n" + WHOLE,)),
+    "no type": RawResponse((b"HTTP/1.1 200 OK\r\n\r\n" + WHOLE,)),
     "a byte order mark": http(b"\xef\xbb\xbf" + WHOLE),
     "fields that come twice": http(b'{"choices": [], ' + WHOLE[1:]),
     "status 201": http(WHOLE, "201 Created"),
     "gzip": http(gzip.compress(WHOLE), Content_Encoding="gzip"),
-    "chunks": RawAnswer(tuple(b"%x\r\n%b\r\n" % (1, WHOLE[n : n + 1]) for n in range(len(WHOLE)))),
-    "slow, but in time": RawAnswer((message(WHOLE)[:60], message(WHOLE)[60:]), pause=0.05),
-    "hints first": RawAnswer((b"HTTP/1.1 103 Early Hints\r\n\r\n" + message(WHOLE),)),
-    "two answers to one request": RawAnswer((message(WHOLE) + message(WHOLE.replace(b"fine", b"next")),)),
-    "HTTP/1.0": RawAnswer((b"HTTP/1.0 200 OK\r\n\r\n" + WHOLE,)),
+    "chunks": RawResponse(tuple(b"%x\r\n%b\r\n" % (1, WHOLE[n : n + 1]) for n in range(len(WHOLE)))),
+    "slow, but in time": RawResponse((message(WHOLE)[:60], message(WHOLE)[60:]), pause=0.05),
+    "hints first": RawResponse((b"HTTP/1.1 103 Early Hints\r\n\r\n" + message(WHOLE),)),
+    "two responses to one request": RawResponse((message(WHOLE) + message(WHOLE.replace(b"fine", b"next")),)),
+    "HTTP/1.0": RawResponse((b"HTTP/1.0 200 OK\r\n\r\n" + WHOLE,)),
     "cookies": http(WHOLE, Set_Cookie="a=b; Domain=nowhere; Max-Age=x"),
-    "logprobs that were not asked for": http(completion(choice={"logprobs": {"content": "none"}})),
+    "logprobs that were not requested": http(completion(choice={"logprobs": {"content": "none"}})),
 }
-ODD["chunks"] = RawAnswer((_CHUNKED, *ODD["chunks"].pieces, b"0\r\n\r\n"))
+ODD["chunks"] = RawResponse((_CHUNKED, *ODD["chunks"].pieces, b"0\r\n\r\n"))
 
 
 @final
 @dataclass(frozen=True)
-class Asked:
-    """A request.
+class RawRequest:
+    """A request that the server received.
 
     Attributes:
-        number: How many came before it.
-        head: Its first line and its headers.
-        body: What follows them.
+        number: Number of earlier requests.
+        head: Request line and headers.
+        body: Body of the request.
     """
 
     number: int
@@ -231,26 +237,27 @@ class Asked:
 @final
 @dataclass
 class RawServer:
-    """What a server was asked, and how it answers.
+    """The requests that a server received, and how it responds.
 
     Attributes:
-        answer: What it sends to a request.
-        url: Its base URL, with ``/v1``.
-        asked: The requests so far.
-        stop: Set when what is being sent is to end.
+        answer: Returns the response to a request.
+        url: Base URL of the server, with ``/v1``.
+        requests: Requests received so far.
+        lock: Guards the other attributes.
+        stop: Set to abort the responses being sent.
     """
 
-    answer: Callable[[Asked], RawAnswer]
+    answer: Callable[[RawRequest], RawResponse]
     url: str = ""
-    asked: list[Asked] = field(default_factory=list)
+    requests: list[RawRequest] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def begin(self, answer: Callable[[Asked], RawAnswer]) -> None:
-        """Forgets what was asked, ends what is being sent, and answers otherwise from now on."""
+    def begin(self, answer: Callable[[RawRequest], RawResponse]) -> None:
+        """Forgets past requests, aborts responses being sent, and uses another `answer` from now on."""
         with self.lock:
             self.stop.set()
-            self.answer, self.asked, self.stop = answer, [], threading.Event()
+            self.answer, self.requests, self.stop = answer, [], threading.Event()
 
 
 @final
@@ -261,36 +268,37 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 @contextmanager
-def answering(answer: Callable[[Asked], RawAnswer]) -> Iterator[RawServer]:
-    """Runs a server while the block runs; what it sends is a function of the request."""
+def answering(answer: Callable[[RawRequest], RawResponse]) -> Iterator[RawServer]:
+    """Runs a server while the block runs; its responses are a function of the request."""
     raw = RawServer(answer)
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             with contextlib.suppress(OSError, ValueError):
-                head, _, body = self._until(b"").partition(b"\r\n\r\n")
+                head, _, body = self._read().partition(b"\r\n\r\n")
                 with raw.lock:
-                    raw.asked.append(Asked(len(raw.asked), head.decode("latin-1"), body))
-                    asked, answer, stop = raw.asked[-1], raw.answer, raw.stop
-                self._send(answer(asked), stop)
+                    raw.requests.append(RawRequest(len(raw.requests), head.decode("latin-1"), body))
+                    received, answer, stop = raw.requests[-1], raw.answer, raw.stop
+                self._send(answer(received), stop)
 
-        def _until(self, data: bytes) -> bytes:
-            """A whole request."""
+        def _read(self) -> bytes:
+            """Reads a whole request."""
+            data = b""
             while True:
                 data += (piece := self.request.recv(65536))
-                head, found, body = data.partition(b"\r\n\r\n")
-                lines = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:]) if found else {}
-                if not piece or (found and len(body) >= int(lines.get(b"content-length", 0))):
+                head, complete, body = data.partition(b"\r\n\r\n")
+                lines = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:]) if complete else {}
+                if not piece or (complete and len(body) >= int(lines.get(b"content-length", 0))):
                     return data
 
-        def _send(self, said: RawAnswer, stop: threading.Event) -> None:
-            for number, piece in enumerate(said.pieces):
-                if number and said.pause and stop.wait(said.pause):
+        def _send(self, response: RawResponse, stop: threading.Event) -> None:
+            for number, piece in enumerate(response.pieces):
+                if number and response.pause and stop.wait(response.pause):
                     return
                 self.request.sendall(piece)
-            if said.end == "stay":
+            if response.end == "stay":
                 stop.wait()
-            if said.end == "reset":
+            if response.end == "reset":
                 self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.request.close()
 
@@ -307,10 +315,10 @@ def answering(answer: Callable[[Asked], RawAnswer]) -> Iterator[RawServer]:
         server.server_close()
 
 
-def always(fault: RawAnswer) -> Callable[[Asked], RawAnswer]:
-    return lambda asked: fault
+def always(fault: RawResponse) -> Callable[[RawRequest], RawResponse]:
+    return lambda received: fault
 
 
-def cached(fault: RawAnswer, then: object = None) -> Callable[[Asked], RawAnswer]:
-    """A fault, and after it what is given, by default a completion."""
-    return lambda asked: http(completion() if then is None else then) if asked.number else fault
+def once(fault: RawResponse, then: object = None) -> Callable[[RawRequest], RawResponse]:
+    """Sends a faulty response first and valid ones afterwards, by default a completion."""
+    return lambda received: http(completion() if then is None else then) if received.number else fault

@@ -1,4 +1,4 @@
-"""A small but real training job: four rows that each teach a tiny LM one letter."""
+"""A small, real training: four rows that each teach a tiny LM one letter."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def answers(lm: LocalLM, weights: WeightState) -> list[str]:
 
 
 class Interrupting:
-    """A progress display that records every advance, and interrupts the work after some steps as Ctrl-C would."""
+    """A progress display that records every advance and interrupts the work after some steps, as Ctrl-C would."""
 
     def __init__(self, after: int = 10**9) -> None:
         self.after = after

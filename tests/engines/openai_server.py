@@ -1,4 +1,4 @@
-"""A real HTTP server that speaks as OpenAI-compatible servers do and fails as a script tells it to, and helpers."""
+"""A real HTTP server that imitates OpenAI-compatible servers and fails as scripted, and helper functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lmpipe.lm import Message
 @final
 @dataclass(frozen=True)
 class Failure:
-    """One answer that is no completion: a status, with a Retry-After header or not, or silence when status is 0."""
+    """A failing response: a status, optionally with a Retry-After header, or no response at all if status is 0."""
 
     status: int
     message: str = "scripted"
@@ -28,21 +28,26 @@ class Failure:
 @final
 @dataclass
 class FakeServer:
-    """What a server was asked, and how it answers next.
+    """The state of a server: the requests that it received, and how it responds next.
 
     Attributes:
-        url: Its base URL.
-        family: What it is; decides its routes.
-        failures: Used up before anything is answered, by calls for completions.
-        bodies: Of all calls for completions.
-        adapters: Name → folder, of those loaded.
-        adapter_calls: Every call that loads or unloads one: route and name.
-        keys: Authorization headers seen.
-        gate: Calls for completions wait for it.
-        most: Most calls for completions at one time.
+        dialect: Name of the imitated dialect, which decides the routes; ``"bare"`` has no list of models.
+        runtime_adapters: Whether adapters can be loaded at run time.
+        model: Name of the model.
+        url: Base URL of the server.
+        failures: Responses to the next completion requests; each is used once.
+        bodies: Bodies of all completion requests.
+        adapters: Folders of the loaded adapters by name.
+        adapter_calls: Route and adapter name of every request that loads or unloads an adapter.
+        keys: Authorization headers received.
+        gate: Completion requests wait until it is set.
+        silent: Requests without a response wait until it is set.
+        lock: Guards the other attributes.
+        in_flight: Completion requests in progress.
+        max_in_flight: Maximum number of completion requests in progress at one time.
     """
 
-    family: str = "vllm"
+    dialect: str = "vllm"
     runtime_adapters: bool = True
     model: str = "m"
     url: str = ""
@@ -54,22 +59,22 @@ class FakeServer:
     gate: threading.Event = field(default_factory=threading.Event)
     silent: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    now: int = 0
-    most: int = 0
+    in_flight: int = 0
+    max_in_flight: int = 0
 
     def __post_init__(self) -> None:
         self.gate.set()
 
     def get(self, path: str) -> tuple[int, Any]:
-        if path == "/v1/models" and self.family != "bare":
-            owner = {"tgi": "someone", "openai": "system"}.get(self.family, self.family)
+        if path == "/v1/models" and self.dialect != "bare":
+            owner = {"tgi": "someone", "openai": "system"}.get(self.dialect, self.dialect)
             return 200, {"object": "list", "data": [{"id": self.model, "object": "model", "owned_by": owner}]}
-        if path == "/info" and self.family == "tgi":
+        if path == "/info" and self.dialect == "tgi":
             return 200, {"model_id": self.model, "docker_label": "sha-1"}
         return 404, {"error": {"message": "Not Found"}}
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        prefix = {"vllm": "/v1", "sglang": ""}.get(self.family)
+        prefix = {"vllm": "/v1", "sglang": ""}.get(self.dialect)
         if self.runtime_adapters and prefix is not None and path.endswith("_lora_adapter") and path.startswith(prefix):
             return self._adapter(path.removeprefix(prefix + "/"), body)
         if path in ("/v1/chat/completions", "/v1/completions"):
@@ -89,10 +94,10 @@ class FakeServer:
         return 200, "Success"
 
     def _complete(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        asked = body.get("lora_path") or body["model"]
-        if asked not in (self.model, *self.adapters):
-            return 404, {"error": {"message": f"The model `{asked}` does not exist."}}
-        text = f"{asked}: {body['messages'][-1]['content'] if 'messages' in body else body['prompt']}"
+        model = body.get("lora_path") or body["model"]
+        if model not in (self.model, *self.adapters):
+            return 404, {"error": {"message": f"The model `{model}` does not exist."}}
+        text = f"{model}: {body['messages'][-1]['content'] if 'messages' in body else body['prompt']}"
         usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length" if "long" in text else "stop"}
         if path == "/v1/completions":
@@ -133,12 +138,12 @@ def serving(**settings: Any) -> Iterator[FakeServer]:
             with fake.lock:
                 fake.bodies.append(body)
                 fake.keys.add(self.headers["Authorization"])
-                fake.now += 1
-                fake.most = max(fake.most, fake.now)
+                fake.in_flight += 1
+                fake.max_in_flight = max(fake.max_in_flight, fake.in_flight)
                 failure = fake.failures.pop(0) if fake.failures else None
             fake.gate.wait()
             with fake.lock:
-                fake.now -= 1
+                fake.in_flight -= 1
             self._answer(failure, body)
 
         def _answer(self, failure: Failure | None, body: dict[str, Any]) -> None:

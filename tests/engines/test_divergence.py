@@ -1,4 +1,4 @@
-"""A model or a training that comes to NaN or infinity says so, and nothing of it is used."""
+"""A model or a training with NaN or infinite values raises an error, and its results are not used."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from lmpipe import (
 )
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.training import LocalTrainer
-from lmpipe.engines.training.batch_sampler import split
-from lmpipe.engines.training.packed_batch import EncodedRow
+from lmpipe.engines.training.batch_sampler import train_eval_split
+from lmpipe.engines.training.packed_batch import TokenizedRow
 from lmpipe.errors import ConfigError, TrainingDiverged
 from lmpipe.lm import Message
 from lmpipe.trainer import DPOLoss, Objective, PolicyGradientLoss, SFTLoss, TrainingRow
@@ -35,8 +35,8 @@ from tests.engines.letters import BASE, ROWS, answers, trainer
 PAIRS = [TrainingRow(row.messages, row.completion, row.group, "no", advantage=1.0) for row in ROWS]
 
 
-def kept(store: RunStore) -> list[str]:
-    """What is in the store beside its journal."""
+def stored(store: RunStore) -> list[str]:
+    """Lists the adapters and trainings in the store."""
     return [str(path) for path in store.path.rglob("*") if "adapter" in path.name or path.parent.name == "training"]
 
 
@@ -58,53 +58,53 @@ def test_a_training_that_diverges_ends_at_that_step(
 ) -> None:
     before = answers(tiny_lm, BASE)
     diverging = trainer(tiny_lm, learning_rate=1e38, epochs=9, **settings)
-    said = []
-    for _ in range(2):  # the second time it does not go on from a checkpoint of the first
+    errors = []
+    for _ in range(2):  # the second training must not resume from a checkpoint of the first
         with pytest.raises(
             TrainingDiverged, match=r"the training diverged: at step [1-9] .* lower than 1e\+38"
         ) as caught:
             diverging.train(PAIRS, BASE, Session(lm=tiny_lm, store=store), objective)
-        assert not kept(store)
-        said.append((str(caught.value), caught.value.step, caught.value.losses))
-    assert said[0] == said[1]
-    assert 1 <= said[0][1] <= 9
-    assert len(said[0][2]) <= said[0][1]
+        assert not stored(store)
+        errors.append((str(caught.value), caught.value.step, caught.value.losses))
+    assert errors[0] == errors[1]
+    assert 1 <= errors[0][1] <= 9
+    assert len(errors[0][2]) <= errors[0][1]
     assert answers(tiny_lm, BASE) == before
     assert trainer(tiny_lm, epochs=1, **settings).train(PAIRS, BASE, Session(lm=tiny_lm, store=store), objective)
 
 
-def test_the_last_update_counts(tiny_lm: LocalLM, store: RunStore) -> None:
-    """Its loss and gradient are numbers: only the weights that it leaves are none."""
+def test_the_last_update_is_checked(tiny_lm: LocalLM, store: RunStore) -> None:
+    """The loss and gradient of the last step are finite, but the updated weights are not."""
     with pytest.raises(TrainingDiverged, match="at step 1 a trained weight is NaN or infinite after losses of"):
         trainer(tiny_lm, learning_rate=1e300, epochs=1).train(ROWS, BASE, Session(lm=tiny_lm, store=store))
-    assert not kept(store)
+    assert not stored(store)
 
 
-def with_a_broken_letter(lm: LocalLM) -> None:
-    """Makes every prompt with a ``~`` come to NaN."""
+def corrupt_letter(lm: LocalLM) -> None:
+    """Makes the model compute NaN for every prompt with a ``~``."""
     lm.model.get_input_embeddings().weight[lm.encode_text("~")[0]] = torch.nan
 
 
-def test_a_held_out_loss_that_is_none_wins_nothing(tiny_lm: LocalLM, store: RunStore) -> None:
-    with_a_broken_letter(tiny_lm)
+def test_an_epoch_whose_held_out_loss_is_nan_is_not_selected(tiny_lm: LocalLM, store: RunStore) -> None:
+    corrupt_letter(tiny_lm)
     session = Session(lm=tiny_lm, store=store)
     rows = [ROWS[0]] * 8
-    encoded = [EncodedRow((number,), 1, rows[0].group) for number in range(8)]
-    unseen = split(encoded, 0.25, session.seed)[1][0].tokens[0]
+    tokenized = [TokenizedRow((number,), 1, rows[0].group) for number in range(8)]
+    unseen = train_eval_split(tokenized, 0.25, session.seed)[1][0].tokens[0]
     rows[unseen] = TrainingRow((Message("user", "~"),), "it is", rows[0].group)
     with pytest.raises(TrainingDiverged, match="at step 2 the loss on held-out rows is nan"):
         trainer(tiny_lm, eval_fraction=0.25, patience=9, epochs=3).train(rows, BASE, session)
-    assert not kept(store)
+    assert not stored(store)
 
 
-def test_a_reference_that_is_no_number_is_told_before_the_first_step(tiny_lm: LocalLM, store: RunStore) -> None:
-    with_a_broken_letter(tiny_lm)
+def test_a_reference_that_is_nan_is_reported_before_the_first_step(tiny_lm: LocalLM, store: RunStore) -> None:
+    corrupt_letter(tiny_lm)
     rows = [TrainingRow((Message("user", "~"),), "yes", rejected="no", advantage=1.0)]
     for objective in (DPOLoss(), PolicyGradientLoss()):
-        with pytest.raises(TrainingDiverged, match="weights that it starts from are NaN or infinite") as caught:
+        with pytest.raises(TrainingDiverged, match="under the initial weights are NaN or infinite") as caught:
             trainer(tiny_lm).train(rows, BASE, Session(lm=tiny_lm, store=store), objective)
         assert caught.value.step == 0
-    with pytest.raises(ConfigError, match="needs the advantage of every row, a number"):
+    with pytest.raises(ConfigError, match="needs a finite advantage in every row"):
         trainer(tiny_lm).train(
             [TrainingRow(rows[0].messages, "yes", advantage=float("nan"))],
             BASE,
@@ -113,17 +113,17 @@ def test_a_reference_that_is_no_number_is_told_before_the_first_step(tiny_lm: Lo
         )
 
 
-def test_launched_processes_end_together_and_the_same_is_said(tiny_lm: LocalLM, store: RunStore) -> None:
+def test_launched_processes_end_together_with_the_same_error(tiny_lm: LocalLM, store: RunStore) -> None:
     tuning = trainer(tiny_lm, learning_rate=1e30, epochs=5, batch_size=2).tuning
     launched = LocalTrainer(tiny_lm, tuning, ("torchrun", "--nproc-per-node=2"))
     with pytest.raises(TrainingDiverged, match="the training diverged: at step 2 the loss is nan") as caught:
         launched.train(ROWS, BASE, Session(lm=tiny_lm, store=store))
     assert caught.value.step == 2
     assert len(caught.value.losses) == 1
-    assert not kept(store)
+    assert not stored(store)
 
 
-def test_weights_that_are_none_are_not_loaded(tiny_lm: LocalLM, store: RunStore, tmp_path: Path) -> None:
+def test_weights_with_nan_are_not_loaded(tiny_lm: LocalLM, store: RunStore, tmp_path: Path) -> None:
     """An adapter of layers, a prefix and a whole model, registered by hand; others are used after the failure."""
     before = answers(tiny_lm, BASE)
     session = Session(lm=tiny_lm, store=store)
@@ -152,8 +152,8 @@ def test_weights_that_are_none_are_not_loaded(tiny_lm: LocalLM, store: RunStore,
 
 def test_logits_that_are_none_fail_their_request_alone(tiny_folder: Path) -> None:
     """Also where rows leave their places in memory to others."""
-    clean, lm = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=3) for _ in range(2))
-    with_a_broken_letter(lm)
+    clean, lm = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_rows=3) for _ in range(2))
+    corrupt_letter(lm)
     texts = ["a", "b", "~", "c", "say ~", "d", "e", "~~", "f"]
     requests = [
         Request((Message("user", text),), Sampling(max_tokens=4 + n, temperature=n % 2), BASE, n)
@@ -170,8 +170,8 @@ def test_logits_that_are_none_fail_their_request_alone(tiny_folder: Path) -> Non
 
 
 def test_a_row_that_fails_leaves_no_nan_to_the_row_that_takes_its_place(tiny_folder: Path) -> None:
-    clean, lm = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=2) for _ in range(2))
-    with_a_broken_letter(lm)
+    clean, lm = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_rows=2) for _ in range(2))
+    corrupt_letter(lm)
     long, failing, short = (
         Request((Message("user", text),), Sampling(max_tokens=tokens), BASE)
         for text, tokens in (("a", 30), ("b~" + "x" * 60, 8), ("c", 8))

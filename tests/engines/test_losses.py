@@ -1,4 +1,4 @@
-"""Preferences and policy gradients on a real tiny LM: what they compute, that they learn, and when they stop."""
+"""DPO and policy gradients on a real tiny LM: what they compute, that they learn, and when they stop."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ PAIRS = [
     TrainingRow((Message("system", "Name the letter."), Message("user", letter)), f"it is {letter}", letter, "no idea")
     for letter in "abcd"
 ]
-DRAWN = [
+SAMPLED = [
     TrainingRow(row.messages, text, row.group, advantage=advantage)
     for row in PAIRS
     for text, advantage in ((row.completion, 1.0), ("no idea", -0.5), ("it may be", -0.5))
 ]
 OBJECTIVES: dict[str, tuple[list[TrainingRow], Objective]] = {
-    "preference": (PAIRS, DPOLoss(beta=0.2)),
-    "policy gradient": (DRAWN, PolicyGradientLoss(temperature=0.9)),
+    "DPO": (PAIRS, DPOLoss(beta=0.2)),
+    "policy gradient": (SAMPLED, PolicyGradientLoss(temperature=0.9)),
 }
 
 
@@ -47,17 +47,17 @@ def train(
     )
 
 
-def log_probabilities(model: Any, lm: LocalLM, row: TrainingRow, text: str, heat: float = 1.0) -> torch.Tensor:
-    """Of each token of a completion and of its end, by transformers alone."""
+def log_probabilities(model: Any, lm: LocalLM, row: TrainingRow, text: str, temperature: float = 1.0) -> torch.Tensor:
+    """Computes the log-probability of each token of a completion and of its end token with transformers alone."""
     prompt, answer = lm.encode(row.messages), [*lm.encode_text(text), lm.end_token]
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0] / heat
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0] / temperature
     return logits[len(prompt) - 1 : -1].log_softmax(-1)[range(len(answer)), answer]
 
 
 def tuned_and_base(folder: Path, store: RunStore, result: TrainingResult) -> tuple[Any, Any]:
-    base, other = (AutoModelForCausalLM.from_pretrained(folder) for _ in range(2))
-    return PeftModel.from_pretrained(base, store.folder(str(result.weights.adapter))), other
+    tuned, base = (AutoModelForCausalLM.from_pretrained(folder) for _ in range(2))
+    return PeftModel.from_pretrained(tuned, store.folder(str(result.weights.adapter))), base
 
 
 def dpo(tuned: Any, base: Any, lm: LocalLM, row: TrainingRow) -> float:
@@ -75,19 +75,21 @@ def grpo(tuned: Any, base: Any, lm: LocalLM, row: TrainingRow) -> float:
     assert row.advantage is not None
     new, old = (log_probabilities(model, lm, row, row.completion, 0.9).tolist() for model in (tuned, base))
     terms = []
-    for one, other in zip(new, old, strict=True):
-        ratio = math.exp(one - other)
+    for logprob, old_logprob in zip(new, old, strict=True):
+        ratio = math.exp(logprob - old_logprob)
         terms.append(min(ratio * row.advantage, min(max(ratio, 0.8), 1.2) * row.advantage))
     return -sum(terms) / len(terms)
 
 
-@pytest.mark.parametrize(("name", "formula"), [("preference", dpo), ("policy gradient", grpo)])
+@pytest.mark.parametrize(("name", "formula"), [("DPO", dpo), ("policy gradient", grpo)])
 def test_the_loss_is_the_formula_of_the_paper(
     tiny_lm: LocalLM, tiny_folder: Path, store: RunStore, name: str, formula: Callable[..., float]
 ) -> None:
-    """On rows held out after an epoch, which the tuned weights and the base decide by plain PEFT."""
+    """The losses of held-out rows after an epoch must equal those computed with plain PEFT."""
     rows, objective = OBJECTIVES[name]
-    doubled = [replace(row, group=str(number)) for number, row in enumerate(rows)] * 2  # of which one each is held out
+    doubled = [
+        replace(row, group=str(number)) for number, row in enumerate(rows)
+    ] * 2  # of which one copy each is held out
     result = train(
         tiny_lm, Session(lm=tiny_lm, store=store), doubled, objective, epochs=1, eval_fraction=0.5, batch_size=32
     )
@@ -97,7 +99,7 @@ def test_the_loss_is_the_formula_of_the_paper(
     assert result.eval_losses[0] == pytest.approx(sum(expected) / len(expected), rel=1e-3)
 
 
-def test_preference_tuning_widens_the_margin(tiny_lm: LocalLM, tiny_folder: Path, store: RunStore) -> None:
+def test_dpo_widens_the_margin(tiny_lm: LocalLM, tiny_folder: Path, store: RunStore) -> None:
     result = train(tiny_lm, Session(lm=tiny_lm, store=store), PAIRS, DPOLoss(), epochs=20)
     assert result.losses[0] == pytest.approx(math.log(2), abs=1e-4)
     assert result.losses[-1] < 0.2
@@ -122,7 +124,7 @@ def test_preference_tuning_widens_the_margin(tiny_lm: LocalLM, tiny_folder: Path
         ("full", {}),
     ],
 )
-def test_every_method_follows_every_objective(
+def test_every_method_learns_with_every_objective(
     tiny_lm: LocalLM, store: RunStore, name: str, method: str, settings: dict[str, object]
 ) -> None:
     rows, objective = OBJECTIVES[name]
@@ -133,22 +135,22 @@ def test_every_method_follows_every_objective(
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_losses_and_gradients_do_not_depend_on_what_is_computed_together(
+def test_losses_and_gradients_do_not_depend_on_the_micro_batch_size(
     tiny_lm: LocalLM, store: RunStore, name: str
 ) -> None:
-    """All rows at once share the system prompt, and those of one input all of it; a row alone shares nothing."""
+    """In one batch, all rows share the system prompt and rows of one input their prompt; a row alone shares nothing."""
     rows, objective = OBJECTIVES[name]
-    curves = [
+    results = [
         train(
             tiny_lm, Session(lm=tiny_lm, store=store), rows, objective, epochs=5, batch_size=12, micro_batch_size=size
         )
         for size in (12, 1)
     ]
-    assert curves[0].losses == pytest.approx(curves[1].losses, rel=1e-3, abs=1e-4)
-    assert curves[0].losses[-1] < curves[0].losses[0]
+    assert results[0].losses == pytest.approx(results[1].losses, rel=1e-3, abs=1e-4)
+    assert results[0].losses[-1] < results[0].losses[0]
 
 
-def test_an_interrupted_preference_training_has_the_same_references(tiny_folder: Path, tmp_path: Path) -> None:
+def test_an_interrupted_dpo_training_has_the_same_references(tiny_folder: Path, tmp_path: Path) -> None:
     adapters, events = [], list[Event]()
     for run, show in (("one", Interrupting()), ("two", Interrupting(7)), ("two", Interrupting())):
         store, lm = RunStore(tmp_path / run), LocalLM.from_pretrained(str(tiny_folder), name="tiny")
@@ -165,7 +167,7 @@ def test_an_interrupted_preference_training_has_the_same_references(tiny_folder:
     assert [event.epoch for event in events if isinstance(event, EpochEnded)] == [4, 5, 6, 7, 8, 9, 10]
 
 
-def test_epochs_are_told_as_they_end(tiny_lm: LocalLM, store: RunStore) -> None:
+def test_epochs_are_reported_as_they_end(tiny_lm: LocalLM, store: RunStore) -> None:
     events: list[Event] = []
     session = Session(lm=tiny_lm, store=store, callbacks=(events.append,)).for_stage("p -> w")
     result = train(tiny_lm, session, PAIRS * 2, SFTLoss(), epochs=3, eval_fraction=0.5, patience=3, batch_size=2)
@@ -176,8 +178,8 @@ def test_epochs_are_told_as_they_end(tiny_lm: LocalLM, store: RunStore) -> None:
     assert [event.loss for event in events if isinstance(event, EpochEnded)] == pytest.approx(means, rel=1e-4)
 
 
-def test_training_stops_when_a_budget_is_spent_and_keeps_what_it_has(tiny_folder: Path, tmp_path: Path) -> None:
-    """As many steps as the budget has tokens for; the same ones as in a training without a budget."""
+def test_training_stops_when_a_budget_is_spent_and_keeps_its_weights(tiny_folder: Path, tmp_path: Path) -> None:
+    """It makes as many steps as the budget has tokens for, the same ones as without a budget."""
     results = []
     for number, budget in enumerate([Budget(), Budget(max_tokens=1000), Budget(max_seconds=1e-6)]):
         store, lm = RunStore(tmp_path / str(number)), LocalLM.from_pretrained(str(tiny_folder), name="tiny")
@@ -185,16 +187,20 @@ def test_training_stops_when_a_budget_is_spent_and_keeps_what_it_has(tiny_folder
         results.append(train(lm, session, PAIRS, DPOLoss(), epochs=8, batch_size=2))
         assert session.ledger.total.training_tokens == results[-1].tokens
         store.close()
-    whole, some, one = results
-    each = whole.tokens / whole.steps
-    assert (whole.steps, some.steps, one.steps) == (16, math.ceil(1000 / each), 1)
-    assert some.losses == whole.losses[: some.steps]
-    assert (whole.stopped, some.stopped, one.stopped) == ("", "max_tokens=1000 is spent", "max_seconds=1e-06 is spent")
+    unlimited, tokens, seconds = results
+    per_step = unlimited.tokens / unlimited.steps
+    assert (unlimited.steps, tokens.steps, seconds.steps) == (16, math.ceil(1000 / per_step), 1)
+    assert tokens.losses == unlimited.losses[: tokens.steps]
+    assert (unlimited.stopped, tokens.stopped, seconds.stopped) == (
+        "",
+        "max_tokens=1000 is spent",
+        "max_seconds=1e-06 is spent",
+    )
 
 
 @final
 class KilledAtTheEnd:
-    """A progress display whose process is killed when the training is through, before its weights are in the store."""
+    """A progress display that interrupts after the training, before its weights are in the store."""
 
     def add_task(self, description: str, *, total: float | None = None) -> int:
         return 0
@@ -206,14 +212,14 @@ class KilledAtTheEnd:
         raise KeyboardInterrupt
 
 
-def test_a_budget_that_ends_in_an_epoch_leaves_the_best_whole_one(tiny_folder: Path, tmp_path: Path) -> None:
-    """Steps have the same rows and tokens, three to an epoch; the sixth step would end the second epoch."""
+def test_a_budget_that_ends_within_an_epoch_keeps_the_best_complete_epoch(tiny_folder: Path, tmp_path: Path) -> None:
+    """All steps have the same rows and tokens; an epoch has three steps, so the sixth would end the second epoch."""
     rows = [replace(PAIRS[0], group=str(number)) for number in range(8)]
     results = []
     for number, steps in enumerate([5, 3, 2]):
         store, lm = RunStore(tmp_path / str(number)), LocalLM.from_pretrained(str(tiny_folder), name="tiny")
-        each = 2 * (len(lm.encode(rows[0].messages)) * 2 + len("it is a") + len("no idea") + 2)
-        session = Session(lm=lm, store=store).limited(Budget(max_tokens=each * steps))
+        per_step = 2 * (len(lm.encode(rows[0].messages)) * 2 + len("it is a") + len("no idea") + 2)
+        session = Session(lm=lm, store=store).limited(Budget(max_tokens=per_step * steps))
         settings = {"epochs": 3, "batch_size": 2, "eval_fraction": 0.25, "patience": 3}
         with pytest.raises(KeyboardInterrupt):
             train(lm, replace(session, progress=KilledAtTheEnd()), rows, DPOLoss(), **settings)
@@ -227,7 +233,7 @@ def test_launched_processes_follow_the_objective_and_stop_together(tiny_lm: Loca
     events: list[Event] = []
     session = Session(lm=tiny_lm, store=store, callbacks=(events.append,)).limited(Budget(max_tokens=1000))
     alone = train(tiny_lm, session, PAIRS, DPOLoss(), epochs=9, batch_size=2)
-    told = [event for event in events if isinstance(event, EpochEnded)]
+    epochs = [event for event in events if isinstance(event, EpochEnded)]
     events.clear()
     session = Session(lm=tiny_lm, store=store, callbacks=(events.append,)).limited(Budget(max_tokens=1000))
     tuning = TuningConfig(
@@ -237,12 +243,12 @@ def test_launched_processes_follow_the_objective_and_stop_together(tiny_lm: Loca
     pair = trainer.train(PAIRS, BASE, session, DPOLoss())
     assert pair.losses == pytest.approx(alone.losses, rel=1e-3)
     assert (pair.steps, pair.tokens, pair.stopped) == (alone.steps, alone.tokens, "max_tokens is spent")
-    assert [event.epoch for event in events if isinstance(event, EpochEnded)] == [event.epoch for event in told]
+    assert [event.epoch for event in events if isinstance(event, EpochEnded)] == [event.epoch for event in epochs]
 
 
-def test_what_was_cut_off_is_not_learned_to_end(tiny_lm: LocalLM, store: RunStore) -> None:
+def test_the_end_of_a_completion_that_was_cut_off_is_not_learned(tiny_lm: LocalLM, store: RunStore) -> None:
     session = Session(lm=tiny_lm, store=store)
-    cut = [replace(row, rejected_ends=False) for row in PAIRS]
+    cut = [replace(row, rejected_complete=False) for row in PAIRS]
     tokens = [train(tiny_lm, session, rows, DPOLoss(), epochs=1).tokens for rows in (PAIRS, cut)]
     assert tokens[0] - tokens[1] == len(PAIRS)
 
@@ -250,8 +256,8 @@ def test_what_was_cut_off_is_not_learned_to_end(tiny_lm: LocalLM, store: RunStor
 def test_rows_that_lack_what_the_objective_needs_are_named(tiny_lm: LocalLM, store: RunStore) -> None:
     session = Session(lm=tiny_lm, store=store)
     with pytest.raises(ConfigError, match="needs a rejected completion in every row"):
-        train(tiny_lm, session, DRAWN, DPOLoss())
-    with pytest.raises(ConfigError, match="needs the advantage of every row"):
+        train(tiny_lm, session, SAMPLED, DPOLoss())
+    with pytest.raises(ConfigError, match="needs a finite advantage in every row"):
         train(tiny_lm, session, PAIRS, PolicyGradientLoss())
     with pytest.raises(ConfigError, match="beta=0 must be above 0"):
         DPOLoss(beta=0)

@@ -67,7 +67,7 @@ def test_the_key_comes_from_the_environment_or_the_caller(
 
 
 @pytest.mark.parametrize(
-    ("family", "fields"),
+    ("dialect", "fields"),
     [
         ("vllm", {"structured_outputs": {"regex": "a|b"}}),
         ("sglang", {"regex": "a|b"}),
@@ -76,23 +76,23 @@ def test_the_key_comes_from_the_environment_or_the_caller(
         ("openai", None),
     ],
 )
-def test_the_family_is_found_out_and_decides_how_a_pattern_is_sent(family: str, fields: dict[str, Any] | None) -> None:
-    with serving(family=family) as fake, client(fake.url) as lm:
-        free, held = lm.complete([request("free"), request(regex="a|b")])
-        assert lm.dialect.name == family
+def test_the_dialect_is_detected_and_decides_how_a_regex_is_sent(dialect: str, fields: dict[str, Any] | None) -> None:
+    with serving(dialect=dialect) as fake, client(fake.url) as lm:
+        free, constrained = lm.complete([request("free"), request(regex="a|b")])
+        assert lm.dialect.name == dialect
         assert isinstance(free, Completion)
         if fields is None:
-            assert "cannot hold a completion to a regular expression; run without structured output" in str(held)
+            assert "cannot constrain a completion to a regular expression; run without" in str(constrained)
             assert len(fake.bodies) == 1
         else:
             assert any(fields.items() <= body.items() for body in fake.bodies)
 
 
-def test_a_server_that_says_nothing_of_itself_is_taken_for_a_hosted_one_unless_told() -> None:
-    with serving(family="bare") as fake, client(fake.url) as lm, client(fake.url, dialect="vllm") as told:
+def test_a_server_that_says_nothing_about_itself_is_treated_as_a_hosted_one_by_default() -> None:
+    with serving(dialect="bare") as fake, client(fake.url) as lm, client(fake.url, dialect="vllm") as vllm:
         assert lm.dialect.name == "openai"
-        assert told.dialect.name == "vllm"
-        assert "take no top_k" in str(lm.complete([request(top_k=3)])[0])
+        assert vllm.dialect.name == "vllm"
+        assert "do not support top_k" in str(lm.complete([request(top_k=3)])[0])
         lm.complete([request(max_tokens=5)])
         assert fake.bodies[0]["max_completion_tokens"] == 5
 
@@ -108,7 +108,7 @@ def test_calls_that_are_told_to_wait_together_wait_once(server: FakeServer) -> N
 
 
 def _open_when(server: FakeServer, waiting: int) -> None:
-    while server.now < waiting:
+    while server.in_flight < waiting:
         time.sleep(0.001)
     server.gate.set()
 
@@ -122,13 +122,13 @@ def test_a_failure_that_may_pass_is_tried_again(server: FakeServer, lm: ServerLM
     assert len(server.bodies) == 3
 
 
-def test_what_a_server_refuses_fails_that_request_alone(server: FakeServer) -> None:
+def test_a_request_that_the_server_rejects_fails_alone(server: FakeServer) -> None:
     server.failures.append(Failure(400, "maximum context length is 8 tokens, you requested 9"))
     with client(server.url, max_concurrency=1) as lm:
-        refused, answered = lm.complete([request("a"), request("b")])
-    assert isinstance(refused, EngineError)
-    assert "m refused the request" in str(refused)
-    assert "8 tokens, you requested 9" in str(refused)
+        rejected, answered = lm.complete([request("a"), request("b")])
+    assert isinstance(rejected, EngineError)
+    assert "m rejected the request" in str(rejected)
+    assert "8 tokens, you requested 9" in str(rejected)
     assert texts([answered]) == ["m: b"]
     assert len(server.bodies) == 2
 
@@ -137,9 +137,7 @@ def test_a_server_that_keeps_failing_ends_the_batch_with_its_name(server: FakeSe
     server.failures += [Failure(500, "out of memory")] * 3
     with (
         client(server.url, retries=2, dialect="vllm") as lm,
-        pytest.raises(
-            EngineError, match=r"3 tries in a row, the last of them at http://127.*out of memory.*server's log"
-        ),
+        pytest.raises(EngineError, match=r"3 attempts, the last one at http://127.*out of memory.*log of the server"),
     ):
         lm.complete([request()])
 
@@ -147,7 +145,7 @@ def test_a_server_that_keeps_failing_ends_the_batch_with_its_name(server: FakeSe
 def test_a_server_that_is_not_there_ends_the_batch() -> None:
     with (
         client(NOWHERE, retries=1) as lm,
-        pytest.raises(EngineError, match=r"no connection in 2 tries in a row, .*:9/v1"),
+        pytest.raises(EngineError, match=r"no connection in 2 attempts, .*:9/v1"),
     ):
         lm.complete([request(str(n)) for n in range(5)])
 
@@ -174,7 +172,7 @@ def test_a_server_that_does_not_answer_in_time_ends_the_batch(server: FakeServer
     server.failures += [Failure(0)] * 2
     with (
         client(server.url, retries=1, timeout=0.05, dialect="vllm") as lm,
-        pytest.raises(EngineError, match=r"no answer within 0.05 s in 2 tries.*raise timeout"),
+        pytest.raises(EngineError, match=r"no response within 0.05 s in 2 attempts.*raise timeout"),
     ):
         lm.complete([request()])
 
@@ -182,7 +180,7 @@ def test_a_server_that_does_not_answer_in_time_ends_the_batch(server: FakeServer
 def test_a_wrong_model_name_a_wrong_url_and_weights_of_another_base_are_named(server: FakeServer) -> None:
     lm = ServerLM("other", [server.url])
     other = replace(request(), weights=WeightState(base="other"))
-    with pytest.raises(EngineError, match=r"does not answer for model 'other'.*`other` does not exist"):
+    with pytest.raises(EngineError, match=r"rejects requests for the model 'other'.*`other` does not exist"):
         lm.complete([other])
     assert "uses the weights of 'm', but this LM is 'other'" in str(lm.complete([request()])[0])
     lm.close()
@@ -194,12 +192,12 @@ def test_calls_are_balanced_over_the_urls_and_bounded_at_each() -> None:
         two.gate.clear()
         full = threading.Thread(target=lm.complete, args=([request(f"{n}") for n in range(20)],))
         full.start()
-        while one.now + two.now < 6:
+        while one.in_flight + two.in_flight < 6:
             time.sleep(0.001)
         one.gate.set()
         two.gate.set()
         full.join()
-        assert (one.most, two.most) == (3, 3)
+        assert (one.max_in_flight, two.max_in_flight) == (3, 3)
         assert len(one.bodies) + len(two.bodies) == 20
 
 
@@ -220,15 +218,14 @@ def test_equal_requests_in_flight_are_answered_once(server: FakeServer, lm: Serv
 
 def test_prompts_rendered_here_go_out_as_token_ids(server: FakeServer, tiny_folder: Path) -> None:
     with client(server.url, tokenizer=tiny_folder) as lm:
-        asked = request("a", regex="x", logprobs=True)
-        answer = lm.complete([asked])[0]
+        answer = lm.complete([request("a", regex="x", logprobs=True)])[0]
         assert isinstance(answer, Completion)
         assert answer.logprobs == (-1.0,)
     body = server.bodies[0]
     assert all(isinstance(token, int) for token in body["prompt"])
     assert "messages" not in body
-    with serving(family="tgi") as fake, client(fake.url, tokenizer=tiny_folder) as lm:
-        assert "take no token ids" in str(lm.complete([request()])[0])
+    with serving(dialect="tgi") as fake, client(fake.url, tokenizer=tiny_folder) as lm:
+        assert "do not accept token ids" in str(lm.complete([request()])[0])
     with pytest.raises(ConfigError, match="cannot load a tokenizer from '/nowhere'"):
         ServerLM("m", [NOWHERE], tokenizer="/nowhere")
 
@@ -245,7 +242,7 @@ def test_a_dead_server_ends_a_rollout_with_its_error() -> None:
     with client(NOWHERE, retries=0) as lm:
         program, session = Predict("question -> answer"), Session(lm=lm)
         jobs = [Job(initial_state(program, session), Example({"question": str(n)})) for n in range(4)]
-        with pytest.raises(EngineError, match="no connection in 1 tries"):
+        with pytest.raises(EngineError, match="no connection in 1 attempt,"):
             rollout(program, jobs, session)
 
 
@@ -256,7 +253,7 @@ def test_servers_are_named_by_a_short_text() -> None:
     lm.close()
     with pytest.raises(ConfigError, match="write openai:MODEL@http://host:8000/v1"):
         load_lm("openai:model")
-    with pytest.raises(ConfigError, match="must be one or more of the form"):
+    with pytest.raises(ConfigError, match="must be a list of at least one URL"):
         ServerLM("m", [])
     with pytest.raises(ConfigError, match="max_concurrency is 0"):
         ServerLM("m", [NOWHERE], max_concurrency=0)

@@ -1,4 +1,4 @@
-"""Adapters that servers load at run time."""
+"""Loading adapters on servers at run time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def adapter_folder(root: Path, name: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", ["vllm", "sglang"])
-def test_an_adapter_is_loaded_once_at_each_url_when_it_is_first_used(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_an_adapter_is_loaded_once_at_each_url_when_it_is_first_used(dialect: str, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        fakes = [stack.enter_context(serving(family=family)) for _ in range(2)]
+        fakes = [stack.enter_context(serving(dialect=dialect)) for _ in range(2)]
         lm = stack.enter_context(client(*[fake.url for fake in fakes], path_map={str(tmp_path): "/srv/runs/"}))
         lm.register_adapter("d1", adapter_folder(tmp_path, "blobs/d1"))
         assert not fakes[0].adapter_calls
@@ -31,7 +31,7 @@ def test_an_adapter_is_loaded_once_at_each_url_when_it_is_first_used(family: str
         assert fakes[0].adapters == {"d1": "/srv/runs/blobs/d1"}
 
 
-def test_of_many_adapters_the_one_used_longest_ago_leaves(server: FakeServer, tmp_path: Path) -> None:
+def test_the_least_recently_used_adapter_is_unloaded(server: FakeServer, tmp_path: Path) -> None:
     with client(server.url, max_adapters=2) as lm:
         for name in ("a", "b", "c"):
             lm.register_adapter(name, adapter_folder(tmp_path, name))
@@ -47,7 +47,9 @@ def test_of_many_adapters_the_one_used_longest_ago_leaves(server: FakeServer, tm
     ]
 
 
-def test_a_server_that_was_started_again_or_knows_the_adapter_is_no_problem(server: FakeServer, tmp_path: Path) -> None:
+def test_a_restarted_server_and_an_adapter_loaded_by_another_process_are_handled(
+    server: FakeServer, tmp_path: Path
+) -> None:
     server.adapters["d1"] = "loaded by another process"
     with client(server.url) as lm:
         lm.register_adapter("d1", adapter_folder(tmp_path, "d1"))
@@ -56,11 +58,11 @@ def test_a_server_that_was_started_again_or_knows_the_adapter_is_no_problem(serv
         assert texts(lm.complete([request(adapter="d1")])) == ["d1: hi"]
 
 
-def test_adapters_that_cannot_be_had_say_what_to_do(server: FakeServer, tmp_path: Path) -> None:
+def test_errors_of_adapters_say_what_to_do(server: FakeServer, tmp_path: Path) -> None:
     with client(server.url) as lm:
         with pytest.raises(EngineError, match="adapter d0 is not registered"):
             lm.complete([request(adapter="d0")])
-        with pytest.raises(EngineError, match="no PEFT adapter; a server loads full weights only when it is started"):
+        with pytest.raises(EngineError, match="not a PEFT adapter; a server loads full weights only when it starts"):
             lm.register_adapter("full", tmp_path)
         lm.register_adapter("d1", adapter_folder(tmp_path, "large"))
         with pytest.raises(EngineError, match=r"large: .*max_lora_rank 16.*must see that folder"):
@@ -70,8 +72,8 @@ def test_adapters_that_cannot_be_had_say_what_to_do(server: FakeServer, tmp_path
         with pytest.raises(EngineError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"):
             lm.complete([request(adapter="d1")])
     with (
-        serving(family="tgi") as fake,
+        serving(dialect="tgi") as fake,
         client(fake.url) as lm,
-        pytest.raises(EngineError, match="'tgi' load no adapters at run time; serve m with vLLM or SGLang"),
+        pytest.raises(EngineError, match="'tgi' servers cannot load adapters at run time; serve m with vLLM or SGLang"),
     ):
         lm.register_adapter("d2", adapter_folder(tmp_path, "d2"))

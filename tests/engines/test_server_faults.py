@@ -1,4 +1,4 @@
-"""Servers that answer with nonsense: every fault is tried again, and then costs its own request and no other."""
+"""Servers that respond with nonsense: every fault is retried, and then fails only its own request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.engines.faulty_answers import (
     FAULTY,
     ODD,
     WHOLE,
-    RawAnswer,
+    RawResponse,
     RawServer,
     always,
     answering,
@@ -38,67 +38,67 @@ def raw() -> Iterator[RawServer]:
 
 
 @contextmanager
-def patient(url: str, fault: RawAnswer | None = None, soon: float = 0.3, **settings: object) -> Iterator[ServerLM]:
-    """A client that waits long for what is only slow here, and not for what never ends."""
+def patient(url: str, fault: RawResponse | None = None, short: float = 0.3, **settings: object) -> Iterator[ServerLM]:
+    """A client with a short timeout for responses that never end, and a long one for all others."""
     endless = fault is not None and (fault.pause or fault.end == "stay")
-    with client(url, **{"dialect": "vllm", "retries": 1, "timeout": soon if endless else 30.0, **settings}) as lm:
+    with client(url, **{"dialect": "vllm", "retries": 1, "timeout": short if endless else 30.0, **settings}) as lm:
         yield lm
 
 
 @pytest.mark.parametrize("name", FAULTY)
-def test_an_answer_that_cannot_be_used_is_asked_for_again(raw: RawServer, name: str) -> None:
+def test_an_unusable_response_is_requested_again(raw: RawServer, name: str) -> None:
     raw.begin(once(FAULTY[name]))
     with patient(raw.url, FAULTY[name]) as lm:
         assert lm.complete([request(logprobs=True)]) == [Completion("fine", usage=Usage(1, 3, 2))]
-        assert len(raw.asked) == 2
-        assert raw.asked[0].body == raw.asked[1].body
+        assert len(raw.requests) == 2
+        assert raw.requests[0].body == raw.requests[1].body
 
 
 @pytest.mark.parametrize("name", FAULTY)
-def test_a_fault_that_stays_is_an_error_of_its_request_or_of_the_server(raw: RawServer, name: str) -> None:
+def test_a_permanent_fault_is_an_error_of_its_request_or_of_the_server(raw: RawServer, name: str) -> None:
     fault, begun = FAULTY[name], time.monotonic()
     raw.begin(always(fault))
-    with patient(raw.url, fault, soon=0.05) as lm:
-        if fault.whole:
-            with pytest.raises(EngineError, match=rf"2 tries in a row, the last of them at {raw.url}") as raised:
+    with patient(raw.url, fault, short=0.05) as lm:
+        if fault.server_fault:
+            with pytest.raises(EngineError, match=rf"2 attempts, the last one at {raw.url}") as raised:
                 lm.complete([request(logprobs=True)])
-            shown = raised.value
+            error = raised.value
         else:
-            (shown,) = lm.complete([request(logprobs=True)])
-            assert isinstance(shown, EngineError)
-            assert f"m: no answer that can be used in 2 tries in a row, the last of them at {raw.url}: " in str(shown)
-        assert shown.__cause__ is shown.__context__ is None
-        assert len(str(shown)) < 1500
-        assert len(raw.asked) == 2
+            (error,) = lm.complete([request(logprobs=True)])
+            assert isinstance(error, EngineError)
+            assert f"m: no usable response in 2 attempts, the last one at {raw.url}: " in str(error)
+        assert error.__cause__ is error.__context__ is None
+        assert len(str(error)) < 1500
+        assert len(raw.requests) == 2
     assert time.monotonic() - begun < 20
 
 
 @pytest.mark.parametrize("name", [*FAULTY, "models that are text"])
-def test_a_server_that_cannot_say_what_it_is_costs_the_request(raw: RawServer, name: str) -> None:
+def test_a_server_whose_dialect_cannot_be_detected_fails_the_request(raw: RawServer, name: str) -> None:
     fault = FAULTY.get(name, http({"data": "m"}))
     raw.begin(once(fault, MODELS))
     with patient(raw.url, fault, dialect=None) as lm:
         assert lm.dialect.name == "vllm"
-        assert len(raw.asked) == 2
-    if not fault.whole:
+        assert len(raw.requests) == 2
+    if not fault.server_fault:
         raw.begin(always(fault))
         with patient(raw.url, fault, dialect=None, retries=0) as lm:
-            assert "no answer that can be used" in str(lm.complete([request()])[0])
+            assert "no usable response" in str(lm.complete([request()])[0])
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_an_odd_answer_is_taken(raw: RawServer, name: str) -> None:
+def test_an_odd_but_valid_response_is_accepted(raw: RawServer, name: str) -> None:
     usage = Usage(1) if name in ("no usage", "null usage") else Usage(1, 3, 2)
     raw.begin(always(ODD[name]))
     with patient(raw.url) as lm:
         assert lm.complete([request()]) == [Completion("fine", usage=usage)]
-        assert len(raw.asked) == 1
+        assert len(raw.requests) == 1
 
 
-def test_what_a_server_sends_too_much_is_not_the_answer_to_the_next_request() -> None:
-    """The server leaves its connections open, and gives each first request of one a second answer."""
+def test_surplus_bytes_are_not_the_response_to_the_next_request() -> None:
+    """The server keeps its connections open and sends two responses to the first request of each."""
     twice = b"".join(message(completion(text), Connection="keep-alive") for text in ("mine", "somebody else's"))
-    with answering(always(RawAnswer((twice,), end="stay"))) as raw, patient(raw.url) as lm:
+    with answering(always(RawResponse((twice,), end="stay"))) as raw, patient(raw.url) as lm:
         assert texts(lm.complete([request("a")]) + lm.complete([request("b")])) == ["mine", "mine"]
 
 
@@ -113,8 +113,8 @@ JSON = st.recursive(
 @settings(deadline=None)
 @given(JSON, st.sampled_from(["choices", "usage", "message", "logprobs", "finish_reason", ""]))
 def test_any_json_is_a_completion_or_an_error(raw: RawServer, value: object, field: str) -> None:
-    own = completion(choice={field: value}) if field in ("message", "logprobs", "finish_reason") else completion()
-    raw.begin(always(http({**own, field: value} if field in own else own if field else value)))
+    body = completion(choice={field: value}) if field in ("message", "logprobs", "finish_reason") else completion()
+    raw.begin(always(http({**body, field: value} if field in body else body if field else value)))
     with patient(raw.url, retries=0) as lm:
         check_answer(lm)
 
@@ -123,13 +123,13 @@ def test_any_json_is_a_completion_or_an_error(raw: RawServer, value: object, fie
 @given(st.integers(0, len(message(WHOLE)) - 1), st.integers(0, 255), st.booleans())
 def test_any_damaged_byte_leaves_a_completion_or_an_error(raw: RawServer, at: int, byte: int, cut: bool) -> None:
     whole = message(WHOLE)
-    raw.begin(always(RawAnswer((whole[:at] + bytes([byte]) + (b"" if cut else whole[at + 1 :]),))))
+    raw.begin(always(RawResponse((whole[:at] + bytes([byte]) + (b"" if cut else whole[at + 1 :]),))))
     with patient(raw.url, retries=0) as lm:
         check_answer(lm)
 
 
 def check_answer(lm: ServerLM) -> None:
-    """An answer of the right form, or an error of ours; a damaged status line can be one that ends a run."""
+    """Checks for a valid completion or an `EngineError`; a damaged status line may even end the run."""
     try:
         (answer,) = lm.complete([request(logprobs=True)])
     except EngineError:
@@ -142,7 +142,7 @@ def check_answer(lm: ServerLM) -> None:
         assert isinstance(answer, EngineError)
 
 
-def test_a_completion_may_be_empty_and_may_hold_anything(raw: RawServer) -> None:
+def test_a_completion_may_be_empty_and_may_contain_any_text(raw: RawServer) -> None:
     raw.begin(always(http(completion(None))))
     with patient(raw.url) as lm:
         assert texts(lm.complete([request()])) == [""]
@@ -152,7 +152,7 @@ def test_a_completion_may_be_empty_and_may_hold_anything(raw: RawServer) -> None
 
 
 @pytest.mark.parametrize(
-    ("models", "info", "family"),
+    ("models", "info", "dialect"),
     [
         (http({"data": None}), http({}), "openai"),
         (http({"data": [{"id": "m"}, "m", {"owned_by": 7}]}), http({"docker_label": "sha-1"}), "tgi"),
@@ -161,48 +161,50 @@ def test_a_completion_may_be_empty_and_may_hold_anything(raw: RawServer) -> None
         (http({}, "405 Method Not Allowed"), http({}), "openai"),
     ],
 )
-def test_a_server_that_says_little_of_itself_is_taken_for_a_hosted_one(
-    raw: RawServer, models: RawAnswer, info: RawAnswer, family: str
+def test_a_server_that_says_little_about_itself_is_treated_as_a_hosted_one(
+    raw: RawServer, models: RawResponse, info: RawResponse, dialect: str
 ) -> None:
-    raw.begin(lambda asked: info if asked.path == "/info" else models)
+    raw.begin(lambda received: info if received.path == "/info" else models)
     with patient(raw.url, dialect=None) as lm:
-        assert lm.dialect.name == family
+        assert lm.dialect.name == dialect
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
-def test_a_key_that_is_refused_ends_the_run(raw: RawServer, status: str) -> None:
+def test_a_rejected_key_ends_the_run(raw: RawServer, status: str) -> None:
     raw.begin(always(http({"error": {"message": "no such key"}}, status)))
     with (
         patient(raw.url, dialect=None) as lm,
-        pytest.raises(EngineError, match=f"{raw.url} does not answer for model 'm': HTTP {status[:3]}: no such key"),
+        pytest.raises(
+            EngineError, match=f"{raw.url} rejects requests for the model 'm': HTTP {status[:3]}: no such key"
+        ),
     ):
         lm.complete([request()])
 
 
-def test_other_requests_go_on_beside_one_that_gets_nonsense(raw: RawServer) -> None:
+def test_other_requests_succeed_beside_one_that_receives_nonsense(raw: RawServer) -> None:
     bad = http(completion(7))
-    raw.begin(lambda asked: http(completion()) if b"fine" in asked.body else bad)
+    raw.begin(lambda received: http(completion()) if b"fine" in received.body else bad)
     with patient(raw.url, retries=2) as lm:
         answers = lm.complete([request(f"fine {n}") for n in range(20)] + [request("poison")])
         answers += lm.complete([request("poison again")]) + lm.complete([request("fine")])
     assert [isinstance(answer, Completion) for answer in answers] == [True] * 20 + [False] * 2 + [True]
 
 
-def test_a_request_that_only_gets_errors_while_others_are_answered_costs_itself_alone(raw: RawServer) -> None:
+def test_a_request_that_always_fails_while_others_succeed_fails_alone(raw: RawServer) -> None:
     bad = http({"error": "CUDA error"}, "500 Internal Server Error")
-    raw.begin(lambda asked: http(completion()) if b"fine" in asked.body else bad)
+    raw.begin(lambda received: http(completion()) if b"fine" in received.body else bad)
     with patient(raw.url, max_concurrency=2, backoff=0.01, retries=4) as lm:
         answers = lm.complete([request("poison"), *(request(f"fine {n}") for n in range(60))])
     assert "CUDA error" in str(answers[0])
     assert all(isinstance(answer, Completion) for answer in answers[1:])
 
 
-def test_a_server_that_has_nothing_but_nonsense_for_anybody_ends_the_run(raw: RawServer) -> None:
+def test_a_server_that_sends_only_nonsense_ends_the_run(raw: RawServer) -> None:
     raw.begin(always(http(b"<html>Sign in</html>")))
     with patient(raw.url, retries=0) as lm:
         for number in range(9):
             assert isinstance(lm.complete([request(f"{number}")])[0], EngineError)
-        with pytest.raises(EngineError, match=r"no answer that can be used in 1 tries.*Sign in.*ends in /v1"):
+        with pytest.raises(EngineError, match=r"no usable response in 1 attempt,.*Sign in.*ends in /v1"):
             lm.complete([request("10")])
 
 
@@ -210,4 +212,4 @@ def test_text_that_cannot_be_encoded_is_replaced_in_requests(raw: RawServer) -> 
     raw.begin(always(http(completion())))
     with patient(raw.url) as lm:
         assert texts(lm.complete([request("a\ud800b", stop=("\udfff",), regex="\ud800")])) == ["fine"]
-    assert "a\N{REPLACEMENT CHARACTER}b".encode() in raw.asked[0].body
+    assert "a\N{REPLACEMENT CHARACTER}b".encode() in raw.requests[0].body

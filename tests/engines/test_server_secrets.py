@@ -1,4 +1,4 @@
-"""Keys and passwords are sent to the servers that they are for, and reach nothing else: not even by way of an echo."""
+"""Keys and passwords are sent only to their own servers and displayed nowhere, not even if a server echoes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lmpipe import Completion, EngineError, LmpipeError
 from lmpipe.engines import load_lm
 from lmpipe.engines.server import ServerLM
 from lmpipe.errors import ConfigError
-from tests.engines.faulty_answers import Asked, RawAnswer, always, answering, completion, http, message
+from tests.engines.faulty_answers import RawRequest, RawResponse, always, answering, completion, http, message
 from tests.engines.openai_server import request
 
 PASSWORD, QUERY, KEY = "pass-w0rd", "query-s3cret", "sk-bearer-k3y"
@@ -24,42 +24,42 @@ def with_secrets(url: str) -> str:
     return url.replace("http://", f"http://user:{PASSWORD}@") + f"?api_key={QUERY}&version=1"
 
 
-def authorization(asked: Asked) -> str:
-    lines = dict(line.split(": ", 1) for line in asked.head.split("\r\n")[1:])
+def authorization(received: RawRequest) -> str:
+    lines = dict(line.split(": ", 1) for line in received.head.split("\r\n")[1:])
     return lines.get("Authorization", lines.get("authorization", ""))
 
 
-def test_credentials_of_a_url_are_sent_and_count_more_than_a_key() -> None:
+def test_credentials_of_a_url_are_sent_and_take_precedence_over_a_key() -> None:
     with answering(always(http(completion()))) as raw:
         for url, key in ((with_secrets(raw.url), KEY), (raw.url, KEY), (raw.url.replace("//", "//tok%40en@"), "")):
             lm = ServerLM("m", [url], dialect="vllm", api_key=key)
             assert isinstance(lm.complete([request()])[0], Completion)
             lm.close()
-    assert [authorization(asked) for asked in raw.asked] == [
+    assert [authorization(received) for received in raw.requests] == [
         f"Basic {BASIC}",
         f"Bearer {KEY}",
         "Basic " + base64.b64encode(b"tok@en:").decode(),
     ]
-    assert [asked.path for asked in raw.asked] == [
+    assert [received.path for received in raw.requests] == [
         f"/v1/chat/completions?api_key={QUERY}&version=1",
         *["/v1/chat/completions"] * 2,
     ]
 
 
 ECHOES = {
-    "400": lambda heard: http({"error": {"message": heard}}, "400 Bad Request"),
-    "401": lambda heard: http({"error": {"message": heard}}, "401 Unauthorized"),
-    "404 in words": lambda heard: http(heard.encode(), "404 Not Found"),
-    "422 in a list": lambda heard: http([{"input": heard}], "422 Unprocessable"),
-    "500": lambda heard: http({"detail": heard}, "500 Internal Server Error"),
-    "a page": lambda heard: http(f"<html>{heard}</html>".encode()),
-    "nonsense": lambda heard: http({"choices": heard}),
-    "a finish reason": lambda heard: http(completion(choice={"finish_reason": [heard]})),
-    "a redirect": lambda heard: http(b"", "302 Found", Location=f"http://elsewhere/{heard.split()[1]}"),
-    "no HTTP": lambda heard: RawAnswer((heard.encode(),)),
-    "a status line": lambda heard: RawAnswer((f"HTTP/9.9 {heard}\r\n\r\n".encode(),)),
-    "a phrase": lambda heard: RawAnswer((message({}, f"500 {heard.split()[1]}"),)),
-    "a long page": lambda heard: http((heard + " ").encode() * 9999),
+    "400": lambda echo_text: http({"error": {"message": echo_text}}, "400 Bad Request"),
+    "401": lambda echo_text: http({"error": {"message": echo_text}}, "401 Unauthorized"),
+    "404 in words": lambda echo_text: http(echo_text.encode(), "404 Not Found"),
+    "422 in a list": lambda echo_text: http([{"input": echo_text}], "422 Unprocessable"),
+    "500": lambda echo_text: http({"detail": echo_text}, "500 Internal Server Error"),
+    "a page": lambda echo_text: http(f"<html>{echo_text}</html>".encode()),
+    "nonsense": lambda echo_text: http({"choices": echo_text}),
+    "a finish reason": lambda echo_text: http(completion(choice={"finish_reason": [echo_text]})),
+    "a redirect": lambda echo_text: http(b"", "302 Found", Location=f"http://elsewhere/{echo_text.split()[1]}"),
+    "no HTTP": lambda echo_text: RawResponse((echo_text.encode(),)),
+    "a status line": lambda echo_text: RawResponse((f"HTTP/9.9 {echo_text}\r\n\r\n".encode(),)),
+    "a phrase": lambda echo_text: RawResponse((message({}, f"500 {echo_text.split()[1]}"),)),
+    "a long page": lambda echo_text: http((echo_text + " ").encode() * 9999),
 }
 
 
@@ -71,12 +71,12 @@ def test_what_a_server_echoes_is_hidden(
 ) -> None:
     caplog.set_level(logging.DEBUG)
 
-    def heard(asked: Asked) -> RawAnswer:
-        kind, proof = authorization(asked).split()
-        known = base64.b64decode(proof).decode() if kind == "Basic" else proof
-        return ECHOES[echo](f"{kind} {proof} {known} {known.partition(':')[2]} {asked.path}")
+    def answer(received: RawRequest) -> RawResponse:
+        kind, proof = authorization(received).split()
+        credentials = base64.b64decode(proof).decode() if kind == "Basic" else proof
+        return ECHOES[echo](f"{kind} {proof} {credentials} {credentials.partition(':')[2]} {received.path}")
 
-    with answering(heard) as raw:
+    with answering(answer) as raw:
         url = with_secrets(raw.url) if basic else f"{raw.url}?api_key={QUERY}"
         lm = ServerLM("m", [url], dialect=dialect, api_key=KEY, retries=1, backoff=0.001)  # type: ignore[arg-type]
         try:
@@ -87,10 +87,10 @@ def test_what_a_server_echoes_is_hidden(
     assert isinstance(error, EngineError)
     texts = [str(error), repr(error), "".join(traceback.format_exception(error)), caplog.text, repr(lm), lm.name]
     chain: BaseException | None = error
-    while chain is not None:  # also what a traceback would not show
+    while chain is not None:  # including errors that a traceback does not show
         texts.append(repr(chain.args))
         chain = chain.__cause__ or chain.__context__
-    assert raw.url.removesuffix("/v1") in texts[0] or "refused the request" in texts[0]
+    assert raw.url.removesuffix("/v1") in texts[0] or "rejected the request" in texts[0]
     for text in texts:
         assert not [secret for secret in SECRETS if secret in text]
 
@@ -111,7 +111,7 @@ def test_what_a_server_echoes_is_hidden(
         "",
     ],
 )
-def test_a_url_that_cannot_be_used_is_refused_without_its_password(url: str) -> None:
+def test_an_invalid_url_is_rejected_without_showing_its_password(url: str) -> None:
     for make in (lambda: ServerLM("m", [url]), lambda: ServerLM.from_spec(f"m@{url}"), lambda: load_lm(f"m@{url}")):
         with pytest.raises(ConfigError) as raised:
             make()
@@ -124,25 +124,25 @@ def test_passwords_with_commas_and_lists_of_urls_can_be_told_apart() -> None:
 
 
 @pytest.mark.parametrize("key", ["sk-k3y\nX-Header: a", "sk k3y", "sk-käy", "\ud800"])
-def test_a_key_that_no_header_can_hold_is_refused_without_being_shown(key: str) -> None:
-    with pytest.raises(ConfigError, match="API key holds spaces or characters beyond ASCII") as raised:
+def test_a_key_that_no_header_can_contain_is_rejected_without_being_shown(key: str) -> None:
+    with pytest.raises(ConfigError, match="API key contains spaces or non-ASCII characters") as raised:
         ServerLM("m", ["http://127.0.0.1:9/v1"], api_key=key)
     assert key not in str(raised.value)
 
 
-def test_spaces_around_a_key_are_no_part_of_it() -> None:
+def test_spaces_around_a_key_are_removed() -> None:
     with answering(always(http(completion()))) as raw:
         lm = ServerLM("m", [raw.url], dialect="vllm", api_key=f" {KEY}\n")
         lm.complete([request()])
         lm.close()
-    assert authorization(raw.asked[0]) == f"Bearer {KEY}"
+    assert authorization(raw.requests[0]) == f"Bearer {KEY}"
 
 
 @pytest.mark.parametrize(
     "proxy", ["ftp://{}@proxy", "socks5://{}@proxy", "http://{}@[pro", "://{}", "http://{}@127.0.0.1:9"]
 )
-def test_a_proxy_that_cannot_be_used_is_named_without_its_password(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_proxy_is_reported_without_its_password(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy.format(f"user:{PASSWORD}"))
-    with pytest.raises(LmpipeError, match=r"look at HTTPS_PROXY|no connection in") as raised:
+    with pytest.raises(LmpipeError, match=r"check HTTPS_PROXY|no connection in") as raised:
         ServerLM("m", ["http://host.invalid/v1"], dialect="vllm", retries=0).complete([request()])
     assert PASSWORD not in "".join(traceback.format_exception(raised.value))

@@ -1,4 +1,4 @@
-"""What a request may take: a limit for all of it, whatever the server does, and the time that a budget leaves."""
+"""Time limits of requests: the timeout of a whole request, whatever the server does, and the time left in a budget."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lmpipe.engines.inflight import InFlight
 from lmpipe.engines.server import ServerLM
 from lmpipe.errors import BudgetSpent, ConfigError
 from lmpipe.runtime.deadline import check_time, time_limit
-from tests.engines.faulty_answers import Asked, RawAnswer, always, answering, completion, http, once
+from tests.engines.faulty_answers import RawRequest, RawResponse, always, answering, completion, http, once
 from tests.engines.openai_server import NOWHERE, FakeServer, client, request, texts
 from tests.engines.test_server_adapters import adapter_folder
 
-DRIBBLE = RawAnswer((b"HTTP/1.1 200 OK\r\n\r\n", *[b" "] * 100_000), pause=0.05)
-SILENCE = RawAnswer((), end="stay")
+DRIBBLE = RawResponse((b"HTTP/1.1 200 OK\r\n\r\n", *[b" "] * 100_000), pause=0.05)
+SILENCE = RawResponse((), end="stay")
 
 
 @contextmanager
@@ -36,36 +36,38 @@ def test_a_server_that_dribbles_ends_with_the_timeout() -> None:
         answering(always(DRIBBLE)) as raw,
         client(raw.url, dialect="vllm", timeout=0.5, retries=0) as lm,
         ends_within(5),
-        pytest.raises(EngineError, match=r"no answer within 0.5 s in 1 tries"),
+        pytest.raises(EngineError, match=r"no response within 0.5 s in 1 attempt,"),
     ):
         lm.complete([request()])
 
 
 @pytest.mark.parametrize("answer", [DRIBBLE, SILENCE, http({}, "429 Slow Down", Retry_After="1e9")])
 @pytest.mark.parametrize("dialect", ["vllm", None])
-def test_a_call_ends_when_the_time_of_the_budget_is_over(answer: RawAnswer, dialect: str | None) -> None:
+def test_a_call_ends_when_the_time_of_the_budget_is_over(answer: RawResponse, dialect: str | None) -> None:
     with answering(always(answer)) as raw, client(raw.url, dialect=dialect) as lm:
         for requests in ([request()], [request(str(n)) for n in range(8)]):
             with ends_within(5), time_limit(0.3), pytest.raises(BudgetSpent, match="max_seconds is spent"):
                 lm.complete(requests)
-        if answer in (DRIBBLE, SILENCE):  # the time was short, which is no fault of the server: it does not rest
-            raw.begin(lambda asked: http({"data": [{"owned_by": "vllm"}]} if "models" in asked.path else completion()))
+        if answer in (DRIBBLE, SILENCE):  # the budget ended, which is not a failure of the server: there is no backoff
+            raw.begin(
+                lambda received: http({"data": [{"owned_by": "vllm"}]} if "models" in received.path else completion())
+            )
             with ends_within(5), time_limit(4):
                 assert texts(lm.complete([request()])) == ["fine"]
 
 
-def test_a_call_that_waits_for_a_free_place_ends_in_time() -> None:
+def test_a_call_that_waits_for_a_free_slot_ends_in_time() -> None:
     with answering(always(SILENCE)) as raw, client(raw.url, dialect="vllm", max_concurrency=1, retries=0) as lm:
         first = in_thread(lambda: lm.complete([request("first")]))
-        wait_until(lambda: bool(raw.asked))
+        wait_until(lambda: bool(raw.requests))
         with ends_within(5), time_limit(0.3), pytest.raises(BudgetSpent):
             lm.complete([request("second")])
-        assert len(raw.asked) == 1
+        assert len(raw.requests) == 1
         lm.close()
         first.join()
 
 
-def test_a_call_that_waits_for_a_resting_server_ends_in_time() -> None:
+def test_a_call_that_waits_for_the_end_of_a_backoff_ends_in_time() -> None:
     with (
         client(NOWHERE, dialect="vllm", backoff=60.0) as lm,
         ends_within(5),
@@ -76,13 +78,13 @@ def test_a_call_that_waits_for_a_resting_server_ends_in_time() -> None:
 
 
 def test_calls_that_wait_for_an_adapter_end_in_time(tmp_path: Path) -> None:
-    def answer(asked: Asked) -> RawAnswer:
-        return SILENCE if asked.path.endswith("adapter") else http(completion())
+    def answer(received: RawRequest) -> RawResponse:
+        return SILENCE if received.path.endswith("adapter") else http(completion())
 
     with answering(answer) as raw, client(raw.url, dialect="vllm") as lm:
         lm.register_adapter("d1", adapter_folder(tmp_path, "d1"))
         first = in_thread(lambda: lm.complete([request(adapter="d1")]))
-        wait_until(lambda: bool(raw.asked))
+        wait_until(lambda: bool(raw.requests))
         with ends_within(5), time_limit(0.3), pytest.raises(BudgetSpent):
             lm.complete([request(f"{n}", adapter="d1") for n in range(3)])
         assert texts(lm.complete([request()])) == ["fine"]
@@ -90,7 +92,7 @@ def test_calls_that_wait_for_an_adapter_end_in_time(tmp_path: Path) -> None:
         first.join()
 
 
-def test_a_server_that_has_time_answers_beside_a_budget(server: FakeServer, lm: ServerLM) -> None:
+def test_a_fast_server_responds_within_a_time_limit(server: FakeServer, lm: ServerLM) -> None:
     with time_limit(60):
         assert texts(lm.complete([request(str(n)) for n in range(5)])) == [f"m: {n}" for n in range(5)]
     with time_limit(0), pytest.raises(BudgetSpent):
@@ -99,23 +101,23 @@ def test_a_server_that_has_time_answers_beside_a_budget(server: FakeServer, lm: 
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_who_waits_for_the_answer_of_another_does_not_share_its_limit(cached: bool, tmp_path: Path) -> None:
-    """The first asker's time is over; the second, who waits for an equal request, asks for itself."""
+def test_a_call_that_waits_for_an_equal_one_does_not_share_its_limit(cached: bool, tmp_path: Path) -> None:
+    """The time limit of the first call ends; the second call, which waited for it, sends its own request."""
     with answering(once(SILENCE)) as raw, client(raw.url, dialect="vllm") as inner:
         lm = CachedLM(inner, tmp_path / "cache.db") if cached else inner
         raised: list[Exception] = []
         first = in_thread(lambda: under_limit(1.0, lambda: lm.complete([request()]), raised))
-        wait_until(lambda: bool(raw.asked))
+        wait_until(lambda: bool(raw.requests))
         with ends_within(10):
             assert texts(lm.complete([request()])) == ["fine"]
         first.join()
     assert [type(error) for error in raised] == [BudgetSpent]
 
 
-def test_who_waits_for_the_answer_of_another_ends_in_its_own_time() -> None:
+def test_a_call_that_waits_for_an_equal_one_keeps_its_own_limit() -> None:
     with answering(always(SILENCE)) as raw, client(raw.url, dialect="vllm", retries=0) as lm:
         first = in_thread(lambda: lm.complete([request()]))
-        wait_until(lambda: bool(raw.asked))
+        wait_until(lambda: bool(raw.requests))
         with ends_within(5), time_limit(0.3), pytest.raises(BudgetSpent):
             lm.complete([request()])
         lm.close()
@@ -125,52 +127,52 @@ def test_who_waits_for_the_answer_of_another_ends_in_its_own_time() -> None:
 @pytest.mark.parametrize(
     ("error", "shared"), [(EngineError("down"), True), (BudgetSpent("over"), False), (KeyboardInterrupt(), False)]
 )
-def test_only_what_concerns_all_is_handed_to_those_who_wait(error: BaseException, shared: bool) -> None:
-    flights, begun, asked = InFlight(), threading.Event(), []
+def test_only_errors_that_concern_all_calls_are_shared_with_waiting_ones(error: BaseException, shared: bool) -> None:
+    in_flight, started, waiting = InFlight(), threading.Event(), []
 
-    def fails(requests: object) -> list[Completion | EngineError]:
-        begun.set()
-        wait_until(lambda: bool(asked))
-        time.sleep(0.1)  # until the other waits
+    def fail(requests: object) -> list[Completion | EngineError]:
+        started.set()
+        wait_until(lambda: bool(waiting))
+        time.sleep(0.1)  # until the other call waits
         raise error
 
-    def works(requests: object) -> list[Completion | EngineError]:
+    def succeed(requests: object) -> list[Completion | EngineError]:
         return [Completion("asked again")]
 
     def ask() -> None:
         with pytest.raises(type(error)):
-            flights.answer([request()], fails)
+            in_flight.answer([request()], fail)
 
     first = in_thread(ask)
-    begun.wait()
-    asked.append(True)
+    started.wait()
+    waiting.append(True)
     if shared:
         with pytest.raises(EngineError, match="down"):
-            flights.answer([request()], works)
+            in_flight.answer([request()], succeed)
     else:
-        assert flights.answer([request()], works) == [Completion("asked again")]
+        assert in_flight.answer([request()], succeed) == [Completion("asked again")]
     first.join()
 
 
-@pytest.mark.parametrize("said", ["nan", "inf", "-inf", "-1", "1e999", "soon", "Thu, 99 Foo 2000", "0"])
-def test_times_to_wait_that_make_no_sense_are_ignored(said: str) -> None:
-    busy = http({}, "503 Busy", Retry_After=said)
+@pytest.mark.parametrize("retry_after", ["nan", "inf", "-inf", "-1", "1e999", "soon", "Thu, 99 Foo 2000", "0"])
+def test_invalid_retry_times_are_ignored(retry_after: str) -> None:
+    busy = http({}, "503 Busy", Retry_After=retry_after)
     with answering(once(busy)) as raw, client(raw.url, dialect="vllm", backoff=0.01) as lm, ends_within(5):
         assert texts(lm.complete([request()])) == ["fine"]
 
 
-def test_a_date_to_wait_for_is_understood() -> None:
+def test_a_retry_date_is_respected() -> None:
     busy = http({}, "503 Busy", Retry_After="Fri, 31 Dec 9999 23:59:59 GMT")
     with answering(once(busy)) as raw, client(raw.url, dialect="vllm", backoff=0.01) as lm:
         with time_limit(0.5), pytest.raises(BudgetSpent):
             lm.complete([request()])
-        assert len(raw.asked) == 1
+        assert len(raw.requests) == 1
 
 
 def test_a_client_that_was_closed_says_so(server: FakeServer) -> None:
     with client(server.url, dialect="vllm") as lm:
         lm.close()
-        with pytest.raises(EngineError, match="is closed; make it again"):
+        with pytest.raises(EngineError, match="is closed; create a new one"):
             lm.complete([request()])
 
 
@@ -193,13 +195,13 @@ def test_a_client_that_was_closed_says_so(server: FakeServer) -> None:
         {"dialect": "gpt"},
     ],
 )
-def test_settings_that_cannot_be_are_named(settings: dict[str, object]) -> None:
+def test_invalid_settings_are_named(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         ServerLM("m", [NOWHERE], **settings)  # type: ignore[arg-type]
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
-    """Runs something beside; what it raises of ours is not looked at."""
+    """Runs a function in another thread; an `EngineError` that it raises is ignored."""
 
     def run() -> None:
         try:

@@ -1,4 +1,4 @@
-"""Training a real tiny LM: it learns, the base stays, and the bytes are the same every time."""
+"""Training a real tiny LM: it learns, its base does not change, and the result is the same to the byte."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def test_the_same_seed_gives_the_same_bytes(tiny_folder: Path, tmp_path: Path) -
     digests = []
     for number, seed in enumerate([1, 1, 2]):
         lm = LocalLM.from_pretrained(str(tiny_folder), name="tiny")
-        torch.rand(number)  # whatever was drawn before does not matter
+        torch.rand(number)  # earlier random draws must not matter
         store = RunStore(tmp_path / str(number))
         digests.append(trainer(lm, epochs=3).train(ROWS, BASE, Session(lm=lm, store=store, seed=seed)).weights.adapter)
         store.close()
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_training_leaves_the_global_generators_alone(tiny_lm: LocalLM, store: RunStore) -> None:
+def test_training_does_not_change_the_global_generators(tiny_lm: LocalLM, store: RunStore) -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -78,7 +78,7 @@ def test_training_leaves_the_global_generators_alone(tiny_lm: LocalLM, store: Ru
     assert torch.rand(1) == expected
 
 
-def test_training_can_go_on_from_an_adapter(tiny_lm: LocalLM, store: RunStore) -> None:
+def test_training_can_start_from_an_adapter(tiny_lm: LocalLM, store: RunStore) -> None:
     session = Session(lm=tiny_lm, store=store)
     first = trainer(tiny_lm, epochs=30).train(ROWS, BASE, session)
     tiny_lm.register_adapter(str(first.weights.adapter), store.folder(str(first.weights.adapter)))
@@ -96,8 +96,8 @@ def test_plain_peft_loads_the_adapter(tiny_lm: LocalLM, tiny_folder: Path, store
     assert tiny_lm.tokenizer.decode(out[0][len(prompt) :], skip_special_tokens=True) == ROWS[0].completion
 
 
-def test_loss_and_gradient_do_not_depend_on_sharing_the_beginning(tiny_folder: Path, tmp_path: Path) -> None:
-    """Rows without a common beginning are computed the ordinary way; both must agree with transformers' own loss."""
+def test_the_loss_does_not_depend_on_sharing_a_prefix(tiny_folder: Path, tmp_path: Path) -> None:
+    """The loss of rows packed behind a shared prefix must equal the loss that transformers computes row by row."""
     lm = LocalLM.from_pretrained(str(tiny_folder), name="tiny")
     store = RunStore(tmp_path)
     result = trainer(lm, epochs=1, bf16=False).train(ROWS, BASE, Session(lm=lm, store=store))
@@ -130,7 +130,7 @@ def test_half_precision_is_float32_where_it_would_be_emulated(
 def test_bad_input_is_named(tiny_lm: LocalLM, store: RunStore) -> None:
     with pytest.raises(ConfigError, match="no rows to train on"):
         trainer(tiny_lm).train([], BASE, Session(lm=tiny_lm, store=store))
-    with pytest.raises(SessionError, match="make the session with a store"):
+    with pytest.raises(SessionError, match="create the session with a store"):
         trainer(tiny_lm).train(ROWS, BASE, Session(lm=tiny_lm))
     state = ProgramState(prompts={}, weights={"lm": WeightState(base="large")})
     with pytest.raises(SessionError, match=r"belong to 'large', but its LM is 'tiny'"):
@@ -179,7 +179,7 @@ def test_a_learned_prefix_is_used_as_peft_uses_it(tiny_lm: LocalLM, tiny_folder:
 
 
 def test_training_stops_when_held_out_rows_get_worse(tiny_lm: LocalLM, store: RunStore) -> None:
-    """The held-out row contradicts the others, so what is learned from them makes it worse."""
+    """The held-out row contradicts the others, so learning from them increases its loss."""
     rows = [TrainingRow(ROWS[0].messages, f"it is {letter}") for letter in "aaaaaaab"]
     result = trainer(tiny_lm, epochs=60, eval_fraction=0.25, patience=2).train(
         rows, BASE, Session(lm=tiny_lm, store=store, seed=3)
@@ -194,7 +194,7 @@ def test_training_stops_when_held_out_rows_get_worse(tiny_lm: LocalLM, store: Ru
 def test_a_quantized_base_answers_and_is_tuned(
     tmp_path: Path, store: RunStore, quantization: Literal["nf4", "int8"]
 ) -> None:
-    """It answers before it is trained: bitsandbytes must not repack its weights for that."""
+    """It generates before it is trained: bitsandbytes must not repack its weights for that."""
     folder = tiny_llama(tmp_path / "wide", hidden_size=128, intermediate_size=256)
     lm = LocalLM.from_pretrained(str(folder), quantization=quantization)
     assert lm.name == f"{folder}@{quantization}"
@@ -208,37 +208,38 @@ def test_a_quantized_base_answers_and_is_tuned(
 
 
 def test_two_processes_train_one_adapter(tiny_lm: LocalLM, store: RunStore) -> None:
-    """Half of the rows each: together the same steps as one process with all of them."""
-    session, show = Session(lm=tiny_lm, store=store), Interrupting()
+    """Each process has half of the rows; together they make the same steps as one process with all rows."""
+    session, progress = Session(lm=tiny_lm, store=store), Interrupting()
     alone = trainer(tiny_lm, epochs=4, bf16=False).train(ROWS, BASE, session)
     pair = LocalTrainer(
         tiny_lm,
         TuningConfig(**{**asdict(trainer(tiny_lm, epochs=4, bf16=False).tuning), "batch_size": 2}),
         launcher=("torchrun", "--nproc-per-node=2"),
-    ).train(ROWS, BASE, replace(session, progress=show))
+    ).train(ROWS, BASE, replace(session, progress=progress))
     assert pair.steps == alone.steps == 4
-    assert sum(show.advances) == 4
+    assert sum(progress.advances) == 4
     assert pair.losses == pytest.approx(alone.losses, rel=1e-3)
 
 
-def test_what_cannot_be_trained_is_said_beforehand(tiny_lm: LocalLM, store: RunStore) -> None:
+def test_impossible_trainings_are_rejected_in_advance(tiny_lm: LocalLM, store: RunStore) -> None:
     session = Session(lm=tiny_lm, store=store)
-    with pytest.raises(ConfigError, match="qlora trains on a base in 4 bits"):
+    with pytest.raises(ConfigError, match="qlora needs a base in 4 bits"):
         trainer(tiny_lm, method="qlora").train(ROWS, BASE, session)
-    with pytest.raises(ConfigError, match="batch_size=8 is no multiple of micro_batch_size=3"):
+    with pytest.raises(ConfigError, match="batch_size=8 is not a multiple of micro_batch_size=3"):
         TuningConfig(micro_batch_size=3)
     with pytest.raises(ConfigError, match="prefix tuning runs in one process"):
         LocalTrainer(tiny_lm, TuningConfig(method="prefix"), launcher=("torchrun",)).train(ROWS, BASE, session)
-    with pytest.raises(ConfigError, match="no command 'mpirunner' to launch"):
+    with pytest.raises(ConfigError, match="no command 'mpirunner'; install it"):
         LocalTrainer(tiny_lm, TuningConfig(), launcher=("mpirunner",)).train(ROWS, BASE, session)
     with pytest.raises(
-        EngineError, match=r"(?s)the training that torchrun launched ended with 2.*unrecognized arguments: --nonsense"
+        EngineError,
+        match=r"(?s)the training launched with torchrun failed with exit code 2.*unrecognized arguments: --nonsense",
     ):
         LocalTrainer(tiny_lm, TuningConfig(), launcher=("torchrun", "--nonsense")).train(ROWS, BASE, session)
 
 
 def test_the_base_is_loaded_once(tmp_path: Path, store: RunStore) -> None:
-    """Its files may be gone while prompts are searched, weights tuned, and prompts searched again."""
+    """Its files may be deleted before prompts are searched, weights tuned, and prompts searched again."""
     folder = tiny_llama(tmp_path / "model")
     lm = LocalLM.from_pretrained(str(folder), name="tiny")
     shutil.rmtree(folder)

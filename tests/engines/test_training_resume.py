@@ -1,4 +1,4 @@
-"""A training that was interrupted, or met a full disk, ends as if nothing had happened."""
+"""A training that was interrupted or ran out of disk space ends with the same result as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.disk import full_disk
 from tests.engines.letters import BASE, ROWS, Interrupting, answers, trainer
 
 
-def test_an_interrupted_training_goes_on_from_its_checkpoint(tiny_folder: Path, tmp_path: Path) -> None:
-    """Interrupted at step 25 and at step 38, with the newest checkpoint damaged: the same bytes as undisturbed."""
+def test_an_interrupted_training_resumes_from_its_checkpoint(tiny_folder: Path, tmp_path: Path) -> None:
+    """It is interrupted at steps 25 and 38, and its newest checkpoint is damaged; the weights are identical."""
     shows = [Interrupting(), Interrupting(25), Interrupting(38), Interrupting()]
     adapters = []
     for show in shows:
@@ -38,7 +38,7 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(tiny_folder: Path, 
 
 @final
 class StoppingAtTheEnd(Interrupting):
-    """Interrupts when all steps are made and the last checkpoint is written, before the result is recorded."""
+    """Interrupts after the last step and the last checkpoint, before the result is recorded."""
 
     def remove_task(self, task_id: int) -> None:
         raise KeyboardInterrupt
@@ -47,7 +47,7 @@ class StoppingAtTheEnd(Interrupting):
 @pytest.mark.parametrize(
     ("then", "show", "settings"),
     [
-        ("kept", Interrupting(31), {"patience": 2}),  # while it waits for anything better
+        ("kept", Interrupting(31), {"patience": 2}),  # while patience lasts
         ("kept", StoppingAtTheEnd(), {"patience": 2}),
         ("moved", StoppingAtTheEnd(), {"epochs": 12, "learning_rate": 0.05, "patience": 50}),
         ("damaged", StoppingAtTheEnd(), {"epochs": 12, "learning_rate": 0.05, "patience": 50}),
@@ -60,7 +60,7 @@ def test_an_interrupted_training_stops_when_it_would_have_and_ends_with_its_best
     show: Interrupting,
     settings: dict[str, object],
 ) -> None:
-    """They are not the newest; the directory may be moved, or they were damaged since and are learned again."""
+    """The best weights are not the newest; the directory may be moved, or the checkpoint of the best be damaged."""
     rows = [TrainingRow(ROWS[0].messages, f"it is {letter}") for letter in "aaaaaaab"]
 
     def train(name: str, progress: Interrupting) -> TrainingResult:
@@ -71,8 +71,8 @@ def test_an_interrupted_training_stops_when_it_would_have_and_ends_with_its_best
         finally:
             store.close()
 
-    whole = train("whole", Interrupting())
-    assert whole.eval_losses[-1] > min(whole.eval_losses)
+    undisturbed = train("undisturbed", Interrupting())
+    assert undisturbed.eval_losses[-1] > min(undisturbed.eval_losses)
     with pytest.raises(KeyboardInterrupt):
         train("cut", show)
     checkpoints = sorted(tmp_path.glob("cut/training/*/checkpoint-*"), key=lambda path: int(path.name[11:]))
@@ -82,24 +82,24 @@ def test_an_interrupted_training_stops_when_it_would_have_and_ends_with_its_best
     if then == "moved":
         (tmp_path / "cut").rename(tmp_path / "moved")
     again = Interrupting()
-    assert train("moved" if then == "moved" else "cut", again) == whole
+    assert train("moved" if then == "moved" else "cut", again) == undisturbed
     assert (again.advances[0] == 0) == (then == "damaged")
 
 
-def test_a_finished_training_is_recalled_and_what_it_left_behind_deleted(tiny_lm: LocalLM, store: RunStore) -> None:
-    """Killed before its stage was recorded, a run does not train a second time, and accounts for it once."""
+def test_a_finished_training_is_recalled_and_its_leftover_files_are_deleted(tiny_lm: LocalLM, store: RunStore) -> None:
+    """A run that was killed before its stage was recorded does not train again and counts the cost once."""
     first, again, show = Session(lm=tiny_lm, store=store), Session(lm=tiny_lm, store=store), Interrupting()
     result = trainer(tiny_lm, epochs=3).train(ROWS, BASE, first)
     key = next(word for word in (store.path / "journal.jsonl").read_text().split('"') if word.startswith("training "))
-    left = store.path / "training" / key.partition(" ")[2]
-    (left / "checkpoint-1").mkdir(parents=True)
+    leftover = store.path / "training" / key.partition(" ")[2]
+    (leftover / "checkpoint-1").mkdir(parents=True)
     assert trainer(tiny_lm, epochs=3).train(ROWS, BASE, replace(again, progress=show)) == result
     assert not show.advances
-    assert not left.exists()
+    assert not leftover.exists()
     assert first.ledger.total.training_tokens == again.ledger.total.training_tokens == result.tokens
 
 
-def test_a_training_that_met_a_full_disk_goes_on_in_the_same_process(
+def test_a_training_that_ran_out_of_disk_space_resumes_in_the_same_process(
     tiny_folder: Path, tiny_lm: LocalLM, tmp_path: Path, store: RunStore
 ) -> None:
     settings = {"epochs": 20, "checkpoint_steps": 5}

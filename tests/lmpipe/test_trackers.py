@@ -1,4 +1,4 @@
-"""Trackers log the same figures everywhere: real packages, read back from what they wrote."""
+"""Trackers log the same values in every system: the real packages write files, which are read back."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def from_tensorboard(folder: Path) -> Series:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
-    board = EventAccumulator(str(folder), size_guidance={"tensors": 0})  # all of them
+    board = EventAccumulator(str(folder), size_guidance={"tensors": 0})  # 0 loads all of them
     board.Reload()
     return {
         name: [(event.step, make_ndarray(event.tensor_proto).item()) for event in board.Tensors(name)]
@@ -113,7 +113,7 @@ def test_wandb_logs_offline(tmp_path: Path) -> None:
     assert from_wandb(file) == LOGGED
 
 
-def test_a_session_tells_its_trackers_of_stages_and_candidates(tmp_path: Path, store: RunStore) -> None:
+def test_a_session_reports_stages_and_candidates_to_its_trackers(tmp_path: Path, store: RunStore) -> None:
     program = Colour()
     with load_tracker(f"tensorboard:{tmp_path}") as tracker:
         session = Session(lm=scripted(), store=store, callbacks=(tracker,))
@@ -130,7 +130,7 @@ def test_a_session_tells_its_trackers_of_stages_and_candidates(tmp_path: Path, s
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "mlflow", "wandb"])
-def test_a_package_that_is_absent_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
@@ -144,9 +144,9 @@ def test_an_unknown_tracker_is_named(spec: str) -> None:
         load_tracker(spec)
 
 
-def test_mlflow_says_where_it_cannot_track(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_names_a_destination_that_it_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
-    with pytest.raises(ConfigError, match=r"MLflow cannot track to './mlruns'.*MLFLOW_ALLOW_FILE_STORE"):
+    with pytest.raises(ConfigError, match=r"MLflow cannot log to './mlruns'.*MLFLOW_ALLOW_FILE_STORE"):
         load_tracker("mlflow:./mlruns")
 
 
@@ -157,7 +157,7 @@ def test_credentials_of_a_tracking_server_are_not_shown(monkeypatch: pytest.Monk
         "http://127.0.0.1:9?token=w0rd-of-mine",
         "user:w0rd-of-mine@host",
     ):
-        with pytest.raises(ConfigError, match="MLflow cannot track to") as raised:
+        with pytest.raises(ConfigError, match="MLflow cannot log to") as raised:
             load_tracker(f"mlflow:{uri}")
         assert "w0rd" not in "".join(traceback.format_exception(raised.value))
     with pytest.raises(ConfigError, match="unknown tracker") as raised:
@@ -165,7 +165,7 @@ def test_credentials_of_a_tracking_server_are_not_shown(monkeypatch: pytest.Monk
     assert "w0rd" not in str(raised.value)
 
 
-def test_what_a_tracker_cannot_log_is_an_error_of_ours(tmp_path: Path) -> None:
+def test_an_error_while_logging_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="TensorBoard cannot write to"):
         log(load_tracker(f"tensorboard:{tmp_path / 'file' / 'board'}"))

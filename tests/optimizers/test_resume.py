@@ -13,7 +13,7 @@ import pytest
 
 from tests.killable import Runs, content
 
-CHECKPOINT = "training/*/checkpoint-*/whole.json"
+CHECKPOINT = "training/*/checkpoint-*/complete.json"
 
 
 def pieces(path: Path) -> int:

@@ -19,7 +19,7 @@ from lmpipe.retrieval import load_retriever
 from lmpipe.retrieval.remote import RemoteRetriever
 from lmpipe.retrieval.serve import application
 from lmpipe.runtime.deadline import time_limit
-from tests.engines.faulty_answers import FAULTY, Asked, RawAnswer, RawServer, always, answering, http, once
+from tests.engines.faulty_answers import FAULTY, RawRequest, RawResponse, RawServer, always, answering, http, once
 from tests.retrieval.serving import colberts_own, flaky, serving
 from tests.rivers import WordOverlap, reader, run
 
@@ -156,14 +156,14 @@ def test_an_answer_that_cannot_be_used_is_asked_for_again_and_then_an_error(raw:
     raw.begin(once(NO_FINDS[name], found()))
     with asking(raw.url) as remote:
         assert remote.search(["Paris"], 1) == [[Passage("3", "Paris", 0.5)]]
-        assert len(raw.asked) == 2
+        assert len(raw.requests) == 2
         raw.begin(always(NO_FINDS[name]))
-        if NO_FINDS[name].whole:
+        if NO_FINDS[name].server_fault:
             with pytest.raises(EngineError, match=r"^the retrieval server http://127\.0\.0\.1:\d+ answered \d\d\d: "):
                 remote.search(["Paris"], 1)
         else:
             (error,) = remote.search(["Paris"], 1)
-            assert "does not answer as it should: no answer that can be used in 2 tries" in str(error)
+            assert "does not answer as it should: no usable response in 2 attempts" in str(error)
 
 
 @pytest.mark.parametrize("name", [None, 7, "", ["name"]])
@@ -181,7 +181,7 @@ def test_no_more_passages_are_taken_than_were_asked_for(raw: RawServer) -> None:
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "413 Content Too Large", "422 Unprocessable"])
 def test_a_query_that_is_refused_costs_itself_alone(raw: RawServer, status: str) -> None:
-    def answer(asked: Asked) -> RawAnswer:
+    def answer(asked: RawRequest) -> RawResponse:
         queries = json.loads(asked.body)["queries"]
         if len(queries) > 4 or "long" in queries:
             return http({"error": "too long"}, status)
@@ -198,7 +198,7 @@ def test_a_query_that_is_refused_costs_itself_alone(raw: RawServer, status: str)
 def test_a_search_ends_with_the_timeout_and_with_the_time_of_a_budget(raw: RawServer) -> None:
     for fault in (FAULTY["silence"], FAULTY["headers byte by byte"], FAULTY["a body byte by byte"]):
         raw.begin(always(fault))
-        late = pytest.raises(EngineError, match=r"does not answer as it should: no answer within 0\.2 s")
+        late = pytest.raises(EngineError, match=r"does not answer as it should: no response within 0\.2 s")
         with asking(raw.url, retries=0, timeout=0.2) as remote, late:
             remote.search(["Paris"], 1)
         with asking(raw.url) as remote, time_limit(0.2):
@@ -210,7 +210,7 @@ def test_a_search_ends_with_the_timeout_and_with_the_time_of_a_budget(raw: RawSe
 def test_queries_that_hang_are_not_waited_for_after_one_that_ends_the_search(raw: RawServer) -> None:
     """On a server that takes one query at a time."""
 
-    def answer(asked: Asked) -> RawAnswer:
+    def answer(asked: RawRequest) -> RawResponse:
         if asked.head.startswith("POST"):
             return http({}, "405 Not Allowed")
         return http({"error": "who are you?"}, "401 Unauthorized") if "first" in asked.path else FAULTY["silence"]
@@ -220,7 +220,7 @@ def test_queries_that_hang_are_not_waited_for_after_one_that_ends_the_search(raw
     with asking(raw.url) as remote, pytest.raises(EngineError, match="answered 401: who are you"):
         remote.search(["first", *map(str, range(50))], 1)
     assert time.monotonic() - before < 10
-    assert len(raw.asked) < 20
+    assert len(raw.requests) < 20
 
 
 def test_queries_that_cannot_be_encoded_are_searched(raw: RawServer) -> None:
@@ -228,20 +228,20 @@ def test_queries_that_cannot_be_encoded_are_searched(raw: RawServer) -> None:
     with asking(raw.url) as remote:
         assert isinstance(remote.search(["a\ud800b"], 1)[0], list)
 
-    def single(asked: Asked) -> RawAnswer:
+    def single(asked: RawRequest) -> RawResponse:
         return http({"topk": [PASSAGE]}) if asked.head.startswith("GET") else http({}, "405 Not Allowed")
 
     raw.begin(single)
     with asking(raw.url) as remote:
         assert remote.search(["a\ud800b", "\n&k=9"], 1) == [[Passage("3", "Paris", 0.5)]] * 2
-        assert {asked.path for asked in raw.asked[1:]} == {
+        assert {asked.path for asked in raw.requests[1:]} == {
             "/api/search?query=a%3Fb&k=1",
             "/api/search?query=%0A%26k%3D9&k=1",
         }
 
 
 def test_credentials_are_sent_and_are_no_part_of_the_name(raw: RawServer) -> None:
-    def answer(asked: Asked) -> RawAnswer:
+    def answer(asked: RawRequest) -> RawResponse:
         return http(
             {"error": f"who is {asked.head}?"}, "401 Unauthorized" if "search" in asked.path else "404 Not Found"
         )
@@ -255,8 +255,8 @@ def test_credentials_are_sent_and_are_no_part_of_the_name(raw: RawServer) -> Non
     ):
         with asking(given, **settings) as remote:
             assert (remote.name, repr(remote)) == (url, f"RemoteRetriever({url!r})")
-            assert proof in raw.asked[-1].head
-            assert "w0rd-of-mine" in raw.asked[-1].head or "dXNlcjp3MHJkLW9mLW1pbmU=" in raw.asked[-1].head
+            assert proof in raw.requests[-1].head
+            assert "w0rd-of-mine" in raw.requests[-1].head or "dXNlcjp3MHJkLW9mLW1pbmU=" in raw.requests[-1].head
             with pytest.raises(EngineError, match="answered 401: who is") as raised:
                 remote.search(["Paris"], 1)
         assert "w0rd-of-mine" not in str(raised.value)

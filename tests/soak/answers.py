@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lmpipe import Completion, EngineError
 from lmpipe.engines.server import ServerLM
-from tests.engines.faulty_answers import FAULTY, RawAnswer, always, answering, completion, http, once
+from tests.engines.faulty_answers import FAULTY, RawResponse, always, answering, completion, http, once
 from tests.engines.openai_server import client, request
 from tests.tally import Tally
 
@@ -29,10 +29,10 @@ def faulty_answers() -> Tally:
     return tally
 
 
-def _is_refused(lm: ServerLM, fault: RawAnswer) -> bool:
+def _is_refused(lm: ServerLM, fault: RawResponse) -> bool:
     """Whether a fault that stays is an error of the request or, where it is one of the server, of the batch."""
     try:
         (answer,) = lm.complete([request(logprobs=True)])
     except EngineError:
-        return fault.whole
-    return isinstance(answer, EngineError) and not fault.whole
+        return fault.server_fault
+    return isinstance(answer, EngineError) and not fault.server_fault

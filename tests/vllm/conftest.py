@@ -1,4 +1,4 @@
-"""SmolLM2 in three engines: in this process, in vLLM's server, and in vLLM in this process; and an adapter for it."""
+"""SmolLM2 in the local engine, on a vLLM server and in vLLM in this process, and an adapter for it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from lmpipe.lm import Message
 from lmpipe.trainer import TrainingRow
 
 CONTEXT = 2048
-STARTS_WITHIN = 300  # seconds
+START_TIMEOUT = 300  # seconds
 
 
 @pytest.fixture(scope="session")
 def local() -> LocalLM:
-    """The local engine, which the others are compared with."""
+    """The local engine, with which the others are compared."""
     return load_bundled()
 
 
 @pytest.fixture(scope="session")
 def folder(local: LocalLM) -> str:
-    """Where its model lies."""
+    """Folder of the model."""
     return str(local.model.name_or_path)
 
 
@@ -50,23 +50,23 @@ def url(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("server") / "log"
     options = ["--model", folder, "--served-model-name", NAME, "--port", str(port), "--dtype", "float32"]
     options += ["--max-model-len", str(CONTEXT), "--enable-lora", "--max-lora-rank", "16", "--enforce-eager"]
-    options += ["--max-loras", "2"]  # one more than adapters: on CPU, base rows of a mixed batch run on the last
-    options += ["--no-enable-chunked-prefill"]  # on CPU, a seeded request whose prompt is cut in pieces ends the server
-    options += ["--max-num-seqs", "8"]  # on CPU, tokens on an adapter are slow; so later ones find their prompt cached
+    options += ["--max-loras", "2"]  # one more than adapters: on CPU, base rows of a mixed batch use the last slot
+    options += ["--no-enable-chunked-prefill"]  # on CPU, a seeded request with a chunked prompt crashes the server
+    options += ["--max-num-seqs", "8"]  # on CPU, adapters are slow; few sequences let later requests use cached prompts
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options]
     environment = {**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     with log.open("w") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
     try:
-        _wait(server, f"http://127.0.0.1:{port}/health", log)
+        _wait_until_healthy(server, f"http://127.0.0.1:{port}/health", log)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
         server.wait()
 
 
-def _wait(server: subprocess.Popen[bytes], health: str, log: Path) -> None:
-    end = time.monotonic() + STARTS_WITHIN
+def _wait_until_healthy(server: subprocess.Popen[bytes], health: str, log: Path) -> None:
+    end = time.monotonic() + START_TIMEOUT
     while not _answers(health):
         if time.monotonic() > end or server.poll() is not None:
             raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")
@@ -83,9 +83,9 @@ def _answers(url: str) -> bool:
 
 @pytest.fixture(scope="session")
 def server(url: str) -> Iterator[ServerLM]:
-    made = ServerLM(NAME, [url])
-    yield made
-    made.close()
+    lm = ServerLM(NAME, [url])
+    yield lm
+    lm.close()
 
 
 @pytest.fixture(scope="session")
@@ -102,14 +102,14 @@ def in_process(folder: str) -> VllmLM:
 
 @pytest.fixture(scope="session", params=["server", "in_process"])
 def vllm(request: pytest.FixtureRequest) -> LM:
-    """vLLM, behind HTTP and in this process."""
-    made: LM = request.getfixturevalue(request.param)
-    return made
+    """vLLM behind HTTP, and vLLM in this process."""
+    lm: LM = request.getfixturevalue(request.param)
+    return lm
 
 
 @pytest.fixture(scope="session")
 def tuned(local: LocalLM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WeightState, Path]]:
-    """Weights that answer everything with a number of exclamation marks, and the folder of their adapter."""
+    """Weights tuned to answer with exclamation marks, and the folder of their adapter."""
     rows = [
         TrainingRow((Message("user", f"What is {number} plus one?"),), f"It is {number + 1}!!!") for number in range(16)
     ]

@@ -1,4 +1,4 @@
-"""A whole run Π → Θ → Π on a vLLM server: it generates, the local engine trains, the adapter moves over at run time."""
+"""A run Π → Θ → Π on a vLLM server: the server generates, and loads the adapter that the local engine trains."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SIZES = ["--train", "40", "--val", "12", "--test", "50", "--strategy", "p", "--s
 
 
 def scores(out: Path, *options: str) -> list[float]:
-    """Test scores of both strategies."""
+    """Returns the test scores of both strategies."""
     command = [sys.executable, "-m", "benchmarks.iris", "--out", str(out), *SIZES, *options]
     subprocess.run(command, check=True, capture_output=True)
     return [row["test"]["mean"] for row in json.loads((out / "result.json").read_text())["strategies"]]
 
 
-def test_a_run_on_a_server_learns_as_one_in_this_process(
+def test_a_run_on_a_server_learns_like_one_in_this_process(
     url: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     served = scores(tmp_path / "server", "--lm", f"openai:{NAME}@{url}", "--train-lm", "bundled")

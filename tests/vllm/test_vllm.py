@@ -1,4 +1,4 @@
-"""vLLM answers as the local engine does: base and adapter, greedy and sampled, free and held to a pattern."""
+"""vLLM generates the same as the local engine: base and adapter, greedy and sampled, free and constrained."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lmpipe.engines.server import ServerLM
 from lmpipe.lm import Message
 from tests.vllm.conftest import CONTEXT
 
-THINGS = [
+SUBJECTS = [
     "France",
     "Japan",
     "Peru",
@@ -52,21 +52,22 @@ def request(text: str, weights: WeightState | None = None, seed: int = 0, **samp
     return Request(chat, settings, weights or WeightState(base=NAME), seed)
 
 
-QUESTIONS = [request(f"What is special about {thing.replace('_', ' ')}?") for thing in THINGS]
+QUESTIONS = [request(f"What is special about {subject.replace('_', ' ')}?") for subject in SUBJECTS]
 
 
 def answers(lm: LM, requests: Sequence[Request]) -> list[Completion]:
-    made = lm.complete(requests)
-    assert not [answer for answer in made if isinstance(answer, EngineError)]
-    return [answer for answer in made if isinstance(answer, Completion)]
+    results = lm.complete(requests)
+    assert not [result for result in results if isinstance(result, EngineError)]
+    return [result for result in results if isinstance(result, Completion)]
 
 
 def texts(lm: LM, requests: Sequence[Request]) -> list[str]:
     return [answer.text for answer in answers(lm, requests)]
 
 
-def same(ours: Sequence[str], theirs: Sequence[str]) -> int:
-    return sum(one == other for one, other in zip(ours, theirs, strict=True))
+def same(generated: Sequence[str], expected: Sequence[str]) -> int:
+    """Counts equal texts."""
+    return sum(text == other for text, other in zip(generated, expected, strict=True))
 
 
 def test_greedy_texts_are_those_of_the_local_engine(
@@ -85,70 +86,74 @@ def test_prompts_have_as_many_tokens_as_in_the_local_engine(vllm: LM, local: Loc
 def test_logprobs_are_those_of_the_model(
     vllm: LM, local: LocalLM, folder: str, record_property: Callable[[str, object], None]
 ) -> None:
-    model, off = AutoModelForCausalLM.from_pretrained(folder), []
+    model, differences = AutoModelForCausalLM.from_pretrained(folder), []
     for question in QUESTIONS[:8]:
-        asked = replace(question, sampling=replace(question.sampling, logprobs=True, temperature=0.5, top_p=0.9))
-        answer = answers(vllm, [asked])[0]
+        request_with_logprobs = replace(
+            question, sampling=replace(question.sampling, logprobs=True, temperature=0.5, top_p=0.9)
+        )
+        answer = answers(vllm, [request_with_logprobs])[0]
         assert answer.logprobs is not None
         assert len(answer.logprobs) == answer.usage.completion_tokens
-        prompt, new = local.encode(asked.messages), local.encode_text(answer.text)
+        prompt, new = local.encode(request_with_logprobs.messages), local.encode_text(answer.text)
         with torch.inference_mode():
             logits = model(torch.tensor([prompt + new])).logits[0, len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1).gather(-1, torch.tensor(new)[:, None])[:, 0].tolist()
-        off += [abs(one - other) for one, other in zip(answer.logprobs, expected, strict=False)]
-    record_property("largest difference of log-probabilities", f"{max(off):.1e}")
-    assert max(off) < 1e-3
+        differences += [abs(logprob - reference) for logprob, reference in zip(answer.logprobs, expected, strict=False)]
+    record_property("largest difference of log-probabilities", f"{max(differences):.1e}")
+    assert max(differences) < 1e-3
 
 
-def test_a_seed_decides_an_answer_whatever_is_asked_beside_it(
+def test_a_seed_determines_a_completion_whatever_else_is_in_the_batch(
     vllm: LM, record_property: Callable[[str, object], None]
 ) -> None:
-    drawn = [replace(asked, seed=2**62 + n) for n, asked in enumerate(8 * [request("Name a word.", temperature=1.0)])]
-    together = texts(vllm, drawn)
-    alone = [texts(vllm, [asked])[0] for asked in drawn]
-    record_property("equal sampled texts, alone and together", f"{same(together, alone)} of {len(drawn)}")
-    assert same(together, alone) >= len(drawn) - 1
+    sampled = [
+        replace(question, seed=2**62 + n) for n, question in enumerate(8 * [request("Name a word.", temperature=1.0)])
+    ]
+    together = texts(vllm, sampled)
+    alone = [texts(vllm, [question])[0] for question in sampled]
+    record_property("equal sampled texts, alone and together", f"{same(together, alone)} of {len(sampled)}")
+    assert same(together, alone) >= len(sampled) - 1
     assert len(set(together)) > 4
 
 
-def test_a_pattern_is_kept(vllm: LM) -> None:
-    pattern = r"reason: [^\n]+\nanswer: (setosa|versicolor|virginica)"
-    asked = [replace(question, regex=pattern, sampling=Sampling(max_tokens=200)) for question in QUESTIONS[:4]]
-    for answer in answers(vllm, asked):
-        assert answer.finish_reason == "length" or re.fullmatch(pattern, answer.text)
+def test_completions_match_the_regex(vllm: LM) -> None:
+    regex = r"reason: [^\n]+\nanswer: (setosa|versicolor|virginica)"
+    constrained = [replace(question, regex=regex, sampling=Sampling(max_tokens=200)) for question in QUESTIONS[:4]]
+    for answer in answers(vllm, constrained):
+        assert answer.finish_reason == "length" or re.fullmatch(regex, answer.text)
 
 
-def test_what_does_not_fit_fails_alone(vllm: LM) -> None:
+def test_a_request_that_is_too_long_fails_alone(vllm: LM) -> None:
     long, short = vllm.complete([request("word " * CONTEXT), request("Hi")])
     assert isinstance(long, EngineError)
     assert str(CONTEXT) in str(long)
     assert isinstance(short, Completion)
 
 
-def test_an_adapter_loaded_at_run_time_answers_as_in_the_local_engine(
+def test_an_adapter_loaded_at_run_time_generates_as_in_the_local_engine(
     vllm: LM, local: LocalLM, tuned: tuple[WeightState, Path], record_property: Callable[[str, object], None]
 ) -> None:
     weights, folder = tuned
     for lm in (vllm, local):
         lm.register_adapter(str(weights.adapter), folder)
-    asked = [replace(question, weights=weights) for question in QUESTIONS]
-    adapted, base = texts(vllm, asked), texts(vllm, QUESTIONS)
-    equal = same(adapted, texts(local, asked))
-    record_property("equal greedy texts with an adapter", f"{equal} of {len(asked)}")
-    assert equal >= 0.8 * len(asked)
-    assert same(adapted, base) < 0.2 * len(asked)
-    mixed = texts(vllm, [one for pair in zip(asked, QUESTIONS, strict=True) for one in pair])
-    assert same(mixed[0::2], adapted) + same(mixed[1::2], base) >= 1.8 * len(asked)
+    on_adapter = [replace(question, weights=weights) for question in QUESTIONS]
+    adapted, base = texts(vllm, on_adapter), texts(vllm, QUESTIONS)
+    equal = same(adapted, texts(local, on_adapter))
+    record_property("equal greedy texts with an adapter", f"{equal} of {len(on_adapter)}")
+    assert equal >= 0.8 * len(on_adapter)
+    assert same(adapted, base) < 0.2 * len(on_adapter)
+    mixed = texts(vllm, [question for pair in zip(on_adapter, QUESTIONS, strict=True) for question in pair])
+    assert same(mixed[0::2], adapted) + same(mixed[1::2], base) >= 1.8 * len(on_adapter)
 
 
-def test_prompts_rendered_here_are_answered_as_the_server_renders_them(url: str, folder: str, server: ServerLM) -> None:
+def test_prompts_rendered_here_equal_those_rendered_by_the_server(url: str, folder: str, server: ServerLM) -> None:
     rendering = ServerLM(NAME, [url], tokenizer=folder)
     assert rendering.dialect.name == "vllm"
     assert same(texts(rendering, QUESTIONS), texts(server, QUESTIONS)) >= len(QUESTIONS) - 1
     rendering.close()
 
 
-def test_an_adapter_that_the_server_cannot_take_says_so(
+def test_an_adapter_that_the_server_cannot_load_is_an_error(
     server: ServerLM, tuned: tuple[WeightState, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "adapter_config.json").write_text((tuned[1] / "adapter_config.json").read_text())

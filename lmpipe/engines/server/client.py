@@ -1,7 +1,7 @@
 """An LM behind OpenAI-compatible servers: vLLM, SGLang, TGI, llama.cpp, or a hosted API.
 
-Turns requests into HTTP bodies and answers into completions. How families of servers differ is in `dialects`; how
-calls are spread, bounded and repeated is in `endpoints`. Safe to use from many threads. Knows nothing of programs.
+Converts requests into HTTP bodies and responses into completions. `dialects` describes how servers differ;
+`lmpipe.web.endpoints` balances, bounds and retries calls. Safe to use from many threads. Knows nothing about programs.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any, final
 
 from lmpipe.engines.chat import ChatTokens, cut_at_stop, plain_chat, unregistered_adapter_error, wrong_base_error
 from lmpipe.engines.inflight import InFlight
-from lmpipe.engines.server.adapters import LoadedAdapters
+from lmpipe.engines.server.adapters import AdapterCache
+from lmpipe.engines.server.completion_parser import ServerCompletion, parse_completion
 from lmpipe.engines.server.dialects import DIALECTS, Dialect, DialectName, detect
-from lmpipe.engines.server.replies import Reply, read_reply
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Request
 from lmpipe.runtime.deadline import held
 from lmpipe.text.secrets import redact_spec
 from lmpipe.validation.arguments import check_whole_number
-from lmpipe.web.endpoints import Endpoint, Endpoints, GaveUp
-from lmpipe.web.http import Refused
-from lmpipe.web.threads import concurrently
+from lmpipe.web.endpoints import Endpoint, EndpointPool, RetriesExhausted
+from lmpipe.web.http import HTTPStatusError
+from lmpipe.web.threads import thread_map
 
 
 @final
@@ -34,24 +34,25 @@ class ServerLM(LM):
     """A model on one or more servers.
 
     Args:
-        model: What the servers call it.
-        base_urls: Of the servers, such as ``http://host:8000/v1``; each call goes to the least busy one. Credentials in
-            a URL (``https://USER:PASSWORD@host/v1``) are sent as Basic authentication, in place of the key, and a query
-            (``?api_key=…``) goes with each request; neither is shown anywhere.
-        dialect: Family of the servers; by default they are asked on the first use.
-        api_key: By default ``$OPENAI_API_KEY``; servers of your own need none.
-        tokenizer: Without one, the server renders chats by its own template. With the id or folder of a tokenizer,
-            chats are rendered here as `LocalLM` does, and sent as token ids.
-        path_map: Prefixes of adapter folders here → what the servers call them, where they see other paths.
-        max_concurrency: Most calls in flight at each URL; further ones wait.
-        timeout: Seconds until a call counts as failed: for all of it, from the connection to the last byte.
-        retries: How often a call is made again, at another URL where there is one, after a refused connection, a
-            timeout, an answer that is cut off or no completion, or a status of 429 or from 500 on.
-        backoff: Seconds that a URL rests after a failure, doubled each time, unless the server says how long.
-        max_adapters: Most adapters loaded on a server; the one used longest ago leaves first.
+        model: Name of the model on the servers.
+        base_urls: Base URLs of the servers, such as ``http://host:8000/v1``; each call goes to the URL with the fewest
+            calls in flight. Credentials in a URL (``https://USER:PASSWORD@host/v1``) are sent as Basic authentication
+            instead of the key, and a query (``?api_key=…``) is sent with each request; neither is ever displayed.
+        dialect: Dialect of the servers; by default it is detected on first use.
+        api_key: API key; by default ``$OPENAI_API_KEY``. Servers that you run yourself usually need none.
+        tokenizer: Id or folder of a tokenizer. If given, chats are rendered here as in `LocalLM` and sent as token ids;
+            otherwise the server renders them with its own chat template.
+        path_map: Local folder prefixes → the same folders on the servers, if adapters have other paths there.
+        max_concurrency: Maximum number of calls in flight at each URL; further calls wait.
+        timeout: Seconds after which a call counts as failed, from connecting to the last byte of the response.
+        retries: Maximum number of retries of a call, at another URL if there is one, after a refused connection, a
+            timeout, a truncated or invalid response, or a status code of 429 or from 500 on.
+        backoff: Seconds during which a URL is not used after a failure, doubled each time, unless the server specifies
+            a time.
+        max_adapters: Maximum number of adapters loaded on a server; the least recently used one is unloaded first.
 
     Raises:
-        ConfigError: If a value cannot be used.
+        ConfigError: If a value is invalid.
     """
 
     batched = False
@@ -72,43 +73,44 @@ class ServerLM(LM):
         max_adapters: int = 8,
     ) -> None:
         if dialect is not None and dialect not in DIALECTS:
-            raise ConfigError(f"dialect={dialect!r} is none of {', '.join(DIALECTS)}")
+            raise ConfigError(f"dialect={dialect!r} must be one of {', '.join(DIALECTS)}")
         max_adapters = check_whole_number("max_adapters", max_adapters)
         self._name = model
-        self._endpoints = Endpoints(
+        self._endpoints = EndpointPool(
             base_urls,
             key=api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY",
             max_concurrency=max_concurrency,
             timeout=timeout,
             retries=retries,
             backoff=backoff,
-            advice="check that the server runs and that the URL ends in /v1",
+            advice="check that the server is running and that the URL ends in /v1",
         )
-        self._adapters = {endpoint: LoadedAdapters(endpoint, max_adapters) for endpoint in self._endpoints.all}
+        self._adapters = {endpoint: AdapterCache(endpoint, max_adapters) for endpoint in self._endpoints.endpoints}
         self._path_map = dict(path_map or {})
         self._folders: dict[str, str] = {}
         self._tokenizer = None if tokenizer is None else _load_tokenizer(str(tokenizer))
         self._dialect = None if dialect is None else DIALECTS[dialect]
         self._lock = Lock()
-        self._undetected: GaveUp | None = None
+        self._detection_error: RetriesExhausted | None = None
         self._in_flight = InFlight()
 
     def __repr__(self) -> str:
-        return f"ServerLM({self._name!r}, {[endpoint.url for endpoint in self._endpoints.all]})"
+        return f"ServerLM({self._name!r}, {[endpoint.url for endpoint in self._endpoints.endpoints]})"
 
     @classmethod
     def from_spec(cls, spec: str, **settings: Any) -> ServerLM:
-        """Makes one from ``MODEL@URL,URL``.
+        """Creates an LM from a text of the form ``MODEL@URL,URL``.
 
         Raises:
-            ConfigError: If the text is not of that form.
+            ConfigError: If the text does not have that form.
         """
-        found = re.fullmatch(r"(.+?)@(https?://.+)", spec)
-        if found is None:
+        match = re.fullmatch(r"(.+?)@(https?://.+)", spec)
+        if match is None:
             raise ConfigError(
-                f"{redact_spec(spec)!r} names no server; write openai:MODEL@http://host:8000/v1, URLs with commas"
+                f"{redact_spec(spec)!r} names no server; write openai:MODEL@http://host:8000/v1, with commas "
+                "between URLs"
             )
-        return cls(found[1], re.split(r"\s*,\s*(?=https?://)", found[2].strip()), **settings)
+        return cls(match[1], re.split(r"\s*,\s*(?=https?://)", match[2].strip()), **settings)
 
     @property
     def name(self) -> str:
@@ -116,127 +118,126 @@ class ServerLM(LM):
 
     @property
     def dialect(self) -> Dialect:
-        """The family of the servers.
+        """The dialect of the servers, detected on first use.
 
         Raises:
-            EngineError: If they cannot be asked.
-            BudgetSpent: If the time of the call under way is over.
+            EngineError: If no server responds.
+            BudgetSpent: If the time limit of the current call is exceeded.
         """
-        undetected = self._undetected
+        earlier_error = self._detection_error
         with held(self._lock):
             if self._dialect is None:
-                if self._undetected is not undetected and self._undetected is not None:
-                    raise self._endpoints.again(self._undetected)  # another call has asked while this one waited
+                if self._detection_error is not earlier_error and self._detection_error is not None:
+                    raise self._endpoints.same_failure(self._detection_error)  # another call just failed to detect it
                 try:
                     self._dialect = self._endpoints.call(detect)
-                except GaveUp as error:
-                    self._undetected = error
+                except RetriesExhausted as error:
+                    self._detection_error = error
                     raise
-                except Refused as error:
-                    raise self._refusal(error) from None
+                except HTTPStatusError as error:
+                    raise self._status_error(error) from None
             return self._dialect
 
     def close(self) -> None:
-        """Ends calls that are under way, and refuses new ones."""
+        """Cancels calls in progress and rejects new ones."""
         self._endpoints.close()
 
     def register_adapter(self, adapter: str, folder: Path) -> None:
         """Raises:
-        EngineError: If the folder is no LoRA adapter, or the servers load none at run time.
+        EngineError: If the folder is not a PEFT adapter, or the servers cannot load adapters at run time.
         """
         if not (folder / "adapter_config.json").is_file():
-            raise EngineError(f"{folder} is no PEFT adapter; a server loads full weights only when it is started")
+            raise EngineError(f"{folder} is not a PEFT adapter; a server loads full weights only when it starts")
         if self.dialect.adapter is None:
             raise EngineError(
-                f"servers of the family {self.dialect.name!r} load no adapters at run time; serve {self.name} with "
-                "vLLM or SGLang"
+                f"{self.dialect.name!r} servers cannot load adapters at run time; serve {self.name} with vLLM or SGLang"
             )
-        self._folders[adapter] = self._remote(folder.resolve())
+        self._folders[adapter] = self._server_path(folder.resolve())
 
     def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
         return self._in_flight.answer(requests, self._send)
 
     def _send(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
-        return concurrently(self._ask, requests, self._endpoints.capacity)
+        return thread_map(self._complete_one, requests, self._endpoints.capacity)
 
-    def _ask(self, request: Request) -> Completion | EngineError:
-        """One answer; what concerns this request alone is returned, not raised."""
-        wrong = wrong_base_error(request, self.name)
-        if wrong is not None:
-            return wrong
+    def _complete_one(self, request: Request) -> Completion | EngineError:
+        """Completes one request; errors that concern only this request are returned, not raised."""
+        base_error = wrong_base_error(request, self.name)
+        if base_error is not None:
+            return base_error
         try:
             dialect = self.dialect
             try:
                 body = self._body(request, dialect)
             except EngineError as error:
                 return error
-            reply = self._endpoints.call(partial(self._post, request=request, body=body))
-        except GaveUp as error:
-            if not error.alone:
+            completion = self._endpoints.call(partial(self._post, request=request, body=body))
+        except RetriesExhausted as error:
+            if not error.request_specific:
                 raise
             return EngineError(f"{self.name}: {error}")
-        except Refused as error:
-            refused = error
+        except HTTPStatusError as error:
+            status_error = error
         else:
-            text = cut_at_stop(reply.text, request.sampling.stop)
-            return Completion(text, reply.finish_reason, reply.usage, reply.logprobs)
-        if refused.alone:
-            return EngineError(f"{self.name} refused the request: {refused}")
-        raise self._refusal(refused)
+            text = cut_at_stop(completion.text, request.sampling.stop)
+            return Completion(text, completion.finish_reason, completion.usage, completion.logprobs)
+        if status_error.request_specific:
+            return EngineError(f"{self.name} rejected the request: {status_error}")
+        raise self._status_error(status_error)
 
-    def _refusal(self, error: Refused) -> EngineError:
+    def _status_error(self, error: HTTPStatusError) -> EngineError:
         return EngineError(
-            f"{error.url} does not answer for model {self.name!r}: {error}; check the model's name and the key "
-            "in OPENAI_API_KEY"
+            f"{error.url} rejects requests for the model {self.name!r}: {error}; check the name of the model and the "
+            "key in OPENAI_API_KEY"
         )
 
     def _body(self, request: Request, dialect: Dialect) -> dict[str, Any]:
         """Raises:
-        EngineError: If the servers do not take such a request.
+        EngineError: If the servers do not support such a request.
         """
         body = {"model": self.name, **dialect.sampling(request)}
         if self._tokenizer is None:
             body["messages"] = plain_chat(request.messages)
-            body[dialect.limit] = request.sampling.max_tokens
+            body[dialect.max_tokens_field] = request.sampling.max_tokens
             if request.sampling.logprobs:
                 body["logprobs"] = True
             return body
         if not dialect.token_prompts or (request.regex is not None and not dialect.regex_in_completions):
-            raise EngineError(f"servers of the family {dialect.name!r} take no token ids; leave the tokenizer out")
-        with held(self._lock):  # fast tokenizers may be borrowed by one thread at a time
+            raise EngineError(f"{dialect.name!r} servers do not accept token ids; leave out the tokenizer")
+        with held(self._lock):  # only one thread may use a fast tokenizer at a time
             body["prompt"] = self._tokenizer.encode(request.messages)
         body["max_tokens"] = request.sampling.max_tokens
         if request.sampling.logprobs:
             body["logprobs"] = 1
         return body
 
-    def _post(self, endpoint: Endpoint, request: Request, body: Mapping[str, Any]) -> Reply:
+    def _post(self, endpoint: Endpoint, request: Request, body: Mapping[str, Any]) -> ServerCompletion:
         adapter = request.weights.adapter
         if adapter is None:
             return self._call(endpoint, request, body)
         folder, dialect = self._folders.get(adapter), self.dialect
         if folder is None or dialect.adapter is None:
             raise unregistered_adapter_error(adapter)
-        body, loaded = {**body, **dialect.adapter(adapter)}, self._adapters[endpoint]
-        with loaded.using(adapter, folder, dialect):
+        body, cache = {**body, **dialect.adapter(adapter)}, self._adapters[endpoint]
+        with cache.loaded(adapter, folder, dialect):
             try:
                 return self._call(endpoint, request, body)
-            except Refused as error:
-                if error.status not in (400, 404) or adapter not in error.said:
+            except HTTPStatusError as error:
+                if error.status_code not in (400, 404) or adapter not in error.message:
                     raise
-            loaded.load(adapter, folder, dialect)  # the server was started again since
+            cache.load(adapter, folder, dialect)  # the server was restarted since
             return self._call(endpoint, request, body)
 
-    def _call(self, endpoint: Endpoint, request: Request, body: Mapping[str, Any]) -> Reply:
+    def _call(self, endpoint: Endpoint, request: Request, body: Mapping[str, Any]) -> ServerCompletion:
         chat = self._tokenizer is None
-        answer = endpoint.send("POST", "/chat/completions" if chat else "/completions", body)
-        return read_reply(answer, chat=chat, logprobs=request.sampling.logprobs)
+        response = endpoint.send("POST", "/chat/completions" if chat else "/completions", body)
+        return parse_completion(response, chat=chat, logprobs=request.sampling.logprobs)
 
-    def _remote(self, folder: Path) -> str:
-        """A folder as the servers see it."""
-        for here, there in self._path_map.items():
-            if folder.is_relative_to(Path(here).resolve()):
-                return f"{there.rstrip('/')}/{folder.relative_to(Path(here).resolve()).as_posix()}"
+    def _server_path(self, folder: Path) -> str:
+        """Returns the path of a folder on the servers."""
+        for local, remote in self._path_map.items():
+            if folder.is_relative_to(Path(local).resolve()):
+                return f"{remote.rstrip('/')}/{folder.relative_to(Path(local).resolve()).as_posix()}"
         return str(folder)
 
 

@@ -1,6 +1,7 @@
-"""What the families of OpenAI-compatible servers call things: sampling fields, patterns, adapters.
+"""The dialects of OpenAI-compatible servers: their fields for sampling, regular expressions and adapters.
 
-Knows how their requests differ, and how to tell the families apart. Knows nothing of sending, retrying or balancing.
+Knows how requests differ between servers and how to detect a server's dialect. Knows nothing about sending, retries or
+load balancing.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Any, Literal, final
 from lmpipe.errors import EngineError
 from lmpipe.lm import Request
 from lmpipe.web.endpoints import Endpoint
-from lmpipe.web.http import Answer, BadAnswer, Refused
+from lmpipe.web.http import HTTPStatusError, InvalidResponse, Response
 
-_UNKNOWN = (404, 405)  # what a server says of a route that it has not
+_NO_SUCH_ROUTE = (404, 405)
 
 DialectName = Literal["vllm", "sglang", "tgi", "llamacpp", "openai"]
 
@@ -23,20 +24,21 @@ DialectName = Literal["vllm", "sglang", "tgi", "llamacpp", "openai"]
 @final
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One family of servers.
+    """The dialect of one kind of server.
 
     Args:
-        name: Of the family.
-        neutral: Sampling fields that are always sent, so that no default of the server or of the model's folder
-            changes an answer.
-        top_k: Whether it takes top-k.
-        regex: The fields that hold a completion to a regular expression; none if it cannot.
-        regex_in_completions: Whether that works without its chat template, too.
+        name: Name of the dialect.
+        neutral: Sampling fields that are always sent, so that defaults of the server or of the model folder cannot
+            change a completion.
+        top_k: Whether the server supports top-k sampling.
+        regex: Creates the fields that constrain a completion to a regular expression; None if unsupported.
+        regex_in_completions: Whether regular expressions also work in completions without a chat template.
         token_prompts: Whether prompts may be token ids.
-        adapter: The fields that ask for an adapter by its name; none if it loads none at run time.
-        adapter_route: Where adapters are loaded and unloaded, with ``{}`` for either word; below the server's root.
-        adapter_hint: How a server is started that loads adapters.
-        limit: The field for the most new tokens of a chat completion.
+        adapter: Creates the fields that select an adapter by name; None if adapters cannot be loaded at run time.
+        adapter_route: Route that loads and unloads adapters, relative to the server's root; ``{}`` stands for the
+            action.
+        adapter_hint: Command that starts a server that can load adapters.
+        max_tokens_field: Field for the maximum number of new tokens of a chat completion.
     """
 
     name: DialectName
@@ -48,33 +50,33 @@ class Dialect:
     adapter: Callable[[str], dict[str, Any]] | None = None
     adapter_route: str = ""
     adapter_hint: str = ""
-    limit: str = "max_tokens"
+    max_tokens_field: str = "max_tokens"
 
     def sampling(self, request: Request) -> dict[str, Any]:
-        """The fields of a request's sampling, seed and regex.
+        """Returns the fields for the sampling settings, seed and regular expression of a request.
 
         Raises:
-            EngineError: If the family has no field for one of them.
+            EngineError: If the dialect has no field for one of them.
         """
-        asked = request.sampling
+        settings = request.sampling
         fields = {
             **self.neutral,
-            "temperature": asked.temperature,
-            "seed": request.seed % (2**31 - 1) + 1,  # servers take 31 bits, and some no 0
+            "temperature": settings.temperature,
+            "seed": request.seed % (2**31 - 1) + 1,  # servers accept 31 bits, and some reject 0
         }
-        if asked.top_p < 1:
-            fields["top_p"] = asked.top_p
-        if asked.top_k is not None:
+        if settings.top_p < 1:
+            fields["top_p"] = settings.top_p
+        if settings.top_k is not None:
             if not self.top_k:
-                raise EngineError(f"servers of the family {self.name!r} take no top_k; leave it out")
-            fields["top_k"] = asked.top_k
-        if asked.stop:
-            fields["stop"] = list(asked.stop)
+                raise EngineError(f"{self.name!r} servers do not support top_k; leave it out")
+            fields["top_k"] = settings.top_k
+        if settings.stop:
+            fields["stop"] = list(settings.stop)
         if request.regex is not None:
             if self.regex is None:
                 raise EngineError(
-                    f"servers of the family {self.name!r} cannot hold a completion to a regular expression; run "
-                    "without structured output, or on vLLM, SGLang or TGI"
+                    f"{self.name!r} servers cannot constrain a completion to a regular expression; run without "
+                    "structured output, or use vLLM, SGLang or TGI"
                 )
             fields |= self.regex(request.regex)
         return fields
@@ -107,43 +109,43 @@ DIALECTS: Mapping[DialectName, Dialect] = {
             token_prompts=False,
         ),
         Dialect("llamacpp", neutral={"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}),
-        Dialect("openai", top_k=False, limit="max_completion_tokens"),
+        Dialect("openai", top_k=False, max_tokens_field="max_completion_tokens"),
     )
 }
 
 
 def detect(endpoint: Endpoint) -> Dialect:
-    """The family of a server, by what it says of its models and of itself; ``openai`` if it says nothing.
+    """Detects the dialect of a server from its list of models and its info page; ``openai`` if they do not tell.
 
     Raises:
-        Fault: If it cannot be asked for its models, or answers with something else.
+        RequestError: If the list of models cannot be requested or is invalid.
     """
     try:
-        answer = endpoint.send("GET", "/models")
-    except Refused as error:
-        if error.status in _UNKNOWN:
+        models = endpoint.send("GET", "/models")
+    except HTTPStatusError as error:
+        if error.status_code in _NO_SUCH_ROUTE:
             return DIALECTS["openai"]
         raise
-    owners = _owners(answer)
+    owners = _owners(models)
     for name in ("vllm", "sglang", "llamacpp"):
         if name in owners:
             return DIALECTS[name]
     try:
-        info = endpoint.send("GET", "/info", below="/v1").json()
-    except BadAnswer:
-        return DIALECTS["openai"]  # a page for people, as gateways have
-    except Refused as error:
-        if error.status == 429 or error.status >= 500:
+        info = endpoint.send("GET", "/info", strip_suffix="/v1").json()
+    except InvalidResponse:
+        return DIALECTS["openai"]  # gateways often have an HTML page there
+    except HTTPStatusError as error:
+        if error.status_code == 429 or error.status_code >= 500:
             raise
         return DIALECTS["openai"]
     return DIALECTS["tgi" if isinstance(info, dict) and "docker_label" in info else "openai"]
 
 
-def _owners(answer: Answer) -> set[str]:
-    """Who owns the models of a list; some servers write none where there is no model."""
-    found = answer.json()
-    models = found.get("data") if isinstance(found, dict) else None
-    if not isinstance(found, dict) or "data" not in found or not isinstance(models, (list, NoneType)):
-        raise BadAnswer(f"the answer is no list of models: {answer.quoted}")
+def _owners(response: Response) -> set[str]:
+    """Returns the owners in a list of models; some servers send null if there is no model."""
+    body = response.json()
+    models = body.get("data") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or "data" not in body or not isinstance(models, (list, NoneType)):
+        raise InvalidResponse(f"the response is not a list of models: {response.excerpt}")
     owners = (model.get("owned_by") for model in models or () if isinstance(model, dict))
     return {owner for owner in owners if isinstance(owner, str)}

@@ -1,4 +1,4 @@
-"""Fine-tuning the model of the local engine."""
+"""Fine-tuning of the model of the local engine."""
 
 from lmpipe.engines.training.trainer import LocalTrainer
 from lmpipe.engines.training.tuning_config import TuningConfig

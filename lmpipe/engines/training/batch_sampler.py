@@ -1,6 +1,6 @@
-"""Which rows a training sees at which step: decided by rows, settings and seed alone, so it is known beforehand.
+"""Which rows are in which training step. This depends only on rows, settings and seed, so it is known in advance.
 
-Knows nothing of models or losses.
+Knows nothing about models or losses.
 """
 
 from __future__ import annotations
@@ -11,59 +11,61 @@ from typing import final
 
 import torch
 
-from lmpipe.engines.training.packed_batch import EncodedRow
+from lmpipe.engines.training.packed_batch import TokenizedRow
 from lmpipe.engines.training.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError
 from lmpipe.splits import stratified
 from lmpipe.storage.hashing import derive_seed
 
 
-def split(rows: Sequence[EncodedRow], eval_fraction: float, seed: int) -> tuple[list[EncodedRow], list[EncodedRow]]:
-    """Rows to train on, and rows to measure the loss on: a share of each group."""
+def train_eval_split(
+    rows: Sequence[TokenizedRow], eval_fraction: float, seed: int
+) -> tuple[list[TokenizedRow], list[TokenizedRow]]:
+    """Splits rows into training rows and evaluation rows, stratified by group."""
     count = _eval_count(len(rows), eval_fraction)
     rng = random.Random(derive_seed(seed, "held out"))
     order = stratified(range(len(rows)), lambda number: rows[number].group, rng)
-    chosen = set(order[:count])
+    held_out = set(order[:count])
     return (
-        [row for number, row in enumerate(rows) if number not in chosen],
-        [row for number, row in enumerate(rows) if number in chosen],
+        [row for number, row in enumerate(rows) if number not in held_out],
+        [row for number, row in enumerate(rows) if number in held_out],
     )
 
 
 def step_count(rows: int, tuning: TuningConfig) -> int:
-    """How many optimizer steps a training in one process takes at most."""
+    """Returns the maximum number of optimizer steps of a training in one process."""
     return -(-(rows - _eval_count(rows, tuning.eval_fraction)) // tuning.batch_size) * tuning.epochs
 
 
-def step_tokens(rows: Sequence[EncodedRow], tuning: TuningConfig, seed: int, processes: int) -> list[int]:
-    """Tokens of the rows of each step of a whole training.
+def tokens_per_step(rows: Sequence[TokenizedRow], tuning: TuningConfig, seed: int, processes: int) -> list[int]:
+    """Returns the number of tokens in the rows of each step of a complete training.
 
     Args:
-        rows: Those trained on.
-        tuning: Settings.
-        seed: That the sampler has.
-        processes: How many share the rows of a step.
+        rows: Training rows.
+        tuning: Settings of the training.
+        seed: Seed of the sampler.
+        processes: Number of processes that share the rows of a step.
     """
     size = tuning.batch_size * processes
-    found = []
+    counts = []
     for epoch in range(tuning.epochs):
-        order = [rows[number].size for number in _order(rows, seed, epoch)]
-        found += [sum(order[first : first + size]) for first in range(0, len(order), size)]
-    return found
+        order = [rows[number].num_tokens for number in _order(rows, seed, epoch)]
+        counts += [sum(order[first : first + size]) for first in range(0, len(order), size)]
+    return counts
 
 
 @final
-class SpreadSampler(torch.utils.data.Sampler[int]):
-    """The rows in another order each epoch, their groups spread evenly, so that each batch has a share of each.
+class StratifiedSampler(torch.utils.data.Sampler[int]):
+    """Draws the rows in a new order each epoch, with groups spread evenly, so that each batch has a share of each.
 
-    Without that an LM that is to learn a choice among few labels swings from one constant answer to the next.
+    Without this, an LM that learns to choose among few labels swings from one constant answer to the next.
     """
 
-    def __init__(self, rows: Sequence[EncodedRow], seed: int) -> None:
+    def __init__(self, rows: Sequence[TokenizedRow], seed: int) -> None:
         self._rows, self._seed, self._epoch = rows, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Decides the order; the trainer calls it, also when it goes on from a checkpoint."""
+        """Sets the epoch, which decides the order; the trainer calls this, also when resuming from a checkpoint."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -73,23 +75,23 @@ class SpreadSampler(torch.utils.data.Sampler[int]):
         return len(self._rows)
 
 
-def _order(rows: Sequence[EncodedRow], seed: int, epoch: int) -> list[int]:
+def _order(rows: Sequence[TokenizedRow], seed: int, epoch: int) -> list[int]:
     rng = random.Random(derive_seed(seed, epoch))
     return stratified(range(len(rows)), lambda number: rows[number].group, rng)
 
 
-def _eval_count(rows: int, share: float) -> int:
-    return round(share * rows)
+def _eval_count(rows: int, eval_fraction: float) -> int:
+    return round(eval_fraction * rows)
 
 
-def check_eval_fraction(rows: int, share: float) -> None:
+def check_eval_fraction(rows: int, eval_fraction: float) -> None:
     """Raises:
-    ConfigError: If rows are to be held out, and that leaves none on one of the two sides.
+    ConfigError: If rows are to be held out and either no training row or no evaluation row is left.
     """
-    count = _eval_count(rows, share)
-    if share and not 0 < count < rows:
-        lacking = "train on" if count else "measure the loss on"
+    count = _eval_count(rows, eval_fraction)
+    if eval_fraction and not 0 < count < rows:
+        purpose = "train on" if count else "measure the loss on"
         raise ConfigError(
-            f"eval_fraction={share} of {rows} rows holds out {count}, which leaves none to {lacking}; change "
+            f"eval_fraction={eval_fraction} of {rows} rows holds out {count}, which leaves none to {purpose}; change "
             "eval_fraction, or train on more rows"
         )

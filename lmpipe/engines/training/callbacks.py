@@ -1,6 +1,6 @@
-"""What a training tells the run that it is part of, and asks it: steps, epochs, and whether to go on.
+"""How a training reports its steps and epochs to the run that started it, and learns that it should stop.
 
-Knows nothing of sessions or processes.
+Knows nothing about sessions or processes.
 """
 
 from __future__ import annotations
@@ -16,73 +16,73 @@ from transformers import TrainerCallback
 
 @final
 @dataclass(frozen=True)
-class Watch:
-    """Who looks on.
+class TrainingObserver:
+    """Functions that a training calls as it goes on.
 
     Args:
-        advance: Told how many steps were made since it was last told.
-        epoch: Told the number of an epoch that has ended, from 1, the mean loss of its steps, and the loss on rows held
-            out, if any.
-        spent: Asked after each step, given the tokens of all steps so far: whether to stop, in words.
+        on_steps: Called with the number of steps made since the last call.
+        on_epoch_end: Called with the number of the epoch, from 1, the mean loss of its steps, and the loss on held-out
+            rows, or None.
+        stop_reason: Called after each step with the number of tokens so far; returns why the training should stop, or
+            an empty string.
     """
 
-    advance: Callable[[int], None] = lambda steps: None
-    epoch: Callable[[int, float, float | None], None] = lambda number, loss, eval_loss: None
-    spent: Callable[[int], str] = lambda tokens: ""
+    on_steps: Callable[[int], None] = lambda steps: None
+    on_epoch_end: Callable[[int, float, float | None], None] = lambda number, loss, eval_loss: None
+    stop_reason: Callable[[int], str] = lambda tokens: ""
 
 
 @final
-class Watching(TrainerCallback):
-    """Tells a `Watch`, and stops the training when it says so.
+class ObserverCallback(TrainerCallback):
+    """Reports to a `TrainingObserver` and stops the training when the observer asks for it.
 
     Args:
-        watch: Who looks on.
-        step_tokens: Of the rows of each step.
+        observer: The observer.
+        tokens_per_step: Number of tokens in the rows of each step.
         has_eval_rows: Whether rows were held out.
 
     Attributes:
         stopped: Why the training was stopped, or empty.
     """
 
-    def __init__(self, watch: Watch, step_tokens: Sequence[int], *, has_eval_rows: bool) -> None:
+    def __init__(self, observer: TrainingObserver, tokens_per_step: Sequence[int], *, has_eval_rows: bool) -> None:
         self.stopped = ""
-        self._watch, self._has_eval_rows = watch, has_eval_rows
-        self._tokens = [0, *accumulate(step_tokens)]
+        self._observer, self._has_eval_rows = observer, has_eval_rows
+        self._tokens = [0, *accumulate(tokens_per_step)]
 
-    def tokens(self, steps: int) -> int:
-        """Tokens of the rows of the first steps."""
+    def tokens_after(self, steps: int) -> int:
+        """Returns the number of tokens in the rows of the first steps."""
         return self._tokens[steps]
 
-    def ends_after(self, steps: int) -> bool:
-        """Whether the watch stops the training after some steps."""
-        self.stopped = self._watch.spent(self.tokens(steps))
+    def stops_after(self, steps: int) -> bool:
+        """Whether the observer stops the training after this number of steps."""
+        self.stopped = self._observer.stop_reason(self.tokens_after(steps))
         return bool(self.stopped)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self._watch.advance(state.global_step)
+        self._observer.on_steps(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self._watch.advance(1)
-        if state.global_step < state.max_steps and self.ends_after(state.global_step):
+        self._observer.on_steps(1)
+        if state.global_step < state.max_steps and self.stops_after(state.global_step):
             control.should_training_stop = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        if state.global_step % _length(args, state):  # stopped in an epoch, which then is none to choose the best from
+        if state.global_step % _steps_per_epoch(args, state):  # stopped within an epoch, which is then not evaluated
             control.should_save = control.should_evaluate = False
         if not self._has_eval_rows:
-            self._tell(args, state, None)
+            self._report_epoch(args, state, None)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self._tell(args, state, others["metrics"]["eval_loss"])
+        self._report_epoch(args, state, others["metrics"]["eval_loss"])
 
-    def _tell(self, args: Any, state: Any, eval_loss: float | None) -> None:
-        length = _length(args, state)
-        number, left = divmod(state.global_step, length)
-        if not left:
+    def _report_epoch(self, args: Any, state: Any, eval_loss: float | None) -> None:
+        steps = _steps_per_epoch(args, state)
+        number, remainder = divmod(state.global_step, steps)
+        if not remainder:
             losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-            self._watch.epoch(number, statistics.fmean(losses[-length:]), eval_loss)
+            self._observer.on_epoch_end(number, statistics.fmean(losses[-steps:]), eval_loss)
 
 
-def _length(args: Any, state: Any) -> int:
-    """Steps of an epoch."""
+def _steps_per_epoch(args: Any, state: Any) -> int:
     return int(state.max_steps) // int(args.num_train_epochs)

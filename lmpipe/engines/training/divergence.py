@@ -1,6 +1,6 @@
-"""Whether a training still has finite numbers: its loss, its gradients, its weights and what they start from.
+"""Detection of NaN and infinite values in the losses, gradients and weights of a training.
 
-Knows nothing of rows or of the loop.
+Knows nothing about rows or the training loop.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _LOGGED = {"loss": "the loss", "grad_norm": "the norm of the gradients", "eval_l
 
 
 @final
-class Divergence(TrainerCallback):
-    """Ends a training at the step after which one of its values is NaN or infinite.
+class DivergenceCallback(TrainerCallback):
+    """Ends a training at the step after which a loss, gradient or weight is NaN or infinite.
 
-    Every process sees the same numbers, since losses are averaged and gradients added up over all of them. Losses are
-    checked before anything is saved or chosen by them.
+    All processes see the same values, since losses are averaged and gradients summed over processes. Losses are checked
+    before a checkpoint is saved or selected.
 
     Args:
-        tuning: Settings that the advice names.
+        tuning: Settings of the training, which the error message quotes.
     """
 
     def __init__(self, tuning: TuningConfig) -> None:
@@ -35,36 +35,42 @@ class Divergence(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         logs = others["logs"]
-        wrong = [f"{what} is {logs[name]}" for name, what in _LOGGED.items() if not math.isfinite(logs.get(name, 0.0))]
-        self.check(wrong, others["model"], state)
+        problems = [f"{what} is {logs[name]}" for name, what in _LOGGED.items() if not math.isfinite(logs.get(name, 0))]
+        self.check(problems, others["model"], state)
 
-    def check(self, wrong: Iterable[str], model: Any, state: Any) -> None:
-        """Ends the training if anything is wrong already, or a weight that is trained is NaN or infinite.
+    def check(self, problems: Iterable[str], model: Any, state: Any) -> None:
+        """Ends the training if there is a problem or a trained weight is NaN or infinite.
+
+        Args:
+            problems: Values already known to be NaN or infinite, in words.
+            model: The model in training.
+            state: State of the transformers trainer.
 
         Raises:
-            TrainingDiverged: With the step, what is NaN or infinite, and what to try.
+            TrainingDiverged: With the step, the value that is NaN or infinite, and what to try.
         """
-        found = [*wrong]
-        if not found and not _are_numbers(model):
-            found = ["a trained weight is NaN or infinite"]
-        if found:
+        problems = [*problems]
+        if not problems and not _has_finite_weights(model):
+            problems = ["a trained weight is NaN or infinite"]
+        if problems:
             losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-            before = tuple(loss for loss in losses if math.isfinite(loss))
-            raise diverged(f"at step {state.global_step} {found[0]}", self._tuning, int(state.global_step), before)
+            finite = tuple(loss for loss in losses if math.isfinite(loss))
+            step = int(state.global_step)
+            raise divergence_error(f"at step {step} {problems[0]}", self._tuning, step, finite)
 
 
-def diverged(what: str, tuning: TuningConfig, step: int, losses: tuple[float, ...] = ()) -> TrainingDiverged:
-    """The error of a training whose values have become NaN or infinite.
+def divergence_error(problem: str, tuning: TuningConfig, step: int, losses: tuple[float, ...] = ()) -> TrainingDiverged:
+    """Creates the error of a training in which a value has become NaN or infinite.
 
     Args:
-        what: What is NaN or infinite, and where.
+        problem: What is NaN or infinite, and where.
         tuning: Settings of the training.
-        step: Of the optimizer.
-        losses: Of the steps before.
+        step: Number of the optimizer step.
+        losses: Losses of earlier steps.
     """
     so_far = f" after losses of {', '.join(f'{loss:.4g}' for loss in losses[-5:])}" if losses else ""
     return TrainingDiverged(
-        f"the training diverged: {what}{so_far}; its weights are not used. Try a learning rate lower than "
+        f"the training diverged: {problem}{so_far}; its weights are discarded. Try a learning rate lower than "
         f"{tuning.learning_rate}, more warmup_steps than {tuning.warmup_steps}, or a base in float32 or bfloat16 if it "
         "is in float16",
         step,
@@ -72,6 +78,6 @@ def diverged(what: str, tuning: TuningConfig, step: int, losses: tuple[float, ..
     )
 
 
-def _are_numbers(model: Any) -> bool:
+def _has_finite_weights(model: Any) -> bool:
     trained = [weight.detach() for weight in model.parameters() if weight.requires_grad]
-    return bool(torch.isfinite(get_total_norm(trained, math.inf)))  # the largest of all, or NaN
+    return bool(torch.isfinite(get_total_norm(trained, math.inf)))  # the largest absolute value, or NaN

@@ -1,6 +1,6 @@
-"""The training loop: transformers' `Trainer` over packed batches, with checkpoints that a killed training goes on from.
+"""The training loop: transformers' `Trainer` on packed batches, with checkpoints from which a killed training resumes.
 
-Knows nothing of where rows come from or where weights go.
+Knows nothing about the origin of the rows or the destination of the weights.
 """
 
 from __future__ import annotations
@@ -25,12 +25,17 @@ from transformers import Trainer as HFTrainer
 
 from lmpipe.engines.local.adapters import no_peft_warnings, prefix_key_values, swapped_parameters
 from lmpipe.engines.precision import multiplies_bfloat16
-from lmpipe.engines.training.batch_sampler import SpreadSampler, split, step_tokens
-from lmpipe.engines.training.callbacks import Watch, Watching
-from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_of, last_whole
-from lmpipe.engines.training.divergence import Divergence, diverged
-from lmpipe.engines.training.losses import items, total_loss, with_references
-from lmpipe.engines.training.packed_batch import EncodedRow, Targets, TrainingLayout, collate
+from lmpipe.engines.training.batch_sampler import StratifiedSampler, tokens_per_step, train_eval_split
+from lmpipe.engines.training.callbacks import ObserverCallback, TrainingObserver
+from lmpipe.engines.training.checkpoints import (
+    SAVE_ERRORS,
+    CheckpointMarkerCallback,
+    checkpoint_folder,
+    last_complete_checkpoint,
+)
+from lmpipe.engines.training.divergence import DivergenceCallback, divergence_error
+from lmpipe.engines.training.losses import num_items, summed_loss, with_reference_logprobs
+from lmpipe.engines.training.packed_batch import PackedBatch, Targets, TokenizedRow, collate
 from lmpipe.engines.training.tuning_config import TuningConfig
 from lmpipe.storage.files import explain_write_errors
 from lmpipe.trainer import Objective
@@ -38,19 +43,19 @@ from lmpipe.trainer import Objective
 
 @final
 @dataclass(frozen=True)
-class LossCurve:
-    """Losses in the unit of the objective; see `lmpipe.trainer.TrainingResult`.
+class FitResult:
+    """The losses and costs of a training; see `lmpipe.trainer.TrainingResult` for the units of the losses.
 
     Attributes:
-        train: At each optimizer step.
-        eval: After each epoch, if rows were held out.
-        tokens: Of the rows of all steps.
-        stopped: Why the training was stopped before it was through, or empty.
-        gpu_seconds: That it took, the steps before a kill left out, for each GPU.
+        losses: Loss of each optimizer step.
+        eval_losses: Loss on held-out rows after each epoch; empty if no rows were held out.
+        tokens: Number of tokens in the rows of all steps.
+        stopped: Why the training was stopped early, or empty.
+        gpu_seconds: Seconds on all GPUs together, without the time before a kill.
     """
 
-    train: tuple[float, ...]
-    eval: tuple[float, ...] = ()
+    losses: tuple[float, ...]
+    eval_losses: tuple[float, ...] = ()
     tokens: int = 0
     stopped: str = ""
     gpu_seconds: float = 0.0
@@ -58,71 +63,80 @@ class LossCurve:
 
 def fit(
     model: Any,
-    rows: Sequence[EncodedRow],
+    rows: Sequence[TokenizedRow],
     tuning: TuningConfig,
     seed: int,
     folder: Path,
     objective: Objective,
-    watch: Watch,
-) -> LossCurve:
-    """Trains what requires gradients, going on from the last whole checkpoint.
+    observer: TrainingObserver,
+) -> FitResult:
+    """Trains the parameters that require gradients, starting from the last complete checkpoint if there is one.
 
     Args:
-        model: A `PeftModel` with one adapter, or a causal LM; under layouts. As it is now, it is the reference of
-            objectives that have one.
-        rows: At least one.
-        tuning: Settings.
-        seed: Of every random choice.
-        folder: Where checkpoints go, and come from.
-        objective: What is made of the rows.
-        watch: Told how the training goes on; may stop it.
+        model: A `PeftModel` with one adapter, or a causal LM, with lmpipe's attention. In its current state, it is the
+            reference model of objectives that have one.
+        rows: Rows to train on and to hold out, at least one.
+        tuning: Settings of the training.
+        seed: Seed of every random choice.
+        folder: Folder of the checkpoints.
+        objective: Loss to minimize.
+        observer: Receives progress; may stop the training.
 
     Returns:
-        The losses of all steps, those before a kill included.
+        The losses of all steps, including those before a kill.
 
     Raises:
         StoreError: If a checkpoint cannot be written.
         TrainingDiverged: If a loss, a gradient, a weight or a reference is NaN or infinite.
     """
     started = perf_counter()
-    virtual = tuning.virtual_tokens if tuning.method == "prefix" else 0
-    packed = partial(collate, virtual=virtual, items=partial(items, objective))
+    virtual_tokens = tuning.virtual_tokens if tuning.method == "prefix" else 0
+    collator = partial(collate, virtual_tokens=virtual_tokens, num_items=partial(num_items, objective))
     arguments = _arguments(tuning, seed, folder, model.device)
-    halved = _halved_weights(model) if arguments.bf16 else {}
-    look = partial(_look, model, packed, bf16=arguments.bf16)
-    with swapped_parameters(model, halved):
-        rows = with_references(objective, rows, tuning.batch_size // tuning.passes, look)
-    if not all(math.isfinite(value) for row in rows for value in row.reference):
-        raise diverged("the log-probabilities under the weights that it starts from are NaN or infinite", tuning, 0)
-    train, eval_rows = split(rows, tuning.eval_fraction, seed)
-    tokens = step_tokens(train, tuning, arguments.seed, arguments.world_size)
-    watching, divergence = Watching(watch, tokens, has_eval_rows=bool(eval_rows)), Divergence(tuning)
-    checkpoint = last_whole(folder)
-    done = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
-    if 0 < done < len(tokens) and watching.ends_after(done):
-        arguments.max_steps = done  # or one more step would be made
+    bfloat16_weights = _bfloat16_weights(model) if arguments.bf16 else {}
+    logits_of = partial(_logits_without_gradients, model, collator, bf16=arguments.bf16)
+    with swapped_parameters(model, bfloat16_weights):
+        micro_batch_size = tuning.batch_size // tuning.gradient_accumulation_steps
+        rows = with_reference_logprobs(objective, rows, micro_batch_size, logits_of)
+    if not all(math.isfinite(value) for row in rows for value in row.reference_logprobs):
+        raise divergence_error("the log-probabilities under the initial weights are NaN or infinite", tuning, 0)
+    train_rows, eval_rows = train_eval_split(rows, tuning.eval_fraction, seed)
+    tokens = tokens_per_step(train_rows, tuning, arguments.seed, arguments.world_size)
+    observer_callback = ObserverCallback(observer, tokens, has_eval_rows=bool(eval_rows))
+    divergence = DivergenceCallback(tuning)
+    checkpoint = last_complete_checkpoint(folder)
+    completed_steps = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+    if 0 < completed_steps < len(tokens) and observer_callback.stops_after(completed_steps):
+        arguments.max_steps = completed_steps  # otherwise one more step would be made
     trainer = _PackedTrainer(
         model=model,
         args=arguments,
-        train_dataset=train,
+        train_dataset=train_rows,
         eval_dataset=eval_rows or None,
-        data_collator=packed,
+        data_collator=collator,
         compute_loss_func=partial(_loss, objective),
-        callbacks=[divergence, watching, Seal(), *([EarlyStoppingCallback(tuning.patience)] if eval_rows else [])],
+        callbacks=[
+            divergence,
+            observer_callback,
+            CheckpointMarkerCallback(),
+            *([EarlyStoppingCallback(tuning.patience)] if eval_rows else []),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
-    recomputed = _recomputed(model) if tuning.gradient_checkpointing else nullcontext()
+    checkpointing = _gradient_checkpointing(model) if tuning.gradient_checkpointing else nullcontext()
     try:
-        with no_peft_warnings(), swapped_parameters(model, halved), recomputed:
+        with no_peft_warnings(), swapped_parameters(model, bfloat16_weights), checkpointing:
             trainer.train(resume_from_checkpoint=checkpoint)
-            logits, _ = look(train[:1])  # of weights whose last step no loss has seen
-            wrong = [] if bool(torch.isfinite(logits).all()) else ["the logits are NaN or infinite"]
-            divergence.check(wrong, model, trainer.state)  # a checkpoint may be chosen, or be all that there is
-    finally:  # or the model would compute in bfloat16 for ever
+            logits, _ = logits_of(train_rows[:1])  # no loss was computed since the last step changed the weights
+            problems = [] if bool(torch.isfinite(logits).all()) else ["the logits are NaN or infinite"]
+            divergence.check(problems, model, trainer.state)  # the weights may also be those of a checkpoint
+    finally:  # otherwise the model would compute in bfloat16 from now on
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     losses, eval_losses = _logged(trainer, "loss"), _logged(trainer, "eval_loss")
-    on_gpu = 0.0 if arguments.use_cpu else arguments.world_size * (perf_counter() - started)
-    return LossCurve(losses, eval_losses, watching.tokens(len(losses)), watching.stopped, on_gpu)
+    gpu_seconds = 0.0 if arguments.use_cpu else arguments.world_size * (perf_counter() - started)
+    return FitResult(
+        losses, eval_losses, observer_callback.tokens_after(len(losses)), observer_callback.stopped, gpu_seconds
+    )
 
 
 def _logged(trainer: HFTrainer, name: str) -> tuple[float, ...]:
@@ -130,12 +144,13 @@ def _logged(trainer: HFTrainer, name: str) -> tuple[float, ...]:
 
 
 def _arguments(tuning: TuningConfig, seed: int, folder: Path, device: torch.device) -> TrainingArguments:
-    chosen, cpu = tuning.eval_fraction > 0, device.type == "cpu"
+    has_eval_rows, cpu = tuning.eval_fraction > 0, device.type == "cpu"
+    micro_batch_size = tuning.batch_size // tuning.gradient_accumulation_steps
     return TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=tuning.batch_size // tuning.passes,
-        per_device_eval_batch_size=tuning.batch_size // tuning.passes,
-        gradient_accumulation_steps=tuning.passes,
+        per_device_train_batch_size=micro_batch_size,
+        per_device_eval_batch_size=micro_batch_size,
+        gradient_accumulation_steps=tuning.gradient_accumulation_steps,
         num_train_epochs=tuning.epochs,
         learning_rate=tuning.learning_rate,
         lr_scheduler_type=tuning.schedule,
@@ -147,14 +162,14 @@ def _arguments(tuning: TuningConfig, seed: int, folder: Path, device: torch.devi
         ddp_backend="gloo" if cpu and "WORLD_SIZE" in os.environ else None,
         seed=seed % 2**32,
         logging_steps=1,
-        logging_nan_inf_filter=False,  # which shows 0 in the place of a loss that is NaN or infinite
-        save_strategy="epoch" if chosen else "steps",
+        logging_nan_inf_filter=False,  # the filter would log 0 instead of NaN or infinity
+        save_strategy="epoch" if has_eval_rows else "steps",
         save_steps=tuning.checkpoint_steps,
         save_total_limit=2,
-        eval_strategy="epoch" if chosen else "no",
-        load_best_model_at_end=chosen,
-        metric_for_best_model="eval_loss" if chosen else None,
-        restore_callback_states_from_checkpoint=chosen,  # or patience would begin anew
+        eval_strategy="epoch" if has_eval_rows else "no",
+        load_best_model_at_end=has_eval_rows,
+        metric_for_best_model="eval_loss" if has_eval_rows else None,
+        restore_callback_states_from_checkpoint=has_eval_rows,  # otherwise patience would start again
         prediction_loss_only=True,
         dataloader_pin_memory=False,
         report_to=[],
@@ -166,19 +181,23 @@ def _arguments(tuning: TuningConfig, seed: int, folder: Path, device: torch.devi
 def _loss(
     objective: Objective, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
 ) -> torch.Tensor:
-    """Its mean over all passes of the step; there is a label for each item."""
+    """Returns the summed loss divided by the number of items in the step; there is one label for each item."""
     count = len(labels) - 1 if num_items_in_batch is None else num_items_in_batch
-    return total_loss(objective, outputs["logits"], outputs["targets"]) / count
+    return summed_loss(objective, outputs["logits"], outputs["targets"]) / count
 
 
-def _look(
-    model: Any, packed: Callable[[Sequence[EncodedRow]], dict[str, Any]], rows: Sequence[EncodedRow], *, bf16: bool
+def _logits_without_gradients(
+    model: Any,
+    collator: Callable[[Sequence[TokenizedRow]], dict[str, Any]],
+    rows: Sequence[TokenizedRow],
+    *,
+    bf16: bool,
 ) -> tuple[torch.Tensor, Targets]:
-    """Logits and targets of some rows under the model as it is, computed as in training."""
-    inputs = packed(rows)
+    """Returns the logits and targets of rows under the current model, computed as in training."""
+    inputs = collator(rows)
     targets: Targets = inputs.pop("targets").to(model.device)
     inputs = {
-        name: value.to(model.device) if isinstance(value, torch.Tensor | TrainingLayout) else value
+        name: value.to(model.device) if isinstance(value, torch.Tensor | PackedBatch) else value
         for name, value in inputs.items()
         if name != "labels"
     }
@@ -187,7 +206,7 @@ def _look(
 
 
 def _logits(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    """Of the kept positions, shape (positions, vocabulary)."""
+    """Returns the logits at the positions in ``logits_to_keep``, shape (positions, vocabulary)."""
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         inputs["forward_batch"].past = prefix_key_values(model)
         model = model.get_base_model()
@@ -199,26 +218,26 @@ def _logits(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
 class _PackedTrainer(HFTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         rows: Any = self.train_dataset
-        return SpreadSampler(rows, self.args.seed)
+        return StratifiedSampler(rows, self.args.seed)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with explain_write_errors(checkpoint_of(self.args, self.state.global_step), SAVING_FAILS):
+        with explain_write_errors(checkpoint_folder(self.args, self.state.global_step), SAVE_ERRORS):
             super()._save_checkpoint(model, trial)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        answer: Any = partial(self._answer, model)
-        return super().compute_loss(answer, inputs, return_outputs, num_items_in_batch)
+        forward: Any = partial(self._forward, model)
+        return super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
 
-    def _answer(self, model: Any, targets: Targets, **inputs: Any) -> dict[str, Any]:
-        """All that the loss is made of."""
-        with self.accelerator.autocast():  # which the trainer puts around the model alone, not around its parts
+    def _forward(self, model: Any, targets: Targets, **inputs: Any) -> dict[str, Any]:
+        """Computes the inputs of the loss function."""
+        with self.accelerator.autocast():  # the trainer applies it to the whole model, but not to the base model
             return {"logits": _logits(model, inputs), "targets": targets}
 
 
-def _halved_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Frozen float32 weights of linear layers as the bfloat16 that autocast would turn them into at every pass."""
+def _bfloat16_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Casts frozen float32 weights of linear layers to bfloat16, as autocast would do in every forward pass."""
     tied = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     return {
         f"{name}.weight": module.weight.detach().to(torch.bfloat16)
@@ -231,8 +250,8 @@ def _halved_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def _recomputed(model: Any) -> Iterator[None]:
-    """Computes activations again in the backward pass; transformers' old names serve all versions in range."""
+def _gradient_checkpointing(model: Any) -> Iterator[None]:
+    """Enables gradient checkpointing; transformers' old method names work in all supported versions."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -244,12 +263,12 @@ def _recomputed(model: Any) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Lends the global generators, which PEFT and the training loop draw from, and gives them back as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
+    """Seeds the global random generators, which PEFT and the training loop use, and restores them afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

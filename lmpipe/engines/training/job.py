@@ -1,8 +1,9 @@
 """A training job as files, for launchers of several processes: ``LAUNCHER -m lmpipe.engines.training.job FOLDER``.
 
-FOLDER/job.json holds all that decides the result; FOLDER/result receives the tuned weights, FOLDER/losses.json the
-losses, FOLDER/progress.json how far it has come, FOLDER/log.txt what the processes print, FOLDER/failure.json how it
-diverged; FOLDER/stop.txt, if there is one, says why the training is to stop. Knows nothing of requests or stores.
+The launching process writes FOLDER/job.json, which determines the result, and FOLDER/stop.txt if the training should
+stop early, with the reason. The launched processes write FOLDER/result with the tuned weights, FOLDER/losses.json,
+FOLDER/progress.json, FOLDER/failure.json if the training diverges, and their output in FOLDER/log.txt. Knows nothing
+about requests or stores.
 """
 
 from __future__ import annotations
@@ -24,32 +25,32 @@ from pydantic import TypeAdapter
 from lmpipe.engines.local.adapters import AdapterPool, save_weights
 from lmpipe.engines.local.attention import use_lmpipe_attention
 from lmpipe.engines.local.models import ModelSource, load_model
-from lmpipe.engines.training.callbacks import Watch
-from lmpipe.engines.training.checkpoints import last_whole
-from lmpipe.engines.training.fit import LossCurve, fit, seeded
-from lmpipe.engines.training.packed_batch import EncodedRow
+from lmpipe.engines.training.callbacks import TrainingObserver
+from lmpipe.engines.training.checkpoints import last_complete_checkpoint
+from lmpipe.engines.training.fit import FitResult, fit, seeded
+from lmpipe.engines.training.packed_batch import TokenizedRow
 from lmpipe.engines.training.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError, EngineError, TrainingDiverged
 from lmpipe.storage.files import write_atomically
 from lmpipe.trainer import Objective
 
-_POLL = 0.2  # seconds between looks at the launched processes
+_POLL_SECONDS = 0.2  # between checks of the launched processes
 
 
 @final
 @dataclass(frozen=True)
 class TrainingJob:
-    """All that decides the outcome of a training.
+    """Everything that determines the outcome of a training.
 
     Args:
-        source: Where the base comes from.
-        name: Identifies the base weights.
+        source: Source of the base model.
+        name: Name of the base weights.
         tuning: Method and settings.
-        seed: Of every random choice.
-        start: Folder of tuned weights to start from, or none.
-        rows: What to learn from.
-        objective: What is made of them.
-        max_tokens: After how many tokens of rows training stops, or none.
+        seed: Seed of every random choice.
+        start: Folder of the tuned weights to start from, or None.
+        rows: Training rows.
+        objective: Loss to minimize.
+        max_tokens: Number of training tokens after which the training stops, or None.
     """
 
     source: ModelSource
@@ -57,15 +58,15 @@ class TrainingJob:
     tuning: TuningConfig
     seed: int
     start: str | None
-    rows: tuple[EncodedRow, ...]
-    objective: Objective  # pydantic reads the one whose fields the file has
+    rows: tuple[TokenizedRow, ...]
+    objective: Objective  # pydantic chooses the class whose fields match the file
     max_tokens: int | None
 
 
 @final
 @dataclass(frozen=True)
 class _Progress:
-    """Steps made, and the losses of each epoch that has ended."""
+    """The number of steps so far, and the arguments of `TrainingObserver.on_epoch_end` for each finished epoch."""
 
     steps: int = 0
     epochs: tuple[tuple[int, float, float | None], ...] = ()
@@ -74,152 +75,162 @@ class _Progress:
 @final
 @dataclass(frozen=True)
 class _Failure:
-    """What `TrainingDiverged` says."""
+    """The contents of a `TrainingDiverged` error."""
 
-    reason: str
+    message: str
     step: int
     losses: tuple[float, ...]
 
 
 _JOB = TypeAdapter(TrainingJob)
 _FAILURE = TypeAdapter(_Failure)
-_LOSSES = TypeAdapter(LossCurve)
+_RESULT = TypeAdapter(FitResult)
 _PROGRESS = TypeAdapter(_Progress)
 
 
-def launch(launcher: Sequence[str], job: TrainingJob, folder: Path, watch: Watch) -> tuple[Path, LossCurve]:
-    """Runs a job through a launcher, and waits for it.
+def launch_training(
+    launcher: Sequence[str], job: TrainingJob, folder: Path, observer: TrainingObserver
+) -> tuple[Path, FitResult]:
+    """Runs a training job in the processes of a launcher and waits until it ends.
+
+    Args:
+        launcher: Command of the launcher.
+        job: The training.
+        folder: Folder of the job, for its files and checkpoints.
+        observer: Receives progress; may stop the training.
 
     Returns:
-        The folder of the tuned weights, and the losses.
+        The folder of the tuned weights, and the losses and costs.
 
     Raises:
-        ConfigError: If there is no such launcher.
-        EngineError: If it fails; the message ends with the last lines that it printed.
-        TrainingDiverged: See `fit`.
+        ConfigError: If the command of the launcher does not exist.
+        EngineError: If the processes fail; the message ends with the last lines of their output.
+        TrainingDiverged: If a loss, a gradient, a weight or a reference is NaN or infinite.
         StoreError: If the job cannot be written.
     """
-    nearby = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    command = shutil.which(launcher[0], path=nearby)
+    search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    command = shutil.which(launcher[0], path=search_path)
     if command is None:
-        raise ConfigError(f"there is no command {launcher[0]!r} to launch the training with")
+        raise ConfigError(f"launcher: there is no command {launcher[0]!r}; install it, or correct its name")
     write_atomically(folder / "job.json", _JOB.dump_json(job))
-    last_whole(folder)  # deletes the others before several processes look
+    last_complete_checkpoint(folder)  # deletes unusable checkpoints before several processes read them
     for name in ("stop.txt", "progress.json", "failure.json"):
         (folder / name).unlink(missing_ok=True)
     log = folder / "log.txt"
-    done = _Progress()
+    progress = _Progress()
     with (
         log.open("w") as output,
         subprocess.Popen(
             [command, *launcher[1:], "-m", __name__, str(folder)],
-            stdin=subprocess.PIPE,  # nothing is written: that it closes tells the processes that this one is gone
+            stdin=subprocess.PIPE,  # its end tells the processes that this one has exited
             stdout=output,
             stderr=subprocess.STDOUT,
         ) as process,
     ):
         try:
             while process.poll() is None:
-                done = _show(folder, done, watch)
+                progress = _relay_progress(folder, progress, observer)
                 try:
-                    process.wait(_POLL)
+                    process.wait(_POLL_SECONDS)
                 except subprocess.TimeoutExpired:
                     continue
         finally:
             process.terminate()
-    _show(folder, done, watch)
+    _relay_progress(folder, progress, observer)
     if (folder / "failure.json").is_file():
         failure = _FAILURE.validate_json((folder / "failure.json").read_bytes())
-        raise TrainingDiverged(failure.reason, failure.step, failure.losses)
+        raise TrainingDiverged(failure.message, failure.step, failure.losses)
     if process.returncode:
         lines = "\n".join(log.read_text().splitlines()[-20:])
         raise EngineError(
-            f"the training that {launcher[0]} launched ended with {process.returncode}; see {log}:\n{lines}"
+            f"the training launched with {launcher[0]} failed with exit code {process.returncode}; see {log}:\n{lines}"
         )
-    return folder / "result", _LOSSES.validate_json((folder / "losses.json").read_bytes())
+    return folder / "result", _RESULT.validate_json((folder / "losses.json").read_bytes())
 
 
-def run(folder: Path) -> None:
-    """Does a job's work in each of the launched processes; the first one writes what comes of it."""
+def run_job(folder: Path) -> None:
+    """Runs a job in one of the launched processes; the process of rank 0 writes the results."""
     if stat.S_ISFIFO(os.fstat(0).st_mode):
-        threading.Thread(target=_end_with_the_run, daemon=True).start()
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
     job = _JOB.validate_json((folder / "job.json").read_bytes())
-    first = int(os.environ.get("RANK", "0")) == 0
+    is_main = int(os.environ.get("RANK", "0")) == 0
     model, _ = load_model(job.source)
     use_lmpipe_attention(model.requires_grad_(False))
     pool = AdapterPool(model)
     if job.start is not None:
         pool.register(job.start, Path(job.start))
-    progress = _Reporter(folder, job.max_tokens, first=first)
+    reporter = _Reporter(folder, job.max_tokens, is_main=is_main)
     try:
         with seeded(job.seed), pool.trainable(job.tuning.peft_config(), job.start) as tuned:
-            watch = Watch(progress.advance, progress.epoch, progress.spent)
-            curve = fit(tuned, job.rows, job.tuning, job.seed, folder, job.objective, watch)
-            if first:
+            observer = TrainingObserver(reporter.on_steps, reporter.on_epoch_end, reporter.stop_reason)
+            result = fit(tuned, job.rows, job.tuning, job.seed, folder, job.objective, observer)
+            if is_main:
                 save_weights(tuned, folder / "result", job.name)
-                (folder / "losses.json").write_bytes(_LOSSES.dump_json(curve))
-    except TrainingDiverged as error:  # in all processes at the same step
-        if first:
+                (folder / "losses.json").write_bytes(_RESULT.dump_json(result))
+    except TrainingDiverged as error:  # all processes raise it at the same step
+        if is_main:
             write_atomically(
                 folder / "failure.json", _FAILURE.dump_json(_Failure(str(error), error.step, error.losses))
             )
 
 
-def _end_with_the_run() -> None:
-    """Ends this process when the one that launched it is killed, so that none is left to write beside the next run."""
+def _exit_with_parent() -> None:
+    """Exits when the launching process has exited, so that this process cannot interfere with the next run."""
     os.read(0, 1)
     os._exit(1)
 
 
 @final
 class _Reporter:
-    """Writes how far a training has come, and reads whether it is to stop, in each of the launched processes.
+    """Writes the progress of a training, and reads whether it should stop, in each of the launched processes.
+
+    The methods are those of a `TrainingObserver`.
 
     Args:
-        folder: Of the job.
-        max_tokens: Of the job.
-        first: Whether this is the process that writes and reads.
+        folder: Folder of the job.
+        max_tokens: Token limit of the job, or None.
+        is_main: Whether this process writes and reads the files.
     """
 
-    def __init__(self, folder: Path, max_tokens: int | None, *, first: bool) -> None:
-        self._folder, self._max_tokens, self._first = folder, max_tokens, first
+    def __init__(self, folder: Path, max_tokens: int | None, *, is_main: bool) -> None:
+        self._folder, self._max_tokens, self._is_main = folder, max_tokens, is_main
         self._progress = _Progress()
 
-    def advance(self, steps: int) -> None:
-        """See `Watch`."""
+    def on_steps(self, steps: int) -> None:
+        """Writes the new number of steps."""
         self._write(replace(self._progress, steps=self._progress.steps + steps))
 
-    def epoch(self, number: int, loss: float, eval_loss: float | None) -> None:
-        """See `Watch`."""
+    def on_epoch_end(self, number: int, loss: float, eval_loss: float | None) -> None:
+        """Writes the losses of an epoch."""
         self._write(replace(self._progress, epochs=(*self._progress.epochs, (number, loss, eval_loss))))
 
-    def spent(self, tokens: int) -> str:
-        """See `Watch`; all processes agree, since none can make a step alone."""
+    def stop_reason(self, tokens: int) -> str:
+        """Returns why the training should stop, the same in all processes, since none can make a step alone."""
         if self._max_tokens is not None and tokens >= self._max_tokens:
             return "max_tokens is spent"
         path = self._folder / "stop.txt"
-        said = [path.read_text() if self._first and path.is_file() else ""]
+        reason = [path.read_text() if self._is_main and path.is_file() else ""]
         if torch.distributed.is_initialized():
-            torch.distributed.broadcast_object_list(said)
-        return said[0]
+            torch.distributed.broadcast_object_list(reason)
+        return reason[0]
 
     def _write(self, progress: _Progress) -> None:
         self._progress = progress
-        if self._first:
+        if self._is_main:
             write_atomically(self._folder / "progress.json", _PROGRESS.dump_json(progress))
 
 
-def _show(folder: Path, done: _Progress, watch: Watch) -> _Progress:
-    """Passes on how far the processes have come, and to them that a budget is spent."""
+def _relay_progress(folder: Path, previous: _Progress, observer: TrainingObserver) -> _Progress:
+    """Reports the progress of the processes to the observer, and tells them to stop if the observer asks for it."""
     path = folder / "progress.json"
-    now = _PROGRESS.validate_json(path.read_bytes()) if path.is_file() else done
-    watch.advance(now.steps - done.steps)
-    for epoch in now.epochs[len(done.epochs) :]:
-        watch.epoch(*epoch)
-    if reason := watch.spent(0):
+    progress = _PROGRESS.validate_json(path.read_bytes()) if path.is_file() else previous
+    observer.on_steps(progress.steps - previous.steps)
+    for epoch in progress.epochs[len(previous.epochs) :]:
+        observer.on_epoch_end(*epoch)
+    if reason := observer.stop_reason(0):
         write_atomically(folder / "stop.txt", reason.encode())
-    return now
+    return progress
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]))
+    run_job(Path(sys.argv[1]))

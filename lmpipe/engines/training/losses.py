@@ -1,6 +1,6 @@
-"""What each objective makes of the logits of a packed batch, and of the model that a training starts from.
+"""The loss of each objective on a packed batch, and the reference log-probabilities that some objectives need.
 
-Knows nothing of how batches are packed or of the loop.
+Knows nothing about how batches are packed or about the training loop.
 """
 
 from __future__ import annotations
@@ -12,80 +12,83 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from lmpipe.engines.training.packed_batch import EncodedRow, Targets
+from lmpipe.engines.training.packed_batch import Targets, TokenizedRow
 from lmpipe.trainer import DPOLoss, Objective, PolicyGradientLoss, SFTLoss
 
 
-def items(objective: Objective, row: EncodedRow) -> int:
-    """Of how many things in a row the loss of a step is the mean: tokens, or one pair or completion."""
-    return row.trained if isinstance(objective, SFTLoss) else 1
+def num_items(objective: Objective, row: TokenizedRow) -> int:
+    """Returns how many items of a row the loss averages over: its completion tokens, or one pair or completion."""
+    return row.completion_length if isinstance(objective, SFTLoss) else 1
 
 
-def total_loss(objective: Objective, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
-    """The loss of a batch: its sum over the `items` of the rows, in nats.
+def summed_loss(objective: Objective, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """Returns the loss of a batch in nats, summed over the items that `num_items` counts.
 
     Args:
-        objective: See `lmpipe.trainer`.
-        logits: For each target token, shape (tokens, vocabulary).
-        targets: Of the batch.
+        objective: The objective; see `lmpipe.trainer`.
+        logits: Logits at each target token, shape (tokens, vocabulary).
+        targets: Completions of the batch.
     """
     if isinstance(objective, SFTLoss):
         return cross_entropy(logits.float(), targets.tokens, reduction="sum")
-    likely = _log_probabilities(objective, logits, targets)
+    logprobs = _completion_logprobs(objective, logits, targets)
     if isinstance(objective, DPOLoss):
-        gains = torch.stack([part.sum() for part in likely]) - targets.reference
-        return -logsigmoid(objective.beta * (gains[0::2] - gains[1::2])).sum()
+        logratios = torch.stack([completion.sum() for completion in logprobs]) - targets.reference_logprobs
+        return -logsigmoid(objective.beta * (logratios[0::2] - logratios[1::2])).sum()
+    references = _by_completion(targets.reference_logprobs, targets)
     losses = [
-        _clipped(part - before, advantage, objective.clip).mean()
-        for part, before, advantage in zip(likely, _parts(targets.reference, targets), targets.advantages, strict=True)
+        _clipped_loss(completion - reference, advantage, objective.clip).mean()
+        for completion, reference, advantage in zip(logprobs, references, targets.advantages, strict=True)
     ]
     return torch.stack(losses).sum()
 
 
-def with_references(
+def with_reference_logprobs(
     objective: Objective,
-    rows: Sequence[EncodedRow],
-    batch: int,
-    logits_of: Callable[[Sequence[EncodedRow]], tuple[torch.Tensor, Targets]],
-) -> list[EncodedRow]:
-    """The rows with log-probabilities under the model as it is: of whole completions, or of each token.
+    rows: Sequence[TokenizedRow],
+    batch_size: int,
+    logits_of: Callable[[Sequence[TokenizedRow]], tuple[torch.Tensor, Targets]],
+) -> list[TokenizedRow]:
+    """Returns the rows with the reference log-probabilities that the objective needs, under the current model.
 
     Args:
-        objective: Decides what is needed; imitation needs nothing.
-        rows: What to look at.
-        batch: How many at once.
-        logits_of: Runs the model on some rows.
+        objective: The objective. DPO needs log-probabilities of completions, a policy gradient those of tokens.
+        rows: The rows.
+        batch_size: Number of rows in each forward pass.
+        logits_of: Returns the logits and targets of rows under the current model.
     """
     if isinstance(objective, SFTLoss):
         return list(rows)
-    found = []
-    for first in range(0, len(rows), batch):
-        members = rows[first : first + batch]
-        parts = [part.cpu() for part in _log_probabilities(objective, *logits_of(members))]
+    rows_with_references = []
+    for first in range(0, len(rows), batch_size):
+        batch = rows[first : first + batch_size]
+        logprobs = [completion.cpu() for completion in _completion_logprobs(objective, *logits_of(batch))]
         if isinstance(objective, DPOLoss):
-            sums = [float(part.sum()) for part in parts]
+            sums = [float(completion.sum()) for completion in logprobs]
             references: list[Any] = list(zip(sums[0::2], sums[1::2], strict=True))
         else:
-            references = [tuple(part.tolist()) for part in parts]
-        found += [replace(row, reference=own) for row, own in zip(members, references, strict=True)]
-    return found
+            references = [tuple(completion.tolist()) for completion in logprobs]
+        rows_with_references += [
+            replace(row, reference_logprobs=reference) for row, reference in zip(batch, references, strict=True)
+        ]
+    return rows_with_references
 
 
-def _clipped(change: torch.Tensor, advantage: torch.Tensor, clip: float) -> torch.Tensor:
-    """Loss of each token of a completion, given by how much its log-probability changed."""
-    ratio = change.exp()
+def _clipped_loss(logratio: torch.Tensor, advantage: torch.Tensor, clip: float) -> torch.Tensor:
+    """Returns the loss of each token of a completion from the log-ratios of its new and old probabilities."""
+    ratio = logratio.exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
-def _log_probabilities(
+def _completion_logprobs(
     objective: DPOLoss | PolicyGradientLoss, logits: torch.Tensor, targets: Targets
 ) -> tuple[torch.Tensor, ...]:
-    """Of each target token, in nats, for each completion."""
+    """Returns the log-probabilities of the tokens of each completion, in nats."""
     temperature = objective.temperature if isinstance(objective, PolicyGradientLoss) else 1.0
-    return _parts(-cross_entropy(logits.float() / temperature, targets.tokens, reduction="none"), targets)
+    return _by_completion(-cross_entropy(logits.float() / temperature, targets.tokens, reduction="none"), targets)
 
 
-def _parts(values: Any, targets: Targets) -> tuple[torch.Tensor, ...]:
-    """Those of each completion."""
+def _by_completion(values: Any, targets: Targets) -> tuple[torch.Tensor, ...]:
+    """Splits values of all target tokens by completion."""
     parts: tuple[torch.Tensor, ...] = values.split(targets.lengths)
     return parts

@@ -1,7 +1,8 @@
-"""Batches of training rows: one sequence without padding, in which what rows begin with alike stands once.
+"""Packed batches of training rows: one sequence without padding, in which shared prefixes occur once.
 
-That is what all rows of the batch share, and then the rest of each prompt that several completions answer, such as the
-two of a pair. Gradients flow through both as if each row had its own. Knows nothing of losses or optimizers.
+The prefix that all rows of the batch share comes first. The rest of a prompt also occurs once if it has several
+completions, such as the two of a preference pair. Gradients flow through shared tokens as if each row had its own copy.
+Knows nothing about losses or optimizers.
 """
 
 from __future__ import annotations
@@ -22,193 +23,196 @@ _Buckets = list[tuple[torch.Tensor, torch.Tensor]]
 
 @final
 @dataclass(frozen=True, slots=True)
-class EncodedRow:
-    """One row to train on.
+class TokenizedRow:
+    """The token ids of one training row.
 
     Attributes:
-        tokens: Token ids: the context, then the completion.
-        trained: How many last tokens carry the loss; at least one token comes before them.
-        group: Rows of different groups are spread evenly over the batches.
-        rejected: Token ids of the completion to make less likely, or none.
-        advantage: How much better than others the completion is.
-        reference: Log-probabilities under the model that training starts from, where the objective needs them: of both
-            completions, or of each token that carries the loss.
+        tokens: Token ids of the prompt, which has at least one, followed by those of the completion.
+        completion_length: Number of tokens in the completion, on which the loss is computed.
+        group: Group of the row; groups are spread evenly over the batches.
+        rejected: Token ids of the rejected completion; empty if there is none.
+        advantage: Advantage of the completion.
+        reference_logprobs: Log-probabilities under the initial model, if the objective needs them: of the chosen and
+            the rejected completion, or of each token of the completion.
     """
 
     tokens: tuple[int, ...]
-    trained: int
+    completion_length: int
     group: str = ""
     rejected: tuple[int, ...] = ()
     advantage: float = 0.0
-    reference: tuple[float, ...] = ()
+    reference_logprobs: tuple[float, ...] = ()
 
     @property
-    def context(self) -> tuple[int, ...]:
-        """What the completions answer."""
-        return self.tokens[: -self.trained]
+    def prompt(self) -> tuple[int, ...]:
+        """Token ids of the prompt."""
+        return self.tokens[: -self.completion_length]
 
     @property
     def completions(self) -> list[tuple[int, ...]]:
-        """The completion, and the rejected one if there is one."""
-        return [self.tokens[-self.trained :], *([self.rejected] if self.rejected else [])]
+        """Token ids of the completion and, if there is one, of the rejected completion."""
+        return [self.tokens[-self.completion_length :], *([self.rejected] if self.rejected else [])]
 
     @property
-    def size(self) -> int:
-        """Tokens of all its completions with their contexts."""
-        return sum(len(self.context) + len(completion) for completion in self.completions)
+    def num_tokens(self) -> int:
+        """Number of tokens in all completions, each with its prompt."""
+        return sum(len(self.prompt) + len(completion) for completion in self.completions)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What the completions of a batch are, for the loss.
+    """The completions of a batch, for the loss.
 
     Attributes:
-        tokens: Token ids of all of them, one after another; shape (tokens,).
-        lengths: Of each; rejected ones follow those that they are rejected for.
-        reference: What the rows have, one after another.
-        advantages: Of each row.
+        tokens: Token ids of all completions, concatenated; shape (tokens,).
+        lengths: Number of tokens in each completion; a rejected completion follows the chosen one.
+        reference_logprobs: Reference log-probabilities of the rows, concatenated.
+        advantages: Advantage of each row; shape (rows,).
     """
 
     tokens: torch.Tensor
     lengths: list[int]
-    reference: torch.Tensor
+    reference_logprobs: torch.Tensor
     advantages: torch.Tensor
 
     def to(self, device: torch.device | str, **options: Any) -> Targets:
-        """The same on a device; the loaders of accelerate call it."""
-        moved = (x.to(device) for x in (self.tokens, self.reference, self.advantages))
-        tokens, reference, advantages = moved
-        return Targets(tokens, self.lengths, reference, advantages)
+        """Returns a copy on a device; accelerate's data loaders call this."""
+        return Targets(
+            self.tokens.to(device), self.lengths, self.reference_logprobs.to(device), self.advantages.to(device)
+        )
 
 
 def collate(
-    rows: Sequence[EncodedRow], virtual: int = 0, items: Callable[[EncodedRow], int] = lambda row: row.trained
+    rows: Sequence[TokenizedRow],
+    virtual_tokens: int = 0,
+    num_items: Callable[[TokenizedRow], int] = lambda row: row.completion_length,
 ) -> dict[str, Any]:
-    """Arguments of the model, the `Targets`, and ``labels`` that say how many items the loss is the mean of.
+    """Packs rows into the arguments of the model and `Targets`.
 
-    (transformers' `Trainer`, which counts labels, takes the first one of a causal LM not to count.)
+    The number of ``labels`` tells transformers' `Trainer` how many items the loss averages over; for a causal LM, it
+    does not count the first label.
 
     Args:
-        rows: At least one.
-        virtual: How many learned positions come before the first token.
-        items: How many of these are in a row.
+        rows: At least one row.
+        virtual_tokens: Number of learned positions before the first token.
+        num_items: Returns the number of items of a row that the loss averages over.
     """
     completions = [completion for row in rows for completion in row.completions]
-    families: dict[tuple[int, ...], list[int]] = {}
-    for number, context in enumerate(row.context for row in rows for _ in row.completions):
-        families.setdefault(context, []).append(number)
-    shared = _shared_length(list(families)) if len(completions) > 1 else 0
-    packed, positions = list(rows[0].tokens[:shared]), [*range(shared)]
-    places: dict[int, range] = {}  # of the completions
-    shape: list[tuple[int, list[int]]] = []
-    for context, members in families.items():
-        stem = len(context) - 1 if len(members) > 1 else shared
-        packed += context[shared:stem]
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for number, prompt in enumerate(row.prompt for row in rows for _ in row.completions):
+        by_prompt.setdefault(prompt, []).append(number)
+    shared = _shared_length(list(by_prompt)) if len(completions) > 1 else 0
+    input_ids, positions = list(rows[0].tokens[:shared]), [*range(shared)]
+    indices: dict[int, range] = {}  # of the tokens of each completion
+    families: list[tuple[int, list[int]]] = []
+    for prompt, members in by_prompt.items():
+        stem = len(prompt) - 1 if len(members) > 1 else shared
+        input_ids += prompt[shared:stem]
         positions += range(shared, stem)
         for number in members:
-            packed += context[stem:] + completions[number]
-            places[number] = range(len(packed) - len(completions[number]), len(packed))
-            positions += range(stem, len(context) + len(completions[number]))
-        shape.append((stem - shared, [len(context) - stem + len(completions[number]) for number in members]))
-    kept = [place - 1 for number in range(len(completions)) for place in places[number]]
+            input_ids += prompt[stem:] + completions[number]
+            indices[number] = range(len(input_ids) - len(completions[number]), len(input_ids))
+            positions += range(stem, len(prompt) + len(completions[number]))
+        families.append((stem - shared, [len(prompt) - stem + len(completions[number]) for number in members]))
     return {
-        "input_ids": torch.tensor([packed]),
-        "position_ids": torch.tensor([positions]) + virtual,
-        "logits_to_keep": torch.tensor(kept),
-        "labels": torch.tensor([-100, *[0] * sum(map(items, rows))]),
+        "input_ids": torch.tensor([input_ids]),
+        "position_ids": torch.tensor([positions]) + virtual_tokens,
+        "logits_to_keep": torch.tensor([index - 1 for number in range(len(completions)) for index in indices[number]]),
+        "labels": torch.tensor([-100, *[0] * sum(map(num_items, rows))]),
         "targets": Targets(
             torch.tensor([token for completion in completions for token in completion]),
             [len(completion) for completion in completions],
-            torch.tensor([value for row in rows for value in row.reference]),
+            torch.tensor([value for row in rows for value in row.reference_logprobs]),
             torch.tensor([row.advantage for row in rows]),
         ),
-        "forward_batch": TrainingLayout(shared, shape),
+        "layout": PackedBatch(shared, families),
         "use_cache": False,
     }
 
 
-def _shared_length(contexts: Sequence[tuple[int, ...]]) -> int:
-    """How many first tokens all contexts share, less their last, which comes before what is predicted."""
-    return min(common_prefix_length(min(contexts), max(contexts)), *(len(context) - 1 for context in contexts))
+def _shared_length(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Returns the length of the common prefix of all prompts without their last tokens, which predict completions."""
+    return min(common_prefix_length(min(prompts), max(prompts)), *(len(prompt) - 1 for prompt in prompts))
 
 
 @final
-class TrainingLayout(ForwardBatch):
-    """A shared beginning, then families: what the members of one share beyond it, and the rest of each member.
+class PackedBatch(ForwardBatch):
+    """Attention in a packed batch: a shared prefix, then families of sequences that continue it.
+
+    A family is a stem, the further tokens that its members share, followed by the remaining tokens of each member.
 
     Args:
-        shared: How many tokens all share.
-        families: How many more tokens the members of each share, none if there is one member, and the lengths of the
-            rest of each.
+        shared: Number of tokens that all sequences share.
+        families: Length of the stem, which may be 0, and the number of remaining tokens of each member.
 
     Attributes:
-        past: A learned prefix: keys and values in each layer, shape (key heads, positions, size); often none.
+        past: Keys and values of a learned prefix in each layer, shape (key heads, positions, size); empty if none.
     """
 
     def __init__(self, shared: int, families: Sequence[tuple[int, Sequence[int]]]) -> None:
         self.past: KeyValues = []
         self._shared = shared
-        first: list[range] = []
-        inner: list[tuple[slice, _Buckets]] = []
+        after_shared: list[range] = []  # stems, and members of families without one
+        after_stem: list[tuple[slice, _Buckets]] = []
         start = shared
-        for stem, lengths in families:
-            places = spans([stem, *lengths], start)
-            start = places[-1].stop
-            first += places[:1] if stem else places[1:]
-            if stem:
-                inner.append((slice(places[0].start, places[0].stop), _bucketed(places[1:])))
-        self._first, self._inner = _bucketed(first), inner
-        every = [*self._first, *(bucket for _, own in inner for bucket in own)]
-        self._place = torch.cat([torch.arange(shared), *(index[real] for index, real in every)]).argsort()
+        for stem_length, lengths in families:
+            stem, *members = spans([stem_length, *lengths], start)
+            start = members[-1].stop
+            after_shared += [stem] if stem_length else members
+            if stem_length:
+                after_stem.append((slice(stem.start, stem.stop), _bucketed(members)))
+        self._after_shared, self._after_stem = _bucketed(after_shared), after_stem
+        packed = [*self._after_shared, *(bucket for _, bucketed in after_stem for bucket in bucketed)]
+        self._order = torch.cat([torch.arange(shared), *(index[real] for index, real in packed)]).argsort()
 
-    def to(self, device: torch.device | str, **options: Any) -> TrainingLayout:
-        """Moves its indices, in place; the loaders of accelerate call it."""
-        self._first = [(index.to(device), real.to(device)) for index, real in self._first]
-        self._inner = [
-            (stem, [(index.to(device), real.to(device)) for index, real in own]) for stem, own in self._inner
+    def to(self, device: torch.device | str, **options: Any) -> PackedBatch:
+        """Moves the indices to a device, in place; accelerate's data loaders call this."""
+        self._after_shared = [(index.to(device), real.to(device)) for index, real in self._after_shared]
+        self._after_stem = [
+            (stem, [(index.to(device), real.to(device)) for index, real in members])
+            for stem, members in self._after_stem
         ]
-        self._place = self._place.to(device)
+        self._order = self._order.to(device)
         return self
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
         before = self.past[options.layer] if self.past else (k[:, :0], v[:, :0])
         parts = []
         if self._shared:
-            first = slice(0, self._shared)
-            before = _joined(before, k, v, first)
+            shared = slice(0, self._shared)
+            before = _extended(before, k, v, shared)
             keys, values = before
             parts.append(
-                causal_attention(q[:, :, first][None], keys[None], values[None], options)[0].permute(2, 0, 1, 3)
+                causal_attention(q[:, :, shared][None], keys[None], values[None], options)[0].permute(2, 0, 1, 3)
             )
-        parts += _after(before, self._first, q, k, v, options)
-        for stem, own in self._inner:
-            parts += _after(_joined(before, k, v, stem), own, q, k, v, options)
-        return torch.cat(parts)[self._place]
+        parts += _attend_after(before, self._after_shared, q, k, v, options)
+        for stem, members in self._after_stem:
+            parts += _attend_after(_extended(before, k, v, stem), members, q, k, v, options)
+        return torch.cat(parts)[self._order]
 
 
-def _bucketed(places: Sequence[range]) -> _Buckets:
-    lengths = [len(place) for place in places]
-    return [padded([places[number] for number in members]) for members in buckets(lengths)]
+def _bucketed(ranges: Sequence[range]) -> _Buckets:
+    return [padded([ranges[number] for number in members]) for members in buckets([len(span) for span in ranges])]
 
 
-def _joined(
+def _extended(
     before: tuple[torch.Tensor, torch.Tensor], k: torch.Tensor, v: torch.Tensor, part: slice
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([before[0], k[:, part]], 1), torch.cat([before[1], v[:, part]], 1)
 
 
-def _after(
+def _attend_after(
     before: tuple[torch.Tensor, torch.Tensor],
-    pieces: _Buckets,
+    sequences: _Buckets,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     options: AttentionOptions,
 ) -> list[torch.Tensor]:
-    """Attention of pieces that all go on from the same context."""
+    """Computes the attention of sequences that all continue the same context."""
     parts = []
-    for index, real in pieces:
+    for index, real in sequences:
         keys, values = (
             torch.cat([old[None].expand(len(index), -1, -1, -1), new[:, index].transpose(0, 1)], 2)
             for old, new in zip(before, (k, v), strict=True)

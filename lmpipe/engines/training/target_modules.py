@@ -1,6 +1,7 @@
-"""Which layers of a model a tuning adapts, found out by their names alone, before anything is spent on rows.
+"""A check of `TuningConfig.target_modules` against the layers of a model, before any work is done.
 
-PEFT adapts what matches and says nothing of a name that matches nothing. Knows nothing of rows or of the loop.
+PEFT adapts the layers that match and does not report names that match no layer. Knows nothing about rows or the
+training loop.
 """
 
 from __future__ import annotations
@@ -18,47 +19,47 @@ from lmpipe.errors import ConfigError
 _ADAPTABLE = (BaseTunerLayer, Conv1D, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Embedding, torch.nn.Linear)
 
 
-def check_targets(model: Any, name: str, tuning: TuningConfig) -> None:
-    """Whether every name in `TuningConfig.target_modules` is that of a layer which can be adapted.
+def check_target_modules(model: Any, name: str, tuning: TuningConfig) -> None:
+    """Checks that every name in `TuningConfig.target_modules` matches a layer that LoRA can adapt.
 
     Args:
-        model: A transformers causal LM; adapters may be in it.
-        name: Of the LM.
-        tuning: Its method decides whether there are targets.
+        model: A transformers causal LM, with or without adapters.
+        name: Name of the LM, for the error message.
+        tuning: Settings; only LoRA methods have target modules.
 
     Raises:
-        ConfigError: If a name matches no layer that can be adapted.
+        ConfigError: If a name matches no layer that LoRA can adapt.
     """
     targets = tuning.target_modules
     if tuning.method not in ("lora", "qlora", "dora") or targets == "all-linear":
         return
-    layers = _layers(model)
+    layers = _adaptable_layers(model)
     if isinstance(targets, str):
-        missing = [] if any(_pattern(targets).fullmatch(layer) for layer in layers) else [targets]
+        missing = [] if any(_compile(targets).fullmatch(layer) for layer in layers) else [targets]
     else:
         missing = [target for target in targets if not any(f".{layer}".endswith(f".{target}") for layer in layers)]
     if missing or not targets:
-        known = sorted({layer.rpartition(".")[2] for layer in layers})
-        wrong = " or ".join(map(repr, missing)) or "for ()"
+        names = sorted({layer.rpartition(".")[2] for layer in layers})
+        unmatched = " or ".join(map(repr, missing)) or "for ()"
         raise ConfigError(
-            f"target_modules: {name} ({type(model).__name__}) has no layer {wrong}; write a tuple of some of "
-            f"{', '.join(known)}, or 'all-linear', or a regular expression for whole names such as {layers[-1]}"
+            f"target_modules: {name} ({type(model).__name__}) has no layer {unmatched}; write a tuple of some of "
+            f"{', '.join(names)}, or 'all-linear', or a regular expression for whole names such as {layers[-1]}"
         )
 
 
-def _pattern(expression: str) -> re.Pattern[str]:
+def _compile(expression: str) -> re.Pattern[str]:
     try:
         return re.compile(expression)
     except re.error as error:
-        raise ConfigError(f"target_modules={expression!r} is no regular expression: {error}") from error
+        raise ConfigError(f"target_modules={expression!r} is not a regular expression: {error}") from error
 
 
-def _layers(model: Any) -> list[str]:
-    """Names of the layers that LoRA can adapt; what is inside of an adapted layer does not count."""
-    found: list[str] = []
+def _adaptable_layers(model: Any) -> list[str]:
+    """Returns the names of the layers that LoRA can adapt, without the modules inside adapted layers."""
+    layers: list[str] = []
     adapted = ""
     for name, module in model.named_modules():
         if isinstance(module, _ADAPTABLE) and not (adapted and name.startswith(adapted)):
-            found.append(name)
+            layers.append(name)
             adapted = f"{name}." if isinstance(module, BaseTunerLayer) else adapted
-    return found
+    return layers

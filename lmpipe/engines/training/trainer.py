@@ -1,7 +1,7 @@
-"""Fine-tuning the resident model of a `LocalLM`, in this process or in several that a launcher starts.
+"""Fine-tuning of the model of a `LocalLM`, in this process or in several that a launcher starts.
 
-Turns rows into tokens and tuned weights into a folder of the store. Knows nothing of programs or traces; the loop is in
-`fit`.
+Tokenizes rows and puts the tuned weights into the store; the training loop is in `fit`. Knows nothing about programs or
+traces.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.adapters import save_weights
 from lmpipe.engines.local.models import ModelSource
 from lmpipe.engines.training.batch_sampler import check_eval_fraction, step_count
-from lmpipe.engines.training.callbacks import Watch
-from lmpipe.engines.training.checkpoints import SAVING_FAILS
-from lmpipe.engines.training.fit import LossCurve, fit, seeded
-from lmpipe.engines.training.job import TrainingJob, launch
-from lmpipe.engines.training.packed_batch import EncodedRow
-from lmpipe.engines.training.target_modules import check_targets
+from lmpipe.engines.training.callbacks import TrainingObserver
+from lmpipe.engines.training.checkpoints import SAVE_ERRORS
+from lmpipe.engines.training.fit import FitResult, fit, seeded
+from lmpipe.engines.training.job import TrainingJob, launch_training
+from lmpipe.engines.training.packed_batch import TokenizedRow
+from lmpipe.engines.training.target_modules import check_target_modules
 from lmpipe.engines.training.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError, EngineError, SessionError, TrainingDiverged
 from lmpipe.events import EpochEnded
@@ -43,20 +43,20 @@ _RESULT = TypeAdapter(TrainingResult)
 @final
 @dataclass(frozen=True)
 class LocalTrainer(Trainer):
-    """Fine-tunes the model of a local LM; its base weights are left as they are.
+    """Fine-tunes the model of a local LM; its base weights do not change.
 
-    A training that was killed goes on from its last checkpoint, which lies in the run directory until the training is
-    done; one that was done is recalled.
+    A killed training resumes from its last checkpoint, which is in the run directory until the training ends. The
+    result of a finished training is recalled.
 
     Args:
-        lm: The engine whose model is trained in place.
+        lm: Engine whose model is trained.
         tuning: Method and settings.
         launcher: Command that starts several processes, such as ``("torchrun", "--nproc-per-node", "2")`` or
-            ``("accelerate", "launch", "--multi_gpu")``; each loads the base anew. By default training is done in this
-            process.
+            ``("accelerate", "launch", "--multi_gpu")``; each process loads the base model. By default, the training
+            runs in this process.
 
     Raises:
-        ConfigError: If the LM cannot be trained in this way; it is said here, before anything is spent.
+        ConfigError: If the LM cannot be trained with these settings.
     """
 
     lm: LocalLM = field(repr=False)
@@ -68,11 +68,11 @@ class LocalTrainer(Trainer):
     ) -> TrainingResult:
         store = session.store
         if store is None:
-            raise SessionError("training needs a place for its weights; make the session with a store")
+            raise SessionError("training needs a store for its weights; create the session with a store")
         if not rows:
             raise ConfigError("there are no rows to train on")
         check_eval_fraction(len(rows), self.tuning.eval_fraction)
-        encoded = [self._encode(row, objective) for row in rows]
+        tokenized = [self._tokenize(row, objective) for row in rows]
         key = work_key(
             "training",
             trainer=self,
@@ -86,19 +86,19 @@ class LocalTrainer(Trainer):
         checkpoints = store.new_folder() if key is None else store.path / key.replace(" ", "/")
 
         def work(inner: Session) -> Any:
-            return _RESULT.dump_python(self._train(encoded, start, inner, objective, store, checkpoints), mode="json")
+            return _RESULT.dump_python(self._train(tokenized, start, inner, objective, store, checkpoints), mode="json")
 
         try:
             result = _RESULT.validate_python(session.cached(key, work))
         except TrainingDiverged:
-            shutil.rmtree(checkpoints, ignore_errors=True)  # the same training would go on from what led there
+            shutil.rmtree(checkpoints, ignore_errors=True)  # or a repetition would resume shortly before it diverges
             raise
-        shutil.rmtree(checkpoints, ignore_errors=True)  # not before the result is recorded: a kill would lose it
+        shutil.rmtree(checkpoints, ignore_errors=True)  # after the result is recorded, so that a kill cannot lose it
         return result
 
     def _train(
         self,
-        rows: Sequence[EncodedRow],
+        rows: Sequence[TokenizedRow],
         start: WeightState,
         session: Session,
         objective: Objective,
@@ -120,70 +120,74 @@ class LocalTrainer(Trainer):
             session.ledger.tokens_left(),
         )
         with session.track("training", step_count(len(rows), self.tuning)) as advance:
-            watch = _watch(session, advance)
+            observer = _observer(session, advance)
             if self.launcher:
-                result, curve = launch(self.launcher, job, checkpoints, watch)
+                folder, result = launch_training(self.launcher, job, checkpoints, observer)
             else:
-                result, curve = self._fit(job, start, checkpoints, watch)
-        session.ledger.add(Cost(training_tokens=curve.tokens, gpu_seconds=curve.gpu_seconds))
-        weights = WeightState(base=self.lm.name, adapter=store.put_folder(result))
-        return TrainingResult(weights, len(curve.train), curve.tokens, curve.train, curve.eval, curve.stopped)
+                folder, result = self._fit(job, start, checkpoints, observer)
+        session.ledger.add(Cost(training_tokens=result.tokens, gpu_seconds=result.gpu_seconds))
+        weights = WeightState(base=self.lm.name, adapter=store.put_folder(folder))
+        return TrainingResult(
+            weights, len(result.losses), result.tokens, result.losses, result.eval_losses, result.stopped
+        )
 
     def __post_init__(self) -> None:
         if not isinstance(self.lm, LocalLM):
             raise ConfigError(f"{type(self.lm).__name__} cannot be trained; pass the LocalLM itself, without a cache")
         if self.lm.tokenizer.eos_token_id is None:
             raise ConfigError(f"the tokenizer of {self.lm.name} has no token that ends a message (eos_token)")
-        check_targets(self.lm.model, self.lm.name, self.tuning)
+        check_target_modules(self.lm.model, self.lm.name, self.tuning)
         if self.tuning.method == "qlora" and not self.lm.is_quantized:
-            raise ConfigError("qlora trains on a base in 4 bits; load the LM with quantization='nf4', or choose lora")
+            raise ConfigError("qlora needs a base in 4 bits; load the LM with quantization='nf4', or choose lora")
         if self.tuning.method == "full" and self.lm.is_quantized:
-            raise ConfigError("a quantized base cannot be trained as a whole; load the LM without quantization")
+            raise ConfigError("full fine-tuning is not possible on a quantized base; load the LM without quantization")
         if self.launcher and self.lm.source is None:
-            raise ConfigError("a launched training loads the base anew; make the LM with LocalLM.from_pretrained")
+            raise ConfigError("launched processes must load the base again; create the LM with LocalLM.from_pretrained")
         if self.launcher and self.tuning.method == "prefix":
             raise ConfigError("prefix tuning runs in one process; leave out the launcher, or choose another method")
 
-    def _encode(self, row: TrainingRow, objective: Objective) -> EncodedRow:
-        """Tokens of the prompt exactly as in inference, then the completion and the token that ends it."""
-        completion = self._completion(row.completion, ends=row.ends)
-        encoded = EncodedRow((*self.lm.encode(row.messages), *completion), len(completion), row.group)
+    def _tokenize(self, row: TrainingRow, objective: Objective) -> TokenizedRow:
+        """Tokenizes a row: the prompt exactly as in inference, then the completion and its end token."""
+        completion = self._completion_tokens(row.completion, complete=row.complete)
+        tokenized = TokenizedRow((*self.lm.encode(row.messages), *completion), len(completion), row.group)
         if isinstance(objective, SFTLoss):
-            return encoded
+            return tokenized
         if isinstance(objective, PolicyGradientLoss):
             if row.advantage is None or not math.isfinite(row.advantage):
-                raise ConfigError(f"a policy gradient needs the advantage of every row, a number; this has none: {row}")
-            return replace(encoded, advantage=row.advantage)
+                raise ConfigError(f"a policy gradient needs a finite advantage in every row; this row has none: {row}")
+            return replace(tokenized, advantage=row.advantage)
         if row.rejected is None:
-            raise ConfigError(f"preference tuning needs a rejected completion in every row; this has none: {row}")
-        return replace(encoded, rejected=self._completion(row.rejected, ends=row.rejected_ends))
+            raise ConfigError(f"DPO needs a rejected completion in every row; this row has none: {row}")
+        return replace(tokenized, rejected=self._completion_tokens(row.rejected, complete=row.rejected_complete))
 
-    def _completion(self, text: str, *, ends: bool) -> tuple[int, ...]:
+    def _completion_tokens(self, text: str, *, complete: bool) -> tuple[int, ...]:
         tokens = tuple(self.lm.encode_text(text))
-        return (*tokens, self.lm.end_token) if ends or not tokens else tokens
+        return (*tokens, self.lm.end_token) if complete or not tokens else tokens
 
-    def _fit(self, job: TrainingJob, start: WeightState, folder: Path, watch: Watch) -> tuple[Path, LossCurve]:
+    def _fit(
+        self, job: TrainingJob, start: WeightState, folder: Path, observer: TrainingObserver
+    ) -> tuple[Path, FitResult]:
         trainable = self.lm.adapters.trainable(self.tuning.peft_config(), start.adapter)
-        with self._named(), seeded(job.seed), trainable as model:
-            curve = fit(model, job.rows, job.tuning, job.seed, folder, job.objective, watch)
-            with explain_write_errors(folder / "result", SAVING_FAILS):
-                return save_weights(model, folder / "result", self.lm.name), curve
+        errors = ErrorTranslator(
+            (*INVALID_INPUT_ERRORS, ImportError, MemoryError, OSError, RuntimeError), self._failure
+        )
+        with errors, seeded(job.seed), trainable as model:
+            result = fit(model, job.rows, job.tuning, job.seed, folder, job.objective, observer)
+            with explain_write_errors(folder / "result", SAVE_ERRORS):
+                return save_weights(model, folder / "result", self.lm.name), result
 
-    def _named(self) -> ErrorTranslator:
-        return ErrorTranslator((*INVALID_INPUT_ERRORS, ImportError, MemoryError, OSError, RuntimeError), self._failed)
-
-    def _failed(self, error: Exception) -> EngineError:
+    def _failure(self, error: Exception) -> EngineError:
         advice = (
-            "; free memory, or set micro_batch_size, gradient_checkpointing=True, or a smaller method or base"
+            "; free memory, set micro_batch_size or gradient_checkpointing=True, or use a smaller method or base"
             if is_out_of_memory(error)
             else ""
         )
         return EngineError(f"training {self.lm.name} failed: {describe_error(error)}{advice}")
 
 
-def _watch(session: Session, advance: Callable[[int], None]) -> Watch:
-    """Shows steps, tells of epochs, and asks whether a budget is spent."""
-    return Watch(
+def _observer(session: Session, advance: Callable[[int], None]) -> TrainingObserver:
+    """Connects a training to its session: the progress bar, the callbacks and the budget."""
+    return TrainingObserver(
         advance,
         lambda number, loss, eval_loss: session.notify(EpochEnded(session.stage, number, loss, eval_loss)),
         lambda tokens: session.ledger.reached_limit(Cost(training_tokens=tokens)),

@@ -1,6 +1,6 @@
-"""How weights are tuned: the method and its settings, as one plain value.
+"""The settings of a fine-tuning: the method and its hyperparameters.
 
-Knows nothing of models or rows.
+Knows nothing about models or rows.
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ class TuningConfig:
     """Settings of a fine-tuning; the defaults are those of BetterTogether (arXiv 2407.10930).
 
     Args:
-        method: ``"lora"`` (Hu et al. 2021, arXiv 2106.09685); ``"qlora"``: the same on a base in 4 bits (Dettmers et
+        method: ``"lora"`` (Hu et al. 2021, arXiv 2106.09685); ``"qlora"``: LoRA on a base in 4 bits (Dettmers et
             al. 2023, arXiv 2305.14314); ``"dora"`` (Liu et al. 2024, arXiv 2402.09353); ``"ia3"`` (Liu et al. 2022,
             arXiv 2205.05638); ``"prefix"``: learned keys and values before the prompt (Li and Liang 2021,
             arXiv 2101.00190); ``"full"``: all weights.
         rank: Rank of a LoRA update.
         alpha: Scale of a LoRA update, divided by the rank.
-        dropout: On a LoRA adapter's input.
-        target_modules: Names of the layers that LoRA adapts, or ``"all-linear"``; IA³ takes PEFT's choice.
+        dropout: Dropout probability at the input of a LoRA adapter.
+        target_modules: Names of the layers that LoRA adapts, or ``"all-linear"``, or a regular expression for their
+            full names; for IA³, PEFT chooses the layers.
         virtual_tokens: Length of a learned prefix.
         learning_rate: Peak learning rate of AdamW.
-        schedule: How the learning rate goes on from its peak.
-        warmup_steps: Steps to reach the peak.
-        beta2: Decay of AdamW's second moment.
-        weight_decay: Of AdamW.
-        epochs: Passes over the rows.
-        batch_size: Rows per optimizer step and process.
-        micro_batch_size: Rows computed at once (by default the whole batch); a step accumulates the gradients of its
-            micro-batches.
-        bf16: Whether products are computed in bfloat16; where the device would only emulate that, they are in float32
-            all the same. Weights and optimizer stay as they are.
-        gradient_checkpointing: Computes activations twice to keep fewer of them.
-        checkpoint_steps: Steps between checkpoints, from which a killed training goes on.
-        eval_fraction: Share of the rows, in [0, 1), that is held out of the training. Their loss is measured after each
-            epoch, and the best epoch's weights are kept.
-        patience: Epochs without a better held-out loss after which training stops.
+        schedule: Learning-rate schedule after the peak.
+        warmup_steps: Number of steps until the peak.
+        beta2: Decay rate of AdamW's second moment.
+        weight_decay: Weight decay of AdamW.
+        epochs: Number of passes over the rows.
+        batch_size: Number of rows per optimizer step and process.
+        micro_batch_size: Number of rows per forward pass, by default the whole batch; a step accumulates the gradients
+            of its micro-batches.
+        bf16: Whether matrix products are computed in bfloat16, unless the device would only emulate it. The data types
+            of weights and optimizer state do not change.
+        gradient_checkpointing: Whether to recompute activations in the backward pass, which saves memory.
+        checkpoint_steps: Number of steps between checkpoints, from which a killed training resumes.
+        eval_fraction: Fraction of the rows, in [0, 1), that is held out of the training. The loss on them is measured
+            after each epoch, and the weights of the best epoch are kept.
+        patience: Number of epochs without a better held-out loss after which the training stops.
 
     Raises:
-        ConfigError: If a value is out of its range or of another type.
+        ConfigError: If a value is out of range or has the wrong type.
     """
 
     method: Method = "lora"
@@ -76,37 +77,37 @@ class TuningConfig:
     def __post_init__(self) -> None:
         self._check_types()
         sizes = (self.rank, self.alpha, self.virtual_tokens, self.epochs, self.batch_size, self.checkpoint_steps)
-        rows = 1 if self.micro_batch_size is None else self.micro_batch_size
-        if min(*sizes, rows, self.patience) < 1 or self.warmup_steps < 0:
+        micro_batch_size = 1 if self.micro_batch_size is None else self.micro_batch_size
+        if min(*sizes, micro_batch_size, self.patience) < 1 or self.warmup_steps < 0:
             raise ConfigError(
                 f"{self}: rank, alpha, virtual_tokens, epochs, batch_size, micro_batch_size, checkpoint_steps and "
                 "patience must be at least 1, warmup_steps at least 0"
             )
-        if self.batch_size % self.passes:
+        if self.batch_size % self.gradient_accumulation_steps:
             raise ConfigError(
-                f"batch_size={self.batch_size} is no multiple of micro_batch_size={self.micro_batch_size}"
+                f"batch_size={self.batch_size} is not a multiple of micro_batch_size={self.micro_batch_size}"
             )
         if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
-            raise ConfigError(f"{self}: learning_rate must be a number above 0, weight_decay a number of at least 0")
+            raise ConfigError(f"{self}: learning_rate must be above 0 and weight_decay at least 0, both finite")
         if not all(0 <= share < 1 for share in (self.dropout, self.beta2, self.eval_fraction)):
             raise ConfigError(f"{self}: dropout, beta2 and eval_fraction must be in [0, 1)")
 
     def _check_types(self) -> None:
         types = get_type_hints(type(self))
-        for own in fields(self):
-            value = getattr(self, own.name)
+        for field in fields(self):
+            value = getattr(self, field.name)
             try:
-                TypeAdapter(types[own.name]).validate_python(value, strict=True)
+                TypeAdapter(types[field.name]).validate_python(value, strict=True)
             except ValidationError as error:
-                raise ConfigError(f"{own.name}={value!r} of a TuningConfig: {error.errors()[0]['msg']}") from error
+                raise ConfigError(f"{field.name}={value!r} of a TuningConfig: {error.errors()[0]['msg']}") from error
 
     @property
-    def passes(self) -> int:
-        """Forward and backward passes of an optimizer step."""
+    def gradient_accumulation_steps(self) -> int:
+        """Number of micro-batches per optimizer step."""
         return -(-self.batch_size // (self.micro_batch_size or self.batch_size))
 
     def peft_config(self) -> PeftConfig | None:
-        """PEFT's form of the method; none for full fine-tuning."""
+        """Returns the PEFT configuration of the method; None for full fine-tuning."""
         if self.method == "full":
             return None
         if self.method == "ia3":

@@ -17,7 +17,12 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HFTrainer
 
 from lmpipe.engines.precision import multiplies_bfloat16
-from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_of, last_whole
+from lmpipe.engines.training.checkpoints import (
+    SAVE_ERRORS,
+    CheckpointMarkerCallback,
+    checkpoint_folder,
+    last_complete_checkpoint,
+)
 from lmpipe.engines.training.fit import seeded
 from lmpipe.errors import TrainingDiverged
 from lmpipe.retrieval.colbert.network import ColbertNetwork
@@ -110,12 +115,12 @@ def fit(
             train_dataset=list(examples),
             data_collator=collator,
             optimizers=(torch.optim.AdamW(groups, weight_decay=tuning.weight_decay), None),
-            callbacks=[_Steps(advance), _Finite(), Seal()],
+            callbacks=[_Steps(advance), _Finite(), CheckpointMarkerCallback()],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.temperature, trainer.expands = tuning.temperature, collator.tokens.expands
         try:
-            trainer.train(resume_from_checkpoint=last_whole(folder))
+            trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
         finally:  # or the network would compute in bfloat16 for ever
             trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
             network.eval()
@@ -192,7 +197,7 @@ class _Trainer(HFTrainer):
         return torch.utils.data.SequentialSampler(examples)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with explain_write_errors(checkpoint_of(self.args, self.state.global_step), SAVING_FAILS):
+        with explain_write_errors(checkpoint_folder(self.args, self.state.global_step), SAVE_ERRORS):
             super()._save_checkpoint(model, trial)
 
     def compute_loss(
