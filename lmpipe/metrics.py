@@ -36,7 +36,7 @@ _FINAL = re.compile(r"#### *(?=[-−$€£¥.\d])")
 _SLASH = re.compile(r"\s?/\s?")
 
 
-def judge(metric: Metric, example: Example, prediction: Prediction) -> tuple[float, str]:
+def score_prediction(metric: Metric, example: Example, prediction: Prediction) -> tuple[float, str]:
     """Score and feedback; the latter is empty where the metric gives none.
 
     Raises:

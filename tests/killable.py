@@ -31,8 +31,9 @@ from tests.scripted import Colour, KeepingTrainer, examples, scheduler, slow_scr
 
 STORING = {
     str(Path(lmpipe.__file__).parent / name)
-    for name in ("store.py", "blobs.py", "journal.py", "files.py", "session.py")
+    for name in ("storage/store.py", "storage/blobs.py", "storage/journal.py", "storage/files.py", "runtime/session.py")
 }
+"""Files of the code that stores results."""
 
 
 @final

@@ -19,7 +19,7 @@ from lmpipe.engines.library_errors import Renamed, told
 from lmpipe.engines.loading import loading
 from lmpipe.errors import EngineError
 from lmpipe.lm import LM, Completion, Request, Usage
-from lmpipe.runtime.deadline import check_time
+from lmpipe.runtime.deadline import check_deadline
 
 
 @final
@@ -92,7 +92,7 @@ class VllmLM(LM):
             [n for n in open_ if requests[n].weights.adapter is not None],
         ):
             if chosen:
-                check_time()
+                check_deadline()
                 outputs = self._generate([requests[n] for n in chosen], [prompts[n] for n in chosen])
                 answers |= dict(zip(chosen, outputs, strict=True))
         return [answer for answer in answers.values() if answer is not None]

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import TypeVar, final
 
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.runtime.deadline import check_time, seconds_left
+from lmpipe.runtime.deadline import check_deadline, seconds_left
 from lmpipe.validation.arguments import finite_number, whole_number
 from lmpipe.web.address import Address
 from lmpipe.web.http import Answer, BadAnswer, Fault, HttpClient, Refused, TimedOut, Unreachable
@@ -95,14 +95,14 @@ class Endpoint:
             Fault: If there is no such answer.
             BudgetSpent: If the time of the call under way is over.
         """
-        check_time()
+        check_deadline()
         left = seconds_left()
         path = self._address.path.removesuffix(below or "") + path
         seconds = self._timeout if left is None else min(self._timeout, left)
         try:
             answer = self._client.send(self._address, method, path, seconds=seconds, body=body, params=params)
         except TimedOut:
-            check_time()  # then it was not the server that took too long
+            check_deadline()  # then it was not the server that took too long
             raise
         logger.debug("%s %s at %s: HTTP %d, %d bytes", method, path, self.url, answer.status, len(answer.body))
         if answer.status >= 400:
@@ -218,7 +218,7 @@ class Endpoints:
     def _claimed(self) -> Iterator[Endpoint]:
         with self._changed:
             while (endpoint := self._free()) is None:
-                check_time()
+                check_deadline()
                 waits = [endpoint.rest for endpoint in self._endpoints if endpoint.rest]
                 left = seconds_left()
                 self._changed.wait(min(waits if left is None else [*waits, left], default=None))

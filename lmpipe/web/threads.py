@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
 from typing import TypeVar
 
-from lmpipe.runtime.deadline import settle
+from lmpipe.runtime.deadline import complete_future
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -42,7 +42,7 @@ def concurrently(work: Callable[[A], B], items: Sequence[A], most: int) -> list[
                 item, result, context = waiting.popleft()
             except IndexError:  # another thread took the last one
                 return
-            settle(result, context, partial(work, item))
+            complete_future(result, context, partial(work, item))
 
     for _ in range(min(most, len(items))):
         threading.Thread(target=answer, daemon=True).start()

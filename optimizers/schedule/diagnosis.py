@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lmpipe import Evaluation
-from lmpipe.extend import CommonFailure, Finding, StageResult, explained, finite
+from lmpipe.extend import CommonFailure, Finding, StageResult, dominant_failure, finite
 from optimizers.schedule.strategy import VANILLA, format_strategy
 
 LEAST_SOLVED = 0.1  # share of the examples that should have a successful run
@@ -79,9 +79,9 @@ def nothing_chosen(names: Sequence[str], examples: int) -> Finding:
 
 def _failing(path: str, evaluation: Evaluation) -> Iterator[Finding]:
     runs = evaluation.n + evaluation.failures.get("budget", 0)
-    found = explained(evaluation.common_failures, runs)
+    found = dominant_failure(evaluation.common_failures, runs)
     if found is not None:
-        message = f"on validation examples {found.told(runs)}"
+        message = f"on validation examples {found.summary(runs)}"
         yield Finding(kind="failing", stage=path, message=message, advice=found.advice)
 
 
@@ -105,9 +105,9 @@ def _few_traces(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
         "more rollouts per example, a higher temperature, vary_demos, structured completions, a prompt stage before "
         "this one, or a teacher"
     )
-    found = explained([CommonFailure.model_validate(failure) for failure in details.get("failures", ())], tried)
+    found = dominant_failure([CommonFailure.model_validate(failure) for failure in details.get("failures", ())], tried)
     if found is not None:
-        message, advice = f"{message}: {found.told(tried)}", found.advice
+        message, advice = f"{message}: {found.summary(tried)}", found.advice
     yield Finding(kind="few traces", stage=path, message=message, advice=advice)
 
 

@@ -140,7 +140,7 @@ class GRPO(WeightSettings):
             state=state.digest,
             examples=[example.digest for example in batch],
             seed=session.seed,
-            decoding=session.decoding(),
+            decoding=session.inference_settings(),
             limits=session.ledger.limits,
             number=number,
         )
@@ -210,7 +210,7 @@ def _untrained(taken: Sequence[Mapping[str, Any]]) -> str:
     """Why no step had anything to train on."""
     counts = FailureCounts()
     for step in taken:
-        counts.join(map(CommonFailure.model_validate, step.get("failures", ())))
+        counts.merge(map(CommonFailure.model_validate, step.get("failures", ())))
     why = cause(counts.most_common(), sum(step.get("tried", 0) for step in taken)) or (
         "the runs of each example were rewarded alike, or no budget was left; try a larger group_size, a higher "
         "temperature, or a metric with more values"

@@ -151,7 +151,7 @@ def test_a_failure_that_all_runs_share_is_named_with_figures_and_its_own_advice(
     program, session = Colour(), Session(lm=ScriptedLM(too_long), store=store)
     better = BetterTogether(exact_match, {"w": BootstrapFinetune(exact_match, KeepingTrainer())}, "w")
     result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
-    told = "24 of 24 runs failed: EngineError: … prompt tokens do not fit the context of 2048 tokens of scripted"
+    told = "24 of 24 rollouts failed: EngineError: … prompt tokens do not fit the context of 2048 tokens of scripted"
     assert told in result.reason
     few, failing = findings(result, "few traces")[0], findings(result, "failing")
     assert few.message == f"0 of 24 runs succeeded, on 0 of 24 examples: {told}"
@@ -170,7 +170,7 @@ def test_what_a_stage_broke_is_said_of_its_scoring_runs(store: RunStore) -> None
     result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
     failing = findings(result, "failing")
     assert [finding.stage for finding in failing] == ["a"]
-    assert "24 of 24 runs failed: ParseError: field 'answer'" in failing[0].message
+    assert "24 of 24 rollouts failed: ParseError: field 'answer'" in failing[0].message
     assert "structured completions" in failing[0].advice
 
 

@@ -160,6 +160,6 @@ def test_a_measure_that_fails_costs_its_value_and_nothing_else(caplog: pytest.Lo
         "not a number": {ids[0]: 2.0},
         "none": {},
     }
-    assert f"the measure raises failed on 1 of 4 runs: on example {ids[0]} it raised ZeroDivisionError" in caplog.text
-    assert f"the measure text failed on 4 of 4 runs: on example {min(ids)} it raised ValueError" in caplog.text
+    assert f"the measure raises failed on 1 of 4 rollouts: on example {ids[0]} it raised ZeroDivisionError" in caplog.text
+    assert f"the measure text failed on 4 of 4 rollouts: on example {min(ids)} it raised ValueError" in caplog.text
     assert "the measure none" not in caplog.text

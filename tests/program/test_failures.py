@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmpipe import EngineError, Example, Predict, Request, ScriptedLM, Session, evaluate, exact_match, initial_state
-from lmpipe.program.failures import CommonFailure, FailureCounts, explained
+from lmpipe.program.failures import CommonFailure, FailureCounts, dominant_failure
 from lmpipe.runtime.trace import Failure, Trace
 
 
@@ -42,7 +42,7 @@ def test_every_failure_is_counted_and_counts_of_parts_can_be_joined(messages: li
     for message in messages:
         part = FailureCounts()
         part.add([failed(message)])
-        parts.join(part.most_common())
+        parts.merge(part.most_common())
     assert parts.most_common() == whole.most_common()
     assert sum(failure.count for failure in whole.most_common()) <= len(messages)
 
@@ -50,8 +50,8 @@ def test_every_failure_is_counted_and_counts_of_parts_can_be_joined(messages: li
 @pytest.mark.parametrize(("count", "runs", "enough"), [(9, 10, True), (8, 10, False), (10, 10, True)])
 def test_a_failure_explains_what_came_of_runs_if_nearly_all_had_it(count: int, runs: int, enough: bool) -> None:
     failure = CommonFailure(kind="parse", message="m", count=count)
-    assert (explained([failure], runs) is not None) == enough
-    assert explained([], 0) is None
+    assert (dominant_failure([failure], runs) is not None) == enough
+    assert dominant_failure([], 0) is None
 
 
 def test_an_evaluation_says_what_its_runs_failed_of() -> None:
@@ -68,4 +68,4 @@ def test_an_evaluation_says_what_its_runs_failed_of() -> None:
     assert (parse.kind, parse.count) == ("parse", 4)
     assert "no answer" not in parse.message
     assert (engine.kind, engine.message, engine.count) == ("engine", "EngineError: request … timed out after 60 s", 3)
-    assert engine.told(8) == "3 of 8 runs failed: EngineError: request … timed out after 60 s"
+    assert engine.summary(8) == "3 of 8 rollouts failed: EngineError: request … timed out after 60 s"

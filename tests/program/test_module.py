@@ -219,7 +219,7 @@ class Cyclic(Module):
 
 
 CANNOT_RUN = {
-    "str": (lambda: Forward("str"), ModuleError, "returned str, not a Prediction; return what a module gave"),
+    "str": (lambda: Forward("str"), ModuleError, "returned str, not a Prediction; return what a module returned"),
     "dict": (lambda: Forward("dict"), ModuleError, "returned dict, not a Prediction"),
     "nothing": (lambda: Forward("nothing"), ModuleError, "returned NoneType, not a Prediction"),
     "async": (Async, ModuleError, "Async.forward.. is async; write `def forward`"),
@@ -237,7 +237,7 @@ def test_a_program_that_cannot_run_says_at_once_what_to_write(how: str) -> None:
     program, session = made(), Session(lm=ScriptedLM(lambda request: "answer: 4"))
     with session, pytest.raises(error, match=message):
         program(question="2 + 2?")
-    jobs = [Job(ProgramState(prompts={}, weights=session.base_weights()), Example({"question": "2 + 2?"}))]
+    jobs = [Job(ProgramState(prompts={}, weights=session.untuned_weights()), Example({"question": "2 + 2?"}))]
     with pytest.raises(error, match=message):
         rollout(made(), jobs, session)
 
@@ -318,7 +318,7 @@ DEMO = Demo(inputs={"question": "2 + 2?"}, outputs={"answer": "4"})
 def test_a_state_of_another_program_is_refused_with_the_paths_that_differ() -> None:
     lm = echo()
     session, state = Session(lm=lm), PromptState(instructions="Be brief.", demos=(DEMO,))
-    renamed = ProgramState(prompts={"respond": state}, weights=session.base_weights())
+    renamed = ProgramState(prompts={"respond": state}, weights=session.untuned_weights())
     message = r"for 'respond', and Nested has .*'answer'; if a module was renamed, write state.renamed\(.'respond': "
     with Session(lm=lm, state=renamed), pytest.raises(ConfigError, match=message):
         Nested()(question="Why?")
@@ -346,7 +346,7 @@ def test_a_state_of_another_program_is_refused_with_the_paths_that_differ() -> N
 def test_so_is_one_whose_demonstrations_have_other_fields(demo: Demo, message: str) -> None:
     lm = echo()
     state = ProgramState(
-        prompts={"answer": PromptState(instructions="", demos=(demo,))}, weights=Session(lm=lm).base_weights()
+        prompts={"answer": PromptState(instructions="", demos=(demo,))}, weights=Session(lm=lm).untuned_weights()
     )
     with (
         Session(lm=lm, state=state),

@@ -13,7 +13,7 @@ import pytest
 
 from lmpipe import Example, Module, Predict, Prediction, ScriptedLM, Session, evaluate, exact_match, initial_state
 from lmpipe.errors import EngineError, MetricError
-from lmpipe.metrics import Metric, judge
+from lmpipe.metrics import Metric, score_prediction
 from lmpipe.program.evaluate import Evaluation
 
 
@@ -92,7 +92,7 @@ def test_one_that_is_wrong_for_few_costs_those_examples(wrong: str, caplog: pyte
         evaluation, _ = scored(metric)
     assert evaluation.failures == {"metric": 7}
     assert evaluation.mean == 13 / 20
-    assert "the metric failed in 7 of 20 runs: metric metric: it " in caplog.text
+    assert "the metric failed in 7 of 20 rollouts: metric metric: it " in caplog.text
     assert "example 0" in str(evaluation.first_error)
 
 
@@ -115,8 +115,8 @@ def test_an_lm_that_the_metric_asks_may_fail_as_any_other() -> None:
 )
 def test_any_kind_of_number_is_a_score(given: Any, score: float) -> None:
     example, prediction = Example({}), Prediction(answer="x")
-    assert judge(lambda e, p: given, example, prediction) == (score, "")
-    assert judge(lambda e, p: (given, "why"), example, prediction) == (score, "why")
+    assert score_prediction(lambda e, p: given, example, prediction) == (score, "")
+    assert score_prediction(lambda e, p: (given, "why"), example, prediction) == (score, "why")
 
 
 def test_a_metric_that_the_program_asks_itself_is_part_of_the_program() -> None:

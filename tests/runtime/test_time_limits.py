@@ -28,7 +28,7 @@ from lmpipe import (
     initial_state,
 )
 from lmpipe.errors import BudgetSpent
-from lmpipe.runtime.deadline import check_time
+from lmpipe.runtime.deadline import check_deadline
 
 HANGS = 600.0  # seconds, far beyond the test
 LIMIT = 0.5
@@ -56,7 +56,7 @@ class Hanging(LM):
             if self.over.wait(0.05):
                 break
             if self.obedient:
-                check_time()
+                check_deadline()
         return [Completion("answer: yes") for _ in requests]
 
     def register_adapter(self, adapter: str, folder: Path) -> None:

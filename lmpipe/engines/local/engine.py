@@ -37,7 +37,7 @@ from lmpipe.engines.local.sampling import Row
 from lmpipe.engines.onednn_linear import PackedProducts
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Message, Request, Usage
-from lmpipe.runtime.deadline import check_time
+from lmpipe.runtime.deadline import check_deadline
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class LocalLM(LM):
         return [self._completion(row, share) if isinstance(row, Row) else row for row in rows]
 
     def _row(self, request: Request) -> Row | EngineError:
-        check_time()
+        check_deadline()
         try:
             prompt = tuple(self.encode(request.messages))
             refusal = (

@@ -17,7 +17,7 @@ from lmpipe.engines.local.forward_batch import Decode, Piece, Prefill
 from lmpipe.engines.local.kv_cache import Slots
 from lmpipe.engines.local.prefixes import Node, PrefixCache
 from lmpipe.engines.local.sampling import Row, choose
-from lmpipe.runtime.deadline import check_time
+from lmpipe.runtime.deadline import check_deadline
 
 _PREFILL_TOKENS = 4096  # most new prompt tokens of a pass, unless one row has more
 _MORE_WIDTH = 64  # by how many tokens the rows' room grows: all of it is attended to
@@ -192,7 +192,7 @@ class Batch:
 
     def _forward(self, layout: Prefill | Decode) -> torch.Tensor:
         """Logits of the rows' last tokens, shape (rows, vocabulary)."""
-        check_time()
+        check_deadline()
         out = self._model(
             input_ids=layout.input_ids,
             position_ids=layout.position_ids,

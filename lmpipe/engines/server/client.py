@@ -21,7 +21,7 @@ from lmpipe.engines.server.dialects import DIALECTS, Dialect, DialectName, detec
 from lmpipe.engines.server.replies import Reply, read_reply
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Request
-from lmpipe.runtime.deadline import held
+from lmpipe.runtime.deadline import lock_before_deadline
 from lmpipe.text.secrets import hide_in_spec
 from lmpipe.validation.arguments import whole_number
 from lmpipe.web.endpoints import Endpoint, Endpoints, GaveUp
@@ -123,7 +123,7 @@ class ServerLM(LM):
             BudgetSpent: If the time of the call under way is over.
         """
         undetected = self._undetected
-        with held(self._lock):
+        with lock_before_deadline(self._lock):
             if self._dialect is None:
                 if self._undetected is not undetected and self._undetected is not None:
                     raise self._endpoints.again(self._undetected)  # another call has asked while this one waited
@@ -203,7 +203,7 @@ class ServerLM(LM):
             return body
         if not dialect.token_prompts or (request.regex is not None and not dialect.regex_in_completions):
             raise EngineError(f"servers of the family {dialect.name!r} take no token ids; leave the tokenizer out")
-        with held(self._lock):  # fast tokenizers may be borrowed by one thread at a time
+        with lock_before_deadline(self._lock):  # fast tokenizers may be borrowed by one thread at a time
             body["prompt"] = self._tokenizer.encode(request.messages)
         body["max_tokens"] = request.sampling.max_tokens
         if request.sampling.logprobs:
