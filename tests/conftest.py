@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # more threads would not help tiny models
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads would not help tiny models
 
 from collections.abc import Iterator
 from pathlib import Path

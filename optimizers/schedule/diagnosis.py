@@ -98,7 +98,7 @@ def _few_traces(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
     if details["solved"] >= LEAST_SOLVED * details["examples"] and not lacking:
         return
     kept, tried, solved, examples = (details[name] for name in ("kept", "tried", "solved", "examples"))
-    message = f"{kept} of {tried} runs succeeded, on {solved} of {examples} examples"
+    message = f"{kept} of {tried} rollouts succeeded, on {solved} of {examples} examples"
     if kept and lacking:
         message += f"; none for {', '.join(lacking)}"
     advice = (
@@ -116,7 +116,7 @@ def _collapse(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
         return
     several = any(len(counts) > 1 for counts in details["kept_by_label"].values())
     if several and details["answers"] == 1:
-        message = f"all {details['kept']} successful runs give the same answer, so that is what is learned"
+        message = f"all {details['kept']} successful rollouts give the same answer, so that is what is learned"
         advice = "vary_demos, max_rollouts_per_example and balance_by bring the other answers in"
         yield Finding(kind="class collapse", stage=path, message=message, advice=advice)
 

@@ -111,7 +111,7 @@ def test_without_a_successful_run_nothing_is_trained_and_the_reason_is_given(sto
     optimizer = BootstrapFinetune(exact_match, trainer, rollouts_per_example=2)
     result = optimizer.optimize(program, state, examples(6), [], session)
     assert (result.status, result.state, trainer.calls) == ("skipped", state, [])
-    assert "none of 12 runs on 6 training examples scored 1.0 or more" in result.reason
+    assert "none of 12 rollouts on 6 training examples scored 1.0 or more" in result.reason
     assert "12 of 12 rollouts failed: ParseError: field 'answer': names none of the choices" in result.reason
     assert "structured completions" in result.reason
     assert "more rollouts" not in result.reason
