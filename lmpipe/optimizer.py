@@ -171,7 +171,7 @@ class Optimizer(ABC):
         val = checked_examples(val, "val")
         check_ids(val, "val")
         self.require_examples(train, val)
-        _check_paths(program, state)
+        _check_prompts(program, state)
         if not session.stage:
             warn_of_overlap(train, val)
         key = work_key(
@@ -195,8 +195,10 @@ class Optimizer(ABC):
 
     @final
     def require_examples(self, train: Sequence[Example], val: Sequence[Example]) -> None:
-        """Raises:
-        ConfigError: If a set of examples that the optimizer needs is empty.
+        """Checks that the sets of examples that the optimizer needs are not empty.
+
+        Raises:
+            ConfigError: If one of them is empty.
         """
         name = type(self).__name__
         if "train" in self.needs and not train:
@@ -205,7 +207,7 @@ class Optimizer(ABC):
             raise ConfigError(f"{name}: there are no validation examples to choose by; pass some as val")
 
 
-def _check_paths(program: Module, state: ProgramState) -> None:
+def _check_prompts(program: Module, state: ProgramState) -> None:
     """Checks that a state has a prompt for every predictor; an optimizer would not improve the missing ones."""
     check_state(program, state)
     missing = [path for path in predictors(program) if path not in state.prompts]

@@ -18,7 +18,7 @@ from lmpipe.text.cleaning import clean
 _DOMINANT_SHARE = 0.9  # from this share of the rollouts on, one kind of failure explains the outcome
 
 _ADVICE: Mapping[str, str] = {
-    "engine": "nothing can be learned until the LM answers; see what its message asks for",
+    "engine": "nothing can be learned until the LM answers; its error message says what to do",
     "parse": "structured completions (Session(structured=True)), more max_tokens, or a simpler signature",
     "program": "fix the error in the program's own code",
     "metric": "fix the metric, so that it returns a number in [0, 1]",
@@ -35,7 +35,7 @@ class CommonFailure(BaseModel):
     """One kind of failure.
 
     Attributes:
-        kind: What ended the rollouts.
+        kind: Kind of failure.
         message: Message of the first failure, with ``…`` for the parts that differ in the others.
         count: Number of rollouts that it ended.
     """

@@ -59,8 +59,10 @@ def seconds_left(grace: float = 0.0) -> float | None:
 
 
 def check_deadline() -> None:
-    """Raises:
-    BudgetSpent: If the deadline of the call under way has passed.
+    """Checks that the deadline of the call under way has not passed.
+
+    Raises:
+        BudgetSpent: If it has passed.
     """
     if seconds_left() == 0:
         raise BudgetSpent(_OVER)
