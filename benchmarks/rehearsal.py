@@ -120,7 +120,9 @@ class _Filler(LM):
 
     def __init__(self, program: Module) -> None:
         self._replies = {
-            Template().messages(predictor.signature, predictor.vanilla, {})[0].content: _reply(predictor.signature)
+            Template().messages(predictor.signature, predictor.initial_prompt, {})[0].content: _reply(
+                predictor.signature
+            )
             for predictor in predictors(program).values()
         }
 

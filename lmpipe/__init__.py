@@ -2,7 +2,7 @@
 
 A program is frozen structure (`Module`); its prompts Π and weights Θ are one explicit value (`ProgramState`); an
 `Optimizer` is a function from such a value to a better one; an `LM` and a `Retriever` answer batches. Importing this
-loads no torch.
+package does not load torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Everything that authors of optimizers, engines, retrievers, trainers and tasks import beside `lmpipe` itself.
+"""All names that authors of optimizers, engines, retrievers, trainers and tasks import besides those of `lmpipe`.
 
-Names that need torch or another extra are imported when they are first used, so importing this module is light.
+Names that need torch or another extra are loaded on first use, so importing this module is cheap.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from lmpipe.lm import Message, Usage
 from lmpipe.metrics import answer_f1, best_index, finite_values, number_match
 from lmpipe.optimizer import Candidate, Finding, StageResult
 from lmpipe.program.evaluate import Measure, evaluate_many
-from lmpipe.program.failures import CommonFailure, FailureCounts, explained
+from lmpipe.program.failures import CommonFailure, FailureCounts, dominant_failure
 from lmpipe.program.identity import identity, work_key
 from lmpipe.progress import Progress
 from lmpipe.prompting.signature import Field
 from lmpipe.prompting.template import Template
 from lmpipe.prompting.values import render_input
-from lmpipe.runtime.call_context import required_context
+from lmpipe.runtime.call_context import current_context
 from lmpipe.runtime.trace import RetrievalStep, module_costs
 from lmpipe.splits import shuffled, subsample
 from lmpipe.state import DemoSelection
@@ -94,12 +94,13 @@ __all__ = [
     "check_examples",
     "check_settings",
     "clean_text",
+    "current_context",
     "deduplicate",
     "derive_seed",
     "digest",
     "digest_without_id",
+    "dominant_failure",
     "evaluate_many",
-    "explained",
     "finite_values",
     "identity",
     "load_embedder",
@@ -107,7 +108,6 @@ __all__ = [
     "module_costs",
     "number_match",
     "render_input",
-    "required_context",
     "shorten",
     "shown",
     "shuffled",

@@ -37,7 +37,7 @@ _ANSWER_MARK = re.compile(r"#### *(?=[-−$€£¥.\d])")
 _SLASH = re.compile(r"\s?/\s?")
 
 
-def judge(metric: Metric, example: Example, prediction: Prediction) -> tuple[float, str]:
+def score_prediction(metric: Metric, example: Example, prediction: Prediction) -> tuple[float, str]:
     """Returns the score of a prediction and the metric's feedback, which may be empty.
 
     Raises:

@@ -1,7 +1,7 @@
-"""What an optimizer is: a function from a program state to a better one.
+"""The base class of optimizers: an optimizer is a function from a program state to a better one.
 
-Researchers extend `Optimizer`. `optimize` takes care of seeds, cost and resumption, `search` does the work.
-Knows nothing of how prompts or weights are improved: see the package `optimizers`.
+Researchers extend `Optimizer`. `optimize` handles seeds, costs and resumption; `search` does the work. This module
+knows nothing about how prompts or weights are improved: see the package `optimizers`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ from lmpipe.validation.checks import check_examples, check_ids, deduplicate, war
 
 @final
 class Candidate(BaseModel):
-    """A state that an optimizer looked at, and how it scored."""
+    """A state that an optimizer scored.
+
+    Attributes:
+        name: Name of the candidate, as the optimizer calls it.
+        state: Digest of the state.
+        mean: Mean score.
+        n: Number of examples that it was scored on.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,12 +46,12 @@ class Candidate(BaseModel):
 
 @final
 class Finding(BaseModel):
-    """Something about a run that a researcher should know, in words.
+    """A remark about an optimization that a researcher should read.
 
     Attributes:
-        kind: What sort of thing it is.
-        stage: The strategy up to and with the stage that it is about.
-        message: What was found, with figures.
+        kind: Kind of finding.
+        stage: The strategy up to and including the stage that the finding is about.
+        message: The finding in words, with figures.
         advice: What to try next.
     """
 
@@ -58,19 +65,19 @@ class Finding(BaseModel):
 
 @final
 class OptimizeResult(BaseModel):
-    """What an optimizer found.
+    """The result of an optimizer.
 
     Attributes:
-        state: The better state; the one it was given if it was skipped.
-        status: ``"done"``, or ``"skipped"`` when there was nothing to work with.
-        reason: Why it was skipped, in words.
-        stopped: Which budget ended it before it was through, in words; the state is then the best so far.
-        evaluation: Of `state`, where the optimizer made one.
-        candidates: What it chose from.
-        details: Figures worth reporting, as JSON.
-        stages: The results of the parts of a composed optimizer.
-        findings: What a composed optimizer has to say of them.
-        cost: What it cost; set by `Optimizer.optimize`.
+        state: The better state; the initial state if the optimizer was skipped.
+        status: ``"done"``, or ``"skipped"`` if there was nothing to work with.
+        reason: Why the optimizer was skipped, in words.
+        stopped: Which budget ended the optimizer early, in words; the state is then the best one so far.
+        evaluation: Evaluation of `state`, if the optimizer made one.
+        candidates: The states that the optimizer chose from.
+        details: Figures to report, as JSON.
+        stages: The results of the stages of a composed optimizer.
+        findings: The findings of a composed optimizer about its stages.
+        cost: Cost of the optimization; set by `Optimizer.optimize`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -92,11 +99,11 @@ class StageResult(BaseModel):
     """One stage of a composed optimizer.
 
     Attributes:
-        name: The stage as the strategy names it.
-        result: What its optimizer found.
-        evaluation: Of the state after the stage, on the whole validation set.
-        train_evaluation: The same on training examples, if any were to be scored.
-        cost: What it cost, the evaluations included.
+        name: Name of the stage in the strategy.
+        result: Result of the stage's optimizer.
+        evaluation: Evaluation of the state after the stage, on the whole validation set.
+        train_evaluation: Evaluation of that state on training examples, if any are scored.
+        cost: Cost of the stage, including the evaluations.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -109,12 +116,12 @@ class StageResult(BaseModel):
 
 
 class Optimizer(ABC):
-    """Base of every optimizer. A subclass is a frozen dataclass of its settings and overrides `search`."""
+    """Base class of optimizers. A subclass is a frozen dataclass of its settings and overrides `search`."""
 
     tunes: ClassVar[Literal["prompts", "weights", "both"]] = "both"
-    """What of the state it changes."""
+    """The part of the state that the optimizer changes."""
     needs: ClassVar[tuple[Literal["train", "val"], ...]] = ()
-    """Which of the two sets of examples it cannot work without."""
+    """The sets of examples that must not be empty."""
 
     @abstractmethod
     def search(
@@ -125,11 +132,11 @@ class Optimizer(ABC):
         val: Sequence[Example],
         session: Session,
     ) -> OptimizeResult:
-        """Looks for a better state; called through `optimize` only.
+        """Searches for a better state. Call it through `optimize` only.
 
-        Must change neither the program nor the state, take every random choice from ``session.seed``, and never
-        raise for an individual example. When ``session.ledger.reached_limit()`` names a limit, it returns the best
-        state so far.
+        An implementation must not change the program or the state, must derive every random choice from
+        ``session.seed``, and must not raise because of a single example. When ``session.ledger.reached_limit()`` names
+        a limit, it returns the best state so far.
         """
 
     @final
@@ -141,21 +148,21 @@ class Optimizer(ABC):
         val: Sequence[Example],
         session: Session,
     ) -> OptimizeResult:
-        """Finds a better state, or recalls the one found before if the session's store has it.
+        """Searches for a better state, or recalls the result of an earlier search from the session's store.
 
         Args:
-            program: The program; it is left as it is.
-            state: Where to start; it is left as it is.
-            train: Examples to learn from; one that is there several times counts once.
+            program: The program. It is not changed.
+            state: The state to start from. It is not changed.
+            train: Examples to learn from. Repeated examples count once.
             val: Examples to choose by.
             session: LMs, seed and store.
 
         Returns:
-            The result; with status ``"skipped"`` and a reason if there was nothing to learn from.
+            The result. Its status is ``"skipped"``, with a reason, if there was nothing to learn from.
 
         Raises:
-            ConfigError: If it needs examples and there are none, something is no example, or two have one id; or if the
-                state is of another program.
+            ConfigError: If a set of examples that the optimizer needs is empty, if two examples have the same id, if an
+                argument is of the wrong type, or if the state is of another program.
         """
         check_type("program", program, Module)
         check_type("state", state, ProgramState)
@@ -163,8 +170,8 @@ class Optimizer(ABC):
         train = deduplicate(check_examples(train, "train"), "train")
         val = check_examples(val, "val")
         check_ids(val, "val")
-        self.require(train, val)
-        _check_paths(program, state)
+        self.require_examples(train, val)
+        _check_prompts(program, state)
         if not session.stage:
             warn_about_overlap(train, val)
         key = work_key(
@@ -174,22 +181,24 @@ class Optimizer(ABC):
             state=state.digest,
             examples=[[example.digest for example in examples] for examples in (train, val)],
             seed=session.seed,
-            decoding=session.decoding(),
+            decoding=session.inference_settings(),
             limits=session.ledger.limits,
         )
 
         def work(inner: Session) -> Any:
             result = self.search(program, state, train, val, inner)
-            check_type(f"what {type(self).__name__}.search() returned", result, OptimizeResult)
-            found = {"stopped": result.stopped or inner.ledger.reached_limit(), "cost": inner.ledger.total}
-            return result.model_copy(update=found).model_dump(mode="json")
+            check_type(f"the result of {type(self).__name__}.search()", result, OptimizeResult)
+            update = {"stopped": result.stopped or inner.ledger.reached_limit(), "cost": inner.ledger.total}
+            return result.model_copy(update=update).model_dump(mode="json")
 
         return OptimizeResult.model_validate(session.cached(key, work))
 
     @final
-    def require(self, train: Sequence[Example], val: Sequence[Example]) -> None:
-        """Raises:
-        ConfigError: If there are none of the examples that it needs.
+    def require_examples(self, train: Sequence[Example], val: Sequence[Example]) -> None:
+        """Checks that the sets of examples that the optimizer needs are not empty.
+
+        Raises:
+            ConfigError: If one of them is empty.
         """
         name = type(self).__name__
         if "train" in self.needs and not train:
@@ -198,8 +207,8 @@ class Optimizer(ABC):
             raise ConfigError(f"{name}: there are no validation examples to choose by; pass some as val")
 
 
-def _check_paths(program: Module, state: ProgramState) -> None:
-    """An optimizer changes the prompts that a state has: one that lacks some would leave them as they are."""
+def _check_prompts(program: Module, state: ProgramState) -> None:
+    """Checks that a state has a prompt for every predictor; an optimizer would not improve the missing ones."""
     check_state(program, state)
     missing = [path for path in predictors(program) if path not in state.prompts]
     if missing:
@@ -210,13 +219,13 @@ def _check_paths(program: Module, state: ProgramState) -> None:
 
 
 class PromptOptimizer(Optimizer):
-    """Base of the optimizers of Π: instructions and demonstrations. Weights come back as they were given."""
+    """Base class of optimizers of Π: instructions and demonstrations. They leave the weights as they are."""
 
     tunes: ClassVar[Literal["prompts", "weights", "both"]] = "prompts"
 
 
 class WeightOptimizer(Optimizer):
-    """Base of the optimizers of Θ: the weights of LM roles. Prompts come back as they were given."""
+    """Base class of optimizers of Θ: the weights of LM roles. They leave the prompts as they are."""
 
     tunes: ClassVar[Literal["prompts", "weights", "both"]] = "weights"
 

@@ -49,7 +49,7 @@ def outcome(
 
 def best_of(scored: Sequence[Scored]) -> int | None:
     """Number of the candidate with the best mean over all examples, the earliest of equals."""
-    return best_index(evaluation.comparable for _, _, evaluation in scored)
+    return best_index(evaluation.comparable_mean for _, _, evaluation in scored)
 
 
 def no_choice(session: Session) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from lmpipe import LM, Example, Job, Metric, Module, ProgramState, Session, Trace, initial_state, predictors, rollout
-from lmpipe.extend import CommonFailure, ConfigError, Cost, ModuleCost, canonical_json, explained, module_costs
+from lmpipe.extend import CommonFailure, ConfigError, Cost, ModuleCost, canonical_json, dominant_failure, module_costs
 
 _MOST_CLASSES = 20  # a label with more values than this, or than half of the examples, is no class
 
@@ -98,8 +98,8 @@ class Rollouts:
 
 def cause(failures: Sequence[CommonFailure], runs: int) -> str:
     """Why nearly all of some runs failed and what to do about it, in words; empty if there is no such thing."""
-    found = explained(failures, runs)
-    return "" if found is None else f"{found.told(runs)}; {found.advice}"
+    found = dominant_failure(failures, runs)
+    return "" if found is None else f"{found.summary(runs)}; {found.advice}"
 
 
 def success(trace: Trace, threshold: float) -> bool:

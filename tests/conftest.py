@@ -1,11 +1,11 @@
-"""Real parts that many tests use: a tiny LM that is made here, and a run store."""
+"""Fixtures that many tests use: a tiny LM that is made here, and a run store."""
 
 from __future__ import annotations
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing by more, and lose much on shared cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads would not help tiny models
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_lm(tiny_folder: Path) -> LocalLM:
-    """The tiny LM in process, freshly loaded."""
+    """The tiny LM in this process, freshly loaded."""
     from lmpipe.engines.local import LocalLM
 
     return LocalLM.from_pretrained(str(tiny_folder), name="tiny")
@@ -37,6 +37,6 @@ def tiny_lm(tiny_folder: Path) -> LocalLM:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[RunStore]:
     """An empty run store."""
-    opened = RunStore(tmp_path / "run")
-    yield opened
-    opened.close()
+    run_store = RunStore(tmp_path / "run")
+    yield run_store
+    run_store.close()

@@ -1,6 +1,6 @@
-"""Commands that hang, to be ended by signals: ``python -m tests.endable HOW RUN`` says "hanging" when it does.
+"""Commands that hang, to be ended by signals: ``python -m tests.endable HOW RUN`` prints "hanging" when it hangs.
 
-``library`` is no command but a user's script, which catches KeyboardInterrupt and goes on.
+``library`` is not a command but a user's script, which catches KeyboardInterrupt and goes on.
 """
 
 from __future__ import annotations
@@ -33,35 +33,35 @@ from lmpipe.cli.ending import run_command
 from lmpipe.cli.terminal import new_console, progress_bars
 from tests.scripted import examples
 
-_LONG = 600.0
+_LONG = 600.0  # seconds
 
 
 def hang() -> None:
-    """Says that it hangs, and does."""
+    """Prints "hanging" and hangs."""
     sys.stdout.write("hanging\n")
     sys.stdout.flush()
     time.sleep(_LONG)
 
 
 class Tool(Module):
-    """Calls the LM, and then a tool that never returns, in a thread of the wavefront."""
+    """Calls the LM, and on one example a tool that never returns, in a thread of the wavefront."""
 
     def __init__(self) -> None:
         self.answer = Predict("number: int -> answer")
 
     def forward(self, number: int) -> Prediction:
-        found = self.answer(number=number)
+        prediction = self.answer(number=number)
         if number == 1:
             hang()
-        return found
+        return prediction
 
 
 @final
 class Hanging(LM):
-    """Never answers.
+    """An LM that never answers.
 
     Args:
-        batched: Whether it is asked in the main thread, or in those of the wavefront.
+        batched: Whether it is called in the main thread; otherwise it is called in the threads of the wavefront.
     """
 
     name = "hanging"
@@ -78,7 +78,7 @@ class Hanging(LM):
         return []
 
     def register_adapter(self, adapter: str, folder: Path) -> None:
-        """Has no use for any."""
+        """Ignores adapters."""
 
 
 def _run(program: Module, lm: LM, store: RunStore) -> None:
@@ -101,20 +101,20 @@ def server(store: RunStore) -> None:
 
 
 def pool(store: RunStore) -> None:
-    """Leaving the block waits for its threads, and so does the interpreter when it ends."""
+    """Hangs in a thread pool: leaving the block waits for its threads, and so does the interpreter when it ends."""
     with ThreadPoolExecutor(2) as threads:
         threads.submit(hang)
 
 
 def native(store: RunStore) -> None:
-    """In code that does not return to Python, so that no handler runs."""
+    """Hangs in native code, which does not return to Python, so no signal handler runs."""
     sys.stdout.write("hanging\n")
     sys.stdout.flush()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
 
 def handled(store: RunStore) -> None:
-    """Where something else takes the signal, which leaves it ten seconds."""
+    """Hangs with a signal handler of its own, so that it has ten seconds to end."""
     signal.signal(signal.SIGINT, lambda number, frame: None)
     hang()
 
@@ -128,7 +128,7 @@ def library(store: RunStore) -> None:
     store.close()
 
 
-HANGING = {one.__name__: one for one in (tool, batch, server, pool, native)}
+HANGING = {command.__name__: command for command in (tool, batch, server, pool, native)}
 
 if __name__ == "__main__":
     how, path = sys.argv[1:]

@@ -1,7 +1,7 @@
 """Runs to be killed: ``python -m tests.killable RUN [MODEL]`` writes the final state when it ends.
 
-Without a model the LM and the trainer are scripted; with one both are real. ``python -m tests.killable --serve [warm]``
-starts such runs as forks of one process, so that importing is paid once: see `Runs`.
+Without a model the LM and the trainer are scripted; with a model both are real. ``python -m tests.killable --serve
+[warm]`` starts such runs as forks of one process, so that the imports are done only once: see `Runs`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ STORING = {
     str(Path(lmpipe.__file__).parent / name)
     for name in ("storage/store.py", "storage/blobs.py", "storage/journal.py", "storage/files.py", "runtime/session.py")
 }
+"""Files of the code that stores results."""
 
 
 @final
@@ -42,12 +43,12 @@ class Start:
 
     Args:
         path: The run directory.
-        model: Folder of a real LM; without it everything is scripted.
+        model: Folder of a real LM; without it the LM and the trainer are scripted.
         launched: Whether the real LM is trained in another process.
-        seconds: Kills the run after so many.
-        until: Kills it once a file of this pattern is in the run directory.
-        lines: Kills the run before the so-many-th executed line of the code that stores results.
-        room: Bytes that a file may have; the disk is full for what is beyond.
+        seconds: Time after which the run is killed.
+        until: Glob pattern; the run is killed once the run directory has a file that matches it.
+        lines: Number of the executed line of the code that stores results before which the run is killed.
+        room: Largest size of a file in bytes; writing beyond it fails as if the disk were full.
     """
 
     path: str
@@ -62,7 +63,7 @@ class Start:
 @final
 @dataclass(frozen=True)
 class End:
-    """How a run ended: its exit status, negative if it was killed; and its error."""
+    """How a run ended: its exit status, which is negative if it was killed, and its error message."""
 
     status: int
     error: str = ""
@@ -77,7 +78,7 @@ class Runs:
     """A process that starts runs as forks of itself, and kills them; a context manager.
 
     Args:
-        warm: Whether it imports what real LMs need.
+        warm: Whether the process imports the packages that real LMs need.
     """
 
     def __init__(self, *, warm: bool = False) -> None:
@@ -91,7 +92,7 @@ class Runs:
         self._server.communicate()
 
     def run(self, path: Path, **how: Any) -> End:
-        """Starts a run and waits until it has ended; takes the fields of `Start`."""
+        """Starts a run and waits until it has ended. The keyword arguments are the fields of `Start`."""
         requests, replies = _pipes(self._server)
         requests.write(json.dumps(asdict(Start(str(path), **how))) + "\n")
         requests.flush()
@@ -105,7 +106,7 @@ def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
 
 
 def serve() -> None:
-    """Reads how to start runs, one a line, and answers how they ended."""
+    """Reads a `Start` from each line of the input, and prints the `End` of the run."""
     for line in sys.stdin:
         start = Start(**json.loads(line))
         reading, writing = os.pipe()
@@ -116,16 +117,16 @@ def serve() -> None:
         os.close(writing)
         if start.seconds is not None or start.until is not None:
             _wait(start, child)
-            os.kill(child, signal.SIGKILL)  # a run that has ended is not reaped yet, so its number is still its own
-        with os.fdopen(reading) as told:
-            error = told.read()
+            os.kill(child, signal.SIGKILL)  # a run that has ended is not reaped yet, so its process id is not reused
+        with os.fdopen(reading) as pipe:
+            error = pipe.read()
         _, status = os.waitpid(child, 0)
         sys.stdout.write(json.dumps(asdict(End(os.waitstatus_to_exitcode(status), error))) + "\n")
         sys.stdout.flush()
 
 
 def _wait(start: Start, child: int) -> None:
-    """Waits until a run is to be killed, or has ended."""
+    """Waits until it is time to kill a run, or until the run has ended."""
     time.sleep(start.seconds or 0)
     while start.until and not list(Path(start.path).glob(start.until)):
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
@@ -133,20 +134,20 @@ def _wait(start: Start, child: int) -> None:
         time.sleep(0.001)
 
 
-def _run_and_exit(start: Start, told: int) -> None:
-    """The life of a fork; its other output goes nowhere."""
+def _run_and_exit(start: Start, error_pipe: int) -> None:
+    """Runs a fork to its end and writes an error message to a pipe. All other output is discarded."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
     if start.room is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (start.room, start.room))
-    status = 2  # of whatever lmpipe did not mean to raise
+    status = 2  # for an exception that is not an error of lmpipe
     try:
         with _killed_before(start.lines):
             whole_run(start)
         status = 0
     except LmpipeError as error:
-        os.write(told, f"{type(error).__name__}: {error}".encode())
+        os.write(error_pipe, f"{type(error).__name__}: {error}".encode())
         status = 1
     finally:
         os._exit(status)
@@ -154,7 +155,7 @@ def _run_and_exit(start: Start, told: int) -> None:
 
 @contextmanager
 def _killed_before(lines: int | None) -> Iterator[None]:
-    """Kills this process before the so-many-th line that its main thread executes of the code that stores results."""
+    """Kills this process before a line, by number, that its main thread executes of the code that stores results."""
     left = lines
 
     def local(frame: FrameType, event: str, argument: Any) -> Any:
@@ -177,7 +178,7 @@ def _killed_before(lines: int | None) -> Iterator[None]:
 
 
 def even_length(example: Example, prediction: Prediction) -> float:
-    """A metric that some answers of an untaught LM pass."""
+    """A metric that some answers of an untrained LM pass."""
     return float(len(prediction.answer) % 2 == 0)
 
 
@@ -216,7 +217,7 @@ def whole_run(start: Start) -> None:
 
 
 def content(path: Path) -> dict[str, bytes]:
-    """All that a run leaves behind, without its clock."""
+    """Returns the files that a run leaves behind, without times."""
     files = {
         file.relative_to(path).as_posix(): file.read_bytes()
         for file in sorted(path.rglob("*"))
@@ -240,7 +241,7 @@ def without_clock(value: Any) -> Any:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
-        logging.basicConfig(handlers=[logging.NullHandler()])  # what libraries warn of is not what is looked for
+        logging.basicConfig(handlers=[logging.NullHandler()])  # warnings of libraries do not matter here
         if sys.argv[2:]:
             import lmpipe.engines.local
             import lmpipe.engines.training

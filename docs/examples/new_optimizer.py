@@ -56,7 +56,7 @@ class GreedyDemos(PromptOptimizer):
             prompts = [prompt.model_copy(update={"demos": (*prompt.demos, demo)}) for demo in pool]
             states = [state, *(state.with_prompt(self.path, longer) for longer in prompts)]
             evaluations = evaluate_many(program, states, val, self.metric, session)
-            winner = best_index(evaluated.comparable for evaluated in evaluations) or 0  # the earliest of equals
+            winner = best_index(evaluated.comparable_mean for evaluated in evaluations) or 0  # the earliest of equals
             state, evaluation = states[winner], evaluations[winner]
         return OptimizeResult(state=state, evaluation=evaluation)
 

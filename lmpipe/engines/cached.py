@@ -22,7 +22,7 @@ from filelock import FileLock
 from lmpipe.engines.inflight import InFlight
 from lmpipe.errors import CorruptBlob, EngineError, StoreError
 from lmpipe.lm import LM, Completion, Request, Usage, complete_batch
-from lmpipe.runtime.deadline import held
+from lmpipe.runtime.deadline import lock_before_deadline
 from lmpipe.storage.hashing import canonical_json, digest_bytes
 
 _PATIENCE = 60.0  # seconds to wait while another process writes
@@ -115,7 +115,7 @@ class CachedLM(LM):
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         """Opens the file for one thread at a time."""
-        with held(self._lock), _file_errors(self.path):
+        with lock_before_deadline(self._lock), _file_errors(self.path):
             yield self._file
 
 

@@ -14,7 +14,7 @@ from typing import TypeAlias, final
 
 from lmpipe.errors import BudgetSpent, EngineError
 from lmpipe.lm import Completion, Request
-from lmpipe.runtime.deadline import check_time, seconds_left
+from lmpipe.runtime.deadline import check_deadline, seconds_left
 
 Answers: TypeAlias = "list[Completion | EngineError]"
 
@@ -85,5 +85,5 @@ def _result(future: Future[Completion | EngineError]) -> Completion | EngineErro
     try:
         return future.result(seconds_left())
     except (CancelledError, FutureTimeout):
-        check_time()
+        check_deadline()
         return None

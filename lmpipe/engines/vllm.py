@@ -19,7 +19,7 @@ from lmpipe.engines.library_errors import ErrorTranslator, describe_error
 from lmpipe.engines.loading import loading_errors
 from lmpipe.errors import EngineError
 from lmpipe.lm import LM, Completion, Request, Usage
-from lmpipe.runtime.deadline import check_time
+from lmpipe.runtime.deadline import check_deadline
 
 
 @final
@@ -93,7 +93,7 @@ class VllmLM(LM):
             [n for n in prompts if requests[n].weights.adapter is not None],
         ):
             if group:
-                check_time()
+                check_deadline()
                 outputs = self._generate([requests[n] for n in group], [prompts[n] for n in group])
                 answers |= dict(zip(group, outputs, strict=True))
         return [answer for answer in answers.values() if answer is not None]

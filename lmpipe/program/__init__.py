@@ -1,4 +1,4 @@
-"""Programs: modules, the calls at their leaves, running them on many examples, and scoring what comes out.
+"""Programs: modules, predictors and retrieval as their leaves, rollouts on many examples, and evaluation.
 
-A `Module` holds structure alone. `rollout` runs it under a state and returns traces; `evaluate` scores those.
+A `Module` holds only structure. `rollout` runs it under a state and returns traces; `evaluate` summarizes their scores.
 """

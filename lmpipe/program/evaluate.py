@@ -1,7 +1,7 @@
-"""Evaluation: a score with its standard error, the scores behind it, and what went wrong on the way.
+"""Evaluation: a mean score with its standard error, the score of every example, and the failures.
 
-Evaluations are remembered in the session's store, so the same one is never made twice in a run, unless something that
-decides it cannot be identified (`lmpipe.program.identity`).
+Evaluations are recorded in the session's store, so none is made twice in a run, unless something that decides its
+result cannot be identified (`lmpipe.program.identity`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lmpipe.metrics import Metric
 from lmpipe.program.failures import CommonFailure, FailureCounts
 from lmpipe.program.identity import work_key
 from lmpipe.program.module import Module
-from lmpipe.program.rollout import Job, check_metric, cost_of, measured, rollout
+from lmpipe.program.rollout import Job, check_metric_failures, compute_measures, cost_of_traces, rollout
 from lmpipe.results.trace_log import trace_log_chunks
 from lmpipe.runtime.session import Session
 from lmpipe.runtime.trace import Failure, Trace
@@ -33,9 +33,9 @@ from lmpipe.validation.arguments import check_items, check_type
 from lmpipe.validation.checks import check_examples, check_ids
 
 Measure = Callable[[Trace], float | None]
-"""Looks at a whole run, where a metric looks at its prediction alone; such as at what was retrieved on the way.
+"""A figure computed from a whole trace, such as the recall of the passages; a metric sees only the prediction.
 
-None or NaN where there is nothing to measure: such a run does not count.
+A measure returns None or NaN if there is nothing to measure; such a trace does not count.
 """
 
 
@@ -44,13 +44,14 @@ class Evaluation(BaseModel):
     """The scores of one state of a program on some examples.
 
     Attributes:
-        scores: Example id → score; failed runs score 0, and those that a spent budget prevented are absent.
-        failures: Kind of failure (parse, engine, program, metric, budget) → how many examples it cost.
-        first_error: The message of the first failed example, or none.
+        scores: Example id → score. Failed examples score 0; examples that a spent budget prevented are absent.
+        failures: Kind of failure (parse, engine, program, metric, budget) → number of examples.
+        first_error: The message of the first failed example, or None.
         common_failures: The most common kinds of failure, the most common first.
-        measures: Measure → example id → its value; of failed runs too.
-        modules: Module path → calls, tokens and failures of it in all runs.
-        traces: Blob of the session's store that holds the traces (`lmpipe.results.trace_log`), if they were to be kept.
+        measures: Measure → example id → value, also for failed examples.
+        modules: Module path → calls, tokens and failures of the module on all examples.
+        traces: Digest of the blob in the session's store that holds the traces (`lmpipe.results.trace_log`), if
+            `keep_traces` was set.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -65,27 +66,27 @@ class Evaluation(BaseModel):
 
     @property
     def n(self) -> int:
-        """Number of examples."""
+        """Number of examples with a score."""
         return len(self.scores)
 
     @property
     def complete(self) -> bool:
-        """Whether no example was left out for want of budget."""
+        """Whether no example was left out because a budget was spent."""
         return "budget" not in self.failures
 
     @cached_property
     def mean(self) -> float:
-        """Mean score; not a number if there is no example."""
+        """Mean score; NaN if there is no example."""
         return statistics.fmean(self.scores.values()) if self.scores else math.nan
 
     @property
-    def comparable(self) -> float | None:
-        """The mean where all examples were run, so that it may be compared with that of others; else none."""
+    def comparable_mean(self) -> float | None:
+        """The mean if all examples have a score, so that it may be compared with other means; else None."""
         return self.mean if self.complete and self.scores else None
 
     @cached_property
     def stderr(self) -> float:
-        """Standard error of the mean over examples; not a number below two examples."""
+        """Standard error of the mean over examples; NaN for fewer than two examples."""
         if self.n < 2 or not math.isfinite(self.mean):
             return math.nan
         return statistics.stdev(self.scores.values()) / math.sqrt(self.n)
@@ -123,20 +124,20 @@ def evaluate_many(
 
     Args:
         program: The program.
-        states: What to score.
-        examples: What to score it on.
+        states: The states to score.
+        examples: The examples to score them on.
         metric: Scores one prediction.
-        session: LMs, seed and, if it has one, the store that remembers evaluations.
-        title: What the progress bar says.
-        measures: What else is wanted of each run, by name.
-        keep_traces: Whether the session's store, if it has one, keeps what was sent and answered.
+        session: LMs, seed and, if it has one, the store that records evaluations.
+        title: Title of the progress bar.
+        measures: Further figures to compute from each trace, by name.
+        keep_traces: Whether the session's store, if it has one, keeps the traces.
 
     Returns:
         An evaluation for every state, in order.
 
     Raises:
-        ConfigError: If two examples have one id, or something else was passed than examples.
-        MetricError: If the metric could not score most of the predictions.
+        ConfigError: If two examples have the same id, or if an argument is of the wrong type.
+        MetricError: If the metric failed on more than half of the predictions.
     """
     check_type("program", program, Module)
     check_type("session", session, Session)
@@ -149,27 +150,27 @@ def evaluate_many(
         metric=metric,
         measures=measures or {},
         examples=[example.digest for example in examples],
-        decoding=session.decoding(),
+        decoding=session.inference_settings(),
         seed=session.seed,
         traces=keep_traces,
     )
     keys = {state: setting and f"{setting} of {state.digest}" for state in states}
-    found: dict[ProgramState, Evaluation] = {}
+    evaluations: dict[ProgramState, Evaluation] = {}
     for state, key in keys.items():
-        known, value = session.recall(key)
-        if known:
-            found[state] = Evaluation.model_validate(value)
-    missing = [state for state in keys if state not in found]
+        recorded, value = session.recall(key)
+        if recorded:
+            evaluations[state] = Evaluation.model_validate(value)
+    missing = [state for state in keys if state not in evaluations]
     keep = session.store if keep_traces else None
     results: dict[str | None, tuple[Any, Cost]] = {}
     for state, (evaluation, cost) in zip(
         missing, _score(program, missing, examples, metric, session, title, measures or {}, keep), strict=True
     ):
-        found[state] = evaluation
-        if evaluation.complete and "engine" not in evaluation.failures:  # which may answer another time
+        evaluations[state] = evaluation
+        if evaluation.complete and "engine" not in evaluation.failures:  # an engine may answer the next time
             results[keys[state]] = evaluation.model_dump(mode="json"), cost
     session.record(results)
-    return [found[state] for state in states]
+    return [evaluations[state] for state in states]
 
 
 def _score(
@@ -182,31 +183,33 @@ def _score(
     measures: Mapping[str, Measure],
     keep: RunStore | None,
 ) -> list[tuple[Evaluation, Cost]]:
-    """Evaluation and cost of each state; the time of the wavefront is divided among them."""
+    """Returns the evaluation and the cost of each state. The time of the wavefront is divided equally among them."""
     started, cpu_started = perf_counter(), process_time()
     traces = rollout(
         program, [Job(state, example) for state in states for example in examples], session, metric, title=title
     )
-    check_metric(traces)
+    check_metric_failures(traces)
     count = max(len(states), 1)
     seconds, cpu_seconds = (perf_counter() - started) / count, (process_time() - cpu_started) / count
     parts = [traces[number * len(examples) : (number + 1) * len(examples)] for number in range(len(states))]
-    costs = [replace(cost_of(part), seconds=seconds, cpu_seconds=cpu_seconds) for part in parts]
-    return [(_summary(part, cost, measures, keep), cost) for part, cost in zip(parts, costs, strict=True)]
+    costs = [replace(cost_of_traces(part), seconds=seconds, cpu_seconds=cpu_seconds) for part in parts]
+    return [(_summarize(part, cost, measures, keep), cost) for part, cost in zip(parts, costs, strict=True)]
 
 
-def _summary(traces: Sequence[Trace], cost: Cost, measures: Mapping[str, Measure], keep: RunStore | None) -> Evaluation:
+def _summarize(
+    traces: Sequence[Trace], cost: Cost, measures: Mapping[str, Measure], keep: RunStore | None
+) -> Evaluation:
     failed = [trace for trace in traces if trace.failure is not None]
-    made = sorted((trace for trace in traces if trace.failure != "budget"), key=lambda trace: trace.example.id)
-    values = measured(measures, made)
+    scored = sorted((trace for trace in traces if trace.failure != "budget"), key=lambda trace: trace.example.id)
+    values = compute_measures(measures, scored)
     counts = FailureCounts()
     counts.add(failed)
     return Evaluation(
-        scores={trace.example.id: trace.score for trace in made},
+        scores={trace.example.id: trace.score for trace in scored},
         failures=Counter(trace.failure for trace in failed if trace.failure),
         first_error=failed[0].error if failed else None,
         common_failures=counts.most_common(),
         measures=values,
         modules=cost.modules,
-        traces=None if keep is None else keep.put_chunks(trace_log_chunks(made, values)),
+        traces=None if keep is None else keep.put_chunks(trace_log_chunks(scored, values)),
     )

@@ -1,6 +1,6 @@
-"""Counts why runs failed; messages that differ only in numbers and quotations count as one kind.
+"""Counts why rollouts failed. Messages that differ only in numbers and quotations count as one kind of failure.
 
-Knows nothing of who reports it.
+This module knows nothing about who reports the counts.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from pydantic import BaseModel, ConfigDict
 from lmpipe.runtime.trace import Failure, Trace
 from lmpipe.text.cleaning import clean_text
 
-NEARLY_ALL = 0.9
-"""Share of the runs from which on one kind of failure explains what came of them."""
+_DOMINANT_SHARE = 0.9  # from this share of the rollouts on, one kind of failure explains the outcome
 
 _ADVICE: Mapping[str, str] = {
-    "engine": "nothing can be learned until the LM answers; see what its message asks for",
+    "engine": "nothing can be learned until the LM answers; its error message says what to do",
     "parse": "structured completions (Session(structured=True)), more max_tokens, or a simpler signature",
-    "program": "mend what the program's own code raises",
-    "metric": "mend the metric, so that it gives a number in [0, 1]",
+    "program": "fix the error in the program's own code",
+    "metric": "fix the metric, so that it returns a number in [0, 1]",
     "budget": "give it a larger budget",
 }
-_MOST_KINDS = 3
-_LONGEST = 300  # characters of a message
-_VARIES = "…"
-_PARTS = re.compile(r"""((?<!\w)'(?:\\.|[^'\\])*'(?!\w)|(?<!\w)"(?:\\.|[^"\\])*"(?!\w)|\d+(?:[.,]\d+)*|…)""")
+_MAX_KINDS = 3
+_MAX_CHARACTERS = 300  # of a message
+_VARYING = "…"
+_VARYING_PARTS = re.compile(r"""((?<!\w)'(?:\\.|[^'\\])*'(?!\w)|(?<!\w)"(?:\\.|[^"\\])*"(?!\w)|\d+(?:[.,]\d+)*|…)""")
 
 
 @final
@@ -37,8 +36,8 @@ class CommonFailure(BaseModel):
 
     Attributes:
         kind: Kind of failure.
-        message: Of the first of them; what differs in the others is ``…``.
-        count: How many runs it ended.
+        message: Message of the first failure, with ``…`` for the parts that differ in the others.
+        count: Number of rollouts that it ended.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -49,50 +48,50 @@ class CommonFailure(BaseModel):
 
     @property
     def advice(self) -> str:
-        """What to try so that it does not happen."""
+        """What to try against it."""
         return _ADVICE[self.kind]
 
-    def told(self, runs: int) -> str:
-        """The failure in words, with figures.
+    def summary(self, total: int) -> str:
+        """Describes the failure in words, with its count.
 
         Args:
-            runs: How many runs there were.
+            total: Number of all rollouts.
         """
-        return f"{self.count} of {runs} runs failed: {self.message}"
+        return f"{self.count} of {total} rollouts failed: {self.message}"
 
 
 @final
 class FailureCounts:
-    """Counts the failures of runs by kind and message."""
+    """Counts the failures of rollouts by kind and message."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, ...], _Group] = {}
+        self._groups: dict[tuple[str, ...], _Group] = {}
 
     def add(self, traces: Iterable[Trace]) -> None:
-        """Counts those that failed."""
+        """Counts the traces that failed."""
         for trace in traces:
             if trace.failure is not None:
                 self._count(trace.failure, trace.error or "", 1)
 
-    def join(self, failures: Iterable[CommonFailure]) -> None:
-        """Counts what was counted before."""
+    def merge(self, failures: Iterable[CommonFailure]) -> None:
+        """Adds failures that were counted elsewhere."""
         for failure in failures:
             self._count(failure.kind, failure.message, failure.count)
 
     def most_common(self) -> tuple[CommonFailure, ...]:
-        """The most common kinds, the most common first."""
-        groups = sorted(self._known.values(), key=lambda group: -group.count)[:_MOST_KINDS]
+        """Returns the three most common kinds of failure, the most common first."""
+        groups = sorted(self._groups.values(), key=lambda group: -group.count)[:_MAX_KINDS]
         return tuple(
             CommonFailure(kind=group.kind, message="".join(group.parts), count=group.count) for group in groups
         )
 
     def _count(self, kind: Failure, message: str, count: int) -> None:
-        text, _, _ = message.partition("; the completion was")  # which differs from run to run, as ids do
+        text, _, _ = message.partition("; the completion was")  # completions differ in every rollout, as ids do
         if kind == "metric":
             text = text.rpartition("; example ")[0] or text
-        parts = _PARTS.split(clean_text(text[:_LONGEST]))
-        group = self._known.setdefault((kind, *parts[::2]), _Group(kind, parts))
-        group.parts = [own if own == other else _VARIES for own, other in zip(group.parts, parts, strict=True)]
+        parts = _VARYING_PARTS.split(clean_text(text[:_MAX_CHARACTERS]))
+        group = self._groups.setdefault((kind, *parts[::2]), _Group(kind, parts))
+        group.parts = [old if old == new else _VARYING for old, new in zip(group.parts, parts, strict=True)]
         group.count += count
 
 
@@ -103,11 +102,11 @@ class _Group:
     count: int = 0
 
 
-def explained(failures: Sequence[CommonFailure], runs: int) -> CommonFailure | None:
-    """The kind of failure that ended nearly all of some runs, if there is one.
+def dominant_failure(failures: Sequence[CommonFailure], total: int) -> CommonFailure | None:
+    """Returns the kind of failure that ended at least nine in ten rollouts, or None.
 
     Args:
-        failures: Of these runs, the most common first.
-        runs: How many there were.
+        failures: Kinds of failure of the rollouts, the most common first.
+        total: Number of all rollouts.
     """
-    return next((failure for failure in failures[:1] if failure.count >= NEARLY_ALL * runs), None)
+    return next((failure for failure in failures[:1] if failure.count >= _DOMINANT_SHARE * total), None)

@@ -1,8 +1,8 @@
 """Modules: the frozen structure of a program.
 
-A module holds predictors and other modules in attributes, lists, tuples and dicts, and says in `forward` how they
-are called. It holds no prompts, demonstrations or weights: those are a `ProgramState`, so one module object runs
-under many states at once.
+A module holds predictors and other modules in attributes, lists, tuples and dicts, and its `forward` calls them. It
+holds no prompts, demonstrations or weights: those are a `ProgramState`, so one module object can run under many states
+at once.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, ClassVar, final
 
 from lmpipe.data import Example, Prediction
 from lmpipe.errors import ConfigError, ModuleError, SignatureError
-from lmpipe.runtime.call_context import CallContext, current_context, refuse_stray_call
-from lmpipe.runtime.deadline import time_limit
+from lmpipe.runtime.call_context import CallContext, in_call
+from lmpipe.runtime.deadline import set_deadline
 from lmpipe.runtime.session import current_session, in_session
 from lmpipe.runtime.trace import total_cost
 from lmpipe.state import ProgramState
@@ -23,8 +23,8 @@ from lmpipe.text.display import shown
 
 
 @final
-class _Used:
-    """Marks a module that has run, and says where the modules of its tree are. A copy of the module has not run."""
+class _FrozenMark:
+    """Marks a module that has run, and holds the paths of the modules in its tree. A copy of the module has not run."""
 
     __slots__ = ("module", "paths")
 
@@ -33,47 +33,47 @@ class _Used:
         self.paths: Mapping[int, str] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Used, ()  # what is copied or unpickled belongs to no module
+        return _FrozenMark, ()  # a copied or unpickled mark belongs to no module
 
 
 class Module(ABC):
-    """Base of every program and of every part of one.
+    """Base class of programs and of their parts.
 
-    A subclass makes its parts in ``__init__`` and overrides `forward`; calling the module runs it. From its first run
-    on, a module cannot be changed; a copy of it can.
+    A subclass makes its parts in ``__init__`` and overrides `forward`; calling the module runs it. Once a module has
+    run, it cannot be changed any more; a copy of it can.
     """
 
-    takes_prompt: ClassVar[bool] = False
-    """Whether the module makes an LM call, with a prompt of its own."""
+    has_prompt: ClassVar[bool] = False
+    """Whether the module makes LM calls with a prompt of its own."""
 
     @abstractmethod
     def forward(self, *args: Any, **inputs: Any) -> Prediction:
-        """Runs the module; called through ``module(...)`` only. Overrides name their inputs."""
+        """Runs the module. Call it through ``module(...)`` only. Overrides name their inputs as parameters."""
 
     def __call__(self, *values: Any, **inputs: Any) -> Prediction:
-        """Runs the module within the program that called it, or in the active session if none did.
+        """Runs the module as part of the program that called it, or by itself in the active session.
 
-        Inputs are given by name.
+        Inputs are passed by name.
 
         Raises:
-            SignatureError: If an input is given without its name.
+            SignatureError: If an input is passed without its name.
             SessionError: If no session is active.
             ConfigError: If the session's state does not fit the program.
             ModuleError: If `forward` does not return a prediction.
-            ParseError: If a completion could not be read.
+            ParseError: If a completion could not be parsed.
             EngineError: If a request or a query could not be answered.
         """
         if values:
-            raise SignatureError(f"{shown(values[0], 50)} was given to {type(self).__name__} without the input's name")
-        if current_context() is not None:
-            return self._forward(inputs)
+            raise SignatureError(f"{shown(values[0], 50)} was passed to {type(self).__name__} without the input's name")
+        if in_call():
+            return self._run_forward(inputs)
         if not in_session():
-            refuse_stray_call(self)
+            CallContext.refuse_wrong_thread(self)
         session = current_session()
-        state = session.state or ProgramState(prompts={}, weights=session.base_weights())
+        state = session.state or ProgramState(prompts={}, weights=session.untuned_weights())
         check_state(self, state)
-        session.prepare(state)
-        run = CallContext(
+        session.register_adapters(state)
+        context = CallContext(
             session,
             state,
             self.paths(),
@@ -81,13 +81,13 @@ class Module(ABC):
             lambda role, request: session.complete(role, [request])[0],
             lambda query, k: session.search([query], k)[0],
         )
-        with run.active(), time_limit(session.ledger.seconds_left):
+        with context.activate(), set_deadline(session.ledger.seconds_left):
             try:
-                return prediction_of(self, self._forward(inputs))
+                return check_prediction(self, self._run_forward(inputs))
             finally:
-                session.ledger.add(total_cost(run.steps))
+                session.ledger.add(total_cost(context.steps))
 
-    def _forward(self, inputs: Mapping[str, Any]) -> Prediction:
+    def _run_forward(self, inputs: Mapping[str, Any]) -> Prediction:
         result = self.forward(**inputs)
         if not isinstance(result, Prediction) and inspect.isawaitable(result):
             if inspect.iscoroutine(result):
@@ -99,11 +99,11 @@ class Module(ABC):
         return result
 
     def named_modules(self, path: str = "self") -> Iterator[tuple[str, Module]]:
-        """Every module of the tree with its path, parents first, each object once; the root is ``"self"``."""
+        """Yields every module of the tree with its path: parents first, each object once. The root is ``"self"``."""
         seen: set[int] = set()
         pending: list[tuple[str, object, tuple[int, ...]]] = [(path, self, ())]
         while pending:
-            where, value, holders = pending.pop()
+            where, value, containers = pending.pop()
             if isinstance(value, Module):
                 if id(value) in seen:
                     continue
@@ -116,35 +116,35 @@ class Module(ABC):
                 parts = dict(enumerate(value))
             else:
                 continue
-            if id(value) in holders:
+            if id(value) in containers:
                 raise ModuleError(
                     f"{type(self).__name__}.{where} is a {type(value).__name__} that contains itself; keep the modules "
                     "of a program in a list or dict that holds nothing but them"
                 )
             prefix = "" if where == path else f"{where}."
-            inside = (*holders, id(value))
-            pending += reversed([(f"{prefix}{name}", part, inside) for name, part in parts.items()])
+            containers = (*containers, id(value))
+            pending += reversed([(f"{prefix}{name}", part, containers) for name, part in parts.items()])
 
     def paths(self) -> Mapping[int, str]:
-        """``id(module)`` → path for the whole tree, which is frozen from here on."""
-        used = self._used
-        if used is None or used.paths is None:
-            known = {id(module): path for path, module in self.named_modules()}
+        """Freezes the whole tree and returns ``id(module)`` → path for every module in it."""
+        mark = self._frozen_mark
+        if mark is None or mark.paths is None:
+            paths = {id(module): path for path, module in self.named_modules()}
             for _, module in self.named_modules():
-                if module._used is None:
-                    module.__dict__["_used"] = _Used(module)
-            used = self.__dict__["_used"]
-            used.paths = known
-        return used.paths
+                if module._frozen_mark is None:
+                    module.__dict__["_frozen_mark"] = _FrozenMark(module)
+            mark = self.__dict__["_frozen_mark"]
+            mark.paths = paths
+        return mark.paths
 
     @property
-    def _used(self) -> _Used | None:
-        """The mark of this very module: a copy carries that of the original along, which says nothing of it."""
-        used: _Used | None = self.__dict__.get("_used")
-        return used if used is not None and used.module is self else None
+    def _frozen_mark(self) -> _FrozenMark | None:
+        """The mark of this object itself. A shallow copy carries the mark of its original, which does not count."""
+        mark: _FrozenMark | None = self.__dict__.get("_frozen_mark")
+        return mark if mark is not None and mark.module is self else None
 
     def __setattr__(self, name: str, value: object) -> None:
-        if self._used is not None:
+        if self._frozen_mark is not None:
             raise ModuleError(
                 f"{type(self).__name__}.{name} cannot be set: the module has run already. Structure is set in "
                 "__init__; prompts and weights belong to a ProgramState"
@@ -152,25 +152,25 @@ class Module(ABC):
         super().__setattr__(name, value)
 
 
-def prediction_of(program: Module, result: object) -> Prediction:
-    """What a program returned.
+def check_prediction(program: Module, result: object) -> Prediction:
+    """Returns what a program returned, if it is a prediction.
 
     Raises:
-        ModuleError: If it is no prediction.
+        ModuleError: If the result is not a prediction.
     """
     if isinstance(result, Prediction):
         return result
     raise ModuleError(
         f"{type(program).__name__}.forward() returned {type(result).__name__}, not a Prediction; return what a module "
-        "gave, or make one: Prediction(answer=...)"
+        "returned, or make one: Prediction(answer=...)"
     )
 
 
 def check_inputs(program: Module, examples: Iterable[Example]) -> None:
-    """Looks whether ``forward`` takes the inputs of examples.
+    """Checks that ``forward`` accepts the inputs of examples.
 
     Raises:
-        ConfigError: If it takes others; the message names both.
+        ConfigError: If it does not; the message names the inputs and the parameters.
     """
     signature = inspect.signature(program.forward, follow_wrapped=False)
     names: tuple[str, ...] = ()
@@ -185,22 +185,23 @@ def check_inputs(program: Module, examples: Iterable[Example]) -> None:
 
 
 def check_state(program: Module, state: ProgramState) -> None:
-    """Looks whether a state's prompts and weights are for modules that a program has.
+    """Checks that a state's prompts and weights are for modules of a program.
 
-    Modules that the state does not name keep their vanilla prompts.
+    Modules that the state does not name keep their initial prompts.
 
     Raises:
-        ConfigError: If the state names others; the message says which paths differ.
+        ConfigError: If the state names modules that the program does not have; the message says which paths differ.
     """
     named = {*state.prompts, *(key.partition("/")[2] for key in state.weights if "/" in key)}
     if not named:
         return
-    own = [path for path, module in program.named_modules() if module.takes_prompt]
-    unknown = sorted(named - set(own))
+    paths = [path for path, module in program.named_modules() if module.has_prompt]
+    unknown = sorted(named - set(paths))
     if unknown:
-        free = [path for path in own if path not in state.prompts]
+        unnamed = [path for path in paths if path not in state.prompts]
         raise ConfigError(
             f"the state does not fit the program: it is for {', '.join(map(repr, unknown))}, and "
-            f"{type(program).__name__} has {', '.join(map(repr, own)) or 'no module with a prompt'}; if a module was "
-            f"renamed, write state.with_renamed_modules({{{unknown[0]!r}: {free[0] if free else 'its new path'!r}}})"
+            f"{type(program).__name__} has {', '.join(map(repr, paths)) or 'no module with a prompt'}; if a module was "
+            "renamed, write "
+            f"state.with_renamed_modules({{{unknown[0]!r}: {unnamed[0] if unnamed else 'its new path'!r}}})"
         )

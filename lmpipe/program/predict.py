@@ -1,6 +1,6 @@
-"""Predictors: the leaves of a program, each one LM call with a signature.
+"""Predictors: the leaves of a program, each of which makes one LM call with a signature.
 
-Knows how a call becomes a request and a completion becomes a step; knows nothing of batching.
+This module turns inputs into a request and a completion into outputs. It knows nothing about batching.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lmpipe.lm import Request, Sampling
 from lmpipe.program.module import Module
 from lmpipe.prompting.regex import completion_regex
 from lmpipe.prompting.signature import Field, Signature, SignatureLike, signature
-from lmpipe.runtime.call_context import CallContext, required_context
+from lmpipe.runtime.call_context import current_context
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState, PromptState
 from lmpipe.text.cleaning import REPLACEMENT, clean_value
@@ -23,38 +23,41 @@ from lmpipe.validation.arguments import check_type
 
 
 @lru_cache(maxsize=4096)
-def check_prompt(signature: Signature, prompt: PromptState, path: str) -> None:
-    """Looks whether the demonstrations of a prompt are of a signature; they may lack inputs and optional outputs.
+def check_demos(signature: Signature, prompt: PromptState, path: str) -> None:
+    """Checks that the demonstrations of a prompt fit a signature. Inputs and optional outputs may be missing.
 
     Raises:
-        ConfigError: If they have other fields, or lack an output: the prompt was then made for another signature.
+        ConfigError: If a demonstration has other fields or lacks an output, so it was made for another signature.
     """
     for side, fields in (("inputs", signature.inputs), ("outputs", signature.outputs)):
-        known = {field.name for field in fields}
-        unknown = sorted({name for demo in prompt.demos for name in getattr(demo, side)} - known)
+        names = {field.name for field in fields}
+        unknown = sorted({name for demo in prompt.demos for name in getattr(demo, side)} - names)
         if unknown:
             raise ConfigError(
                 f"the state does not fit the program: demonstrations of {path!r} have the {side} {', '.join(unknown)}, "
-                f"and its signature has {', '.join(sorted(known))}; make the state with this program, or drop the demos"
+                f"and its signature has {', '.join(sorted(names))}; make the state with this program, or drop the demos"
             )
-    wanted = {field.name for field in signature.outputs if not field.optional}
-    missing = sorted({name for demo in prompt.demos for name in wanted - demo.outputs.keys()})
+    required = {field.name for field in signature.outputs if not field.optional}
+    missing = sorted({name for demo in prompt.demos for name in required - demo.outputs.keys()})
     if missing:
         raise ConfigError(f"a demonstration of {path!r} lacks the outputs {', '.join(missing)}; give it all outputs")
 
 
 @final
 class Predict(Module):
-    """One LM call: inputs of a signature in, its outputs out.
+    """One LM call, from the inputs of a signature to its outputs.
 
     Args:
         source: A `Signature`, or its string or class form.
-        instructions: For the string form: what to do.
-        role: Which of the session's LMs answers.
-        sampling: Overrides the session's.
+        instructions: Instructions for a signature in string form.
+        role: Role of the LM that answers.
+        sampling: Sampling settings; by default those of the session.
+
+    Attributes:
+        initial_prompt: The instructions of the signature without demonstrations.
     """
 
-    takes_prompt = True
+    has_prompt = True
 
     def __init__(
         self, source: SignatureLike, instructions: str = "", *, role: str = "lm", sampling: Sampling | None = None
@@ -62,50 +65,51 @@ class Predict(Module):
         self.signature = signature(source, instructions)
         self.role = role
         self.sampling = sampling
-        self.vanilla = PromptState(instructions=self.signature.instructions)
+        self.initial_prompt = PromptState(instructions=self.signature.instructions)
 
     def forward(self, *args: Any, **inputs: Any) -> Prediction:
-        """Raises:
-        SignatureError: If the inputs do not fit the signature.
-        ConfigError: If the state's prompt was made for another signature.
-        ParseError: If the completion could not be read; a step with the error stays in the trace.
-        EngineError: If the request could not be answered; likewise.
+        """Renders the prompt, makes the LM call and parses its completion. A failed call stays in the trace as a step.
+
+        Raises:
+            SignatureError: If the inputs do not fit the signature.
+            ConfigError: If the demonstrations of the state's prompt were made for another signature.
+            ParseError: If the completion could not be parsed.
+            EngineError: If the request could not be answered.
         """
-        run = required_context()
+        context = current_context()
+        session = context.session
         self.signature.check_inputs(inputs)
         inputs, replaced = snapshot(inputs), list[int]()
-        path, index, seed = run.locate(self)
-        template = run.session.template
-        prompt = run.state.prompts.get(path, self.vanilla)
+        path, index, seed = context.next_call(self)
+        prompt = context.state.prompts.get(path, self.initial_prompt)
         if prompt.demos:
-            check_prompt(self.signature, prompt, path)
-        messages = run.session.messages(self.signature, prompt, inputs)
-        if REPLACEMENT in messages[-1].content or "\\u00" in messages[-1].content:  # what was no text, or JSON of it
+            check_demos(self.signature, prompt, path)
+        messages = session.render_messages(self.signature, prompt, inputs)
+        rendered = messages[-1].content
+        if REPLACEMENT in rendered or "\\u00" in rendered:  # an input may hold invalid text, or JSON that escapes it
             inputs = clean_value(inputs, replaced.append)
         if replaced:
-            messages = run.session.messages(self.signature, prompt, inputs)
-        regex = completion_regex(self.signature) if run.session.structured else None
-        request = Request(messages, self._sampling(run), run.state.weights_of(self.role, path), seed, regex)
-        read = partial(template.parse, self.signature)
-        return Prediction(**run.call(self.role, path, index, inputs, request, read, sum(replaced)))
-
-    def _sampling(self, run: CallContext) -> Sampling:
-        sampling = self.sampling or run.session.sampling
-        return sampling if run.temperature is None else replace(sampling, temperature=run.temperature)
+            messages = session.render_messages(self.signature, prompt, inputs)
+        regex = completion_regex(self.signature) if session.structured else None
+        sampling = self.sampling or session.sampling
+        if context.temperature is not None:
+            sampling = replace(sampling, temperature=context.temperature)
+        request = Request(messages, sampling, context.state.weights_of(self.role, path), seed, regex)
+        parse = partial(session.template.parse, self.signature)
+        return Prediction(**context.call_lm(self.role, path, index, inputs, request, parse, sum(replaced)))
 
 
 @final
 class ChainOfThought(Module):
-    """A predictor that reasons first: its signature with an output ``reasoning`` before the others.
+    """A predictor that reasons first: its signature gets an output ``reasoning`` before the others.
 
-    The reasoning is a means: a completion that gives the other outputs without it counts, which is also what
-    labelled demonstrations show.
+    The reasoning is optional: a completion without it is valid, and labelled demonstrations show none.
 
     Args:
         source: A `Signature`, or its string or class form.
-        instructions: For the string form: what to do.
-        role: Which of the session's LMs answers.
-        sampling: Overrides the session's.
+        instructions: Instructions for a signature in string form.
+        role: Role of the LM that answers.
+        sampling: Sampling settings; by default those of the session.
     """
 
     def __init__(
@@ -119,17 +123,17 @@ class ChainOfThought(Module):
 
 
 def predictors(program: Module) -> dict[str, Predict]:
-    """Path → predictor, in the order of the program's structure."""
+    """Returns path → predictor, in the order of the program's structure."""
     return {path: module for path, module in program.named_modules() if isinstance(module, Predict)}
 
 
 def initial_state(program: Module, session: Session) -> ProgramState:
-    """The vanilla state: every predictor with its signature's instruction and no demonstrations, every LM untuned.
+    """Returns the vanilla state of a program: the signatures' instructions, no demonstrations, and untuned LMs.
 
     Raises:
-        ConfigError: If something else is passed than a program and a session.
+        ConfigError: If the arguments are not a program and a session.
     """
     check_type("program", program, Module)
     check_type("session", session, Session)
-    prompts = {path: predictor.vanilla for path, predictor in predictors(program).items()}
-    return ProgramState(prompts=prompts, weights=session.base_weights())
+    prompts = {path: predictor.initial_prompt for path, predictor in predictors(program).items()}
+    return ProgramState(prompts=prompts, weights=session.untuned_weights())

@@ -1,4 +1,4 @@
-"""Retrieval as a step of a program. Knows nothing of indexes or of batching."""
+"""Retrieval as a step of a program. This module knows nothing about indexes or batching."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import final
 from lmpipe.data import Prediction
 from lmpipe.errors import EngineError, SignatureError
 from lmpipe.program.module import Module
-from lmpipe.runtime.call_context import required_context
+from lmpipe.runtime.call_context import current_context
 from lmpipe.runtime.trace import RetrievalStep
 from lmpipe.text.cleaning import clean_text
 from lmpipe.validation.arguments import check_whole_number
@@ -15,36 +15,38 @@ from lmpipe.validation.arguments import check_whole_number
 
 @final
 class Retrieve(Module):
-    """Finds passages for a query, with the session's retriever.
+    """Searches passages for a query with the session's retriever.
 
-    ``self.retrieve(query=…)`` gives a prediction with three lists, best first: the texts as ``passages``, their
-    ``ids`` and their ``scores``. Programs that retrieve over several hops join them by id.
+    ``self.retrieve(query=…)`` returns a prediction with three lists, best first: the texts of the passages as
+    ``passages``, their ``ids`` and their ``scores``. Programs that retrieve over several hops merge passages by id.
 
     Args:
-        k: Most passages for one query.
+        k: Largest number of passages for a query.
 
     Raises:
-        ConfigError: If `k` is no whole number above 0.
+        ConfigError: If `k` is not a whole number above 0.
     """
 
     def __init__(self, k: int = 3) -> None:
         self.k = check_whole_number("k of Retrieve", k)
 
     def forward(self, query: str) -> Prediction:
-        """Raises:
-        SignatureError: If the query is not text.
-        SessionError: If the session has no retriever.
-        EngineError: If the query could not be answered; a step with the error stays in the trace.
+        """Searches the query. A failed search stays in the trace as a step.
+
+        Raises:
+            SignatureError: If the query is not text.
+            SessionError: If the session has no retriever.
+            EngineError: If the query could not be answered.
         """
         if not isinstance(query, str):
             raise SignatureError(f"Retrieve takes a query that is text, and got {query!r}")
-        run = required_context()
-        path, index, _ = run.locate(self)
+        context = current_context()
+        path, index, _ = context.next_call(self)
         query = clean_text(query)
-        found = run.search(query, self.k)
-        if isinstance(found, EngineError):
-            run.steps.append(RetrievalStep(path, index, "retrieval", query, self.k, None, str(found)))
-            raise found
-        step = RetrievalStep(path, index, "retrieval", query, self.k, found)
-        run.steps.append(step)
+        passages = context.search(query, self.k)
+        if isinstance(passages, EngineError):
+            context.steps.append(RetrievalStep(path, index, "retrieval", query, self.k, None, str(passages)))
+            raise passages
+        step = RetrievalStep(path, index, "retrieval", query, self.k, passages)
+        context.steps.append(step)
         return Prediction(**step.outputs or {})

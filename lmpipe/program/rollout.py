@@ -1,7 +1,7 @@
-"""Rollouts: many runs of a program at once, each on one example under one state, turned into traces.
+"""Rollouts: a program runs on many examples at once, each under one state, and every rollout leaves a trace.
 
-This is the one place that turns an exception into data: whatever ends one example becomes a trace with a failure.
-Knows nothing of signatures or prompts, or of threads: see `lmpipe.runtime.wavefront`.
+This is the only place that turns an exception into data: an exception that ends one rollout becomes a trace with a
+failure. This module knows nothing about signatures and prompts, or about threads: see `lmpipe.runtime.wavefront`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from lmpipe.errors import (
     SessionError,
 )
 from lmpipe.ledger import Cost
-from lmpipe.metrics import Metric, judge
-from lmpipe.program.module import Module, check_inputs, check_state, prediction_of
-from lmpipe.runtime.call_context import Answer, CallContext, Search
-from lmpipe.runtime.deadline import time_limit
+from lmpipe.metrics import Metric, score_prediction
+from lmpipe.program.module import Module, check_inputs, check_prediction, check_state
+from lmpipe.runtime.call_context import CallContext, CompleteFn, SearchFn
+from lmpipe.runtime.deadline import set_deadline
 from lmpipe.runtime.session import Session
 from lmpipe.runtime.trace import Failure, Trace, total_cost
 from lmpipe.runtime.wavefront import Wavefront
@@ -40,19 +40,19 @@ from lmpipe.validation.contract import describe_error
 
 logger = logging.getLogger(__name__)
 
-_FIRST = 10  # predictions after which a metric that failed on all of them ends the run
+_MIN_SCORED = 10  # a metric that failed on all of its first predictions ends the run after so many
 
 
 @final
 @dataclass(frozen=True)
 class Job:
-    """One run to make.
+    """One rollout to make.
 
     Args:
         state: Prompts and weights to run under.
-        example: What to run on.
-        sample: Number of the repetition; each draws from seeds of its own.
-        temperature: Overrides the sampling of every call.
+        example: The example to run on.
+        sample: Number of the repetition of this example; each repetition has its own seeds.
+        temperature: Overrides the temperature of every LM call.
     """
 
     state: ProgramState
@@ -64,24 +64,24 @@ class Job:
 def rollout(
     program: Module, jobs: Sequence[Job], session: Session, metric: Metric | None = None, *, title: str = "rollouts"
 ) -> list[Trace]:
-    """Runs a program on every job and scores what comes out.
+    """Runs a program on every job and scores the predictions.
 
     Args:
         program: The program.
-        jobs: States and examples, in any mixture.
+        jobs: States and examples, in any combination.
         session: LMs, retriever, seed and limits.
-        metric: Scores a prediction; without one every finished run scores 0.
-        title: What the progress bar says.
+        metric: Scores a prediction; without a metric every rollout scores 0.
+        title: Title of the progress bar.
 
     Returns:
-        A trace for every job, in order. A job that failed has score 0 and says why; when a budget of the session is
-        spent, no further LM call is made, and the jobs that needed one have failed with it.
+        A trace for every job, in order. The trace of a failed job has score 0 and the error message. When a budget of
+        the session is spent, no further LM call is made, and the jobs that need one fail.
 
     Raises:
-        EngineError: If an engine or the retriever as a whole failed.
+        EngineError: If an engine or the retriever failed as a whole.
         MetricError: If the metric fails on all of the first ten predictions or, once there are ten, on more than half
-            of the runs: it is then wrong for every example. Fewer failures cost their examples alone.
-        ConfigError, SessionError, ModuleError: If the program cannot run like this on any example.
+            of the jobs: it is then wrong in general. Otherwise a failure of the metric only costs its example.
+        ConfigError, SessionError, ModuleError: If the program cannot run on any example as it is.
     """
     check_type("program", program, Module)
     check_type("session", session, Session)
@@ -89,27 +89,23 @@ def rollout(
     check_inputs(program, [job.example for job in jobs])
     for state in {job.state for job in jobs}:
         check_state(program, state)
-        session.prepare(state)
-    scoring = None if metric is None else _Scoring(metric)
-    with session.track(title, len(jobs)) as advance, time_limit(session.ledger.seconds_left):
+        session.register_adapters(state)
+    scorer = None if metric is None else _Scorer(metric)
+    with session.track(title, len(jobs)) as advance, set_deadline(session.ledger.seconds_left):
         paths = program.paths()
 
-        def run(number: int, answer: Answer, search: Search) -> Trace:
-            return _trace(program, jobs[number], paths, session, scoring, answer, search, len(jobs))
+        def run_job(number: int, complete: CompleteFn, search: SearchFn) -> Trace:
+            return _run_job(program, jobs[number], paths, session, scorer, complete, search, len(jobs))
 
-        traces = Wavefront(session, run, lambda number: _given_up(jobs[number]), len(jobs), advance).run()
-    session.ledger.add(cost_of(traces))
-    _warn(traces)
+        traces = Wavefront(session, run_job, lambda number: _timeout_trace(jobs[number]), len(jobs), advance).run()
+    session.ledger.add(cost_of_traces(traces))
+    _log_warnings(traces)
     return traces
 
 
 @final
-class _Scoring:
-    """Scores predictions, and knows whether the metric is wrong for every example.
-
-    Args:
-        metric: Scores a prediction.
-    """
+class _Scorer:
+    """Scores predictions with a metric, and counts on how many of them the metric fails."""
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
@@ -118,69 +114,70 @@ class _Scoring:
         self._scored = 0
         self._failures: list[str] = []
 
-    def judge(self, example: Example, prediction: Prediction) -> tuple[float, str]:
-        """Score and feedback.
+    def score(self, example: Example, prediction: Prediction) -> tuple[float, str]:
+        """Returns the score and the feedback of a prediction.
 
         Raises:
             MetricError: If the metric failed on this example; the message names both.
-            EngineError, BudgetSpent: If the metric asks an LM that could not answer.
+            EngineError, BudgetSpent: If the metric calls an LM that could not answer.
         """
         try:
-            verdict = judge(self._metric, example, prediction)
+            score, feedback = score_prediction(self._metric, example, prediction)
         except (EngineError, BudgetSpent):
             raise
         except Exception as error:
-            what = str(error) if type(error) is MetricError else f"it raised {describe_error(error)}"
-            message = clean_text(redact(f"metric {self._name}: {what}; example {example.id}"))
+            problem = str(error) if type(error) is MetricError else f"it raised {describe_error(error)}"
+            message = clean_text(redact(f"metric {self._name}: {problem}; example {example.id}"))
             with self._lock:
                 self._scored += 1
                 self._failures.append(message)
             raise MetricError(message) from error
         with self._lock:
             self._scored += 1
-        return verdict
+        return score, feedback
 
-    def end_if_hopeless(self, jobs: int) -> None:
-        """Ends the run if the metric failed on all of the first ten predictions or, once there are ten, on most runs.
+    def raise_if_failing(self, jobs: int) -> None:
+        """Ends the run if the metric is wrong in general.
 
         Args:
-            jobs: How many runs there are.
+            jobs: Number of all jobs.
 
         Raises:
-            MetricError: If so; the message tells the first failure.
+            MetricError: If the metric failed on all of the first ten predictions or, once there are ten, on more than
+                half of the jobs; the message holds the first failure.
         """
         failed, scored = len(self._failures), self._scored
-        if scored >= _FIRST and (failed == scored or 2 * failed > jobs):
-            raise _wrong_for_most(self._failures[0], failed, scored)
+        if scored >= _MIN_SCORED and (failed == scored or 2 * failed > jobs):
+            raise _metric_error(self._failures[0], failed, scored)
 
 
-def check_metric(traces: Sequence[Trace]) -> None:
-    """Looks whether the metric could score most of the runs that came to an end.
+def check_metric_failures(traces: Sequence[Trace]) -> None:
+    """Checks that the metric could score at least half of the predictions.
 
     Raises:
-        MetricError: If it could not; the message tells the first failure.
+        MetricError: If it could not; the message holds the first failure.
     """
     failed = [trace for trace in traces if trace.failure == "metric"]
     scored = len(failed) + sum(trace.failure is None for trace in traces)
     if 2 * len(failed) > scored:
-        raise _wrong_for_most(str(failed[0].error), len(failed), scored)
+        raise _metric_error(str(failed[0].error), len(failed), scored)
 
 
-def _wrong_for_most(first: str, failed: int, scored: int) -> MetricError:
+def _metric_error(first: str, failed: int, scored: int) -> MetricError:
     return MetricError(f"{first} (it failed on {failed} of {scored} predictions, so the run ends)")
 
 
-def measured(
+def compute_measures(
     measures: Mapping[str, Callable[[Trace], float | None]], traces: Sequence[Trace]
 ) -> dict[str, dict[str, float]]:
-    """Measure → example id → its value, where it has one.
+    """Returns measure → example id → value, for the traces on which the measure has a value.
 
-    None and NaN say that there is nothing to measure. A measure that raises, or gives no number or an infinite one, has
-    no value there either; a warning counts such runs.
+    None and NaN mean that there is nothing to measure. There is no value either if a measure raises, or returns
+    something that is not a number or an infinity; a warning counts these failures.
     """
-    found: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] = {}
     for name, measure in measures.items():
-        values, problems = found.setdefault(name, {}), []
+        values, problems = results.setdefault(name, {}), []
         for trace in traces:
             try:
                 value = measure(trace)
@@ -191,78 +188,82 @@ def measured(
             if math.isfinite(number):
                 values[trace.example.id] = number
             elif math.isinf(number):
-                problems.append(f"on example {trace.example.id} it gave {number}")
+                problems.append(f"on example {trace.example.id} it returned {number}")
         if problems:
-            logger.warning("the measure %s failed on %d of %d runs: %s", name, len(problems), len(traces), problems[0])
-    return found
+            logger.warning(
+                "the measure %s failed on %d of %d rollouts: %s", name, len(problems), len(traces), problems[0]
+            )
+    return results
 
 
-def cost_of(traces: Sequence[Trace]) -> Cost:
-    """Calls, tokens and failed calls of some traces, by module too; no time."""
+def cost_of_traces(traces: Sequence[Trace]) -> Cost:
+    """Returns calls, tokens and failed calls of some traces, in total and by module. Times are left at 0."""
     return total_cost([step for trace in traces for step in trace.steps])
 
 
-def _warn(traces: Sequence[Trace]) -> None:
-    """Says what a researcher would not see in the scores: code that fails, and characters that were replaced."""
-    for kind, what in (("program", "the program"), ("metric", "the metric")):
-        broken = [trace for trace in traces if trace.failure == kind]
-        if broken:
-            where = "" if kind == "metric" else f"; example {broken[0].example.id}"
-            logger.warning("%s failed in %d of %d runs: %s%s", what, len(broken), len(traces), broken[0].error, where)
-    given = sum({trace.example.id: trace.example.replaced for trace in traces}.values())
-    made = sum(step.replaced for trace in traces for step in trace.lm_steps)
-    if given or made:
+def _log_warnings(traces: Sequence[Trace]) -> None:
+    """Warns about what the scores do not show: code that fails, and characters that were replaced."""
+    for kind in ("program", "metric"):
+        failed = [trace for trace in traces if trace.failure == kind]
+        if failed:
+            where = "" if kind == "metric" else f"; example {failed[0].example.id}"  # a metric's message names it
+            logger.warning(
+                "the %s failed in %d of %d rollouts: %s%s", kind, len(failed), len(traces), failed[0].error, where
+            )
+    in_examples = sum({trace.example.id: trace.example.replaced for trace in traces}.values())
+    in_calls = sum(step.replaced for trace in traces for step in trace.lm_steps)
+    if in_examples or in_calls:
         logger.warning(
-            "lone surrogates and control characters are no text and were replaced by U+FFFD: %d in examples, %d in the "
-            "inputs and completions of LM calls",
-            given,
-            made,
+            "lone surrogates and control characters are not valid text and were replaced by U+FFFD: %d in examples, %d "
+            "in the inputs and completions of LM calls",
+            in_examples,
+            in_calls,
         )
 
 
-def _trace(
+def _run_job(
     program: Module,
     job: Job,
     paths: Mapping[int, str],
     session: Session,
-    scoring: _Scoring | None,
-    answer: Answer,
-    search: Search,
+    scorer: _Scorer | None,
+    complete: CompleteFn,
+    search: SearchFn,
     jobs: int,
 ) -> Trace:
-    """Runs one job."""
+    """Runs one job and returns its trace."""
     seed = derive_seed(session.seed, job.example.id, job.sample)
-    run = CallContext(session, job.state, paths, seed, answer, search, job.temperature)
+    context = CallContext(session, job.state, paths, seed, complete, search, job.temperature)
     prediction: Prediction | None = None
     score, feedback, message = 0.0, "", None
     failure: Failure | None = None
     try:
-        with run.active():
-            made = prediction_of(program, program(**snapshot(job.example.inputs)))
-        prediction = Prediction(**clean_value(dict(made)))
-        if scoring is not None:
-            score, feedback = scoring.judge(job.example, prediction)
+        with context.activate():
+            result = check_prediction(program, program(**snapshot(job.example.inputs)))
+        prediction = Prediction(**clean_value(dict(result)))
+        if scorer is not None:
+            score, feedback = scorer.score(job.example, prediction)
     except (ConfigError, SessionError, ModuleError) as error:
         if not isinstance(error, MetricError):  # a fault of the program, not of this example
             raise
-        if prediction is None or scoring is None:  # a metric that the program asks itself
+        if prediction is None or scorer is None:  # the program itself calls a metric
             failure, message = "program", clean_text(redact(describe_error(error)))
         else:
             failure, message = "metric", str(error)
-            scoring.end_if_hopeless(jobs)
+            scorer.raise_if_failing(jobs)
     except Exception as error:  # the boundary: one example's failure is data
-        failure, message = _classify(error), clean_text(redact(describe_error(error)))
-    steps = tuple(run.steps)
+        failure, message = _failure_kind(error), clean_text(redact(describe_error(error)))
+    steps = tuple(context.steps)
     return Trace(job.example, job.state.digest, job.sample, steps, prediction, score, failure, message, feedback)
 
 
-def _given_up(job: Job) -> Trace:
-    """What comes of a run that did not come back when the time was over; its calls are not known."""
-    message = "BudgetSpent: max_seconds is spent, and the run did not come back"
+def _timeout_trace(job: Job) -> Trace:
+    """Returns the trace of a job that did not return before the deadline. It has no steps, since they are unknown."""
+    message = "BudgetSpent: max_seconds is spent, and the rollout did not return"
     return Trace(job.example, job.state.digest, job.sample, (), None, 0.0, "budget", message)
 
 
-def _classify(error: Exception) -> Failure:
+def _failure_kind(error: Exception) -> Failure:
     if isinstance(error, ParseError):
         return "parse"
     if isinstance(error, BudgetSpent):

@@ -15,7 +15,7 @@ from typing import Any, Literal, final
 from pydantic import BaseModel, ValidationError
 
 from lmpipe.errors import ConfigError, CorruptBlob
-from lmpipe.runtime.trace import AnyStep, RetrievalStep, Trace
+from lmpipe.runtime.trace import RetrievalStep, Trace, TraceStep
 from lmpipe.storage.hashing import digest_file, jsonable
 from lmpipe.text.cleaning import clean_value
 from lmpipe.text.display import shown
@@ -136,7 +136,7 @@ def _corrupt(path: Path, problem: str) -> CorruptBlob:
     )
 
 
-def _step(step: AnyStep) -> StepRecord:
+def _step(step: TraceStep) -> StepRecord:
     shared: dict[str, Any] = {
         "path": step.path,
         "index": step.index,

@@ -1,1 +1,1 @@
-"""What a program runs in: the session, the context of one call, batches of many calls, and the trace that is left."""
+"""What programs run in: the session, the context of one call, the batching of many calls, and the traces they leave."""

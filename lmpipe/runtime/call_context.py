@@ -1,6 +1,6 @@
-"""One run of a program on one example: what its modules look up, and where they leave their steps.
+"""The context of one call of a program on one example: its modules read from it and append their steps to it.
 
-A context variable carries it. Knows nothing of modules, or of who answers and when.
+A context variable carries it. This module knows nothing about modules, or about who answers requests and when.
 """
 
 from __future__ import annotations
@@ -17,29 +17,32 @@ from lmpipe.errors import EngineError, ModuleError, ParseError
 from lmpipe.lm import Completion, Request, Usage
 from lmpipe.retriever import Found
 from lmpipe.runtime.session import Session
-from lmpipe.runtime.trace import AnyStep, Step
+from lmpipe.runtime.trace import Step, TraceStep
 from lmpipe.state import ProgramState
 from lmpipe.storage.hashing import derive_seed
 from lmpipe.text.cleaning import clean_text, clean_value
 
-Answer = Callable[[str, Request], Completion | EngineError]
-"""Answers a request of a role."""
-Search = Callable[[str, int], Found | EngineError]
-"""Finds up to k passages for a query."""
+CompleteFn = Callable[[str, Request], Completion | EngineError]
+"""Answers a request with the LM of a role."""
+SearchFn = Callable[[str, int], Found | EngineError]
+"""Searches for up to k passages for a query."""
 
 
 @final
 class CallContext:
-    """One run of a program on one example: what its predictors look up, and where they leave their steps.
+    """One call of a program on one example: what its modules read, and the steps that they leave.
 
     Args:
-        session: The session it runs in.
-        state: Prompts and weights; a predictor that the state does not name keeps its vanilla prompt.
+        session: The session that the program runs in.
+        state: Prompts and weights; a predictor that the state does not name keeps its initial prompt.
         paths: ``id(module)`` → path, for every module of the program.
-        seed: Of this run; each call derives its own.
-        answer: Answers a request of a role.
-        search: Finds passages.
-        temperature: Overrides the sampling of every call.
+        seed: Seed of this call of the program; each LM call derives its own from it.
+        complete: Answers a request with the LM of a role.
+        search: Searches for passages.
+        temperature: Overrides the temperature of every LM call.
+
+    Attributes:
+        steps: LM calls and retrievals so far, in order.
     """
 
     def __init__(
@@ -48,125 +51,135 @@ class CallContext:
         state: ProgramState,
         paths: Mapping[int, str],
         seed: int,
-        answer: Answer,
-        search: Search,
+        complete: CompleteFn,
+        search: SearchFn,
         temperature: float | None = None,
     ) -> None:
         self.session = session
         self.state = state
-        self.answer = answer
         self.search = search
         self.temperature = temperature
-        self.steps: list[AnyStep] = []
+        self.steps: list[TraceStep] = []
+        self._complete = complete
         self._paths = paths
         self._seed = seed
-        self._calls: dict[str, int] = {}
+        self._call_counts: dict[str, int] = {}
         self._thread = 0
-        self._strays: list[object] = []
+        self._called_in_wrong_thread: list[object] = []
 
-    def locate(self, module: object) -> tuple[str, int, int]:
-        """Path of a module, the number of this call of it, and the seed of the call.
+    def next_call(self, module: object) -> tuple[str, int, int]:
+        """Counts a call of a module, and returns the module's path, the number of the call and its seed.
 
         Raises:
             ModuleError: If the module is not part of the running program, or is called from another thread.
         """
         if threading.get_ident() != self._thread:
-            raise _from_other_thread(module)
+            raise _wrong_thread_error(module)
         path = self._paths.get(id(module))
         if path is None:
             raise ModuleError(
                 f"{type(module).__name__} is not part of the running program; make it in __init__ and keep it in an "
                 "attribute, a list or a dict of its module"
             )
-        index = self._calls.get(path, 0)
-        self._calls[path] = index + 1
+        index = self._call_counts.get(path, 0)
+        self._call_counts[path] = index + 1
         return path, index, derive_seed(self._seed, path, index)
 
-    def call(
+    def call_lm(
         self,
         role: str,
         path: str,
         index: int,
         inputs: Mapping[str, Any],
         request: Request,
-        read: Callable[[str], dict[str, Any]],
+        parse: Callable[[str], dict[str, Any]],
         replaced: int = 0,
     ) -> dict[str, Any]:
-        """Makes an LM call, and leaves its step whether it succeeds or not.
+        """Makes an LM call, and appends its step whether the call succeeds or not.
 
-        Characters of the completion that are no text are replaced, and counted.
+        Characters of the completion that are not valid text are replaced and counted.
 
         Args:
-            role: Which of the session's LMs answers.
-            path: Of the calling module.
-            index: Number of this call of it.
-            inputs: What the module was given.
-            request: What is sent.
-            read: Makes outputs of a completion.
-            replaced: How many characters of the inputs were no text.
+            role: Role of the LM that answers.
+            path: Path of the calling module.
+            index: Number of this call of the module.
+            inputs: Inputs of the module.
+            request: The request to send.
+            parse: Parses a completion into outputs.
+            replaced: Number of characters of the inputs that were not valid text.
 
         Returns:
             The outputs.
 
         Raises:
             EngineError: If the request could not be answered.
-            ParseError: If the completion could not be read.
+            ParseError: If the completion could not be parsed.
         """
-        answer = self.answer(role, request)
+        completion = self._complete(role, request)
         step = partial(Step, path, index, "lm", inputs, request=request)
-        if isinstance(answer, EngineError):
-            error = clean_text(str(answer))
+        if isinstance(completion, EngineError):
+            error = clean_text(str(completion))
             self.steps.append(step(outputs=None, text=None, usage=Usage(1), error=error, replaced=replaced))
-            raise answer
-        more = [replaced]
-        text: str = clean_value(answer.text, more.append)
-        step = partial(step, text=text, usage=answer.usage)
+            raise completion
+        counts = [replaced]
+        text: str = clean_value(completion.text, counts.append)
+        step = partial(step, text=text, usage=completion.usage)
         try:
-            outputs = read(text)
-            if "\\" in text:  # JSON may spell characters that are no text
-                outputs = clean_value(outputs, more.append)
-        except ParseError as unread:
-            self.steps.append(step(outputs=None, error=str(unread), replaced=sum(more)))
+            outputs = parse(text)
+            if "\\" in text:  # JSON escapes may spell characters that are not valid text
+                outputs = clean_value(outputs, counts.append)
+        except ParseError as parse_error:
+            self.steps.append(step(outputs=None, error=str(parse_error), replaced=sum(counts)))
             raise
-        self.steps.append(step(outputs=snapshot(outputs), replaced=sum(more)))
+        self.steps.append(step(outputs=snapshot(outputs), replaced=sum(counts)))
         return outputs
 
     @contextmanager
-    def active(self) -> Iterator[CallContext]:
-        """Makes this the current run of the calling thread, which alone may call modules.
+    def activate(self) -> Iterator[None]:
+        """Makes this the current context of the calling thread, the only one that may call modules.
 
         Raises:
-            ModuleError: If a thread without this context called a module of the program meanwhile.
+            ModuleError: If a thread without this context called a module of the program in the meantime.
         """
         self._thread = threading.get_ident()
         _has_run_programs.set(True)
         token = _context.set(self)
         _active.add(self)
         try:
-            yield self
+            yield
         except Exception:
-            self._refuse_strays()  # since a call that failed elsewhere is why this went wrong
+            self._raise_if_called_in_wrong_thread()  # that failed call is the cause of this exception
             raise
         else:
-            self._refuse_strays()
+            self._raise_if_called_in_wrong_thread()
         finally:
             _active.discard(self)
             _context.reset(token)
 
-    def has(self, module: object) -> bool:
-        """Whether the running program has a module."""
-        return id(module) in self._paths
+    def _raise_if_called_in_wrong_thread(self) -> None:
+        if self._called_in_wrong_thread:
+            raise _wrong_thread_error(self._called_in_wrong_thread[0])
 
-    def note_stray(self, module: object) -> None:
-        """Notes a call from a thread that ``forward`` started without this context; the run ends with it."""
-        self._strays.append(module)
+    @staticmethod
+    def refuse_wrong_thread(module: object) -> None:
+        """Checks that a module called outside of every context is not part of a program running in another thread.
 
-    def _refuse_strays(self) -> None:
-        if self._strays:
-            raise _from_other_thread(self._strays[0])
+        The program that it is part of then ends with the same error. Threads in which a program has run, such as those
+        in which metrics run, may call modules outside of a context.
+
+        Raises:
+            ModuleError: If the module is part of a program that is running in another thread.
+        """
+        if _has_run_programs.get() or threading.current_thread() is threading.main_thread():
+            return
+        contexts = [context for context in tuple(_active) if id(module) in context._paths]
+        for context in contexts:
+            context._called_in_wrong_thread.append(module)
+        if contexts:
+            raise _wrong_thread_error(module)
 
 
-def _from_other_thread(module: object) -> ModuleError:
+def _wrong_thread_error(module: object) -> ModuleError:
     return ModuleError(
         f"{type(module).__name__} was called from a thread that forward() started; call modules one after another in "
         "forward() itself: examples run at once, so their calls do"
@@ -174,43 +187,26 @@ def _from_other_thread(module: object) -> ModuleError:
 
 
 _active: set[CallContext] = set()
-"""The runs under way in this process, by which a call from a thread without any run is told from one outside."""
+"""The active contexts of all threads of this process."""
 
 _has_run_programs: ContextVar[bool] = ContextVar("lmpipe_has_run_programs", default=False)
-"""Whether this context is one in which a program has run; a thread that `forward` starts has an empty one."""
+"""Whether a program has run in this context; a thread that `forward` starts has an empty one."""
 
 _context: ContextVar[CallContext | None] = ContextVar("lmpipe_call_context", default=None)
 
 
-def refuse_stray_call(module: object) -> None:
-    """Looks whether a module that is called outside of every run belongs to one that is under way in another thread.
-
-    Threads in which a program has run, as those in which metrics are asked, may call modules outside of a run.
-
-    Raises:
-        ModuleError: If so.
-    """
-    if _has_run_programs.get() or threading.current_thread() is threading.main_thread():
-        return
-    runs = [run for run in tuple(_active) if run.has(module)]
-    for run in runs:
-        run.note_stray(module)
-    if runs:
-        raise _from_other_thread(module)
+def in_call() -> bool:
+    """Whether the calling code runs within a call of a program."""
+    return _context.get() is not None
 
 
-def current_context() -> CallContext | None:
-    """The run that the calling code is part of, if any."""
-    return _context.get()
-
-
-def required_context() -> CallContext:
-    """The run that the calling ``forward`` is part of.
+def current_context() -> CallContext:
+    """Returns the context of the program that the calling ``forward`` runs in.
 
     Raises:
         ModuleError: If there is none.
     """
-    run = _context.get()
-    if run is None:
+    context = _context.get()
+    if context is None:
         raise ModuleError("forward() was called by hand; call the module itself: module(...)")
-    return run
+    return context

@@ -1,7 +1,8 @@
-"""How long the call under way may still take: a limit to the time holds for calls that have begun, too.
+"""The deadline of the call under way: a time limit also ends calls that have already begun.
 
-Whoever makes calls sets the limit, and what answers them asks `seconds_left` or `check_time`. The limit belongs to the
-context, so work in other threads needs a copy of it (`contextvars.copy_context`). Knows nothing of who spends the time.
+The caller sets the deadline, and the code that answers the call asks `seconds_left` or `check_deadline`. The deadline
+belongs to the context, so work in other threads needs a copy of the context (`contextvars.copy_context`). This module
+knows nothing about what the time is spent on.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from lmpipe.errors import BudgetSpent
 T = TypeVar("T")
 
 GRACE = 2.0
-"""Seconds that a call under way is given to come back by itself when its time is over."""
+"""Seconds that a call has, after its deadline, to return by itself."""
 
 _OVER = "max_seconds is spent; the call was ended"
 _deadline: ContextVar[float | None] = ContextVar("lmpipe_deadline", default=None)
 
 
 @contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
-    """Holds what the block calls, in this context, to so much wall time, or to none if it is None."""
+def set_deadline(seconds: float | None) -> Iterator[None]:
+    """Limits the wall time of the calls in the block, in this context.
+
+    Args:
+        seconds: The limit, or None for no limit.
+    """
     token = _deadline.set(None if seconds is None else perf_counter() + seconds)
     try:
         yield
@@ -38,32 +43,37 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 
 
 def seconds_left(grace: float = 0.0) -> float | None:
-    """How much wall time the call under way may still take; none if there is no limit, 0 when it is over.
+    """Returns the wall time that the call under way may still take.
 
-    What answers calls and can wait for long asks this: an engine between its steps, a client before it waits. It is
-    never more than a lock can wait for.
+    Code that can wait for long asks this: an engine between its steps, a client before it waits.
 
     Args:
-        grace: Seconds more than the limit allows.
+        grace: Seconds to add to the limit.
+
+    Returns:
+        Seconds, 0 after the deadline, or None without a deadline. The value is never larger than the longest timeout
+        of a lock.
     """
     deadline = _deadline.get()
     return None if deadline is None else min(max(0.0, deadline + grace - perf_counter()), threading.TIMEOUT_MAX)
 
 
-def check_time() -> None:
-    """Raises:
-    BudgetSpent: If the time that the call under way may take is over.
+def check_deadline() -> None:
+    """Checks that the deadline of the call under way has not passed.
+
+    Raises:
+        BudgetSpent: If it has passed.
     """
     if seconds_left() == 0:
         raise BudgetSpent(_OVER)
 
 
 @contextmanager
-def held(lock: threading.Lock) -> Iterator[None]:
-    """Holds a lock, and waits for it no longer than the call under way may take.
+def lock_before_deadline(lock: threading.Lock) -> Iterator[None]:
+    """Holds a lock during the block, and waits for it until the deadline at most.
 
     Raises:
-        BudgetSpent: If the time is over before the lock is free.
+        BudgetSpent: If the deadline passes before the lock is free.
     """
     left = seconds_left()
     if not lock.acquire(timeout=-1 if left is None else left):
@@ -74,28 +84,31 @@ def held(lock: threading.Lock) -> Iterator[None]:
         lock.release()
 
 
-def settle(done: Future[T], context: contextvars.Context, work: Callable[[], T]) -> None:
-    """Gives a future what some work ends with in a context: its result, or what it raised."""
+def complete_future(future: Future[T], context: contextvars.Context, work: Callable[[], T]) -> None:
+    """Runs a function in a context and stores its result, or the exception that it raises, in a future."""
     try:
-        done.set_result(context.run(work))
+        future.set_result(context.run(work))
     except BaseException as error:
-        done.set_exception(error)
+        future.set_exception(error)
 
 
-def in_time(work: Callable[[], T]) -> T:
-    """Does some work; where the time is limited, in a thread that is given up when the time is over.
+def run_before_deadline(work: Callable[[], T]) -> T:
+    """Runs a function; if there is a deadline, in a thread that is abandoned some seconds after it.
+
+    Returns:
+        The result of the function.
 
     Raises:
-        BudgetSpent: If it was given up.
-        BaseException: What the work raised.
+        BudgetSpent: If the thread was abandoned.
+        BaseException: If the function raised it.
     """
     if seconds_left() is None:
         return work()
-    done = Future[T]()
-    threading.Thread(target=settle, args=(done, contextvars.copy_context(), work), daemon=True).start()
+    future = Future[T]()
+    threading.Thread(target=complete_future, args=(future, contextvars.copy_context(), work), daemon=True).start()
     try:
-        return done.result(seconds_left(GRACE))
+        return future.result(seconds_left(GRACE))
     except FutureTimeout as error:
-        if done.done():  # just then, or with such an error of its own
-            return done.result()
-        raise BudgetSpent("max_seconds is spent; a call that did not come back was given up") from error
+        if future.done():  # it ended just now, or raised a TimeoutError itself
+            return future.result()
+        raise BudgetSpent("max_seconds is spent; a call that did not return was abandoned") from error

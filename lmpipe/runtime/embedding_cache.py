@@ -1,4 +1,4 @@
-"""Remembers the embeddings that a session has computed."""
+"""A cache of the embeddings that a session has computed."""
 
 from __future__ import annotations
 
@@ -13,54 +13,55 @@ from lmpipe.errors import EngineError
 
 @final
 class EmbeddingCache:
-    """Vectors of length 1, each computed once; for many threads.
+    """Vectors of length 1, each computed once. Many threads may share it.
 
-    What threads ask for while a batch is being computed is computed together in the next one.
+    Texts that threads request while a batch is being computed are computed together in the next batch.
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], Vector | None] = {}  # none where what came is no vector
-        self._wanted: dict[tuple[str, str], None] = {}
-        self._wanting, self._computing = threading.Lock(), threading.Lock()
+        self._vectors: dict[tuple[str, str], Vector | None] = {}  # None if the embedder's vector was not finite
+        self._requested: dict[tuple[str, str], None] = {}
+        self._request_lock, self._compute_lock = threading.Lock(), threading.Lock()
 
-    def of(self, embedder: Embedder, texts: Sequence[str]) -> list[Vector]:
-        """A vector for each text, in order.
+    def embed(self, embedder: Embedder, texts: Sequence[str]) -> list[Vector]:
+        """Returns a vector for each text, in order.
 
         Raises:
-            EngineError: If the embedder failed or broke its contract, or the vector of one of these texts holds
-                something that is not a number.
+            EngineError: If the embedder failed or broke its contract, or if the vector of one of these texts holds
+                a NaN or an infinity.
         """
         keys = [(embedder.name, text) for text in texts]
-        missing = [key for key in keys if key not in self._known]
+        missing = [key for key in keys if key not in self._vectors]
         if missing:
-            with self._wanting:
-                self._wanted.update(dict.fromkeys(missing))
-            with self._computing:
+            with self._request_lock:
+                self._requested.update(dict.fromkeys(missing))
+            with self._compute_lock:
                 self._compute(embedder)
-        return [_usable(key, self._known[key]) for key in keys]
+        return [_finite(key, self._vectors[key]) for key in keys]
 
     def _compute(self, embedder: Embedder) -> None:
-        """Computes what is wanted of an embedder; nothing if the batch before held it all."""
-        with self._wanting:
-            asked = [key for key in self._wanted if key[0] == embedder.name]
-        batch = [key for key in asked if key not in self._known]
+        """Computes the texts requested of an embedder that the previous batch did not already cover."""
+        with self._request_lock:
+            requested = [key for key in self._requested if key[0] == embedder.name]
+        batch = [key for key in requested if key not in self._vectors]
         if batch:
             vectors = ask_embedder(embedder, [text for _, text in batch])
-            self._known.update(zip(batch, map(_unit, vectors), strict=True))
-        with self._wanting:
-            for key in asked:
-                del self._wanted[key]
+            self._vectors.update(zip(batch, map(_normalized, vectors), strict=True))
+        with self._request_lock:
+            for key in requested:
+                del self._requested[key]
 
 
-def _unit(vector: Sequence[float]) -> Vector | None:
-    """The vector at length 1, one without any length as it is; none if it holds what is not a number."""
+def _normalized(vector: Sequence[float]) -> Vector | None:
+    """Scales a vector to length 1; a zero vector stays as it is. Returns None for a vector that is not finite."""
     length = math.hypot(*vector)
     if not math.isfinite(length):
         return None
     return tuple(value / length for value in vector) if length else tuple(vector)
 
 
-def _usable(key: tuple[str, str], vector: Vector | None) -> Vector:
+def _finite(key: tuple[str, str], vector: Vector | None) -> Vector:
     if vector is None:
-        raise EngineError(f"embedder {key[0]!r} gave a vector that holds no numbers for the text {key[1][:80]!r}")
+        name, text = key
+        raise EngineError(f"embedder {name!r} returned a vector with NaN or infinite values for the text {text[:80]!r}")
     return vector

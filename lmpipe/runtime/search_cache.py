@@ -1,4 +1,4 @@
-"""Remembers the results of searches within a session."""
+"""A cache of the searches of a session."""
 
 from __future__ import annotations
 
@@ -12,36 +12,35 @@ from lmpipe.retriever import Found, Retriever, ask_retriever
 
 @final
 class SearchCache:
-    """SearchCache by way of a memory: a query is searched once, however often it is asked; threads may share it.
+    """Searches each query once, however often it is asked. Many threads may share it.
 
     Args:
-        size: How many answers are remembered; those that were not asked for longest are forgotten. Errors are not
-            remembered.
+        size: Largest number of results to keep; the least recently used are dropped. Errors are not kept.
     """
 
     def __init__(self, size: int = 10_000) -> None:
         self._size = size
-        self._known: dict[tuple[str, str, int], Found] = {}  # in the order of their last use
+        self._results: dict[tuple[str, str, int], Found] = {}  # in the order of their last use
         self._lock = Lock()
 
     def search(self, retriever: Retriever, queries: Sequence[str], k: int) -> list[Found | EngineError]:
-        """The retriever's answers, in the order of the queries.
+        """Returns the passages for each query, or its error, in the order of the queries.
 
         Raises:
             EngineError: If the retriever failed as a whole, or broke its contract.
         """
-        asked, name = dict.fromkeys(queries), retriever.name
+        distinct, name = dict.fromkeys(queries), retriever.name
         with self._lock:
-            known = {query: self._known[name, query, k] for query in asked if (name, query, k) in self._known}
-        found: dict[str, Found | EngineError] = {**known}
-        missing = [query for query in asked if query not in known]
+            cached = {query: self._results[name, query, k] for query in distinct if (name, query, k) in self._results}
+        results: dict[str, Found | EngineError] = {**cached}
+        missing = [query for query in distinct if query not in cached]
         if missing:
-            found.update(zip(missing, ask_retriever(retriever, missing, k), strict=True))
+            results.update(zip(missing, ask_retriever(retriever, missing, k), strict=True))
         with self._lock:
-            for query in asked:
-                if isinstance(passages := found[query], tuple):
-                    self._known.pop((name, query, k), None)
-                    self._known[name, query, k] = passages
-            for oldest in list(self._known)[: max(0, len(self._known) - self._size)]:
-                del self._known[oldest]
-        return [found[query] for query in queries]
+            for query in distinct:
+                if isinstance(passages := results[query], tuple):
+                    self._results.pop((name, query, k), None)
+                    self._results[name, query, k] = passages
+            for oldest in list(self._results)[: max(0, len(self._results) - self._size)]:
+                del self._results[oldest]
+        return [results[query] for query in queries]

@@ -1,7 +1,7 @@
-"""The session: which LMs and retriever a program runs on, and everything else a run needs that is not the program.
+"""The session: the LMs and the retriever that programs run on, with a seed, a store and further settings.
 
-A session is a frozen value; stages get children of it with seeds and ledgers of their own. Knows nothing of modules,
-or of how one example is run: see `lmpipe.runtime.call_context`.
+A session is a frozen value. Each stage of an optimization gets a session of its own, with its own seed and ledger. This
+module knows nothing about modules, or about how a program runs on one example: see `lmpipe.runtime.call_context`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lmpipe.prompting.demo_selection import select_demos
 from lmpipe.prompting.signature import Signature
 from lmpipe.prompting.template import Template
 from lmpipe.retriever import Found, Retriever
-from lmpipe.runtime.deadline import in_time
+from lmpipe.runtime.deadline import run_before_deadline
 from lmpipe.runtime.embedding_cache import EmbeddingCache
 from lmpipe.runtime.search_cache import SearchCache
 from lmpipe.state import ProgramState, PromptState, WeightState
@@ -38,13 +38,13 @@ from lmpipe.validation.arguments import check_items, check_type, check_whole_num
 @final
 @dataclass(frozen=True)
 class _Scope:
-    """What a session carries along beside what users set.
+    """The internal part of a session, which users do not set.
 
     Attributes:
         ledger: Counts what is spent, and may limit it.
         stage: Name of the stage that the session is for; empty outside of a stage.
         results: Results of finished work by key, for sessions without a store; shared with child sessions.
-        embeddings: Vectors computed so far; shared with child sessions.
+        embeddings: Embeddings computed so far; shared with child sessions.
         searches: Results of recent searches; shared with child sessions.
     """
 
@@ -66,7 +66,7 @@ class Session:
     Args:
         lm: The LM, or one for each role that the program's predictors name (``{"lm": …, "judge": …}``).
         state: Prompts and weights of programs that are called directly. By default they are untuned.
-        seed: Seed that every random choice of the run derives from.
+        seed: Seed that every random choice derives from.
         sampling: Sampling settings of predictors that have none of their own.
         store: Run directory. It makes stages resumable and holds adapters.
         max_concurrency: Largest number of examples in flight at once.
@@ -112,8 +112,10 @@ class Session:
         return self.lm if isinstance(self.lm, Mapping) else {"lm": self.lm}
 
     def lm_of(self, role: str) -> LM:
-        """Raises:
-        SessionError: If the session has no LM for that role.
+        """Returns the LM of a role.
+
+        Raises:
+            SessionError: If the session has no LM for that role.
         """
         try:
             return self.roles[role]
@@ -121,51 +123,53 @@ class Session:
             raise SessionError(f"no LM for role {role!r}; this session has {', '.join(self.roles)}") from None
 
     def complete(self, role: str, requests: Sequence[Request]) -> list[Completion | EngineError]:
-        """What the LM of a role answers.
+        """Answers a batch of requests with the LM of a role, in order.
 
         Raises:
             SessionError: If the session has no LM for that role.
             EngineError: If the LM failed as a whole, or broke its contract.
-            BudgetSpent: If the time of the call under way is over.
+            BudgetSpent: If the deadline of the call under way passes.
         """
-        return in_time(partial(complete_batch, self.lm_of(role), requests))
+        return run_before_deadline(partial(complete_batch, self.lm_of(role), requests))
 
     def search(self, queries: Sequence[str], k: int) -> list[Found | EngineError]:
-        """What the retriever finds, or found before.
+        """Searches up to `k` passages for each query, or recalls an earlier search; returns them in order.
 
         Raises:
             SessionError: If the session has no retriever.
             EngineError: If the retriever failed as a whole, or broke its contract.
-            BudgetSpent: If the time of the call under way is over.
+            BudgetSpent: If the deadline of the call under way passes.
         """
         if self.retriever is None:
             raise SessionError("the program retrieves; write: Session(lm=..., retriever=...)")
-        return in_time(partial(self._scope.searches.search, self.retriever, queries, k))
+        return run_before_deadline(partial(self._scope.searches.search, self.retriever, queries, k))
 
-    def decoding(self) -> Any:
-        """All that decides prompts, completions and what is found, as JSON: part of the key of recorded work."""
-        others = [None if other is None else other.name for other in (self.retriever, self.embedder)]
-        return [describe_settings(self.sampling), self.structured, *others]
+    def inference_settings(self) -> Any:
+        """Returns, as JSON, what decides prompts, completions and passages. It is part of the keys of recorded work."""
+        names = [None if engine is None else engine.name for engine in (self.retriever, self.embedder)]
+        return [describe_settings(self.sampling), self.structured, *names]
 
-    def messages(self, signature: Signature, prompt: PromptState, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
-        """What an LM reads of a module's prompt and inputs, at inference and in fine-tuning rows.
+    def render_messages(
+        self, signature: Signature, prompt: PromptState, inputs: Mapping[str, Any]
+    ) -> tuple[Message, ...]:
+        """Renders a module's prompt and inputs as the messages for the LM, at inference and in fine-tuning rows.
 
         Raises:
             SessionError: If the prompt needs an embedder that the session lacks.
         """
 
         def embed(name: str, texts: Sequence[str]) -> Sequence[Vector]:
-            return self._scope.embeddings.of(wanted(self.embedder, name), texts)
+            return self._scope.embeddings.embed(wanted(self.embedder, name), texts)
 
         return self.template.messages(signature, select_demos(signature, prompt, inputs, embed), inputs)
 
-    def base_weights(self) -> dict[str, WeightState]:
-        """Role → its LM without any adapter."""
+    def untuned_weights(self) -> dict[str, WeightState]:
+        """Role → weights of its LM without an adapter."""
         return {role: WeightState(base=lm.name) for role, lm in self.roles.items()}
 
     @property
     def ledger(self) -> Ledger:
-        """Counts what is spent in the session, and holds its limits."""
+        """Counts what is spent in the session, and holds the limits on it."""
         return self._scope.ledger
 
     @property
@@ -174,32 +178,32 @@ class Session:
         return self._scope.stage
 
     def for_stage(self, stage: str) -> Session:
-        """A session for one stage, with its own ledger and a seed derived from this session's seed and the name."""
+        """Returns a session for one stage, with its own ledger and a seed derived from this seed and the name."""
         scope = replace(self._scope, ledger=self.ledger.child(), stage=stage)
         return replace(self, seed=derive_seed(self.seed, stage), _scope=scope)
 
     def limited(self, budget: Budget) -> Session:
-        """The same session with a limit on what is spent in it; an optimizer then stops at its best state so far."""
+        """Returns the session with a limit on what is spent; an optimizer then stops at its best state so far."""
         return self._with_ledger(self.ledger.child(budget))
 
     def metered(self) -> Session:
-        """The same session with a ledger that counts what is spent from now on; this session's ledger counts it too."""
+        """Returns the session with a ledger of its own that starts at 0; this session's ledger counts its costs too."""
         return self._with_ledger(self.ledger.child())
 
     def _with_ledger(self, ledger: Ledger) -> Session:
         return replace(self, _scope=replace(self._scope, ledger=ledger))
 
     def notify(self, event: Event) -> None:
-        """Tells the callbacks of an event."""
+        """Calls the callbacks with an event."""
         for callback in self.callbacks:
             callback(event)
 
-    def prepare(self, state: ProgramState) -> None:
-        """Makes every adapter of a state answerable, and refuses weights and embedders that the session has not.
+    def register_adapters(self, state: ProgramState) -> None:
+        """Registers the adapters of a state with their LMs, and checks that the session fits the state.
 
         Raises:
-            SessionError: If weights belong to another LM, an adapter is needed and there is no store, or a prompt needs
-                another embedder.
+            SessionError: If weights belong to another LM, if the state has an adapter and the session has no store, or
+                if a prompt needs another embedder.
         """
         for prompt in state.prompts.values():
             if prompt.nearest is not None:
@@ -218,40 +222,40 @@ class Session:
     def cached(
         self, key: str | None, work: Callable[[Session], Any], keep: Callable[[Any], bool] = lambda value: True
     ) -> Any:
-        """Does a piece of work, or recalls it if it was done before: in this session or, with a store, in any.
+        """Does a piece of work, or recalls its result from this session or, with a store, from any session on it.
 
-        Either way its cost goes into the ledger, so a resumed run accounts for the same as an undisturbed one.
+        Its cost is added to the ledger in both cases, so a resumed run counts the same costs as an uninterrupted one.
 
         Args:
             key: Identifies the work by everything that decides its result (`lmpipe.program.identity.work_key`). Work
                 without a key is always done, and its result is not recorded.
-            work: Does it in the session it is given; returns JSON.
-            keep: Whether what it returned is finished; what a budget cut short, for one, is done again another time.
+            work: Does the work in the session that it is called with, and returns JSON.
+            keep: Whether a result is complete and may be recorded; a result that a budget cut short is not.
 
         Returns:
-            What the work returned.
+            The result of the work.
         """
-        known, value = self.recall(key)
-        if known:
+        recorded, value = self.recall(key)
+        if recorded:
             return value
         inner = self.metered()
-        value = json.loads(canonical_json(work(inner)))  # as it will be recalled
+        value = json.loads(canonical_json(work(inner)))  # exactly what a later call will recall
         if keep(value):
             self.record({key: (value, inner.ledger.total)})
         return value
 
     def recall(self, key: str | None) -> tuple[bool, Any]:
-        """Whether the result of a piece of work is known, and the result; its cost goes into the ledger."""
+        """Returns whether a result is recorded under a key, and the result; its cost is added to the ledger."""
         if key is None:
             return False, None
-        found = self._scope.results.get(key) if self.store is None else self.store.get(key)
-        if found is None:
+        record = self._scope.results.get(key) if self.store is None else self.store.get(key)
+        if record is None:
             return False, None
-        self.ledger.add(Cost.from_json(found["cost"]))
-        return True, found["value"]
+        self.ledger.add(Cost.from_json(record["cost"]))
+        return True, record["value"]
 
     def record(self, results: Mapping[str | None, tuple[Any, Cost]]) -> None:
-        """Keeps the results of finished work with their costs; what has no key cannot be kept."""
+        """Records results of finished work with their costs, by key. A result whose key is None is not recorded."""
         records = {
             key: {"value": value, "cost": cost.to_json()} for key, (value, cost) in results.items() if key is not None
         }
@@ -261,7 +265,7 @@ class Session:
             self.store.put(records)
 
     def track(self, description: str, total: int) -> AbstractContextManager[Callable[[float], None]]:
-        """Shows a progress bar while the block runs; the block calls what it is given to advance it."""
+        """Shows a progress bar during a block. The block calls the function that it gets to advance the bar."""
         return show_progress(self.progress, description, total)
 
     def __enter__(self) -> Session:
@@ -283,10 +287,10 @@ def in_session() -> bool:
 
 
 def current_session() -> Session:
-    """The innermost active session.
+    """Returns the innermost active session.
 
     Raises:
-        SessionError: If there is none; the message says what to write.
+        SessionError: If no session is active; the message says what to write.
     """
     sessions = _sessions.get()
     if not sessions:

@@ -1,7 +1,7 @@
 """What happened when a program ran on one example, step by step.
 
-Every step carries the path of its module, so nothing ever matches steps to modules by position. Knows nothing of
-how programs are run.
+Every step carries the path of its module, so steps are never matched to modules by position. This module knows nothing
+about how programs are run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lmpipe.lm import Request, Usage
 from lmpipe.retriever import Passage
 
 Failure = Literal["parse", "engine", "program", "metric", "budget"]
-"""What ended a run: an unreadable completion, the engine, the program's own code, its metric, or a spent budget."""
+"""What ended a rollout: an unreadable completion, the engine, the program's own code, the metric, or a spent budget."""
 
 
 @final
@@ -26,15 +26,16 @@ class Step:
 
     Attributes:
         path: Path of the module in its program, such as ``"hops.0.query"``.
-        index: Which call of that module it was within the example, from 0.
-        kind: What was called.
-        inputs: What the module was given.
-        outputs: The parsed outputs; none if the call failed.
-        request: Exactly what was sent.
-        text: The raw completion; none if the engine failed.
+        index: Number of this call among the calls of that module on the example, from 0.
+        kind: Always ``"lm"``.
+        inputs: Inputs of the module.
+        outputs: The parsed outputs, or None if the call failed.
+        request: The request as it was sent.
+        text: The raw completion, or None if the engine failed.
         usage: Tokens of the call.
-        error: Why the call failed, or none.
-        replaced: How many characters of its inputs and its completion were no text and were replaced by U+FFFD.
+        error: Why the call failed, or None.
+        replaced: Number of characters in the inputs and the completion that are not valid text and were replaced by
+            U+FFFD.
     """
 
     path: str
@@ -50,7 +51,7 @@ class Step:
 
     @property
     def cost(self) -> ModuleCost:
-        """Calls, tokens and failures."""
+        """Calls, tokens and failures of this step."""
         failed, unanswered = self.error is not None, self.text is None
         return ModuleCost(
             self.usage.calls,
@@ -65,16 +66,16 @@ class Step:
 @final
 @dataclass(frozen=True, slots=True)
 class RetrievalStep:
-    """One search of a module: neither a demonstration nor a training row can be made of it.
+    """One search of a module. It becomes neither a demonstration nor a training row.
 
     Attributes:
         path: Path of the module in its program.
-        index: Which call of that module it was within the example, from 0.
-        kind: What was called.
-        query: What was searched for.
-        k: How many passages were asked for.
-        passages: What was found, best first; none if the search failed.
-        error: Why it failed, or none.
+        index: Number of this call among the calls of that module on the example, from 0.
+        kind: Always ``"retrieval"``.
+        query: The query.
+        k: Largest number of passages to return.
+        passages: The passages, best first, or None if the search failed.
+        error: Why the search failed, or None.
     """
 
     path: str
@@ -87,19 +88,18 @@ class RetrievalStep:
 
     @property
     def inputs(self) -> Mapping[str, Any]:
-        """What the module was given."""
+        """Inputs of the module."""
         return {"query": self.query}
 
     @property
     def outputs(self) -> Mapping[str, Any] | None:
-        """What the module gave: the texts of the passages, their ids and scores; none if the search failed."""
+        """Outputs of the module: texts, ids and scores of the passages; None if the search failed."""
         if self.passages is None:
             return None
-        found = self.passages
         return {
-            "passages": [passage.text for passage in found],
-            "ids": [passage.id for passage in found],
-            "scores": [passage.score for passage in found],
+            "passages": [passage.text for passage in self.passages],
+            "ids": [passage.id for passage in self.passages],
+            "scores": [passage.score for passage in self.passages],
         }
 
     @property
@@ -108,30 +108,31 @@ class RetrievalStep:
         return ModuleCost(retrievals=1, engine_errors=int(self.error is not None))
 
 
-AnyStep = Step | RetrievalStep
+TraceStep = Step | RetrievalStep
+"""An entry of a trace."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One run of a program on one example.
+    """Record of one rollout: what a program did on one example.
 
     Attributes:
-        example: What it ran on.
-        state: Digest of the `ProgramState` it ran under.
-        sample: Which repetition of the example it was, from 0.
-        steps: Its LM calls and retrievals, in order.
-        prediction: What the program returned; none if it failed.
-        score: The metric's value; 0 if the run failed.
-        failure: What ended the run, or none if the metric scored it.
-        error: The message that goes with `failure`.
-        feedback: What the metric said of the prediction, beside the score.
+        example: The example.
+        state: Digest of the `ProgramState` that the program ran under.
+        sample: Number of the repetition of this example, from 0.
+        steps: LM calls and retrievals, in order.
+        prediction: What the program returned, or None if it failed.
+        score: Value of the metric; 0 if the rollout failed.
+        failure: What ended the rollout, or None if it succeeded.
+        error: Error message of the failure, or None.
+        feedback: Feedback that the metric returned with the score.
     """
 
     example: Example
     state: str
     sample: int
-    steps: tuple[AnyStep, ...]
+    steps: tuple[TraceStep, ...]
     prediction: Prediction | None
     score: float
     failure: Failure | None = None
@@ -140,20 +141,20 @@ class Trace:
 
     @property
     def lm_steps(self) -> list[Step]:
-        """The steps that are LM calls, in order: what optimizers learn from."""
+        """The steps that are LM calls, in order. Optimizers learn from these."""
         return [step for step in self.steps if isinstance(step, Step)]
 
 
-def module_costs(steps: Iterable[AnyStep]) -> dict[str, ModuleCost]:
-    """Module path → what the calls of it cost."""
+def module_costs(steps: Iterable[TraceStep]) -> dict[str, ModuleCost]:
+    """Module path → cost of the calls of that module."""
     costs: dict[str, list[ModuleCost]] = {}
     for step in steps:
         costs.setdefault(step.path, []).append(step.cost)
-    return {path: ModuleCost.total(own) for path, own in costs.items()}
+    return {path: ModuleCost.total(step_costs) for path, step_costs in costs.items()}
 
 
-def total_cost(steps: Sequence[AnyStep]) -> Cost:
-    """Calls, tokens and failed calls of some steps, by module too; no time."""
+def total_cost(steps: Sequence[TraceStep]) -> Cost:
+    """Calls, tokens and failed calls of some steps, in total and by module. Times are left at 0."""
     modules = module_costs(steps)
     total = ModuleCost.total(modules.values())
     return Cost(

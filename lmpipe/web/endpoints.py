@@ -19,7 +19,7 @@ from time import monotonic
 from typing import TypeVar, final
 
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.runtime.deadline import check_time, seconds_left
+from lmpipe.runtime.deadline import check_deadline, seconds_left
 from lmpipe.validation.arguments import check_finite_number, check_whole_number
 from lmpipe.web.address import Address
 from lmpipe.web.http import (
@@ -104,14 +104,14 @@ class Endpoint:
             RequestError: If there is no such response.
             BudgetSpent: If the time limit of the current call is exceeded.
         """
-        check_time()
+        check_deadline()
         left = seconds_left()
         path = self._address.path.removesuffix(strip_suffix) + path
         timeout = self._timeout if left is None else min(self._timeout, left)
         try:
             response = self._client.send(self._address, method, path, timeout=timeout, body=body, params=params)
         except RequestTimeout:
-            check_time()  # raises BudgetSpent if the time limit of the call was shorter than the timeout
+            check_deadline()  # raises BudgetSpent if the time limit of the call was shorter than the timeout
             raise
         status = response.status_code
         logger.debug("%s %s at %s: HTTP %d, %d bytes", method, path, self.url, status, len(response.content))
@@ -230,7 +230,7 @@ class EndpointPool:
     def _acquire(self) -> Iterator[Endpoint]:
         with self._changed:
             while (endpoint := self._least_busy()) is None:
-                check_time()
+                check_deadline()
                 waits = [endpoint.backoff_left for endpoint in self.endpoints if endpoint.backoff_left]
                 left = seconds_left()
                 self._changed.wait(min(waits if left is None else [*waits, left], default=None))

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
 from typing import TypeVar
 
-from lmpipe.runtime.deadline import settle
+from lmpipe.runtime.deadline import complete_future
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -42,7 +42,7 @@ def thread_map(function: Callable[[A], B], items: Sequence[A], max_workers: int)
                 item, result, context = pending.popleft()
             except IndexError:  # another thread took the last one
                 return
-            settle(result, context, partial(function, item))
+            complete_future(result, context, partial(function, item))
 
     for _ in range(min(max_workers, len(items))):
         threading.Thread(target=worker, daemon=True).start()

@@ -43,7 +43,7 @@ def recorded_rollout(
         note=note,
         metric=metric,
         jobs=[[job.state.digest, job.example.digest, job.sample, job.temperature] for job in jobs],
-        decoding=session.decoding(),
+        decoding=session.inference_settings(),
         seed=session.seed,
     )
 

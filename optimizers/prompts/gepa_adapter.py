@@ -188,7 +188,7 @@ class Adapter:
         key = (state, *(example.digest for example in examples))
         if key not in self._runs:
             jobs = [Job(state, example) for example in examples]
-            title = "runs to reflect on"
+            title = "rollouts to reflect on"
             self._runs[key] = recorded_rollout(self._program, jobs, self._session, shown_run, self._metric, title=title)
         return self._runs[key]
 

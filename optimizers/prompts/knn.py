@@ -55,7 +55,7 @@ class KNNFewShot(BootstrapSettings):
         pools = choose(boot, labels, self.max_bootstrapped_demos, self.max_labeled_demos, None)
         details["pool"] = {path: len(pools.get(path, ())) for path in state.prompts}
         if not any(pools.values()):
-            reason = f"{len(train)} training examples gave no demonstration, neither by a successful run nor by labels"
+            reason = f"{len(train)} training examples gave no demonstration, neither by rollouts nor by labels"
             reason += f": {cause}" if cause else ""
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
         nearest = DemoSelection(k=self.k, embedder=session.embedder.name)

@@ -50,5 +50,5 @@ class Proposer:
     def place(self, state: ProgramState, session: Session) -> tuple[ProgramState, Session]:
         """State and session in which a program of the proposer's own runs, when it is asked about a state."""
         asked = replace(session, lm={self.role: self.lm or session.lm_of(self.role)})
-        weights = asked.base_weights() if self.weights == "base" else {self.role: state.weights_of(self.role, "")}
+        weights = asked.untuned_weights() if self.weights == "base" else {self.role: state.weights_of(self.role, "")}
         return ProgramState(prompts={}, weights=weights), asked

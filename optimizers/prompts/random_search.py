@@ -65,7 +65,7 @@ class BootstrapFewShotRandomSearch(BootstrapSettings):
     ) -> tuple[int | None, Sequence[Evaluation], dict[str, Any]]:
         """Number of the best candidate, what all scored on all examples, and nothing to report."""
         evaluations = evaluate_many(program, states, val, self.metric, session, title="candidates")
-        return best_index(evaluation.comparable for evaluation in evaluations), evaluations, {}
+        return best_index(evaluation.comparable_mean for evaluation in evaluations), evaluations, {}
 
     def _race(
         self, program: Module, states: Sequence[ProgramState], val: Sequence[Example], session: Session
@@ -99,7 +99,7 @@ def _joined(parts: Sequence[Evaluation]) -> Evaluation:
     counts = FailureCounts()
     for part in parts:
         failures.update(part.failures)
-        counts.join(part.common_failures)
+        counts.merge(part.common_failures)
     return Evaluation(
         scores={name: score for part in parts for name, score in part.scores.items()},
         failures=failures,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from lmpipe import Module, Prediction, Request, Sampling, Step, Trace
-from lmpipe.extend import Message, clean_text, render_input, required_context
+from lmpipe.extend import Message, clean_text, current_context, render_input
 from optimizers.prompts.proposer import Proposer
 
 
@@ -22,11 +22,11 @@ class Chat(Module):
         self.role, self.temperature, self.max_tokens = proposer.role, proposer.temperature, proposer.max_tokens
 
     def forward(self, prompt: str) -> Prediction:
-        run = required_context()
-        path, index, seed = run.locate(self)
+        run = current_context()
+        path, index, seed = run.next_call(self)
         sampling = Sampling(temperature=self.temperature, max_tokens=self.max_tokens)
         request = Request((Message("user", prompt),), sampling, run.state.weights_of(self.role, path), seed)
-        return Prediction(**run.call(self.role, path, index, {"prompt": prompt}, request, _as_it_is))
+        return Prediction(**run.call_lm(self.role, path, index, {"prompt": prompt}, request, _as_it_is))
 
 
 def _as_it_is(text: str) -> dict[str, str]:

@@ -120,7 +120,7 @@ class BetterTogether(Optimizer):
     ) -> OptimizeResult:
         names = parse_strategy(self.strategy, self.optimizers)
         for name in names:
-            self.optimizers[name].require(train, val)
+            self.optimizers[name].require_examples(train, val)
         run = _Run(self, program, state, train, val, session)
         first = run.score(state, session, VANILLA)
         stages: list[StageResult] = []
@@ -131,7 +131,7 @@ class BetterTogether(Optimizer):
         findings = list(diagnose(names, first, stages, {n: self.optimizers[n].tunes for n in names}))
         chosen, evaluation = outcomes[-1]
         if self.select == "best":
-            number = best_index(outcome[1].comparable for outcome in outcomes)
+            number = best_index(outcome[1].comparable_mean for outcome in outcomes)
             chosen, evaluation = outcomes[number or 0]
             findings += [nothing_chosen(names, len(val))] if number is None else []
         skipped = bool(stages) and all(stage.result.status == "skipped" for stage in stages)

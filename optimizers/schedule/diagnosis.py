@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lmpipe import Evaluation
-from lmpipe.extend import CommonFailure, Finding, StageResult, explained, finite_values
+from lmpipe.extend import CommonFailure, Finding, StageResult, dominant_failure, finite_values
 from optimizers.schedule.strategy import VANILLA, format_strategy
 
 LEAST_SOLVED = 0.1  # share of the examples that should have a successful run
@@ -79,9 +79,9 @@ def nothing_chosen(names: Sequence[str], examples: int) -> Finding:
 
 def _failing(path: str, evaluation: Evaluation) -> Iterator[Finding]:
     runs = evaluation.n + evaluation.failures.get("budget", 0)
-    found = explained(evaluation.common_failures, runs)
+    found = dominant_failure(evaluation.common_failures, runs)
     if found is not None:
-        message = f"on validation examples {found.told(runs)}"
+        message = f"on validation examples {found.summary(runs)}"
         yield Finding(kind="failing", stage=path, message=message, advice=found.advice)
 
 
@@ -98,16 +98,16 @@ def _few_traces(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
     if details["solved"] >= LEAST_SOLVED * details["examples"] and not lacking:
         return
     kept, tried, solved, examples = (details[name] for name in ("kept", "tried", "solved", "examples"))
-    message = f"{kept} of {tried} runs succeeded, on {solved} of {examples} examples"
+    message = f"{kept} of {tried} rollouts succeeded, on {solved} of {examples} examples"
     if kept and lacking:
         message += f"; none for {', '.join(lacking)}"
     advice = (
         "more rollouts per example, a higher temperature, vary_demos, structured completions, a prompt stage before "
         "this one, or a teacher"
     )
-    found = explained([CommonFailure.model_validate(failure) for failure in details.get("failures", ())], tried)
+    found = dominant_failure([CommonFailure.model_validate(failure) for failure in details.get("failures", ())], tried)
     if found is not None:
-        message, advice = f"{message}: {found.told(tried)}", found.advice
+        message, advice = f"{message}: {found.summary(tried)}", found.advice
     yield Finding(kind="few traces", stage=path, message=message, advice=advice)
 
 
@@ -116,7 +116,7 @@ def _collapse(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
         return
     several = any(len(counts) > 1 for counts in details["kept_by_label"].values())
     if several and details["answers"] == 1:
-        message = f"all {details['kept']} successful runs give the same answer, so that is what is learned"
+        message = f"all {details['kept']} successful rollouts give the same answer, so that is what is learned"
         advice = "vary_demos, max_rollouts_per_example and balance_by bring the other answers in"
         yield Finding(kind="class collapse", stage=path, message=message, advice=advice)
 

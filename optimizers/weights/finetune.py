@@ -98,7 +98,7 @@ class BootstrapFinetune(WeightSettings):
         details = harvest.details()
         if not harvest.kept:
             reason = (
-                f"none of {harvest.tried} runs on {len(train)} training examples scored {self.metric_threshold} or "
+                f"none of {harvest.tried} rollouts on {len(train)} training examples scored {self.metric_threshold} or "
                 f"more, so there is nothing to train on; {harvest.cause() or _ADVICE}"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)

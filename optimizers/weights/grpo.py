@@ -140,7 +140,7 @@ class GRPO(WeightSettings):
             state=state.digest,
             examples=[example.digest for example in batch],
             seed=session.seed,
-            decoding=session.decoding(),
+            decoding=session.inference_settings(),
             limits=session.ledger.limits,
             number=number,
         )
@@ -157,7 +157,7 @@ class GRPO(WeightSettings):
     ) -> tuple[ProgramState, dict[str, Any]]:
         session = replace(session, seed=derive_seed(session.seed, "step", number))
         jobs = [Job(state, example, sample, self.temperature) for example in batch for sample in range(self.group_size)]
-        made = rollout(program, jobs, session, self.metric, title=f"runs of step {number}")
+        made = rollout(program, jobs, session, self.metric, title=f"rollouts of step {number}")
         failures = FailureCounts()
         failures.add(made)
         traces = [trace for trace in made if trace.failure not in ("engine", "budget")]
@@ -210,9 +210,9 @@ def _untrained(taken: Sequence[Mapping[str, Any]]) -> str:
     """Why no step had anything to train on."""
     counts = FailureCounts()
     for step in taken:
-        counts.join(map(CommonFailure.model_validate, step.get("failures", ())))
+        counts.merge(map(CommonFailure.model_validate, step.get("failures", ())))
     why = cause(counts.most_common(), sum(step.get("tried", 0) for step in taken)) or (
-        "the runs of each example were rewarded alike, or no budget was left; try a larger group_size, a higher "
+        "the rollouts of each example were rewarded alike, or no budget was left; try a larger group_size, a higher "
         "temperature, or a metric with more values"
     )
     return f"in {len(taken)} steps there was nothing to train on: {why}"

@@ -76,8 +76,8 @@ class PreferenceFinetune(WeightSettings):
         details: dict[str, Any] = {**harvest.details(), "pairs": counts}
         if not rows:
             reason = (
-                f"of {len(traces)} runs on {len(train)} training examples {len(kept)} scored {self.metric_threshold} "
-                "or more, and no failing run shares its inputs with one of them; "
+                f"of {len(traces)} rollouts on {len(train)} training examples {len(kept)} scored "
+                f"{self.metric_threshold} or more, and no failing rollout shares its inputs with one of them; "
                 f"{harvest.cause() or 'try more rollouts or a higher temperature'}"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
@@ -92,7 +92,7 @@ class PreferenceFinetune(WeightSettings):
         for maker, own, place in makers:
             samples = range(self.rollouts_per_example)
             jobs = [Job(own, example, sample, self.temperature) for example in train for sample in samples]
-            made, _ = run(maker, jobs, place, self.metric, self.metric_threshold, title="runs to compare")
+            made, _ = run(maker, jobs, place, self.metric, self.metric_threshold, title="rollouts to compare")
             traces += student_steps(made, program, maker)
         return traces
 

@@ -172,8 +172,8 @@ def messages_of_step(
     predictor: Predict, step: Step, state: ProgramState, session: Session, *, include_demos: bool
 ) -> tuple[Message, ...]:
     """What inference would send for the inputs of a call: under the vanilla prompt, or under the current one."""
-    prompt = state.prompts.get(step.path, predictor.vanilla) if include_demos else predictor.vanilla
-    return session.messages(predictor.signature, prompt, step.inputs)
+    prompt = state.prompts.get(step.path, predictor.initial_prompt) if include_demos else predictor.initial_prompt
+    return session.render_messages(predictor.signature, prompt, step.inputs)
 
 
 def ended(step: Step) -> bool:

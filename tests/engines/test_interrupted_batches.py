@@ -14,7 +14,7 @@ from lmpipe import Completion, EngineError, Request, RunStore, Sampling, Session
 from lmpipe.engines.local import LocalLM
 from lmpipe.errors import BudgetSpent
 from lmpipe.lm import Message
-from lmpipe.runtime.deadline import time_limit
+from lmpipe.runtime.deadline import set_deadline
 from tests.engines.letters import BASE, ROWS, trainer
 
 SHARED = "Tell me what comes next in the alphabet, however long it takes to find that out. " * 2
@@ -76,7 +76,7 @@ def test_a_time_limit_ends_a_batch_between_forward_passes(tiny_lm: LocalLM) -> N
 
     handle = tiny_lm.model.model.layers[0].register_forward_pre_hook(slow)
     started = time.perf_counter()
-    with time_limit(0.3), pytest.raises(BudgetSpent, match="max_seconds is spent"):
+    with set_deadline(0.3), pytest.raises(BudgetSpent, match="max_seconds is spent"):
         tiny_lm.complete(endless)
     assert time.perf_counter() - started < 5
     handle.remove()
@@ -86,7 +86,7 @@ def test_a_time_limit_ends_a_batch_between_forward_passes(tiny_lm: LocalLM) -> N
 def test_no_forward_pass_is_made_after_the_time_limit(tiny_lm: LocalLM) -> None:
     passes: list[object] = []
     handle = tiny_lm.model.register_forward_pre_hook(lambda module, args: passes.append(module))
-    with time_limit(0), pytest.raises(BudgetSpent):
+    with set_deadline(0), pytest.raises(BudgetSpent):
         tiny_lm.complete(requests())
     assert not passes
     handle.remove()

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lmpipe.runtime.deadline import seconds_left, time_limit
+from lmpipe.runtime.deadline import seconds_left, set_deadline
 from lmpipe.web.threads import thread_map
 from tests.engines.faulty_answers import always, answering
 from tests.engines.test_server_time import SILENCE, wait_until
@@ -22,7 +22,7 @@ def test_results_are_in_the_order_of_the_items_and_calls_keep_the_time_limit() -
         return item, seconds_left() is not None
 
     for count in (0, 1, 20):
-        with time_limit(60):
+        with set_deadline(60):
             assert thread_map(work, range(count), 4) == [(item, True) for item in range(count)]
 
 

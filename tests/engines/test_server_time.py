@@ -15,7 +15,7 @@ from lmpipe.engines.cached import CachedLM
 from lmpipe.engines.inflight import InFlight
 from lmpipe.engines.server import ServerLM
 from lmpipe.errors import BudgetSpent, ConfigError
-from lmpipe.runtime.deadline import check_time, time_limit
+from lmpipe.runtime.deadline import check_deadline, set_deadline
 from tests.engines.faulty_answers import RawRequest, RawResponse, always, answering, completion, http, once
 from tests.engines.openai_server import NOWHERE, FakeServer, client, request, texts
 from tests.engines.test_server_adapters import adapter_folder
@@ -46,13 +46,13 @@ def test_a_server_that_dribbles_ends_with_the_timeout() -> None:
 def test_a_call_ends_when_the_time_of_the_budget_is_over(answer: RawResponse, dialect: str | None) -> None:
     with answering(always(answer)) as raw, client(raw.url, dialect=dialect) as lm:
         for requests in ([request()], [request(str(n)) for n in range(8)]):
-            with ends_within(5), time_limit(0.3), pytest.raises(BudgetSpent, match="max_seconds is spent"):
+            with ends_within(5), set_deadline(0.3), pytest.raises(BudgetSpent, match="max_seconds is spent"):
                 lm.complete(requests)
         if answer in (DRIBBLE, SILENCE):  # the budget ended, which is not a failure of the server: there is no backoff
             raw.begin(
                 lambda received: http({"data": [{"owned_by": "vllm"}]} if "models" in received.path else completion())
             )
-            with ends_within(5), time_limit(4):
+            with ends_within(5), set_deadline(4):
                 assert texts(lm.complete([request()])) == ["fine"]
 
 
@@ -60,7 +60,7 @@ def test_a_call_that_waits_for_a_free_slot_ends_in_time() -> None:
     with answering(always(SILENCE)) as raw, client(raw.url, dialect="vllm", max_concurrency=1, retries=0) as lm:
         first = in_thread(lambda: lm.complete([request("first")]))
         wait_until(lambda: bool(raw.requests))
-        with ends_within(5), time_limit(0.3), pytest.raises(BudgetSpent):
+        with ends_within(5), set_deadline(0.3), pytest.raises(BudgetSpent):
             lm.complete([request("second")])
         assert len(raw.requests) == 1
         lm.close()
@@ -71,7 +71,7 @@ def test_a_call_that_waits_for_the_end_of_a_backoff_ends_in_time() -> None:
     with (
         client(NOWHERE, dialect="vllm", backoff=60.0) as lm,
         ends_within(5),
-        time_limit(0.5),
+        set_deadline(0.5),
         pytest.raises(BudgetSpent),
     ):
         lm.complete([request()])
@@ -85,7 +85,7 @@ def test_calls_that_wait_for_an_adapter_end_in_time(tmp_path: Path) -> None:
         lm.register_adapter("d1", adapter_folder(tmp_path, "d1"))
         first = in_thread(lambda: lm.complete([request(adapter="d1")]))
         wait_until(lambda: bool(raw.requests))
-        with ends_within(5), time_limit(0.3), pytest.raises(BudgetSpent):
+        with ends_within(5), set_deadline(0.3), pytest.raises(BudgetSpent):
             lm.complete([request(f"{n}", adapter="d1") for n in range(3)])
         assert texts(lm.complete([request()])) == ["fine"]
         lm.close()
@@ -93,9 +93,9 @@ def test_calls_that_wait_for_an_adapter_end_in_time(tmp_path: Path) -> None:
 
 
 def test_a_fast_server_responds_within_a_time_limit(server: FakeServer, lm: ServerLM) -> None:
-    with time_limit(60):
+    with set_deadline(60):
         assert texts(lm.complete([request(str(n)) for n in range(5)])) == [f"m: {n}" for n in range(5)]
-    with time_limit(0), pytest.raises(BudgetSpent):
+    with set_deadline(0), pytest.raises(BudgetSpent):
         lm.complete([request()])
     assert len(server.bodies) == 5
 
@@ -118,7 +118,7 @@ def test_a_call_that_waits_for_an_equal_one_keeps_its_own_limit() -> None:
     with answering(always(SILENCE)) as raw, client(raw.url, dialect="vllm", retries=0) as lm:
         first = in_thread(lambda: lm.complete([request()]))
         wait_until(lambda: bool(raw.requests))
-        with ends_within(5), time_limit(0.3), pytest.raises(BudgetSpent):
+        with ends_within(5), set_deadline(0.3), pytest.raises(BudgetSpent):
             lm.complete([request()])
         lm.close()
         first.join()
@@ -164,7 +164,7 @@ def test_invalid_retry_times_are_ignored(retry_after: str) -> None:
 def test_a_retry_date_is_respected() -> None:
     busy = http({}, "503 Busy", Retry_After="Fri, 31 Dec 9999 23:59:59 GMT")
     with answering(once(busy)) as raw, client(raw.url, dialect="vllm", backoff=0.01) as lm:
-        with time_limit(0.5), pytest.raises(BudgetSpent):
+        with set_deadline(0.5), pytest.raises(BudgetSpent):
             lm.complete([request()])
         assert len(raw.requests) == 1
 
@@ -215,10 +215,10 @@ def in_thread(work: Callable[[], object]) -> threading.Thread:
 
 
 def under_limit(seconds: float, work: Callable[[], object], raised: list[Exception]) -> None:
-    with time_limit(seconds):
+    with set_deadline(seconds):
         try:
             work()
-            check_time()
+            check_deadline()
         except BudgetSpent as error:
             raised.append(error)
 

@@ -134,7 +134,7 @@ def test_bad_input_is_named(tiny_lm: LocalLM, store: RunStore) -> None:
         trainer(tiny_lm).train(ROWS, BASE, Session(lm=tiny_lm))
     state = ProgramState(prompts={}, weights={"lm": WeightState(base="large")})
     with pytest.raises(SessionError, match=r"belong to 'large', but its LM is 'tiny'"):
-        Session(lm=tiny_lm).prepare(state)
+        Session(lm=tiny_lm).register_adapters(state)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from lmpipe import (
 from lmpipe.errors import BudgetSpent, ConfigError, StoreError
 from lmpipe.ledger import MEASURED, Cost, Ledger, ModuleCost
 from lmpipe.lm import Usage
-from lmpipe.runtime.deadline import check_time, held, seconds_left, time_limit
+from lmpipe.runtime.deadline import check_deadline, lock_before_deadline, seconds_left, set_deadline
 from tests.scripted import Colour, colour_script, examples
 
 costs = st.builds(
@@ -215,17 +215,17 @@ def test_what_an_older_version_did_not_count_is_zero() -> None:
 def test_the_time_that_is_left_is_that_of_the_narrowest_limit(outer: float, inner: float) -> None:
     ledger = Ledger(limit=Budget(max_seconds=outer)).child(Budget(max_seconds=inner))
     assert seconds_left() is None
-    with time_limit(ledger.seconds_left):
+    with set_deadline(ledger.seconds_left):
         left = seconds_left()
         assert left is not None
         assert 0 <= left <= min(outer, inner)
         assert left >= min(outer, inner, threading.TIMEOUT_MAX) - 60
-        with time_limit(Ledger().seconds_left):
+        with set_deadline(Ledger().seconds_left):
             assert seconds_left() is None
         if not left:
             with pytest.raises(BudgetSpent):
-                check_time()
+                check_deadline()
         else:
-            with held(threading.Lock()):
+            with lock_before_deadline(threading.Lock()):
                 pass
     assert seconds_left() is None

@@ -83,7 +83,7 @@ def test_a_prompt_stage_starts_from_the_original_prompts_or_from_the_current_one
     program, session = Colour(), Session(lm=scripted())
     better = BetterTogether(exact_match, {"s": Shout()}, "s -> s -> s", prompts_from=prompts_from)
     result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
-    assert result.state.prompts["hint"].instructions == program.hint.vanilla.instructions + "!" * shouts
+    assert result.state.prompts["hint"].instructions == program.hint.initial_prompt.instructions + "!" * shouts
 
 
 def test_a_strategy_shares_the_stages_it_begins_with(store: RunStore) -> None:
@@ -128,8 +128,8 @@ def test_optimizing_leaves_program_and_state_as_they_were(store: RunStore) -> No
     result = scheduler(KeepingTrainer()).optimize(program, state, TRAIN, VAL, session)
     assert result.state != state
     assert state.model_dump_json() == text
-    assert sorted(set(vars(program.answer)) - {"_used"}) == structure
-    assert program.answer.vanilla == state.prompts["answer"]
+    assert sorted(set(vars(program.answer)) - {"_frozen_mark"}) == structure
+    assert program.answer.initial_prompt == state.prompts["answer"]
 
 
 def test_malformed_completions_and_engine_errors_change_the_score_and_the_count_and_nothing_else(

@@ -111,8 +111,8 @@ def test_without_a_successful_run_nothing_is_trained_and_the_reason_is_given(sto
     optimizer = BootstrapFinetune(exact_match, trainer, rollouts_per_example=2)
     result = optimizer.optimize(program, state, examples(6), [], session)
     assert (result.status, result.state, trainer.calls) == ("skipped", state, [])
-    assert "none of 12 runs on 6 training examples scored 1.0 or more" in result.reason
-    assert "12 of 12 runs failed: ParseError: field 'answer': names none of the choices" in result.reason
+    assert "none of 12 rollouts on 6 training examples scored 1.0 or more" in result.reason
+    assert "12 of 12 rollouts failed: ParseError: field 'answer': names none of the choices" in result.reason
     assert "structured completions" in result.reason
     assert "more rollouts" not in result.reason
 
@@ -155,7 +155,7 @@ def test_varied_demos_replace_those_of_the_prompt_after_the_first_round(store: R
                 instructions="Name it.", demos=(Demo(inputs={"number": 77}, outputs={"answer": "red"}),)
             )
         },
-        weights=Session(lm=scripted()).base_weights(),
+        weights=Session(lm=scripted()).untuned_weights(),
     )
     lm = ScriptedLM(lambda request: "answer: none")
     session = Session(lm=lm, store=store)
@@ -264,4 +264,4 @@ def test_a_teaching_lm_runs_without_the_adapters_of_the_student_and_leaves_it_no
     assert {request.weights for request in expert.requests} == {WeightState(base="expert")}
     assert [start for _, start in trainer.calls] == [WeightState(base="scripted")] * 2
     assert {weights.base for weights in result.state.weights.values()} == {"scripted"}
-    session.prepare(result.state)
+    session.register_adapters(result.state)

@@ -85,7 +85,7 @@ def test_a_teacher_gives_the_preferred_side_where_the_program_never_succeeds(sto
     state = initial_state(program, session)
     alone = PreferenceFinetune(exact_match, trainer).optimize(program, state, examples(4), [], session)
     assert (alone.status, trainer.calls) == ("skipped", [])
-    assert "of 16 runs on 4 training examples 0 scored 1.0 or more" in alone.reason
+    assert "of 16 rollouts on 4 training examples 0 scored 1.0 or more" in alone.reason
     assert alone.details["pairs"]["self"]["other_inputs"] == 16
     taught = PreferenceFinetune(exact_match, trainer, teacher=Teacher(lm=ScriptedLM(right, name="expert")))
     result = taught.optimize(program, state, examples(4), [], session)

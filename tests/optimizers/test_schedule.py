@@ -134,11 +134,11 @@ def test_too_few_successful_runs_are_named_by_class_and_module(store: RunStore) 
     result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
     found = findings(result, "few traces")
     assert found[-1].stage == "p -> w"
-    assert "8 of 24 runs succeeded, on 8 of 24 examples" in found[-1].message
+    assert "8 of 24 rollouts succeeded, on 8 of 24 examples" in found[-1].message
     assert "none for" in found[-1].message
     assert "answer = blue" in found[-1].message
     alone = all_strategies(Session(lm=scripted(), store=store), ["w"])["w"]
-    assert findings(alone, "few traces")[0].message.startswith("0 of 24 runs succeeded, on 0 of 24 examples: ")
+    assert findings(alone, "few traces")[0].message.startswith("0 of 24 rollouts succeeded, on 0 of 24 examples: ")
 
 
 def test_a_failure_that_all_runs_share_is_named_with_figures_and_its_own_advice(store: RunStore) -> None:
@@ -151,10 +151,10 @@ def test_a_failure_that_all_runs_share_is_named_with_figures_and_its_own_advice(
     program, session = Colour(), Session(lm=ScriptedLM(too_long), store=store)
     better = BetterTogether(exact_match, {"w": BootstrapFinetune(exact_match, KeepingTrainer())}, "w")
     result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
-    told = "24 of 24 runs failed: EngineError: … prompt tokens do not fit the context of 2048 tokens of scripted"
+    told = "24 of 24 rollouts failed: EngineError: … prompt tokens do not fit the context of 2048 tokens of scripted"
     assert told in result.reason
     few, failing = findings(result, "few traces")[0], findings(result, "failing")
-    assert few.message == f"0 of 24 runs succeeded, on 0 of 24 examples: {told}"
+    assert few.message == f"0 of 24 rollouts succeeded, on 0 of 24 examples: {told}"
     assert "rollouts" not in few.advice
     assert [(finding.stage, finding.message) for finding in failing] == [("vanilla", f"on validation examples {told}")]
 
@@ -170,7 +170,7 @@ def test_what_a_stage_broke_is_said_of_its_scoring_runs(store: RunStore) -> None
     result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
     failing = findings(result, "failing")
     assert [finding.stage for finding in failing] == ["a"]
-    assert "24 of 24 runs failed: ParseError: field 'answer'" in failing[0].message
+    assert "24 of 24 rollouts failed: ParseError: field 'answer'" in failing[0].message
     assert "structured completions" in failing[0].advice
 
 
@@ -178,7 +178,7 @@ def test_one_answer_for_all_is_called_a_collapse(store: RunStore) -> None:
     program, session = Colour(), Session(lm=ScriptedLM(lambda request: "answer: red\nhint: red"), store=store)
     better = BetterTogether(exact_match, {"w": BootstrapFinetune(exact_match, KeepingTrainer())}, "w")
     result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
-    assert "all 8 successful runs give the same answer" in findings(result, "class collapse")[0].message
+    assert "all 8 successful rollouts give the same answer" in findings(result, "class collapse")[0].message
 
 
 @final

@@ -50,20 +50,20 @@ def test_mean_error_and_failures_are_counted_over_examples() -> None:
     assert "field 'answer': has no number" in (result.first_error or "")
 
 
-def test_an_evaluation_in_the_store_is_not_made_again_but_its_cost_is_counted(store: RunStore) -> None:
+def test_a_recorded_evaluation_is_not_repeated_but_its_cost_is_counted(store: RunStore) -> None:
     lm = ScriptedLM(modulo_three)
     first = Session(lm=lm, store=store)
     state = initial_state(PROGRAM, first)
     other = state.with_prompt("self", PromptState(instructions="Guess."))
-    made = evaluate(PROGRAM, state, EXAMPLES, exact_match, first)
-    again = Session(lm=lm, store=store)
-    both = evaluate_many(PROGRAM, [state, other], EXAMPLES, exact_match, again)
-    assert both[0] == made
+    evaluation = evaluate(PROGRAM, state, EXAMPLES, exact_match, first)
+    second = Session(lm=lm, store=store)
+    recalled, _ = evaluate_many(PROGRAM, [state, other], EXAMPLES, exact_match, second)
+    assert recalled == evaluation
     assert len(lm.requests) == 24
-    assert again.ledger.total.lm_calls == 24
+    assert second.ledger.total.lm_calls == 24
 
 
-def test_changed_data_or_program_is_evaluated_anew(store: RunStore) -> None:
+def test_changed_examples_or_a_changed_program_are_evaluated_again(store: RunStore) -> None:
     class Offset(Module):
         def __init__(self, by: int) -> None:
             self.by = by
@@ -83,7 +83,7 @@ def test_changed_data_or_program_is_evaluated_anew(store: RunStore) -> None:
     assert [mean(right, 0), mean(wrong, 0), mean(right, 1), mean(right, 0)] == [1, 0, 0, 1]
 
 
-def test_an_evaluation_that_an_engine_spoiled_is_not_remembered(store: RunStore) -> None:
+def test_an_evaluation_with_engine_errors_is_not_recorded(store: RunStore) -> None:
     replies = ["timeout", "answer: 1"]
 
     def flaky(request: Request) -> str:
@@ -98,19 +98,19 @@ def test_an_evaluation_that_an_engine_spoiled_is_not_remembered(store: RunStore)
     assert means == [0, 1, 1]
 
 
-def test_doubled_ids_are_named() -> None:
+def test_repeated_ids_are_refused() -> None:
     session = Session(lm=ScriptedLM(modulo_three))
     with pytest.raises(ConfigError, match="1 example ids are not unique"):
         evaluate(PROGRAM, initial_state(PROGRAM, session), [EXAMPLES[0], EXAMPLES[0]], exact_match, session)
 
 
-def test_no_examples_give_no_number() -> None:
+def test_the_mean_of_no_examples_is_nan() -> None:
     session = Session(lm=ScriptedLM(modulo_three))
     assert math.isnan(evaluate(PROGRAM, initial_state(PROGRAM, session), [], exact_match, session).mean)
 
 
 @pytest.mark.parametrize(
-    ("found", "gold", "match", "f1"),
+    ("answer", "gold", "match", "f1"),
     [
         ("The  Eiffel-Tower!", "eiffeltower", 1, 1),
         ("Paris, France", "Paris", 0, 2 / 3),
@@ -118,10 +118,10 @@ def test_no_examples_give_no_number() -> None:
         (4, "4", 1, 1),
     ],
 )
-def test_answers_are_compared_after_normalisation(found: object, gold: str, match: float, f1: float) -> None:
+def test_answers_are_compared_after_normalisation(answer: object, gold: str, match: float, f1: float) -> None:
     example = Example({}, {"answer": gold})
-    assert exact_match(example, Prediction(answer=found)) == match
-    assert answer_f1(example, Prediction(answer=found)) == pytest.approx(f1)
+    assert exact_match(example, Prediction(answer=answer)) == match
+    assert answer_f1(example, Prediction(answer=answer)) == pytest.approx(f1)
 
 
 @given(st.text())
@@ -135,7 +135,7 @@ def with_reason(example: Example, prediction: Prediction) -> tuple[float, str]:
     return float(right), "" if right else f"it is {example.labels['answer']}"
 
 
-def test_a_metric_may_say_why() -> None:
+def test_a_metric_may_return_feedback() -> None:
     program, session = Predict("number: int -> answer"), Session(lm=ScriptedLM(lambda request: "answer: red"))
     state = initial_state(program, session)
     first, second = rollout(program, [Job(state, example) for example in coloured(2)], session, with_reason)
@@ -152,14 +152,14 @@ def test_a_measure_that_fails_costs_its_value_and_nothing_else(caplog: pytest.Lo
         "not a number": lambda trace: math.nan if trace.example.inputs["n"] else 2,
         "none": lambda trace: None,
     }
-    found = evaluate(PROGRAM, state, few, exact_match, session, measures=measures).measures
+    values = evaluate(PROGRAM, state, few, exact_match, session, measures=measures).measures
     ids = [example.id for example in few]
-    assert found == {
+    assert values == {
         "raises": {ids[1]: 1, ids[2]: 1 / 2, ids[3]: 1 / 3},
         "text": {},
         "not a number": {ids[0]: 2.0},
         "none": {},
     }
-    assert f"the measure raises failed on 1 of 4 runs: on example {ids[0]} it raised ZeroDivisionError" in caplog.text
-    assert f"the measure text failed on 4 of 4 runs: on example {min(ids)} it raised ValueError" in caplog.text
+    assert f"measure raises failed on 1 of 4 rollouts: on example {ids[0]} it raised ZeroDivisionError" in caplog.text
+    assert f"measure text failed on 4 of 4 rollouts: on example {min(ids)} it raised ValueError" in caplog.text
     assert "the measure none" not in caplog.text

@@ -1,4 +1,4 @@
-"""What many runs failed of is counted by kind."""
+"""Failures of many rollouts are counted by kind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmpipe import EngineError, Example, Predict, Request, ScriptedLM, Session, evaluate, exact_match, initial_state
-from lmpipe.program.failures import CommonFailure, FailureCounts, explained
+from lmpipe.program.failures import CommonFailure, FailureCounts, dominant_failure
 from lmpipe.runtime.trace import Failure, Trace
 
 
@@ -23,7 +23,7 @@ def counted(*messages: str) -> list[tuple[str, int]]:
     return [(failure.message, failure.count) for failure in counts.most_common()]
 
 
-def test_messages_that_differ_in_numbers_and_quotations_alone_are_one_kind() -> None:
+def test_messages_that_differ_only_in_numbers_and_quotations_are_one_kind() -> None:
     assert counted("KeyError: 'a'", "KeyError: 'b'", "ZeroDivisionError", 'KeyError: "it\'s"') == [
         ("KeyError: …", 3),
         ("ZeroDivisionError", 1),
@@ -36,25 +36,25 @@ def test_messages_that_differ_in_numbers_and_quotations_alone_are_one_kind() -> 
 
 
 @given(st.lists(st.text(st.characters(categories=["L", "N", "P", "Z"]), max_size=40), max_size=12))
-def test_every_failure_is_counted_and_counts_of_parts_can_be_joined(messages: list[str]) -> None:
+def test_every_failure_is_counted_and_counts_can_be_merged(messages: list[str]) -> None:
     whole, parts = FailureCounts(), FailureCounts()
     whole.add(map(failed, messages))
     for message in messages:
         part = FailureCounts()
         part.add([failed(message)])
-        parts.join(part.most_common())
+        parts.merge(part.most_common())
     assert parts.most_common() == whole.most_common()
     assert sum(failure.count for failure in whole.most_common()) <= len(messages)
 
 
-@pytest.mark.parametrize(("count", "runs", "enough"), [(9, 10, True), (8, 10, False), (10, 10, True)])
-def test_a_failure_explains_what_came_of_runs_if_nearly_all_had_it(count: int, runs: int, enough: bool) -> None:
+@pytest.mark.parametrize(("count", "total", "dominant"), [(9, 10, True), (8, 10, False), (10, 10, True)])
+def test_a_failure_is_dominant_if_it_ended_nearly_all_rollouts(count: int, total: int, dominant: bool) -> None:
     failure = CommonFailure(kind="parse", message="m", count=count)
-    assert (explained([failure], runs) is not None) == enough
-    assert explained([], 0) is None
+    assert (dominant_failure([failure], total) is not None) == dominant
+    assert dominant_failure([], 0) is None
 
 
-def test_an_evaluation_says_what_its_runs_failed_of() -> None:
+def test_an_evaluation_lists_its_most_common_failures() -> None:
     def reply(request: Request) -> str:
         number = int(re.sub(r"\D", "", request.messages[-1].content))
         if number < 3:
@@ -63,9 +63,9 @@ def test_an_evaluation_says_what_its_runs_failed_of() -> None:
 
     program, session = Predict("number: int -> answer: bool"), Session(lm=ScriptedLM(reply))
     examples = [Example({"number": number}, {"answer": True}) for number in range(8)]
-    found = evaluate(program, initial_state(program, session), examples, exact_match, session)
-    parse, engine = found.common_failures
+    evaluation = evaluate(program, initial_state(program, session), examples, exact_match, session)
+    parse, engine = evaluation.common_failures
     assert (parse.kind, parse.count) == ("parse", 4)
     assert "no answer" not in parse.message
     assert (engine.kind, engine.message, engine.count) == ("engine", "EngineError: request … timed out after 60 s", 3)
-    assert engine.told(8) == "3 of 8 runs failed: EngineError: request … timed out after 60 s"
+    assert engine.summary(8) == "3 of 8 rollouts failed: EngineError: request … timed out after 60 s"

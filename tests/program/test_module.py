@@ -76,7 +76,7 @@ def test_a_module_is_frozen_from_its_first_run() -> None:
         program.hops = [Predict("a -> b")]
 
 
-def test_a_module_made_on_the_fly_is_refused() -> None:
+def test_a_module_made_in_forward_is_refused() -> None:
     class Careless(Module):
         def forward(self, question: str) -> Prediction:
             return Predict("question -> answer")(question=question)
@@ -90,7 +90,7 @@ def test_wrong_inputs_are_named() -> None:
         Predict("question -> answer")(questoin="Why?")
 
 
-def test_reasoning_may_be_left_out_by_the_lm() -> None:
+def test_the_lm_may_leave_out_the_reasoning() -> None:
     with Session(lm=ScriptedLM(lambda request: "answer: 4")):
         assert ChainOfThought("question -> answer")(question="2 + 2?") == {"reasoning": "", "answer": "4"}
 
@@ -122,7 +122,7 @@ def test_a_prediction_is_a_read_only_mapping() -> None:
 
 
 class Recorder(Module):
-    """A program with state of its own beside its modules."""
+    """A program with data of its own besides its modules."""
 
     def __init__(self) -> None:
         self.parts = {"ask": [Predict("question -> answer")]}
@@ -136,38 +136,38 @@ def copies(program: Module) -> list[Module]:
     return [copy.copy(program), copy.deepcopy(program), pickle.loads(pickle.dumps(program))]
 
 
-def test_programs_can_be_copied_used_or_unused() -> None:
+def test_programs_can_be_copied_before_and_after_they_run() -> None:
     program, session = Recorder(), Session(lm=ScriptedLM(lambda request: "answer: 4"))
-    for made in copies(program):
+    for copied in copies(program):
         with session:
-            assert made(question="2 + 2?").answer == "four"
+            assert copied(question="2 + 2?").answer == "four"
     with session:
         program(question="2 + 2?")
-    for made in copies(program):
-        made.names = {"4": "vier"}  # type: ignore[attr-defined]
+    for copied in copies(program):
+        copied.names = {"4": "vier"}  # type: ignore[attr-defined]
         with session:
-            assert made(question="2 + 2?").answer == "vier"
+            assert copied(question="2 + 2?").answer == "vier"
             assert program(question="2 + 2?").answer == "four"
         with pytest.raises(ModuleError, match="has run already"):
-            made.names = {}  # type: ignore[attr-defined]
+            copied.names = {}  # type: ignore[attr-defined]
     with pytest.raises(ModuleError, match="has run already"):
         program.names = {}
 
 
-def test_what_a_run_leaves_can_be_copied_and_pickled() -> None:
+def test_traces_and_predictions_can_be_copied_and_pickled() -> None:
     program, session = Recorder(), Session(lm=ScriptedLM(lambda request: "answer: 4"))
     [trace] = rollout(program, [Job(initial_state(program, session), Example({"question": "2 + 2?"}))], session)
-    for made in (copy.deepcopy(trace), pickle.loads(pickle.dumps(trace))):
-        assert made == trace
-        assert made.prediction.answer == "four"
+    for copied in (copy.deepcopy(trace), pickle.loads(pickle.dumps(trace))):
+        assert copied == trace
+        assert copied.prediction.answer == "four"
     prediction = Prediction(answer="4", _values=3)
-    for made in (copy.copy(prediction), copy.deepcopy(prediction), pickle.loads(pickle.dumps(prediction))):
-        assert made == prediction
-        assert isinstance(made, Prediction)
+    for same in (copy.copy(prediction), copy.deepcopy(prediction), pickle.loads(pickle.dumps(prediction))):
+        assert same == prediction
+        assert isinstance(same, Prediction)
 
 
 class Forward(Module):
-    """Runs forward as it is told to."""
+    """A program whose `forward` returns the wrong type, or calls a module from another thread."""
 
     def __init__(self, how: str) -> None:
         self.how, self.ask = how, Predict("question -> answer")
@@ -181,19 +181,19 @@ class Forward(Module):
             with ThreadPoolExecutor(1) as pool:
                 return next(pool.map(lambda text: self.ask(question=text), [question]))
         if self.how == "thread":
-            found: list[Prediction] = []
-            thread = Thread(target=self.ask_quietly, args=(question, found))
+            predictions: list[Prediction] = []
+            thread = Thread(target=self.ask_quietly, args=(question, predictions))
             thread.start()
             thread.join()
-            return found[0] if question == "2 + 2?" else Prediction(answer="never asked")
+            return predictions[0] if question == "2 + 2?" else Prediction(answer="never asked")
         if self.how == "pool with the context":
             with ThreadPoolExecutor(1) as pool:
                 return pool.submit(copy_context().run, lambda: self.ask(question=question)).result()
         return None
 
-    def ask_quietly(self, question: str, found: list[Prediction]) -> None:
+    def ask_quietly(self, question: str, predictions: list[Prediction]) -> None:
         with suppress(ModuleError):
-            found.append(self.ask(question=question))
+            predictions.append(self.ask(question=question))
 
 
 class Async(Module):
@@ -219,7 +219,7 @@ class Cyclic(Module):
 
 
 CANNOT_RUN = {
-    "str": (lambda: Forward("str"), ModuleError, "returned str, not a Prediction; return what a module gave"),
+    "str": (lambda: Forward("str"), ModuleError, "returned str, not a Prediction; return what a module returned"),
     "dict": (lambda: Forward("dict"), ModuleError, "returned dict, not a Prediction"),
     "nothing": (lambda: Forward("nothing"), ModuleError, "returned NoneType, not a Prediction"),
     "async": (Async, ModuleError, "Async.forward.. is async; write `def forward`"),
@@ -232,14 +232,14 @@ CANNOT_RUN = {
 
 
 @pytest.mark.parametrize("how", CANNOT_RUN)
-def test_a_program_that_cannot_run_says_at_once_what_to_write(how: str) -> None:
-    made, error, message = CANNOT_RUN[how]
-    program, session = made(), Session(lm=ScriptedLM(lambda request: "answer: 4"))
+def test_a_program_that_cannot_run_raises_an_error_that_says_what_to_write(how: str) -> None:
+    make, error, message = CANNOT_RUN[how]
+    program, session = make(), Session(lm=ScriptedLM(lambda request: "answer: 4"))
     with session, pytest.raises(error, match=message):
         program(question="2 + 2?")
-    jobs = [Job(ProgramState(prompts={}, weights=session.base_weights()), Example({"question": "2 + 2?"}))]
+    jobs = [Job(ProgramState(prompts={}, weights=session.untuned_weights()), Example({"question": "2 + 2?"}))]
     with pytest.raises(error, match=message):
-        rollout(made(), jobs, session)
+        rollout(make(), jobs, session)
 
 
 def test_metrics_and_threads_with_a_session_may_call_modules() -> None:
@@ -285,14 +285,14 @@ def test_forward_may_be_decorated_and_have_defaults() -> None:
 
 
 @pytest.mark.parametrize("inputs", [{"q": "a"}, {}, {"question": "a", "more": 1}, {1: "a"}])
-def test_inputs_that_forward_does_not_take_are_named_before_any_call(inputs: Any) -> None:
+def test_inputs_that_forward_does_not_accept_are_named_before_any_call(inputs: Any) -> None:
     program, session = Nested(), Session(lm=echo())
     jobs = [Job(initial_state(program, session), Example(inputs))]
     with pytest.raises(ConfigError, match=r"examples have the inputs .*, and Nested.forward\(\) takes question"):
         rollout(program, jobs, session)
 
 
-def test_what_a_program_changes_of_its_inputs_does_not_reach_the_example() -> None:
+def test_changes_that_a_program_makes_to_its_inputs_do_not_reach_the_example() -> None:
     class Changes(Nested):
         def forward(self, question: Any) -> Prediction:
             question[0].append("changed")
@@ -306,7 +306,7 @@ def test_what_a_program_changes_of_its_inputs_does_not_reach_the_example() -> No
     assert example.inputs == {"question": (["a"],)}
 
 
-def test_a_list_that_two_modules_hold_is_no_cycle() -> None:
+def test_a_list_that_two_attributes_hold_is_not_a_cycle() -> None:
     program = Nested()
     program.other = program.hops  # type: ignore[attr-defined]
     assert list(predictors(program)) == ["hops.0.predict", "hops.1.deep", "answer"]
@@ -318,8 +318,8 @@ DEMO = Demo(inputs={"question": "2 + 2?"}, outputs={"answer": "4"})
 def test_a_state_of_another_program_is_refused_with_the_paths_that_differ() -> None:
     lm = echo()
     session, state = Session(lm=lm), PromptState(instructions="Be brief.", demos=(DEMO,))
-    renamed = ProgramState(prompts={"respond": state}, weights=session.base_weights())
-    message = r"for 'respond', and Nested has .*'answer'; .*, write state.with_renamed_modules\(.'respond': "
+    renamed = ProgramState(prompts={"respond": state}, weights=session.untuned_weights())
+    message = r"for 'respond', and Nested has .*'answer'; if a module was renamed, write state.renamed\(.'respond': "
     with Session(lm=lm, state=renamed), pytest.raises(ConfigError, match=message):
         Nested()(question="Why?")
     with pytest.raises(ConfigError, match=message):
@@ -343,10 +343,10 @@ def test_a_state_of_another_program_is_refused_with_the_paths_that_differ() -> N
         (Demo(inputs={"question": "2 + 2?"}, outputs={}), "a demonstration of 'answer' lacks the outputs answer"),
     ],
 )
-def test_so_is_one_whose_demonstrations_have_other_fields(demo: Demo, message: str) -> None:
+def test_a_state_whose_demonstrations_have_other_fields_is_refused(demo: Demo, message: str) -> None:
     lm = echo()
     state = ProgramState(
-        prompts={"answer": PromptState(instructions="", demos=(demo,))}, weights=Session(lm=lm).base_weights()
+        prompts={"answer": PromptState(instructions="", demos=(demo,))}, weights=Session(lm=lm).untuned_weights()
     )
     with (
         Session(lm=lm, state=state),

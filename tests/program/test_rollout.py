@@ -37,7 +37,7 @@ from lmpipe.lm import Usage
 
 
 class TwoHops(Module):
-    """Asks once or twice, as the question says, then answers."""
+    """Asks for a query once, or twice if the question ends with an exclamation mark, and then answers."""
 
     def __init__(self) -> None:
         self.query = Predict("question -> query")
@@ -61,7 +61,7 @@ def examples(count: int) -> list[Example]:
     return [Example({"question": f"{number}" + "!" * (number % 3 == 0)}, {"answer": "x"}) for number in range(count)]
 
 
-def run(lm: LM, count: int = 20, **settings: int) -> list[Trace]:
+def roll_out(lm: LM, count: int = 20, **settings: int) -> list[Trace]:
     program, session = TwoHops(), Session(lm=lm, **settings)  # type: ignore[arg-type]
     state = initial_state(program, session)
     return rollout(program, [Job(state, example) for example in examples(count)], session, exact_match)
@@ -73,26 +73,26 @@ def texts(traces: Sequence[Trace]) -> list[list[str | None]]:
 
 def test_waiting_calls_go_out_as_one_batch_in_the_order_of_the_jobs() -> None:
     lm = ScriptedLM(script)
-    run(lm)
+    roll_out(lm)
     assert lm.batch_sizes == [20, 20, 7]
     assert [request.messages[-1].content for request in lm.requests[:20]] == [
         f"question: {example.inputs['question']}" for example in examples(20)
     ]
 
 
-def test_steps_carry_the_path_and_the_number_of_the_call() -> None:
-    first = run(ScriptedLM(script))[0]
+def test_steps_hold_the_path_and_the_number_of_the_call() -> None:
+    first = roll_out(ScriptedLM(script))[0]
     assert [(step.path, step.index) for step in first.steps] == [("query", 0), ("query", 1), ("answer", 0)]
 
 
 @pytest.mark.parametrize("max_concurrency", [1, 3, 64])
 def test_results_do_not_depend_on_the_number_of_threads(max_concurrency: int) -> None:
-    assert texts(run(ScriptedLM(script), max_concurrency=max_concurrency)) == texts(run(ScriptedLM(script)))
+    assert texts(roll_out(ScriptedLM(script), max_concurrency=max_concurrency)) == texts(roll_out(ScriptedLM(script)))
 
 
 def test_the_seed_decides_every_draw() -> None:
-    assert texts(run(ScriptedLM(script), seed=1)) == texts(run(ScriptedLM(script), seed=1))
-    assert texts(run(ScriptedLM(script), seed=1)) != texts(run(ScriptedLM(script), seed=2))
+    assert texts(roll_out(ScriptedLM(script), seed=1)) == texts(roll_out(ScriptedLM(script), seed=1))
+    assert texts(roll_out(ScriptedLM(script), seed=1)) != texts(roll_out(ScriptedLM(script), seed=2))
 
 
 def test_samples_of_one_example_draw_from_different_seeds() -> None:
@@ -120,7 +120,7 @@ def test_many_states_run_in_one_wavefront_without_mixing() -> None:
     )
 
 
-def test_a_bad_completion_a_failed_request_and_broken_code_cost_their_example_alone(
+def test_a_bad_completion_a_failed_request_and_a_bug_cost_only_their_example(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Fragile(Module):
@@ -176,11 +176,11 @@ class DeadLM(LM):
 
 def test_a_dead_engine_ends_the_run_with_its_error() -> None:
     with pytest.raises(EngineError, match="connection refused"):
-        run(DeadLM())
+        roll_out(DeadLM())
 
 
 class ShortLM(LM):
-    """An engine that loses an answer."""
+    """An engine that returns one answer too few."""
 
     @property
     def name(self) -> str:
@@ -193,9 +193,9 @@ class ShortLM(LM):
         return
 
 
-def test_an_engine_that_loses_an_answer_is_named() -> None:
-    with pytest.raises(EngineError, match="returned 19 answers for 20 requests"):
-        run(ShortLM())
+def test_an_engine_that_returns_too_few_answers_is_named() -> None:
+    with pytest.raises(EngineError, match="gave 19 answers to 20 requests"):
+        roll_out(ShortLM())
 
 
 def test_a_job_that_spends_its_time_elsewhere_does_not_hold_up_the_others() -> None:
@@ -220,7 +220,7 @@ def test_a_job_that_spends_its_time_elsewhere_does_not_hold_up_the_others() -> N
 
 
 class Queue(LM):
-    """An engine that schedules requests by itself; it answers the first question only after a second one."""
+    """An engine that schedules requests by itself; it answers the question "2" only after another job's second call."""
 
     batched = False
 
@@ -247,14 +247,14 @@ class Queue(LM):
         return
 
 
-def test_an_engine_that_batches_by_itself_is_asked_at_once() -> None:
-    assert texts(run(Queue())) == texts(run(ScriptedLM(script, name="queue")))
+def test_an_engine_that_batches_by_itself_is_called_at_once() -> None:
+    assert texts(roll_out(Queue())) == texts(roll_out(ScriptedLM(script, name="queue")))
 
 
 @pytest.mark.parametrize("error", [EngineError("connection refused"), ValueError("a bug of the engine")])
-def test_what_such_an_engine_raises_ends_the_run(error: Exception) -> None:
+def test_an_exception_of_such_an_engine_ends_the_run(error: Exception) -> None:
     with pytest.raises(EngineError, match=str(error)):
-        run(Queue(error))
+        roll_out(Queue(error))
 
 
 def test_a_predictor_can_override_the_sampling_of_the_session() -> None:
@@ -289,7 +289,7 @@ def test_a_step_keeps_its_inputs_as_they_were_when_it_was_made() -> None:
 
 
 class Quits(Module):
-    """Does what no program should."""
+    """Exits, misspells an input, or calls modules from other threads."""
 
     def __init__(self, how: str) -> None:
         self.how = how
@@ -319,9 +319,9 @@ class Quits(Module):
         ("threads", ModuleError, "a thread that forward"),
     ],
 )
-def test_what_is_wrong_with_the_program_ends_the_run(how: str, error: type[BaseException], message: str) -> None:
+def test_a_fault_of_the_program_ends_the_run(how: str, error: type[BaseException], message: str) -> None:
     def unhurried(request: Request) -> str:
-        time.sleep(0.2)  # the second of two calls at once comes while the first is being answered
+        time.sleep(0.2)  # so that the second of two simultaneous calls comes while the first is being answered
         return "answer: x"
 
     program, session = Quits(how), Session(lm=ScriptedLM(unhurried))
@@ -330,13 +330,13 @@ def test_what_is_wrong_with_the_program_ends_the_run(how: str, error: type[BaseE
         rollout(program, jobs, session)
 
 
-def test_a_metric_may_ask_an_lm_itself() -> None:
+def test_a_metric_may_call_an_lm() -> None:
     judge = Predict("answer -> verdict: bool")
 
-    def judged(example: Example, prediction: Prediction) -> float:
+    def metric(example: Example, prediction: Prediction) -> float:
         return float(judge(answer=prediction.answer).verdict)
 
     program, session = Predict("question -> answer"), Session(lm=ScriptedLM(lambda _: "answer: x"))
     jobs = [Job(initial_state(program, session), Example({"question": str(n)})) for n in range(5)]
     with Session(lm=ScriptedLM(lambda _: "verdict: true")):
-        assert [trace.score for trace in rollout(program, jobs, session, judged)] == [1] * 5
+        assert [trace.score for trace in rollout(program, jobs, session, metric)] == [1] * 5

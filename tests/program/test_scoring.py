@@ -1,4 +1,4 @@
-"""A metric is a number in [0, 1]: what else it does is a failure of its own kind, or ends the run."""
+"""A metric must return a number in [0, 1]; anything else is a failure of the kind "metric", or ends the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from lmpipe import Example, Module, Predict, Prediction, ScriptedLM, Session, evaluate, exact_match, initial_state
 from lmpipe.errors import EngineError, MetricError
-from lmpipe.metrics import Metric, judge
+from lmpipe.metrics import Metric, score_prediction
 from lmpipe.program.evaluate import Evaluation
 
 
@@ -59,12 +59,12 @@ WRONG: dict[str, tuple[Any, str]] = {
     "nothing": (forgot_return, "forgot_return: it returned None; it must return a number"),
     "a coroutine": (coroutine, "coroutine: it is async.*write `def`"),
     "an exception": (raises, r"raises: it raised KeyError: 'gold' \(test_scoring.py, line \d+\)"),
-    "one of a library": (raises_in_a_library, r"JSONDecodeError: .*\(test_scoring.py, line \d+\)"),
+    "an exception of a library": (raises_in_a_library, r"JSONDecodeError: .*\(test_scoring.py, line \d+\)"),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_metric_that_is_wrong_for_every_example_ends_the_run_at_the_tenth(wrong: str) -> None:
+def test_a_metric_that_always_fails_ends_the_run_after_ten_predictions(wrong: str) -> None:
     metric, message = WRONG[wrong]
     with pytest.raises(MetricError, match=message):
         scored(metric, count=1000)
@@ -72,7 +72,7 @@ def test_a_metric_that_is_wrong_for_every_example_ends_the_run_at_the_tenth(wron
         scored(metric, count=1)
 
 
-def test_no_more_calls_are_spent_on_it() -> None:
+def test_a_metric_that_always_fails_costs_few_calls() -> None:
     lm = ScriptedLM(lambda request: "answer: ok")
     program, session = Ask(), Session(lm=lm, max_concurrency=4)
     examples = [Example({"question": f"q{number}"}) for number in range(500)]
@@ -82,7 +82,7 @@ def test_no_more_calls_are_spent_on_it() -> None:
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_one_that_is_wrong_for_few_costs_those_examples(wrong: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_metric_that_fails_on_few_examples_costs_only_these(wrong: str, caplog: pytest.LogCaptureFixture) -> None:
     broken, _ = WRONG[wrong]
 
     def metric(example: Example, prediction: Prediction) -> Any:
@@ -92,16 +92,16 @@ def test_one_that_is_wrong_for_few_costs_those_examples(wrong: str, caplog: pyte
         evaluation, _ = scored(metric)
     assert evaluation.failures == {"metric": 7}
     assert evaluation.mean == 13 / 20
-    assert "the metric failed in 7 of 20 runs: metric metric: it " in caplog.text
+    assert "the metric failed in 7 of 20 rollouts: metric metric: it " in caplog.text
     assert "example 0" in str(evaluation.first_error)
 
 
-def test_one_that_is_wrong_for_most_ends_the_run() -> None:
+def test_a_metric_that_fails_on_most_examples_ends_the_run() -> None:
     with pytest.raises(MetricError, match="failed on"):
         scored(lambda e, p: math.nan if int(e.id) % 3 else 1.0)
 
 
-def test_an_lm_that_the_metric_asks_may_fail_as_any_other() -> None:
+def test_an_engine_error_in_a_metric_counts_as_an_engine_failure() -> None:
     def metric(example: Example, prediction: Prediction) -> float:
         raise EngineError("the judge is gone")
 
@@ -110,16 +110,16 @@ def test_an_lm_that_the_metric_asks_may_fail_as_any_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "score"),
+    ("value", "score"),
     [(True, 1.0), (0, 0.0), (Fraction(1, 2), 0.5), (Decimal("0.25"), 0.25), (1 + 1e-9, 1.0), (-1e-9, 0.0)],
 )
-def test_any_kind_of_number_is_a_score(given: Any, score: float) -> None:
+def test_any_kind_of_number_is_a_score(value: Any, score: float) -> None:
     example, prediction = Example({}), Prediction(answer="x")
-    assert judge(lambda e, p: given, example, prediction) == (score, "")
-    assert judge(lambda e, p: (given, "why"), example, prediction) == (score, "why")
+    assert score_prediction(lambda e, p: value, example, prediction) == (score, "")
+    assert score_prediction(lambda e, p: (value, "why"), example, prediction) == (score, "why")
 
 
-def test_a_metric_that_the_program_asks_itself_is_part_of_the_program() -> None:
+def test_a_metric_that_the_program_calls_is_part_of_the_program() -> None:
     class Checks(Ask):
         def forward(self, question: str) -> Prediction:
             exact_match(Example({}), self.ask(question=question))

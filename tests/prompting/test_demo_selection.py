@@ -27,7 +27,7 @@ def pool(*numbers: int, k: int = 2, embedder: str = "number line") -> PromptStat
 def shown(prompt: PromptState, number: int) -> list[str]:
     """The questions of the demos and the one asked, in the order of the prompt."""
     session = Session(lm=ScriptedLM(lambda request: "answer: yes"), embedder=NumberLine())
-    messages = session.messages(PROGRAM.signature, prompt, {"number": number})
+    messages = session.render_messages(PROGRAM.signature, prompt, {"number": number})
     return [message.content.removeprefix("number: ") for message in messages if message.role == "user"]
 
 
@@ -44,7 +44,7 @@ def test_of_equally_near_ones_the_earlier_is_the_nearer() -> None:
     twins = tuple(Demo(inputs={"number": 7}, outputs={"answer": word}) for word in ("one", "two", "three"))
     session = Session(lm=ScriptedLM(lambda request: ""), embedder=NumberLine())
     prompt = pool(k=2).model_copy(update={"demos": twins})
-    messages = session.messages(PROGRAM.signature, prompt, {"number": 8})
+    messages = session.render_messages(PROGRAM.signature, prompt, {"number": 8})
     assert [message.content for message in messages if message.role == "assistant"] == ["answer: two", "answer: one"]
 
 
@@ -71,10 +71,10 @@ def test_a_session_without_the_embedder_of_a_state_refuses_it() -> None:
     state = ProgramState(prompts={"self": pool(1)}, weights={})
     lm = ScriptedLM(lambda request: "answer: yes")
     with pytest.raises(SessionError, match=r"'number line' and this session has none"):
-        Session(lm=lm).prepare(state)
+        Session(lm=lm).register_adapters(state)
     with pytest.raises(SessionError, match=r"'number line' and this session has 'another'"):
-        Session(lm=lm, embedder=NumberLine("another")).prepare(state)
-    Session(lm=lm, embedder=NumberLine()).prepare(state)
+        Session(lm=lm, embedder=NumberLine("another")).register_adapters(state)
+    Session(lm=lm, embedder=NumberLine()).register_adapters(state)
 
 
 def test_a_selection_is_part_of_the_state() -> None:
@@ -128,7 +128,7 @@ def test_what_programs_ask_for_while_a_batch_is_computed_is_computed_together() 
 
 
 def test_vectors_have_length_1() -> None:
-    assert EmbeddingCache().of(Slow(), ["one"]) == [(0.6, 0.8)]
+    assert EmbeddingCache().embed(Slow(), ["one"]) == [(0.6, 0.8)]
 
 
 @final
@@ -148,9 +148,9 @@ def test_a_vector_without_numbers_fails_what_asks_for_it_and_nothing_else() -> N
     embeddings = EmbeddingCache()
     for text in ("nan", "inf"):
         with pytest.raises(
-            EngineError, match=f"embedder 'odd' gave a vector that holds no numbers for the text '{text}'"
+            EngineError, match=f"embedder 'odd' returned a vector with NaN or infinite values for the text '{text}'"
         ):
-            embeddings.of(Odd(), ["fine", text])
-    assert embeddings.of(Odd(), ["fine", "zero"]) == [(0.6, 0.8), (0.0, 0.0)]
+            embeddings.embed(Odd(), ["fine", text])
+    assert embeddings.embed(Odd(), ["fine", "zero"]) == [(0.6, 0.8), (0.0, 0.0)]
     with pytest.raises(EngineError, match="vectors of 2 and of 3 numbers"):
-        embeddings.of(Odd(), ["another", "long"])
+        embeddings.embed(Odd(), ["another", "long"])

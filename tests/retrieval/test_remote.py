@@ -18,7 +18,7 @@ from lmpipe.errors import BudgetSpent, ConfigError
 from lmpipe.retrieval import load_retriever
 from lmpipe.retrieval.remote import RemoteRetriever
 from lmpipe.retrieval.serve import application
-from lmpipe.runtime.deadline import time_limit
+from lmpipe.runtime.deadline import set_deadline
 from tests.engines.faulty_answers import FAULTY, RawRequest, RawResponse, RawServer, always, answering, http, once
 from tests.retrieval.serving import colberts_own, flaky, serving
 from tests.rivers import WordOverlap, reader, run
@@ -201,7 +201,7 @@ def test_a_search_ends_with_the_timeout_and_with_the_time_of_a_budget(raw: RawSe
         late = pytest.raises(EngineError, match=r"does not answer as it should: no response within 0\.2 s")
         with asking(raw.url, retries=0, timeout=0.2) as remote, late:
             remote.search(["Paris"], 1)
-        with asking(raw.url) as remote, time_limit(0.2):
+        with asking(raw.url) as remote, set_deadline(0.2):
             for search in (remote.search, lambda queries, k: remote.name):
                 with pytest.raises(BudgetSpent, match="max_seconds"):
                     search(["Paris"], 1)

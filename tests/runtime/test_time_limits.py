@@ -1,4 +1,4 @@
-"""A limit to the time ends what hangs: a batch, a call of a server, a tool."""
+"""A time limit ends calls that hang: a batch, a call of a server, a tool, a search."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lmpipe import (
     initial_state,
 )
 from lmpipe.errors import BudgetSpent
-from lmpipe.runtime.deadline import check_time
+from lmpipe.runtime.deadline import check_deadline
 
 HANGS = 600.0  # seconds, far beyond the test
 LIMIT = 0.5
@@ -43,7 +43,12 @@ class Ask(Module):
 
 
 class Hanging(LM):
-    """Does not come back with the answers to some questions."""
+    """An LM that never answers a batch with a slow question.
+
+    Args:
+        batched: Whether the wavefront batches its requests.
+        obedient: Whether it checks the deadline while it hangs.
+    """
 
     name = "hanging"
 
@@ -56,7 +61,7 @@ class Hanging(LM):
             if self.over.wait(0.05):
                 break
             if self.obedient:
-                check_time()
+                check_deadline()
         return [Completion("answer: yes") for _ in requests]
 
     def register_adapter(self, adapter: str, folder: Path) -> None:
@@ -64,7 +69,7 @@ class Hanging(LM):
 
 
 class Tool(Module):
-    """Waits for something that is no LM call."""
+    """A program that waits for something other than an LM call."""
 
     over = threading.Event()
 
@@ -82,8 +87,8 @@ class Searching(Module):
         return Prediction(answer=self.retrieve(query=question).passages[0])
 
 
-class Lost(Retriever):
-    name = "lost"
+class HangingRetriever(Retriever):
+    name = "hanging"
     over = threading.Event()
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
@@ -95,8 +100,8 @@ def right(example: Example, prediction: Prediction) -> float:
     return float(prediction.answer == "yes")
 
 
-def run(program: Module, session: Session) -> tuple[dict[str, float], float]:
-    """The scores of what was done in time, and the seconds that it took."""
+def evaluate_in_time(program: Module, session: Session) -> tuple[dict[str, float], float]:
+    """Returns the scores of the examples that were done in time, and the seconds that the evaluation took."""
     limited = session.limited(Budget(max_seconds=LIMIT))
     examples = [Example({"question": text}, id=text) for text in ("quick 1", "quick 2", "slow")]
     started = monotonic()
@@ -111,30 +116,30 @@ QUICK = {"quick 1": 1.0, "quick 2": 1.0}
 
 @pytest.mark.parametrize("obedient", [True, False])
 @pytest.mark.parametrize(("batched", "scores"), [(False, QUICK), (True, {})])
-def test_a_call_that_hangs_ends_with_the_time(batched: bool, obedient: bool, scores: dict[str, float]) -> None:
+def test_a_call_that_hangs_ends_at_the_deadline(batched: bool, obedient: bool, scores: dict[str, float]) -> None:
     lm = Hanging(batched=batched, obedient=obedient)
-    made, seconds = run(Ask(), Session(lm=lm))
-    assert made == scores  # the quick ones were in one batch with the slow one
+    scored, seconds = evaluate_in_time(Ask(), Session(lm=lm))
+    assert scored == scores  # if batched, the quick questions were in one batch with the slow one
     assert seconds < LIMIT + 5
     lm.over.set()
 
 
-def test_a_tool_that_hangs_ends_with_the_time() -> None:
-    made, seconds = run(Tool(), Session(lm=ScriptedLM(str)))
-    assert made == QUICK
+def test_a_tool_that_hangs_ends_at_the_deadline() -> None:
+    scored, seconds = evaluate_in_time(Tool(), Session(lm=ScriptedLM(str)))
+    assert scored == QUICK
     assert seconds < LIMIT + 5
     Tool.over.set()
 
 
-def test_a_search_that_hangs_ends_with_the_time() -> None:
-    made, seconds = run(Searching(), Session(lm=ScriptedLM(str), retriever=Lost()))
-    assert made == {}
+def test_a_search_that_hangs_ends_at_the_deadline() -> None:
+    scored, seconds = evaluate_in_time(Searching(), Session(lm=ScriptedLM(str), retriever=HangingRetriever()))
+    assert scored == {}
     assert seconds < LIMIT + 5
-    Lost.over.set()
+    HangingRetriever.over.set()
 
 
 @pytest.mark.parametrize("obedient", [True, False])
-def test_a_program_called_directly_ends_with_the_time(obedient: bool) -> None:
+def test_a_program_called_directly_ends_at_the_deadline(obedient: bool) -> None:
     lm, started = Hanging(batched=True, obedient=obedient), monotonic()
     with Session(lm=lm).limited(Budget(max_seconds=LIMIT)), pytest.raises(BudgetSpent, match="max_seconds"):
         Ask()(question="slow")
@@ -153,4 +158,4 @@ def test_an_engine_that_fails_late_is_not_taken_for_one_that_hangs() -> None:
             return
 
     with pytest.raises(EngineError, match=r"'fails' .* the device does not answer"):
-        run(Ask(), Session(lm=Fails()))
+        evaluate_in_time(Ask(), Session(lm=Fails()))

@@ -17,7 +17,7 @@ from benchmarks.config import read_config
 from benchmarks.settings import as_toml, settings_of_paper
 from lmpipe import Example, Prediction, ProgramState, PromptState, RunStore, signature
 from lmpipe.errors import LmpipeError
-from lmpipe.metrics import judge, last_number
+from lmpipe.metrics import last_number, score_prediction
 from lmpipe.prompting.template import Template
 from lmpipe.results.run_reader import open_run
 from lmpipe.results.trace_log import read_trace_log
@@ -92,7 +92,7 @@ def _state_of_json(data: bytes) -> None:
 
 
 def _verdict(value: object) -> None:
-    score, _ = judge(lambda example, prediction: value, Example({}), Prediction())  # type: ignore[arg-type, return-value]
+    score, _ = score_prediction(lambda example, prediction: value, Example({}), Prediction())  # type: ignore[arg-type, return-value]
     assert 0 <= score <= 1
 
 

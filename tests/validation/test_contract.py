@@ -204,4 +204,4 @@ class Vectors(Embedder):
 @pytest.mark.parametrize("vectors", [(None, None), ([1.0],), ([1.0], ["x"]), ([1.0], [1.0, 2.0]), ([1.0], 3)])
 def test_an_embedder_that_gives_no_vectors_is_named(vectors: tuple[Any, ...]) -> None:
     with pytest.raises(EngineError, match=r"the embedder 'vectors' \(Vectors\)"):
-        EmbeddingCache().of(Vectors(*vectors), ["one", "two"])
+        EmbeddingCache().embed(Vectors(*vectors), ["one", "two"])

@@ -37,7 +37,7 @@ from lmpipe.engines.local.sampling import SequenceState
 from lmpipe.engines.onednn_linear import OneDnnLinear
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Message, Request, Usage
-from lmpipe.runtime.deadline import check_time
+from lmpipe.runtime.deadline import check_deadline
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class LocalLM(LM):
         ]
 
     def _sequence(self, request: Request) -> SequenceState | EngineError:
-        check_time()
+        check_deadline()
         try:
             prompt = tuple(self.encode(request.messages))
             error = (

@@ -17,7 +17,7 @@ from lmpipe.engines.local.forward_batch import DecodeBatch, PrefillBatch, Segmen
 from lmpipe.engines.local.kv_cache import KVCache
 from lmpipe.engines.local.prefixes import PrefixCache, PrefixNode
 from lmpipe.engines.local.sampling import SequenceState, sample
-from lmpipe.runtime.deadline import check_time
+from lmpipe.runtime.deadline import check_deadline
 
 _PREFILL_TOKENS = 4096  # most new prompt tokens in a prefill, unless a single sequence has more
 _WIDTH_STEP = 64  # the width of the KV cache grows in steps of so many tokens, since attention reads all of it
@@ -193,7 +193,7 @@ class ContinuousBatch:
 
     def _forward(self, batch: PrefillBatch | DecodeBatch) -> torch.Tensor:
         """Returns the logits of the sequences' last tokens, shape (sequences, vocabulary)."""
-        check_time()
+        check_deadline()
         out = self._model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,

@@ -13,7 +13,7 @@ from typing import Any, final
 
 from lmpipe.engines.server.dialects import Dialect
 from lmpipe.errors import EngineError
-from lmpipe.runtime.deadline import held
+from lmpipe.runtime.deadline import lock_before_deadline
 from lmpipe.web.endpoints import Endpoint
 from lmpipe.web.http import HTTPStatusError
 
@@ -43,7 +43,7 @@ class AdapterCache:
             BudgetSpent: If the time limit of the current call is exceeded.
         """
         if not self._acquire(name):
-            with held(self._loading):
+            with lock_before_deadline(self._loading):
                 if not self._acquire(name):
                     self._make_room(dialect)
                     self.load(name, folder, dialect)

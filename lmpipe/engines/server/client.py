@@ -21,7 +21,7 @@ from lmpipe.engines.server.completion_parser import ServerCompletion, parse_comp
 from lmpipe.engines.server.dialects import DIALECTS, Dialect, DialectName, detect
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Request
-from lmpipe.runtime.deadline import held
+from lmpipe.runtime.deadline import lock_before_deadline
 from lmpipe.text.secrets import redact_spec
 from lmpipe.validation.arguments import check_whole_number
 from lmpipe.web.endpoints import Endpoint, EndpointPool, RetriesExhausted
@@ -125,7 +125,7 @@ class ServerLM(LM):
             BudgetSpent: If the time limit of the current call is exceeded.
         """
         earlier_error = self._detection_error
-        with held(self._lock):
+        with lock_before_deadline(self._lock):
             if self._dialect is None:
                 if self._detection_error is not earlier_error and self._detection_error is not None:
                     raise self._endpoints.same_failure(self._detection_error)  # another call just failed to detect it
@@ -204,7 +204,7 @@ class ServerLM(LM):
             return body
         if not dialect.token_prompts or (request.regex is not None and not dialect.regex_in_completions):
             raise EngineError(f"{dialect.name!r} servers do not accept token ids; leave out the tokenizer")
-        with held(self._lock):  # only one thread may use a fast tokenizer at a time
+        with lock_before_deadline(self._lock):  # only one thread may use a fast tokenizer at a time
             body["prompt"] = self._tokenizer.encode(request.messages)
         body["max_tokens"] = request.sampling.max_tokens
         if request.sampling.logprobs:
