@@ -11,7 +11,7 @@ from optimizers.prompts import (
     MIPROv2,
     Proposer,
 )
-from optimizers.schedule import VANILLA, BetterTogether, distinct_stages, format_strategy, parse_strategy
+from optimizers.schedule import VANILLA, BetterTogether, Strategy, distinct_stages
 from optimizers.traces import Teacher
 from optimizers.weights import GRPO, BootstrapFinetune, PreferenceFinetune
 
@@ -28,8 +28,7 @@ __all__ = [
     "MIPROv2",
     "PreferenceFinetune",
     "Proposer",
+    "Strategy",
     "Teacher",
     "distinct_stages",
-    "format_strategy",
-    "parse_strategy",
 ]

@@ -29,7 +29,7 @@ from lmpipe import (
 from lmpipe.embedder import Embedder
 from lmpipe.errors import SessionError
 from lmpipe.trainer import Objective, SFTLoss, TrainingResult, TrainingRow
-from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
+from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune, Strategy
 
 COLOURS = ("red", "green", "blue")
 
@@ -92,7 +92,7 @@ class KeepingTrainer(Trainer):
 
 
 def scheduler(
-    trainer: Trainer, strategy: str = "p -> w -> p", select: Literal["last", "best"] = "last"
+    trainer: Trainer, strategy: str | Strategy = "p -> w -> p", select: Literal["last", "best"] = "last"
 ) -> BetterTogether:
     stages = {
         "p": BootstrapFewShotRandomSearch(exact_match, num_candidate_programs=3, num_train=12, num_val=8),

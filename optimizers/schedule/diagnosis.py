@@ -13,27 +13,27 @@ from typing import Any
 
 from lmpipe import Evaluation
 from lmpipe.extend import CommonFailure, Finding, StageResult, explained, finite
-from optimizers.schedule.strategy import VANILLA, format_strategy
+from optimizers.schedule.strategy import VANILLA, Strategy
 
 LEAST_SOLVED = 0.1  # share of the examples that should have a successful run
 _NORMAL = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95 % interval, in standard errors
 
 
 def diagnose(
-    names: Sequence[str], first: Evaluation, stages: Sequence[StageResult], tunes: Mapping[str, str]
+    strategy: Strategy, first: Evaluation, stages: Sequence[StageResult], tunes: Mapping[str, str]
 ) -> Iterator[Finding]:
     """What a researcher should know of a run.
 
     Args:
-        names: Of its stages.
+        strategy: The strategy that ran.
         first: Evaluation of the state that it started from.
         stages: Their results.
         tunes: Stage name → which half of the state it tunes.
     """
     yield from _failing(VANILLA, first)
     before = first
-    for number, stage in enumerate(stages, 1):
-        path = format_strategy(names[:number])
+    for prefix, stage in zip(strategy.prefixes(), stages, strict=True):
+        path = str(prefix)
         if stage.result.stopped:
             yield _stopped(path, stage)
         yield from _few_traces(path, stage.result.details)
@@ -43,8 +43,8 @@ def diagnose(
             yield from _failing(path, stage.evaluation)
         yield from _worse(path, before, stage.evaluation)
         before = stage.evaluation
-    if len({tunes[name] for name in names}) > 1 and all(stage.result.status == "done" for stage in stages):
-        yield from _no_gain(names, stages)
+    if len({tunes[name] for name in strategy.stages}) > 1 and all(stage.result.status == "done" for stage in stages):
+        yield from _no_gain(strategy, stages)
 
 
 def paired_interval(scores: Mapping[str, float], baseline: Mapping[str, float]) -> tuple[float, float, float]:
@@ -66,15 +66,15 @@ def _stopped(path: str, stage: StageResult) -> Finding:
     return Finding(kind="budget", stage=path, message=message, advice="give it a larger budget, or compare at this one")
 
 
-def nothing_chosen(names: Sequence[str], examples: int) -> Finding:
+def nothing_chosen(strategy: Strategy, examples: int) -> Finding:
     """That the best state was asked for and none could be chosen.
 
     Args:
-        names: Of the stages.
-        examples: How many validation examples there were.
+        strategy: The strategy that ran.
+        examples: Number of validation examples.
     """
     message = f"no state was scored on all {examples} validation examples, so the initial state is the result"
-    return Finding(kind="no choice", stage=format_strategy(names), message=message, advice="give it a larger budget")
+    return Finding(kind="no choice", stage=str(strategy), message=message, advice="give it a larger budget")
 
 
 def _failing(path: str, evaluation: Evaluation) -> Iterator[Finding]:
@@ -148,17 +148,18 @@ def _worse(path: str, before: Evaluation, after: Evaluation) -> Iterator[Finding
         yield Finding(kind="worse", stage=path, message=message, advice=advice)
 
 
-def _no_gain(names: Sequence[str], stages: Sequence[StageResult]) -> Iterator[Finding]:
+def _no_gain(strategy: Strategy, stages: Sequence[StageResult]) -> Iterator[Finding]:
     """Whether the last state is better than the one after the first stage alone."""
     alone, last = stages[0].evaluation, stages[-1].evaluation
     gain, low, high = paired_interval(last.scores, alone.scores)
     if low <= 0 and all(map(math.isfinite, (low, alone.mean, last.mean))):
         message = (
-            f"after {names[0]} alone {_points(alone.mean)} %, after all stages {_points(last.mean)} %: a difference of "
-            f"{_points(gain)} points (95 % interval {_points(low)} to {_points(high)}) does not show a gain"
+            f"after {strategy.stages[0]} alone {_points(alone.mean)} %, after all stages {_points(last.mean)} %: a "
+            f"difference of {_points(gain)} points (95 % interval {_points(low)} to {_points(high)}) does not "
+            "show a gain"
         )
         advice = "more validation examples to see smaller gains; otherwise the shorter strategy is as good and cheaper"
-        yield Finding(kind="no gain", stage=format_strategy(names), message=message, advice=advice)
+        yield Finding(kind="no gain", stage=str(strategy), message=message, advice=advice)
 
 
 def _points(share: float) -> str:

@@ -28,7 +28,7 @@ from lmpipe import (
     initial_state,
 )
 from lmpipe.errors import StrategyError
-from optimizers import BetterTogether
+from optimizers import BetterTogether, Strategy
 from tests.scripted import Colour, KeepingTrainer, colour_script, examples, scheduler, scripted
 
 TRAIN, VAL = examples(24), examples(24, start=50)
@@ -174,3 +174,14 @@ def test_any_strategy_runs_its_stages_in_order_and_shares_its_beginning(names: l
     assert [stage.result for stage in whole.stages[:-1]] == [stage.result for stage in beginning.stages]
     assert (whole.state, whole.evaluation) == (whole.stages[-1].result.state, whole.stages[-1].evaluation)
     assert (whole.status == "skipped") == all(stage.result.status == "skipped" for stage in whole.stages)
+
+
+def test_a_strategy_is_parsed_once_and_compares_by_its_stages() -> None:
+    text, value = scheduler(KeepingTrainer(), "(p->w)*1 -> p"), scheduler(KeepingTrainer(), Strategy(("p", "w", "p")))
+    assert text.strategy == value.strategy == Strategy(("p", "w", "p"))
+    assert str(text.strategy) == "p -> w -> p"
+
+
+def test_a_strategy_of_unknown_stages_is_refused() -> None:
+    with pytest.raises(StrategyError, match="no stage is called 'q'; the stages are p, w"):
+        scheduler(KeepingTrainer(), Strategy(("p", "q")))

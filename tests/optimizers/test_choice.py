@@ -30,7 +30,7 @@ from lmpipe import (
     rollout,
 )
 from lmpipe.optimizer import StageResult
-from optimizers import GEPA, GRPO, BetterTogether, BootstrapFewShotRandomSearch, MIPROv2
+from optimizers import GEPA, GRPO, BetterTogether, BootstrapFewShotRandomSearch, MIPROv2, Strategy
 from optimizers.choice import best_of, outcome
 from optimizers.prompts.racing import race
 from optimizers.prompts.tpe_sampler import Bayes
@@ -196,4 +196,4 @@ def test_intervals_leave_out_differences_that_are_no_numbers() -> None:
     stage = StageResult(
         name="p", result=outcome(state, [], session, {}, winner=None), evaluation=empty, cost=session.ledger.total
     )
-    assert not list(diagnose(["p"], empty, [stage], {"p": "prompts"}))
+    assert not list(diagnose(Strategy(("p",)), empty, [stage], {"p": "prompts"}))
