@@ -11,8 +11,8 @@ from optimizers.prompts import (
     MIPROv2,
     Proposer,
 )
+from optimizers.rollouts import Teacher
 from optimizers.schedule import VANILLA, BetterTogether, Strategy, distinct_stages
-from optimizers.traces import Teacher
 from optimizers.weights import GRPO, BootstrapFinetune, PreferenceFinetune
 
 __all__ = [

@@ -1,6 +1,6 @@
-"""What an optimizer ends with that has scored several candidates on validation examples.
+"""Selection among candidates: the result of an optimizer that scored several states on validation examples.
 
-Knows nothing of how candidates are made.
+Knows nothing about how candidates are made.
 """
 
 from __future__ import annotations
@@ -11,49 +11,45 @@ from typing import Any
 from lmpipe import Evaluation, OptimizeResult, ProgramState, Session
 from lmpipe.extend import Candidate, best
 
-Scored = tuple[str, ProgramState, Evaluation]
-"""Name of a candidate, its state, and what it scored."""
+ScoredCandidate = tuple[str, ProgramState, Evaluation]
+"""Name of a candidate, its state, and its evaluation."""
 
 
-def outcome(
+def selection_result(
     start: ProgramState,
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredCandidate],
     session: Session,
     details: Mapping[str, Any],
     *,
     winner: int | None,
 ) -> OptimizeResult:
-    """The winner with all candidates that count, or the state as it was, and why.
+    """Returns the winner with all fully scored candidates; without a winner, the initial state and the reason.
 
     Args:
-        start: The state that the search was given.
-        scored: All candidates; those that a spent budget left without some of their scores do not count.
-        session: Of the search.
-        details: What there is to report beside the choice.
-        winner: Number of the candidate that won; none if none could.
+        start: The state that the search began with.
+        scored: All candidates, including those that a spent budget left without some of their scores.
+        session: Session of the search.
+        details: Figures to report beside the selection.
+        winner: Index of the winning candidate, or none.
     """
     if winner is None:
-        return OptimizeResult(state=start, status="skipped", reason=no_choice(session), details=dict(details))
-    name, state, evaluation = scored[winner]
+        spent = session.ledger.spent()
+        because = f" ({spent})" if spent else ""
+        reason = f"no candidate was scored on all validation examples{because}, so the state is unchanged"
+        return OptimizeResult(state=start, status="skipped", reason=reason, details=dict(details))
+    winner_name, winner_state, winner_evaluation = scored[winner]
     return OptimizeResult(
-        state=state,
-        evaluation=evaluation,
+        state=winner_state,
+        evaluation=winner_evaluation,
         candidates=tuple(
-            Candidate(name=own, state=tried.digest, mean=found.mean, n=found.n)
-            for own, tried, found in scored
-            if found.complete
+            Candidate(name=name, state=state.digest, mean=evaluation.mean, n=evaluation.n)
+            for name, state, evaluation in scored
+            if evaluation.complete
         ),
-        details={**details, "chosen": name},
+        details={**details, "chosen": winner_name},
     )
 
 
-def best_of(scored: Sequence[Scored]) -> int | None:
-    """Number of the candidate with the best mean over all examples, the earliest of equals."""
+def best_candidate(scored: Sequence[ScoredCandidate]) -> int | None:
+    """Index of the fully scored candidate with the best mean, the earliest of equals; none if there is none."""
     return best(evaluation.comparable for _, _, evaluation in scored)
-
-
-def no_choice(session: Session) -> str:
-    """Why nothing was chosen, in words."""
-    spent = session.ledger.spent()
-    because = f" ({spent})" if spent else ""
-    return f"nothing was scored on all validation examples{because}, so the state stays as it was"

@@ -1,6 +1,6 @@
-"""The scheduler: alternates named optimizers as a strategy says (Soylu et al. 2024, arXiv 2407.10930, Algorithm 1).
+"""The scheduler: runs named optimizers in the order of a strategy (Soylu et al. 2024, arXiv 2407.10930, Algorithm 1).
 
-Knows nothing of prompts or LoRA beyond which half of the state an optimizer tunes.
+Knows nothing about prompts or LoRA, except whether an optimizer tunes prompts or weights.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lmpipe.extend import (
     subsample,
     without_repeats,
 )
-from optimizers.schedule.diagnosis import diagnose, nothing_chosen
+from optimizers.schedule.diagnosis import diagnose, no_choice_finding
 from optimizers.schedule.strategy import VANILLA, Strategy, as_strategy, distinct_stages
 
 StrategyT = TypeVar("StrategyT", bound="str | Strategy")
@@ -43,30 +43,30 @@ StrategyT = TypeVar("StrategyT", bound="str | Strategy")
 @final
 @dataclass(frozen=True)
 class BetterTogether(Optimizer):
-    """Runs the stages of a strategy one after another, each from the state that the one before it left.
+    """Runs the stages of a strategy one after another, each from the state that the previous one returned.
 
-    Stages are seeded by the strategy up to them, so within one session or one store ``"p"`` and ``"p -> w -> p"`` share
-    their first stage and its evaluation: they are done once. A stage without anything to work with is skipped with its
-    reason, and the run goes on.
+    The seed of a stage derives from the strategy up to it. So ``"p"`` and ``"p -> w -> p"`` share their first stage and
+    its evaluation, which are done once in a session or store. A stage that has nothing to learn from is skipped with
+    its reason, and the run continues.
 
     Args:
         metric: Scores the state after each stage on the validation examples.
         optimizers: Stage name → optimizer.
         strategy: A text such as ``"p -> w -> p"`` or ``"(p -> w)*2"``, or a `Strategy`, which the text is parsed into;
             ``"vanilla"`` runs no stage.
-        prompts_from: Whether a prompt stage starts again from the original prompts, as in Algorithm 1, or goes on from
-            the current ones.
-        select: Whether the result is the state after the last stage, or the one with the best validation score among
-            the initial state and all stages (the earliest of equals). What a spent budget left without some of its
-            validation scores is not chosen.
-        budget: Of all stages together. Scoring the states after them is not limited, and not counted.
-        stage_budget: Of each stage; likewise.
-        num_train_scored: On how many training examples the states are scored too, which shows over-fitting.
+        prompts_from: Whether a prompt stage starts from the original prompts, as in Algorithm 1, or from the current
+            ones.
+        select: Whether the result is the state after the last stage, or the state with the best validation score among
+            the initial one and those after each stage (the earliest of equals). A state that a spent budget left
+            without some of its validation scores is not selected.
+        budget: Budget of all stages together. Scoring the states between stages is neither limited nor counted.
+        stage_budget: Budget of each stage, counted in the same way.
+        num_train_scored: Number of training examples that the states are also scored on, to show over-fitting.
 
     Raises:
         StrategyError: If the strategy cannot be parsed or names an unknown stage.
-        ConfigError: If another setting cannot be used; in `optimize`, if there are no validation examples, or no
-            training examples and a stage learns from them.
+        ConfigError: If another setting is invalid; in `optimize`, if there are no validation examples, or a stage needs
+            training examples and there are none.
     """
 
     needs: ClassVar[tuple[Literal["train", "val"], ...]] = ("val",)
@@ -93,9 +93,9 @@ class BetterTogether(Optimizer):
         val: Sequence[Example],
         session: Session,
     ) -> dict[StrategyT, OptimizeResult]:
-        """Runs several strategies as a tree: the stages and evaluations that they begin with are done once.
+        """Runs several strategies as a tree: stages that strategies have in common at their beginning are run once.
 
-        Each result accounts for its strategy as if it had run alone.
+        The cost in each result is that of the strategy alone, including the shared stages.
 
         Args:
             strategies: The strategies to run in place of `strategy`.
@@ -127,12 +127,12 @@ class BetterTogether(Optimizer):
         strategy = cast(Strategy, self.strategy)  # parsed in `__post_init__`
         for name in strategy.stages:
             self.optimizers[name].require(train, val)
-        run = _Run(self, program, state, train, val, session)
-        first = run.score(state, session, VANILLA)
+        runner = _StageRunner(self, program, state, train, val, session)
+        first = runner.score(state, session, VANILLA)
         stages: list[StageResult] = []
         for prefix in strategy.prefixes():
             before = (stages[-1].result.state, stages[-1].evaluation) if stages else (state, first)
-            stages.append(run.stage(prefix, *before))
+            stages.append(runner.run(prefix, *before))
         outcomes = [(state, first), *((stage.result.state, stage.evaluation) for stage in stages)]
         tunes = {name: self.optimizers[name].tunes for name in strategy.stages}
         findings = list(diagnose(strategy, first, stages, tunes))
@@ -140,7 +140,7 @@ class BetterTogether(Optimizer):
         if self.select == "best":
             number = best(outcome[1].comparable for outcome in outcomes)
             chosen, evaluation = outcomes[number or 0]
-            findings += [nothing_chosen(strategy, len(val))] if number is None else []
+            findings += [no_choice_finding(strategy, len(val))] if number is None else []
         skipped = bool(stages) and all(stage.result.status == "skipped" for stage in stages)
         return OptimizeResult(
             state=chosen,
@@ -154,8 +154,8 @@ class BetterTogether(Optimizer):
 
 
 @final
-class _Run:
-    """What the stages of one run have in common."""
+class _StageRunner:
+    """Runs and scores the stages of one strategy."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class _Run:
         self._spending = session.limited(settings.budget) if settings.budget else session
         self._scored = subsample(train, settings.num_train_scored, derive_seed(session.seed, "scored"))
 
-    def stage(self, strategy: Strategy, state: ProgramState, evaluation: Evaluation) -> StageResult:
+    def run(self, strategy: Strategy, state: ProgramState, evaluation: Evaluation) -> StageResult:
         """Runs the last stage of a strategy on the state that the stages before it left, and scores the new state."""
         path, name = str(strategy), strategy.stages[-1]
         optimizer = self._settings.optimizers[name]
@@ -195,13 +195,13 @@ class _Run:
     def score(
         self, state: ProgramState, session: Session, what: str, examples: Sequence[Example] | None = None
     ) -> Evaluation:
-        """Scores a state on the validation examples, or on others."""
-        chosen = self._val if examples is None else examples
-        return evaluate(self._program, state, chosen, self._settings.metric, session, title=f"scoring {what}")
+        """Scores a state on the validation examples, or on other examples."""
+        examples = self._val if examples is None else examples
+        return evaluate(self._program, state, examples, self._settings.metric, session, title=f"scoring {what}")
 
     def _optimize(self, optimizer: Optimizer, state: ProgramState, stage: Session) -> OptimizeResult:
         if reason := stage.ledger.spent():
-            text = f"the budget was spent before it began ({reason})"
+            text = f"the budget was spent before the stage began ({reason})"
             return OptimizeResult(state=state, status="skipped", reason=text, stopped=reason)
         restart = optimizer.tunes == "prompts" and self._settings.prompts_from == "original"
         start = state.with_prompts_of(self._original) if restart else state

@@ -225,5 +225,5 @@ def test_without_gepa_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match="max_metric_calls is 0"):
         GEPA(says_why, max_metric_calls=0)
-    with pytest.raises(ConfigError, match="no place <side_info>"):
+    with pytest.raises(ConfigError, match="lacks the placeholder <side_info>"):
         GEPA(says_why, reflection_prompt_template="<curr_param>")

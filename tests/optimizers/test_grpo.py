@@ -121,7 +121,7 @@ def test_runs_that_are_all_alike_teach_nothing(store: RunStore) -> None:
     trainer = KeepingTrainer()
     result = improve(store, trainer, ScriptedLM(lambda request: "hint: none\nanswer: red"))
     assert (result.status, trainer.calls) == ("skipped", [])
-    assert "the runs of each example were rewarded alike" in result.reason
+    assert "all runs of each example had the same reward" in result.reason
     unreadable = improve(store, trainer, ScriptedLM(lambda request: "hint: none", "unreadable"))
     assert "runs failed: ParseError: field 'answer'" in unreadable.reason
     program, session = Colour(), Session(lm=ScriptedLM(guessing), store=store)

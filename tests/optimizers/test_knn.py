@@ -140,7 +140,7 @@ def test_without_demos_it_is_skipped_and_says_why() -> None:
     session = Session(lm=ScriptedLM(lambda request: "no"), embedder=NumberLine())
     result = knn(session, max_labeled_demos=0)
     assert result.status == "skipped"
-    assert "12 training examples gave no demonstration" in result.reason
+    assert "no demonstration could be made from 12 training examples" in result.reason
     assert result.state == initial_state(Colour(), session)
 
 

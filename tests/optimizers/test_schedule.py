@@ -90,7 +90,7 @@ def test_stages_after_a_spent_budget_are_skipped_and_the_result_is_scored_in_ful
     program, session = Colour(), Session(lm=scripted(), store=store, max_concurrency=1)
     result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
     assert [stage.result.status for stage in result.stages] == ["done", "skipped", "skipped"]
-    assert "before it began (max_lm_calls=110 is spent)" in result.stages[1].result.reason
+    assert "before the stage began (max_lm_calls=110 is spent)" in result.stages[1].result.reason
     assert result.stopped == "max_lm_calls=110 is spent"
     assert result.evaluation is not None
     assert result.evaluation.n == len(VAL)

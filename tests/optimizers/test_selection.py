@@ -31,10 +31,10 @@ from lmpipe import (
 )
 from lmpipe.optimizer import StageResult
 from optimizers import GEPA, GRPO, BetterTogether, BootstrapFewShotRandomSearch, MIPROv2, Strategy
-from optimizers.choice import best_of, outcome
 from optimizers.prompts.racing import race
-from optimizers.prompts.tpe_sampler import Bayes
+from optimizers.prompts.tpe_sampler import TPESampler
 from optimizers.schedule.diagnosis import diagnose, paired_interval
+from optimizers.selection import best_candidate, selection_result
 from tests.optimizers.proposing import Student, Two, is_right, numbers
 from tests.scripted import Colour, KeepingTrainer, examples, scripted
 
@@ -93,7 +93,7 @@ def test_the_winner_has_a_score_on_every_example(rows: list[list[float]], data: 
     state = initial_state(PROGRAM, Session(lm=scripted()))
     scored = [(str(n), state, of(row, left)) for n, (row, left) in enumerate(zip(rows, prevented, strict=True))]
     able = [n for n, (_, _, found) in enumerate(scored) if rows[n] and not prevented[n] and math.isfinite(found.mean)]
-    winner = best_of(scored)
+    winner = best_candidate(scored)
     assert (winner is None) == (not able)
     if winner is not None:
         assert winner in able
@@ -103,9 +103,9 @@ def test_the_winner_has_a_score_on_every_example(rows: list[list[float]], data: 
 def test_without_any_score_the_state_stays_and_the_reason_is_given() -> None:
     session = Session(lm=scripted()).limited(Budget(max_lm_calls=0))
     state = initial_state(PROGRAM, session)
-    result = outcome(state, [("a", state, of([], 4)), ("b", state, of([NAN]))], session, {}, winner=None)
+    result = selection_result(state, [("a", state, of([], 4)), ("b", state, of([NAN]))], session, {}, winner=None)
     assert (result.state, result.status) == (state, "skipped")
-    assert "nothing was scored on all validation examples (max_lm_calls=0 is spent)" in result.reason
+    assert "no candidate was scored on all validation examples (max_lm_calls=0 is spent)" in result.reason
 
 
 @pytest.mark.parametrize(
@@ -140,11 +140,11 @@ def test_a_race_is_not_led_by_what_cannot_be_compared() -> None:
 def test_bayes_learns_nothing_from_scores_that_are_no_numbers() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        bayes = Bayes({"a": 3}, seed=0)
-        bayes.add({"a": 1}, NAN)
+        sampler = TPESampler({"a": 3}, seed=0)
+        sampler.add({"a": 1}, NAN)
         for _ in range(15):
-            trials, choices = zip(*bayes.ask(2), strict=True)
-            bayes.tell(trials, [NAN if choice["a"] == 2 else float(choice["a"]) for choice in choices])
+            trials, choices = zip(*sampler.ask(2), strict=True)
+            sampler.tell(trials, [NAN if choice["a"] == 2 else float(choice["a"]) for choice in choices])
     assert trials[0].study.best_params == {"a": 1}
 
 
@@ -194,6 +194,9 @@ def test_intervals_leave_out_differences_that_are_no_numbers() -> None:
     session = Session(lm=scripted()).limited(Budget(max_lm_calls=0))
     empty = of([], prevented=4)
     stage = StageResult(
-        name="p", result=outcome(state, [], session, {}, winner=None), evaluation=empty, cost=session.ledger.total
+        name="p",
+        result=selection_result(state, [], session, {}, winner=None),
+        evaluation=empty,
+        cost=session.ledger.total,
     )
     assert not list(diagnose(Strategy(("p",)), empty, [stage], {"p": "prompts"}))
