@@ -1,4 +1,4 @@
-"""Strategy strings."""
+"""Strategies are parsed from text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EIGHT = ["vanilla", "p", "w", "p*2", "w*2", "p -> w", "w -> p", "p -> w -> p"]
 
 
 @given(st.lists(st.sampled_from(NAMES), min_size=1), st.sampled_from(["->", " -> ", "  ->"]))
-def test_names_between_arrows_are_read_in_order(names: list[str], arrow: str) -> None:
+def test_names_between_arrows_are_parsed_in_order(names: list[str], arrow: str) -> None:
     assert Strategy.parse(arrow.join(names), NAMES) == Strategy(tuple(names))
 
 
@@ -35,7 +35,7 @@ def meant(tree: Tree) -> list[str]:
 
 
 @given(trees)
-def test_parentheses_and_repetitions_mean_what_they_say(tree: Tree) -> None:
+def test_parentheses_and_repetitions_are_expanded(tree: Tree) -> None:
     if len(meant(tree)) <= 100:
         assert Strategy.parse(written(tree), NAMES).stages == tuple(meant(tree))
 
@@ -73,7 +73,7 @@ def test_repetition_binds_more_closely_than_the_arrow(text: str, names: str) -> 
         ("(p -> w)*51", "at most 100 stages", 9),
     ],
 )
-def test_a_fault_is_pointed_at(text: str, message: str, column: int) -> None:
+def test_an_error_points_at_its_place(text: str, message: str, column: int) -> None:
     with pytest.raises(StrategyError, match=message) as caught:
         Strategy.parse(text, NAMES)
     assert str(caught.value).splitlines()[-2:] == [f"  {text}", "  " + " " * column + "^"]
@@ -96,7 +96,7 @@ def test_a_fault_is_pointed_at(text: str, message: str, column: int) -> None:
         (["p", "w"], "a strategy is a text"),
     ],
 )
-def test_a_message_is_short_and_plain_whatever_the_strategy(text: str, message: str) -> None:
+def test_an_error_message_is_short_and_printable_for_any_strategy(text: str, message: str) -> None:
     with pytest.raises(StrategyError) as caught:
         Strategy.parse(text, NAMES)
     assert message in str(caught.value)
@@ -111,13 +111,13 @@ def test_a_long_strategy_is_shown_around_the_place() -> None:
     assert shown[mark.index("^")] == "x"
 
 
-def test_zeros_before_a_number_and_a_hundred_parentheses_are_read() -> None:
+def test_leading_zeros_and_a_hundred_parentheses_are_parsed() -> None:
     assert Strategy.parse("p*" + "0" * 5000 + "2", NAMES).stages == ("p", "p")
     assert Strategy.parse("(" * 100 + "p" + ")*1" * 100, NAMES).stages == ("p",)
 
 
 @given(st.text("pw->*() 12", max_size=12) | st.text())
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     try:
         strategy = Strategy.parse(text, NAMES)
     except StrategyError:
