@@ -29,7 +29,7 @@ from lmpipe.program.identity import work_key
 from lmpipe.results.result import Result
 from lmpipe.retrieval import load_retriever
 from lmpipe.storage.store import RunStore
-from optimizers import distinct_stages, format_strategy, parse_strategy
+from optimizers import Strategy, distinct_stages
 
 
 class Models(Protocol):
@@ -68,25 +68,21 @@ class Cell:
     """One seed, and the first stages of a strategy."""
 
     seed: int
-    stages: tuple[str, ...]
-
-    @property
-    def strategy(self) -> str:
-        """Its stages as a strategy."""
-        return format_strategy(self.stages)
+    strategy: Strategy
 
     @property
     def name(self) -> str:
         """Of its run directory."""
-        return f"{self.seed}-{'.'.join(self.stages) or 'vanilla'}"
+        return f"{self.seed}-{'.'.join(self.strategy.stages) or 'vanilla'}"
 
     @property
     def parent(self) -> Cell | None:
         """The cell with one stage less, if it has any."""
-        return Cell(self.seed, self.stages[:-1]) if self.stages else None
+        parent = self.strategy.parent
+        return None if parent is None else Cell(self.seed, parent)
 
     def __str__(self) -> str:
-        return f"cell {self.strategy!r} of seed {self.seed}"
+        return f"cell {str(self.strategy)!r} of seed {self.seed}"
 
 
 @final
@@ -122,17 +118,17 @@ class Work:
     at_once: int = 1
 
     def __post_init__(self) -> None:
-        _ = self.chains
+        _ = self.parsed
 
     @property
-    def chains(self) -> list[tuple[str, ...]]:
-        """The stages of each strategy."""
-        return [parse_strategy(text, STAGES) for text in self.strategies]
+    def parsed(self) -> list[Strategy]:
+        """The strategies as values."""
+        return [Strategy.parse(text, STAGES) for text in self.strategies]
 
     @property
     def cells(self) -> list[Cell]:
         """All cells, each after its parent."""
-        return [Cell(seed, stages) for stages in [(), *distinct_stages(self.chains)] for seed in self.seeds]
+        return [Cell(seed, strategy) for strategy in [Strategy(), *distinct_stages(self.parsed)] for seed in self.seeds]
 
     def key(self, cell: Cell) -> str | None:
         """The key of a finished cell: what beside the settings decides whether it counts; none if that is unknown."""
@@ -141,12 +137,12 @@ class Work:
             program=self.task.program(),
             metric=self.task.metric(),
             measures=self.task.measures,
-            tested=cell.stages in self.chains,
+            tested=cell.strategy in self.parsed,
         )
 
     def load(self) -> tuple[LM, LocalLM | None, Retriever | None]:
         """Loads what a worker runs on."""
-        to_train = any("w" in stages for stages in self.chains)
+        to_train = any("w" in strategy.stages for strategy in self.parsed)
         lm, trained = self.models.load(to_train=to_train, at_once=self.at_once)
         return lm, trained, load_retriever(self.task.retriever, self.task.passages) if self.task.retriever else None
 
@@ -181,12 +177,12 @@ def run_cell(work: Work, cell: Cell) -> list[Event]:
                 lm,
                 trained,
                 work.settings,
-                [cell.strategy],
+                [str(cell.strategy)],
                 cell.seed,
                 store,
                 callbacks=(events.append,),
                 retriever=retriever,
-                tested=cell.stages in work.chains,
+                tested=cell.strategy in work.parsed,
             )
             store.put({done: True})
     return events

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.settings import ROWS, STAGES, Settings, settings_for
-from optimizers import distinct_stages, parse_strategy
+from optimizers import Strategy, distinct_stages
 
 _FIXED_CANDIDATES = 3
 """Of a prompt search, beside the random draws: no demos, labelled ones, the first bootstrapped ones."""
@@ -139,14 +139,15 @@ class Estimate:
 
     def strategies(self, rows: Sequence[str], *, shared: bool) -> Spent:
         """All of some strategies, with stages that they begin with done once, or each strategy by itself."""
-        chains = [parse_strategy(row, STAGES) for row in rows]
+        strategies = [Strategy.parse(row, STAGES) for row in rows]
         if shared:
-            stages, starts = distinct_stages(chains), 1
+            prefixes, starts = distinct_stages(strategies), 1
         else:
-            stages = [chain[:length] for chain in chains for length in range(1, len(chain) + 1)]
-            starts = len(chains)
-        parts = [*map(self.stage, stages), *map(self.test, chains)]
-        return sum(parts, self.score(()) * starts)
+            prefixes = [prefix for strategy in strategies for prefix in strategy.prefixes()]
+            starts = len(strategies)
+        stages = [self.stage(prefix.stages) for prefix in prefixes]
+        tests = [self.test(strategy.stages) for strategy in strategies]
+        return sum([*stages, *tests], self.score(()) * starts)
 
 
 def main(

@@ -41,7 +41,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.figures import Figure, show
-from optimizers.prompts.racing import Race, Rule, race
+from optimizers.prompts.racing import EliminationRule, RaceResult, race
 
 Table = NDArray[np.float64]
 """Candidates × examples."""
@@ -101,14 +101,14 @@ class Outcome:
     loss: float
 
 
-def measure(tables: Iterator[Table], rule: Rule) -> Outcome:
+def measure(tables: Iterator[Table], rule: EliminationRule) -> Outcome:
     """Races on some tables."""
     rows = [_compare(table, rule) for table in tables]
     same, share, loss = (float(column) for column in np.mean(rows, axis=0))
     return Outcome(same, share, loss)
 
 
-def _compare(table: Table, rule: Rule) -> tuple[bool, float, float]:
+def _compare(table: Table, rule: EliminationRule) -> tuple[bool, float, float]:
     means = table.mean(axis=1)
     ran = on_table(table, rule)
     if ran.winner is None:
@@ -117,7 +117,7 @@ def _compare(table: Table, rule: Rule) -> tuple[bool, float, float]:
     return loss < 1e-12, ran.rollouts / table.size, loss
 
 
-def on_table(table: Table, rule: Rule) -> Race:
+def on_table(table: Table, rule: EliminationRule) -> RaceResult:
     """A race whose scores are known."""
     rows = table.tolist()
     return race(lambda alive, block: [rows[number][block] for number in alive], len(rows), len(rows[0]), rule)
@@ -175,10 +175,12 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
     searches: Annotated[int, typer.Option(help="Simulated searches of each family.")] = 2000,
     run: Annotated[list[Path] | None, typer.Option(help="Run directory whose searches are raced too.")] = None,
-    boundary: Annotated[float, typer.Option(help="Standard errors at which a candidate is dropped.")] = Rule.boundary,
+    boundary: Annotated[
+        float, typer.Option(help="Standard errors at which a candidate is dropped.")
+    ] = EliminationRule.boundary,
 ) -> None:
     """Compares races with exhaustive searches."""
-    rule = Rule(boundary=boundary)
+    rule = EliminationRule(boundary=boundary)
     tables = {name: simulated(family, searches, seed) for seed, (name, family) in enumerate(FAMILIES.items())}
     for load in (load_digits, load_wine, load_breast_cancer):
         name = f"{load.__name__.removeprefix('load_').replace('_', ' ')}, drawn demonstrations"

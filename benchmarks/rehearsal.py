@@ -32,7 +32,7 @@ from lmpipe.state import WeightState
 from lmpipe.storage.hashing import describe_settings, digest
 from lmpipe.storage.store import RunStore
 from lmpipe.trainer import Objective, SFTLoss, Trainer, TrainingResult, TrainingRow
-from optimizers import format_strategy
+from optimizers import Strategy
 
 _CHARACTERS = 4  # of a token, about
 _TEXT = " ".join(["word"] * 40)  # what a field of text is filled with: fifty tokens
@@ -76,7 +76,7 @@ def rehearse(task: Task, settings: Settings, strategies: Sequence[str], seeds: S
         start = initial_state(program, session)
         results = planned.optimize_all(table_rows(strategies), program, start, split.train, split.val, session)
         costs = {
-            format_strategy([part.name for part in result.stages[:number]]): stage.cost
+            str(Strategy(tuple(part.name for part in result.stages[:number]))): stage.cost
             for result in results.values()
             for number, stage in enumerate(result.stages, 1)
         }

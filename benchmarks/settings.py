@@ -16,7 +16,7 @@ from lmpipe import Budget, Metric, Optimizer, Sampling
 from lmpipe.engines.training import TuningConfig
 from lmpipe.errors import ConfigError
 from lmpipe.trainer import Trainer
-from optimizers import VANILLA, BootstrapFewShotRandomSearch, BootstrapFinetune, format_strategy, parse_strategy
+from optimizers import VANILLA, BootstrapFewShotRandomSearch, BootstrapFinetune, Strategy
 
 STAGES = ("p", "w")
 """What strategies are made of."""
@@ -34,7 +34,7 @@ def table_rows(strategies: Iterable[str]) -> list[str]:
     Raises:
         StrategyError: If one cannot be read.
     """
-    rows = dict.fromkeys(format_strategy(parse_strategy(text, STAGES)) for text in strategies)
+    rows = dict.fromkeys(str(Strategy.parse(text, STAGES)) for text in strategies)
     return [row for row in BASELINES if row in rows] + [row for row in rows if row not in BASELINES]
 
 

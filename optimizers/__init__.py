@@ -11,8 +11,8 @@ from optimizers.prompts import (
     MIPROv2,
     Proposer,
 )
-from optimizers.schedule import VANILLA, BetterTogether, distinct_stages, format_strategy, parse_strategy
-from optimizers.traces import Teacher
+from optimizers.rollouts import Teacher
+from optimizers.schedule import VANILLA, BetterTogether, Strategy, distinct_stages
 from optimizers.weights import GRPO, BootstrapFinetune, PreferenceFinetune
 
 __all__ = [
@@ -28,8 +28,7 @@ __all__ = [
     "MIPROv2",
     "PreferenceFinetune",
     "Proposer",
+    "Strategy",
     "Teacher",
     "distinct_stages",
-    "format_strategy",
-    "parse_strategy",
 ]

@@ -1,7 +1,7 @@
-"""Demonstrations: where they come from and how they are drawn.
+"""Pools of demonstrations, and how demonstrations are drawn from them.
 
 Labelled demos are training examples as they are; bootstrapped demos are a program's own successful calls. Knows
-nothing of who makes the runs, or of search.
+nothing about who runs the program, or about search.
 """
 
 from __future__ import annotations
@@ -17,76 +17,78 @@ from lmpipe.extend import digest_without_id
 
 @final
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A demonstration that may be shown.
+class PooledDemo:
+    """A demonstration that a prompt may show, and the examples that it comes from.
 
     Attributes:
-        demo: What is shown.
-        examples: The `content` of every example that gives it; none of them may see it.
+        demo: The demonstration.
+        sources: The `content` of every example that gives this demo; prompts for these examples must not show it.
     """
 
     demo: Demo
-    examples: frozenset[str]
+    sources: frozenset[str]
 
 
-Pool = Mapping[str, Sequence[Source]]
-"""Module path → demonstrations, different from one another."""
+DemoPool = Mapping[str, Sequence[PooledDemo]]
+"""Module path → its demonstrations, each once."""
 
 
-def labelled_pool(program: Module, examples: Sequence[Example], *, partial: bool = False) -> dict[str, list[Source]]:
-    """Demos from labels, for the predictors whose inputs and required outputs an example holds.
+def labelled_pool(
+    program: Module, examples: Sequence[Example], *, partial: bool = False
+) -> dict[str, list[PooledDemo]]:
+    """Makes demos from labels, for each predictor whose inputs and required outputs an example holds.
 
-    A module in the middle of a program, whose outputs nobody labelled, gets none. What several examples say alike is
-    there once.
+    A module in the middle of a program gets none if its outputs are not labelled. Equal demos of several examples
+    are in the pool once.
 
     Args:
-        program: Whose predictors they are for.
-        examples: What they are made of.
-        partial: Whether some of the inputs suffice; a demo then lacks the others, such as what was retrieved.
+        program: The program whose predictors show the demos.
+        examples: The labelled examples.
+        partial: Whether some of the inputs suffice; a demo then lacks the others, such as retrieved passages.
     """
-    named = [(digest_without_id(example), example) for example in examples]
+    keyed = [(digest_without_id(example), example) for example in examples]
     return {
-        path: _once((name, _labelled(predictor, example, partial)) for name, example in named)
+        path: _deduplicated((key, _labelled_demo(predictor, example, partial)) for key, example in keyed)
         for path, predictor in predictors(program).items()
     }
 
 
-def _once(found: Iterable[tuple[str, Demo | None]]) -> list[Source]:
-    """Each demo once, in the order in which it came first."""
-    givers: dict[Demo, set[str]] = {}
-    for name, demo in found:
+def _deduplicated(demos: Iterable[tuple[str, Demo | None]]) -> list[PooledDemo]:
+    """Each demo once with all its sources, in order of first appearance."""
+    sources: dict[Demo, set[str]] = {}
+    for key, demo in demos:
         if demo is not None:
-            givers.setdefault(demo, set()).add(name)
-    return [Source(demo, frozenset(names)) for demo, names in givers.items()]
+            sources.setdefault(demo, set()).add(key)
+    return [PooledDemo(demo, frozenset(keys)) for demo, keys in sources.items()]
 
 
-def _labelled(predictor: Predict, example: Example, partial: bool) -> Demo | None:
-    known: dict[str, Any] = {**example.inputs, **example.labels}
-    wanted = [field.name for field in predictor.signature.inputs]
-    inputs = [name for name in wanted if name in known]
-    outputs = [field.name for field in predictor.signature.outputs if not field.optional or field.name in known]
-    if not all(name in known for name in outputs) or (inputs != wanted and not (partial and inputs)):
+def _labelled_demo(predictor: Predict, example: Example, partial: bool) -> Demo | None:
+    values: dict[str, Any] = {**example.inputs, **example.labels}
+    required = [field.name for field in predictor.signature.inputs]
+    inputs = [name for name in required if name in values]
+    outputs = [field.name for field in predictor.signature.outputs if not field.optional or field.name in values]
+    if not all(name in values for name in outputs) or (inputs != required and not (partial and inputs)):
         return None
-    return Demo(inputs={name: known[name] for name in inputs}, outputs={name: known[name] for name in outputs})
+    return Demo(inputs={name: values[name] for name in inputs}, outputs={name: values[name] for name in outputs})
 
 
-def trace_pool(traces: Sequence[Trace], seed: int) -> dict[str, list[Source]]:
-    """Demos from the steps of successful traces: one for each module and example, drawn where a module ran often."""
+def trace_pool(traces: Sequence[Trace], seed: int) -> dict[str, list[PooledDemo]]:
+    """Makes one demo for each module and example from successful traces; one of several calls is drawn at random."""
     steps: dict[tuple[str, str], list[Demo]] = {}
     for trace in traces:
-        name = digest_without_id(trace.example)
+        key = digest_without_id(trace.example)
         for step in trace.lm_steps:
             if step.outputs is not None:
-                steps.setdefault((step.path, name), []).append(Demo(inputs=step.inputs, outputs=step.outputs))
+                steps.setdefault((step.path, key), []).append(Demo(inputs=step.inputs, outputs=step.outputs))
     drawn: dict[str, list[tuple[str, Demo]]] = {}
     rng = random.Random(seed)
-    for (path, name), demos in steps.items():
-        drawn.setdefault(path, []).append((name, rng.choice(demos)))
-    return {path: _once(found) for path, found in drawn.items()}
+    for (path, key), demos in steps.items():
+        drawn.setdefault(path, []).append((key, rng.choice(demos)))
+    return {path: _deduplicated(demos) for path, demos in drawn.items()}
 
 
 def with_demos(state: ProgramState, demos: Mapping[str, Sequence[Demo]]) -> ProgramState:
-    """The state with these demos in place of its own, all of them shown, instructions kept."""
+    """Replaces the demos of all prompts. Each prompt shows all its new demos and keeps its instructions."""
     return state.with_prompts(
         {
             path: prompt.model_copy(update={"demos": tuple(demos.get(path, ())), "nearest": None})
@@ -95,36 +97,43 @@ def with_demos(state: ProgramState, demos: Mapping[str, Sequence[Demo]]) -> Prog
     )
 
 
-def draw(pool: Pool, count: int, rng: random.Random | None, taken: Pool | None = None) -> dict[str, list[Source]]:
-    """Up to `count` demos for each module, of examples that are not taken; the first ones if there is no `rng`."""
+def draw_demos(
+    pool: DemoPool, count: int, rng: random.Random | None, excluded: DemoPool | None = None
+) -> dict[str, list[PooledDemo]]:
+    """Draws up to `count` demos for each module.
+
+    Args:
+        pool: The demos to draw from.
+        count: Most demos for each module.
+        rng: Draws the demos; without it the first ones are taken.
+        excluded: Demos that are chosen already; neither these nor other demos of their examples are drawn.
+    """
     drawn = {}
-    for path, sources in pool.items():
-        shown = (taken or {}).get(path, ())
-        demos = {source.demo for source in shown}
-        examples = {name for source in shown for name in source.examples}
-        free = [source for source in sources if source.demo not in demos and examples.isdisjoint(source.examples)]
+    for path, pooled in pool.items():
+        chosen = (excluded or {}).get(path, ())
+        demos = {item.demo for item in chosen}
+        sources = {key for item in chosen for key in item.sources}
+        free = [item for item in pooled if item.demo not in demos and sources.isdisjoint(item.sources)]
         drawn[path] = rng.sample(free, min(count, len(free))) if rng else free[:count]
     return drawn
 
 
-def redraw(state: ProgramState, pool: Pool, rng: random.Random) -> dict[str, list[Source]]:
-    """As many demos of the pool for each module as its prompt has now."""
-    drawn: dict[str, list[Source]] = {}
+def resample_demos(state: ProgramState, pool: DemoPool, rng: random.Random) -> dict[str, list[PooledDemo]]:
+    """Draws as many demos from the pool for each module as its prompt has now."""
+    drawn: dict[str, list[PooledDemo]] = {}
     for path, prompt in state.prompts.items():
-        drawn.update(draw({path: pool.get(path, ())}, len(prompt.demos), rng))
+        drawn.update(draw_demos({path: pool.get(path, ())}, len(prompt.demos), rng))
     return drawn
 
 
-def prompted(state: ProgramState, demos: Pool, example: Example) -> ProgramState:
-    """The state with these demos, but none made of the example itself; modules without any keep their own."""
+def with_demos_for(example: Example, state: ProgramState, demos: DemoPool) -> ProgramState:
+    """The state with these demos, except those made from the example itself; a module without any keeps its own."""
     if not any(demos.values()):
         return state
-    name = digest_without_id(example)
+    key = digest_without_id(example)
     shown = {
-        path: tuple(source.demo for source in sources if name not in source.examples)
-        for path, sources in demos.items()
-        if sources
+        path: tuple(item.demo for item in pooled if key not in item.sources) for path, pooled in demos.items() if pooled
     }
     return state.with_prompts(
-        {path: state.prompts[path].model_copy(update={"demos": own}) for path, own in shown.items()}
+        {path: state.prompts[path].model_copy(update={"demos": prompt_demos}) for path, prompt_demos in shown.items()}
     )

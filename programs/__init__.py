@@ -1,4 +1,4 @@
-"""Programs of the paper, as examples of `lmpipe.Module`."""
+"""The programs of the paper, as examples of `lmpipe.Module`."""
 
 from __future__ import annotations
 

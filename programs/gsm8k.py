@@ -9,7 +9,7 @@ from lmpipe import ChainOfThought, Module, Prediction
 
 @final
 class GSM8K(Module):
-    """A word problem of grade school mathematics → ``reasoning`` and ``answer``."""
+    """Solves a grade school word problem: ``question`` → ``reasoning`` and ``answer``."""
 
     def __init__(self) -> None:
         self.solve = ChainOfThought("question -> answer")

@@ -21,7 +21,7 @@ class ClassifyIris:
 
 @final
 class Iris(Module):
-    """Measurements of a flower → ``answer``, its species."""
+    """Classifies a flower: four measurements → ``answer``, its species."""
 
     def __init__(self) -> None:
         self.classify = ChainOfThought(ClassifyIris)

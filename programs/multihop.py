@@ -1,4 +1,4 @@
-"""The multi-hop question answering program of the paper: retrieve, read, ask again, answer."""
+"""The multi-hop question answering program of the paper: it searches several times, then answers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from lmpipe.extend import ConfigError
 
 @final
 class MultiHop(Module):
-    """A question → ``answer``, and the ``context`` it was answered from, by way of several searches.
+    """Searches several times for a question; returns the ``answer`` and the ``context`` of passages.
 
-    The program for HotPotQA of Soylu et al. 2024 (arXiv 2407.10930), after Baleen (Khattab et al. 2021, arXiv
-    2101.00436). Each hop has a query module of its own, since the first one has nothing to read yet; a passage that
-    several hops find is read once. What each hop found is in the trace.
+    This is the HotPotQA program of Soylu et al. 2024 (arXiv 2407.10930), after Baleen (Khattab et al. 2021, arXiv
+    2101.00436). Each hop has its own query module, since the first one has no context yet. A passage that several hops
+    find is in the context once. The trace holds the passages of each hop.
 
     Args:
-        hops: How many searches.
-        k: Passages of each.
+        hops: Number of searches.
+        k: Number of passages of each search.
 
     Raises:
-        ConfigError: If either is below 1.
+        ConfigError: If `hops` or `k` is below 1.
     """
 
     def __init__(self, hops: int = 2, k: int = 3) -> None:
@@ -32,9 +32,10 @@ class MultiHop(Module):
         self.answer = ChainOfThought("context: list[str], question -> answer")
 
     def forward(self, question: str) -> Prediction:
-        context: dict[str, str] = {}  # id → text, in the order in which they were found
+        context: dict[str, str] = {}  # passage id → text, in the order of retrieval
         for query in self.query:
-            found = self.retrieve(query=query(context=list(context.values()), question=question).search_query)
-            context |= dict(zip(found.ids, found.passages, strict=True))
+            search_query = query(context=list(context.values()), question=question).search_query
+            retrieved = self.retrieve(query=search_query)
+            context |= dict(zip(retrieved.ids, retrieved.passages, strict=True))
         passages = list(context.values())
         return Prediction(answer=self.answer(context=passages, question=question).answer, context=passages)

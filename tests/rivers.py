@@ -1,4 +1,4 @@
-"""A small collection, a retriever over it, a program of two hops, and an LM that can read."""
+"""A small collection of passages, a retriever, a two-hop program, and an LM that answers from passages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CORPUS = [
 
 
 class WordOverlap(Retriever):
-    """Scores a passage by the share of the query's words that it has; queries with the word ``broken`` fail."""
+    """Scores a passage by the share of the query's words in it; queries with the word ``broken`` fail."""
 
     def __init__(self, texts: Sequence[str] = CORPUS) -> None:
         self._passages = {str(number): text for number, text in enumerate(texts)}
@@ -62,7 +62,7 @@ def words(text: str) -> set[str]:
 
 
 class ToTheSea(Module):
-    """Which sea does the river of a city reach? Two hops; a passage is read once."""
+    """Answers which sea the river of a city reaches, in two hops."""
 
     def __init__(self, k: int = 2) -> None:
         self.query = Predict("context: list[str], city -> query")
@@ -73,17 +73,17 @@ class ToTheSea(Module):
         context: dict[str, str] = {}
         for _ in range(2):
             query = self.query(context=list(context.values()), city=city).query
-            found = self.retrieve(query=query)
-            context |= dict(zip(found.ids, found.passages, strict=True))
+            retrieved = self.retrieve(query=query)
+            context |= dict(zip(retrieved.ids, retrieved.passages, strict=True))
         return self.answer(context=list(context.values()), city=city)
 
 
 def reader(request: Request) -> str:
-    """Follows the passages: asks for the city, then for its river, then for the sea."""
-    asked = request.messages[-1].content
-    city = asked.rpartition("city: ")[2].split()[0]
-    river = re.search(rf"{city} lies on the (\w+)", asked)
-    sea = re.search(rf"The {river[1]} flows into the (.+)\.", asked) if river else None
+    """Searches for the city, then for its river, and then answers with the sea."""
+    question = request.messages[-1].content
+    city = question.rpartition("city: ")[2].split()[0]
+    river = re.search(rf"{city} lies on the (\w+)", question)
+    sea = re.search(rf"The {river[1]} flows into the (.+)\.", question) if river else None
     if sea:
         return f"answer: {sea[1]}"
     return f"query: {river[1]} flows" if river else f"query: {city} lies"

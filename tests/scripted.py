@@ -1,8 +1,7 @@
-"""Test doubles that are real implementations of the protocols: an LM that reads demos, a trainer that keeps rows, and
-an embedder of numbers.
+"""Test doubles that implement the protocols: an LM that reads demos, a trainer that keeps rows, an embedder of numbers.
 
-The scripted LM knows the colour of a number only where its prompt or its weights tell it: with demos its hints are
-right on even numbers; on tuned weights it is right on all; otherwise it writes something unreadable.
+The scripted LM knows the colour of a number only from its prompt or its weights: with demos its hints are right on even
+numbers; with tuned weights its answers are always right; otherwise it writes something unreadable.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from lmpipe import (
 from lmpipe.embedder import Embedder
 from lmpipe.errors import SessionError
 from lmpipe.trainer import Objective, SFTLoss, TrainingResult, TrainingRow
-from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
+from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune, Strategy
 
 COLOURS = ("red", "green", "blue")
 
 
 class Colour(Module):
-    """Asks for hints twice and for the answer once."""
+    """Calls the hint module twice and the answer module once."""
 
     def __init__(self) -> None:
         self.hint = Predict("number: int -> hint")
@@ -54,12 +53,12 @@ def examples(count: int, start: int = 0) -> list[Example]:
 
 
 def colour_script(request: Request) -> str:
-    asked = request.messages[-1].content
-    number = int(asked.partition("\n")[0].partition(": ")[2])
+    question = request.messages[-1].content
+    number = int(question.partition("\n")[0].partition(": ")[2])
     colour = COLOURS[number % 3]
-    if "hints: " not in asked:
+    if "hints: " not in question:
         return f"hint: it is {colour}" if len(request.messages) > 2 and number % 2 == 0 else "hint: hard to say"
-    if request.weights.adapter or f"[1] it is {colour}" in asked:
+    if request.weights.adapter or f"[1] it is {colour}" in question:
         return f"answer: {colour}"
     return "I would rather not say"
 
@@ -72,7 +71,7 @@ def slow_script(request: Request) -> str:
 @final
 @dataclass(frozen=True)
 class KeepingTrainer(Trainer):
-    """Writes its rows into the adapter folder, so the adapter's digest is that of the rows."""
+    """Writes its rows into the adapter folder, so that the adapter's digest depends on the rows."""
 
     calls: list[tuple[list[TrainingRow], WeightState]] = field(default_factory=list, repr=False)
     objectives: list[Objective] = field(default_factory=list, repr=False)
@@ -92,7 +91,7 @@ class KeepingTrainer(Trainer):
 
 
 def scheduler(
-    trainer: Trainer, strategy: str = "p -> w -> p", select: Literal["last", "best"] = "last"
+    trainer: Trainer, strategy: str | Strategy = "p -> w -> p", select: Literal["last", "best"] = "last"
 ) -> BetterTogether:
     stages = {
         "p": BootstrapFewShotRandomSearch(exact_match, num_candidate_programs=3, num_train=12, num_val=8),
@@ -107,10 +106,10 @@ def scripted() -> ScriptedLM:
 
 @final
 class NumberLine(Embedder):
-    """Puts each text at the angle that its first number gives, so that near numbers are near.
+    """Embeds each text at an angle given by its first number, so that near numbers have near embeddings.
 
     Attributes:
-        texts: Every text so far.
+        texts: All texts that were embedded.
     """
 
     def __init__(self, name: str = "number line") -> None:

@@ -1,6 +1,6 @@
-"""Rollouts that are recalled when a killed search starts again, as evaluations are.
+"""Rollouts that a restarted search recalls from the store, as it recalls evaluations.
 
-Knows how runs are told apart and which may be kept; nothing of what is searched for.
+Knows what identifies a rollout and which ones may be kept; nothing about the search.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from lmpipe import Job, Metric, Module, Session, Trace, rollout
 from lmpipe.extend import work_key
 
 
-def recorded_rollout(
+def cached_rollout(
     program: Module,
     jobs: Sequence[Job],
     session: Session,
-    note: Callable[[Trace], Any],
+    extract: Callable[[Trace], Any],
     metric: Metric | None = None,
     *,
     title: str,
 ) -> list[Any]:
-    """Runs a program on every job and notes something of each run, or recalls what was noted before.
+    """Runs a program on every job and extracts a value from each trace, or recalls the values of an earlier rollout.
 
-    Runs that a spent budget or an engine cut short are not kept: another time they may go on.
+    If a spent budget or an engine error cut a run short, the values are not kept: a later rollout may complete it.
 
     Args:
         program: The program.
-        jobs: What to run.
-        session: LMs, seed and, if it has one, the store that remembers.
-        note: A function of a trace that gives plain JSON.
-        metric: Scores a prediction, or none.
-        title: What the progress bar says.
+        jobs: The runs to make.
+        session: Provides LMs, the seed and, if it has one, the store that keeps the values.
+        extract: Returns the value of a trace, as plain JSON.
+        metric: Scores a prediction; without it runs are not scored.
+        title: Title of the progress bar.
 
     Returns:
-        The notes, in the order of the jobs.
+        The extracted values, in the order of the jobs.
     """
     key = work_key(
         "rollout",
         program=program,
-        note=note,
+        note=extract,
         metric=metric,
         jobs=[[job.state.digest, job.example.digest, job.sample, job.temperature] for job in jobs],
         decoding=session.inference_settings(),
@@ -49,8 +49,8 @@ def recorded_rollout(
 
     def work(inner: Session) -> Any:
         traces = rollout(program, jobs, inner, metric, title=title)
-        whole = not any(trace.failure in ("budget", "engine") for trace in traces)
-        return {"notes": [note(trace) for trace in traces], "whole": whole}
+        complete = not any(trace.failure in ("budget", "engine") for trace in traces)
+        return {"notes": [extract(trace) for trace in traces], "whole": complete}
 
-    notes: list[Any] = session.cached(key, work, keep=itemgetter("whole"))["notes"]
-    return notes
+    values: list[Any] = session.cached(key, work, keep=itemgetter("whole"))["notes"]
+    return values

@@ -1,6 +1,6 @@
-"""Prompt optimizers that take demonstrations without a search (Khattab et al. 2023, arXiv 2310.03714).
+"""Prompt optimizers that choose demonstrations without a search (Khattab et al. 2023, arXiv 2310.03714).
 
-`BootstrapSettings` holds what all that bootstrap have in common, under the names that the literature has for it.
+`BootstrapSettings` holds the settings that all bootstrapping optimizers share, under DSPy's names.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from lmpipe import (
     predictors,
 )
 from lmpipe.extend import FailureCounts, UnitInterval, check_settings, derive_seed
-from optimizers.demos import Pool, draw, labelled_pool, prompted, trace_pool, with_demos
-from optimizers.traces import Rollouts, Teacher, run, student_steps
+from optimizers.demos import DemoPool, draw_demos, labelled_pool, trace_pool, with_demos, with_demos_for
+from optimizers.rollouts import Rollouts, Teacher, collect_traces, student_steps
 
 
 @final
 @dataclass(frozen=True)
 class LabeledFewShot(PromptOptimizer):
-    """Prompts every module with training examples as they are, where their labels name its inputs and outputs.
+    """Shows every module training examples that have labels for its inputs and outputs.
 
-    The few-shot prompting of Brown et al. 2020 (arXiv 2005.14165).
+    This is the few-shot prompting of Brown et al. 2020 (arXiv 2005.14165).
 
     Args:
-        k: Demonstrations for each module.
-        sample: Whether they are drawn by the seed; otherwise the first ones are taken.
+        k: Number of demonstrations for each module.
+        sample: Whether demonstrations are drawn at random; otherwise the first ones are taken.
 
     Raises:
         ConfigError: If `k` is below 1; in `optimize`, if there are no training examples.
@@ -58,27 +58,28 @@ class LabeledFewShot(PromptOptimizer):
     ) -> OptimizeResult:
         rng = random.Random(derive_seed(session.seed, "labelled")) if self.sample else None
         labels = labelled_pool(program, train)
-        demos = choose({}, labels, 0, self.k, rng)
+        demos = choose_demos({}, labels, 0, self.k, rng)
         return OptimizeResult(
             state=with_demos(state, demos),
-            details={"labelled": {path: min(self.k, len(pairs)) for path, pairs in labels.items()}},
+            details={"labelled": {path: min(self.k, len(pooled)) for path, pooled in labels.items()}},
         )
 
 
 @dataclass(frozen=True)
 class BootstrapSettings(PromptOptimizer):
-    """What prompt optimizers that bootstrap have in common.
+    """Settings and steps that the prompt optimizers with bootstrapped demonstrations share.
 
     Args:
-        metric: Decides what is successful, and what is best.
-        metric_threshold: Least score of a successful run.
-        max_bootstrapped_demos: Most demos from successful runs, for each module.
-        max_labeled_demos: Most demos from labels, for each module; also the prompt that the runs are made with.
-        max_rounds: How often an example that failed is tried; rounds after the first draw at `temperature`.
-        temperature: See `max_rounds`.
-        partial_labels: Whether a label makes a demo of a module that has inputs which nobody labelled, such as what was
-            retrieved: the demo lacks them. So DSPy does, and with it the paper.
-        teacher: Who makes the runs; by default the program itself, as it is.
+        metric: Scores runs and candidates.
+        metric_threshold: Minimum score of a successful run.
+        max_bootstrapped_demos: Maximum number of demos from successful runs, for each module.
+        max_labeled_demos: Maximum number of demos from labels, for each module. The prompts of the bootstrapping runs
+            show as many.
+        max_rounds: Maximum number of runs of an example until one succeeds.
+        temperature: Sampling temperature of the rounds after the first.
+        partial_labels: Whether an example also makes a demo for a module with unlabelled inputs, such as retrieved
+            passages; the demo lacks these inputs. DSPy, and with it the paper, does so.
+        teacher: Runs the program in place of the student; by default the program runs as it is.
 
     Raises:
         ConfigError: If a setting is out of its range; in `optimize`, if there are no training examples.
@@ -100,91 +101,104 @@ class BootstrapSettings(PromptOptimizer):
         check_settings(self)
 
     @final
-    def pools(
+    def demo_pools(
         self, program: Module, state: ProgramState, train: Sequence[Example], session: Session
-    ) -> tuple[Pool, Pool, Rollouts]:
-        """All bootstrapped and all labelled demos that the training examples give, and the runs that were made."""
+    ) -> tuple[DemoPool, DemoPool, Rollouts]:
+        """Returns all bootstrapped and all labelled demos of the training examples, and the bootstrapping runs."""
         labels = labelled_pool(program, train, partial=self.partial_labels)
-        harvest = self._bootstrap(program, state, train, labels, session)
-        return trace_pool(harvest.kept, session.seed), labels, harvest
+        rollouts = self._bootstrap(program, state, train, labels, session)
+        return trace_pool(rollouts.kept, session.seed), labels, rollouts
 
     def _bootstrap(
-        self, program: Module, state: ProgramState, train: Sequence[Example], labels: Pool, session: Session
+        self, program: Module, state: ProgramState, train: Sequence[Example], labels: DemoPool, session: Session
     ) -> Rollouts:
-        """Runs a program on examples and keeps one successful run of each; an example never sees its own label."""
+        """Keeps one successful run of each example. The prompt for an example never shows that example's labels."""
         student, paths = program, tuple(predictors(program))
         if self.teacher is not None:
-            program, state, session = self.teacher.place(program, state, session)
+            program, state, session = self.teacher.bind(program, state, session)
             labels = labelled_pool(program, train, partial=self.partial_labels)
-        demos = draw(labels, self.max_labeled_demos, random.Random(session.seed))
+        demos = draw_demos(labels, self.max_labeled_demos, random.Random(session.seed))
         kept: dict[str, Trace] = {}
         tried, failures = 0, FailureCounts()
-        for number in range(self.max_rounds):
-            heat = self.temperature if number else None
+        for round_number in range(self.max_rounds):
+            temperature = self.temperature if round_number else None
             jobs = [
-                Job(prompted(state, demos, example), example, sample=number, temperature=heat)
+                Job(with_demos_for(example, state, demos), example, sample=round_number, temperature=temperature)
                 for example in train
                 if example.id not in kept
             ]
-            made, good = run(program, jobs, session, self.metric, self.metric_threshold, title="bootstrapping")
-            tried += len(made)
-            failures.add(made)
-            kept |= {trace.example.id: trace for trace in student_steps(good, student, program)}
+            traces, successful = collect_traces(
+                program, jobs, session, self.metric, self.metric_threshold, title="bootstrapping"
+            )
+            tried += len(traces)
+            failures.add(traces)
+            kept |= {trace.example.id: trace for trace in student_steps(successful, student, program)}
         ordered = tuple(kept[example.id] for example in train if example.id in kept)
         return Rollouts(ordered, tried, tuple(train), paths, failures.most_common())
 
     @final
-    def demo_sets(self, boot: Pool, labels: Pool, count: int, seed: int) -> dict[str, dict[str, list[Demo]]]:
-        """Name → demonstrations of each module: labelled ones, the first ones, and draws of random size.
+    def demo_sets(
+        self, bootstrapped: DemoPool, labelled: DemoPool, count: int, seed: int
+    ) -> dict[str, dict[str, list[Demo]]]:
+        """Makes sets of demos: a labelled one, one of the first demos of the pools, and random ones of random size.
 
         Args:
-            boot: Bootstrapped demos.
-            labels: Labelled demos.
-            count: How many draws.
-            seed: Decides them.
+            bootstrapped: Pool of bootstrapped demos.
+            labelled: Pool of labelled demos.
+            count: Number of random sets.
+            seed: Seed of all random choices.
+
+        Returns:
+            Name of the set → module path → demos.
         """
-        most_boot, most_labelled = self.max_bootstrapped_demos, self.max_labeled_demos
+        max_bootstrapped, max_labelled = self.max_bootstrapped_demos, self.max_labeled_demos
+        labelled_rng = random.Random(derive_seed(seed, "labelled"))
         sets = {
-            "labelled": choose({}, labels, 0, most_labelled, random.Random(derive_seed(seed, "labelled"))),
-            "bootstrapped": choose(boot, labels, most_boot, most_labelled, None),
+            "labelled": choose_demos({}, labelled, 0, max_labelled, labelled_rng),
+            "bootstrapped": choose_demos(bootstrapped, labelled, max_bootstrapped, max_labelled, None),
         }
         for number in range(count):
             rng = random.Random(derive_seed(seed, "candidate", number))
-            size = rng.randint(min(1, most_boot), most_boot)
-            sets[f"shuffled {number + 1}"] = choose(boot, labels, size, most_labelled, rng)
+            size = rng.randint(min(1, max_bootstrapped), max_bootstrapped)
+            sets[f"shuffled {number + 1}"] = choose_demos(bootstrapped, labelled, size, max_labelled, rng)
         return sets
 
 
 @final
 @dataclass(frozen=True)
 class BootstrapFewShot(BootstrapSettings):
-    """Prompts every module with its own calls in successful runs, and with labelled examples where there are labels.
+    """Shows every module its own calls in successful runs, and labelled examples where there are labels.
 
-    Where a module ran several times in a run, one of its calls is drawn. `BootstrapSettings` has the parameters.
+    If a module was called several times in a run, one of its calls is drawn. `BootstrapSettings` has the parameters.
     """
 
     def search(
         self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
     ) -> OptimizeResult:
-        boot, labels, harvest = self.pools(program, state, train, session)
-        demos = choose(boot, labels, self.max_bootstrapped_demos, self.max_labeled_demos, None)
-        return OptimizeResult(state=with_demos(state, demos), details=harvest.details())
+        bootstrapped, labelled, rollouts = self.demo_pools(program, state, train, session)
+        demos = choose_demos(bootstrapped, labelled, self.max_bootstrapped_demos, self.max_labeled_demos, None)
+        return OptimizeResult(state=with_demos(state, demos), details=rollouts.details())
 
 
-def choose(
-    boot: Pool, labels: Pool, most_boot: int, most_labelled: int, rng: random.Random | None
+def choose_demos(
+    bootstrapped: DemoPool,
+    labelled: DemoPool,
+    max_bootstrapped: int,
+    max_labelled: int,
+    rng: random.Random | None,
 ) -> dict[str, list[Demo]]:
-    """Demos for each module, different from one another: bootstrapped ones, then labelled ones of other examples.
+    """Chooses different demos for each module: bootstrapped ones, then labelled ones of other examples.
 
     Args:
-        boot: Bootstrapped demos.
-        labels: Labelled demos.
-        most_boot: Most of the first.
-        most_labelled: Most of the second.
-        rng: Draws them; without it the first ones are taken.
+        bootstrapped: Pool of bootstrapped demos.
+        labelled: Pool of labelled demos.
+        max_bootstrapped: Maximum number of bootstrapped demos for each module.
+        max_labelled: Maximum number of labelled demos for each module.
+        rng: Draws the demos; without it the first ones are taken.
     """
-    first = draw(boot, most_boot, rng)
-    second = draw(labels, most_labelled, rng, first)
+    first = draw_demos(bootstrapped, max_bootstrapped, rng)
+    second = draw_demos(labelled, max_labelled, rng, first)
     return {
-        path: [source.demo for source in [*first.get(path, ()), *second.get(path, ())]] for path in {**boot, **labels}
+        path: [item.demo for item in [*first.get(path, ()), *second.get(path, ())]]
+        for path in {**bootstrapped, **labelled}
     }

@@ -1,6 +1,6 @@
 """Reflective evolution of instructions: GEPA (Agrawal et al. 2025, arXiv 2507.19457), through the package `gepa`.
 
-Knows the settings, and which candidate wins; gepa talks to `optimizers.prompts.gepa_adapter`.
+Knows the settings and which candidate wins; `optimizers.prompts.gepa_adapter` connects a program to gepa.
 """
 
 from __future__ import annotations
@@ -14,43 +14,44 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from lmpipe import Example, Metric, Module, OptimizeResult, ProgramState, PromptOptimizer, Session
 from lmpipe.extend import ConfigError, check_settings, derive_seed, subsample
-from optimizers.choice import best_of, outcome
 from optimizers.prompts.proposer import Proposer
+from optimizers.selection import best_candidate, selection_result
 
 
 @final
 @dataclass(frozen=True)
 class GEPA(PromptOptimizer):
-    """Lets an LM rewrite one instruction after another, from what went wrong and what the metric said of it.
+    """Lets an LM rewrite one instruction after another, from failed runs and the metric's feedback on them.
 
     Each step takes a candidate from the Pareto front over validation examples, runs it on a few training examples,
-    shows an LM the calls of one module with feedback, and keeps the instruction it writes if it does better on the same
-    examples. A metric that gives ``(score, feedback)`` says most; otherwise the labels are shown. Demonstrations stay
-    as they are. The candidate with the best validation score wins, the state it began with among them, the earliest of
-    equals. Needs the extra ``lmpipe[search]``.
+    shows an LM the calls of one module with feedback, and keeps the instruction that the LM writes if it scores better
+    on the same examples. A metric that returns ``(score, feedback)`` helps most; without feedback the LM sees the
+    labels. Demonstrations stay as they are. The candidate with the best validation score wins, the earliest of equals;
+    the initial state is among them. Needs the extra ``lmpipe[search]``.
 
     Args:
-        metric: Scores a prediction, and may say what is wrong with it.
-        max_metric_calls: After how many scored runs no new step begins. Each step makes two for every example it
-            reflects on, and one for every validation example if it finds something.
-        reflection_minibatch_size: How many training examples are reflected on in a step.
-        candidate_selection_strategy: Which candidate a step starts from.
+        metric: Scores a prediction, and may explain what is wrong with it.
+        max_metric_calls: Number of scored runs after which no new step begins. Each step takes two for every example
+            that it reflects on, and one for every validation example if the new instruction is kept.
+        reflection_minibatch_size: Number of training examples that a step reflects on.
+        candidate_selection_strategy: How a step chooses the candidate that it starts from.
         module_selector: Whether a step rewrites one module, in turn, or all of them.
-        skip_perfect_score: Whether a step ends where nothing went wrong, and the search where nothing did on any
-            validation example.
-        perfect_score: Score of a run in which nothing went wrong.
-        use_merge: Whether candidates that improve different modules are merged; it takes five validation examples.
-        max_merge_invocations: How often.
-        acceptance_criterion: Whether a new instruction must do better on what was reflected on, or not worse.
-        reflection_prompt_template: What the LM is told, with ``<curr_param>`` where the instruction goes and
-            ``<side_info>`` where the calls go; by default what gepa has.
-        proposer: Who reflects (gepa's ``reflection_lm``).
-        num_train: How many training examples are used; none means all.
-        num_val: On how many validation examples candidates are scored; none means all.
-        stratify_by: Label whose classes the subsets hold in proportion, or none.
+        skip_perfect_score: Whether a step ends early if all its runs are perfect, and the search if a candidate is
+            perfect on all validation examples.
+        perfect_score: Score of a perfect run.
+        use_merge: Whether candidates that improve different modules are merged; this needs five validation examples.
+        max_merge_invocations: Maximum number of merges.
+        acceptance_criterion: Whether a new instruction must score better on the examples reflected on, or at least as
+            well.
+        reflection_prompt_template: Prompt for the LM, with the placeholders ``<curr_param>`` for the instruction and
+            ``<side_info>`` for the calls; by default gepa's own.
+        proposer: The LM that reflects (gepa's ``reflection_lm``).
+        num_train: Number of training examples that the search uses; none means all.
+        num_val: Number of validation examples that candidates are scored on; none means all.
+        stratify_by: Label whose classes the subsets keep in proportion, or none.
 
     Raises:
-        ConfigError: If a setting is out of its range or the template lacks a place; in `optimize`, if gepa is not
+        ConfigError: If a setting is out of its range or the template lacks a placeholder; in `optimize`, if gepa is not
             installed, or there are no training or validation examples.
     """
 
@@ -75,23 +76,24 @@ class GEPA(PromptOptimizer):
     def __post_init__(self) -> None:
         check_settings(self)
         template = self.reflection_prompt_template
-        missing = [place for place in ("<curr_param>", "<side_info>") if template is not None and place not in template]
+        placeholders = ("<curr_param>", "<side_info>")
+        missing = [name for name in placeholders if template is not None and name not in template]
         if missing:
-            raise ConfigError(f"the reflection_prompt_template has no place {' and no place '.join(missing)}")
+            raise ConfigError(f"the reflection_prompt_template lacks the placeholder {' and '.join(missing)}")
 
     def search(
         self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
     ) -> OptimizeResult:
         try:
-            from optimizers.prompts.gepa_adapter import Adapter, evolve
+            from optimizers.prompts.gepa_adapter import ProgramAdapter, run_gepa
         except ImportError as error:
             raise ConfigError(f'GEPA runs on the package gepa: pip install "lmpipe[search]" ({error})') from error
         train = subsample(train, self.num_train, derive_seed(session.seed, "train"), self.stratify_by)
         val = subsample(val, self.num_val, derive_seed(session.seed, "val"), self.stratify_by)
         template = self.reflection_prompt_template
         enough = self.perfect_score if self.skip_perfect_score else math.inf
-        adapter = Adapter(program, state, val, self.metric, session, self.proposer, template, enough)
-        details = evolve(
+        adapter = ProgramAdapter(program, state, val, self.metric, session, self.proposer, template, enough)
+        details = run_gepa(
             adapter,
             train,
             val,
@@ -106,5 +108,5 @@ class GEPA(PromptOptimizer):
             max_merge_invocations=self.max_merge_invocations,
             acceptance_criterion=self.acceptance_criterion,
         )
-        scored = [(name, tried, evaluation) for tried, (name, evaluation) in adapter.scored.items()]
-        return outcome(state, scored, session, details, winner=best_of(scored))
+        scored = [(name, candidate, evaluation) for candidate, (name, evaluation) in adapter.scored.items()]
+        return selection_result(state, scored, session, details, winner=best_candidate(scored))

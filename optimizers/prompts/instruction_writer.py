@@ -1,6 +1,7 @@
-"""The program that writes instructions, as MIPROv2 has it (Opsahl-Ong et al. 2024, arXiv 2406.11695).
+"""The program that writes instructions for MIPROv2 (Opsahl-Ong et al. 2024, arXiv 2406.11695).
 
-Knows which texts an instruction is written from; nothing of where they come from.
+Knows which texts the LM sees when it writes an instruction; nothing about where they come from. The docstrings and
+descriptions of the signatures are the prompts of its calls.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from lmpipe import Input, Module, Output, Predict, Prediction, Signature, Trace,
 from lmpipe.extend import Field
 from optimizers.prompts.proposer import Proposer
 
-_MARKS = ("```", "**", '"', "'", "`")
+_QUOTES = ("```", "**", '"', "'", "`")
 
 
 class Observe:
@@ -48,14 +49,14 @@ class DescribeModule:
 @final
 @dataclass(frozen=True)
 class ProposalContext:
-    """What proposals are grounded in: names as in MIPROv2.
+    """The texts that the LM sees when it proposes an instruction, under MIPROv2's names.
 
     Args:
-        program_aware: On a description of the program and of the module.
-        data_aware: On a summary of training examples.
-        tip_aware: On a style of instructions.
-        fewshot_aware: On some of the module's own calls in successful runs.
-        view_data_batch_size: How many training examples are looked at at once.
+        program_aware: Whether it sees descriptions of the program and the module.
+        data_aware: Whether it sees a summary of training examples.
+        tip_aware: Whether it sees a tip on the style of the instruction.
+        fewshot_aware: Whether it sees some of the module's own calls in successful runs.
+        view_data_batch_size: Number of training examples in each call that observes the data.
     """
 
     program_aware: bool = True
@@ -65,8 +66,8 @@ class ProposalContext:
     view_data_batch_size: int = 10
 
     def signature(self) -> Signature:
-        """Of the call that writes an instruction: an input for each ground."""
-        grounds = [
+        """Returns the signature of the call that writes an instruction, with an input for each text."""
+        inputs = [
             (self.data_aware, "dataset_summary", "what the data is like"),
             (self.program_aware, "program_description", "what the whole program does"),
             (self.program_aware, "module_description", "what the module is there for"),
@@ -76,7 +77,7 @@ class ProposalContext:
             (self.tip_aware, "tip", "how to write the new instruction"),
         ]
         return Signature(
-            tuple(Field(name, desc=desc) for wanted, name, desc in grounds if wanted),
+            tuple(Field(name, desc=desc) for included, name, desc in inputs if included),
             (Field("instruction", desc="the new instruction and nothing else"),),
             "Write a better instruction for one module of a program that calls a language model. The instruction is "
             "shown with every input of the module; it must help a language model to give the right outputs.",
@@ -85,15 +86,15 @@ class ProposalContext:
 
 @final
 class InstructionWriter(Module):
-    """Writes instructions, and greedily what they are grounded in: one call, of the kind that ``step`` names."""
+    """Makes one call of the kind that ``step`` names: instructions are sampled, summaries and descriptions greedy."""
 
-    def __init__(self, grounds: ProposalContext, proposer: Proposer) -> None:
+    def __init__(self, context: ProposalContext, proposer: Proposer) -> None:
         kinds: Mapping[str, Any] = {
             "observe": Observe,
             "summarize": Summarize,
             "describe_program": DescribeProgram,
             "describe_module": DescribeModule,
-            "write": grounds.signature(),
+            "write": context.signature(),
         }
         greedy = replace(proposer.sampling, temperature=0.0)
         self.proposal = {
@@ -107,10 +108,10 @@ class InstructionWriter(Module):
         return self.proposal[step](**inputs)
 
 
-def written(trace: Trace) -> str:
-    """The text that a call gave, without marks that LMs put around a whole text; empty if it could not be read."""
+def written_text(trace: Trace) -> str:
+    """The text that a call wrote, without quotes or marks around the whole text; empty if it could not be parsed."""
     text = str(next(iter(trace.prediction.values()))).strip() if trace.prediction else ""
-    for mark in _MARKS:
-        if text.startswith(mark) and text.endswith(mark) and text.count(mark) == 2:
-            text = text[len(mark) : -len(mark)].strip()
+    for quote in _QUOTES:
+        if text.startswith(quote) and text.endswith(quote) and text.count(quote) == 2:
+            text = text[len(quote) : -len(quote)].strip()
     return text

@@ -1,4 +1,4 @@
-"""Demonstrations that are chosen for each input by its nearest neighbours (Liu et al. 2022, arXiv 2101.06804)."""
+"""Demonstrations chosen for each input as its nearest neighbours (Liu et al. 2022, arXiv 2101.06804)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from lmpipe import Example, Module, OptimizeResult, ProgramState, Session
 from lmpipe.extend import DemoSelection, SessionError, derive_seed, subsample
 from optimizers.demos import labelled_pool
-from optimizers.prompts.few_shot import BootstrapSettings, choose
+from optimizers.prompts.few_shot import BootstrapSettings, choose_demos
 
 
 @final
@@ -20,15 +20,16 @@ class KNNFewShot(BootstrapSettings):
     """Gives every module a pool of demonstrations, of which each prompt shows the k nearest to the input.
 
     The pool is bootstrapped on the training examples once. The session's embedder decides which demonstrations are
-    near; its name is part of the state, so every later session needs the same one. `BootstrapSettings` has the other
-    parameters.
+    near; its name is part of the state, so every later session needs the same embedder. `BootstrapSettings` has the
+    other parameters.
 
     Args:
-        max_bootstrapped_demos: Most demos of successful runs in the pool of each module. With 0 no run is made and the
-            pool is of labels alone, as in the paper; `max_labeled_demos` is then its size.
-        k: How many demos a prompt shows.
-        num_train: Of how many training examples demos are made; none means all.
-        stratify_by: Label whose classes the subset holds in proportion, or none.
+        max_bootstrapped_demos: Maximum number of demos from successful runs in the pool of each module. With 0 the
+            program is not run and the pool holds labelled demos only, as in the paper; its size is then
+            `max_labeled_demos`.
+        k: Number of demos that a prompt shows.
+        num_train: Number of training examples that demos are made from; none means all.
+        stratify_by: Label whose classes the subset keeps in proportion, or none.
     """
 
     max_bootstrapped_demos: NonNegativeInt = 100
@@ -43,19 +44,22 @@ class KNNFewShot(BootstrapSettings):
         SessionError: If the session has no embedder.
         """
         if session.embedder is None:
-            raise SessionError("KNNFewShot chooses demonstrations by an embedder; make one with Session(embedder=...)")
+            raise SessionError("KNNFewShot needs an embedder to find the nearest demos; pass Session(embedder=...)")
         train = subsample(train, self.num_train, derive_seed(session.seed, "train"), self.stratify_by)
         details: dict[str, Any] = {}
         cause = ""
         if self.max_bootstrapped_demos:
-            boot, labels, harvest = self.pools(program, state, train, session)
-            details, cause = harvest.details(), harvest.cause()
+            bootstrapped, labelled, rollouts = self.demo_pools(program, state, train, session)
+            details, cause = rollouts.details(), rollouts.failure_cause()
         else:
-            boot, labels = {}, labelled_pool(program, train, partial=self.partial_labels)
-        pools = choose(boot, labels, self.max_bootstrapped_demos, self.max_labeled_demos, None)
+            bootstrapped, labelled = {}, labelled_pool(program, train, partial=self.partial_labels)
+        pools = choose_demos(bootstrapped, labelled, self.max_bootstrapped_demos, self.max_labeled_demos, None)
         details["pool"] = {path: len(pools.get(path, ())) for path in state.prompts}
         if not any(pools.values()):
-            reason = f"{len(train)} training examples gave no demonstration, neither by rollouts nor by labels"
+            reason = (
+                f"no demonstration could be made from {len(train)} training examples, neither from a successful run "
+                "nor from labels"
+            )
             reason += f": {cause}" if cause else ""
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
         nearest = DemoSelection(k=self.k, embedder=session.embedder.name)

@@ -1,7 +1,7 @@
-"""Proposals of instructions, grounded in the data, the program and its runs (Opsahl-Ong et al. 2024, arXiv 2406.11695).
+"""Proposals of instructions from the data, the program and its runs (Opsahl-Ong et al. 2024, arXiv 2406.11695).
 
-They are made in a few rollouts of a program, so its calls are batched, seeded and accounted for like any others, and
-an answer that cannot be read is data. Knows nothing of how instructions are chosen.
+A few rollouts of a program write them, so its LM calls are batched, seeded and counted like any others, and an
+unreadable completion is data. Knows nothing about how instructions are chosen.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from lmpipe import Demo, Example, Job, Module, Predict, ProgramState, Session, initial_state, predictors
+from lmpipe import Example, Job, Module, Predict, ProgramState, Session, initial_state, predictors
 from lmpipe.extend import derive_seed, render_input
-from optimizers.demos import Pool
-from optimizers.prompts.cached_rollout import recorded_rollout
-from optimizers.prompts.instruction_writer import InstructionWriter, ProposalContext, written
+from optimizers.demos import DemoPool
+from optimizers.prompts.cached_rollout import cached_rollout
+from optimizers.prompts.instruction_writer import InstructionWriter, ProposalContext, written_text
 from optimizers.prompts.proposer import Proposer
 
-_MOST_VIEWS = 10  # batches of training examples that are looked at
-_MOST_SHOWN = 3  # demonstrations that a proposal is shown
+_MAX_VIEWS = 10  # batches of training examples that the data summary is made from
+_MAX_DEMOS_SHOWN = 3  # demonstrations in the prompt of a proposal
 
 TIPS = (
     "",
@@ -32,160 +32,155 @@ TIPS = (
     "Describe a situation in which a great deal depends on the right answer.",
     "Give the reader a role, such as that of an expert in the subject.",
 )
-"""Styles of instructions; each proposal is given one, drawn at random."""
+"""Styles of instructions; each proposal gets a random one."""
 
 
 @final
 @dataclass(frozen=True)
 class Proposals:
-    """What was proposed.
+    """The proposed instructions of all modules.
 
     Attributes:
-        instructions: Module path → instructions, different from one another; the first is the present one.
-        asked: How many proposals were asked for.
-        unreadable: How many of them could not be read, or were empty.
-        duplicates: How many said what another had said.
-        grounds: What they are grounded in, by name.
+        instructions: Module path → different instructions; the first is the current one.
+        asked: Number of proposals that were asked for.
+        unreadable: Number of proposals that could not be parsed or were empty.
+        duplicates: Number of proposals that repeated another one.
+        context: The shared texts that they were written from, by name.
     """
 
     instructions: Mapping[str, tuple[str, ...]]
     asked: int = 0
     unreadable: int = 0
     duplicates: int = 0
-    grounds: Mapping[str, str] = field(default_factory=dict)
+    context: Mapping[str, str] = field(default_factory=dict)
 
     def details(self) -> dict[str, Any]:
         """The figures and the texts, as JSON."""
         counts = {"asked": self.asked, "unreadable": self.unreadable, "duplicates": self.duplicates}
         texts = {path: list(texts) for path, texts in self.instructions.items()}
-        return {"proposals": counts, "instructions": texts, "grounds": dict(self.grounds)}
+        return {"proposals": counts, "instructions": texts, "grounds": dict(self.context)}
 
 
 def propose(
     program: Module,
     state: ProgramState,
     train: Sequence[Example],
-    boot: Pool,
+    bootstrapped: DemoPool,
     session: Session,
     *,
     count: int,
     proposer: Proposer,
-    grounds: ProposalContext,
+    context: ProposalContext,
 ) -> Proposals:
     """Proposes instructions for every module of a program.
 
     Args:
         program: The program.
-        state: Its present instructions.
+        state: The state with the current instructions.
         train: Examples that the summary of the data is made from.
-        boot: Demos from successful runs.
-        session: LMs and seed.
-        count: How many instructions each module is to have, the present one included.
-        proposer: Who writes.
-        grounds: What is to be known when writing.
+        bootstrapped: Demos from successful runs.
+        session: Session with the LMs and the seed.
+        count: Number of instructions for each module, including the current one.
+        proposer: The LM that writes.
+        context: The texts that the LM sees.
     """
-    author = _Author(program, state, session, proposer, grounds)
-    known = author.ground(train) if count > 1 else {}
-    wanted = [(path, number) for path in predictors(program) for number in range(1, count)]
-    calls = [author.call(path, number, known, boot) for path, number in wanted]
+    instruction_proposer = _InstructionProposer(program, state, session, proposer, context)
+    shared = instruction_proposer.shared_texts(train) if count > 1 else {}
+    slots = [(path, number) for path in predictors(program) for number in range(1, count)]
+    calls = [instruction_proposer.inputs(path, number, shared, bootstrapped) for path, number in slots]
     texts: dict[str, list[str]] = {path: [state.prompts[path].instructions] for path in predictors(program)}
     unreadable = duplicates = 0
-    for (path, _), text in zip(wanted, author.ask("write", calls), strict=True):
+    for (path, _), text in zip(slots, instruction_proposer.call("write", calls), strict=True):
         unreadable += not text
-        duplicates += bool(text) and _told_apart(text) in map(_told_apart, texts[path])
-        if text and _told_apart(text) not in map(_told_apart, texts[path]):
+        duplicates += bool(text) and _normalized(text) in map(_normalized, texts[path])
+        if text and _normalized(text) not in map(_normalized, texts[path]):
             texts[path].append(text)
-    return Proposals({path: tuple(own) for path, own in texts.items()}, len(wanted), unreadable, duplicates, known)
+    instructions = {path: tuple(module_texts) for path, module_texts in texts.items()}
+    return Proposals(instructions, len(slots), unreadable, duplicates, shared)
 
 
 @final
-class _Author:
-    """Asks the program that writes instructions."""
+class _InstructionProposer:
+    """Calls the program that writes instructions."""
 
     def __init__(
-        self, program: Module, state: ProgramState, session: Session, proposer: Proposer, grounds: ProposalContext
+        self, program: Module, state: ProgramState, session: Session, proposer: Proposer, context: ProposalContext
     ) -> None:
-        self._program, self._student, self._grounds, self._seed = program, state, grounds, session.seed
-        self._writer = InstructionWriter(grounds, proposer)
-        placed, self._session = proposer.place(state, session)
-        self._state = placed.with_prompts_of(initial_state(self._writer, self._session))
+        self._program, self._student, self._context, self._seed = program, state, context, session.seed
+        self._writer = InstructionWriter(context, proposer)
+        writer_state, self._session = proposer.bind(state, session)
+        self._state = writer_state.with_prompts_of(initial_state(self._writer, self._session))
 
-    def ask(self, step: str, calls: Sequence[Mapping[str, str]]) -> list[str]:
-        """What is answered to each call; empty where the answer could not be read."""
+    def call(self, step: str, calls: Sequence[Mapping[str, str]]) -> list[str]:
+        """Returns the text that each call writes; it is empty if the completion could not be parsed."""
         jobs = [Job(self._state, Example({"step": step, **call}), sample=number) for number, call in enumerate(calls)]
-        return recorded_rollout(self._writer, jobs, self._session, written, title="proposing instructions")
+        return cached_rollout(self._writer, jobs, self._session, written_text, title="proposing instructions")
 
-    def ground(self, train: Sequence[Example]) -> dict[str, str]:
-        """Texts that all proposals share, by name; one that could not be read is absent."""
-        known: dict[str, str] = {}
-        if self._grounds.data_aware and train:
-            known["data"] = self._summary(train)
-        if self._grounds.program_aware:
+    def shared_texts(self, train: Sequence[Example]) -> dict[str, str]:
+        """Returns the texts that all proposals share, by name, without those that could not be parsed."""
+        texts: dict[str, str] = {}
+        if self._context.data_aware and train:
+            texts["data"] = self._summary(train)
+        if self._context.program_aware:
             structure = program_text(self._program)
-            known["program"] = self.ask("describe_program", [{"program": structure}])[0]
+            texts["program"] = self.call("describe_program", [{"program": structure}])[0]
             modules = predictors(self._program)
             calls = [{"program": structure, "module": module_text(path, modules[path])} for path in modules]
-            roles = self.ask("describe_module", calls)
-            known |= {f"module {path}": role for path, role in zip(modules, roles, strict=True)}
-        return {name: text for name, text in known.items() if text}
+            descriptions = self.call("describe_module", calls)
+            texts |= {f"module {path}": text for path, text in zip(modules, descriptions, strict=True)}
+        return {name: text for name, text in texts.items() if text}
 
-    def call(self, path: str, number: int, known: Mapping[str, str], boot: Pool) -> dict[str, str]:
-        """The inputs of one proposal."""
+    def inputs(self, path: str, number: int, shared: Mapping[str, str], bootstrapped: DemoPool) -> dict[str, str]:
+        """Returns the inputs of the call that writes one instruction."""
         rng = random.Random(derive_seed(self._seed, "proposal", path, number))
-        own = [source.demo for source in boot.get(path, ())]
-        shown = rng.sample(own, min(_MOST_SHOWN, len(own)))
-        everything = {
-            "dataset_summary": known.get("data", ""),
-            "program_description": known.get("program", ""),
-            "module_description": known.get(f"module {path}", ""),
+        demos = [pooled.demo for pooled in bootstrapped.get(path, ())]
+        shown = rng.sample(demos, min(_MAX_DEMOS_SHOWN, len(demos)))
+        inputs = {
+            "dataset_summary": shared.get("data", ""),
+            "program_description": shared.get("program", ""),
+            "module_description": shared.get(f"module {path}", ""),
             "module": module_text(path, predictors(self._program)[path]),
-            "demonstrations": "\n\n".join(map(_demo_text, shown)),
+            "demonstrations": "\n\n".join(_text(demo.inputs, demo.outputs) for demo in shown),
             "current_instruction": self._student.prompts[path].instructions,
             "tip": rng.choice(TIPS),
         }
-        return {field.name: everything[field.name] for field in self._grounds.signature().inputs}
+        return {field.name: inputs[field.name] for field in self._context.signature().inputs}
 
     def _summary(self, train: Sequence[Example]) -> str:
-        size = self._grounds.view_data_batch_size
-        views = [train[start : start + size] for start in range(0, len(train), size)][:_MOST_VIEWS]
-        calls = [{"examples": "\n\n".join(map(_example_text, view))} for view in views]
-        observed = [text for text in self.ask("observe", calls) if text]
-        return self.ask("summarize", [{"observations": "\n\n".join(observed)}])[0] if observed else ""
+        size = self._context.view_data_batch_size
+        views = [train[start : start + size] for start in range(0, len(train), size)][:_MAX_VIEWS]
+        calls = [{"examples": "\n\n".join(_text(example.inputs, example.labels) for example in view)} for view in views]
+        observations = [text for text in self.call("observe", calls) if text]
+        if not observations:
+            return ""
+        return self.call("summarize", [{"observations": "\n\n".join(observations)}])[0]
 
 
 def program_text(program: Module) -> str:
-    """The source of a program's own classes where there is one, and its modules."""
-    own = dict.fromkeys(type(module) for _, module in program.named_modules())
-    sources = [_source(kind) for kind in own if not kind.__module__.startswith("lmpipe.")]
+    """Returns the source code of a program's own classes, as far as it is available, and a list of its modules."""
+    classes = dict.fromkeys(type(module) for _, module in program.named_modules())
+    sources = [_source(kind) for kind in classes if not kind.__module__.startswith("lmpipe.")]
     modules = [module_text(path, predictor) for path, predictor in predictors(program).items()]
     return "\n\n".join([source for source in sources if source] + modules)
 
 
 def module_text(path: str, predictor: Predict) -> str:
-    """A module in one line: its path, and what it takes and gives."""
+    """Describes a module in one line: its path, its inputs and its outputs."""
     sides = (predictor.signature.inputs, predictor.signature.outputs)
-    taken, given = (", ".join(f"{field.name}: {field.type_name}" for field in side) for side in sides)
-    return f"{path}: {taken} -> {given}"
+    inputs, outputs = (", ".join(f"{field.name}: {field.type_name}" for field in side) for side in sides)
+    return f"{path}: {inputs} -> {outputs}"
 
 
 def _source(kind: type) -> str:
     try:
         return textwrap.dedent(inspect.getsource(kind)).strip()
-    except (OSError, TypeError):  # typed at a prompt
+    except (OSError, TypeError):  # a class that was typed at the interactive prompt
         return ""
 
 
-def _example_text(example: Example) -> str:
-    return _lines({**example.inputs, **example.labels})
+def _text(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> str:
+    return "\n".join(f"{name}: {render_input(value)}" for name, value in {**inputs, **outputs}.items())
 
 
-def _demo_text(demo: Demo) -> str:
-    return _lines({**demo.inputs, **demo.outputs})
-
-
-def _lines(values: Mapping[str, Any]) -> str:
-    return "\n".join(f"{name}: {render_input(value)}" for name, value in values.items())
-
-
-def _told_apart(text: str) -> str:
+def _normalized(text: str) -> str:
     return " ".join(text.lower().split())

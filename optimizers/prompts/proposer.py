@@ -1,6 +1,6 @@
-"""Who writes instructions: an LM, the weights it runs on, and how it is sampled.
+"""The LM that writes instructions, the weights it runs on, and its sampling.
 
-Knows nothing of what it is asked.
+Knows nothing about its prompts.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from lmpipe.extend import ConfigError
 @final
 @dataclass(frozen=True)
 class Proposer:
-    """The LM that writes instructions; by default the one that the program runs on.
+    """The LM that writes instructions; by default the LM of the program.
 
     Args:
-        lm: Another LM.
-        role: Which of the session's LMs writes, if not another one.
-        weights: Whether the session's LM writes on its base weights or on those of the state. Fine-tuning on a task
-            can cost an LM the ability to write anything but answers.
-        temperature: Of the instructions, so that they differ (in MIPROv2, ``init_temperature``). Small LMs need less.
-        max_tokens: Most new tokens of what it writes.
+        lm: An LM to use in place of the session's.
+        role: Role of the session's LM that writes, if `lm` is not given.
+        weights: Whether the session's LM writes with its base weights or with those of the state. An LM that was
+            fine-tuned on a task may no longer write anything but answers.
+        temperature: Sampling temperature, which makes proposals differ (in MIPROv2, ``init_temperature``). Small LMs
+            need a lower one.
+        max_tokens: Maximum number of new tokens of a completion.
 
     Raises:
-        ConfigError: If another LM is to run on the weights of the state, or the sampling is out of its range.
+        ConfigError: If `lm` is to run with the weights of the state, or the sampling is out of its range.
     """
 
     lm: LM | None = None
@@ -44,11 +45,13 @@ class Proposer:
 
     @property
     def sampling(self) -> Sampling:
-        """How it is sampled."""
+        """Sampling of its completions."""
         return Sampling(temperature=self.temperature, max_tokens=self.max_tokens)
 
-    def place(self, state: ProgramState, session: Session) -> tuple[ProgramState, Session]:
-        """State and session in which a program of the proposer's own runs, when it is asked about a state."""
-        asked = replace(session, lm={self.role: self.lm or session.lm_of(self.role)})
-        weights = asked.untuned_weights() if self.weights == "base" else {self.role: state.weights_of(self.role, "")}
-        return ProgramState(prompts={}, weights=weights), asked
+    def bind(self, state: ProgramState, session: Session) -> tuple[ProgramState, Session]:
+        """Returns the state and session in which the proposer's own program runs, for those of a program."""
+        own_session = replace(session, lm={self.role: self.lm or session.lm_of(self.role)})
+        weights = (
+            own_session.untuned_weights() if self.weights == "base" else {self.role: state.weights_of(self.role, "")}
+        )
+        return ProgramState(prompts={}, weights=weights), own_session

@@ -1,13 +1,13 @@
-"""Races: candidates are scored on more and more examples, and those that cannot win any more are dropped.
+"""Races: candidates are scored on more and more examples, and those that can no longer win are dropped.
 
-Racing is due to Maron and Moore 1994; that all candidates meet the same examples and are compared by the differences of
-their scores is the blocking of Moore and Lee 1994, and comparing them with the leader after each block is the t-race of
-Birattari et al. 2002. Here the winner is what the exhaustive search would choose on the same finite set of examples, so
-the standard error of a mean difference is that of sampling without replacement (Cochran 1977, section 2.6): it vanishes
-as the examples run out. Bounds that hold for every distribution (Hoeffding, Serfling, empirical Bernstein) are at least
-twice as wide on a few hundred examples, and leave most of the runs to be made.
+Racing is due to Maron and Moore 1994. Scoring all candidates on the same examples and comparing them by the differences
+of their scores is the blocking of Moore and Lee 1994; comparing them with the leader after each block is the t-race of
+Birattari et al. 2002. A race should find the candidate that an exhaustive search would choose on the same finite set of
+examples, so the standard error of a mean difference is that of sampling without replacement (Cochran 1977, section
+2.6): it vanishes as the examples run out. Bounds that hold for every distribution (Hoeffding, Serfling, empirical
+Bernstein) are at least twice as wide on a few hundred examples, and would save few of the runs.
 
-Knows nothing of programs, states or sessions.
+Knows nothing about programs, states or sessions.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import final
 from lmpipe.extend import best_index
 
 Score = Callable[[Sequence[int], slice], Sequence[Sequence[float]] | None]
-"""Scores some candidates on a stretch of the examples: a row for each candidate, or none if that cannot be done."""
+"""Scores some candidates on a block of examples: one row of scores for each candidate, or none if scoring stopped."""
 
 
 @final
 @dataclass(frozen=True)
-class Rule:
-    """When what is looked at, and what is dropped. The values were chosen with ``python -m benchmarks.racing``.
+class EliminationRule:
+    """Decides when candidates are compared and which are dropped. ``python -m benchmarks.racing`` chose the defaults.
 
     Args:
-        first: Examples of the first block.
-        growth: By what factor the examples seen grow with each block after it.
-        boundary: How many standard errors the mean difference to the leader may lie below zero.
+        first: Number of examples in the first block.
+        growth: Factor by which each later block increases the number of examples seen.
+        boundary: Number of standard errors below zero at which the mean difference to the leader drops a candidate.
     """
 
     first: int = 20
@@ -39,26 +39,26 @@ class Rule:
     boundary: float = 2.1
 
     def blocks(self, examples: int) -> list[slice]:
-        """Stretches that cover all examples."""
+        """Returns consecutive blocks that cover all examples."""
         ends = [min(self.first, examples)]
         while ends[-1] < examples:
             ends.append(min(math.ceil(ends[-1] * self.growth), examples))
         return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
-    def hopeless(self, scores: Sequence[float], leader: Sequence[float], examples: int) -> bool:
-        """Whether a candidate will not catch up with the leader on the examples that are left.
+    def eliminates(self, scores: Sequence[float], leader: Sequence[float], examples: int) -> bool:
+        """Whether a candidate is not expected to catch up with the leader on the remaining examples.
 
-        It will not if even a difference of 1 on each of them would be too little. Otherwise its mean difference is held
-        against its standard error. To both belong two differences that nobody saw, +1 and -1 (Agresti and Min 2005), so
-        that few differences, all of one sign, are no proof.
+        It cannot catch up if even a difference of 1 on each of them would be too little. Otherwise its mean difference
+        is compared with its standard error. Both include two imaginary differences, +1 and -1 (Agresti and Min 2005),
+        so that a few differences of the same sign are not enough to drop a candidate.
 
         Args:
-            scores: Of the candidate, in [0, 1].
+            scores: Scores of the candidate, in [0, 1].
             leader: Scores of the leader on the same examples.
-            examples: How many there are, seen or not.
+            examples: Total number of examples, seen or not.
         """
         seen = len(scores)
-        differences = [own - best_score for own, best_score in zip(scores, leader, strict=True)]
+        differences = [score - leader_score for score, leader_score in zip(scores, leader, strict=True)]
         total = math.fsum(differences)
         if total >= 0:
             return False
@@ -71,13 +71,13 @@ class Rule:
 
 @final
 @dataclass(frozen=True)
-class Race:
-    """How a race went.
+class RaceResult:
+    """The result of a race.
 
     Attributes:
-        winner: Number of the winning candidate; none if nothing could be scored.
-        scores: The scores of each candidate, in the order of the examples, as far as it came.
-        blocks: On how many blocks any candidate was scored.
+        winner: Index of the winning candidate; none if nothing could be scored.
+        scores: The scores of each candidate in the order of the examples, until it was dropped.
+        blocks: Number of blocks that candidates were scored on.
     """
 
     winner: int | None
@@ -86,41 +86,45 @@ class Race:
 
     @property
     def rollouts(self) -> int:
-        """How many scores were made."""
+        """Total number of scores."""
         return sum(map(len, self.scores))
 
 
-def race(score: Score, candidates: int, examples: int, rule: Rule = Rule()) -> Race:
+def race(score: Score, candidates: int, examples: int, rule: EliminationRule = EliminationRule()) -> RaceResult:
     """Scores candidates block by block until one is left or all examples are seen; the earliest of equals wins.
 
-    A candidate with a score that is not a number is dropped: it can be compared with none.
+    A candidate with a score that is not a finite number is dropped, because it cannot be compared with the others.
 
     Args:
-        score: Scores candidates on a block. If it returns none, the blocks before decide.
-        candidates: How many there are.
-        examples: How many there are; their order must be random.
-        rule: When what is dropped.
+        score: Scores candidates on a block. If it returns none, the race ends and the blocks before decide.
+        candidates: Number of candidates.
+        examples: Number of examples; their order must be random.
+        rule: Decides when candidates are compared and which are dropped.
     """
-    seen: list[list[float]] = [[] for _ in range(candidates)]
-    alive = list(range(candidates))
-    done = 0
+    scores: list[list[float]] = [[] for _ in range(candidates)]
+    remaining = list(range(candidates))
+    blocks = 0
     for block in rule.blocks(examples):
-        rows = score(alive, block)
+        rows = score(remaining, block)
         if rows is None:
             break
-        for number, row in zip(alive, rows, strict=True):
-            seen[number].extend(row)
-        done += 1
-        alive = [number for number in alive if all(map(math.isfinite, seen[number]))]
-        leader = _leader(seen, alive)
+        for number, row in zip(remaining, rows, strict=True):
+            scores[number].extend(row)
+        blocks += 1
+        remaining = [number for number in remaining if all(map(math.isfinite, scores[number]))]
+        leader = _leader(scores, remaining)
         if leader is None:
             break
-        alive = [n for n in alive if n == leader or not rule.hopeless(seen[n], seen[leader], examples)]
-        if len(alive) == 1:
+        remaining = [
+            number
+            for number in remaining
+            if number == leader or not rule.eliminates(scores[number], scores[leader], examples)
+        ]
+        if len(remaining) == 1:
             break
-    return Race(_leader(seen, alive) if done else None, tuple(map(tuple, seen)), done)
+    return RaceResult(_leader(scores, remaining) if blocks else None, tuple(map(tuple, scores)), blocks)
 
 
-def _leader(seen: Sequence[Sequence[float]], alive: Sequence[int]) -> int | None:
-    place = best_index(math.fsum(seen[number]) for number in alive)
-    return None if place is None else alive[place]
+def _leader(scores: Sequence[Sequence[float]], remaining: Sequence[int]) -> int | None:
+    position = best_index(math.fsum(scores[number]) for number in remaining)
+    return None if position is None else remaining[position]

@@ -11,10 +11,10 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from lmpipe import Evaluation, Example, Module, OptimizeResult, ProgramState, Session
 from lmpipe.extend import CandidateScored, FailureCounts, best_index, derive_seed, evaluate_many, subsample
-from optimizers.choice import outcome
 from optimizers.demos import with_demos
 from optimizers.prompts.few_shot import BootstrapSettings
 from optimizers.prompts.racing import race
+from optimizers.selection import selection_result
 
 
 @final
@@ -23,16 +23,18 @@ class BootstrapFewShotRandomSearch(BootstrapSettings):
     """Tries several sets of demonstrations and keeps the one that scores best on validation examples.
 
     The candidates are: no demos; labelled demos only; the first bootstrapped demos; and `num_candidate_programs`
-    draws of random size. All candidates run on all validation examples in one wavefront; the earliest of equals wins.
-    With `racing` they run on growing blocks of them, a wavefront each, and those that cannot win any more are dropped.
+    random sets of random size. All candidates run on all validation examples in one wavefront; the earliest of equals
+    wins. With `racing` they run on one block of examples after another, and candidates that can no longer win are
+    dropped after each block. `BootstrapSettings` has the other parameters.
 
     Args:
-        num_candidate_programs: How many random draws.
-        num_train: Of how many training examples demos are made; none means all.
-        num_val: On how many validation examples candidates are scored; none means all.
-        stratify_by: Label whose classes the subsets hold in proportion, or none.
-        racing: Whether hopeless candidates are dropped early (`optimizers.prompts.racing`). It finds the winner of the
-            exhaustive search nearly always, for less than half of the runs; the scores are then of fewer examples.
+        num_candidate_programs: Number of random sets.
+        num_train: Number of training examples that demos are made from; none means all.
+        num_val: Number of validation examples that candidates are scored on; none means all.
+        stratify_by: Label whose classes the subsets keep in proportion, or none.
+        racing: Whether candidates that can no longer win are dropped early (`optimizers.prompts.racing`). This nearly
+            always finds the winner of the exhaustive search in less than half of the runs; the dropped candidates are
+            scored on fewer examples.
     """
 
     needs: ClassVar[tuple[Literal["train", "val"], ...]] = ("train", "val")
@@ -48,53 +50,53 @@ class BootstrapFewShotRandomSearch(BootstrapSettings):
     ) -> OptimizeResult:
         train = subsample(train, self.num_train, derive_seed(session.seed, "train"), self.stratify_by)
         val = subsample(val, self.num_val, derive_seed(session.seed, "val"), self.stratify_by)
-        boot, labels, harvest = self.pools(program, state, train, session)
-        sets = {"zero-shot": {}, **self.demo_sets(boot, labels, self.num_candidate_programs, session.seed)}
-        named = {name: with_demos(state, demos) for name, demos in sets.items()}
-        states = list(named.values())
-        compare = self._race if self.racing else self._exhaust
+        bootstrapped, labelled, rollouts = self.demo_pools(program, state, train, session)
+        demo_sets = self.demo_sets(bootstrapped, labelled, self.num_candidate_programs, session.seed)
+        names = ["zero-shot", *demo_sets]
+        states = [with_demos(state, demos) for demos in [{}, *demo_sets.values()]]
+        compare = self._race if self.racing else self._evaluate_all
         winner, evaluations, figures = compare(program, states, val, session)
-        scored = [(name, tried, own) for (name, tried), own in zip(named.items(), evaluations, strict=True)]
-        result = outcome(state, scored, session, {**harvest.details(), **figures}, winner=winner)
+        scored = list(zip(names, states, evaluations, strict=True))
+        result = selection_result(state, scored, session, {**rollouts.details(), **figures}, winner=winner)
         for candidate in result.candidates:
             session.notify(CandidateScored(session.stage, candidate.name, candidate.mean, candidate.n))
         return result
 
-    def _exhaust(
+    def _evaluate_all(
         self, program: Module, states: Sequence[ProgramState], val: Sequence[Example], session: Session
     ) -> tuple[int | None, Sequence[Evaluation], dict[str, Any]]:
-        """Number of the best candidate, what all scored on all examples, and nothing to report."""
+        """Returns the index of the best candidate, all evaluations, and no figures."""
         evaluations = evaluate_many(program, states, val, self.metric, session, title="candidates")
         return best_index(evaluation.comparable_mean for evaluation in evaluations), evaluations, {}
 
     def _race(
         self, program: Module, states: Sequence[ProgramState], val: Sequence[Example], session: Session
     ) -> tuple[int | None, Sequence[Evaluation], dict[str, Any]]:
-        """Number of the winning candidate, what each scored as far as it came, and figures of the race.
+        """Returns the index of the winner, an evaluation of each candidate on the blocks it ran on, and figures.
 
         A block that a spent budget cut short does not count.
         """
-        different = list(dict.fromkeys(states))
-        parts: dict[ProgramState, list[Evaluation]] = {tried: [] for tried in different}
+        distinct = list(dict.fromkeys(states))
+        parts: dict[ProgramState, list[Evaluation]] = {state: [] for state in distinct}
 
-        def score(alive: Sequence[int], block: slice) -> list[list[float]] | None:
-            running, examples = [different[number] for number in alive], val[block]
+        def score(remaining: Sequence[int], block: slice) -> list[list[float]] | None:
+            running, examples = [distinct[number] for number in remaining], val[block]
             title = f"racing, {len(running)} candidates left"
-            made = evaluate_many(program, running, examples, self.metric, session, title=title)
-            if not all(evaluation.complete for evaluation in made):
+            evaluations = evaluate_many(program, running, examples, self.metric, session, title=title)
+            if not all(evaluation.complete for evaluation in evaluations):
                 return None
-            for tried, evaluation in zip(running, made, strict=True):
-                parts[tried].append(evaluation)
-            return [[evaluation.scores[example.id] for example in examples] for evaluation in made]
+            for state, evaluation in zip(running, evaluations, strict=True):
+                parts[state].append(evaluation)
+            return [[evaluation.scores[example.id] for example in examples] for evaluation in evaluations]
 
-        ran = race(score, len(different), len(val))
-        figures = {"rollouts": ran.rollouts, "exhaustive": len(different) * len(val), "blocks": ran.blocks}
-        winner = None if ran.winner is None else states.index(different[ran.winner])
-        return winner, [_joined(parts[tried]) for tried in states], {"racing": figures}
+        result = race(score, len(distinct), len(val))
+        figures = {"rollouts": result.rollouts, "exhaustive": len(distinct) * len(val), "blocks": result.blocks}
+        winner = None if result.winner is None else states.index(distinct[result.winner])
+        return winner, [_merged(parts[state]) for state in states], {"racing": figures}
 
 
-def _joined(parts: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation of several, of different examples; an incomplete one if there is none."""
+def _merged(parts: Sequence[Evaluation]) -> Evaluation:
+    """Merges evaluations on different examples into one; without any it is an incomplete evaluation."""
     failures: Counter[Any] = Counter() if parts else Counter(budget=1)
     counts = FailureCounts()
     for part in parts:

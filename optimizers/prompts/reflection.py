@@ -1,6 +1,6 @@
-"""Reflection: what is shown of a program's runs, and the call that is asked what to make of it.
+"""Reflection: records of a program's runs with feedback, and the LM call that learns from them.
 
-Knows traces and feedback; nothing of candidates or of who evolves them.
+Knows traces and feedback; nothing about candidates or how they evolve.
 """
 
 from __future__ import annotations
@@ -14,50 +14,50 @@ from optimizers.prompts.proposer import Proposer
 
 
 @final
-class Chat(Module):
-    """One LM call with a prompt as it is, and the completion as it comes."""
+class RawCall(Module):
+    """One LM call with an unformatted prompt, which returns the unparsed completion."""
 
     def __init__(self, proposer: Proposer) -> None:
-        # plain values, which are part of the program's identity
+        # plain values, because they are part of the program's identity
         self.role, self.temperature, self.max_tokens = proposer.role, proposer.temperature, proposer.max_tokens
 
     def forward(self, prompt: str) -> Prediction:
-        run = current_context()
-        path, index, seed = run.next_call(self)
+        context = current_context()
+        path, index, seed = context.next_call(self)
         sampling = Sampling(temperature=self.temperature, max_tokens=self.max_tokens)
-        request = Request((Message("user", prompt),), sampling, run.state.weights_of(self.role, path), seed)
-        return Prediction(**run.call_lm(self.role, path, index, {"prompt": prompt}, request, _as_it_is))
+        request = Request((Message("user", prompt),), sampling, context.state.weights_of(self.role, path), seed)
+        return Prediction(**context.call_lm(self.role, path, index, {"prompt": prompt}, request, _unparsed))
 
 
-def _as_it_is(text: str) -> dict[str, str]:
+def _unparsed(text: str) -> dict[str, str]:
     return {"text": text}
 
 
 @final
 class Reflect(Module):
-    """The program that rewrites instructions: a prompt that shows runs, and the completion with the new instruction."""
+    """The program that rewrites instructions: its prompt shows runs, its completion holds the new instruction."""
 
     def __init__(self, proposer: Proposer) -> None:
-        self.reflection = Chat(proposer)
+        self.reflection = RawCall(proposer)
 
     def forward(self, prompt: str) -> Prediction:
         return self.reflection(prompt=prompt)
 
 
 def completion(trace: Trace) -> str:
-    """What a prompt was answered; empty if it was not."""
+    """The completion of a reflection; empty if the call failed."""
     return str(trace.prediction["text"]) if trace.prediction else ""
 
 
-def shown_run(trace: Trace) -> dict[str, Any]:
-    """The score of a run, and for each module its calls with feedback, under the names that gepa has for them."""
+def reflection_record(trace: Trace) -> dict[str, Any]:
+    """Returns the score of a run, and the calls of each module with feedback, under gepa's names."""
     calls: dict[str, list[dict[str, Any]]] = {}
     for step in trace.lm_steps:
         calls.setdefault(step.path, []).append(
             {
                 "Inputs": _texts(step.inputs),
                 "Generated Outputs": _texts(step.outputs) if step.outputs is not None else "none that could be read",
-                "Feedback": clean_text(_feedback(trace, step)),  # the metric and the program say what they like
+                "Feedback": clean_text(_feedback(trace, step)),  # may hold any text of the metric or the program
             }
         )
     return {"score": trace.score, "calls": calls}

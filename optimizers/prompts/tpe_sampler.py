@@ -1,6 +1,6 @@
 """Bayesian search over choices with Optuna: a tree-structured Parzen estimator (Bergstra et al. 2011).
 
-Knows nothing of what is chosen from. Loaded only by what searches, so that Optuna is needed only there.
+Knows nothing about what the options are. Imported only when a search begins, so that only a search needs Optuna.
 """
 
 from __future__ import annotations
@@ -11,43 +11,42 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import final
 
-from optuna import Study, Trial, create_study
+from optuna import Study, Trial, create_study, samplers
 from optuna.distributions import CategoricalDistribution
-from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 
 Choice = Mapping[str, int]
-"""Name of a parameter → number of the option chosen."""
+"""Name of a parameter → index of the chosen option."""
 
 
 @final
-class Bayes:
-    """Asks for choices and is told how they scored; the same in every process, given the same seed and scores.
+class TPESampler:
+    """Suggests choices and learns from their scores. The same seed and scores give the same choices in every process.
 
     Args:
-        sizes: Name of a parameter → how many options it has.
-        seed: Decides every draw.
+        sizes: Name of a parameter → number of its options.
+        seed: Seed of all random choices.
     """
 
     def __init__(self, sizes: Mapping[str, int], seed: int) -> None:
         self._space = {name: CategoricalDistribution(range(size)) for name, size in sizes.items()}
-        sampler = TPESampler(multivariate=True, constant_liar=True, seed=seed % 2**32)
+        sampler = samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed % 2**32)
         with _quiet():
             self._study: Study = create_study(direction="maximize", sampler=sampler)
 
     def add(self, choice: Choice, score: float) -> None:
-        """Tells of a choice that was not asked for; nothing is learned from a score that is not a number."""
+        """Adds the score of a choice that was not suggested; a score that is not a finite number is ignored."""
         if not math.isfinite(score):
             return
         self._study.add_trial(create_trial(params=dict(choice), distributions=dict(self._space), value=score))
 
     def ask(self, count: int) -> list[tuple[Trial, Choice]]:
-        """Some choices to be tried at once; none of them knows the scores of the others."""
+        """Suggests choices to try at the same time, before any of them has a score."""
         trials = [self._study.ask(dict(self._space)) for _ in range(count)]
         return [(trial, dict(trial.params)) for trial in trials]
 
     def tell(self, trials: Sequence[Trial], scores: Sequence[float]) -> None:
-        """The scores of choices that were asked for; one that is not a number counts as a failed trial."""
+        """Records the scores of suggested choices; a score that is not a finite number counts as a failed trial."""
         for trial, score in zip(trials, scores, strict=True):
             if math.isfinite(score):
                 self._study.tell(trial, score)
@@ -57,7 +56,7 @@ class Bayes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Optuna announces every study at the level INFO."""
+    """Silences Optuna, which announces every study at level INFO."""
     logger = logging.getLogger("optuna")
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -1,13 +1,13 @@
-"""The scheduler: alternates named optimizers as a strategy says (Soylu et al. 2024, arXiv 2407.10930, Algorithm 1).
+"""The scheduler: runs named optimizers in the order of a strategy (Soylu et al. 2024, arXiv 2407.10930, Algorithm 1).
 
-Knows nothing of prompts or LoRA beyond which half of the state an optimizer tunes.
+Knows nothing about prompts or LoRA, except whether an optimizer tunes prompts or weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, final
+from typing import ClassVar, Literal, TypeVar, cast, final
 
 from pydantic import NonNegativeInt
 
@@ -34,43 +34,46 @@ from lmpipe.extend import (
     derive_seed,
     subsample,
 )
-from optimizers.schedule.diagnosis import diagnose, nothing_chosen
-from optimizers.schedule.strategy import VANILLA, distinct_stages, format_strategy, parse_strategy
+from optimizers.schedule.diagnosis import diagnose, no_choice_finding
+from optimizers.schedule.strategy import VANILLA, Strategy, as_strategy, distinct_stages
+
+StrategyT = TypeVar("StrategyT", bound="str | Strategy")
 
 
 @final
 @dataclass(frozen=True)
 class BetterTogether(Optimizer):
-    """Runs the stages of a strategy one after another, each from the state that the one before it left.
+    """Runs the stages of a strategy one after another, each from the state that the previous one returned.
 
-    Stages are seeded by the strategy up to them, so within one session or one store ``"p"`` and ``"p -> w -> p"`` share
-    their first stage and its evaluation: they are done once. A stage without anything to work with is skipped with its
-    reason, and the run goes on.
+    The seed of a stage derives from the strategy up to it. So ``"p"`` and ``"p -> w -> p"`` share their first stage and
+    its evaluation, which are done once in a session or store. A stage that has nothing to learn from is skipped with
+    its reason, and the run continues.
 
     Args:
         metric: Scores the state after each stage on the validation examples.
         optimizers: Stage name → optimizer.
-        strategy: Such as ``"p -> w -> p"`` or ``"(p -> w)*2"``; ``"vanilla"`` runs no stage.
-        prompts_from: Whether a prompt stage starts again from the original prompts, as in Algorithm 1, or goes on from
-            the current ones.
-        select: Whether the result is the state after the last stage, or the one with the best validation score among
-            the initial state and all stages (the earliest of equals). What a spent budget left without some of its
-            validation scores is not chosen.
-        budget: Of all stages together. Scoring the states after them is not limited, and not counted.
-        stage_budget: Of each stage; likewise.
-        num_train_scored: On how many training examples the states are scored too, which shows over-fitting.
+        strategy: A text such as ``"p -> w -> p"`` or ``"(p -> w)*2"``, or a `Strategy`, which the text is parsed into;
+            ``"vanilla"`` runs no stage.
+        prompts_from: Whether a prompt stage starts from the original prompts, as in Algorithm 1, or from the current
+            ones.
+        select: Whether the result is the state after the last stage, or the state with the best validation score among
+            the initial one and those after each stage (the earliest of equals). A state that a spent budget left
+            without some of its validation scores is not selected.
+        budget: Budget of all stages together. Scoring the states between stages is neither limited nor counted.
+        stage_budget: Budget of each stage, counted in the same way.
+        num_train_scored: Number of training examples that the states are also scored on, to show over-fitting.
 
     Raises:
-        StrategyError: If the strategy cannot be read.
-        ConfigError: If another setting cannot be used; in `optimize`, if there are no validation examples, or no
-            training examples and a stage learns from them.
+        StrategyError: If the strategy cannot be parsed or names an unknown stage.
+        ConfigError: If another setting is invalid; in `optimize`, if there are no validation examples, or a stage needs
+            training examples and there are none.
     """
 
     needs: ClassVar[tuple[Literal["train", "val"], ...]] = ("val",)
 
     metric: Metric
     optimizers: Mapping[str, Optimizer]
-    strategy: str = "p -> w -> p"
+    strategy: str | Strategy = "p -> w -> p"
     prompts_from: Literal["original", "current"] = "original"
     select: Literal["last", "best"] = "last"
     budget: Budget | None = None
@@ -79,38 +82,41 @@ class BetterTogether(Optimizer):
 
     def __post_init__(self) -> None:
         check_settings(self)
-        parse_strategy(self.strategy, self.optimizers)
+        object.__setattr__(self, "strategy", as_strategy(self.strategy, self.optimizers))
 
     def optimize_all(
         self,
-        strategies: Sequence[str],
+        strategies: Sequence[StrategyT],
         program: Module,
         state: ProgramState,
         train: Sequence[Example],
         val: Sequence[Example],
         session: Session,
-    ) -> dict[str, OptimizeResult]:
-        """Runs several strategies as a tree: the stages and evaluations that they begin with are done once.
+    ) -> dict[StrategyT, OptimizeResult]:
+        """Runs several strategies as a tree: stages that strategies have in common at their beginning are run once.
 
-        Each result accounts for its strategy as if it had run alone.
+        The cost in each result is that of the strategy alone, including the shared stages.
 
         Args:
-            strategies: In place of `strategy`.
-            program: As in `optimize`, like all that follow.
+            strategies: The strategies to run in place of `strategy`.
+            program: See `optimize`, as for the other arguments.
 
         Returns:
-            Strategy → result, in the order given.
+            Strategy, as it was passed → result, in the same order.
+
+        Raises:
+            StrategyError: If a strategy cannot be parsed or names an unknown stage.
         """
         if isinstance(strategies, str):
             raise ConfigError(f"strategies is the text {strategies!r}; pass a list of strategies")
         train = deduplicate(check_examples(train, "train"), "train")
         val = check_examples(val, "val")
-        stages = {text: parse_strategy(text, self.optimizers) for text in strategies}
-        with session.track("stages of all strategies", len(distinct_stages(stages.values()))) as advance:
+        parsed = [as_strategy(strategy, self.optimizers) for strategy in strategies]
+        with session.track("stages of all strategies", len(distinct_stages(parsed))) as advance:
             results, done = {}, 0
-            for number, text in enumerate(strategies, 1):
-                results[text] = replace(self, strategy=text).optimize(program, state, train, val, session)
-                so_far = len(distinct_stages(stages[other] for other in strategies[:number]))
+            for number, (strategy, value) in enumerate(zip(strategies, parsed, strict=True), 1):
+                results[strategy] = replace(self, strategy=value).optimize(program, state, train, val, session)
+                so_far = len(distinct_stages(parsed[:number]))
                 advance(so_far - done)
                 done = so_far
         return results
@@ -118,22 +124,23 @@ class BetterTogether(Optimizer):
     def search(
         self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
     ) -> OptimizeResult:
-        names = parse_strategy(self.strategy, self.optimizers)
-        for name in names:
+        strategy = cast(Strategy, self.strategy)  # parsed in `__post_init__`
+        for name in strategy.stages:
             self.optimizers[name].require_examples(train, val)
-        run = _Run(self, program, state, train, val, session)
-        first = run.score(state, session, VANILLA)
+        runner = _StageRunner(self, program, state, train, val, session)
+        first = runner.score(state, session, VANILLA)
         stages: list[StageResult] = []
-        for length in range(1, len(names) + 1):
+        for prefix in strategy.prefixes():
             before = (stages[-1].result.state, stages[-1].evaluation) if stages else (state, first)
-            stages.append(run.stage(names[:length], *before))
+            stages.append(runner.run(prefix, *before))
         outcomes = [(state, first), *((stage.result.state, stage.evaluation) for stage in stages)]
-        findings = list(diagnose(names, first, stages, {n: self.optimizers[n].tunes for n in names}))
+        tunes = {name: self.optimizers[name].tunes for name in strategy.stages}
+        findings = list(diagnose(strategy, first, stages, tunes))
         chosen, evaluation = outcomes[-1]
         if self.select == "best":
             number = best_index(outcome[1].comparable_mean for outcome in outcomes)
             chosen, evaluation = outcomes[number or 0]
-            findings += [nothing_chosen(names, len(val))] if number is None else []
+            findings += [no_choice_finding(strategy, len(val))] if number is None else []
         skipped = bool(stages) and all(stage.result.status == "skipped" for stage in stages)
         return OptimizeResult(
             state=chosen,
@@ -147,8 +154,8 @@ class BetterTogether(Optimizer):
 
 
 @final
-class _Run:
-    """What the stages of one run have in common."""
+class _StageRunner:
+    """Runs and scores the stages of one strategy."""
 
     def __init__(
         self,
@@ -164,9 +171,10 @@ class _Run:
         self._spending = session.limited(settings.budget) if settings.budget else session
         self._scored = subsample(train, settings.num_train_scored, derive_seed(session.seed, "scored"))
 
-    def stage(self, names: Sequence[str], state: ProgramState, evaluation: Evaluation) -> StageResult:
-        """Runs the last of some stages on what those before it left, and scores what comes of it."""
-        path, optimizer = format_strategy(names), self._settings.optimizers[names[-1]]
+    def run(self, strategy: Strategy, state: ProgramState, evaluation: Evaluation) -> StageResult:
+        """Runs the last stage of a strategy on the state that the stages before it left, and scores the new state."""
+        path, name = str(strategy), strategy.stages[-1]
+        optimizer = self._settings.optimizers[name]
         stage = self._spending.for_stage(path)
         result = self._optimize(optimizer, state, stage)
         cost = stage.ledger.total
@@ -181,19 +189,19 @@ class _Run:
             cost += measuring.ledger.total
         self._session.notify(StageEnded(path, result.status, evaluation.mean, evaluation.stderr, cost))
         return StageResult(
-            name=names[-1], result=result, evaluation=evaluation, train_evaluation=train_evaluation, cost=cost
+            name=name, result=result, evaluation=evaluation, train_evaluation=train_evaluation, cost=cost
         )
 
     def score(
         self, state: ProgramState, session: Session, what: str, examples: Sequence[Example] | None = None
     ) -> Evaluation:
-        """Scores a state on the validation examples, or on others."""
-        chosen = self._val if examples is None else examples
-        return evaluate(self._program, state, chosen, self._settings.metric, session, title=f"scoring {what}")
+        """Scores a state on the validation examples, or on other examples."""
+        examples = self._val if examples is None else examples
+        return evaluate(self._program, state, examples, self._settings.metric, session, title=f"scoring {what}")
 
     def _optimize(self, optimizer: Optimizer, state: ProgramState, stage: Session) -> OptimizeResult:
         if reason := stage.ledger.reached_limit():
-            text = f"the budget was spent before it began ({reason})"
+            text = f"the budget was spent before the stage began ({reason})"
             return OptimizeResult(state=state, status="skipped", reason=text, stopped=reason)
         restart = optimizer.tunes == "prompts" and self._settings.prompts_from == "original"
         start = state.with_prompts_of(self._original) if restart else state

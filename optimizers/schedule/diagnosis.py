@@ -1,7 +1,8 @@
-"""What went wrong in a run, in words: from the results of its stages alone.
+"""Diagnosis of a run: explains in words what went wrong, from the results of the stages.
 
-The failure signatures that Soylu et al. 2024 (arXiv 2407.10930) leave open: too few successful traces, one class only,
-over-fitting, a stage that makes things worse, no gain from alternating. Knows nothing of how a report shows them.
+It looks for failures that Soylu et al. 2024 (arXiv 2407.10930) do not analyse: too few successful traces, successful
+traces of one class only, over-fitting, a stage that lowers the score, no gain from alternating. Knows nothing about how
+a report shows the findings.
 """
 
 from __future__ import annotations
@@ -13,27 +14,27 @@ from typing import Any
 
 from lmpipe import Evaluation
 from lmpipe.extend import CommonFailure, Finding, StageResult, dominant_failure, finite_values
-from optimizers.schedule.strategy import VANILLA, format_strategy
+from optimizers.schedule.strategy import VANILLA, Strategy
 
-LEAST_SOLVED = 0.1  # share of the examples that should have a successful run
-_NORMAL = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95 % interval, in standard errors
+MIN_SOLVED_SHARE = 0.1  # minimum share of examples with a successful run
+_Z = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95 % interval, in standard errors
 
 
 def diagnose(
-    names: Sequence[str], first: Evaluation, stages: Sequence[StageResult], tunes: Mapping[str, str]
+    strategy: Strategy, first: Evaluation, stages: Sequence[StageResult], tunes: Mapping[str, str]
 ) -> Iterator[Finding]:
-    """What a researcher should know of a run.
+    """Finds what a researcher should know about a run.
 
     Args:
-        names: Of its stages.
-        first: Evaluation of the state that it started from.
-        stages: Their results.
-        tunes: Stage name → which half of the state it tunes.
+        strategy: The strategy that ran.
+        first: Evaluation of the initial state.
+        stages: Results of the stages.
+        tunes: Stage name → whether it tunes prompts, weights or both.
     """
     yield from _failing(VANILLA, first)
     before = first
-    for number, stage in enumerate(stages, 1):
-        path = format_strategy(names[:number])
+    for prefix, stage in zip(strategy.prefixes(), stages, strict=True):
+        path = str(prefix)
         if stage.result.stopped:
             yield _stopped(path, stage)
         yield from _few_traces(path, stage.result.details)
@@ -43,46 +44,46 @@ def diagnose(
             yield from _failing(path, stage.evaluation)
         yield from _worse(path, before, stage.evaluation)
         before = stage.evaluation
-    if len({tunes[name] for name in names}) > 1 and all(stage.result.status == "done" for stage in stages):
-        yield from _no_gain(names, stages)
+    if len({tunes[name] for name in strategy.stages}) > 1 and all(stage.result.status == "done" for stage in stages):
+        yield from _no_gain(strategy, stages)
 
 
 def paired_interval(scores: Mapping[str, float], baseline: Mapping[str, float]) -> tuple[float, float, float]:
-    """Mean of the paired differences over the common examples, and its 95 % interval by the normal approximation.
+    """Mean of the paired differences on the common examples, and its 95 % interval by the normal approximation.
 
-    A difference that is not a number does not count. The bounds are infinite below two examples.
+    Differences that are not finite are left out. With fewer than two differences the bounds are infinite.
     """
     differences = finite_values(scores[name] - baseline[name] for name in scores if name in baseline)
     if len(differences) < 2:
         return statistics.fmean(differences or [math.nan]), -math.inf, math.inf
     mean = statistics.fmean(differences)
-    half = _NORMAL * statistics.stdev(differences) / math.sqrt(len(differences))
+    half = _Z * statistics.stdev(differences) / math.sqrt(len(differences))
     return mean, mean - half, mean + half
 
 
 def _stopped(path: str, stage: StageResult) -> Finding:
-    begun = f"{stage.result.stopped}, so the stage ended with the best that it had found"
-    message = begun if stage.result.status == "done" else stage.result.reason
+    ended_early = f"{stage.result.stopped}, so the stage ended early with the best state so far"
+    message = ended_early if stage.result.status == "done" else stage.result.reason
     return Finding(kind="budget", stage=path, message=message, advice="give it a larger budget, or compare at this one")
 
 
-def nothing_chosen(names: Sequence[str], examples: int) -> Finding:
-    """That the best state was asked for and none could be chosen.
+def no_choice_finding(strategy: Strategy, examples: int) -> Finding:
+    """Makes the finding that the best state was to be selected and no state was fully scored.
 
     Args:
-        names: Of the stages.
-        examples: How many validation examples there were.
+        strategy: The strategy that ran.
+        examples: Number of validation examples.
     """
     message = f"no state was scored on all {examples} validation examples, so the initial state is the result"
-    return Finding(kind="no choice", stage=format_strategy(names), message=message, advice="give it a larger budget")
+    return Finding(kind="no choice", stage=str(strategy), message=message, advice="give it a larger budget")
 
 
 def _failing(path: str, evaluation: Evaluation) -> Iterator[Finding]:
     runs = evaluation.n + evaluation.failures.get("budget", 0)
-    found = dominant_failure(evaluation.common_failures, runs)
-    if found is not None:
-        message = f"on validation examples {found.summary(runs)}"
-        yield Finding(kind="failing", stage=path, message=message, advice=found.advice)
+    failure = dominant_failure(evaluation.common_failures, runs)
+    if failure is not None:
+        message = f"on validation examples {failure.summary(runs)}"
+        yield Finding(kind="failing", stage=path, message=message, advice=failure.advice)
 
 
 def _few_traces(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
@@ -95,7 +96,7 @@ def _few_traces(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
         for value, count in counts.items()
         if not count
     ]
-    if details["solved"] >= LEAST_SOLVED * details["examples"] and not lacking:
+    if details["solved"] >= MIN_SOLVED_SHARE * details["examples"] and not lacking:
         return
     kept, tried, solved, examples = (details[name] for name in ("kept", "tried", "solved", "examples"))
     message = f"{kept} of {tried} rollouts succeeded, on {solved} of {examples} examples"
@@ -105,9 +106,10 @@ def _few_traces(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
         "more rollouts per example, a higher temperature, vary_demos, structured completions, a prompt stage before "
         "this one, or a teacher"
     )
-    found = dominant_failure([CommonFailure.model_validate(failure) for failure in details.get("failures", ())], tried)
-    if found is not None:
-        message, advice = f"{message}: {found.summary(tried)}", found.advice
+    failures = [CommonFailure.model_validate(failure) for failure in details.get("failures", ())]
+    common = dominant_failure(failures, tried)
+    if common is not None:
+        message, advice = f"{message}: {common.summary(tried)}", common.advice
     yield Finding(kind="few traces", stage=path, message=message, advice=advice)
 
 
@@ -116,8 +118,8 @@ def _collapse(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
         return
     several = any(len(counts) > 1 for counts in details["kept_by_label"].values())
     if several and details["answers"] == 1:
-        message = f"all {details['kept']} successful rollouts give the same answer, so that is what is learned"
-        advice = "vary_demos, max_rollouts_per_example and balance_by bring the other answers in"
+        message = f"all {details['kept']} successful runs give the same answer, so training teaches only this answer"
+        advice = "vary_demos, max_rollouts_per_example and balance_by add runs and rows with other answers"
         yield Finding(kind="class collapse", stage=path, message=message, advice=advice)
 
 
@@ -125,7 +127,7 @@ def _over_fit(path: str, stage: StageResult) -> Iterator[Finding]:
     train, val = stage.train_evaluation, stage.evaluation
     if train is not None and train.n > 1 and val.n > 1:
         gap, error = train.mean - val.mean, math.hypot(train.stderr, val.stderr)
-        if gap - _NORMAL * error > 0:
+        if gap - _Z * error > 0:
             message = f"{_points(train.mean)} % on training examples and {_points(val.mean)} % on validation examples"
             advice = "more training examples, fewer epochs, eval_fraction with early stopping, or a smaller rank"
             yield Finding(kind="over-fit", stage=path, message=message, advice=advice)
@@ -133,7 +135,7 @@ def _over_fit(path: str, stage: StageResult) -> Iterator[Finding]:
         losses = finite_values(training["eval_losses"])
         if len(losses) > 1 and losses[-1] > 1.1 * min(losses):
             message = f"the loss of {key} on held-out rows rose from {min(losses):.3f} to {losses[-1]:.3f}"
-            advice = "the best epoch was kept; fewer epochs or a lower learning rate save the rest"
+            advice = "the best epoch was kept; fewer epochs or a lower learning rate save the time of the others"
             yield Finding(kind="over-fit", stage=path, message=message, advice=advice)
 
 
@@ -142,23 +144,24 @@ def _worse(path: str, before: Evaluation, after: Evaluation) -> Iterator[Finding
     if high < 0:
         message = f"the score fell by {_points(-change)} points (95 % interval {_points(-high)} to {_points(-low)})"
         advice = (
-            "select='best' keeps the state before it; after a weight stage, end on a prompt stage: tuned weights want "
-            "other prompts"
+            "select='best' keeps the state before it; after a weight stage, end with a prompt stage: tuned weights "
+            "need other prompts"
         )
         yield Finding(kind="worse", stage=path, message=message, advice=advice)
 
 
-def _no_gain(names: Sequence[str], stages: Sequence[StageResult]) -> Iterator[Finding]:
+def _no_gain(strategy: Strategy, stages: Sequence[StageResult]) -> Iterator[Finding]:
     """Whether the last state is better than the one after the first stage alone."""
     alone, last = stages[0].evaluation, stages[-1].evaluation
     gain, low, high = paired_interval(last.scores, alone.scores)
     if low <= 0 and all(map(math.isfinite, (low, alone.mean, last.mean))):
         message = (
-            f"after {names[0]} alone {_points(alone.mean)} %, after all stages {_points(last.mean)} %: a difference of "
-            f"{_points(gain)} points (95 % interval {_points(low)} to {_points(high)}) does not show a gain"
+            f"after {strategy.stages[0]} alone {_points(alone.mean)} %, after all stages {_points(last.mean)} %: a "
+            f"difference of {_points(gain)} points (95 % interval {_points(low)} to {_points(high)}) does not "
+            "show a gain"
         )
         advice = "more validation examples to see smaller gains; otherwise the shorter strategy is as good and cheaper"
-        yield Finding(kind="no gain", stage=format_strategy(names), message=message, advice=advice)
+        yield Finding(kind="no gain", stage=str(strategy), message=message, advice=advice)
 
 
 def _points(share: float) -> str:

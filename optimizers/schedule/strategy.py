@@ -1,9 +1,10 @@
-"""Strategy strings: ``"p -> w -> p"`` names the stages of a run in order; ``"vanilla"`` names none.
+"""Strategies: ``"p -> w -> p"`` names the stages of a run in order; ``"vanilla"`` names none.
 
     strategy   stages ("->" stages)*
     stages     (name | "(" strategy ")") ("*" count)?
 
-So ``"p*3"`` is ``"p -> p -> p"``, and ``"(p -> w)*2"`` is ``"p -> w -> p -> w"``. Knows nothing of what a stage does.
+So ``"p*3"`` is ``"p -> p -> p"``, and ``"(p -> w)*2"`` is ``"p -> w -> p -> w"``.
+Knows nothing about what a stage does.
 """
 
 from __future__ import annotations
@@ -16,46 +17,73 @@ from typing import NoReturn, final
 from lmpipe.extend import StrategyError, clean_text, shorten, shown
 
 VANILLA = "vanilla"
-"""The strategy without stages."""
-MOST_STAGES = 100
-_DEEPEST = 100  # parentheses within one another
-_SHOWN = 60  # characters before and after the place that a message points at
+MAX_STAGES = 100
+_MAX_DEPTH = 100  # of nested parentheses
+_CONTEXT = 60  # characters that a message shows before and after the place that it points at
 
 _TOKEN = re.compile(r"->|[()*]|(?:(?!->)[^()*\s])(?:(?:(?!->)[^()*])*(?:(?!->)[^()*\s]))?")
 
 
-def parse_strategy(text: str, known: Collection[str]) -> tuple[str, ...]:
-    """Reads a strategy.
+@final
+@dataclass(frozen=True)
+class Strategy:
+    """The stages of a run, in order. ``str`` gives the canonical text, which `parse` reads back.
 
     Args:
-        text: Stage names with ``->`` between them, ``*`` and a number to repeat, and parentheses; or ``"vanilla"``.
-        known: The names there are.
+        stages: Names of the stages; none for ``"vanilla"``.
+    """
 
-    Returns:
-        The names in order; none for ``"vanilla"``.
+    stages: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str, known: Collection[str]) -> Strategy:
+        """Parses a strategy.
+
+        Args:
+            text: Stage names with ``->`` between them, ``*`` and a number to repeat, and parentheses; or ``"vanilla"``.
+            known: Names of the available stages.
+
+        Raises:
+            StrategyError: If the text cannot be parsed; the message points at the place.
+        """
+        if not isinstance(text, str):
+            raise StrategyError(f"a strategy is a text such as 'p -> w -> p', not {shown(text)}")
+        return cls(() if text.strip() == VANILLA else _Parser(text, known).parse())
+
+    @property
+    def parent(self) -> Strategy | None:
+        """The strategy without its last stage; none for the strategy without stages."""
+        return Strategy(self.stages[:-1]) if self.stages else None
+
+    def prefixes(self) -> list[Strategy]:
+        """The strategies up to and including each stage, the shortest first."""
+        return [Strategy(self.stages[:length]) for length in range(1, len(self.stages) + 1)]
+
+    def __str__(self) -> str:
+        return " -> ".join(self.stages) or VANILLA
+
+
+def as_strategy(strategy: str | Strategy, known: Collection[str]) -> Strategy:
+    """Parses a text; returns a strategy that is parsed already as it is, once its stages are known to exist.
 
     Raises:
-        StrategyError: If it cannot be read; the message points at the place.
+        StrategyError: If a text cannot be parsed, or a stage is unknown.
     """
-    if not isinstance(text, str):
-        raise StrategyError(f"a strategy is a text such as 'p -> w -> p', and not {shown(text)}")
-    if text.strip() == VANILLA:
-        return ()
-    return _Reader(text, known).read()
+    if not isinstance(strategy, Strategy):
+        return Strategy.parse(strategy, known)
+    unknown = [name for name in strategy.stages if name not in known]
+    if unknown:
+        raise StrategyError(f"{_unknown_stage(unknown[0])}; {_listed(known)}")
+    return strategy
 
 
-def format_strategy(names: Collection[str]) -> str:
-    """The plain form of a strategy, which `parse_strategy` reads back: names with ``->`` between them."""
-    return " -> ".join(names) or VANILLA
+def distinct_stages(strategies: Iterable[Strategy]) -> list[Strategy]:
+    """Each stage of some strategies once, as the strategy up to and including it; parents come before children.
 
-
-def distinct_stages(strategies: Iterable[Collection[str]]) -> list[tuple[str, ...]]:
-    """Each stage that some strategies take, once, as the strategy up to and with it: parents before children.
-
-    Strategies that begin alike share these stages, so this is what running all of them takes.
+    Strategies that begin with the same stages share them, so these are all the stages that must be run.
     """
-    prefixes = {tuple(names)[:length] for names in strategies for length in range(1, len(names) + 1)}
-    return sorted(prefixes, key=lambda names: (len(names), names))
+    prefixes = {prefix for strategy in strategies for prefix in strategy.prefixes()}
+    return sorted(prefixes, key=lambda prefix: (len(prefix.stages), prefix.stages))
 
 
 @final
@@ -66,83 +94,90 @@ class _Token:
 
 
 @final
-class _Reader:
-    """Reads one strategy from left to right."""
+class _Parser:
+    """Parses one strategy from left to right."""
 
     def __init__(self, text: str, known: Collection[str]) -> None:
         self._text, self._known = text, known
         self._tokens = [_Token(match.group(), match.start()) for match in _TOKEN.finditer(text)]
-        self._next = 0
+        self._position = 0
         self._depth = 0
 
-    def read(self) -> tuple[str, ...]:
-        names = self._strategy()
-        if (left := self._peek()) is not None:
-            self._fail("there is no parenthesis to close" if left.text == ")" else "'->' is missing", left)
-        return names
+    def parse(self) -> tuple[str, ...]:
+        stages = self._strategy()
+        if (rest := self._peek()) is not None:
+            self._fail("this parenthesis closes nothing" if rest.text == ")" else "'->' is missing", rest)
+        return stages
 
     def _strategy(self) -> tuple[str, ...]:
-        names = self._stages()
-        while (arrow := self._peek()) is not None and self._take("->"):
-            names += self._stages()
-            if len(names) > MOST_STAGES:
-                self._fail(f"a strategy has at most {MOST_STAGES} stages", arrow)
-        return names
+        stages = self._term()
+        while (arrow := self._peek()) is not None and self._accept("->"):
+            stages += self._term()
+            if len(stages) > MAX_STAGES:
+                self._fail(f"a strategy has at most {MAX_STAGES} stages", arrow)
+        return stages
 
-    def _stages(self) -> tuple[str, ...]:
+    def _term(self) -> tuple[str, ...]:
         opening = self._peek()
-        if self._take("("):
+        if self._accept("("):
             self._depth += 1
-            if self._depth > _DEEPEST:
-                self._fail(f"parentheses are nested more than {_DEEPEST} deep", opening)
-            names = self._strategy()
+            if self._depth > _MAX_DEPTH:
+                self._fail(f"parentheses are nested more than {_MAX_DEPTH} deep", opening)
+            stages = self._strategy()
             self._depth -= 1
-            if not self._take(")"):
+            if not self._accept(")"):
                 self._fail("this parenthesis is not closed", opening)
         else:
-            names = (self._name(),)
-        return self._repeated(names)
+            stages = (self._name(),)
+        return self._repeated(stages)
 
     def _name(self) -> str:
         token = self._peek()
         if token is None or token.text in {"->", "(", ")", "*"}:
             self._fail("a stage name is missing", token)
         if token.text not in self._known:
-            self._fail(f"no stage is called {shown(token.text, 100)}", token)
-        self._next += 1
+            self._fail(_unknown_stage(token.text), token)
+        self._position += 1
         return token.text
 
-    def _repeated(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        while self._take("*"):
+    def _repeated(self, stages: tuple[str, ...]) -> tuple[str, ...]:
+        while self._accept("*"):
             token = self._peek()
             digits = token.text.lstrip("0") if token and token.text.isascii() and token.text.isdigit() else ""
             if not digits:
-                self._fail("after '*' comes how often, such as 2", token)
-            count = int(digits[:6])  # more digits are too many, whatever they are
-            if len(names) * count > MOST_STAGES:
-                self._fail(f"a strategy has at most {MOST_STAGES} stages", token)
-            self._next += 1
-            names *= count
-        return names
+                self._fail("'*' needs a number of repetitions after it, such as 2", token)
+            count = int(digits[:6])  # a longer number is too large in any case
+            if len(stages) * count > MAX_STAGES:
+                self._fail(f"a strategy has at most {MAX_STAGES} stages", token)
+            self._position += 1
+            stages *= count
+        return stages
 
     def _peek(self) -> _Token | None:
-        return self._tokens[self._next] if self._next < len(self._tokens) else None
+        return self._tokens[self._position] if self._position < len(self._tokens) else None
 
-    def _take(self, text: str) -> bool:
+    def _accept(self, text: str) -> bool:
         token = self._peek()
-        found = token is not None and token.text == text
-        self._next += found
-        return found
+        matches = token is not None and token.text == text
+        self._position += matches
+        return matches
 
     def _fail(self, problem: str, token: _Token | None) -> NoReturn:
         at = len(self._text.rstrip()) if token is None else token.at
-        first, last = max(0, at - _SHOWN), at + _SHOWN
+        first, last = max(0, at - _CONTEXT), at + _CONTEXT
         before = "…" * (first > 0) + self._text[first:at]
-        shown = _line(before + self._text[at:last]) + "…" * (last < len(self._text))
-        listed = shorten(", ".join(sorted(self._known)), 500)
-        raise StrategyError(f"{problem}; the stages are {listed}\n  {shown}\n  {' ' * len(before)}^")
+        line = _line(before + self._text[at:last]) + "…" * (last < len(self._text))
+        raise StrategyError(f"{problem}; {_listed(self._known)}\n  {line}\n  {' ' * len(before)}^")
+
+
+def _unknown_stage(name: str) -> str:
+    return f"no stage is called {shown(name, 100)}"
+
+
+def _listed(known: Collection[str]) -> str:
+    return f"the stages are {shorten(', '.join(sorted(known)), 500)}"
 
 
 def _line(text: str) -> str:
-    """The text as one line of as many characters, none of which commands a terminal."""
+    """The text on one line, character for character, without terminal control characters."""
     return "".join(clean_text("\0" if character in "\t\r\n\x85\u2028\u2029" else character) for character in text)

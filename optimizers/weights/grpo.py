@@ -1,6 +1,6 @@
-"""The weight optimizer that follows a policy gradient: groups of runs of one input, compared call by call.
+"""The weight optimizer that follows a policy gradient: it compares the calls of several runs of the same example.
 
-Knows what a call's advantage is; what it does to weights is the trainer's business.
+Knows what the advantage of a call is; the trainer knows how to train with it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from lmpipe.extend import (
     subsample,
     work_key,
 )
-from optimizers.choice import Scored, best_of, outcome
-from optimizers.traces import cause
-from optimizers.weights.settings import DIVERGED, WeightSettings, divergences, ended
+from optimizers.rollouts import failure_cause
+from optimizers.selection import ScoredCandidate, best_candidate, selection_result
+from optimizers.weights.settings import DIVERGED, WeightSettings, divergence_reason, is_finished
 
 
 @final
@@ -52,22 +52,21 @@ from optimizers.weights.settings import DIVERGED, WeightSettings, divergences, e
 class GRPO(WeightSettings):
     """Group relative policy optimization (Shao et al. 2024, arXiv 2402.03300) of programs with several modules.
 
-    As in mmGRPO (Ziems et al. 2025, arXiv 2508.04660) the calls of the same module, of the same number within their
-    runs, are compared among the runs of one example: the advantage of a call is the reward of its run less the mean,
-    over the standard deviation. Groups without spread teach nothing. Each step runs the program with the current
-    weights and trains them once, from where they are, with an optimizer (AdamW) that starts anew. The state that scores
-    best on validation examples is kept, the one before the first step included. `WeightSettings` says what is not
-    listed here.
+    As in mmGRPO (Ziems et al. 2025, arXiv 2508.04660), a group is the calls of a module with the same index in the runs
+    of one example. The advantage of a call is the reward of its run minus the mean of the group, divided by the
+    standard deviation. Groups of equal rewards give no rows. Each step runs the program with the current weights and
+    continues their training once, with a new optimizer (AdamW). The state with the best score on validation examples is
+    kept; the initial state is among the candidates. `WeightSettings` has the other parameters.
 
     Args:
-        steps: Rounds of runs and training.
-        examples_per_step: How many training examples are run in a step.
-        group_size: How often each is run.
-        temperature: Of these runs, which should not be cut by top-p or top-k.
+        steps: Number of steps; each runs the program and trains.
+        examples_per_step: Number of training examples that a step runs.
+        group_size: Number of runs of each example.
+        temperature: Sampling temperature of the runs, which should not use top-p or top-k.
         clip: See `lmpipe.trainer.PolicyGradientLoss`.
         format_score: Reward of a run that ended in an unreadable completion.
-        eval_every: After how many steps the state is scored on validation examples; it is after the last one too.
-        num_val: On how many validation examples; none means all. With 0 nothing is scored and the last state is kept.
+        eval_every: Number of steps after which the state is scored on validation examples, as after the last step.
+        num_val: Number of validation examples; none means all. With 0 nothing is scored and the last state is kept.
 
     Raises:
         ConfigError: If a setting is out of its range; in `optimize`, if there are no training examples, no validation
@@ -96,12 +95,12 @@ class GRPO(WeightSettings):
             )
         self.check_trainers(program, session)
         val = subsample(val, self.num_val, derive_seed(session.seed, "val"))
-        start, scored = state, list[Scored]()
-        taken: list[dict[str, Any]] = []
+        start, scored = state, list[ScoredCandidate]()
+        history: list[dict[str, Any]] = []
         for number in range(self.steps + 1):
             if number:
-                state, figures = self._remembered(program, state, train, session, number)
-                taken.append(figures)
+                state, figures = self._cached_step(program, state, train, session, number)
+                history.append(figures)
             if val and (number % self.eval_every == 0 or number == self.steps):
                 name = f"step {number}"
                 evaluation = evaluate(program, state, val, self.metric, session, title=f"scoring {name}")
@@ -111,27 +110,27 @@ class GRPO(WeightSettings):
             if session.ledger.reached_limit():
                 break
         if val:
-            result = outcome(start, scored, session, {"steps": taken}, winner=best_of(scored))
+            result = selection_result(start, scored, session, {"steps": history}, winner=best_candidate(scored))
         else:
-            result = OptimizeResult(state=state, details={"steps": taken, "chosen": f"step {len(taken)}"})
-        trainings = [step["training"] for step in taken]
+            result = OptimizeResult(state=state, details={"steps": history, "chosen": f"step {len(history)}"})
+        trainings = [step["training"] for step in history]
         if any(DIVERGED not in figures for training in trainings for figures in training.values()):
             return result
-        reason = divergences(trainings) or _untrained(taken)
+        reason = divergence_reason(trainings) or _untrained_reason(history)
         return result.model_copy(update={"status": "skipped", "reason": reason})
 
     def _batch(self, train: Sequence[Example], number: int, seed: int) -> list[Example]:
-        """The examples of a step: the next ones of the training examples, which are shuffled and gone over again."""
+        """Returns the next training examples for a step; the examples are shuffled anew in each epoch."""
         size = min(self.examples_per_step, len(train))
-        epoch, place = divmod((number - 1) * size, max(len(train), 1))
+        epoch, offset = divmod((number - 1) * size, max(len(train), 1))
         order = [*_epoch(train, seed, epoch), *_epoch(train, seed, epoch + 1)]
-        chosen = {example.id: example for example in order[place:]}
-        return list(chosen.values())[:size]
+        distinct = {example.id: example for example in order[offset:]}
+        return list(distinct.values())[:size]
 
-    def _remembered(
+    def _cached_step(
         self, program: Module, state: ProgramState, train: Sequence[Example], session: Session, number: int
     ) -> tuple[ProgramState, dict[str, Any]]:
-        """A step, or what came of it before; more steps than before go on from those."""
+        """Runs a step or recalls it, so a search with more steps continues after those that it shares."""
         batch = self._batch(train, number, session.seed)
         key = work_key(
             "grpo step",
@@ -149,77 +148,80 @@ class GRPO(WeightSettings):
             tuned, details = self._step(program, state, batch, inner, number)
             return [tuned.model_dump(mode="json"), details]
 
-        known, details = session.cached(key, work)
-        return ProgramState.model_validate(known), details
+        new_state, details = session.cached(key, work)
+        return ProgramState.model_validate(new_state), details
 
     def _step(
         self, program: Module, state: ProgramState, batch: Sequence[Example], session: Session, number: int
     ) -> tuple[ProgramState, dict[str, Any]]:
         session = replace(session, seed=derive_seed(session.seed, "step", number))
         jobs = [Job(state, example, sample, self.temperature) for example in batch for sample in range(self.group_size)]
-        made = rollout(program, jobs, session, self.metric, title=f"rollouts of step {number}")
+        all_traces = rollout(program, jobs, session, self.metric, title=f"runs of step {number}")
         failures = FailureCounts()
-        failures.add(made)
-        traces = [trace for trace in made if trace.failure not in ("engine", "budget")]
-        rows, taught = self.rows(program, traces)
-        cost = {path: ModuleCost(kept=own.calls) for path, own in module_costs(step for _, step in taught).items()}
-        session.ledger.add(Cost(traces_tried=len(traces), traces_kept=len({id(t) for t, _ in taught}), modules=cost))
+        failures.add(all_traces)
+        traces = [trace for trace in all_traces if trace.failure not in ("engine", "budget")]
+        rows, calls = self.rows(program, traces)
+        modules = {path: ModuleCost(kept=cost.calls) for path, cost in module_costs(step for _, step in calls).items()}
+        traces_kept = len({id(trace) for trace, _ in calls})
+        session.ledger.add(Cost(traces_tried=len(traces), traces_kept=traces_kept, modules=modules))
         tuned, training = self.tune(state, rows, session, PolicyGradientLoss(self.clip, self.temperature))
         rewards = [self._reward(trace) for trace in traces]
         return tuned, {
             "runs": len(traces),
             "mean_reward": statistics.fmean(rewards) if rewards else None,
             "unreadable": sum(trace.failure == "parse" for trace in traces),
-            "tried": len(made),
+            "tried": len(all_traces),
             "failures": [failure.model_dump(mode="json") for failure in failures.most_common()],
-            "calls": {path: own.kept for path, own in cost.items()},
+            "calls": {path: cost.kept for path, cost in modules.items()},
             "training": training,
         }
 
     def rows(
         self, program: Module, traces: Sequence[Trace]
     ) -> tuple[dict[str, list[TrainingRow]], list[tuple[Trace, Step]]]:
-        """The rows that some runs give: what was sent and answered, as it was.
+        """Makes training rows of the calls in groups with different rewards: messages and completions, unchanged.
 
         Returns:
-            Weight key → rows; and the calls that they were made of.
+            Weight key → rows; and the calls that the rows come from.
         """
-        known = predictors(program)
+        modules = predictors(program)
         groups: dict[tuple[str, str, int], list[tuple[Trace, Step]]] = {}
         for trace in traces:
             for step in trace.lm_steps:
                 if step.text is not None:
                     groups.setdefault((trace.example.id, step.path, step.index), []).append((trace, step))
         rows: dict[str, list[TrainingRow]] = {}
-        taught: list[tuple[Trace, Step]] = []
-        for (_, path, _), calls in groups.items():
-            advantages = _advantages([self._reward(trace) for trace, _ in calls])
-            for (trace, step), advantage in zip(calls, advantages, strict=True):
+        calls: list[tuple[Trace, Step]] = []
+        for (_, path, _), group in groups.items():
+            advantages = _advantages([self._reward(trace) for trace, _ in group])
+            for (trace, step), advantage in zip(group, advantages, strict=True):
                 if advantage and step.text is not None:
-                    taught.append((trace, step))
-                    rows.setdefault(self.key(known[path], path), []).append(
-                        TrainingRow(step.request.messages, step.text, path, advantage=advantage, complete=ended(step))
+                    calls.append((trace, step))
+                    rows.setdefault(self.weight_key(modules[path], path), []).append(
+                        TrainingRow(
+                            step.request.messages, step.text, path, advantage=advantage, complete=is_finished(step)
+                        )
                     )
-        return rows, taught
+        return rows, calls
 
     def _reward(self, trace: Trace) -> float:
         return self.format_score if trace.failure == "parse" else trace.score
 
 
-def _untrained(taken: Sequence[Mapping[str, Any]]) -> str:
-    """Why no step had anything to train on."""
+def _untrained_reason(history: Sequence[Mapping[str, Any]]) -> str:
+    """Says why no step had rows to train on."""
     counts = FailureCounts()
-    for step in taken:
+    for step in history:
         counts.merge(map(CommonFailure.model_validate, step.get("failures", ())))
-    why = cause(counts.most_common(), sum(step.get("tried", 0) for step in taken)) or (
-        "the rollouts of each example were rewarded alike, or no budget was left; try a larger group_size, a higher "
+    why = failure_cause(counts.most_common(), sum(step.get("tried", 0) for step in history)) or (
+        "all runs of each example had the same reward, or no budget was left; try a larger group_size, a higher "
         "temperature, or a metric with more values"
     )
-    return f"in {len(taken)} steps there was nothing to train on: {why}"
+    return f"in {len(history)} steps there was nothing to train on: {why}"
 
 
 def _advantages(rewards: Sequence[float]) -> list[float]:
-    """Each reward less their mean, over their standard deviation; zeros without spread, or where one is no number."""
+    """Standardizes rewards to mean 0 and standard deviation 1; zeros if all are equal or one is not finite."""
     if not all(map(math.isfinite, rewards)):
         return [0.0] * len(rewards)
     mean, spread = statistics.fmean(rewards), statistics.pstdev(rewards)

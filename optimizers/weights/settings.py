@@ -1,6 +1,6 @@
-"""What weight optimizers have in common: whose rows train which weights, and what is reported of a training.
+"""What weight optimizers share: which rows train which weights, and the figures that a training reports.
 
-Knows nothing of where rows come from.
+Knows nothing about where rows come from.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from lmpipe.extend import (
 logger = logging.getLogger(__name__)
 
 DIVERGED = "diverged"
-"""Figure of a training that diverged: what happened, in words."""
+"""Key of the figures of a training that diverged; its value is the error message."""
 
 
 @dataclass(frozen=True)
 class WeightSettings(WeightOptimizer):
-    """What all weight optimizers are set by.
+    """Settings and steps that all weight optimizers share.
 
     Args:
         metric: Scores a run.
-        trainer: Turns rows into weights; one for each role where roles have different LMs.
-        adapters: One adapter for each LM role, trained on the rows of all its modules; or one for each module.
+        trainer: Trains weights on rows; or one trainer for each role, if the roles have different LMs.
+        adapters: Whether each LM role has one adapter, trained on the rows of all its modules, or each module has one.
     """
 
     needs: ClassVar[tuple[Literal["train", "val"], ...]] = ("train",)
@@ -58,14 +58,14 @@ class WeightSettings(WeightOptimizer):
 
     @final
     def check_trainers(self, program: Module, session: Session) -> None:
-        """Looks whether all can be trained that gives rows, before any run is made.
+        """Checks before any run that every role of the program can be trained.
 
         Raises:
-            ConfigError: If there are trainers by role and one of the program's roles has none.
-            SessionError: If the session has no store, which trained weights are kept in.
+            ConfigError: If trainers are given by role and one of the program's roles has none.
+            SessionError: If the session has no store to keep trained weights in.
         """
         if session.store is None:
-            raise SessionError("trained weights are kept in a store; write: Session(lm=..., store=RunStore(...))")
+            raise SessionError("trained weights are kept in a store; pass Session(lm=..., store=RunStore(...))")
         roles = dict.fromkeys(predictor.role for predictor in predictors(program).values())
         known = roles if isinstance(self.trainer, Trainer) else self.trainer
         if lacking := [role for role in roles if role not in known]:
@@ -75,8 +75,8 @@ class WeightSettings(WeightOptimizer):
             )
 
     @final
-    def key(self, predictor: Predict, path: str) -> str:
-        """The weight key (a role, or ``"role/path"``) that the calls of a module train."""
+    def weight_key(self, predictor: Predict, path: str) -> str:
+        """Returns the key of the weights that a module's calls train: a role, or ``"role/path"``."""
         return predictor.role if self.adapters == "role" else f"{predictor.role}/{path}"
 
     @final
@@ -88,32 +88,32 @@ class WeightSettings(WeightOptimizer):
         objective: Objective = SFTLoss(),
         init: Literal["base", "current"] = "current",
     ) -> tuple[ProgramState, dict[str, Any]]:
-        """Trains on the rows of each weight key, until a budget is spent.
+        """Trains the weights of each key on its rows, until a budget is spent.
 
         Args:
-            state: Where the weights are replaced.
-            rows: Weight key → its rows.
-            session: Of the stage.
-            objective: What is made of the rows.
+            state: The state whose weights are replaced.
+            rows: Weight key → training rows.
+            session: Session of the stage.
+            objective: The training objective.
             init: Whether training starts from the base or from the current weights.
 
         Returns:
             The state with the new weights, and weight key → figures of its training. A training that diverged leaves
-            the weights of its key as they are, and says why under `DIVERGED`.
+            the weights of its key unchanged, and its figures have the error message under `DIVERGED`.
         """
         details: dict[str, Any] = {}
-        for key, own in rows.items():
+        for key, key_rows in rows.items():
             if session.ledger.reached_limit():
                 break
             role, _, path = key.partition("/")
             current = state.weights_of(role, path)
             start = current if init == "current" else WeightState(base=current.base)
             trainer = self.trainer if isinstance(self.trainer, Trainer) else self.trainer[role]
-            lines = "".join(canonical_json(asdict(row)) + "\n" for row in own)
+            lines = "".join(canonical_json(asdict(row)) + "\n" for row in key_rows)
             blob = session.store.put_blob(lines.encode()) if session.store else None
-            figures: dict[str, Any] = {"rows": len(own), "rows_blob": blob}
+            figures: dict[str, Any] = {"rows": len(key_rows), "rows_blob": blob}
             try:
-                trained = trainer.train(own, start, session, objective)
+                trained = trainer.train(key_rows, start, session, objective)
             except TrainingDiverged as error:
                 logger.warning("%s keeps its weights: %s", key, error)
                 details[key] = {
@@ -135,7 +135,7 @@ class WeightSettings(WeightOptimizer):
         return state, details
 
     @final
-    def tuned(
+    def tune_result(
         self,
         state: ProgramState,
         rows: Mapping[str, Sequence[TrainingRow]],
@@ -144,38 +144,45 @@ class WeightSettings(WeightOptimizer):
         objective: Objective = SFTLoss(),
         init: Literal["base", "current"] = "current",
     ) -> OptimizeResult:
-        """What a stage ends with that trains once: as `tune`, or skipped if nothing came of any training.
+        """Trains as `tune` does and returns the result of the stage, which is skipped if no training succeeded.
 
         Args:
-            state: See `tune`, as for what is not listed here.
-            details: What there is to report beside the training.
+            state: See `tune`, as for the arguments that are not listed here.
+            details: Figures to report beside those of the training.
         """
         state, training = self.tune(state, rows, session, objective, init)
         details = {**details, "training": training}
         if any(DIVERGED not in figures for figures in training.values()):
             return OptimizeResult(state=state, details=details)
-        reason = divergences([training]) or f"there was no budget left to train with ({session.ledger.reached_limit()})"
+        reason = (
+            divergence_reason([training])
+            or f"there was no budget left to train with ({session.ledger.reached_limit()})"
+        )
         return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
 
 
-def divergences(trainings: Iterable[Mapping[str, Any]]) -> str:
-    """Which trainings diverged and why, in words; empty if none.
+def divergence_reason(trainings: Iterable[Mapping[str, Any]]) -> str:
+    """Says which trainings diverged and why; empty if none did.
 
     Args:
-        trainings: Figures as `WeightSettings.tune` gives them.
+        trainings: Figures of trainings, as `WeightSettings.tune` returns them.
     """
-    every = (f"{key}: {figures[DIVERGED]}" for own in trainings for key, figures in own.items() if DIVERGED in figures)
-    return "; ".join(every)
+    return "; ".join(
+        f"{key}: {figures[DIVERGED]}"
+        for training in trainings
+        for key, figures in training.items()
+        if DIVERGED in figures
+    )
 
 
-def messages_of_step(
+def step_messages(
     predictor: Predict, step: Step, state: ProgramState, session: Session, *, include_demos: bool
 ) -> tuple[Message, ...]:
-    """What inference would send for the inputs of a call: under the vanilla prompt, or under the current one."""
+    """Returns the messages that inference would send for the inputs of a call, with the vanilla or current prompt."""
     prompt = state.prompts.get(step.path, predictor.initial_prompt) if include_demos else predictor.initial_prompt
     return session.render_messages(predictor.signature, prompt, step.inputs)
 
 
-def ended(step: Step) -> bool:
-    """Whether the completion of a call ended by itself, and was not cut off at its most tokens."""
+def is_finished(step: Step) -> bool:
+    """Whether the completion of a call ended by itself and was not cut off at the maximum number of tokens."""
     return step.usage.completion_tokens < step.request.sampling.max_tokens

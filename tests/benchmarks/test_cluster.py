@@ -30,6 +30,7 @@ from lmpipe.errors import ClusterError, ConfigError, StoreError
 from lmpipe.events import EpochEnded, Event, StageEnded
 from lmpipe.ledger import MEASURED
 from lmpipe.results.result import Result
+from optimizers import Strategy
 from tests.killable import even_length
 
 STRATEGIES = ("vanilla", "p", "w*2")
@@ -201,4 +202,4 @@ def test_strategies_share_the_cells_that_they_begin_with(work: Work) -> None:
     assert [cell.name for cell in shared.cells] == [
         f"{seed}-{stages}" for stages in ("vanilla", "p", "p.w", "p.w.p") for seed in (0, 1)
     ]
-    assert str(Cell(1, ("p", "w"))) == "cell 'p -> w' of seed 1"
+    assert str(Cell(1, Strategy(("p", "w")))) == "cell 'p -> w' of seed 1"

@@ -1,4 +1,4 @@
-"""LMs that answer right only where an instruction holds a word, and propose instructions from what they are shown."""
+"""LMs that answer correctly only if an instruction holds a certain word, and that propose instructions."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def numbers(count: int, start: int = 0) -> list[Example]:
 
 
 def says_why(example: Example, prediction: Prediction) -> tuple[float, str]:
-    """A metric that tells the word to whoever reads its feedback."""
+    """A metric whose feedback tells the word."""
     right = prediction["answer"] == example.labels["answer"]
     return float(right), "" if right else f"The answer must be {example.labels['answer']}: say {WORD} first."
 
 
 def is_right(example: Example, prediction: Prediction) -> float:
-    """The same without a word."""
+    """The same metric without feedback."""
     return says_why(example, prediction)[0]
 
 
@@ -55,11 +55,11 @@ def anything(example: Example, prediction: Prediction) -> float:
 @final
 @dataclass
 class Student:
-    """Answers `Two`, and everything that optimizers ask, by what it reads.
+    """Answers the calls of `Two` and of optimizers from what their prompts say.
 
     Args:
-        fail_at: Number of the call with which the LM breaks down, counted from 1; 0 is never.
-        malformed: Whether what optimizers ask is answered with nothing.
+        fail_at: Number of the call that raises an error, counted from 1; 0 for none.
+        malformed: Whether the completions for optimizers are empty.
     """
 
     fail_at: int = 0
@@ -70,18 +70,18 @@ class Student:
         self.calls += 1
         if self.calls == self.fail_at:
             raise RuntimeError("the LM broke down")
-        system, asked = request.messages[0].content, request.messages[-1].content
-        if asked.startswith("number: "):
-            return self._answer(system, int(asked.partition("\n")[0].partition(": ")[2]))
-        return "" if self.malformed else self._propose(system, asked, request)
+        system, prompt = request.messages[0].content, request.messages[-1].content
+        if prompt.startswith("number: "):
+            return self._answer(system, int(prompt.partition("\n")[0].partition(": ")[2]))
+        return "" if self.malformed else self._propose(system, prompt, request)
 
     def _answer(self, system: str, number: int) -> str:
         if "\nthought: " in system:
             return f"thought: {number} has a sign"
         return f"answer: {-number}" if WORD in system else "answer: I do not know"
 
-    def _propose(self, system: str, asked: str, request: Request) -> str:
-        if "\ninstruction: " not in system and "new instruction" not in system:  # grounds
-            return f"It is all about {WORD}." if "answer: -" in asked or WORD in asked else "Nothing to see."
-        text = f"Say {WORD}, then answer, " if WORD in asked else "Answer, "
+    def _propose(self, system: str, prompt: str, request: Request) -> str:
+        if "\ninstruction: " not in system and "new instruction" not in system:  # a summary or description
+            return f"It is all about {WORD}." if "answer: -" in prompt or WORD in prompt else "Nothing to see."
+        text = f"Say {WORD}, then answer, " if WORD in prompt else "Answer, "
         return f"{text}in the manner number {request.seed % 5}."

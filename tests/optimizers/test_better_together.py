@@ -1,4 +1,4 @@
-"""The scheduler's contracts: what must hold whenever prompts and weights are alternated."""
+"""The scheduler's contracts: what must hold when prompt and weight stages alternate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lmpipe import (
     initial_state,
 )
 from lmpipe.errors import StrategyError
-from optimizers import BetterTogether
+from optimizers import BetterTogether, Strategy
 from tests.scripted import Colour, KeepingTrainer, colour_script, examples, scheduler, scripted
 
 TRAIN, VAL = examples(24), examples(24, start=50)
@@ -42,7 +42,7 @@ def optimize(
     return better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
 
 
-def test_alternating_teaches_what_neither_step_does_alone(store: RunStore) -> None:
+def test_alternating_prompt_and_weight_stages_teaches_more_than_either_alone(store: RunStore) -> None:
     means = {
         strategy: result.evaluation.mean
         for strategy in ("vanilla", "p", "w", "p -> w", "p -> w -> p")
@@ -65,7 +65,7 @@ def test_after_a_weight_stage_every_call_of_the_next_prompt_stage_runs_on_the_tu
 @final
 @dataclass(frozen=True)
 class Shout(Optimizer):
-    """An optimizer of one's own: adds an exclamation mark to the instruction of the hint."""
+    """A custom optimizer, which adds an exclamation mark to the instruction of the hint module."""
 
     tunes: ClassVar[Literal["prompts", "weights", "both"]] = "prompts"
 
@@ -86,7 +86,7 @@ def test_a_prompt_stage_starts_from_the_original_prompts_or_from_the_current_one
     assert result.state.prompts["hint"].instructions == program.hint.initial_prompt.instructions + "!" * shouts
 
 
-def test_a_strategy_shares_the_stages_it_begins_with(store: RunStore) -> None:
+def test_strategies_share_their_common_first_stages(store: RunStore) -> None:
     optimize(store, "p")
     lm = scripted()
     result = optimize(store, "p -> w", lm)
@@ -98,7 +98,7 @@ def test_a_strategy_shares_the_stages_it_begins_with(store: RunStore) -> None:
     assert len(lm.requests) == 3 * (len(TRAIN) + len(VAL))
 
 
-def test_a_stage_without_anything_to_learn_from_is_skipped_and_the_run_goes_on(store: RunStore) -> None:
+def test_a_stage_with_nothing_to_learn_from_is_skipped_and_the_run_continues(store: RunStore) -> None:
     alone = optimize(store, "w")
     assert (alone.status, alone.state.weights["lm"].adapter) == ("skipped", None)
     assert "nothing to train on" in alone.reason
@@ -109,7 +109,7 @@ def test_a_stage_without_anything_to_learn_from_is_skipped_and_the_run_goes_on(s
     assert followed.evaluation.mean == 0.5
 
 
-def test_the_best_stage_or_the_last_is_selected_as_asked(store: RunStore) -> None:
+def test_the_best_or_the_last_stage_is_selected(store: RunStore) -> None:
     def spoiled(request: Request) -> str:
         return "answer: unknown" if request.weights.adapter else colour_script(request)
 
@@ -121,7 +121,7 @@ def test_the_best_stage_or_the_last_is_selected_as_asked(store: RunStore) -> Non
     assert best.evaluation.mean == 0.5
 
 
-def test_optimizing_leaves_program_and_state_as_they_were(store: RunStore) -> None:
+def test_optimizing_does_not_change_program_or_state(store: RunStore) -> None:
     program, session = Colour(), Session(lm=scripted(), store=store)
     state = initial_state(program, session)
     text, structure = state.model_dump_json(), sorted(vars(program.answer))
@@ -135,7 +135,7 @@ def test_optimizing_leaves_program_and_state_as_they_were(store: RunStore) -> No
 def test_malformed_completions_and_engine_errors_change_the_score_and_the_count_and_nothing_else(
     tmp_path: Path,
 ) -> None:
-    """One completion in ten is unreadable, one request in ten fails: the same stages end with the lower score."""
+    """One completion in ten is unreadable and one request in ten fails: the same stages end with a lower score."""
 
     def faulty(request: Request) -> str:
         number = int(request.messages[-1].content.partition("\n")[0].partition(": ")[2])
@@ -158,7 +158,7 @@ def test_malformed_completions_and_engine_errors_change_the_score_and_the_count_
     assert session.ledger.total.engine_errors > 0
 
 
-def test_an_unknown_stage_is_pointed_at_before_anything_runs() -> None:
+def test_an_unknown_stage_is_refused_before_anything_runs() -> None:
     with pytest.raises(StrategyError, match="no stage is called 'q'; the stages are p, w"):
         scheduler(KeepingTrainer(), "p -> q")
 
@@ -174,3 +174,14 @@ def test_any_strategy_runs_its_stages_in_order_and_shares_its_beginning(names: l
     assert [stage.result for stage in whole.stages[:-1]] == [stage.result for stage in beginning.stages]
     assert (whole.state, whole.evaluation) == (whole.stages[-1].result.state, whole.stages[-1].evaluation)
     assert (whole.status == "skipped") == all(stage.result.status == "skipped" for stage in whole.stages)
+
+
+def test_a_strategy_is_held_as_a_value_and_compares_by_its_stages() -> None:
+    text, value = scheduler(KeepingTrainer(), "(p->w)*1 -> p"), scheduler(KeepingTrainer(), Strategy(("p", "w", "p")))
+    assert text.strategy == value.strategy == Strategy(("p", "w", "p"))
+    assert str(text.strategy) == "p -> w -> p"
+
+
+def test_a_strategy_of_unknown_stages_is_refused() -> None:
+    with pytest.raises(StrategyError, match="no stage is called 'q'; the stages are p, w"):
+        scheduler(KeepingTrainer(), Strategy(("p", "q")))

@@ -1,4 +1,4 @@
-"""Prompt optimizers choose demonstrations from what worked."""
+"""Prompt optimizers choose demonstrations from successful runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.scripted import Colour, NumberLine, examples, scripted
 
 
 def test_bootstrapped_demos_are_the_calls_of_successful_runs() -> None:
-    """With the labels that `ask` shows, the LM is right on even numbers: only those runs give demos."""
+    """With labelled demos in the prompt the LM is right on even numbers, so only those runs give demos."""
     program = ChainOfThought("number: int -> answer")
     lm = ScriptedLM(lambda request: f"reasoning: I see\nanswer: {even(request)}")
     session = Session(lm=lm)
@@ -33,8 +33,8 @@ def even(request: Request) -> str:
     return "odd" if int(request.messages[-1].content.partition(": ")[2]) % 2 else "even"
 
 
-def test_a_label_makes_a_demo_without_the_inputs_that_nobody_labelled_if_asked() -> None:
-    """The last module of the program reads hints too; of the first one no outputs are known."""
+def test_partial_labels_make_demos_without_the_unlabelled_inputs() -> None:
+    """The last module also has unlabelled hints as input; the outputs of the first module are not labelled."""
     program, lm = Colour(), scripted()
     session = Session(lm=lm)
     train = [Example({"number": n}, {"answer": "red"}) for n in range(3)]
@@ -77,12 +77,12 @@ def test_a_failed_example_is_tried_again_at_a_temperature() -> None:
 
 
 def even_labels(*keys: str) -> list[Example]:
-    """The same two examples again and again, under other ids."""
+    """The same two examples several times under different ids."""
     return [Example({"number": int(key[-1])}, {"answer": "even"}, id=key) for key in keys]
 
 
 @pytest.mark.parametrize("sample", [False, True])
-def test_an_example_that_is_there_again_is_shown_once_whatever_its_id(sample: bool) -> None:
+def test_a_repeated_example_is_shown_once_whatever_its_id(sample: bool) -> None:
     program, session = ChainOfThought("number: int -> answer"), Session(lm=scripted())
     train = even_labels("a0", "b0", "c0", "a2", "b2")
     optimizer = LabeledFewShot(k=4, sample=sample)
@@ -112,8 +112,8 @@ def test_no_prompt_shows_a_demonstration_twice_nor_an_example_its_own_label_unde
         assert request.messages[-1].content not in shown
 
 
-def test_different_calls_of_one_example_are_drawn_as_before() -> None:
-    """Of three examples without a repetition every draw is of all three."""
+def test_different_calls_of_one_example_are_all_drawn() -> None:
+    """With three distinct examples every draw contains all three."""
     program, session = Predict("number: int -> answer"), Session(lm=ScriptedLM(lambda request: "answer: even"))
     train = even_labels("a0", "a2", "a4")
     optimizer = BootstrapFewShot(exact_match, max_bootstrapped_demos=2, max_labeled_demos=4)
@@ -121,7 +121,7 @@ def test_different_calls_of_one_example_are_drawn_as_before() -> None:
     assert [demo.inputs["number"] for demo in result.state.prompts["self"].demos] == [0, 2, 4]
 
 
-def test_random_search_keeps_the_candidate_that_validates_best() -> None:
+def test_random_search_keeps_the_candidate_with_the_best_validation_score() -> None:
     program, lm = Colour(), scripted()
     session = Session(lm=lm)
     start = initial_state(program, session)

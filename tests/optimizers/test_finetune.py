@@ -1,4 +1,4 @@
-"""Fine-tuning rows are a program's own successful calls."""
+"""Training rows for fine-tuning are a program's own successful calls."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.scripted import COLOURS, Colour, KeepingTrainer, examples, scripted
 
 
 def prompted(program: Colour, session: Session) -> ProgramState:
-    """A state whose hint module has a demo, so that even numbers succeed."""
+    """A state whose hint module has a demo, so that runs on even numbers succeed."""
     demo = Demo(inputs={"number": 1}, outputs={"hint": "it is green"})
     state = initial_state(program, session)
     return state.with_prompt("hint", PromptState(instructions="Give a hint.", demos=(demo,)))
@@ -50,7 +50,7 @@ def last(row: TrainingRow) -> str:
 
 
 def test_each_module_gets_exactly_the_rows_of_its_own_calls(store: RunStore) -> None:
-    """Numbers 0, 2 and 4 succeed; each is asked for two hints and one answer."""
+    """Numbers 0, 2 and 4 succeed; each run calls the hint module twice and the answer module once."""
     _, trainer, _ = tune(store, adapters="module")
     (hints, _), (answers, _) = trainer.calls
     assert [(last(row), row.completion) for row in hints] == [
@@ -66,17 +66,17 @@ def test_one_pooled_set_trains_one_adapter_per_role_and_a_module_can_have_its_ow
     assert [len(rows) for rows, _ in trainer.calls] == [9]
     assert pooled.state.weights["lm"].adapter is not None
     assert pooled.details["kept"] == 3
-    own, trainer, _ = tune(store, adapters="module")
-    assert set(own.state.weights) == {"lm", "lm/hint", "lm/answer"}
-    assert own.state.weights["lm"].adapter is None
-    assert own.state.weights_of("lm", "hint") != own.state.weights_of("lm", "answer")
+    result, trainer, _ = tune(store, adapters="module")
+    assert set(result.state.weights) == {"lm", "lm/hint", "lm/answer"}
+    assert result.state.weights["lm"].adapter is None
+    assert result.state.weights_of("lm", "hint") != result.state.weights_of("lm", "answer")
 
 
 def knowing(request: Request) -> str:
-    """Is right whatever the prompt, so that every prompt leads to the same inputs."""
-    asked = request.messages[-1].content
-    colour = COLOURS[int(asked.partition("\n")[0].partition(": ")[2]) % 3]
-    return f"answer: {colour}" if "hints: " in asked else f"hint: {colour}"
+    """Answers correctly with any prompt, so that the inputs of later modules are always the same."""
+    prompt = request.messages[-1].content
+    colour = COLOURS[int(prompt.partition("\n")[0].partition(": ")[2]) % 3]
+    return f"answer: {colour}" if "hints: " in prompt else f"hint: {colour}"
 
 
 @pytest.mark.parametrize("include_demos", [False, True])
@@ -93,7 +93,7 @@ def test_rows_are_byte_for_byte_what_inference_sends_for_the_same_inputs(store: 
     assert [row.completion for row in rows] == [knowing(request) for request in lm.requests]
 
 
-def test_training_starts_from_the_base_or_from_the_current_weights_as_asked(store: RunStore) -> None:
+def test_training_starts_from_the_base_or_from_the_current_weights(store: RunStore) -> None:
     program, trainer = Colour(), KeepingTrainer()
     session = Session(lm=scripted(), store=store)
     first = BootstrapFinetune(exact_match, trainer).optimize(
@@ -122,9 +122,9 @@ def test_examples_are_run_until_one_run_succeeds_or_the_limit_is_reached(store: 
     tries: dict[str, int] = {}
 
     def third_time_lucky(request: Request) -> str:
-        asked = request.messages[-1].content
-        tries[asked] = tries.get(asked, 0) + 1
-        return "answer: yes" if tries[asked] >= 3 and "9" not in asked else "answer: no"
+        prompt = request.messages[-1].content
+        tries[prompt] = tries.get(prompt, 0) + 1
+        return "answer: yes" if tries[prompt] >= 3 and "9" not in prompt else "answer: no"
 
     train = [Example({"number": n}, {"answer": "yes"}) for n in (1, 2, 9)]
     trainer, session = KeepingTrainer(), Session(lm=ScriptedLM(third_time_lucky), store=store)
@@ -137,7 +137,7 @@ def test_examples_are_run_until_one_run_succeeds_or_the_limit_is_reached(store: 
 
 
 @pytest.mark.parametrize(("each", "most", "tried"), [(2, 3, 3), (2, 4, 4), (4, 4, 4), (2, None, 2)])
-def test_no_example_is_run_more_often_than_it_may(store: RunStore, each: int, most: int | None, tried: int) -> None:
+def test_no_example_is_run_more_often_than_the_limit(store: RunStore, each: int, most: int | None, tried: int) -> None:
     program = Predict("number: int -> answer")
     session = Session(lm=ScriptedLM(lambda request: "answer: no"), store=store)
     train = [Example({"number": 1}, {"answer": "yes"})]
@@ -193,7 +193,7 @@ def test_of_many_successes_the_distinct_ones_are_kept_first(store: RunStore) -> 
     assert (result.details["tried"], result.details["kept"]) == (6, 4)
 
 
-def test_without_budget_to_train_the_state_stays_and_the_reason_is_given(store: RunStore) -> None:
+def test_without_budget_to_train_the_state_is_unchanged_and_the_reason_is_given(store: RunStore) -> None:
     program, trainer = Colour(), KeepingTrainer()
     session = Session(lm=scripted(), store=store).limited(Budget(max_lm_calls=18))
     state = prompted(program, session)
@@ -204,7 +204,7 @@ def test_without_budget_to_train_the_state_stays_and_the_reason_is_given(store: 
 
 @final
 class Expert(Module):
-    """Answers like `Colour`, with a hint of another kind that gives more."""
+    """Answers like `Colour`, with a hint module of another signature, which has more outputs."""
 
     def __init__(self) -> None:
         self.hint = Predict("number: int -> shade, certainty: float")
@@ -215,9 +215,9 @@ class Expert(Module):
 
 
 def expert_script(request: Request) -> str:
-    asked = request.messages[-1].content
-    colour = COLOURS[int(asked.partition("\n")[0].partition(": ")[2]) % 3]
-    return f"answer: {colour}" if "hints: " in asked else f"shade: {colour}\ncertainty: 1.0"
+    prompt = request.messages[-1].content
+    colour = COLOURS[int(prompt.partition("\n")[0].partition(": ")[2]) % 3]
+    return f"answer: {colour}" if "hints: " in prompt else f"shade: {colour}\ncertainty: 1.0"
 
 
 def learn(store: RunStore, teacher: Teacher, state: ProgramState | None = None) -> tuple[Any, KeepingTrainer, Session]:
@@ -228,8 +228,8 @@ def learn(store: RunStore, teacher: Teacher, state: ProgramState | None = None) 
     return optimizer.optimize(program, state, examples(6), [], session), trainer, session
 
 
-def test_a_teaching_program_teaches_the_modules_that_it_shares_with_the_student(store: RunStore) -> None:
-    """Its hints are of another signature, so only its answers become rows."""
+def test_a_teacher_program_teaches_the_modules_that_it_shares_with_the_student(store: RunStore) -> None:
+    """The teacher's hint module has another signature, so only its answers become rows."""
     result, trainer, _ = learn(store, Teacher(program=Expert(), lm=ScriptedLM(expert_script)))
     ((rows, start),) = trainer.calls
     assert [row.completion for row in rows] == [f"answer: {COLOURS[n % 3]}" for n in range(6)]
@@ -239,8 +239,8 @@ def test_a_teaching_program_teaches_the_modules_that_it_shares_with_the_student(
     assert result.details["kept_by_module"] == {"hint": 0, "answer": 6}
 
 
-def test_a_teaching_state_lends_its_prompts_and_weights_for_the_runs_alone(store: RunStore) -> None:
-    """The untaught student gets nothing right; its rows show its own vanilla prompt, its training its own weights."""
+def test_a_teacher_state_provides_prompts_and_weights_for_the_runs_only(store: RunStore) -> None:
+    """The student alone never succeeds; its rows show its own vanilla prompt, training starts from its own weights."""
     folder = store.new_folder()
     (folder / "adapter.json").write_text("of the teacher")
     session = Session(lm=scripted(), store=store)
@@ -254,11 +254,11 @@ def test_a_teaching_state_lends_its_prompts_and_weights_for_the_runs_alone(store
     assert teaching.weights["lm"].adapter not in {weights.adapter for weights in result.state.weights.values()}
 
 
-def test_a_teaching_lm_runs_without_the_adapters_of_the_student_and_leaves_it_none(store: RunStore) -> None:
+def test_a_teacher_lm_runs_without_the_adapters_of_the_student(store: RunStore) -> None:
     folder = store.new_folder()
     (folder / "adapter.json").write_text("of the student")
-    own = WeightState(base="scripted", adapter=store.put_folder(folder))
-    student = initial_state(Colour(), Session(lm=scripted())).with_weights("lm", own)
+    weights = WeightState(base="scripted", adapter=store.put_folder(folder))
+    student = initial_state(Colour(), Session(lm=scripted())).with_weights("lm", weights)
     expert = ScriptedLM(knowing, name="expert")
     result, trainer, session = learn(store, Teacher(lm=expert), student)
     assert {request.weights for request in expert.requests} == {WeightState(base="expert")}

@@ -1,4 +1,4 @@
-"""GEPA rewrites instructions from what the metric says of runs."""
+"""GEPA rewrites instructions from the metric's feedback on runs."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_reflection_learns_from_the_feedback_of_the_metric() -> None:
 def test_without_feedback_reflection_sees_the_labels() -> None:
     lm = ScriptedLM(Student())
     result = optimize(Session(lm=lm), GEPA(is_right, max_metric_calls=30, module_selector="all"))
-    asked = [request.messages[-1].content for request in lm.requests if is_reflection(request)]
-    assert all("The run scored 0. Right for the whole run is answer: -" in text for text in asked)
+    prompts = [request.messages[-1].content for request in lm.requests if is_reflection(request)]
+    assert all("The run scored 0. Right for the whole run is answer: -" in text for text in prompts)
     assert result.state == initial_state(Two(), Session(lm=lm))
 
 
@@ -73,7 +73,7 @@ def test_malformed_and_unchanged_instructions_are_counted() -> None:
     assert same["unchanged"] == (same["asked"] + 1) // 2  # of every second step, which is about that module
 
 
-def test_an_engine_that_cannot_answer_reflections_costs_nothing_else() -> None:
+def test_engine_errors_in_reflections_do_not_end_the_search() -> None:
     def script(request: Request) -> str:
         if is_reflection(request):
             raise EngineError("too long")
@@ -87,15 +87,21 @@ def test_an_engine_that_cannot_answer_reflections_costs_nothing_else() -> None:
     assert session.ledger.total.engine_errors == result.details["rewritten"]["asked"]
 
 
-def test_another_lm_may_reflect_and_be_told_otherwise() -> None:
-    own, other = ScriptedLM(Student(malformed=True)), ScriptedLM(Student(), name="other")
+def test_another_lm_may_reflect_with_another_prompt_template() -> None:
+    program_lm, reflection_lm = ScriptedLM(Student(malformed=True)), ScriptedLM(Student(), name="other")
     template = "A new instruction, please. Now: <curr_param> Seen: <side_info>"
-    optimizer = GEPA(says_why, 60, reflection_prompt_template=template, proposer=Proposer(other, temperature=0.5))
-    result = optimize(Session(lm=own), optimizer)
+    optimizer = GEPA(
+        says_why, 60, reflection_prompt_template=template, proposer=Proposer(reflection_lm, temperature=0.5)
+    )
+    result = optimize(Session(lm=program_lm), optimizer)
     assert WORD in result.state.prompts["answer"].instructions
-    assert not any(map(is_reflection, own.requests))
-    assert all(request.messages[0].content.startswith("A new instruction, please.") for request in other.requests)
-    assert {(request.sampling.temperature, request.weights.base) for request in other.requests} == {(0.5, "other")}
+    assert not any(map(is_reflection, program_lm.requests))
+    assert all(
+        request.messages[0].content.startswith("A new instruction, please.") for request in reflection_lm.requests
+    )
+    assert {(request.sampling.temperature, request.weights.base) for request in reflection_lm.requests} == {
+        (0.5, "other")
+    }
 
 
 def test_nothing_is_printed_or_written(
@@ -111,13 +117,14 @@ MERGING = GEPA(says_why, max_metric_calls=200, use_merge=True, acceptance_criter
 
 
 def evolve_sides(seed: int) -> OptimizeResult:
-    """Two modules can be improved one without the other, and one example is solved only where one of them is not."""
+    """The two modules improve independently, and one example is solved only while one of them is not improved."""
 
     def script(request: Request) -> str:
-        lost = request.messages[-1].content == "number: 50" and WORD not in request.messages[0].content
-        return "answer: -50" if lost else "answer: 50" if request.messages[-1].content == "number: 50" else own(request)
+        if request.messages[-1].content == "number: 50":
+            return "answer: 50" if WORD in request.messages[0].content else "answer: -50"
+        return student(request)
 
-    own = Student()
+    student = Student()
     program, session = Sides(), Session(lm=ScriptedLM(script), seed=seed)
     return MERGING.optimize(program, initial_state(program, session), numbers(8, 1), numbers(10, 50), session)
 
@@ -127,34 +134,34 @@ def merged(result: OptimizeResult) -> list[str]:
 
 
 def test_candidates_that_improve_different_modules_are_merged() -> None:
-    """By seeds, since which candidates meet is drawn."""
-    found = [(result, name) for result in map(evolve_sides, range(3)) for name in merged(result)]
-    assert found
-    for result, name in found:
+    """Tries several seeds, since the candidates to merge are drawn at random."""
+    candidates = [(result, name) for result in map(evolve_sides, range(3)) for name in merged(result)]
+    assert candidates
+    for result, name in candidates:
         assert {candidate.name: candidate.mean for candidate in result.candidates}[name] == 0.9
         assert all(WORD in text for text in result.details["instructions"][name].values())
 
 
-def test_the_ancestor_of_what_is_merged_may_have_solved_nothing() -> None:
-    """gepa draws an ancestor by its score, which is 0 here."""
+def test_the_ancestor_of_merged_candidates_may_have_solved_nothing() -> None:
+    """gepa draws an ancestor in proportion to its score, which is 0 here."""
     optimizer = replace(MERGING, candidate_selection_strategy="epsilon_greedy")
-    program, found = Sides(), []
+    program, results = Sides(), []
     for seed in range(40):  # on as many examples as gepa tries merged candidates on
         session = Session(lm=ScriptedLM(Student()), seed=seed)
-        found.append(
+        results.append(
             optimizer.optimize(program, initial_state(program, session), numbers(8, 1), numbers(5, 50), session)
         )
-    assert any(map(merged, found))
-    assert {result.candidates[0].mean for result in found} == {0}
-    assert all(len({own.name for own in result.candidates}) == len(result.candidates) for result in found)
+    assert any(map(merged, results))
+    assert {result.candidates[0].mean for result in results} == {0}
+    assert all(len({candidate.name for candidate in result.candidates}) == len(result.candidates) for result in results)
 
 
-def test_the_same_seed_finds_the_same_in_every_process() -> None:
+def test_the_same_seed_gives_the_same_result_in_every_process() -> None:
     code = (
         "from tests.optimizers.test_gepa import *\n"
         "print(*(evolve_sides(seed).model_dump_json(exclude={'cost'}) for seed in range(2)))"
     )
-    found = {
+    outputs = {
         subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, "PYTHONHASHSEED": seed},
@@ -164,13 +171,13 @@ def test_the_same_seed_finds_the_same_in_every_process() -> None:
         ).stdout
         for seed in ("1", "2")
     }
-    assert len(found) == 1
+    assert len(outputs) == 1
     assert evolve_sides(0).details["instructions"] != evolve_sides(1).details["instructions"]
 
 
 @pytest.mark.parametrize("fail_at", [3, 19, 20, 26, 60])
-def test_an_evolution_that_broke_down_ends_in_the_same_result(fail_at: int, tmp_path: Path) -> None:
-    """At call 19 the LM breaks down while it reflects."""
+def test_a_restarted_evolution_ends_with_the_same_result(fail_at: int, tmp_path: Path) -> None:
+    """Call 19 is a reflection."""
     undisturbed = Session(lm=ScriptedLM(Student()), store=RunStore(tmp_path / "one"))
     expected = optimize(undisturbed, MERGING)
     broken = ScriptedLM(Student(fail_at))
@@ -181,13 +188,13 @@ def test_an_evolution_that_broke_down_ends_in_the_same_result(fail_at: int, tmp_
     lm = ScriptedLM(Student())
     resumed = Session(lm=lm, store=RunStore(tmp_path / "two"))
     assert optimize(resumed, MERGING) == expected
-    one, two = undisturbed.ledger.total, resumed.ledger.total
-    assert (one.lm_calls, one.tokens) == (two.lm_calls, two.tokens)
-    assert fail_at < 19 or len(lm.requests) < one.lm_calls
+    expected, total = undisturbed.ledger.total, resumed.ledger.total
+    assert (total.lm_calls, total.tokens) == (expected.lm_calls, expected.tokens)
+    assert fail_at < 19 or len(lm.requests) < expected.lm_calls
 
 
 @pytest.mark.parametrize("calls", [3, 18, 19, 27, 40])
-def test_a_spent_budget_ends_it_with_the_best_so_far(calls: int) -> None:
+def test_a_spent_budget_ends_the_search_with_the_best_state_so_far(calls: int) -> None:
     lm = ScriptedLM(Student())
     result = optimize(Session(lm=lm).limited(Budget(max_lm_calls=calls)))
     assert len(lm.requests) <= calls
@@ -196,7 +203,7 @@ def test_a_spent_budget_ends_it_with_the_best_so_far(calls: int) -> None:
     assert (result.evaluation.mean if result.evaluation else None) == max(means, default=None)
 
 
-def test_candidates_are_told_of_and_metric_calls_are_limited() -> None:
+def test_callbacks_get_candidates_and_metric_calls_are_limited() -> None:
     told: list[Event] = []
     result = optimize(Session(lm=ScriptedLM(Student()), callbacks=(told.append,)))
     names = [event.name for event in told if isinstance(event, CandidateScored)]
@@ -206,14 +213,14 @@ def test_candidates_are_told_of_and_metric_calls_are_limited() -> None:
     assert 60 <= limited.details["metric_calls"] < 60 + 2 * 3 + 6
 
 
-def test_it_is_a_stage_like_any_other() -> None:
+def test_it_can_be_a_stage_of_a_strategy() -> None:
     program, session = Two(), Session(lm=ScriptedLM(Student()))
     better = BetterTogether(is_right, {"g": EVOLVE}, strategy="g")
     result = better.optimize(program, initial_state(program, session), numbers(8, 1), numbers(6, 50), session)
     assert [stage.evaluation.mean for stage in result.stages] == [1]
 
 
-def test_without_gepa_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gepa_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gepa.api", None)
     monkeypatch.delitem(sys.modules, "optimizers.prompts.gepa_adapter", raising=False)
     lm = ScriptedLM(Student())
@@ -222,8 +229,8 @@ def test_without_gepa_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     assert lm.requests == []
 
 
-def test_settings_that_cannot_work_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="max_metric_calls is 0"):
         GEPA(says_why, max_metric_calls=0)
-    with pytest.raises(ConfigError, match="no place <side_info>"):
+    with pytest.raises(ConfigError, match="lacks the placeholder <side_info>"):
         GEPA(says_why, reflection_prompt_template="<curr_param>")

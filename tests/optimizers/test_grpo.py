@@ -1,4 +1,4 @@
-"""GRPO: the calls of a group of runs are compared, and a real tiny LM learns what is rewarded."""
+"""GRPO compares the calls of a group of runs, and a tiny real LM learns what is rewarded."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_call_has_the_advantage_of_its_run_among_the_same_calls(store: RunStor
     assert step["unreadable"] > 0
 
 
-def test_each_step_starts_from_the_weights_of_the_one_before(store: RunStore) -> None:
+def test_each_step_starts_from_the_weights_of_the_previous_step(store: RunStore) -> None:
     trainer = KeepingTrainer()
     result = improve(store, trainer, ScriptedLM(guessing))
     trained = [step["training"]["lm"]["rows"] for step in result.details["steps"]]
@@ -75,13 +75,13 @@ def test_each_step_starts_from_the_weights_of_the_one_before(store: RunStore) ->
 
 
 def test_the_best_state_on_validation_examples_is_kept(store: RunStore) -> None:
-    """The scripted LM is right on tuned weights: after one step, and for ever."""
+    """The scripted LM is right on tuned weights, which it has from the first step on."""
     right = {20: "blue", 21: "red", 22: "green", 23: "blue"}
 
     def script(request: Request) -> str:
-        asked = request.messages[-1].content
-        number = int(asked.partition("\n")[0].partition(": ")[2])
-        if request.weights.adapter and number in right and "hints: " in asked:
+        prompt = request.messages[-1].content
+        number = int(prompt.partition("\n")[0].partition(": ")[2])
+        if request.weights.adapter and number in right and "hints: " in prompt:
             return f"answer: {right[number]}"
         return guessing(request)
 
@@ -97,8 +97,8 @@ def test_the_best_state_on_validation_examples_is_kept(store: RunStore) -> None:
     assert result.evaluation.mean == 1.0
 
 
-def test_a_stopped_run_goes_on_after_its_last_step(store: RunStore) -> None:
-    """Also with more steps than before: those that were made are recalled."""
+def test_a_stopped_run_continues_after_its_last_step(store: RunStore) -> None:
+    """A search with more steps recalls those that were made before."""
     trainer, lm = KeepingTrainer(), ScriptedLM(guessing)
     first = improve(store, trainer, lm)
     calls = len(lm.requests)
@@ -109,7 +109,7 @@ def test_a_stopped_run_goes_on_after_its_last_step(store: RunStore) -> None:
     assert improve(store, trainer, lm, steps=4) == longer
 
 
-def test_a_budget_ends_it_with_the_best_so_far(store: RunStore) -> None:
+def test_a_spent_budget_ends_the_search_with_the_best_state_so_far(store: RunStore) -> None:
     trainer = KeepingTrainer()
     result = improve(store, trainer, ScriptedLM(guessing), max_lm_calls=100, steps=50, eval_every=1)
     assert result.stopped == "max_lm_calls=100 is spent"
@@ -117,11 +117,11 @@ def test_a_budget_ends_it_with_the_best_so_far(store: RunStore) -> None:
     assert result.evaluation is not None
 
 
-def test_runs_that_are_all_alike_teach_nothing(store: RunStore) -> None:
+def test_groups_with_equal_rewards_give_no_rows(store: RunStore) -> None:
     trainer = KeepingTrainer()
     result = improve(store, trainer, ScriptedLM(lambda request: "hint: none\nanswer: red"))
     assert (result.status, trainer.calls) == ("skipped", [])
-    assert "the rollouts of each example were rewarded alike" in result.reason
+    assert "all runs of each example had the same reward" in result.reason
     unreadable = improve(store, trainer, ScriptedLM(lambda request: "hint: none", "unreadable"))
     assert "rollouts failed: ParseError: field 'answer'" in unreadable.reason
     program, session = Colour(), Session(lm=ScriptedLM(guessing), store=store)
@@ -137,7 +137,7 @@ def test_runs_that_are_all_alike_teach_nothing(store: RunStore) -> None:
 
 
 def share_of_letters(example: Example, prediction: Prediction) -> float:
-    """How much of an answer is ASCII letters."""
+    """The share of ASCII letters in an answer."""
     return sum(letter.isascii() and letter.isalpha() for letter in prediction.answer) / max(len(prediction.answer), 1)
 
 

@@ -33,7 +33,7 @@ def knn(session: Session, program: Any = None, **settings: Any) -> OptimizeResul
     )
 
 
-def test_every_module_with_demos_gets_a_pool_and_a_selection() -> None:
+def test_every_module_with_demos_gets_a_pool_and_nearest_demos() -> None:
     session = Session(lm=scripted(), embedder=NumberLine())
     result = knn(session, k=2, num_train=None)
     hints, answers = (result.state.prompts[path] for path in ("hint", "answer"))
@@ -43,7 +43,7 @@ def test_every_module_with_demos_gets_a_pool_and_a_selection() -> None:
     assert {demo.outputs["answer"] for demo in answers.demos} == set(COLOURS)
 
 
-def test_a_pool_of_labels_alone_needs_no_run_and_modules_without_demos_stay_bare() -> None:
+def test_a_pool_of_labels_needs_no_run_and_modules_without_demos_show_none() -> None:
     lm = scripted()
     result = knn(Session(lm=lm, embedder=NumberLine()), max_bootstrapped_demos=0, max_labeled_demos=50)
     assert lm.requests == []
@@ -53,7 +53,7 @@ def test_a_pool_of_labels_alone_needs_no_run_and_modules_without_demos_stay_bare
 
 
 def neighbour(request: Request) -> str:
-    """The answer of the last demo: right only where that is of the same class."""
+    """Repeats the answer of the last demo, which is right only if the demo has the same class."""
     return request.messages[-2].content if len(request.messages) > 2 else "answer: small"
 
 
@@ -61,7 +61,7 @@ def sizes(numbers: range) -> list[Example]:
     return [Example({"number": n}, {"answer": "small" if n < 500 else "large"}, id=f"n{n}") for n in numbers]
 
 
-def test_a_new_input_is_answered_after_its_neighbours() -> None:
+def test_a_new_input_is_answered_like_its_neighbours() -> None:
     program, session = Predict("number: int -> answer"), Session(lm=ScriptedLM(neighbour), embedder=NumberLine())
     optimizer = KNNFewShot(exact_match, max_bootstrapped_demos=0, max_labeled_demos=100, k=1)
     start = initial_state(program, session)
@@ -140,18 +140,18 @@ def test_without_demos_it_is_skipped_and_says_why() -> None:
     session = Session(lm=ScriptedLM(lambda request: "no"), embedder=NumberLine())
     result = knn(session, max_labeled_demos=0)
     assert result.status == "skipped"
-    assert "12 training examples gave no demonstration" in result.reason
+    assert "no demonstration could be made from 12 training examples" in result.reason
     assert result.state == initial_state(Colour(), session)
 
 
-def test_a_spent_budget_leaves_the_demos_so_far() -> None:
+def test_a_spent_budget_keeps_the_demos_so_far() -> None:
     session = Session(lm=scripted(), embedder=NumberLine()).limited(Budget(max_lm_calls=20))
     result = knn(session)
     assert "max_lm_calls" in result.stopped
     assert 0 < result.details["pool"]["hint"] <= 12
 
 
-def test_what_it_cannot_work_with_is_refused() -> None:
+def test_invalid_settings_and_sessions_are_refused() -> None:
     with pytest.raises(SessionError, match="Session\\(embedder="):
         knn(Session(lm=scripted()))
     with pytest.raises(ConfigError, match="k is 0"):

@@ -14,11 +14,11 @@ from tests.scripted import COLOURS, Colour, KeepingTrainer, examples
 
 
 def guessing(request: Request) -> str:
-    """Guesses hints; answers what the first hint says, or, once in four times, nothing that can be read."""
-    asked = request.messages[-1].content
-    if "hints: " not in asked:
+    """Guesses hints and answers what the first hint says; one answer in four is unreadable."""
+    prompt = request.messages[-1].content
+    if "hints: " not in prompt:
         return f"hint: it is {COLOURS[request.seed % 3]}"
-    return "Hard to say." if request.seed % 4 == 0 else f"answer: {asked.split('[1] it is ')[1].split()[0]}"
+    return "Hard to say." if request.seed % 4 == 0 else f"answer: {prompt.split('[1] it is ')[1].split()[0]}"
 
 
 def prefer(store: RunStore, **settings: Any) -> tuple[OptimizeResult, KeepingTrainer]:
@@ -35,18 +35,20 @@ def test_a_pair_is_a_right_and_a_wrong_answer_to_the_same_prompt(store: RunStore
     for row in answers:
         first = row.messages[-1].content.split("[1] it is ")[1].split()[0]
         assert row.completion == f"answer: {first}"
-    asked = {}
+    completions = {}
     for row in hints:
         assert row.completion != row.rejected
-        asked.setdefault(row.messages[-1].content, set()).add(row.completion)
-    assert asked["number: 0"] == {"hint: it is red"}, "number 0 is asked as a first hint only, which must be right"
+        completions.setdefault(row.messages[-1].content, set()).add(row.completion)
+    assert completions["number: 0"] == {"hint: it is red"}, (
+        "number 0 is only asked for as a first hint, which must be right"
+    )
     pairs = result.details["pairs"]
     assert pairs["hint"]["pairs"] == len(hints)
     assert pairs["answer"]["pairs"] == len(answers)
 
 
-def test_what_is_left_out_is_counted(store: RunStore) -> None:
-    """A failing answer follows a wrong hint, which no successful run has; a second hint decides nothing."""
+def test_calls_without_a_pair_are_counted(store: RunStore) -> None:
+    """A failing answer follows a wrong hint, which no successful run has; the second hint has no effect."""
     result, _ = prefer(store)
     hint, answer = (result.details["pairs"][path] for path in ("hint", "answer"))
     tried, kept = result.details["tried"], result.details["kept"]
@@ -64,7 +66,7 @@ def test_unreadable_completions_are_rejected_as_they_are_or_not_at_all(store: Ru
     assert "Hard to say." not in {row.rejected for row in trainer.calls[0][0]}
 
 
-def test_pairs_of_one_prompt_are_limited_and_drawn_by_the_seed(store: RunStore) -> None:
+def test_pairs_of_one_prompt_are_limited_and_drawn_at_random(store: RunStore) -> None:
     rows = [prefer(store, max_pairs_per_prompt=most)[1].calls[0][0] for most in (1, 100)]
     prompts = [row.messages for row in rows[0]]
     assert len(set(prompts)) == len(prompts)
@@ -97,7 +99,7 @@ def test_a_teacher_gives_the_preferred_side_where_the_program_never_succeeds(sto
     assert result.details["tried"] == 32
 
 
-def test_it_is_a_stage_that_goes_on_from_the_weights_before_it(store: RunStore) -> None:
+def test_a_preference_stage_continues_from_the_weights_of_the_stage_before(store: RunStore) -> None:
     program, trainer = Colour(), KeepingTrainer()
     session = Session(lm=ScriptedLM(guessing), store=store, seed=2)
     stages = {"d": PreferenceFinetune(exact_match, trainer, rollouts_per_example=20, adapters="module")}

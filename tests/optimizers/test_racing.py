@@ -13,38 +13,40 @@ from benchmarks.racing import FAMILIES, REALISTIC, SAME_GOAL, SHARE_GOAL, measur
 from lmpipe import Budget, Example, OptimizeResult, Predict, Request, RunStore, ScriptedLM, Session, initial_state
 from lmpipe.metrics import exact_match
 from optimizers import BootstrapFewShotRandomSearch
-from optimizers.prompts.racing import Rule, race
+from optimizers.prompts.racing import EliminationRule, race
 
 
 def test_simulated_races_find_the_exhaustive_winner_with_less_than_half_of_the_rollouts() -> None:
-    outcome = measure(simulated(FAMILIES[REALISTIC], 300, seed=11), Rule())
+    outcome = measure(simulated(FAMILIES[REALISTIC], 300, seed=11), EliminationRule())
     assert outcome.same >= SAME_GOAL
     assert outcome.share <= SHARE_GOAL
 
 
-def test_candidates_that_are_all_alike_cost_more_and_the_wrong_winner_hardly_matters() -> None:
-    outcome, realistic = (measure(simulated(FAMILIES[name], 100, seed=3), Rule()) for name in ("all alike", REALISTIC))
+def test_equal_candidates_cost_more_and_the_wrong_winner_hardly_matters() -> None:
+    outcome, realistic = (
+        measure(simulated(FAMILIES[name], 100, seed=3), EliminationRule()) for name in ("all alike", REALISTIC)
+    )
     assert outcome.share > realistic.share
     assert outcome.loss < 0.005
 
 
 @given(st.integers(0, 1000))
 def test_blocks_cover_all_examples_once(examples: int) -> None:
-    blocks = Rule().blocks(examples)
+    blocks = EliminationRule().blocks(examples)
     assert [number for block in blocks for number in range(examples)[block]] == list(range(examples))
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40), st.integers(0, 200))
-def test_who_is_not_behind_is_never_dropped_and_who_cannot_catch_up_always(
+def test_leading_candidates_are_never_dropped_and_beaten_ones_always(
     pairs: list[tuple[float, float]], left: int
 ) -> None:
     low, high = [min(pair) for pair in pairs], [max(pair) for pair in pairs]
-    assert not Rule().hopeless(high, low, len(pairs) + left)
+    assert not EliminationRule().eliminates(high, low, len(pairs) + left)
     if sum(high) - sum(low) > left + 1e-6:
-        assert Rule().hopeless(low, high, len(pairs) + left)
+        assert EliminationRule().eliminates(low, high, len(pairs) + left)
 
 
-def test_the_earliest_of_equals_wins_and_nobody_is_dropped() -> None:
+def test_the_earliest_of_equal_candidates_wins_and_none_is_dropped() -> None:
     ran = race(lambda alive, block: [[1.0] * 5 for _ in alive], candidates=3, examples=5)
     assert (ran.winner, ran.rollouts, ran.blocks) == (0, 15, 1)
 
@@ -56,7 +58,7 @@ def test_a_race_that_is_cut_short_is_decided_by_the_blocks_before() -> None:
             None if block.start else [[float(number == 1)] * (length // 2) + [0.0] * (length // 2) for number in alive]
         )
 
-    ran = race(score, candidates=2, examples=1000, rule=Rule(boundary=100))
+    ran = race(score, candidates=2, examples=1000, rule=EliminationRule(boundary=100))
     assert (ran.winner, ran.blocks, ran.rollouts) == (1, 1, 40)
     assert race(lambda alive, block: None, candidates=2, examples=1000).winner is None
 
@@ -64,14 +66,14 @@ def test_a_race_that_is_cut_short_is_decided_by_the_blocks_before() -> None:
 def test_a_race_on_a_table_reads_it_only_where_candidates_are_left() -> None:
     rng = random.Random(0)
     table = next(simulated(FAMILIES["spread 10 points"], 1, seed=rng.randrange(100)))
-    ran = on_table(table, Rule())
+    ran = on_table(table, EliminationRule())
     for row, seen in zip(table, ran.scores, strict=True):
         assert list(seen) == row[: len(seen)].tolist()
     assert len(ran.scores[ran.winner or 0]) == max(map(len, ran.scores))
 
 
 def skilled(request: Request) -> str:
-    """Right on some questions: on how many depends on the demos, on which ones on the question."""
+    """Is right on some questions; the demos decide on how many."""
     demos = " ".join(message.content for message in request.messages[1:-1])
     skill = random.Random(demos).random()
     right = random.Random(request.messages[-1].content).random() < skill
@@ -101,13 +103,13 @@ def test_a_racing_search_chooses_what_the_exhaustive_one_chooses(seed: int) -> N
     means = {candidate.name: candidate.mean for candidate in exhaustive.candidates}
     assert [candidate.name for candidate in racing.candidates] == list(means)
     figures = racing.details["racing"]
-    made = {candidate.state: candidate.n for candidate in racing.candidates}
-    assert figures["rollouts"] == sum(made.values()) == len(lm.requests) - calls - racing.details["tried"]
-    assert figures["exhaustive"] == 150 * len(made)
+    runs = {candidate.state: candidate.n for candidate in racing.candidates}
+    assert figures["rollouts"] == sum(runs.values()) == len(lm.requests) - calls - racing.details["tried"]
+    assert figures["exhaustive"] == 150 * len(runs)
     assert figures["rollouts"] <= figures["exhaustive"] / 2
 
 
-def test_a_race_stops_at_a_budget_with_the_leader_so_far_and_goes_on_from_there(store: RunStore) -> None:
+def test_a_race_stops_at_a_budget_with_the_leader_so_far_and_can_continue(store: RunStore) -> None:
     lm = ScriptedLM(skilled)
     whole = search(Session(lm=ScriptedLM(skilled)), racing=True)
     session = Session(lm=lm, store=store)

@@ -1,4 +1,4 @@
-"""What cannot work is refused before a call is spent on it: settings, examples, states, trainers and labels."""
+"""Invalid settings, examples, states, trainers and labels are refused before any LM call."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ LEARNING: dict[str, Optimizer] = {
 
 
 @pytest.mark.parametrize("name", CHOOSING)
-def test_without_validation_examples_what_chooses_by_them_refuses(name: str) -> None:
+def test_optimizers_that_need_validation_examples_refuse_to_run_without(name: str) -> None:
     lm, program = scripted(), Colour()
     session = Session(lm=lm)
     with pytest.raises(ConfigError, match="there are no validation examples to choose by"):
@@ -64,7 +64,7 @@ def test_without_validation_examples_what_chooses_by_them_refuses(name: str) -> 
 
 
 @pytest.mark.parametrize("name", LEARNING)
-def test_without_training_examples_what_learns_from_them_refuses(name: str) -> None:
+def test_optimizers_that_need_training_examples_refuse_to_run_without(name: str) -> None:
     lm, program = scripted(), Colour()
     session = Session(lm=lm, embedder=NumberLine())
     with pytest.raises(ConfigError, match="there are no training examples to learn from"):
@@ -72,7 +72,7 @@ def test_without_training_examples_what_learns_from_them_refuses(name: str) -> N
     assert not lm.requests
 
 
-def test_grpo_without_validation_keeps_the_last_state_if_that_is_asked_for(store: RunStore) -> None:
+def test_grpo_keeps_the_last_state_without_validation_examples_if_num_val_is_0(store: RunStore) -> None:
     program, session = Colour(), Session(lm=scripted(), store=store)
     last = GRPO(exact_match, TRAINER, steps=1, num_val=0)
     assert last.optimize(program, initial_state(program, session), examples(2), [], session).evaluation is None
@@ -80,7 +80,7 @@ def test_grpo_without_validation_keeps_the_last_state_if_that_is_asked_for(store
 
 @pytest.mark.parametrize("name", LEARNING)
 @pytest.mark.parametrize("wrong", ["text", None, [1], [{"number": 1}]])
-def test_what_is_no_collection_of_examples_is_refused(name: str, wrong: Any) -> None:
+def test_anything_but_a_collection_of_examples_is_refused(name: str, wrong: Any) -> None:
     lm, program = scripted(), Colour()
     session = Session(lm=lm, embedder=NumberLine())
     state = initial_state(program, session)
@@ -91,7 +91,7 @@ def test_what_is_no_collection_of_examples_is_refused(name: str, wrong: Any) -> 
     assert not lm.requests
 
 
-def test_examples_that_can_be_gone_through_once_only_are_kept(store: RunStore) -> None:
+def test_iterators_of_examples_are_accepted(store: RunStore) -> None:
     program, session = Colour(), Session(lm=scripted(), store=store)
     better, state = scheduler(KeepingTrainer(), "p -> w"), initial_state(Colour(), session)
     whole = better.optimize(program, state, examples(12), examples(8, 50), session)
@@ -134,7 +134,7 @@ def test_a_state_of_another_program_is_refused(name: str) -> None:
 
 
 class Judged(Module):
-    """Answers, and judges the answer on another LM."""
+    """Answers, and lets another LM judge the answer."""
 
     def __init__(self) -> None:
         self.answer = Predict("number: int -> answer")
@@ -145,7 +145,7 @@ class Judged(Module):
 
 
 @pytest.mark.parametrize("kind", [BootstrapFinetune, PreferenceFinetune, GRPO])
-def test_a_role_without_a_trainer_is_found_before_any_run(kind: Any, store: RunStore) -> None:
+def test_a_role_without_a_trainer_is_refused_before_any_run(kind: Any, store: RunStore) -> None:
     lm, program = scripted(), Judged()
     session = Session(lm={"lm": lm, "judge": lm}, store=store)
     state = initial_state(program, session)
@@ -155,7 +155,7 @@ def test_a_role_without_a_trainer_is_found_before_any_run(kind: Any, store: RunS
 
 
 @pytest.mark.parametrize("kind", [BootstrapFinetune, PreferenceFinetune, GRPO])
-def test_a_session_that_cannot_keep_weights_is_found_before_any_run(kind: Any) -> None:
+def test_a_session_without_a_store_is_refused_before_any_run(kind: Any) -> None:
     lm, program = scripted(), Colour()
     session = Session(lm=lm)
     with pytest.raises(SessionError, match=r"store=RunStore\("):
@@ -173,7 +173,7 @@ def test_a_session_that_cannot_keep_weights_is_found_before_any_run(kind: Any) -
         GEPA(exact_match, stratify_by="colour"),
     ],
 )
-def test_a_label_that_examples_lack_is_found_before_any_run(optimizer: Optimizer) -> None:
+def test_a_missing_label_is_refused_before_any_run(optimizer: Optimizer) -> None:
     lm, program = scripted(), Colour()
     session = Session(lm=lm, embedder=NumberLine())
     with pytest.raises(ConfigError, match=r"has no label 'colour' to (balance|stratify) by"):
@@ -224,7 +224,7 @@ NAN = float("nan")
         (BetterTogether, {"budget": 30}),
     ],
 )
-def test_settings_that_cannot_work_are_refused_by_name(kind: Any, settings: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused_by_name(kind: Any, settings: dict[str, Any]) -> None:
     needed: dict[str, Any] = {"metric": exact_match}
     if kind in (BootstrapFinetune, PreferenceFinetune, GRPO):
         needed["trainer"] = TRAINER
@@ -235,6 +235,6 @@ def test_settings_that_cannot_work_are_refused_by_name(kind: Any, settings: dict
         kind(**{**needed, **settings})
 
 
-def test_labelled_few_shot_shows_at_least_one() -> None:
+def test_labelled_few_shot_shows_at_least_one_demo() -> None:
     with pytest.raises(ConfigError, match="k is 0"):
         LabeledFewShot(k=0)

@@ -1,4 +1,4 @@
-"""A run that is killed at any instant, or meets a full disk, ends after a restart as if nothing had happened."""
+"""A run that was killed at any moment, or met a full disk, ends with the same result after a restart."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHECKPOINT = "training/*/checkpoint-*/complete.json"
 
 
 def pieces(path: Path) -> int:
-    """How many pieces of work a run has finished."""
+    """Number of pieces of work that a run has recorded."""
     return (path / "journal.jsonl").read_bytes().count(b"\n") if (path / "journal.jsonl").exists() else 0
 
 
@@ -49,10 +49,10 @@ def test_two_runs_with_one_seed_write_identical_bytes(
 
 
 @pytest.mark.parametrize("where", ["moments", "lines"])
-def test_a_run_killed_at_random_points_ends_in_the_same_bytes(
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     runs: Runs, undisturbed: dict[str, bytes], tmp_path: Path, where: str
 ) -> None:
-    """Killed thirty times as it works: at any moment, or before any line of the code that stores results."""
+    """The run is killed thirty times: at any moment, or before any line of the code that stores results."""
     began = time.perf_counter()
     assert runs.run(tmp_path / "timed").status == 0
     whole = time.perf_counter() - began
@@ -66,7 +66,7 @@ def test_a_run_killed_at_random_points_ends_in_the_same_bytes(
         if end.killed:
             kills += 1
             reached.add(pieces(path))
-        else:  # it was through before that; so another begins
+        else:  # the run ended before that, so another one begins
             assert end.status == 0
             assert content(path) == undisturbed
             number += 1
@@ -76,7 +76,7 @@ def test_a_run_killed_at_random_points_ends_in_the_same_bytes(
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
+def test_a_run_on_a_full_disk_fails_clearly_and_continues_when_there_is_room(
     runs: Runs, undisturbed: dict[str, bytes], tmp_path: Path, seed: int
 ) -> None:
     room = random.Random(seed).randint(0, 15_000)
@@ -91,7 +91,7 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
 
 @pytest.fixture(scope="module")
 def trained(warm_runs: Runs, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a run leaves behind that really trains; and it leaves the same twice."""
+    """The files of a run that trains a real LM, which are the same when it is repeated."""
     paths = [tmp_path_factory.mktemp("trained") for _ in range(2)]
     assert [warm_runs.run(path, model=str(tiny_folder)).status for path in paths] == [0, 0]
     one, two = map(content, paths)
@@ -100,10 +100,10 @@ def trained(warm_runs: Runs, tiny_folder: Path, tmp_path_factory: pytest.TempPat
     return one
 
 
-def test_a_killed_run_that_really_trains_ends_in_the_same_bytes(
+def test_a_killed_run_that_trains_a_real_lm_ends_with_the_same_bytes(
     warm_runs: Runs, trained: dict[str, bytes], tiny_folder: Path, tmp_path: Path
 ) -> None:
-    """Killed again and again, each time a little later, until it is through; and once when it has a checkpoint."""
+    """The run is killed repeatedly, each time a little later, until it ends; and once when it has a checkpoint."""
     model, seconds, killed = str(tiny_folder), 0.5, 0
     while warm_runs.run(tmp_path / "often", model=model, seconds=seconds).killed:
         killed += 1
@@ -114,7 +114,7 @@ def test_a_killed_run_that_really_trains_ends_in_the_same_bytes(
     assert content(tmp_path / "often") == content(tmp_path / "once") == trained
 
 
-def test_a_checkpoint_that_does_not_fit_is_named_and_training_goes_on_from_the_one_before(
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_named_and_training_continues(
     warm_runs: Runs, trained: dict[str, bytes], tiny_folder: Path, tmp_path: Path
 ) -> None:
     model = str(tiny_folder)
@@ -131,7 +131,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_training_goes_on_from_the_o
 def test_a_launched_training_ends_with_the_run_that_launched_it(
     warm_runs: Runs, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    """Or it would write into the folder that the next run trains in."""
+    """Otherwise it would write into the folder that the next run trains in."""
 
     def training() -> bool:
         lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]

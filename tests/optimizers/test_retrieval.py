@@ -19,7 +19,7 @@ from tests.scripted import KeepingTrainer
 
 
 def coy(request: Request) -> str:
-    """Reads like `reader`, and answers on other cities than Paris only if it was shown how or is tuned."""
+    """Reads like `reader`, but answers for cities other than Paris only with demos or tuned weights."""
     text = reader(request)
     taught = len(request.messages) > 2 or request.weights.adapter
     return text if taught or text.startswith("query") or "city: Paris" in request.messages[-1].content else "No idea"
@@ -33,7 +33,7 @@ STAGES = {
 
 
 @pytest.mark.parametrize("strategy", ["few", "p", "w", "p -> w -> p"])
-def test_a_program_that_retrieves_is_optimized_like_any_other(store: RunStore, strategy: str) -> None:
+def test_a_program_that_retrieves_is_optimized(store: RunStore, strategy: str) -> None:
     program = ToTheSea()
     session = Session(lm=ScriptedLM(coy), retriever=WordOverlap(), store=store)
     state = initial_state(program, session)
@@ -49,7 +49,7 @@ def test_a_program_that_retrieves_is_optimized_like_any_other(store: RunStore, s
     assert modules["retrieve"].retrievals == modules["query"].calls > 0
 
 
-def test_demos_and_training_rows_are_made_of_lm_calls_alone(store: RunStore) -> None:
+def test_demos_and_training_rows_come_from_lm_calls_only(store: RunStore) -> None:
     program, trainer = ToTheSea(), KeepingTrainer()
     session = Session(lm=ScriptedLM(coy), retriever=WordOverlap(), store=store)
     state = initial_state(program, session)

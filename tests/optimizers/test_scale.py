@@ -1,6 +1,6 @@
 """A generated program of 50 modules, in nested lists and dicts, works in every optimizer.
 
-Each module is asked by its number, so what it was asked says whose call it was.
+Each question holds the number of its module, so a prompt shows which module sent it.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ MODULES = 50
 def optimize(
     program: Grove, make: Callable[[Trainer], Optimizer], session: Session
 ) -> tuple[OptimizeResult, list[list[TrainingRow]]]:
-    """The result, and the rows of each training."""
+    """Returns the result and the rows of each training."""
     trainer = RowKeeper()
     start = initial_state(program, session)
     return make(trainer).optimize(program, start, examples(6), examples(8, start=50), session), trainer.rows
 
 
-def asked(text: str) -> set[int]:
-    """The numbers of the modules that were asked."""
+def modules_in(text: str) -> set[int]:
+    """Numbers of the modules whose questions are in a text."""
     return {int(number) for number in re.findall(r"Step (\d+)", text)}
 
 
-def shown(state: ProgramState, path: str) -> set[int]:
-    """The numbers of the modules whose calls a module's demos show; labelled demos are nobody's calls."""
-    return set().union(*(asked(demo.inputs["question"]) for demo in state.prompts[path].demos))
+def modules_shown(state: ProgramState, path: str) -> set[int]:
+    """Numbers of the modules whose calls are shown by a module's demos; labelled demos show no calls."""
+    return set().union(*(modules_in(demo.inputs["question"]) for demo in state.prompts[path].demos))
 
 
 def test_the_program_has_modules_of_each_kind_at_every_depth() -> None:
@@ -62,7 +62,7 @@ def test_the_program_has_modules_of_each_kind_at_every_depth() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimizer_improves_a_program_of_many_modules_each_by_its_own_calls(name: str, store: RunStore) -> None:
+def test_each_of_many_modules_learns_from_its_own_calls(name: str, store: RunStore) -> None:
     program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store, embedder=Letters())
     result, trainings = optimize(program, OPTIMIZERS[name], session)
     val = examples(8, start=50)
@@ -71,24 +71,26 @@ def test_an_optimizer_improves_a_program_of_many_modules_each_by_its_own_calls(n
     )
     assert (before.mean, after.mean) == (0.5, 1.0)
     for number, path in enumerate(predictors(program)):
-        assert shown(result.state, path) <= {number}
+        assert modules_shown(result.state, path) <= {number}
     if trainings:
         pairs = result.details.get("pairs", {})  # only some modules are right and wrong on the same inputs
         taught = {n for n, path in enumerate(predictors(program)) if not pairs or pairs[path]["pairs"]}
         assert len(taught) > MODULES / 2
-        assert asked(" ".join(row.messages[-1].content for rows in trainings for row in rows)) == taught
+        assert modules_in(" ".join(row.messages[-1].content for rows in trainings for row in rows)) == taught
 
 
 def test_every_module_is_shown_its_own_calls(store: RunStore) -> None:
     program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store, embedder=Letters())
     result, _ = optimize(program, lambda _: BootstrapFewShot(exact_match, max_labeled_demos=0), session)
-    assert [shown(result.state, path) for path in predictors(program)] == [{number} for number in range(MODULES)]
+    assert [modules_shown(result.state, path) for path in predictors(program)] == [
+        {number} for number in range(MODULES)
+    ]
 
 
 def test_the_adapter_of_a_module_is_trained_on_its_own_calls(store: RunStore) -> None:
     program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store, embedder=Letters())
     result, trainings = optimize(program, OPTIMIZERS["BootstrapFinetune, an adapter a module"], session)
-    assert [asked(" ".join(row.messages[-1].content for row in rows)) for rows in trainings] == [
+    assert [modules_in(" ".join(row.messages[-1].content for row in rows)) for rows in trainings] == [
         {number} for number in range(MODULES)
     ]
     assert set(result.state.weights) == {"lm"} | {f"lm/{path}" for path in predictors(program)}

@@ -1,4 +1,4 @@
-"""What the scheduler shares, limits, and says."""
+"""The scheduler shares stages, limits budgets and reports findings."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def test_the_eight_rows_of_the_paper_run_seven_stages(store: RunStore, tmp_path:
     called = len(lm.requests)
     alone: dict[str, OptimizeResult] = {}
     for number, text in enumerate(EIGHT):
-        own = RunStore(tmp_path / str(number))
-        alone[text] = all_strategies(Session(lm=scripted(), store=own), [text])[text]
-        own.close()
-        one, two = together[text], alone[text]
-        assert (one.status, one.evaluation) == (two.status, two.evaluation)
-        assert [stage.cost.lm_calls for stage in one.stages] == [stage.cost.lm_calls for stage in two.stages]
+        own_store = RunStore(tmp_path / str(number))
+        alone[text] = all_strategies(Session(lm=scripted(), store=own_store), [text])[text]
+        own_store.close()
+        shared, single = together[text], alone[text]
+        assert (shared.status, shared.evaluation) == (single.status, single.evaluation)
+        assert [stage.cost.lm_calls for stage in shared.stages] == [stage.cost.lm_calls for stage in single.stages]
     vanilla = 3 * len(VAL)
     separately = sum(sum(stage.cost.lm_calls for stage in result.stages) + vanilla for result in alone.values())
     assert called < 0.7 * separately
 
 
-def test_without_a_store_the_session_remembers_what_strategies_share() -> None:
+def test_without_a_store_strategies_share_stages_in_the_session() -> None:
     lm = scripted()
     session = Session(lm=lm)
     first = all_strategies(session, ["p"])["p"]
@@ -68,7 +68,7 @@ def test_without_a_store_the_session_remembers_what_strategies_share() -> None:
     assert len(lm.requests) == called
 
 
-def test_a_stage_stops_at_its_best_so_far_when_its_budget_is_spent(store: RunStore) -> None:
+def test_a_stage_with_a_spent_budget_ends_with_its_best_state_so_far(store: RunStore) -> None:
     """Bootstrapping takes 36 calls and a candidate 24: 110 are enough for three of six candidates."""
     lm, program = scripted(), Colour()
     session = Session(lm=lm, store=store, max_concurrency=1)
@@ -84,20 +84,20 @@ def test_a_stage_stops_at_its_best_so_far_when_its_budget_is_spent(store: RunSto
     assert (whole.stopped, len(whole.candidates)) == ("", 6)
 
 
-def test_stages_after_a_spent_budget_are_skipped_and_the_result_is_scored_in_full(store: RunStore) -> None:
+def test_stages_after_a_spent_budget_are_skipped_and_the_result_is_fully_scored(store: RunStore) -> None:
     stages = scheduler(KeepingTrainer()).optimizers
     better = BetterTogether(exact_match, stages, "p -> w -> p", budget=Budget(max_lm_calls=110))
     program, session = Colour(), Session(lm=scripted(), store=store, max_concurrency=1)
     result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
     assert [stage.result.status for stage in result.stages] == ["done", "skipped", "skipped"]
-    assert "before it began (max_lm_calls=110 is spent)" in result.stages[1].result.reason
+    assert "before the stage began (max_lm_calls=110 is spent)" in result.stages[1].result.reason
     assert result.stopped == "max_lm_calls=110 is spent"
     assert result.evaluation is not None
     assert result.evaluation.n == len(VAL)
     assert [finding.kind for finding in result.findings if finding.stage == "p"] == ["budget"]
 
 
-def test_a_budget_for_each_stage_lets_the_next_one_begin(store: RunStore) -> None:
+def test_a_stage_budget_does_not_stop_the_next_stage(store: RunStore) -> None:
     stages = scheduler(KeepingTrainer()).optimizers
     better = BetterTogether(exact_match, stages, "p -> w", stage_budget=Budget(max_lm_calls=110))
     program, session = Colour(), Session(lm=scripted(), store=store, max_concurrency=1)
@@ -106,7 +106,7 @@ def test_a_budget_for_each_stage_lets_the_next_one_begin(store: RunStore) -> Non
     assert result.stages[1].cost.traces_kept == result.stages[1].result.details["kept"] > 0
 
 
-def test_callbacks_are_told_of_candidates_and_stages(store: RunStore) -> None:
+def test_callbacks_get_candidates_and_stages(store: RunStore) -> None:
     events: list[Event] = []
     result = all_strategies(Session(lm=scripted(), store=store, callbacks=(events.append,)), ["p -> w"])["p -> w"]
     candidates = [event for event in events if isinstance(event, CandidateScored)]
@@ -124,7 +124,7 @@ def findings(result: OptimizeResult, kind: str) -> list[Finding]:
     return [finding for finding in result.findings if finding.kind == kind]
 
 
-def test_too_few_successful_runs_are_named_by_class_and_module(store: RunStore) -> None:
+def test_too_few_successful_runs_are_reported_by_class_and_module(store: RunStore) -> None:
     def never_blue(request: Request) -> str:
         text = colour_script(request)
         return "answer: red" if text == "answer: blue" else text
@@ -132,17 +132,17 @@ def test_too_few_successful_runs_are_named_by_class_and_module(store: RunStore) 
     program, session = Colour(), Session(lm=ScriptedLM(never_blue), store=store)
     better = scheduler(KeepingTrainer(), "p -> w")
     result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
-    found = findings(result, "few traces")
-    assert found[-1].stage == "p -> w"
-    assert "8 of 24 rollouts succeeded, on 8 of 24 examples" in found[-1].message
-    assert "none for" in found[-1].message
-    assert "answer = blue" in found[-1].message
+    reported = findings(result, "few traces")
+    assert reported[-1].stage == "p -> w"
+    assert "8 of 24 runs succeeded, on 8 of 24 examples" in reported[-1].message
+    assert "none for" in reported[-1].message
+    assert "answer = blue" in reported[-1].message
     alone = all_strategies(Session(lm=scripted(), store=store), ["w"])["w"]
     assert findings(alone, "few traces")[0].message.startswith("0 of 24 rollouts succeeded, on 0 of 24 examples: ")
 
 
-def test_a_failure_that_all_runs_share_is_named_with_figures_and_its_own_advice(store: RunStore) -> None:
-    """The numbers that differ from run to run are left out; those that do not are part of the message."""
+def test_a_failure_that_all_runs_share_is_reported_with_figures_and_advice(store: RunStore) -> None:
+    """Numbers that differ between runs are left out of the message; numbers that do not are part of it."""
 
     def too_long(request: Request) -> str:
         tokens = 2000 + len(request.messages[-1].content) + request.seed % 100
@@ -159,8 +159,8 @@ def test_a_failure_that_all_runs_share_is_named_with_figures_and_its_own_advice(
     assert [(finding.stage, finding.message) for finding in failing] == [("vanilla", f"on validation examples {told}")]
 
 
-def test_what_a_stage_broke_is_said_of_its_scoring_runs(store: RunStore) -> None:
-    """On tuned weights the LM answers nothing that can be read."""
+def test_failures_of_the_scoring_runs_after_a_stage_are_reported(store: RunStore) -> None:
+    """With tuned weights the LM's completions are unreadable."""
 
     def spoiled(request: Request) -> str:
         return "mumble" if request.weights.adapter else "hint: none\nanswer: red"
@@ -174,7 +174,7 @@ def test_what_a_stage_broke_is_said_of_its_scoring_runs(store: RunStore) -> None
     assert "structured completions" in failing[0].advice
 
 
-def test_one_answer_for_all_is_called_a_collapse(store: RunStore) -> None:
+def test_equal_answers_of_all_runs_are_reported_as_class_collapse(store: RunStore) -> None:
     program, session = Colour(), Session(lm=ScriptedLM(lambda request: "answer: red\nhint: red"), store=store)
     better = BetterTogether(exact_match, {"w": BootstrapFinetune(exact_match, KeepingTrainer())}, "w")
     result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
@@ -184,7 +184,7 @@ def test_one_answer_for_all_is_called_a_collapse(store: RunStore) -> None:
 @final
 @dataclass(frozen=True)
 class Adapt(WeightOptimizer):
-    """Puts some adapter in place."""
+    """Sets the adapter of the LM."""
 
     name: str
 
@@ -201,11 +201,11 @@ class Adapt(WeightOptimizer):
 
 
 def adapted(store: RunStore, right: dict[str, range], strategy: str) -> OptimizeResult:
-    """Runs on an LM that is right on some numbers under each of the adapters, and on even ones without any."""
+    """Runs a strategy on an LM that is right on the given numbers with each adapter, and on even ones without any."""
 
     def reply(request: Request) -> str:
-        asked = request.messages[-1].content
-        number = int(asked.partition("\n")[0].partition(": ")[2])
+        prompt = request.messages[-1].content
+        number = int(prompt.partition("\n")[0].partition(": ")[2])
         adapter = request.weights.adapter
         name = (store.folder(adapter) / "adapter.json").read_text() if adapter else ""
         known = number in right[name] if name else number % 2 == 0
@@ -217,21 +217,21 @@ def adapted(store: RunStore, right: dict[str, range], strategy: str) -> Optimize
     return better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
 
 
-def test_a_stage_that_makes_things_worse_by_more_than_its_interval_is_named(store: RunStore) -> None:
+def test_a_stage_that_lowers_the_score_significantly_is_reported(store: RunStore) -> None:
     right = {"good": range(100), "slightly worse": range(73), "bad": range(50, 55)}
-    found = findings(adapted(store, right, "good -> slightly worse -> good -> bad"), "worse")
-    assert [finding.stage for finding in found] == ["good -> slightly worse -> good -> bad"]
-    assert "the score fell by 79.2 points (95 % interval 62.6 to 95.8)" in found[0].message
+    reported = findings(adapted(store, right, "good -> slightly worse -> good -> bad"), "worse")
+    assert [finding.stage for finding in reported] == ["good -> slightly worse -> good -> bad"]
+    assert "the score fell by 79.2 points (95 % interval 62.6 to 95.8)" in reported[0].message
 
 
-def test_over_fitting_shows_in_the_training_score(store: RunStore) -> None:
+def test_over_fitting_is_reported_from_the_training_score(store: RunStore) -> None:
     result = adapted(store, {"rote": range(24)}, "rote")
     assert result.stages[0].train_evaluation is not None
     assert "100.0 % on training examples and 0.0 % on validation examples" in findings(result, "over-fit")[0].message
     assert not findings(adapted(store, {"sound": range(100)}, "sound"), "over-fit")
 
 
-def test_no_gain_from_alternating_is_said(store: RunStore) -> None:
+def test_no_gain_from_alternating_is_reported(store: RunStore) -> None:
     without = adapted(store, {"none": range(50, 74, 2)}, "p -> none")
     assert "after p alone 50.0 %, after all stages 50.0 %" in findings(without, "no gain")[0].message
     assert not findings(adapted(store, {"much": range(100)}, "p -> much"), "no gain")

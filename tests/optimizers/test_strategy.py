@@ -1,4 +1,4 @@
-"""Strategy strings."""
+"""Strategies are parsed from text."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmpipe.errors import StrategyError
-from optimizers import distinct_stages, parse_strategy
+from optimizers import Strategy, distinct_stages
 
 NAMES = ("p", "w", "long name", "few-shot")
 EIGHT = ["vanilla", "p", "w", "p*2", "w*2", "p -> w", "w -> p", "p -> w -> p"]
 
 
 @given(st.lists(st.sampled_from(NAMES), min_size=1), st.sampled_from(["->", " -> ", "  ->"]))
-def test_names_between_arrows_are_read_in_order(names: list[str], arrow: str) -> None:
-    assert parse_strategy(arrow.join(names), NAMES) == tuple(names)
+def test_names_between_arrows_are_parsed_in_order(names: list[str], arrow: str) -> None:
+    assert Strategy.parse(arrow.join(names), NAMES) == Strategy(tuple(names))
 
 
 Tree = str | tuple[list["Tree"], int]
@@ -35,9 +35,9 @@ def meant(tree: Tree) -> list[str]:
 
 
 @given(trees)
-def test_parentheses_and_repetitions_mean_what_they_say(tree: Tree) -> None:
+def test_parentheses_and_repetitions_are_expanded(tree: Tree) -> None:
     if len(meant(tree)) <= 100:
-        assert parse_strategy(written(tree), NAMES) == tuple(meant(tree))
+        assert Strategy.parse(written(tree), NAMES).stages == tuple(meant(tree))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_parentheses_and_repetitions_mean_what_they_say(tree: Tree) -> None:
     ],
 )
 def test_repetition_binds_more_closely_than_the_arrow(text: str, names: str) -> None:
-    assert parse_strategy(text, NAMES) == tuple(names)
+    assert Strategy.parse(text, NAMES).stages == tuple(names)
 
 
 @pytest.mark.parametrize(
@@ -64,25 +64,25 @@ def test_repetition_binds_more_closely_than_the_arrow(text: str, names: str) -> 
         ("p -> -> w", "a stage name is missing", 5),
         ("", "a stage name is missing", 0),
         ("p ->", "a stage name is missing", 4),
-        ("p*", "after '\\*' comes how often", 2),
-        ("p*w", "after '\\*' comes how often", 2),
-        ("p*0 -> w", "after '\\*' comes how often", 2),
+        ("p*", "'\\*' needs a number of repetitions", 2),
+        ("p*w", "'\\*' needs a number of repetitions", 2),
+        ("p*0 -> w", "'\\*' needs a number of repetitions", 2),
         ("(p -> w", "this parenthesis is not closed", 0),
-        ("p -> w)", "there is no parenthesis to close", 6),
+        ("p -> w)", "this parenthesis closes nothing", 6),
         ("(p)(w)", "'->' is missing", 3),
         ("(p -> w)*51", "at most 100 stages", 9),
     ],
 )
-def test_a_fault_is_pointed_at(text: str, message: str, column: int) -> None:
+def test_an_error_points_at_its_place(text: str, message: str, column: int) -> None:
     with pytest.raises(StrategyError, match=message) as caught:
-        parse_strategy(text, NAMES)
+        Strategy.parse(text, NAMES)
     assert str(caught.value).splitlines()[-2:] == [f"  {text}", "  " + " " * column + "^"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("p*" + "0" * 1_000_000, "after '*' comes how often"),
+        ("p*" + "0" * 1_000_000, "'*' needs a number of repetitions"),
         ("p*" + "9" * 1_000_000, "at most 100 stages"),
         ("p*000001" + "0" * 5000, "at most 100 stages"),
         ("(" * 100_000, "nested more than 100 deep"),
@@ -91,14 +91,14 @@ def test_a_fault_is_pointed_at(text: str, message: str, column: int) -> None:
         ("x" * 1_000_000, "no stage is called"),
         (" " * 1_000_000, "a stage name is missing"),
         ("p -> \x1b[31mred\n\t -> w", "no stage is called"),
-        ("p*²", "after '*' comes how often"),
+        ("p*²", "'*' needs a number of repetitions"),
         (None, "a strategy is a text"),
         (["p", "w"], "a strategy is a text"),
     ],
 )
-def test_a_message_is_short_and_plain_whatever_the_strategy(text: str, message: str) -> None:
+def test_an_error_message_is_short_and_printable_for_any_strategy(text: str, message: str) -> None:
     with pytest.raises(StrategyError) as caught:
-        parse_strategy(text, NAMES)
+        Strategy.parse(text, NAMES)
     assert message in str(caught.value)
     assert len(str(caught.value)) < 500
     assert not set("\x1b\t") & set(str(caught.value))
@@ -106,26 +106,35 @@ def test_a_message_is_short_and_plain_whatever_the_strategy(text: str, message: 
 
 def test_a_long_strategy_is_shown_around_the_place() -> None:
     with pytest.raises(StrategyError) as caught:
-        parse_strategy("p -> " * 50 + "x" + " -> w" * 30, NAMES)
+        Strategy.parse("p -> " * 50 + "x" + " -> w" * 30, NAMES)
     shown, mark = str(caught.value).splitlines()[-2:]
     assert shown[mark.index("^")] == "x"
 
 
-def test_zeros_before_a_number_and_a_hundred_parentheses_are_read() -> None:
-    assert parse_strategy("p*" + "0" * 5000 + "2", NAMES) == ("p", "p")
-    assert parse_strategy("(" * 100 + "p" + ")*1" * 100, NAMES) == ("p",)
+def test_leading_zeros_and_a_hundred_parentheses_are_parsed() -> None:
+    assert Strategy.parse("p*" + "0" * 5000 + "2", NAMES).stages == ("p", "p")
+    assert Strategy.parse("(" * 100 + "p" + ")*1" * 100, NAMES).stages == ("p",)
 
 
 @given(st.text("pw->*() 12", max_size=12) | st.text())
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     try:
-        names = parse_strategy(text, NAMES)
+        strategy = Strategy.parse(text, NAMES)
     except StrategyError:
         return
-    assert set(names) <= set(NAMES)
+    assert set(strategy.stages) <= set(NAMES)
+    assert Strategy.parse(str(strategy), NAMES) == strategy
 
 
 def test_the_eight_rows_of_the_paper_take_seven_stages() -> None:
-    strategies = [parse_strategy(text, NAMES) for text in EIGHT]
-    assert sum(map(len, strategies)) == 13
-    assert ["".join(names) for names in distinct_stages(strategies)] == ["p", "w", "pp", "pw", "wp", "ww", "pwp"]
+    strategies = [Strategy.parse(text, NAMES) for text in EIGHT]
+    assert sum(len(strategy.stages) for strategy in strategies) == 13
+    assert ["".join(strategy.stages) for strategy in distinct_stages(strategies)] == [
+        "p",
+        "w",
+        "pp",
+        "pw",
+        "wp",
+        "ww",
+        "pwp",
+    ]

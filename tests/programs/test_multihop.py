@@ -1,4 +1,4 @@
-"""The multi-hop program: its modules, what each reads, and how its searches are batched, traced and remembered."""
+"""The multi-hop program: its modules and their inputs, and how its searches are batched, traced and cached."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.rivers import CITIES, CORPUS, SEAS, WordOverlap
 
 
 def reader(request: Request) -> str:
-    """Follows the passages: asks for the city, then for its river, and answers with the sea, if it has read of it."""
+    """Searches for the city, then for its river, and answers with the sea if a passage names it."""
     asked = request.messages[-1].content
     city = asked.rpartition("The sea of ")[2].rstrip("?")
     river = re.search(rf"{city} lies on the (\w+)", asked)
@@ -33,14 +33,14 @@ def run(program: MultiHop, session: Session) -> list[Trace]:
     return rollout(program, [Job(state, example) for example in EXAMPLES], session, exact_match)
 
 
-def test_two_hops_find_what_one_does_not() -> None:
+def test_two_hops_find_passages_that_one_does_not() -> None:
     for hops, scores in ((1, [0] * 4), (2, [1] * 4), (3, [1] * 4)):
         session = Session(lm=ScriptedLM(reader), retriever=WordOverlap())
         assert [trace.score for trace in run(MultiHop(hops, k=2), session)] == scores
         assert session.ledger.total.retrievals == 4 * hops
 
 
-def test_each_hop_has_a_query_module_of_its_own() -> None:
+def test_each_hop_has_its_own_query_module() -> None:
     program = MultiHop(hops=3)
     assert list(predictors(program)) == ["query.0.predict", "query.1.predict", "query.2.predict", "answer.predict"]
     signature = predictors(program)["query.1.predict"].signature
@@ -49,7 +49,7 @@ def test_each_hop_has_a_query_module_of_its_own() -> None:
     assert len({identity(program=MultiHop(hops, k)) for hops in (1, 2) for k in (3, 4)}) == 4
 
 
-def test_a_passage_that_several_hops_find_is_read_once_in_the_order_it_was_found() -> None:
+def test_a_passage_that_several_hops_find_is_in_the_context_once() -> None:
     trace = run(MultiHop(hops=2, k=2), Session(lm=ScriptedLM(reader), retriever=WordOverlap()))[0]
     searches = [step for step in trace.steps if isinstance(step, RetrievalStep)]
     assert [[passage.id for passage in step.passages or ()] for step in searches] == [["0", "1"], ["4", "0"]]
@@ -73,10 +73,10 @@ def test_the_hops_of_all_examples_are_searched_together_and_traced() -> None:
         assert (step.path, step.index, step.query, step.k) == ("retrieve", 1, f"{river} flows", 2)
         assert (step.outputs or {})["scores"][0] == 1
     assert run(MultiHop(k=2), session) == traces
-    assert len(retriever.searches) == 2  # the second run asks the same
+    assert len(retriever.searches) == 2  # the second run sends the same queries, which are cached
 
 
-def test_a_query_that_finds_nothing_goes_on_without() -> None:
+def test_a_query_without_results_does_not_fail() -> None:
     lm = ScriptedLM(lambda request: "search_query: " if "search_query" in request.messages[0].content else "answer: 1")
     trace = run(MultiHop(), Session(lm=lm, retriever=WordOverlap()))[0]
     assert trace.failure is None
@@ -84,6 +84,6 @@ def test_a_query_that_finds_nothing_goes_on_without() -> None:
 
 
 @pytest.mark.parametrize(("hops", "k"), [(0, 3), (2, 0)])
-def test_less_than_one_is_refused(hops: int, k: int) -> None:
+def test_numbers_below_one_are_refused(hops: int, k: int) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         MultiHop(hops, k)

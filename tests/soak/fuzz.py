@@ -25,7 +25,7 @@ from lmpipe.retrieval.passages import read_passages
 from lmpipe.retrieval.training.questions import read_questions
 from lmpipe.storage.hashing import canonical_json
 from lmpipe.text.cleaning import clean_text, clean_value
-from optimizers import format_strategy, parse_strategy
+from optimizers import Strategy
 from tests.damage import CONFIG, DAMAGES, make_run
 from tests.tally import Tally
 
@@ -72,8 +72,8 @@ def _reads_back(outputs: dict[str, str]) -> None:
 
 
 def _strategy(text: str) -> None:
-    names = parse_strategy(text, {"p", "w"})
-    assert parse_strategy(format_strategy(names), {"p", "w"}) == names
+    strategy = Strategy.parse(text, {"p", "w"})
+    assert Strategy.parse(str(strategy), {"p", "w"}) == strategy
 
 
 def _example(values: dict[str, Any]) -> None:

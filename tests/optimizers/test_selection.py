@@ -1,4 +1,4 @@
-"""No choice is made by a score that is not a number, nor by a mean over fewer examples than that of others."""
+"""Candidates are never selected by a score that is not finite, or by a mean over fewer examples than others have."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from lmpipe import (
     rollout,
 )
 from lmpipe.optimizer import StageResult
-from optimizers import GEPA, GRPO, BetterTogether, BootstrapFewShotRandomSearch, MIPROv2
-from optimizers.choice import best_of, outcome
+from optimizers import GEPA, GRPO, BetterTogether, BootstrapFewShotRandomSearch, MIPROv2, Strategy
 from optimizers.prompts.racing import race
-from optimizers.prompts.tpe_sampler import Bayes
+from optimizers.prompts.tpe_sampler import TPESampler
 from optimizers.schedule.diagnosis import diagnose, paired_interval
+from optimizers.selection import best_candidate, selection_result
 from tests.optimizers.proposing import Student, Two, is_right, numbers
 from tests.scripted import Colour, KeepingTrainer, examples, scripted
 
@@ -44,7 +44,7 @@ ANY = [Example({"number": n}, {"answer": "x"}, id=str(n)) for n in range(4)]
 
 
 def undefined_for_one(example: Example, prediction: Prediction) -> float:
-    """Not a number on the first example of what answers without demonstrations; 0.2 on its others, else 0.9."""
+    """0.9 for answers with demonstrations; without them NaN on the first example and 0.2 on the others."""
     if prediction["answer"] != "zero":
         return 0.9
     return NAN if example.id == "0" else 0.2
@@ -73,7 +73,7 @@ def test_a_candidate_with_an_undefined_score_does_not_win_a_search(racing: bool)
     assert result.evaluation.mean == pytest.approx(0.9)
 
 
-def test_mipro_and_gepa_go_on_where_a_score_is_undefined() -> None:
+def test_mipro_and_gepa_continue_after_an_undefined_score() -> None:
     for optimizer in (
         MIPROv2(undefined_for_one, num_candidates=3, num_trials=4, minibatch=False, metric_threshold=0.1),
         GEPA(undefined_for_one, max_metric_calls=40),
@@ -92,20 +92,24 @@ def test_the_winner_has_a_score_on_every_example(rows: list[list[float]], data: 
     prevented = data.draw(st.lists(st.integers(0, 1), min_size=len(rows), max_size=len(rows)))
     state = initial_state(PROGRAM, Session(lm=scripted()))
     scored = [(str(n), state, of(row, left)) for n, (row, left) in enumerate(zip(rows, prevented, strict=True))]
-    able = [n for n, (_, _, found) in enumerate(scored) if rows[n] and not prevented[n] and math.isfinite(found.mean)]
-    winner = best_of(scored)
-    assert (winner is None) == (not able)
+    eligible = [
+        n
+        for n, (_, _, evaluation) in enumerate(scored)
+        if rows[n] and not prevented[n] and math.isfinite(evaluation.mean)
+    ]
+    winner = best_candidate(scored)
+    assert (winner is None) == (not eligible)
     if winner is not None:
-        assert winner in able
-        assert scored[winner][2].mean == max(scored[n][2].mean for n in able)
+        assert winner in eligible
+        assert scored[winner][2].mean == max(scored[n][2].mean for n in eligible)
 
 
-def test_without_any_score_the_state_stays_and_the_reason_is_given() -> None:
+def test_without_any_score_the_state_is_unchanged_and_the_reason_is_given() -> None:
     session = Session(lm=scripted()).limited(Budget(max_lm_calls=0))
     state = initial_state(PROGRAM, session)
-    result = outcome(state, [("a", state, of([], 4)), ("b", state, of([NAN]))], session, {}, winner=None)
+    result = selection_result(state, [("a", state, of([], 4)), ("b", state, of([NAN]))], session, {}, winner=None)
     assert (result.state, result.status) == (state, "skipped")
-    assert "nothing was scored on all validation examples (max_lm_calls=0 is spent)" in result.reason
+    assert "no candidate was scored on all validation examples (max_lm_calls=0 is spent)" in result.reason
 
 
 @pytest.mark.parametrize(
@@ -118,7 +122,9 @@ def test_without_any_score_the_state_stays_and_the_reason_is_given() -> None:
     ],
 )
 @pytest.mark.parametrize("calls", [0, 20])
-def test_a_search_whose_budget_scores_nothing_leaves_the_state_and_says_so(optimizer: Optimizer, calls: int) -> None:
+def test_a_search_without_budget_to_score_leaves_the_state_unchanged_with_a_reason(
+    optimizer: Optimizer, calls: int
+) -> None:
     session = Session(lm=ScriptedLM(Student())).limited(Budget(max_lm_calls=calls))
     program = Two()
     state = initial_state(program, session)
@@ -127,7 +133,7 @@ def test_a_search_whose_budget_scores_nothing_leaves_the_state_and_says_so(optim
     assert f"max_lm_calls={calls} is spent" in result.reason
 
 
-def test_a_race_is_not_led_by_what_cannot_be_compared() -> None:
+def test_a_candidate_with_an_undefined_score_never_leads_a_race() -> None:
     def score(alive: Sequence[int], block: slice) -> list[list[float]]:
         table = [[NAN] + [1.0] * 49, [0.0] * 50, [0.5] * 50, [math.inf] * 50]
         return [table[number][block] for number in alive]
@@ -137,24 +143,24 @@ def test_a_race_is_not_led_by_what_cannot_be_compared() -> None:
     assert race(lambda alive, block: [[NAN] * (block.stop - block.start) for _ in alive], 3, 50).winner is None
 
 
-def test_bayes_learns_nothing_from_scores_that_are_no_numbers() -> None:
+def test_the_tpe_sampler_ignores_scores_that_are_not_finite() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        bayes = Bayes({"a": 3}, seed=0)
-        bayes.add({"a": 1}, NAN)
+        sampler = TPESampler({"a": 3}, seed=0)
+        sampler.add({"a": 1}, NAN)
         for _ in range(15):
-            trials, choices = zip(*bayes.ask(2), strict=True)
-            bayes.tell(trials, [NAN if choice["a"] == 2 else float(choice["a"]) for choice in choices])
+            trials, choices = zip(*sampler.ask(2), strict=True)
+            sampler.tell(trials, [NAN if choice["a"] == 2 else float(choice["a"]) for choice in choices])
     assert trials[0].study.best_params == {"a": 1}
 
 
-def test_a_group_with_a_reward_that_is_no_number_teaches_nothing(store: RunStore) -> None:
+def test_a_group_with_a_reward_that_is_not_finite_gives_no_rows(store: RunStore) -> None:
     program = Colour()
     session = Session(lm=scripted(), store=store)
     state = initial_state(program, session)
     jobs = [Job(state, example, sample) for example in examples(2) for sample in range(3)]
-    made = rollout(program, jobs, session, exact_match)
-    traces = [replace(trace, failure=None, score=float(trace.sample == 0)) for trace in made]
+    all_traces = rollout(program, jobs, session, exact_match)
+    traces = [replace(trace, failure=None, score=float(trace.sample == 0)) for trace in all_traces]
     grpo = GRPO(exact_match, KeepingTrainer(), group_size=3)
     every, _ = grpo.rows(program, traces)
     traces[0] = replace(traces[0], score=NAN)
@@ -164,7 +170,7 @@ def test_a_group_with_a_reward_that_is_no_number_teaches_nothing(store: RunStore
     assert all(row.advantage is not None and math.isfinite(row.advantage) for row in rows["lm"])
 
 
-def test_the_best_stage_is_one_whose_scores_are_numbers() -> None:
+def test_a_stage_with_an_undefined_score_is_not_the_best() -> None:
     session = Session(lm=ScriptedLM(demos_decide))
     search = BootstrapFewShotRandomSearch(undefined_for_one, num_candidate_programs=1, metric_threshold=0.1)
     better = BetterTogether(undefined_for_one, {"p": search}, "p", select="best")
@@ -174,19 +180,19 @@ def test_the_best_stage_is_one_whose_scores_are_numbers() -> None:
     assert result.evaluation.mean == pytest.approx(0.9)
 
 
-def test_a_state_that_the_budget_left_half_scored_is_not_the_best() -> None:
-    """The first two of four scoring runs are right and the others are never made."""
+def test_a_state_that_is_only_partly_scored_is_not_the_best() -> None:
+    """Two of the four scoring runs are right and the budget is spent before the others."""
     session = Session(lm=ScriptedLM(demos_decide), max_concurrency=1).limited(Budget(max_lm_calls=2))
     search = BootstrapFewShotRandomSearch(undefined_for_one, num_candidate_programs=1)
     better = BetterTogether(undefined_for_one, {"p": search}, "p", select="best")
     state = initial_state(PROGRAM, session)
     result = better.optimize(PROGRAM, state, ANY, ANY, session)
     assert result.state == state
-    found = [finding for finding in result.findings if finding.kind == "no choice"]
-    assert "no state was scored on all 4 validation examples" in found[0].message
+    findings = [finding for finding in result.findings if finding.kind == "no choice"]
+    assert "no state was scored on all 4 validation examples" in findings[0].message
 
 
-def test_intervals_leave_out_differences_that_are_no_numbers() -> None:
+def test_intervals_leave_out_differences_that_are_not_finite() -> None:
     one, other = {"a": 1.0, "b": NAN, "c": 0.5}, {"a": 0.0, "b": 0.0, "c": 0.5, "d": 1.0}
     assert paired_interval(one, other) == paired_interval({"a": 1.0, "c": 0.5}, other)
     assert paired_interval({"a": NAN}, {"a": 1.0})[1:] == (-math.inf, math.inf)
@@ -194,6 +200,9 @@ def test_intervals_leave_out_differences_that_are_no_numbers() -> None:
     session = Session(lm=scripted()).limited(Budget(max_lm_calls=0))
     empty = of([], prevented=4)
     stage = StageResult(
-        name="p", result=outcome(state, [], session, {}, winner=None), evaluation=empty, cost=session.ledger.total
+        name="p",
+        result=selection_result(state, [], session, {}, winner=None),
+        evaluation=empty,
+        cost=session.ledger.total,
     )
-    assert not list(diagnose(["p"], empty, [stage], {"p": "prompts"}))
+    assert not list(diagnose(Strategy(("p",)), empty, [stage], {"p": "prompts"}))

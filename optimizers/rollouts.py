@@ -1,0 +1,170 @@
+"""Rollouts to learn from: prompts take demonstrations from the successful ones, and weights their training rows.
+
+Knows who runs the program (the student itself, or a teacher) and which runs are kept; nothing about what is made of
+them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from lmpipe import LM, Example, Job, Metric, Module, ProgramState, Session, Trace, initial_state, predictors, rollout
+from lmpipe.extend import CommonFailure, ConfigError, Cost, ModuleCost, canonical_json, dominant_failure, module_costs
+
+_MAX_CLASSES = 20  # a label with more values than this, or than half of the examples, does not name classes
+
+
+@final
+@dataclass(frozen=True)
+class Teacher:
+    """Runs the program in place of the student. Whatever is left out is the student's.
+
+    Args:
+        program: Another program. Only those of its predictors teach that have a path and signature of the student's.
+        state: Other prompts and weights; by default the student's, without its adapters if the LM is another one.
+        lm: Another LM, or one for each role.
+    """
+
+    program: Module | None = None
+    state: ProgramState | None = None
+    lm: LM | Mapping[str, LM] | None = None
+
+    def bind(self, program: Module, state: ProgramState, session: Session) -> tuple[Module, ProgramState, Session]:
+        """Returns the teacher's program, state and session for those of a student.
+
+        Raises:
+            ConfigError: If the teacher's program has no module in common with the student's.
+        """
+        teacher_program = self.program or program
+        student_modules, teacher_modules = predictors(program), predictors(teacher_program)
+        if not _shared_paths(program, teacher_program):
+            raise ConfigError(
+                f"the teacher's program has the modules {', '.join(teacher_modules)} and the student's program has "
+                f"{', '.join(student_modules)}; none has the same path and signature in both, so the student cannot "
+                "learn from the teacher's calls"
+            )
+        if self.lm is not None:
+            session = replace(session, lm=self.lm)
+        if self.state is not None:
+            return teacher_program, self.state, session
+        start = initial_state(teacher_program, session)
+        shared = {path: prompt for path, prompt in state.prompts.items() if path in start.prompts}
+        start = start.with_prompts(shared)
+        return teacher_program, start if self.lm is not None else state.with_prompts_of(start), session
+
+
+@final
+@dataclass(frozen=True)
+class Rollouts:
+    """The runs of a program that an optimizer learns from.
+
+    Attributes:
+        kept: The successful traces, in the order of the examples.
+        tried: Number of runs.
+        examples: The examples that the program was run on.
+        paths: Paths of the student's modules.
+        failures: The most common kinds of failure, the most common first.
+    """
+
+    kept: tuple[Trace, ...]
+    tried: int
+    examples: tuple[Example, ...]
+    paths: tuple[str, ...]
+    failures: tuple[CommonFailure, ...] = ()
+
+    def failure_cause(self) -> str:
+        """Why nearly all runs failed and what to do about it, in words; empty if they have no common cause."""
+        return failure_cause(self.failures, self.tried)
+
+    def details(self) -> dict[str, Any]:
+        """The yield as JSON: by module, and by class where labels are classes."""
+        steps = Counter(step.path for trace in self.kept for step in trace.lm_steps if step.outputs is not None)
+        return {
+            "tried": self.tried,
+            "kept": len(self.kept),
+            "examples": len(self.examples),
+            "solved": len({trace.example.id for trace in self.kept}),
+            "kept_by_module": {path: steps[path] for path in self.paths},
+            "kept_by_label": {name: self._by_class(name) for name in _class_labels(self.examples)},
+            "answers": len({_answer(trace) for trace in self.kept}),
+            "failures": [failure.model_dump(mode="json") for failure in self.failures],
+        }
+
+    def _by_class(self, label: str) -> dict[str, int]:
+        kept = Counter(str(trace.example.labels[label]) for trace in self.kept)
+        return {value: kept[value] for value in sorted({str(example.labels[label]) for example in self.examples})}
+
+
+def failure_cause(failures: Sequence[CommonFailure], runs: int) -> str:
+    """Why nearly all of some runs failed and what to do about it, in words; empty if they have no common cause."""
+    failure = dominant_failure(failures, runs)
+    return "" if failure is None else f"{failure.summary(runs)}; {failure.advice}"
+
+
+def is_success(trace: Trace, threshold: float) -> bool:
+    """Whether a run ended without a failure and scored at least the threshold."""
+    return trace.failure is None and trace.score >= threshold
+
+
+def student_steps(traces: Sequence[Trace], student: Module, runner: Module) -> list[Trace]:
+    """Returns the traces without the steps of modules that the student lacks, by path and signature.
+
+    Args:
+        traces: Traces of runs of `runner`.
+        student: The program that is to learn from them.
+        runner: The program that was run: the student itself, or a teacher's program.
+    """
+    shared = _shared_paths(student, runner)
+    return [replace(trace, steps=tuple(step for step in trace.steps if step.path in shared)) for trace in traces]
+
+
+def collect_traces(
+    program: Module,
+    jobs: Sequence[Job],
+    session: Session,
+    metric: Metric,
+    threshold: float,
+    *,
+    title: str,
+) -> tuple[list[Trace], list[Trace]]:
+    """Runs a program to learn from its runs, and counts them in the session's ledger.
+
+    Returns:
+        The traces of all runs, of which a spent budget may leave out some; and those of the successful runs.
+    """
+    traces = [trace for trace in rollout(program, jobs, session, metric, title=title) if trace.failure != "budget"]
+    kept = [trace for trace in traces if is_success(trace, threshold)]
+    modules = {
+        path: ModuleCost(kept=cost.calls)
+        for path, cost in module_costs(
+            step for trace in kept for step in trace.lm_steps if step.outputs is not None
+        ).items()
+    }
+    session.ledger.add(Cost(traces_tried=len(traces), traces_kept=len(kept), modules=modules))
+    return traces, kept
+
+
+def _shared_paths(student: Module, teacher: Module) -> set[str]:
+    """Paths of the modules that two programs have with the same signature."""
+    own, theirs = predictors(student), predictors(teacher)
+    return {path for path in own if path in theirs and own[path].signature == theirs[path].signature}
+
+
+def _class_labels(examples: Sequence[Example]) -> list[str]:
+    values: dict[str, set[str]] = {}
+    for example in examples:
+        for name, value in example.labels.items():
+            values.setdefault(name, set()).add(str(value))
+    everywhere = [name for name in values if all(name in example.labels for example in examples)]
+    return [name for name in everywhere if len(values[name]) <= min(_MAX_CLASSES, len(examples) // 2)]
+
+
+def _answer(trace: Trace) -> str:
+    """The outputs of a run that have labels, as JSON."""
+    prediction = trace.prediction
+    return canonical_json(
+        {name: prediction[name] for name in trace.example.labels if prediction and name in prediction}
+    )
