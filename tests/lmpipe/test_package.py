@@ -17,7 +17,7 @@ def test_all_names_the_public_interface() -> None:
 
 def test_every_public_name_is_documented() -> None:
     undocumented = [name for name in lmpipe.__all__ if not (getattr(lmpipe, name).__doc__ or "").strip()]
-    assert undocumented == ["Metric"]  # an alias: its docstring stands below it in metrics.py
+    assert undocumented == ["Metric"]  # an alias, whose docstring is below it in metrics.py
 
 
 def test_import_is_light() -> None:
