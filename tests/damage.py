@@ -1,4 +1,4 @@
-"""Damage to the files of a run: all of it is found, or does no harm; in as many rounds as are asked for."""
+"""Damage to the files of a run: every damage must be detected or harmless."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
 
 
 def make_run(folder: Path) -> None:
-    """A finished run with an adapter, rows, traces, a result and splits."""
+    """Makes a finished run with an adapter, rows, traces, a result and splits."""
     with RunStore(folder, CONFIG) as store:
         program, session = Colour(), Session(lm=scripted(), store=store, seed=3)
         learned, shown = examples(24), examples(24, start=50)
@@ -87,54 +87,54 @@ def make_run(folder: Path) -> None:
 
 
 def damage_run(whole: Path, scratch: Path, rounds: int, seed: int) -> Tally:
-    """Damages a copy of a run's files in turn, and looks at what is made of it: all that was there, or a word on it.
+    """Damages copies of a run's files in turn, and checks that each damage is harmless or reported.
 
     Args:
-        whole: A run of `make_run`.
-        scratch: Where the copy goes; it is not there yet.
-        rounds: How many damages.
-        seed: Decides them.
+        whole: Folder of a run that `make_run` made.
+        scratch: Path of the copy, which must not exist.
+        rounds: Number of damages.
+        seed: Seed of the damages.
     """
     rng, tally = random.Random(seed), Tally()
-    looks = [(look, look(whole)) for look in (_recorded, _told)]
+    readers = [(read, read(whole)) for read in (_recorded, _shown)]
     files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file() and path.name != "lock"]
     for number in range(rounds):
         shutil.copytree(whole, scratch)
         path = scratch / files[number % len(files)]
         before = path.read_bytes()
-        what, damage = rng.choice(list(DAMAGES.items()))
+        name, damage = rng.choice(list(DAMAGES.items()))
         path.write_bytes(damage(before, rng) if before else rng.randbytes(3))
-        found = [_said(look, scratch, right) for look, right in looks]
-        if None in found:
-            tally.wrong.append(f"{path}: {what} (round {number}, seed {seed}), and nothing was said")
+        reported = [_is_reported(read, scratch, expected) for read, expected in readers]
+        if None in reported:
+            tally.wrong.append(f"{path}: {name} (round {number}, seed {seed}) was not reported")
         else:
-            tally.refused += any(found)
-            tally.harmless += not any(found)
+            tally.refused += any(reported)
+            tally.harmless += not any(reported)
         tally.tried += 1
         shutil.rmtree(scratch)
     return tally
 
 
-def _said(look: Callable[[Path], dict[str, str]], folder: Path, right: dict[str, str]) -> bool | None:
-    """Whether damage raised an error of lmpipe or a warning; none if nothing was said, and something is not as it was.
+def _is_reported(read: Callable[[Path], dict[str, str]], folder: Path, expected: dict[str, str]) -> bool | None:
+    """Whether damage raised an error of lmpipe or a warning; None if it changed something silently.
 
-    What a warning is about may be less than there was, since its work is done again, but nothing else.
+    After a warning, records may be missing, since their work is done again, but nothing else may differ.
     """
     warnings = logging.handlers.BufferingHandler(1000)
     logging.getLogger("lmpipe").addHandler(warnings)
     try:
-        seen = look(folder)
+        content = read(folder)
     except LmpipeError:
         return True
     finally:
         logging.getLogger("lmpipe").removeHandler(warnings)
     if warnings.buffer:
-        return True if seen.items() <= right.items() else None
-    return False if seen == right else None
+        return True if content.items() <= expected.items() else None
+    return False if content == expected else None
 
 
 def _recorded(folder: Path) -> dict[str, str]:
-    """What a store recalls: key → JSON."""
+    """The records of a store: key → JSON."""
     keys = [key for line in (folder / "journal.jsonl").read_bytes().splitlines() for key in _keys(line)]
     with RunStore(folder, CONFIG) as store:
         return {key: json.dumps(value, sort_keys=True) for key in keys if (value := store.get(key)) is not None}
@@ -147,9 +147,9 @@ def _keys(line: bytes) -> list[str]:
         return []
 
 
-def _told(folder: Path) -> dict[str, str]:
-    """What looking into a run says."""
+def _shown(folder: Path) -> dict[str, str]:
+    """The content of a run, as `FinishedRun` shows it."""
     run = open_run(folder)
     outcome = run.outcome()
-    told = {"result": run.result.model_dump_json(), "traces": repr(list(run.records(outcome)))}
-    return told | {f"split {seed}": repr(split) for seed, split in run.splits.items()}
+    content = {"result": run.result.model_dump_json(), "traces": repr(list(run.records(outcome)))}
+    return content | {f"split {seed}": repr(split) for seed, split in run.splits.items()}

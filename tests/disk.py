@@ -1,4 +1,4 @@
-"""A disk that takes no more: for real, by the limit that a process may set on the size of the files it writes."""
+"""A full disk, simulated by a limit on the size of the files that this process writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def full_disk(limit: int) -> Iterator[None]:
-    """While the block runs, a write beyond so many bytes of any file fails, after what fits has been written."""
+    """Makes writes fail beyond `limit` bytes of any file while the block runs; the bytes that fit are written."""
     before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
     try:

@@ -1,6 +1,6 @@
-"""What a user may write, with what may change in it; and values of every kind, as attributes of a program.
+"""Code of a user, with changes to it, and values of many kinds as attributes of a program.
 
-``python -m tests.identified RUN`` prints what this process makes of it: see `main`.
+``python -m tests.identified RUN`` prints their identities in this process: see `main`.
 """
 
 from __future__ import annotations
@@ -233,14 +233,14 @@ COSMETICS = {
 
 
 def load(source: str) -> ModuleType:
-    """A module of the user, as a file or a notebook would define it."""
+    """Creates a module of the user from its source, as a file or a notebook does."""
     module = ModuleType("project")
     exec(compile(source, "project.py", "exec", dont_inherit=True), vars(module))  # noqa: S102
     return module
 
 
 def optimized(source: str, store: RunStore) -> int:
-    """Optimizes what some source defines; returns how many calls were made, of which recalled work makes none."""
+    """Optimizes the program that some source defines; returns the number of LM calls, without recalled work."""
     project, lm = load(source), ScriptedLM(lambda request: "answer: yes")
     session = Session(lm=lm, store=store)
     program = project.QA()
@@ -249,7 +249,7 @@ def optimized(source: str, store: RunStore) -> int:
 
 
 class Holder(Module):
-    """Answers what it holds."""
+    """A program that holds a value."""
 
     def __init__(self, held: Any) -> None:
         self.ask = Predict("question -> answer")
@@ -370,13 +370,13 @@ VALUES: dict[str, Callable[[], Any]] = {
 
 @dataclass(frozen=True)
 class Bag:
-    """A value that sets may hold."""
+    """A hashable value."""
 
     words: frozenset[Any]
 
 
 class Box(BaseModel):
-    """A model that holds sets at every depth."""
+    """A model with sets at every depth."""
 
     words: set[str]
     named: dict[str, set[str]]
@@ -407,7 +407,7 @@ SETS: list[Callable[[], Any]] = [
 
 
 def main(run: str) -> None:
-    """Prints calls that an optimization makes in a run directory, identities of values, and ids of inputs with sets."""
+    """Prints the calls of an optimization in a run directory, identities of values, and ids of inputs with sets."""
     found = {
         "calls": optimized(CODE, RunStore(run)),
         "known": {name: identity(program=Holder(make())) for name, make in VALUES.items()},

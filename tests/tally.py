@@ -1,4 +1,4 @@
-"""What came of many tries."""
+"""Counts the outcomes of many trials."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing_extensions import Self
 @final
 @dataclass
 class Tally:
-    """What came of many tries of one kind.
+    """The outcomes of many trials of one kind.
 
     Attributes:
-        tried: How many there were.
-        refused: How many were answered by an error of lmpipe, or counted.
-        harmless: How many changed nothing.
-        wrong: What happened in all other cases: another result without a word, lost work, or an error of a library.
+        tried: Number of trials.
+        refused: Number of trials that raised an error or a warning of lmpipe.
+        harmless: Number of trials that changed nothing.
+        wrong: Descriptions of all other trials: silently different results, lost work, or errors of a library.
     """
 
     tried: int = 0

@@ -141,34 +141,34 @@ class Choices:
         named: list[tuple[frozenset[int], bool]] = []  # choices that a phrase names, and whether it is negated
         sentence = 0  # number of phrases before this sentence
         negation, last = False, -_CONTEXT
-        for found in self._pattern.finditer(line):
-            match found.lastgroup:
+        for hit in self._pattern.finditer(line):
+            match hit.lastgroup:
                 case "choice":
-                    indices = self._named(line, found)
+                    indices = self._named(line, hit)
                     if indices:
                         named.append((indices, negation))
-                        last = found.end()
+                        last = hit.end()
                     else:
-                        negation = negation or found[0] in _NEGATIVE_WORDS
+                        negation = negation or hit[0] in _NEGATIVE_WORDS
                 case "negation":
                     negation = True
-                    if found.start() - last < _CONTEXT and _applies_to_choice(line[last : found.start()], found[0]):
+                    if hit.start() - last < _CONTEXT and _applies_to_choice(line[last : hit.start()], hit[0]):
                         named[-1] = (named[-1][0], True)
                 case "turn":
                     negation = False
                 case _:
-                    if "?" in found[0]:  # a question names nothing
+                    if "?" in hit[0]:  # a question names nothing
                         del named[sentence:]
                     negation, sentence, last = False, len(named), -_CONTEXT
         affirmed = {index for indices, negative in named if not negative for index in indices}
         return affirmed, any(negative for _, negative in named)
 
-    def _named(self, line: str, found: re.Match[str]) -> frozenset[int]:
+    def _named(self, line: str, hit: re.Match[str]) -> frozenset[int]:
         """Indices of the choices that a phrase names; none if it is part of another word or has another meaning."""
-        name = _BETWEEN.sub(" ", found[0])
+        name = _BETWEEN.sub(" ", hit[0])
         indices = self._index[_KEY].get(name, frozenset())
-        before = line[max(0, found.start() - _CONTEXT) : found.start()]
-        after = line[found.end() : found.end() + _CONTEXT]
+        before = line[max(0, hit.start() - _CONTEXT) : hit.start()]
+        after = line[hit.end() : hit.end() + _CONTEXT]
         capital = any(self.choices[index].text != self.choices[index].text.lower() for index in indices)
         ambiguous = name in _NEGATIVE_WORDS or name in {"a", "i"}
         if _is_part(before, name, capital) or (ambiguous and _CONTINUED.match(after) and not _LABEL.search(before)):

@@ -197,11 +197,9 @@ class GRPO(WeightSettings):
             for (trace, step), advantage in zip(group, advantages, strict=True):
                 if advantage and step.text is not None:
                     calls.append((trace, step))
-                    rows.setdefault(self.weight_key(modules[path], path), []).append(
-                        TrainingRow(
-                            step.request.messages, step.text, path, advantage=advantage, complete=is_finished(step)
-                        )
-                    )
+                    complete = is_finished(step)
+                    row = TrainingRow(step.request.messages, step.text, path, advantage=advantage, complete=complete)
+                    rows.setdefault(self.weight_key(modules[path], path), []).append(row)
         return rows, calls
 
     def _reward(self, trace: Trace) -> float:

@@ -1,4 +1,4 @@
-"""Errors can be copied, pickled and shown, however large what they are about is."""
+"""Errors can be copied, pickled and shown, even if they are about very large values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ledgers add up what is spent, and budgets limit it."""
+"""Ledgers add up costs, and budgets limit them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_limit_says_when_it_is_reached(budget: Budget, cost: Cost, reason: str
 
 @final
 class AtOnce(LM):
-    """Wants each request at once, as a server does."""
+    """An LM that, like a server, does not collect requests into batches."""
 
     batched = False
 
@@ -141,7 +141,7 @@ def test_costs_are_kept_by_module() -> None:
 
 
 def test_seconds_of_gpus_are_those_of_all_calls() -> None:
-    """An engine says what a call took of its GPU; on a processor that is nothing."""
+    """An engine reports the GPU time of a call, which is 0 on a CPU."""
 
     class OnGPU(LM):
         name = "on a GPU"
@@ -152,10 +152,11 @@ def test_seconds_of_gpus_are_those_of_all_calls() -> None:
         def register_adapter(self, adapter: str, folder: Path) -> None:
             raise NotImplementedError
 
-    program, asked = Predict("question -> answer"), [Example({"question": str(n)}, {"answer": "yes"}) for n in range(3)]
+    program = Predict("question -> answer")
+    examples = [Example({"question": str(n)}, {"answer": "yes"}) for n in range(3)]
     for lm, seconds in ((OnGPU(), 6.0), (ScriptedLM(lambda request: "answer: yes"), 0.0)):
         session = Session(lm=lm)
-        evaluate(program, initial_state(program, session), asked, exact_match, session)
+        evaluate(program, initial_state(program, session), examples, exact_match, session)
         assert session.ledger.total.gpu_seconds == pytest.approx(seconds)
 
 

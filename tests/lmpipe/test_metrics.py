@@ -100,7 +100,7 @@ WORDS = [
 
 
 def official_normal(text: str) -> str:
-    """``normalize_answer`` of hotpot_evaluate_v1.py, as its steps are described."""
+    """``normalize_answer`` of hotpot_evaluate_v1.py."""
     lower = text.lower()
     letters = "".join(character for character in lower if character not in set(string.punctuation))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
@@ -108,22 +108,22 @@ def official_normal(text: str) -> str:
 
 def official_f1(answer: str, gold: str) -> float:
     """``f1_score`` of the same script."""
-    found, wanted = official_normal(answer), official_normal(gold)
-    if found in {"yes", "no", "noanswer"} and found != wanted:
+    answer_text, gold_text = official_normal(answer), official_normal(gold)
+    if answer_text in {"yes", "no", "noanswer"} and answer_text != gold_text:
         return 0.0
-    if wanted in {"yes", "no", "noanswer"} and found != wanted:
+    if gold_text in {"yes", "no", "noanswer"} and answer_text != gold_text:
         return 0.0
-    same = sum((Counter(found.split()) & Counter(wanted.split())).values())
+    same = sum((Counter(answer_text.split()) & Counter(gold_text.split())).values())
     if same == 0:
         return 0.0
-    precision, recall = same / len(found.split()), same / len(wanted.split())
+    precision, recall = same / len(answer_text.split()), same / len(gold_text.split())
     return 2 * precision * recall / (precision + recall)
 
 
 def official_gsm8k(text: str) -> str | None:
     """``extract_answer`` of GSM8K's data set module."""
-    found = re.search(r"#### (\-?[0-9\.\,]+)", text)
-    return found[1].strip().replace(",", "") if found else None
+    match = re.search(r"#### (\-?[0-9\.\,]+)", text)
+    return match[1].strip().replace(",", "") if match else None
 
 
 def test_answers_score_as_in_the_official_script_of_hotpotqa() -> None:
@@ -134,7 +134,7 @@ def test_answers_score_as_in_the_official_script_of_hotpotqa() -> None:
         answer = rng.choice((gold, gold.upper(), answer, f"{gold} {answer}"))
         f1 = official_f1(answer, gold)
         if not official_normal(gold) and not official_normal(answer):
-            f1 = 1.0  # where the script has 0, though its exact match is 1
+            f1 = 1.0  # the script returns 0 although its exact match is 1
         assert answer_f1(*pair(gold, answer)) == pytest.approx(f1), (gold, answer)
         assert exact_match(*pair(gold, answer)) == (official_normal(answer) == official_normal(gold)), (gold, answer)
         assert normalize_answer(answer) == official_normal(answer)

@@ -1,4 +1,4 @@
-"""Recorded work is recalled exactly where nothing that decides it has changed."""
+"""Recorded work is recalled if and only if nothing that decides its result has changed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_what_is_done_again_is_recorded_beside_what_was_there(store: RunStore, c
     changed = CODE.replace(*CHANGES[change])
     assert optimized(CODE, store) == 3
     again = optimized(changed, store)
-    assert again == 3 or "optimizer" in change  # whose evaluation is recalled
+    assert again == 3 or "optimizer" in change  # its evaluation is recalled
     assert [optimized(CODE, store), optimized(changed, store)] == [0, 0]
 
 
@@ -118,7 +118,7 @@ def test_a_program_that_has_run_is_the_same_one(store: RunStore) -> None:
 
 
 def other_process(seed: int, run: Path) -> Any:
-    """What another process finds, with another order of sets."""
+    """The identities in another process, with another order of sets."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.identified", str(run)],
         env={**os.environ, "PYTHONHASHSEED": str(seed)},
@@ -162,7 +162,7 @@ def numbers() -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Guard:
-    """A metric that leaves its lock out."""
+    """A metric that excludes its lock."""
 
     lock: Any = field(default_factory=threading.Lock, repr=False)
 
@@ -171,7 +171,7 @@ class Guard:
 
 
 class Client:
-    """Leaves its connection out."""
+    """An object that excludes its connection."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -182,7 +182,7 @@ class Client:
 
 
 class Broken:
-    """Cannot say what it consists of."""
+    """An object that cannot be pickled."""
 
     def __reduce_ex__(self, protocol: object) -> str:
         raise OSError("gone")
@@ -265,7 +265,7 @@ def test_an_optimizer_that_cannot_be_identified_works_without_being_recalled(sto
 
 
 class Node:
-    """Refers to others, and they to it."""
+    """A node that refers to other nodes, which refer to it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -381,7 +381,7 @@ KEYS = st.text(max_size=3) | st.integers(10, 99) | st.tuples(st.text(max_size=2)
 
 
 def shuffled(value: Any, reverse: bool) -> Any:
-    """The value, its dicts and sets in one order of insertion or in the other."""
+    """Copies a value with its dicts and sets in one of two orders of insertion."""
     if isinstance(value, dict):
         pairs = [(key, shuffled(item, reverse)) for key, item in value.items()]
         return dict(reversed(pairs)) if reverse else dict(pairs)

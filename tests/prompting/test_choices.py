@@ -61,16 +61,16 @@ def read(kind: Any, text: str) -> Any:
 
 @pytest.mark.parametrize(("kind", "value"), [(kind, value) for kind, values in TYPES.items() for value in values])
 def test_every_choice_reads_back_in_a_completion_after_json_and_from_its_pattern(kind: Any, value: Any) -> None:
-    asked = Signature((), (Field("reasoning"), Field("answer", kind)))
+    spec = Signature((), (Field("reasoning"), Field("answer", kind)))
     outputs = {"reasoning": "so", "answer": value}
     demo = Demo(inputs={}, outputs=outputs)
     for given_outputs in (outputs, Demo.model_validate_json(demo.model_dump_json()).outputs):
-        text = Template().completion(asked, given_outputs)
-        found = Template().parse(asked, text)
-        assert found == outputs
-        assert type(found["answer"]) is type(value)
-        assert re.fullmatch(completion_regex(asked), text)
-    assert Template().messages(asked, PromptState(instructions="", demos=(demo,)), {})
+        text = Template().completion(spec, given_outputs)
+        parsed = Template().parse(spec, text)
+        assert parsed == outputs
+        assert type(parsed["answer"]) is type(value)
+        assert re.fullmatch(completion_regex(spec), text)
+    assert Template().messages(spec, PromptState(instructions="", demos=(demo,)), {})
 
 
 @pytest.mark.parametrize(
@@ -149,8 +149,8 @@ def test_an_enum_is_read_by_value_and_by_name(text: str) -> None:
 
 
 def test_an_enum_is_written_by_value_and_offered_in_the_prompt() -> None:
-    asked = signature("x -> answer: Colour | None", types={"Colour": Colour})
-    system = Template().messages(asked, PromptState(instructions="Look."), {})[0].content
+    spec = signature("x -> answer: Colour | None", types={"Colour": Colour})
+    system = Template().messages(spec, PromptState(instructions="Look."), {})[0].content
     assert system.endswith("answer: one of: dark red, green, None")
     assert render_output(Field("answer", Level), Level.HIGH) == "2"
     assert read(Colour | None, "null") is None
@@ -186,7 +186,7 @@ WORDS = [
 @given(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join) | st.text())
 def test_any_text_names_a_choice_or_is_refused(text: str) -> None:
     try:
-        found = read(Literal["spam", "ham", "York", "New York", "A", "no"], text)
+        value = read(Literal["spam", "ham", "York", "New York", "A", "no"], text)
     except ParseError:
         return
-    assert found.casefold().split()[-1] in unicodedata.normalize("NFKC", text).casefold()
+    assert value.casefold().split()[-1] in unicodedata.normalize("NFKC", text).casefold()

@@ -1,4 +1,4 @@
-"""A prompt can show, of a pool of demonstrations, those nearest to the input."""
+"""A prompt can show the demonstrations of a pool that are nearest to the input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pool(*numbers: int, k: int = 2, embedder: str = "number line") -> PromptStat
 
 
 def shown(prompt: PromptState, number: int) -> list[str]:
-    """The questions of the demos and the one asked, in the order of the prompt."""
+    """The questions of the demonstrations and of the input, in the order of the prompt."""
     session = Session(lm=ScriptedLM(lambda request: "answer: yes"), embedder=NumberLine())
     messages = session.render_messages(PROGRAM.signature, prompt, {"number": number})
     return [message.content.removeprefix("number: ") for message in messages if message.role == "user"]
@@ -86,7 +86,7 @@ def test_a_selection_is_part_of_the_state() -> None:
 
 
 class Short(Embedder):
-    """Gives too few vectors."""
+    """Returns too few vectors."""
 
     @property
     def name(self) -> str:
@@ -102,7 +102,7 @@ def test_an_embedder_that_gives_too_few_vectors_is_found_out() -> None:
 
 
 class Slow(Embedder):
-    """Takes its time over each batch."""
+    """Takes some time for each batch."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -133,7 +133,7 @@ def test_vectors_have_length_1() -> None:
 
 @final
 class Odd(Embedder):
-    """Gives what no embedder should, for some texts."""
+    """Returns invalid vectors for some texts."""
 
     @property
     def name(self) -> str:

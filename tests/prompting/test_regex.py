@@ -1,4 +1,4 @@
-"""What structured decoding holds an LM to is what the template can read."""
+"""Every completion that matches the regular expression of structured output can be parsed."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ TYPES = [
 @given(st.lists(st.tuples(st.sampled_from(TYPES), st.booleans()), min_size=1, max_size=3), st.data())
 def test_whatever_matches_can_be_parsed(kinds: list[tuple[Any, bool]], data: st.DataObject) -> None:
     fields = tuple(Field(f"f{n}", kind, optional=optional) for n, (kind, optional) in enumerate(kinds))
-    asked = Signature((Field("question"),), fields)
-    text = data.draw(st.from_regex(re.compile(completion_regex(asked), re.ASCII), fullmatch=True))
-    assert Template().parse(asked, text).keys() == {field.name for field in fields}
+    spec = Signature((Field("question"),), fields)
+    text = data.draw(st.from_regex(re.compile(completion_regex(spec), re.ASCII), fullmatch=True))
+    assert Template().parse(spec, text).keys() == {field.name for field in fields}
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_well_formed_completions_match(source: str, text: str) -> None:
 
 @given(st.text("<>/ \\tTthinkgx", max_size=12), st.booleans())
 def test_text_holds_anything_but_tags_of_thoughts(text: str, last: bool) -> None:
-    asked = signature("q -> answer" if last else "q -> answer, n: int")
-    matches = bool(re.fullmatch(completion_regex(asked), f"answer: {text}" if last else f"answer: {text}\nn: 1"))
+    spec = signature("q -> answer" if last else "q -> answer, n: int")
+    matches = bool(re.fullmatch(completion_regex(spec), f"answer: {text}" if last else f"answer: {text}\nn: 1"))
     assert matches == (bool(text) and not re.search(r"<[ \t]*/?[ \t]*think", text, re.IGNORECASE))
 
 

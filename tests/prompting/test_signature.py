@@ -136,7 +136,7 @@ def test_a_field_that_no_prompt_can_hold_is_refused_at_once(field: Field, side: 
 
 
 class Unknown:
-    """Its annotation names a type that is nowhere."""
+    """A class with an annotation that names an undefined type."""
 
     question: Nowhere = Input()  # type: ignore[name-defined]  # noqa: F821
     answer: str = Output()

@@ -1,4 +1,4 @@
-"""Rendering prompts and reading completions."""
+"""Rendering of prompts and parsing of completions."""
 
 from __future__ import annotations
 

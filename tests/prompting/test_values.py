@@ -1,4 +1,4 @@
-"""Reading values: numbers, truth values, lists, JSON and bare text, each by one rule."""
+"""Parsing of values: numbers, booleans, lists, JSON and plain text."""
 
 from __future__ import annotations
 
@@ -220,9 +220,9 @@ def test_json_and_bare_text_are_not_read_as_what_they_do_not_say(kind: Any, text
     ],
 )
 def test_json_is_strict_where_it_matters(kind: Any, text: str, value: Any) -> None:
-    found = read(kind, text)
-    assert found == value
-    assert type(found) is type(value)
+    parsed = read(kind, text)
+    assert parsed == value
+    assert type(parsed) is type(value)
 
 
 @given(

@@ -1,4 +1,4 @@
-"""Traces that a run directory keeps."""
+"""Trace logs in a run directory."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The soak: ``python -m tests.soak`` does at length what the tests do briefly, and prints what came of it."""
+"""The soak test: ``python -m tests.soak`` makes thousands of trials of what the tests do briefly."""

@@ -1,6 +1,6 @@
-"""``python -m tests.soak [--json]``: kills, damage, faulty answers, odd inputs and many requests, at length.
+"""``python -m tests.soak [--json]``: thousands of kills, damages, faulty answers, odd inputs and requests.
 
-Takes about an hour on two cores. ``--share 0.1`` does a tenth of it; ``--only`` chooses parts.
+It takes about an hour on two cores. ``--share 0.1`` runs a tenth of it; ``--only`` selects parts.
 """
 
 from __future__ import annotations
@@ -108,12 +108,12 @@ MEASURED: dict[str, Callable[[Path, float, int], Figure]] = {
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Option(help=f"Of: {', '.join([*TALLIED, *MEASURED])}.")] = None,
-    share: Annotated[float, typer.Option(help="How much of it.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    only: Annotated[list[str] | None, typer.Option(help=f"Part to run: {', '.join([*TALLIED, *MEASURED])}.")] = None,
+    share: Annotated[float, typer.Option(help="Share of all trials to run.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Prints one JSON object as the last line.")] = False,
 ) -> None:
-    """Prints how many tries ended in another result without a word, in lost work, or in an error of a library."""
+    """Prints how many trials ended in a silently different result, in lost work, or in an error of a library."""
     console, figures = Console(), dict[str, Figure]()
     for name in [*TALLIED, *MEASURED]:
         if only and name not in only:
@@ -136,5 +136,5 @@ def main(
 
 if __name__ == "__main__":
     os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")  # transformers reads them later
-    logging.basicConfig(handlers=[logging.NullHandler()])  # what is warned of is counted, not shown
+    logging.basicConfig(handlers=[logging.NullHandler()])  # warnings are counted, not shown
     typer.run(main)

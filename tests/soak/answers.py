@@ -1,4 +1,4 @@
-"""Faulty answers of servers, given once and given always: made up for, or at the cost of their request."""
+"""Faulty answers of servers, once or always: the request is repeated, or it alone fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.tally import Tally
 
 
 def faulty_answers() -> Tally:
-    """Tries all of `FAULTY`."""
+    """Tries all faults of `FAULTY`."""
     tally = Tally()
     with answering(always(http(completion()))) as server:
         for name, fault in FAULTY.items():
@@ -30,7 +30,7 @@ def faulty_answers() -> Tally:
 
 
 def _is_refused(lm: ServerLM, fault: RawResponse) -> bool:
-    """Whether a fault that stays is an error of the request or, where it is one of the server, of the batch."""
+    """Whether a permanent fault becomes an error of the request or, if the server is at fault, of the batch."""
     try:
         (answer,) = lm.complete([request(logprobs=True)])
     except EngineError:

@@ -1,4 +1,4 @@
-"""Odd, damaged and hostile inputs of all that reads text or files: a value or an error of lmpipe, nothing else."""
+"""Odd, damaged and hostile text and files: every parser must return a value or raise an error of lmpipe."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ _STATE = (
 
 @st.composite
 def _damaged(draw: st.DrawFn, data: bytes) -> bytes:
-    """Some bytes after up to three damages."""
+    """Damages bytes up to three times."""
     rng = random.Random(draw(st.integers(0, 2**32)))
     for name in draw(st.lists(st.sampled_from(sorted(DAMAGES)), min_size=1, max_size=3)):
         data = DAMAGES[name](data, rng) if data else b"\xff"
@@ -137,10 +137,10 @@ def _passages(folder: Path) -> dict[str, bytes]:
 
 
 def targets(folder: Path) -> dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], object], int]]:
-    """Name → inputs, what reads them, and their share of all inputs.
+    """Returns for each name: inputs, the function that reads them, and their share of all inputs.
 
     Args:
-        folder: Where files to be damaged are put.
+        folder: Folder for the files that are damaged.
     """
     make_run(folder / "run")
     found: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], object], int]] = {
@@ -182,12 +182,12 @@ def _opened(run: Path) -> None:
 
 
 def fuzz(folder: Path, inputs: int, seed: int) -> Tally:
-    """Tries so many inputs.
+    """Tries many inputs.
 
     Args:
-        folder: An empty one, for files.
-        inputs: How many in all.
-        seed: Decides them.
+        folder: Empty folder for files.
+        inputs: Number of inputs in all.
+        seed: Seed of the inputs.
     """
     tally, all_targets = Tally(), targets(folder)
     shares = sum(share for _, _, share in all_targets.values())
@@ -213,5 +213,5 @@ def _try(
 
     try:
         tries()
-    except Exception as error:  # noqa: BLE001 (whatever else comes out is what is looked for)
+    except Exception as error:  # noqa: BLE001 (any other exception is a finding)
         tally.wrong.append(f"{name}: {type(error).__name__}: {error}"[:2000])

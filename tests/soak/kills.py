@@ -1,4 +1,4 @@
-"""Kills at random moments: after a restart, a run must end in the same bytes as one that nobody disturbed."""
+"""Kills at random moments: after a restart, a run must write the same bytes as one that was not killed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.tally import Tally
 
 
 def kills(folder: Path, times: int, seed: int, **how: Any) -> Tally:
-    """Kills runs until there were so many kills, and compares what each of them ends in.
+    """Kills and restarts runs, and compares their files with those of a run that was not killed.
 
     Args:
-        folder: Where the runs lie.
-        times: How many kills.
-        seed: Decides when.
+        folder: Folder of the runs.
+        times: Number of kills in all.
+        seed: Seed of the moments.
         how: Fields of `tests.killable.Start`, such as the model.
     """
     tally, rng = Tally(), random.Random(seed)

@@ -1,4 +1,4 @@
-"""Files of one record a line: what is left out of them, and what is named."""
+"""Files with one record a line: what is skipped, and which errors are raised."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_lines_are_numbered_without_marks_ends_and_blanks(tmp_path: Path) -> Non
     path = tmp_path / "lines.gz"
     path.write_bytes(gzip.compress(b"\xef\xbb\xbfone\t\r\n \r\n\n\xef\xbb\xbftwo"))
     assert list(numbered_lines(path)) == [(1, b"one\t"), (4, b"two")]
-    path.rename(tmp_path / "lines.txt")  # what is in it decides, not its name
+    path.rename(tmp_path / "lines.txt")  # the content decides, not the name
     assert [number for number, _ in numbered_lines(tmp_path / "lines.txt")] == [1, 4]
     (tmp_path / "empty.gz").write_bytes(b"")
     assert list(numbered_lines(tmp_path / "empty.gz")) == []

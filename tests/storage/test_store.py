@@ -21,8 +21,8 @@ from tests.disk import full_disk
 RECORDS = st.lists(st.tuples(st.text(), st.dictionaries(st.text(), st.integers() | st.text())), max_size=5)
 
 
-def made(path: Path, config: dict[str, object]) -> None:
-    """Makes a store in which something is finished."""
+def make_store(path: Path, config: dict[str, object]) -> None:
+    """Makes a store with one record."""
     store = RunStore(path, config)
     store.put({"a": 1})
     store.close()
@@ -66,7 +66,7 @@ def test_a_damaged_journal_line_is_named(store: RunStore) -> None:
 
 
 def filled(store: RunStore) -> None:
-    """Keeps files and folders of several sizes."""
+    """Stores files and folders of several sizes."""
     for size in (1, 100, 70_000):
         store.put_blob(bytes(size))
         folder = store.new_folder()
@@ -110,16 +110,16 @@ def test_a_blob_that_lost_a_file_or_is_gone_is_named(store: RunStore) -> None:
 
 
 def test_damaged_settings_are_named(tmp_path: Path) -> None:
-    made(tmp_path, {"lr": 0.1})
+    make_store(tmp_path, {"lr": 0.1})
     (tmp_path / "config.json").write_bytes(b'{"lr": \xff.1}')
-    for _ in range(2):  # and the directory stays free
+    for _ in range(2):  # the failure must not leave the directory locked
         with pytest.raises(CorruptBlob, match=r"config\.json: missing or damaged"):
             RunStore(tmp_path, {"lr": 0.1})
 
 
 @pytest.mark.parametrize("room", range(0, 40, 3))
 def test_a_full_disk_leaves_the_journal_as_it_was_and_the_store_goes_on(store: RunStore, room: int) -> None:
-    """A line that does not fit is not written at all, wherever in it the disk is full."""
+    """A line that does not fit on the disk is not written at all, wherever in the line the disk becomes full."""
     store.put({"a": 1})
     journal = store.path / "journal.jsonl"
     before = journal.read_bytes()
@@ -187,8 +187,8 @@ def test_an_unfinished_folder_is_gone_after_a_restart(store: RunStore) -> None:
 def test_other_settings_are_refused_with_the_difference(
     tmp_path: Path, before: dict[str, object], after: dict[str, object], shown: str
 ) -> None:
-    made(tmp_path, before)
-    for _ in range(2):  # and the directory stays free
+    make_store(tmp_path, before)
+    for _ in range(2):  # the failure must not leave the directory locked
         with pytest.raises(ConfigChanged, match=re.escape(f"has other settings ({shown});")):
             RunStore(tmp_path, after)
     RunStore(tmp_path, before).close()
@@ -196,7 +196,7 @@ def test_other_settings_are_refused_with_the_difference(
 
 def test_settings_may_be_put_right_while_nothing_is_finished(tmp_path: Path) -> None:
     RunStore(tmp_path, {"lm": "embeded"}).close()
-    made(tmp_path, {"lm": "bundled"})
+    make_store(tmp_path, {"lm": "bundled"})
     with pytest.raises(ConfigChanged, match=r"lm: 'bundled' → 'embeded'"):
         RunStore(tmp_path, {"lm": "embeded"})
 
@@ -211,7 +211,7 @@ JSON = st.recursive(
 @settings(deadline=None)
 def test_settings_are_refused_exactly_when_they_differ(before: dict[str, object], after: dict[str, object]) -> None:
     with TemporaryDirectory() as folder:
-        made(Path(folder), before)
+        make_store(Path(folder), before)
         same = canonical_json(before) == canonical_json(after)
         with nullcontext() if same else pytest.raises(ConfigChanged):
             RunStore(folder, after).close()
@@ -227,7 +227,7 @@ def test_a_store_takes_over_what_another_has(store: RunStore) -> None:
     store.put({"a": 1, "c": 3})
     other = RunStore(store.path / "other")
     other.put({"a": 2})
-    for _ in range(2):  # the second time there is nothing left to do
+    for _ in range(2):  # the second time, there is nothing to merge
         other.merge_from(store.path)
         journal = (other.path / "journal.jsonl").read_bytes()
         assert journal.count(b"\n") == 2

@@ -1,4 +1,4 @@
-"""What others do to a run directory: deleting, replacing, damaging, and leaving things in it."""
+"""A run directory that something else changes: files are deleted, replaced, damaged or added."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _a_folder(path: Path) -> None:
 def test_a_journal_that_changed_under_a_run_ends_it_at_the_next_write(
     store: RunStore, change: Callable[[Path], None]
 ) -> None:
-    """Otherwise it would go on in the middle, or beside another writer."""
+    """Otherwise the store would write in the middle of the file, or next to another writer."""
     store.put({"a": 1})
     store.put({"b": 2})
     journal = store.path / "journal.jsonl"
@@ -108,7 +108,7 @@ def test_blobs_or_a_directory_that_are_gone_end_a_run_at_the_next_write(store: R
 
 @contextmanager
 def interrupted(before: int) -> Iterator[None]:
-    """Raises KeyboardInterrupt before the so-many-th executed line of the store, as Ctrl-C does anywhere."""
+    """Raises KeyboardInterrupt before the n-th executed line of the store, since Ctrl-C can interrupt any line."""
     left = before
 
     def local(frame: FrameType, event: str, argument: Any) -> Any:
@@ -153,7 +153,7 @@ STRAYS = (".DS_Store", ".nfs0000000000a4", "Thumbs.db", "folder", "pipe", "nowhe
 
 @pytest.fixture
 def littered(store: RunStore) -> Iterator[Path]:
-    """A run directory in whose blobs there is what is none."""
+    """A run directory with files among its blobs that are not blobs."""
     store.put({"a": store.put_blob(b"x")})
     folder = store.new_folder()
     (folder / "weights").write_bytes(b"w")
@@ -174,11 +174,11 @@ def test_what_is_no_blob_is_named_once_and_left_alone(littered: Path, caplog: py
     with RunStore(littered) as again:
         assert again.read_blob(str(again.get("a"))) == b"x"
         again.delete_blobs(lambda name: True)
-    (told,) = caplog.messages
+    (warning,) = caplog.messages
     for name in STRAYS:
-        assert name in told
+        assert name in warning
         assert os.path.lexists(littered / "blobs" / name)
-    assert "left alone" in told
+    assert "left alone" in warning
 
 
 def test_what_is_no_blob_is_not_taken_over(littered: Path, tmp_path: Path) -> None:
@@ -194,13 +194,13 @@ def test_what_bears_the_name_of_a_blob_and_is_none_is_named(store: RunStore, mak
     store.close()
     with pytest.raises(
         CorruptBlob, match=rf"blobs/{name}: missing or damaged; .*delete what is left of it and start"
-    ) as told:
+    ) as raised:
         RunStore(store.path)
-    assert "run directory" not in str(told.value)
+    assert "run directory" not in str(raised.value)
 
 
 def test_work_whose_blob_was_deleted_is_done_again(store: RunStore, caplog: pytest.LogCaptureFixture) -> None:
-    """And once it is, nothing is said any more."""
+    """After that, no further warning appears."""
     first, second = store.put_blob(b"first"), store.put_blob(b"second")
     store.put({"a": {"traces": first}, "b": [second, "f" * 32]})
     store.put({"c": 3})
@@ -275,7 +275,7 @@ def test_settings_that_are_damaged_or_gone_are_named_and_the_advice_works(tmp_pa
 def test_a_journal_that_lost_lines_is_said_to(
     store: RunStore, lines: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once, and also where the file is gone."""
+    """The warning appears once, also if the file is missing."""
     for number in range(3):
         store.put({f"n{number}": store.put_blob(b"%d" % number)})
     store.close()
@@ -294,7 +294,7 @@ def test_a_journal_that_lost_lines_is_said_to(
 def test_a_journal_that_a_kill_has_left_has_lost_nothing(
     store: RunStore, end: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither what it was adding nor a blob that no line names is work that was finished; nor is the note needed."""
+    """An incomplete line and a blob without a record are not finished work; the file of the length is not needed."""
     store.put_blob(b"x")
     RunStore(copied(store)).close()
     store.put({"a": 1})
@@ -311,7 +311,7 @@ def test_a_journal_that_a_kill_has_left_has_lost_nothing(
 
 
 def copied(store: RunStore) -> Path:
-    """What the directory of a store would be if its process were killed now."""
+    """The directory of a store as it would be if its process were killed now."""
     copy = store.path.with_name(f"copy {len(list(store.path.parent.iterdir()))}")
     shutil.copytree(store.path, copy)
     return copy
@@ -346,21 +346,21 @@ def test_another_process_that_has_it_open_is_named(tmp_path: Path) -> None:
     RunStore(tmp_path).close()
 
 
-def _write(store: RunStore, told: multiprocessing.SimpleQueue[str]) -> None:
+def _write(store: RunStore, errors: multiprocessing.SimpleQueue[str]) -> None:
     try:
         store.put({"b": 2})
     except StoreError as error:
-        told.put(str(error))
+        errors.put(str(error))
     store.close()
 
 
 def test_a_fork_writes_nothing_and_leaves_the_store_open(store: RunStore) -> None:
     forking = multiprocessing.get_context("fork")
-    told = forking.SimpleQueue()
-    child = forking.Process(target=_write, args=(store, told))
+    errors = forking.SimpleQueue()
+    child = forking.Process(target=_write, args=(store, errors))
     child.start()
     child.join()
-    assert "its forks cannot write there" in told.get()
+    assert "its forks cannot write there" in errors.get()
     store.put({"a": 1})
     with pytest.raises(StoreError, match="is already open in this process"):
         RunStore(store.path)
@@ -423,7 +423,7 @@ def test_damage_to_any_file_of_a_run_is_found_or_does_no_harm(tmp_path: Path) ->
 
 
 def test_directories_of_before_are_read(store: RunStore) -> None:
-    """Lines without blobs are as they were before these were noted."""
+    """Lines without blobs have the format of versions that did not record blobs."""
     store.put({"a": {"b": [1, None, "ü"]}})
     body = '{"a":{"b":[1,null,"ü"]}}'
     line = (store.path / "journal.jsonl").read_text()

@@ -1,4 +1,4 @@
-"""Credentials and keys stay out of every text."""
+"""Credentials and keys are redacted in every text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_keys_are_hidden_in_the_forms_that_they_take(monkeypatch: pytest.MonkeyP
     key = 'sk-"quoted" /key'
     for text in (key, json.dumps({"key": key}), f"?key={quote(key, safe='')}"):
         assert "quoted" not in redact(text, [key])
-    assert redact("m: a cat sat at home", ["at", "m"]) == "***: a cat sat *** home"  # short ones as words
+    assert redact("m: a cat sat at home", ["at", "m"]) == "***: a cat sat *** home"  # short secrets only as whole words
     assert redact("text", ["", " "]) == "text"
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
     monkeypatch.setenv("MONKEY", "see nothing")

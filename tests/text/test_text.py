@@ -1,4 +1,4 @@
-"""What is no text is replaced where it comes in, counted, and nothing downstream fails on it."""
+"""Characters that are not valid text are replaced on entry and counted, and no later step fails on them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from lmpipe import (
 from lmpipe.results.trace_log import read_trace_log
 from lmpipe.text.cleaning import clean_text, clean_value, count_unclean
 
-HALF = json.loads('"\\ud83d"')  # half an emoji, as truncated messages hold it
-ANY = st.text(st.characters(), max_size=20)  # hypothesis leaves surrogates out unless they are asked for
+HALF = json.loads('"\\ud83d"')  # half an emoji, as in truncated messages
+ANY = st.text(st.characters(), max_size=20)  # with surrogates, which hypothesis excludes by default
 UNCLEAN = st.lists(st.sampled_from(["a", "é", "\n", "\t", "\x00", "\x1b", "\x7f", "\x9b", HALF, "\udc00", "😀"])).map(
     "".join
 )
@@ -58,13 +58,13 @@ def test_clean_text_can_be_encoded_and_commands_no_terminal(text: str) -> None:
 )
 def test_an_example_is_text_at_any_depth(value: Any) -> None:
     counts: list[int] = []
-    made = clean_value(value, counts.append)
-    json.dumps(made, ensure_ascii=False).encode()
+    cleaned = clean_value(value, counts.append)
+    json.dumps(cleaned, ensure_ascii=False).encode()
     example = Example({"value": value}, {"answer": value})
-    assert example.inputs == {"value": made}
-    assert example.labels == {"answer": made}
+    assert example.inputs == {"value": cleaned}
+    assert example.labels == {"answer": cleaned}
     assert example.replaced == 2 * sum(counts)
-    assert example.id == Example({"value": made}, {"answer": made}).id
+    assert example.id == Example({"value": cleaned}, {"answer": cleaned}).id
 
 
 def test_something_that_contains_itself_is_no_example() -> None:
@@ -79,14 +79,14 @@ class Note(BaseModel):
 
 
 class Ask(Module):
-    """Asks with something of its own that is no text, and answers likewise."""
+    """Adds invalid characters to its calls and to its answer."""
 
     def __init__(self) -> None:
         self.ask = Predict("question, note: Any -> answer")
 
     def forward(self, question: str) -> Prediction:
-        asked = self.ask(question=question + HALF, note=Note(text="a\x00b"))
-        return Prediction(answer=asked.answer, more=[HALF])
+        reply = self.ask(question=question + HALF, note=Note(text="a\x00b"))
+        return Prediction(answer=reply.answer, more=[HALF])
 
 
 def one_of(example: Example, prediction: Prediction) -> tuple[float, str]:
@@ -127,10 +127,10 @@ def test_instructions_are_text(text: str) -> None:
 
 def test_what_is_within_an_input_is_text_too() -> None:
     program = Predict("facts: dict[str, str] -> answer")
-    asked: list[str] = []
-    with Session(lm=ScriptedLM(lambda request: asked.append(request.messages[-1].content) or "answer: ok")) as session:
+    sent: list[str] = []
+    with Session(lm=ScriptedLM(lambda request: sent.append(request.messages[-1].content) or "answer: ok")) as session:
         program(facts={"a": "x\x00y"})
-    assert asked == ['facts: {"a": "x\ufffdy"}']
+    assert sent == ['facts: {"a": "x\ufffdy"}']
     assert session.ledger.total.replaced == 1
 
 
@@ -142,11 +142,11 @@ def test_what_json_spells_is_text_too() -> None:
 
 
 class Rough(str):
-    """Text of the user's own kind."""
+    """A subclass of str."""
 
 
 class Odd(Module):
-    """Answers with what no log of traces can hold as it is."""
+    """Returns a value that a trace log cannot hold as it is."""
 
     def __init__(self, answer: Any) -> None:
         self.answer, self.retrieve = answer, Retrieve()

@@ -1,4 +1,4 @@
-"""Arguments that are nearly right: one text for a list of texts, a generator, a number that is none."""
+"""Arguments that are almost right: a string instead of a list, a generator, NaN."""
 
 from __future__ import annotations
 

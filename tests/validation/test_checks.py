@@ -1,4 +1,4 @@
-"""What callers pass is refused, or made usable, before anything is spent on it."""
+"""Examples and settings are refused, or made usable, before any LM call is spent on them."""
 
 from __future__ import annotations
 

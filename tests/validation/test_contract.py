@@ -1,4 +1,4 @@
-"""Engines, retrievers and embedders that break their contract are found out, and nobody gets another's answer."""
+"""Engines, retrievers and embedders that break their contract are detected, and no request gets another's answer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Ask(Module):
 
 
 class Broken(LM):
-    """Answers a batch as it is told to."""
+    """An LM that answers batches with a given function."""
 
     name = "broken"
 
@@ -121,18 +121,18 @@ def test_an_answer_may_come_from_any_iterable_and_errors_cost_their_example_alon
 
 @pytest.mark.parametrize("max_concurrency", [1, 16, 512])
 def test_one_missing_answer_of_many_loses_no_run_silently(max_concurrency: int) -> None:
-    asked = []
+    received = []
 
     def answers(requests: Sequence[Request]) -> list[Any]:
-        asked.extend(requests)
-        return [None if request in asked[4:5] else YES for request in requests]
+        received.extend(requests)
+        return [None if request in received[4:5] else YES for request in requests]
 
     with pytest.raises(EngineError, match=r"returned None for request"):
         run(Broken(answers), 300, max_concurrency=max_concurrency)
 
 
 def test_no_score_is_given_to_another_state() -> None:
-    """State B is right and state A wrong: answers that are missing for A must not become those of B."""
+    """State B is right and state A wrong: missing answers of A must not shift the answers of B."""
 
     def answers(requests: Sequence[Request]) -> list[Any]:
         right = ["RIGHT" in request.messages[0].content for request in requests]
@@ -165,29 +165,29 @@ class Search(Module):
         return Prediction(answer=" ".join(self.retrieve(query=question).passages))
 
 
-class Found(Retriever):
-    """Finds what it is told to."""
+class ReturningRetriever(Retriever):
+    """A retriever that returns a given value for every query."""
 
     name = "found"
 
-    def __init__(self, found: Any) -> None:
-        self.found = found
+    def __init__(self, result: Any) -> None:
+        self._result = result
 
     def search(self, queries: Sequence[str], k: int) -> Any:
-        return [self.found for _ in queries]
+        return [self._result for _ in queries]
 
 
-@pytest.mark.parametrize("found", [None, "a passage", ["a passage"], [{"text": "a"}], [None], 4])
-def test_a_retriever_that_finds_something_else_than_passages_is_named(found: Any) -> None:
+@pytest.mark.parametrize("result", [None, "a passage", ["a passage"], [{"text": "a"}], [None], 4])
+def test_a_retriever_that_finds_something_else_than_passages_is_named(result: Any) -> None:
     with (
-        Session(lm=ScriptedLM(str), retriever=Found(found)),
-        pytest.raises(EngineError, match=r"the retriever 'found' \(Found\)"),
+        Session(lm=ScriptedLM(str), retriever=ReturningRetriever(result)),
+        pytest.raises(EngineError, match=r"the retriever 'found' \(ReturningRetriever\)"),
     ):
         Search()(question="where?")
 
 
 def test_passages_are_text() -> None:
-    with Session(lm=ScriptedLM(str), retriever=Found([Passage("1", "half an emoji \ud83d", 1.0)])):
+    with Session(lm=ScriptedLM(str), retriever=ReturningRetriever([Passage("1", "half an emoji \ud83d", 1.0)])):
         assert Search()(question="where?").answer == "half an emoji \ufffd"
 
 
