@@ -17,7 +17,7 @@ import typer
 
 from benchmarks.config import read_config
 from benchmarks.task import Task
-from lmpipe.cli.ending import run_command
+from lmpipe.cli.interrupts import run_command
 from lmpipe.cli.terminal import new_console, styled
 from lmpipe.errors import ConfigError
 from lmpipe.text.cleaning import clean

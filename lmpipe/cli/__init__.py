@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from lmpipe.cli import colbert, index, runs
-from lmpipe.cli.ending import run_command
+from lmpipe.cli.interrupts import run_command
 from lmpipe.cli.serving import serve_index
 from lmpipe.cli.terminal import new_console
 

@@ -9,7 +9,7 @@ import typer
 from lmpipe.cli.index import HEADER_HELP
 from lmpipe.cli.terminal import new_console, styled
 from lmpipe.errors import ConfigError
-from lmpipe.retrieval.limits import Limits
+from lmpipe.retrieval.server.limits import Limits
 from lmpipe.text.secrets import hide_in_spec
 
 console = new_console(soft_wrap=True)
@@ -46,8 +46,8 @@ def serve_index(
 ) -> None:
     """Serves an index over HTTP, in the JSON of ColBERT's own server."""
     try:
-        from lmpipe.retrieval.listen import listening, server
-        from lmpipe.retrieval.serve import Access, application
+        from lmpipe.retrieval.server.uvicorn_server import listening, server
+        from lmpipe.retrieval.server.app import Access, application
     except ImportError as error:
         raise ConfigError(f"{error}; run: pip install 'lmpipe[serve]'") from error
     from lmpipe.retrieval import load_retriever

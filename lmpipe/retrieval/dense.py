@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lmpipe.embedder import Embedder
 from lmpipe.errors import ConfigError, EngineError
-from lmpipe.retrieval.damage import undamaged
+from lmpipe.retrieval.file_errors import undamaged
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.topk import top_passages
 from lmpipe.retriever import Passage, Retriever

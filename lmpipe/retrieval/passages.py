@@ -22,7 +22,7 @@ from typing import Any, final, overload
 import numpy as np
 
 from lmpipe.errors import ConfigError, CorruptBlob
-from lmpipe.retrieval.damage import undamaged
+from lmpipe.retrieval.file_errors import undamaged
 from lmpipe.storage.files import write_whole, writing
 from lmpipe.storage.lines import as_text, json_object, numbered_lines
 from lmpipe.text.cleaning import clean, count_unclean, is_clean

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from lmpipe import Retriever
-from lmpipe.retrieval.listen import listening, server
+from lmpipe.retrieval.server.uvicorn_server import listening, server
 
 
 @contextmanager

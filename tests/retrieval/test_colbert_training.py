@@ -19,7 +19,7 @@ from lmpipe.errors import ConfigChanged, ConfigError, TrainingDiverged
 from lmpipe.retrieval.colbert import ColbertEncoder, load_encoder
 from lmpipe.retrieval.colbert.network import ColbertNetwork
 from lmpipe.retrieval.colbert.settings import ColbertSettings
-from lmpipe.retrieval.colbert.tokens import ColbertTokens
+from lmpipe.retrieval.colbert.tokenizer import ColbertTokens
 from lmpipe.retrieval.passages import PassageText, read_passages
 from lmpipe.retrieval.training.fit import ColbertTrainingConfig
 from lmpipe.retrieval.training.loss import Collator, batch_loss, maxsim

@@ -17,7 +17,7 @@ from lmpipe import EngineError, Passage, ScriptedLM, Session
 from lmpipe.errors import BudgetSpent, ConfigError
 from lmpipe.retrieval import load_retriever
 from lmpipe.retrieval.remote import RemoteRetriever
-from lmpipe.retrieval.serve import application
+from lmpipe.retrieval.server.app import application
 from lmpipe.runtime.deadline import time_limit
 from tests.engines.faulty_answers import FAULTY, Asked, RawAnswer, RawServer, always, answering, http, once
 from tests.retrieval.serving import colberts_own, flaky, serving

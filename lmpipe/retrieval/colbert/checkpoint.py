@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from lmpipe.engines.library_errors import Renamed
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval.colbert.settings import ColbertSettings
-from lmpipe.retrieval.damage import read_json, undamaged
+from lmpipe.retrieval.file_errors import read_json, undamaged
 from lmpipe.storage.files import writing
 from lmpipe.storage.hashing import canonical_json, describe
 from lmpipe.text.cleaning import clean

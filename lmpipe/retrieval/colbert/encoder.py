@@ -20,7 +20,7 @@ from lmpipe.errors import ConfigError
 from lmpipe.retrieval.colbert.bundled import NAME, bundled_checkpoint
 from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint
 from lmpipe.retrieval.colbert.network import ColbertNetwork
-from lmpipe.retrieval.colbert.tokens import ColbertTokens
+from lmpipe.retrieval.colbert.tokenizer import ColbertTokens
 from lmpipe.retrieval.vectors import TokenVectors
 from lmpipe.validation.arguments import items, whole_number
 

@@ -17,7 +17,7 @@ from typing import Final, Literal, final
 from pydantic import BaseModel, ConfigDict
 
 from lmpipe.errors import ConfigError, CorruptBlob
-from lmpipe.retrieval.damage import read_json, undamaged
+from lmpipe.retrieval.file_errors import read_json, undamaged
 from lmpipe.retrieval.passages import REBUILD
 from lmpipe.storage.files import write_whole
 from lmpipe.storage.hashing import digest, file_digests

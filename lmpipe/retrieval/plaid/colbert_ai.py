@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lmpipe.engines.library_errors import Renamed
 from lmpipe.errors import ConfigError, StoreError
-from lmpipe.retrieval.damage import read_json, undamaged
+from lmpipe.retrieval.file_errors import read_json, undamaged
 
 _TOKENIZERS = "TOKENIZERS_PARALLELISM"
 METADATA = "metadata.json"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lmpipe.errors import ConfigError, StoreError
-from lmpipe.retrieval.damage import read_json
+from lmpipe.retrieval.file_errors import read_json
 from lmpipe.retrieval.plaid.colbert_ai import colbert, index_file, make_codec, read_metadata, read_tensor
 from lmpipe.retrieval.plaid.kernels import Kernels, load_kernels
 from lmpipe.retrieval.vectors import Ranking, TokenIndex, TokenVectors

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmpipe.retrieval.colbert.network import ColbertNetwork
-from lmpipe.retrieval.colbert.tokens import ColbertTokens
+from lmpipe.retrieval.colbert.tokenizer import ColbertTokens
 from lmpipe.retrieval.training.mining import TrainingExample
 
 _PIECE = 32  # passages of a forward pass: sorted by length, they hold little padding

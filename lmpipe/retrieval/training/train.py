@@ -22,7 +22,7 @@ from lmpipe.progress import Progress, show_progress
 from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint
 from lmpipe.retrieval.colbert.network import ColbertNetwork
-from lmpipe.retrieval.colbert.tokens import ColbertTokens
+from lmpipe.retrieval.colbert.tokenizer import ColbertTokens
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.training.fit import ColbertTrainingConfig, fit, step_count
 from lmpipe.retrieval.training.loss import Collator

@@ -37,7 +37,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lmpipe.errors import ConfigError, EngineError, LmpipeError
-from lmpipe.retrieval.limits import Limits
+from lmpipe.retrieval.server.limits import Limits
 from lmpipe.retriever import Passage, Retriever
 from lmpipe.text.cleaning import clean
 from lmpipe.validation.arguments import items
@@ -110,7 +110,7 @@ def _as_in_header(host: str) -> str:
 
 
 def application(retriever: Retriever, limits: Limits = Limits(), access: Access = Access()) -> Starlette:
-    """The service, for any ASGI server; ``lmpipe serve-index`` runs it as `lmpipe.retrieval.listen` does.
+    """The service, for any ASGI server; ``lmpipe serve-index`` runs it as `lmpipe.retrieval.server.uvicorn_server` does.
 
     Args:
         retriever: Is searched by several threads at the same time.

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from lmpipe import EngineError, Passage, Retriever
 from lmpipe.errors import ConfigError
-from lmpipe.retrieval.limits import Limits
-from lmpipe.retrieval.serve import Access, application
+from lmpipe.retrieval.server.limits import Limits
+from lmpipe.retrieval.server.app import Access, application
 from tests.retrieval.serving import growth, served, serving
 from tests.rivers import WordOverlap
 
