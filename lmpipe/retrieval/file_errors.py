@@ -1,6 +1,6 @@
-"""Reading files that may be damaged: whatever libraries raise on their bytes becomes one error that names the file.
+"""Reading files that may be damaged: an error that a library raises becomes one error that names the file.
 
-Knows nothing of what is in them.
+Does not depend on what the files contain.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ _DAMAGE: tuple[type[Exception], ...] = (
 )
 
 
-def undamaged(
-    path: Path, advice: str, kind: type[LmpipeError] = CorruptBlob, more: tuple[type[Exception], ...] = ()
+def reporting_damage(
+    path: Path, advice: str, raises: type[LmpipeError] = CorruptBlob, also: tuple[type[Exception], ...] = ()
 ) -> Renamed:
-    """A context manager for a block that reads files: an error of a library means that they are missing or damaged.
+    """Returns a context manager for a block that reads files: library errors are reported as missing or damaged files.
 
     Args:
-        path: What is read: a file or folder.
-        advice: What to do.
-        kind: What is raised in the place of the library's error.
-        more: Errors of libraries, beside those of Python, that mean damage too.
+        path: File or folder that the block reads.
+        advice: What the user should do; it ends the message.
+        raises: Class of the error that replaces the library's error.
+        also: Library errors that mean damage, in addition to those of Python.
     """
-    return Renamed((*_DAMAGE, *more), lambda error: kind(f"{path} is missing or damaged ({told(error)}); {advice}"))
+    return Renamed((*_DAMAGE, *also), lambda error: raises(f"{path} is missing or damaged ({told(error)}); {advice}"))
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value of a file, for a block of `undamaged`; raises whatever comes up."""
+    """Reads a JSON file. Errors are not converted; call it within `reporting_damage`."""
     return json.loads(path.read_bytes())

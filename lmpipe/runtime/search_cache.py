@@ -7,7 +7,7 @@ from threading import Lock
 from typing import final
 
 from lmpipe.errors import EngineError
-from lmpipe.retriever import Found, Retriever, ask_retriever
+from lmpipe.retriever import Passages, Retriever, ask_retriever
 
 
 @final
@@ -21,10 +21,10 @@ class SearchCache:
 
     def __init__(self, size: int = 10_000) -> None:
         self._size = size
-        self._known: dict[tuple[str, str, int], Found] = {}  # in the order of their last use
+        self._known: dict[tuple[str, str, int], Passages] = {}  # in the order of their last use
         self._lock = Lock()
 
-    def search(self, retriever: Retriever, queries: Sequence[str], k: int) -> list[Found | EngineError]:
+    def search(self, retriever: Retriever, queries: Sequence[str], k: int) -> list[Passages | EngineError]:
         """The retriever's answers, in the order of the queries.
 
         Raises:
@@ -33,7 +33,7 @@ class SearchCache:
         asked, name = dict.fromkeys(queries), retriever.name
         with self._lock:
             known = {query: self._known[name, query, k] for query in asked if (name, query, k) in self._known}
-        found: dict[str, Found | EngineError] = {**known}
+        found: dict[str, Passages | EngineError] = {**known}
         missing = [query for query in asked if query not in known]
         if missing:
             found.update(zip(missing, ask_retriever(retriever, missing, k), strict=True))

@@ -27,7 +27,7 @@ from typing import Any, Generic, TypeVar, final
 from lmpipe.errors import BudgetSpent, EngineError
 from lmpipe.ledger import Cost, Ledger
 from lmpipe.lm import LM, Completion, Request, ask
-from lmpipe.retriever import Found
+from lmpipe.retriever import Passages
 from lmpipe.runtime.call_context import Answer, Search
 from lmpipe.runtime.deadline import GRACE, seconds_left
 from lmpipe.runtime.session import Session
@@ -243,7 +243,7 @@ class Wavefront(Generic[T]):
             return self._ask(lm, request)
         return self._park(number, _Call(("lm", role), partial(self._session.complete, role), request, limited=True))
 
-    def _search(self, number: int, query: str, k: int) -> Found | EngineError:
+    def _search(self, number: int, query: str, k: int) -> Passages | EngineError:
         search = partial(self._session.search, k=k)
         return self._park(number, _Call(("retrieval", k), search, query, limited=False))
 

@@ -1,4 +1,4 @@
-"""Looking into a finished run: ``lmpipe show``, ``trace``, ``prompt``, ``export`` and ``diff``."""
+"""Inspecting a finished run: ``lmpipe show``, ``trace``, ``prompt``, ``export`` and ``diff``."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_trace_shows_what_was_sent_answered_and_read(run: Path) -> None:
     assert inner == outer
     assert "completion" in inner
     for command in ("trace", "prompt"):
-        with pytest.raises(ConfigError, match=f"no module 'no.such'; there are {step.path}"):
+        with pytest.raises(ConfigError, match=f"no module 'no.such'; the modules are {step.path}"):
             said(command, run, "--module", "no.such")
 
 
@@ -204,12 +204,12 @@ def test_a_difference_shows_settings_scores_and_prompts(run: Path, tiny_folder: 
     shown = said("diff", run, other, "--strategy", "vanilla")
     assert '-    "max_tokens": 40' in shown
     assert '+    "max_tokens": 41' in shown
-    assert "versions: the same" in shown
+    assert "versions: no difference" in shown
     copy = shutil.copytree(run, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"lm": "another"}))
     assert '+  "lm": "another"' in said("diff", run, copy)
-    assert "prompts of vanilla, seed 3: the same" in shown
+    assert "prompts of vanilla, seed 3: no difference" in shown
 
 
 def test_damage_and_what_is_not_there_are_named(run: Path, tmp_path: Path) -> None:

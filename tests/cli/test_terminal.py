@@ -1,4 +1,4 @@
-"""What reaches a terminal, a report or a card is text: no control characters, no markup, no code."""
+"""Output to terminals, reports and cards is plain text: no control characters, no markup, no code."""
 
 from __future__ import annotations
 

@@ -311,6 +311,6 @@ def always(fault: RawAnswer) -> Callable[[Asked], RawAnswer]:
     return lambda asked: fault
 
 
-def cached(fault: RawAnswer, then: object = None) -> Callable[[Asked], RawAnswer]:
+def once(fault: RawAnswer, then: object = None) -> Callable[[Asked], RawAnswer]:
     """A fault, and after it what is given, by default a completion."""
     return lambda asked: http(completion() if then is None else then) if asked.number else fault

@@ -1,4 +1,4 @@
-"""BM25: its scores, its order, and what it says to queries that are about nothing."""
+"""BM25: its scores, its order, and queries without words of the collection."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ids(retriever: BM25Retriever, query: str, k: int = 10) -> list[str]:
 def test_titles_count_words_are_stemmed_and_stop_words_left_out() -> None:
     retriever = BM25Retriever(PASSAGES)
     found = retriever.search(["Which rivers are flowing?", "rome"], 2)
-    assert [[passage.id for passage in passages] for passages in found] == [["b", "a"], ["c"]]  # only what scores
+    assert [[passage.id for passage in passages] for passages in found] == [["b", "a"], ["c"]]  # none without a score
     assert found[1][0].text == "Rome | A city."
     assert ids(retriever, "seine", 2) == ["d", "a"]  # once in each, but the passage without a title is shorter
 
@@ -100,8 +100,7 @@ def test_words_in_another_unicode_form_are_the_same_words(one: str, other: str) 
 @given(
     st.text(st.characters(max_codepoint=127), min_size=1).filter(str.strip), st.text(st.characters(max_codepoint=127))
 )
-def test_text_of_ascii_is_read_as_before(text: str, query: str) -> None:
-    """The words are those that bm25s finds by itself."""
+def test_ascii_text_is_tokenized_as_by_bm25s_alone(text: str, query: str) -> None:
     retriever = BM25Retriever([PassageText("a", "", f"tiger {text}")])
     stemmer = Stemmer.Stemmer("english")
     plain = [
@@ -146,7 +145,7 @@ def test_passages_may_come_from_a_generator() -> None:
     assert SMALL.search((query for query in ["rome"]), 3) == SMALL.search(["rome"], 3)  # type: ignore[arg-type]
 
 
-def test_the_name_tells_how_words_are_read() -> None:
+def test_the_name_depends_on_the_version_of_the_tokenization() -> None:
     """Results that were recorded before words were folded must not be recalled."""
     assert SMALL.name != "bm25 " + digest([1.5, 0.75, *map(astuple, PASSAGES)])
 

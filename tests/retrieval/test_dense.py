@@ -70,7 +70,7 @@ def test_the_name_is_that_of_the_passages_and_the_embedder() -> None:
 
 
 class Losing(Embedder):
-    """Gives one vector too few, or vectors of length 0."""
+    """Returns too few vectors, or vectors of zeros."""
 
     name = "losing"
 
@@ -82,7 +82,7 @@ class Losing(Embedder):
 
 
 class Poisoned(Embedder):
-    """Gives NaN for texts with the word ``nan``, and a vector of another length for ``long``."""
+    """Returns NaN for texts with the word ``nan``, and a longer vector for texts with ``long``."""
 
     name = "poisoned"
 
@@ -95,9 +95,9 @@ def test_values_that_are_no_numbers_are_never_ranked() -> None:
     found = retriever.search(["a", "nan", "b"], 2)
     assert isinstance(found[1], EngineError)
     assert found[0] == found[2] == retriever.search(["a"], 2)[0]
-    with pytest.raises(EngineError, match="no finite numbers for 'nan'"):
+    with pytest.raises(EngineError, match="not finite for 'nan'"):
         DenseRetriever([*PASSAGES, PassageText("e", "", "nan")], Poisoned())
-    with pytest.raises(EngineError, match="no vectors of one length"):
+    with pytest.raises(EngineError, match="did not return vectors of one length"):
         DenseRetriever([*PASSAGES, PassageText("e", "", "long")], Poisoned())
 
 
@@ -114,8 +114,8 @@ def test_arguments_that_are_nearly_right_are_refused() -> None:
 
 
 def test_what_cannot_be_searched_is_refused() -> None:
-    with pytest.raises(ConfigError, match="there is no passage"):
+    with pytest.raises(ConfigError, match="there are no passages"):
         DenseRetriever([], NumberLine())
-    with pytest.raises(EngineError, match="'losing' gave 3 vectors for 4 texts"):
+    with pytest.raises(EngineError, match="'losing' returned 3 vectors for 4 texts"):
         DenseRetriever(PASSAGES, Losing(1))
     assert [passage.score for passage in DenseRetriever(PASSAGES, Losing(0)).search(["1"], 4)[0]] == [0] * 4

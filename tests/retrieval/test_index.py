@@ -1,4 +1,4 @@
-"""Index folders: built, interrupted, searched, changed, damaged."""
+"""Index folders: building and resuming, searching, changing, and damage."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def test_a_folder_says_what_made_it_and_loads_that(index: Path, encoder: Colbert
 
 
 class Killed(Exception):
-    """Ends a build in its middle."""
+    """Interrupts a build."""
 
 
 class KilledAfter:
-    """A progress bar that ends the build when so many passages are encoded."""
+    """A progress bar that interrupts the build when a number of passages is encoded."""
 
     def __init__(self, passages: int) -> None:
         self.left = passages
@@ -115,14 +115,14 @@ def test_malformed_lines_stop_a_build_or_are_left_out(corpus: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match=r"rivers.jsonl, line 1"):
         build_index(corpus, tmp_path / "index", encoder)
     assert not (tmp_path / "index").exists()
-    told: list[ConfigError] = []
-    assert build_index(corpus, tmp_path / "index", encoder, malformed=told.append).passages == len(CORPUS)
-    assert len(told) == 1
+    problems: list[ConfigError] = []
+    assert build_index(corpus, tmp_path / "index", encoder, on_malformed=problems.append).passages == len(CORPUS)
+    assert len(problems) == 1
 
 
 def test_a_file_without_passages_is_refused(tmp_path: Path, encoder: ColbertEncoder) -> None:
     (tmp_path / "none.jsonl").write_text("\n")
-    with pytest.raises(ConfigError, match="holds no passages"):
+    with pytest.raises(ConfigError, match="contains no passages"):
         build_index(tmp_path / "none.jsonl", tmp_path / "index", encoder)
 
 
@@ -131,7 +131,7 @@ def test_auto_compresses_what_is_larger_than_the_memory(corpus: Path, tmp_path: 
     assert build_index(corpus, tmp_path / "large", encoder, BuildSettings(memory=1000)).engine == "plaid"
 
 
-def test_passages_come_and_go(index: Path, encoder: ColbertEncoder) -> None:
+def test_passages_are_added_and_deleted(index: Path, encoder: ColbertEncoder) -> None:
     before = open_index(index, encoder=encoder)
     add_passages(index, [PassageText("po", "Po", "The Po crosses Turin.")], encoder)
     changed = open_index(index, encoder=encoder)
@@ -214,7 +214,7 @@ def test_a_query_without_finite_vectors_fails_alone(index: Path, corpus: Path, e
     found = open_index(index.with_name("broken"), encoder=broken).search(["Rome", "9", "Paris"], 2)
     assert isinstance(found[1], EngineError)
     assert [len(passages) for passages in found[::2] if isinstance(passages, list)] == [2, 2]
-    with pytest.raises(ConfigError, match="passage 'nine' hold values that are no finite numbers"):
+    with pytest.raises(ConfigError, match="passage 'nine' contain values that are not finite"):
         add_passages(index.with_name("broken"), [PassageText("a", "", "Rome"), PassageText("nine", "", "9")], broken)
 
 
@@ -236,15 +236,15 @@ def test_plaid_indexes_are_not_changed(corpus: Path, tmp_path: Path, encoder: Co
 
 
 def test_another_encoder_is_refused_by_name(index: Path, other_encoder: ColbertEncoder, corpus: Path) -> None:
-    with pytest.raises(ConfigError, match=f"made with the encoder .*, and this one is '{other_encoder.name}'"):
+    with pytest.raises(ConfigError, match=f"built with the encoder .*, and this one is '{other_encoder.name}'"):
         open_index(index, encoder=other_encoder)
-    with pytest.raises(ConfigError, match="was made with the encoder"):
+    with pytest.raises(ConfigError, match="was built with the encoder"):
         add_passages(index, [PassageText("po", "", "The Po.")], other_encoder)
     with pytest.raises(ConfigChanged, match="encoder"):
         build_index(corpus, index, other_encoder, SMALL)
 
 
-def damaged(path: Path) -> None:
+def flip_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -256,7 +256,7 @@ def test_every_damaged_or_missing_file_is_named(index: Path, encoder: ColbertEnc
     for path in files:
         whole = path.read_bytes()
         named = path if path.name == "index.json" else path.parent
-        damaged(path)
+        flip_a_bit(path)
         with pytest.raises(CorruptBlob, match=str(named)):
             open_index(index, encoder=encoder)
         path.write_bytes(whole)
@@ -269,7 +269,7 @@ def test_every_damaged_or_missing_file_is_named(index: Path, encoder: ColbertEnc
 
 
 def test_a_folder_without_an_index_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no index"):
+    with pytest.raises(ConfigError, match="contains no index"):
         open_index(tmp_path)
 
 

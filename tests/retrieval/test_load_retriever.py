@@ -1,4 +1,4 @@
-"""Retrievers by short texts."""
+"""Creating retrievers from short descriptions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_file_with_a_header_is_read_if_asked_to(tmp_path: Path) -> None:
     assert load_retriever(f"bm25:{tmp_path / 'p.tsv'}", header=True).search(["capital"], 1)[0]
     with pytest.raises(ConfigError, match="header=True"):
         load_retriever(f"bm25:{tmp_path / 'p.tsv'}")
-    with pytest.raises(ConfigError, match="header is for"):
+    with pytest.raises(ConfigError, match="header applies to"):
         load_retriever(str(tmp_path), header=True)
 
 
@@ -61,6 +61,6 @@ def test_a_file_with_a_header_is_read_if_asked_to(tmp_path: Path) -> None:
         ("bm25:/nowhere.jsonl", "/nowhere.jsonl cannot be read"),
     ],
 )
-def test_what_names_no_retriever_is_refused(spec: str, message: str) -> None:
+def test_a_spec_that_describes_no_retriever_is_refused(spec: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_retriever(spec)

@@ -1,4 +1,4 @@
-"""Passage files: what is read, what is refused by name, and what an index keeps of it."""
+"""Passage files: reading them, errors that name file and line, and the texts that an index stores."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_json_lines_and_columns_plain_and_gzipped(tmp_path: Path) -> None:
     (tmp_path / "p.tsv").write_text("7\tA river.\tNile\nx\tNo title.\ny\tNull title.\t\n")
     for name in ("p.jsonl", "p.jsonl.gz", "p.tsv"):
         assert list(read_passages(tmp_path / name)) == RIVERS
-    assert [passage.full for passage in RIVERS] == ["Nile | A river.", "No title.", "Null title."]
+    assert [passage.titled_text for passage in RIVERS] == ["Nile | A river.", "No title.", "Null title."]
 
 
 @pytest.mark.parametrize(
@@ -39,20 +39,20 @@ def test_json_lines_and_columns_plain_and_gzipped(tmp_path: Path) -> None:
     [
         ("{", "no JSON"),
         ("[]", "no JSON object"),
-        ('{"text": "a"}', "no field pid, id or _id"),
+        ('{"text": "a"}', "there is no field pid, id or _id"),
         ('{"pid": 1, "text": " "}', "passage '1' has no text"),
         ('{"pid": 1, "text": 5}', "passage '1' has no text"),
-        ('{"pid": 1, "title": 5, "text": "a"}', "title of passage '1' is no text"),
-        ('{"pid": "x", "text": "a"}', "passage 'x' is on line 2 already"),
-        ('{"pid": "\\ud800", "text": "a"}', "the id .* holds control characters or half a surrogate pair"),
-        ('{"pid": "\\u0000", "text": "a"}', "the id .* holds control characters"),
+        ('{"pid": 1, "title": 5, "text": "a"}', "title of passage '1' is not text"),
+        ('{"pid": "x", "text": "a"}', "passage 'x' is already on line 2"),
+        ('{"pid": "\\ud800", "text": "a"}', "the id .* contains control characters or half a surrogate pair"),
+        ('{"pid": "\\u0000", "text": "a"}', "the id .* contains control characters"),
         ('{"pid": "", "text": "a"}', "the id of a passage is ''"),
-        ('{"pid": 7, "text": "a"}', "passage '7' is on line 1 already"),
-        ('{"pid": "7", "text": "a"}', "passage '7' is on line 1 already"),
+        ('{"pid": 7, "text": "a"}', "passage '7' is already on line 1"),
+        ('{"pid": "7", "text": "a"}', "passage '7' is already on line 1"),
         ('{"pid": 1.0, "text": "a"}', "the id 1.0 is neither text nor a whole number"),
         ('{"pid": true, "text": "a"}', "the id True is neither"),
         ('{"pid": [1], "text": "a"}', r"the id \[1\] is neither"),
-        ('{"pid": 1, "title": 0, "text": "a"}', "title of passage '1' is no text"),
+        ('{"pid": 1, "title": 0, "text": "a"}', "title of passage '1' is not text"),
         ('{"pid": 1, "text": ["a"]}', "passage '1' has no text"),
         ("[" * 100_000, "nested too deeply"),
         ('{"pid": ' + "9" * 5000 + ', "text": "a"}', "no JSON"),
@@ -63,9 +63,9 @@ def test_a_malformed_line_is_named_and_may_be_left_out(line: str, problem: str, 
     path.write_text("\n".join([*LINES, line, '{"pid": 9, "text": "Last."}']))
     with pytest.raises(ConfigError, match=f"p.jsonl, line 5: .*{problem}"):
         list(read_passages(path))
-    told: list[ConfigError] = []
-    assert list(read_passages(path, told.append)) == [*RIVERS, PassageText("9", "", "Last.")]
-    assert len(told) == 1
+    problems: list[ConfigError] = []
+    assert list(read_passages(path, problems.append)) == [*RIVERS, PassageText("9", "", "Last.")]
+    assert len(problems) == 1
 
 
 @pytest.mark.parametrize("packed", [bytes, gzip.compress])
@@ -121,12 +121,12 @@ def test_columns_without_a_header_have_no_quotation_marks(tmp_path: Path) -> Non
         ("1\n", False, "line 1: 1 columns"),
         ("\tA.\n", False, "line 1: the id of a passage is ''"),
         ("1\t\tT\n", False, "line 1: passage '1' has no text"),
-        ("1\0\tA.\n", False, "line 1: the id .* holds control characters"),
-        ("id\ttext\n1\tA.\tT\n", True, "line 2: 3 columns, and the header names 2"),
-        ('id\ttext\n1\t"A.\n', True, "line 2: not what a CSV writer writes"),
-        ('id\ttext\n1\t"A" b\n', True, "line 2: not what a CSV writer writes"),
-        ("1\tA.\n", True, "line 1: no header"),
-        ("", True, "line 1: no header"),
+        ("1\0\tA.\n", False, "line 1: the id .* contains control characters"),
+        ("id\ttext\n1\tA.\tT\n", True, "line 2: 3 columns, but the header names 2"),
+        ('id\ttext\n1\t"A.\n', True, "line 2: the line was not written by a CSV writer"),
+        ('id\ttext\n1\t"A" b\n', True, "line 2: the line was not written by a CSV writer"),
+        ("1\tA.\n", True, "line 1: not a header"),
+        ("", True, "line 1: not a header"),
     ],
 )
 def test_columns_that_do_not_fit_are_named(content: str, header: bool, problem: str, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_passages_that_programs_make_are_cleaned_like_those_of_files() -> None:
         lambda: PassageText("a\x1b", "", "a"),
     ],
 )
-def test_what_is_no_passage_cannot_be_made(wrong: Callable[[], PassageText]) -> None:
+def test_invalid_passages_are_refused(wrong: Callable[[], PassageText]) -> None:
     with pytest.raises(ConfigError):
         wrong()
 
@@ -183,14 +183,14 @@ def test_any_bytes_are_passages_or_a_named_problem(
 ) -> None:
     path = tmp_path_factory.mktemp("any") / name
     path.write_bytes(b"\n".join(lines))
-    told: list[ConfigError] = []
+    problems: list[ConfigError] = []
     try:
-        found = list(read_passages(path, told.append, header=header))
+        passages = list(read_passages(path, problems.append, header=header))
     except ConfigError as problem:
-        told.append(problem)
-        found = []
-    assert all(str(path) in str(problem) for problem in told)
-    assert len({passage.id for passage in found}) == len(found)
+        problems.append(problem)
+        passages = []
+    assert all(str(path) in str(problem) for problem in problems)
+    assert len({passage.id for passage in passages}) == len(passages)
 
 
 def test_bytes_that_are_no_text_are_one_malformed_line(tmp_path: Path) -> None:

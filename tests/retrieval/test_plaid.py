@@ -1,4 +1,4 @@
-"""PLAID indexes: what is found in them, that they are colbert-ai's, and what building and searching leaves alone."""
+"""PLAID indexes: search results, compatibility with colbert-ai, and side effects of building and searching."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lmpipe.errors import ConfigError, StoreError
 from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.plaid import PlaidIndex, SearchSettings, build_plaid
-from lmpipe.retrieval.plaid.colbert_ai import colbert
+from lmpipe.retrieval.plaid.colbert_ai import import_colbert
 from lmpipe.retrieval.plaid.kernels import CompiledKernels, Kernels, TorchKernels, load_kernels
-from lmpipe.retrieval.plaid.kmeans import find_buckets, nearest, spherical_kmeans
+from lmpipe.retrieval.plaid.kmeans import find_buckets, nearest_centroids, spherical_kmeans
 from lmpipe.retrieval.segments import Segment
-from lmpipe.retrieval.vectors import TokenVectors
+from lmpipe.retrieval.vectors import TokenEmbeddings
 from lmpipe.storage.hashing import file_digests
 from tests.retrieval.colbert_ai import reference
 from tests.rivers import CORPUS
@@ -31,13 +31,13 @@ from tests.rivers import CORPUS
 DIM, PASSAGES = 64, 200
 
 
-def collection(passages: int) -> TokenVectors:
-    """Passages of 3 to 20 words out of 300, each word a direction and something of its own at each place."""
+def collection(passages: int) -> TokenEmbeddings:
+    """Passages of 3 to 20 words out of 300; each word has a direction, with noise at each occurrence."""
     generator = torch.Generator().manual_seed(0)
     words = torch.randn(300, DIM, generator=generator)
     lengths = torch.randint(3, 21, (passages,), generator=generator)
-    said = words[torch.randint(300, (int(lengths.sum()),), generator=generator)]
-    return TokenVectors(normalize(said + 0.5 * torch.randn(said.shape, generator=generator), dim=1), lengths)
+    tokens = words[torch.randint(300, (int(lengths.sum()),), generator=generator)]
+    return TokenEmbeddings(normalize(tokens + 0.5 * torch.randn(tokens.shape, generator=generator), dim=1), lengths)
 
 
 ENCODED = collection(PASSAGES)
@@ -45,7 +45,7 @@ QUERIES = torch.stack([ENCODED.vectors[start : start + 8] for start in range(0, 
 QUERIES = normalize(QUERIES + 0.05 * torch.randn(QUERIES.shape, generator=torch.Generator().manual_seed(1)), dim=2)
 
 
-def write(folder: Path, encoded: TokenVectors) -> Segment:
+def write(folder: Path, encoded: TokenEmbeddings) -> Segment:
     folder.mkdir()
     Segment.write(folder, [PassageText(str(number), "", "A word.") for number in range(len(encoded.lengths))], encoded)
     return Segment(folder)
@@ -57,8 +57,8 @@ def segments(tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
     folder = tmp_path_factory.mktemp("segments")
     cut = int(ENCODED.lengths[:70].sum())
     return [
-        write(folder / "0", TokenVectors(ENCODED.vectors[:cut], ENCODED.lengths[:70])),
-        write(folder / "1", TokenVectors(ENCODED.vectors[cut:], ENCODED.lengths[70:])),
+        write(folder / "0", TokenEmbeddings(ENCODED.vectors[:cut], ENCODED.lengths[:70])),
+        write(folder / "1", TokenEmbeddings(ENCODED.vectors[cut:], ENCODED.lengths[70:])),
     ]
 
 
@@ -77,7 +77,7 @@ def compiled() -> Kernels:
 
 
 def maxsim(queries: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
-    """``[queries, passages]``; like colbert-ai, it takes products below 0 for 0."""
+    """Returns ``[queries, passages]``; negative products count as 0, as in colbert-ai."""
     products = (queries @ vectors.T).clamp_min(0)
     return torch.stack([part.amax(2).sum(1) for part in products.split(lengths.tolist(), dim=2)], dim=1)
 
@@ -106,8 +106,8 @@ def test_scores_are_those_of_the_compressed_vectors_and_a_large_k_finds_everythi
 
 
 def check_scores(index: PlaidIndex, folder: Path, queries: Tensor, lengths: Tensor) -> None:
-    """Checks a search for everything against colbert-ai's codec."""
-    codec = colbert("indexing.codecs.residual").ResidualCodec.load(str(folder))
+    """Compares the scores of all passages with those of colbert-ai's codec."""
+    codec = import_colbert("indexing.codecs.residual").ResidualCodec.load(str(folder))
     vectors = codec.decompress(codec.Embeddings.load(str(folder), 0))
     for ranking, scores in zip(index.search(queries, 10_000), maxsim(queries, vectors, lengths), strict=True):
         assert sorted(ranking.numbers) == list(range(len(lengths)))
@@ -177,7 +177,7 @@ def test_what_another_build_left_is_not_used(segments: list[Segment], folder: Pa
 @pytest.mark.parametrize("lengths", [[1], [2, 1], [3, 3, 3], [60]])
 def test_the_smallest_collections(lengths: Sequence[int], tmp_path: Path) -> None:
     vectors = ENCODED.vectors[: sum(lengths)]
-    build_plaid([write(tmp_path / "segment", TokenVectors(vectors, torch.tensor(lengths)))], tmp_path / "index")
+    build_plaid([write(tmp_path / "segment", TokenEmbeddings(vectors, torch.tensor(lengths)))], tmp_path / "index")
     found = PlaidIndex(tmp_path / "index", kernels=TorchKernels()).search(vectors[None, :1], 5)
     assert sorted(found[0].numbers) == list(range(len(lengths)))
     assert found[0].numbers[0] == 0
@@ -187,14 +187,14 @@ def test_the_smallest_collections(lengths: Sequence[int], tmp_path: Path) -> Non
 def test_nothing_to_index_or_residuals_that_fill_no_bytes_are_refused(segments: list[Segment], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no tokens"):
         build_plaid([], tmp_path / "index")
-    with pytest.raises(ConfigError, match="not 3 and 64"):
+    with pytest.raises(ConfigError, match="not 3 bits and 64 dimensions"):
         build_plaid(segments, tmp_path / "index", bits=3)
     assert not (tmp_path / "index").exists()
 
 
 def test_a_damaged_index_and_queries_of_another_encoder_are_refused(folder: Path, tmp_path: Path) -> None:
     index = PlaidIndex(folder, kernels=TorchKernels())
-    with pytest.raises(ConfigError, match="32 dimensions, an index of 64"):
+    with pytest.raises(ConfigError, match="32 dimensions, and the index has 64"):
         index.search(QUERIES[:, :, :32], 3)
     for name, content in {
         "0.codes.pt": b"",
@@ -247,8 +247,8 @@ def test_without_a_compiler_search_is_in_torch_and_says_so_once(
 
 
 def test_colbert_ai_opens_an_index_and_finds_the_same(folder: Path, compiled: Kernels) -> None:
-    scorer = colbert("search.index_storage").IndexScorer
-    strided, model = colbert("search.strided_tensor").StridedTensor, colbert("modeling.colbert").ColBERT
+    scorer = import_colbert("search.index_storage").IndexScorer
+    strided, model = import_colbert("search.strided_tensor").StridedTensor, import_colbert("modeling.colbert").ColBERT
     with pytest.MonkeyPatch.context() as patch:  # what it would compile for itself
         patch.setattr(scorer, "filter_pids", compiled._filter, raising=False)  # type: ignore[attr-defined]
         patch.setattr(scorer, "decompress_residuals", compiled._decompress, raising=False)  # type: ignore[attr-defined]
@@ -257,7 +257,7 @@ def test_colbert_ai_opens_an_index_and_finds_the_same(folder: Path, compiled: Ke
         for kind in (scorer, model, strided):
             patch.setattr(kind, "loaded_extensions", True, raising=False)
         theirs = scorer(str(folder), use_gpu=False)
-        config = colbert("infra.config").ColBERTConfig(
+        config = import_colbert("infra.config").ColBERTConfig(
             ncells=2, centroid_score_threshold=0.5, ndocs=200, query_maxlen=QUERIES.shape[1]
         )
         ours = PlaidIndex(folder, lambda *_: SearchSettings(2, 0.5, 200), compiled).search(QUERIES, 10)
@@ -321,11 +321,11 @@ def test_kmeans_finds_groups_and_leaves_no_centroid_alone() -> None:
     groups = normalize(torch.randn(8, DIM, generator=generator), dim=1)
     of = torch.arange(8).repeat(100)
     sample = normalize(groups[of] + 0.05 * torch.randn(800, DIM, generator=generator), dim=1)
-    told: list[int] = []
-    centroids = spherical_kmeans(sample, 64, 6, generator, told.append)
-    assert sum(told) == 6 * 800
+    progress: list[int] = []
+    centroids = spherical_kmeans(sample, 64, 6, generator, progress.append)
+    assert sum(progress) == 6 * 800
     assert centroids.norm(dim=1) == pytest.approx(1)
-    found = nearest(sample, centroids)
+    found = nearest_centroids(sample, centroids)
     assert len(torch.unique(found)) > 50
     assert (sample * centroids[found]).sum(1).min() > 0.85
     for centroid in torch.unique(found):

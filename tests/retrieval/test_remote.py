@@ -1,4 +1,4 @@
-"""A retriever behind a URL: the same passages, old clients and old servers, and what happens when it is not there."""
+"""The remote retriever: its passages, compatibility with ColBERT's clients and servers, and failing servers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from lmpipe import EngineError, Passage, ScriptedLM, Session
 from lmpipe.errors import BudgetSpent, ConfigError
 from lmpipe.retrieval import load_retriever
 from lmpipe.retrieval.remote import RemoteRetriever
-from lmpipe.retrieval.server.app import application
+from lmpipe.retrieval.server.app import create_app
 from lmpipe.runtime.deadline import time_limit
 from tests.engines.faulty_answers import FAULTY, Asked, RawAnswer, RawServer, always, answering, http, once
-from tests.retrieval.serving import colberts_own, flaky, serving
+from tests.retrieval.serving import colbert_server, flaky, serving
 from tests.rivers import WordOverlap, reader, run
 
 QUERIES = ["London lies on", "", "the Nile flows", "broken"]
 
 
 def asked(url: str, body: object = None) -> tuple[int, Any]:
-    """Status and JSON of an answer, by the standard library alone, as an old client would ask."""
+    """Sends a request with the standard library only, as an old client would; returns the status and JSON."""
     data = None if body is None else json.dumps(body).encode()
     try:
         with urllib.request.urlopen(urllib.request.Request(url, data)) as response:  # noqa: S310
@@ -38,7 +38,7 @@ def asked(url: str, body: object = None) -> tuple[int, Any]:
 
 def test_what_is_found_is_what_the_retriever_finds() -> None:
     local = WordOverlap()
-    with serving(application(local)) as url:
+    with serving(create_app(local)) as url:
         remote = RemoteRetriever(url)
         assert remote.name == local.name
         found = remote.search(QUERIES, 2)
@@ -49,7 +49,7 @@ def test_what_is_found_is_what_the_retriever_finds() -> None:
 
 
 def test_an_old_client_gets_what_colberts_server_gives() -> None:
-    with serving(application(WordOverlap())) as url:
+    with serving(create_app(WordOverlap())) as url:
         status, answer = asked(f"{url}/api/search?query={urllib.parse.quote('London lies on')}&k=2")
     assert status == 200
     assert answer["query"] == "London lies on"
@@ -71,15 +71,15 @@ def test_an_old_client_gets_what_colberts_server_gives() -> None:
     ],
 )
 def test_a_request_that_cannot_be_read_is_told_why(path: str, body: object, problem: str) -> None:
-    with serving(application(WordOverlap())) as url:
+    with serving(create_app(WordOverlap())) as url:
         status, answer = asked(url + path, body)
     assert status == 400
     assert problem in answer["error"]
 
 
-def test_colberts_own_server_is_asked_query_by_query() -> None:
+def test_colbert_server_server_is_asked_query_by_query() -> None:
     local = WordOverlap()
-    with serving(colberts_own(local)) as url:
+    with serving(colbert_server(local)) as url:
         remote = RemoteRetriever(f"{url}/api/search")
         assert remote.name == url
         assert remote.search(QUERIES[:3], 2) == local.search(QUERIES[:3], 2)
@@ -87,19 +87,19 @@ def test_colberts_own_server_is_asked_query_by_query() -> None:
 
 def test_a_busy_server_is_asked_again() -> None:
     local = WordOverlap()
-    with serving(flaky(application(local), 3)) as url:
+    with serving(flaky(create_app(local), 3)) as url:
         assert RemoteRetriever(url, backoff=0.01).search(["Paris lies"], 1) == local.search(["Paris lies"], 1)
 
 
 def test_a_server_that_stays_busy_or_is_not_there_is_named() -> None:
     with (
-        serving(flaky(application(WordOverlap()), 100)) as url,
+        serving(flaky(create_app(WordOverlap()), 100)) as url,
         pytest.raises(EngineError, match=rf"{url} answered 503: busy"),
     ):
         RemoteRetriever(url, retries=2, backoff=0.01).search(["Paris lies"], 1)
     with pytest.raises(EngineError, match=rf"{url} cannot be reached"):
         RemoteRetriever(url, retries=2, backoff=0.01).search(["Paris lies"], 1)
-    with pytest.raises(ConfigError, match="no URL"):
+    with pytest.raises(ConfigError, match="not the URL of a retrieval server"):
         RemoteRetriever("localhost:8893")
 
 
@@ -169,7 +169,7 @@ def test_an_answer_that_cannot_be_used_is_asked_for_again_and_then_an_error(raw:
 @pytest.mark.parametrize("name", [None, 7, "", ["name"]])
 def test_a_server_that_does_not_say_its_name_is_named(raw: RawServer, name: object) -> None:
     raw.begin(always(http({"name": name})))
-    with asking(raw.url) as remote, pytest.raises(EngineError, match="the answer holds no name"):
+    with asking(raw.url) as remote, pytest.raises(EngineError, match="the answer contains no name"):
         _ = remote.name
 
 
@@ -208,7 +208,7 @@ def test_a_search_ends_with_the_timeout_and_with_the_time_of_a_budget(raw: RawSe
 
 
 def test_queries_that_hang_are_not_waited_for_after_one_that_ends_the_search(raw: RawServer) -> None:
-    """On a server that takes one query at a time."""
+    """The server accepts only one query per request."""
 
     def answer(asked: Asked) -> RawAnswer:
         if asked.head.startswith("POST"):
@@ -269,7 +269,7 @@ def test_credentials_are_sent_and_are_no_part_of_the_name(raw: RawServer) -> Non
 
 
 def test_a_program_runs_on_a_remote_index() -> None:
-    with serving(application(WordOverlap())) as url:
+    with serving(create_app(WordOverlap())) as url:
         traces = run(Session(lm=ScriptedLM(reader), retriever=RemoteRetriever(url)))
     assert [trace.score for trace in traces] == [1.0] * 4
     found = traces[0].steps[1].outputs

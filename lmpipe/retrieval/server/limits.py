@@ -1,4 +1,4 @@
-"""What a server of an index takes upon itself. Knows nothing of how it serves."""
+"""Limits of a server. Does not depend on how the server works."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from lmpipe.validation.checks import check_settings
 
 @final
 @dataclass(frozen=True)
-class Limits:
-    """What a server takes upon itself.
+class ServerLimits:
+    """Limits on the requests that a server answers.
 
     Args:
-        body: Most bytes of a request's body.
-        queries: Most queries of a request.
-        characters: Most characters of a query.
-        k: Most passages for a query.
-        passages: Most passages for all queries of a request together.
-        seconds: In which a request must have come and be answered.
-        requests: Most requests that are answered, or wait, at the same time.
-        searches: Most of them that search at the same time.
-        idle: Seconds after which a connection is closed on which nothing happens, or whose client takes as long to send
-            a request.
+        body: Maximum size of a request body in bytes.
+        queries: Maximum number of queries in a request.
+        characters: Maximum length of a query in characters.
+        k: Maximum number of passages for a query.
+        passages: Maximum number of passages for all queries of a request together.
+        seconds: Seconds within which a request must be received and answered.
+        requests: Maximum number of requests in progress, waiting ones included.
+        searches: Maximum number of searches at the same time.
+        idle: Seconds after which a connection is closed if nothing is sent on it, or if the client takes that long to
+            send a request.
 
     Raises:
-        ConfigError: If one is no whole number above 0.
+        ConfigError: If a limit is not a whole number above 0.
     """
 
     body: PositiveInt = 1 << 20

@@ -1,6 +1,6 @@
-"""Runs a service on a port with uvicorn, so that no client can hold it up: not by silence, not by being many.
+"""Runs an application with uvicorn, so that neither a silent client nor many clients can block the server.
 
-Knows nothing of what is served.
+Does not depend on the application.
 """
 
 from __future__ import annotations
@@ -15,46 +15,47 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lmpipe.errors import ConfigError
 
-_CONNECTIONS = 512  # at the same time; others are closed at once
-_ENDING = 3  # seconds that requests under way have to end when the server is told to stop
+_MAX_CONNECTIONS = 512  # at the same time; further connections are closed at once
+_SHUTDOWN_SECONDS = 3  # how long requests in progress may take after the server was told to stop
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that accepts connections.
+def bind_socket(host: str, port: int) -> socket.socket:
+    """Returns a listening socket.
 
     Args:
-        host: An address of this machine, or a name of one.
-        port: 0 for any that is free.
+        host: Address of this machine, or a name that resolves to one.
+        port: Port number; 0 for any free port.
 
     Raises:
-        ConfigError: If there can be none.
+        ConfigError: If the host and port cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    accepting = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY if it says TCP
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY only for TCP
     try:
-        accepting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        accepting.bind((host, port))
-        accepting.listen()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()
     except (OSError, OverflowError, ValueError) as error:
-        accepting.close()
+        listener.close()
         raise ConfigError(f"cannot listen on {host}, port {port} ({error}); choose another host or port") from error
-    return accepting
+    return listener
 
 
-def server(application: ASGIApp, idle: int) -> Server:
-    """A server to be run with ``sockets=[listening(…)]``.
+def make_server(app: ASGIApp, idle: int) -> Server:
+    """Returns a server, to be run with ``sockets=[bind_socket(…)]``.
 
-    On SIGTERM or SIGINT it takes no more requests and ends when those under way are answered, or after 3 seconds.
+    On SIGTERM or SIGINT the server accepts no further requests, and stops when the requests in progress are answered,
+    or after 3 seconds.
 
     Args:
-        application: What answers.
-        idle: Seconds after which a connection is closed on which nothing happens. A client that takes more than twice
-            as long to send a request, or that does not take its answer, is cut off too.
+        app: Application that answers the requests.
+        idle: Seconds after which a connection without activity is closed. A client that takes more than twice as long
+            to send a request, or that does not read its answer, is disconnected too.
     """
     settings: dict[str, Any] = {"http": _Connection, "ws": "none", "lifespan": "off"}
     return Server(
         Config(
-            application,
+            app,
             **settings,
             log_config=None,
             log_level="warning",
@@ -62,35 +63,35 @@ def server(application: ASGIApp, idle: int) -> Server:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=idle,
-            timeout_graceful_shutdown=_ENDING,
+            timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         )
     )
 
 
 @final
 class _Connection(H11Protocol):
-    """A connection that ends if its client is what is waited for, and nothing has changed since the last look."""
+    """A connection that is closed if the server waits for the client, and nothing changed since the last check."""
 
-    _watch: asyncio.TimerHandle | None = None
-    _seen: tuple[object, int] = (None, 0)
+    _timer: asyncio.TimerHandle | None = None
+    _last_state: tuple[object, int] = (None, 0)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > _CONNECTIONS:
+        if len(self.connections) > _MAX_CONNECTIONS:
             transport.abort()
             return
-        self._watch = self.loop.call_later(self.timeout_keep_alive, self._look)
+        self._timer = self.loop.call_later(self.timeout_keep_alive, self._check)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
 
-    def _look(self) -> None:
-        waits = self.cycle is None or self.cycle.response_complete or self.cycle.more_body
-        now = (self.cycle if waits else self, self.transport.get_write_buffer_size())  # not taken by the client yet
-        if waits and now == self._seen:
+    def _check(self) -> None:
+        waiting = self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+        state = (self.cycle if waiting else self, self.transport.get_write_buffer_size())  # bytes not sent yet
+        if waiting and state == self._last_state:
             self.transport.abort()
             return
-        self._seen = now
-        self._watch = self.loop.call_later(self.timeout_keep_alive, self._look)
+        self._last_state = state
+        self._timer = self.loop.call_later(self.timeout_keep_alive, self._check)
