@@ -142,9 +142,7 @@ def _open_lines(path: Path, header: bool) -> tuple[Iterator[tuple[int, bytes]], 
         try:
             return lines, _ColumnParser(_split_csv(first[1]))
         except ValueError as error:
-            raise ConfigError(
-                f"{where}: the line is not a header with a column id and a column text ({error})"
-            ) from None
+            raise ConfigError(f"{where}: not a header with a column id and a column text ({error})") from None
     if _is_header(first[1]):
         raise ConfigError(
             f"{where}: {first[1][:80].decode(errors='replace')!r} is a header, not a passage; with header=True "

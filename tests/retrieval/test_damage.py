@@ -127,5 +127,5 @@ def test_kept_vectors_that_are_damaged_are_refused(tmp_path: Path) -> None:
     assert outcomes.wrong == []
     (path,) = tmp_path.iterdir()
     np.savez(path, vectors=np.full((30, 2), np.nan, np.float32))
-    with pytest.raises(CorruptBlob, match="delete it; it is made again"):
+    with pytest.raises(CorruptBlob, match="delete it; the vectors are then computed again"):
         DenseRetriever(passages, NumberLine(), tmp_path)

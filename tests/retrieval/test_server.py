@@ -67,7 +67,7 @@ def test_malformed_and_too_large_requests_are_answered_with_a_sentence(body: obj
 @pytest.mark.parametrize(
     ("path", "method", "status", "problem"),
     [
-        ("/api/search?query=%FF", "GET", 400, "no UTF-8"),
+        ("/api/search?query=%FF", "GET", 400, "not valid UTF-8"),
         (f"/api/search?query=a&k={'9' * 5000}", "GET", 400, "k is '999"),
         ("/api/search?query=a&k=21", "GET", 422, "21 passages"),
         (f"/api/search?query={'a' * 51}", "GET", 422, "51 characters"),

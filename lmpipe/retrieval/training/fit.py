@@ -114,7 +114,7 @@ def fit(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.temperature = config.temperature
-        trainer.query_expansion = collator.tokenizer.do_query_expansion
+        trainer.query_expansion = collator.colbert_tokenizer.do_query_expansion
         try:
             trainer.train(resume_from_checkpoint=last_whole(folder))
         finally:  # otherwise the network would stay wrapped in bfloat16 autocasting

@@ -34,12 +34,12 @@ class Collator:
     """Creates batches of examples.
 
     Args:
-        tokenizer: Tokenizer of the checkpoint.
+        colbert_tokenizer: Tokenizer of the checkpoint.
         questions: Texts of the questions, by number.
         passages: Token ids of the passages, by number.
     """
 
-    tokenizer: ColbertTokenizer
+    colbert_tokenizer: ColbertTokenizer  # transformers would save an attribute named `tokenizer` with checkpoints
     questions: Sequence[str]
     passages: Sequence[Sequence[int]]
 
@@ -53,10 +53,12 @@ class Collator:
         passes = []
         for start in range(0, len(order), _PASSAGES_PER_PASS):
             numbers = order[start : start + _PASSAGES_PER_PASS]
-            ids, attention = self.tokenizer.pad([self.passages[number] for number in numbers])
-            passes.append((ids, attention, self.tokenizer.has_vector(ids)))
+            ids, attention = self.colbert_tokenizer.pad([self.passages[number] for number in numbers])
+            passes.append((ids, attention, self.colbert_tokenizer.has_vector(ids)))
         return {
-            "questions": self.tokenizer.tokenize_queries([self.questions[example.question] for example in examples]),
+            "questions": self.colbert_tokenizer.tokenize_queries(
+                [self.questions[example.question] for example in examples]
+            ),
             "passages": passes,
             "gold": gold,
         }
