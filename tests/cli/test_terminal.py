@@ -42,8 +42,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lm = ScriptedLM(lambda request: f"answer: {HOSTILE}")
         program, session = Predict("question -> answer"), Session(lm=lm, store=store)
         state = initial_state(program, session)
-        asked = [Example({"question": HOSTILE}, {"answer": HOSTILE}, id=f"{n} {HOSTILE}") for n in range(3)]
-        found = evaluate(program, state, asked, exact_match, session, measures={HOSTILE: _one}, keep_traces=True)
+        examples = [Example({"question": HOSTILE}, {"answer": HOSTILE}, id=f"{n} {HOSTILE}") for n in range(3)]
+        evaluation = evaluate(
+            program, state, examples, exact_match, session, measures={HOSTILE: _one}, keep_traces=True
+        )
     score = Score(mean=0.5, stderr=None, low=0, high=1, n=3, per_seed=[0.5])
     cost = Cost().to_json()
     stage = StageReport(
@@ -54,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cost=cost,
         per_seed=[{"seed": 0, "status": "skipped"}],
     )
-    outcome = Outcome(seed=0, state=state, modules=dict(found.modules), traces=found.traces, cost=cost)
+    outcome = Outcome(seed=0, state=state, modules=dict(evaluation.modules), traces=evaluation.traces, cost=cost)
     row = StrategyReport(
         strategy=HOSTILE,
         val=score,

@@ -46,8 +46,8 @@ def test_a_program_retrieves_when_it_is_called() -> None:
 
 def test_passages_come_best_first_with_their_ids_and_scores() -> None:
     with Session(lm={}, retriever=WordOverlap()):
-        found = Retrieve(k=2)(query="Where does the Nile flow?")
-        assert found == {
+        result = Retrieve(k=2)(query="Where does the Nile flow?")
+        assert result == {
             "passages": ["Cairo lies on the Nile.", "The Nile flows into the Mediterranean."],
             "ids": ["3", "7"],
             "scores": [0.4, 0.4],
@@ -92,8 +92,8 @@ def test_calls_of_several_kinds_that_wait_together_go_out_together() -> None:
         def forward(self, city: str) -> Prediction:
             if city == "London":
                 return Prediction(answer=self.answer(city=city).answer)
-            found = (self.near if city == "Rome" else self.far)(query=city)
-            return Prediction(answer=" ".join(found.passages))
+            result = (self.near if city == "Rome" else self.far)(query=city)
+            return Prediction(answer=" ".join(result.passages))
 
     retriever, lm = WordOverlap(), ScriptedLM(lambda _: "answer: North Sea")
     traces = run(Session(lm=lm, retriever=retriever), program=Mixed())
@@ -235,7 +235,7 @@ class Server(LM):
 
 
 def test_beside_a_server_a_query_does_not_wait_until_the_others_wait_too() -> None:
-    found, deadline = threading.Event(), time.monotonic() + 5
+    retrieved, deadline = threading.Event(), time.monotonic() + 5
 
     class Busy(Module):
         def __init__(self) -> None:
@@ -245,10 +245,10 @@ def test_beside_a_server_a_query_does_not_wait_until_the_others_wait_too() -> No
         def forward(self, city: str) -> Prediction:
             if city == "London":
                 self.retrieve(query=city)
-                found.set()
-            while not found.is_set() and time.monotonic() < deadline:
+                retrieved.set()
+            while not retrieved.is_set() and time.monotonic() < deadline:
                 self.answer(city=city)
-            return Prediction(answer=found.is_set())
+            return Prediction(answer=retrieved.is_set())
 
     traces = run(Session(lm=Server(), retriever=WordOverlap()), ["Paris", "London", "Rome"], Busy())
     assert [trace.prediction for trace in traces] == [{"answer": True}] * 3
@@ -263,7 +263,7 @@ def test_recorded_work_is_looked_up_by_the_collection_and_by_k(store: RunStore) 
 
     assert mean(WordOverlap(), program) == 1
     assert mean(WordOverlap(CORPUS[:5]), program) == 0.25
-    made = len(lm.requests)
+    calls = len(lm.requests)
     assert mean(WordOverlap(), program) == 1
-    assert len(lm.requests) == made
+    assert len(lm.requests) == calls
     assert identity(program=ToTheSea(2)) != identity(program=ToTheSea(3))

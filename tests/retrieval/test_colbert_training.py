@@ -52,16 +52,16 @@ def tiny_encoder(**settings: Any) -> ColbertEncoder:
     return ColbertEncoder(tiny_checkpoint(ColbertSettings(query_maxlen=10, doc_maxlen=20, **settings)), "tiny")
 
 
-def trained(folder: Path, tuning: ColbertTrainingConfig = TUNING, **settings: Any) -> list[RoundResult]:
+def train(folder: Path, tuning: ColbertTrainingConfig = TUNING, **settings: Any) -> list[RoundResult]:
     data = TrainingData(PASSAGES, QUESTIONS, QUESTIONS)
     return train_encoder(tiny_encoder(**settings), data, folder / "trained", tuning)
 
 
 @pytest.mark.parametrize("query_expansion", [True, False], ids=["with masks", "without"])
 def test_the_loss_falls_and_gold_passages_are_found(tmp_path: Path, query_expansion: bool) -> None:
-    before, *rounds = trained(tmp_path, do_query_expansion=query_expansion)
-    assert [one.number for one in (before, *rounds)] == [0, 1, 2]
-    assert [len(one.losses) for one in rounds] == [40, 40]  # 26 questions, 13 a step, 20 epochs
+    before, *rounds = train(tmp_path, do_query_expansion=query_expansion)
+    assert [result.number for result in (before, *rounds)] == [0, 1, 2]
+    assert [len(result.losses) for result in rounds] == [40, 40]  # 26 questions, 13 a step, 20 epochs
     assert rounds[-1].losses[-1] < rounds[0].losses[0] / 2
     assert before.recall[2] < 0.5 < rounds[-1].recall[2]
     assert not (tmp_path / "unfinished-trained").exists()
@@ -69,15 +69,15 @@ def test_the_loss_falls_and_gold_passages_are_found(tmp_path: Path, query_expans
 
 @pytest.mark.skipif(importlib.util.find_spec("colbert") is None, reason="colbert-ai is absent")
 def test_what_is_saved_is_the_best_round_and_loads_in_colbert_ai(tmp_path: Path) -> None:
-    results = trained(tmp_path)
+    results = train(tmp_path)
     encoder = load_encoder(str(tmp_path / "trained"), precision="float32")
-    rankings = rank_passages(encoder, PASSAGES, [one.text for one in QUESTIONS], 10, tmp_path)
+    rankings = rank_passages(encoder, PASSAGES, [question.text for question in QUESTIONS], 10, tmp_path)
     gold = find_gold_passages(QUESTIONS, PASSAGES)
-    best = max(results, key=lambda one: one.score)
+    best = max(results, key=lambda result: result.score)
     assert {k: recall_at_k(rankings, gold, k) for k in (2, 5, 10)} == pytest.approx(best.recall)
     with reference(tmp_path / "trained") as colbert:
-        queries = colbert.queryFromText([one.text for one in QUESTIONS])
-    assert torch.allclose(encoder.encode_queries([one.text for one in QUESTIONS]), queries, atol=1e-5)
+        queries = colbert.queryFromText([question.text for question in QUESTIONS])
+    assert torch.allclose(encoder.encode_queries([question.text for question in QUESTIONS]), queries, atol=1e-5)
 
 
 def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(tmp_path
 
         def remove_task(self, task_id: str) -> None: ...
 
-    whole = trained(tmp_path / "whole")
+    whole = train(tmp_path / "whole")
     data, out = TrainingData(PASSAGES, QUESTIONS, QUESTIONS), tmp_path / "cut" / "trained"
     out.parent.mkdir()
     with pytest.raises(Kill):
@@ -115,24 +115,24 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(tmp_path
 def test_without_validation_questions_the_last_round_is_kept(tmp_path: Path) -> None:
     tuning = replace(TUNING, epochs=1)
     results = train_encoder(tiny_encoder(), TrainingData(PASSAGES, QUESTIONS), tmp_path / "trained", tuning, seed=3)
-    assert [(one.number, one.recall) for one in results] == [(1, {}), (2, {})]
+    assert [(result.number, result.recall) for result in results] == [(1, {}), (2, {})]
     assert load_encoder(str(tmp_path / "trained")).digest != tiny_encoder().digest
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "trained").mkdir()
     with pytest.raises(ConfigError, match="already exists"):
-        trained(tmp_path)
+        train(tmp_path)
 
 
 def test_negatives_are_high_in_the_ranking_and_never_gold() -> None:
     rankings, gold = [[4, 0, 3, 1, 2], [2, 3, 4, 0, 1], [0, 1, 2, 3, 4]], [((0,), (1, 4)), ((3,),), ()]
     examples = sample_training_examples(rankings, gold, negatives=2, epochs=50, seed=0)
     assert len(examples) == 100  # the third question has no gold passage
-    assert {one.question for one in examples[:2]} == {0, 1}
-    assert {one.negatives for one in examples if one.question == 0} == {(2, 3), (3, 2)}
-    assert all(one.positives == (0, 1, 4) for one in examples if one.question == 0)
-    assert {number for one in examples if one.question == 1 for number in one.negatives} == {0, 1, 2, 4}
+    assert {example.question for example in examples[:2]} == {0, 1}
+    assert {example.negatives for example in examples if example.question == 0} == {(2, 3), (3, 2)}
+    assert all(example.positives == (0, 1, 4) for example in examples if example.question == 0)
+    assert {number for example in examples if example.question == 1 for number in example.negatives} == {0, 1, 2, 4}
     assert examples == sample_training_examples(rankings, gold, negatives=2, epochs=50, seed=0)
     assert examples != sample_training_examples(rankings, gold, negatives=2, epochs=50, seed=1)
 
@@ -157,7 +157,7 @@ def test_the_loss_is_the_cross_entropy_of_each_gold_passage_against_others() -> 
         torch.stack([(query @ row.T).max(1).values.sum() for row in encoded.vectors.split(encoded.lengths.tolist())])
         for query in queries
     ]
-    pairs = [(0, 0, [0, 1, 3]), (0, 2, [1, 2, 3]), (1, 1, [0, 1, 2, 3])]  # question, gold, and what it is among
+    pairs = [(0, 0, [0, 1, 3]), (0, 2, [1, 2, 3]), (1, 1, [0, 1, 2, 3])]  # question, gold passage, candidates
     expected = [
         float((scores[row][among] / 2).logsumexp(0) - scores[row][positive] / 2) for row, positive, among in pairs
     ]
@@ -232,7 +232,7 @@ def test_settings_out_of_range_are_refused(change: dict[str, Any], problem: str)
 
 def test_a_training_that_diverges_is_an_error_and_leaves_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match=r"diverged: .* at step \d+; train with a lower learning_rate") as caught:
-        trained(tmp_path, replace(TUNING, learning_rate=1e30, projection_rate=1e30, epochs=5))
+        train(tmp_path, replace(TUNING, learning_rate=1e30, projection_rate=1e30, epochs=5))
     assert caught.value.step > 0
     assert not (tmp_path / "trained").exists()
 
@@ -247,10 +247,10 @@ def test_data_that_is_no_collection_is_refused() -> None:
 def test_the_command_trains_from_files(tmp_path: Path) -> None:
     tiny_encoder().save_pretrained(tmp_path / "tiny")
     passages, questions, out = tmp_path / "passages.jsonl", tmp_path / "questions.jsonl", tmp_path / "trained"
-    records = [{"pid": one.id, "title": one.title, "text": one.text} for one in PASSAGES]
+    records = [{"pid": passage.id, "title": passage.title, "text": passage.text} for passage in PASSAGES]
     passages.write_text("\n".join(map(json.dumps, records)))
-    asked = [{"question": one.text, "titles": list(one.titles)} for one in QUESTIONS]
-    questions.write_text("\n".join(map(json.dumps, asked)))
+    question_records = [{"question": question.text, "titles": list(question.titles)} for question in QUESTIONS]
+    questions.write_text("\n".join(map(json.dumps, question_records)))
     options = {
         "encoder": tmp_path / "tiny",
         "passages": passages,

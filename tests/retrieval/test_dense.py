@@ -19,8 +19,8 @@ PASSAGES = [PassageText(name, "", f"number {n}") for name, n in [("a", 100), ("b
 
 def test_the_nearest_come_first_and_equals_in_the_order_of_the_passages() -> None:
     retriever = DenseRetriever(PASSAGES, NumberLine())
-    found = retriever.search(["320", "90"], 3)
-    assert [[passage.text for passage in passages] for passages in found] == [
+    results = retriever.search(["320", "90"], 3)
+    assert [[passage.text for passage in passages] for passages in results] == [
         ["number 300", "number 300", "number 200"],
         ["number 100", "number 200", "number 300"],
     ]
@@ -54,7 +54,7 @@ def test_empty_queries_find_nothing_and_are_not_embedded() -> None:
     embedder = NumberLine()
     retriever = DenseRetriever(PASSAGES, embedder)
     assert retriever.search(["", " "], 2) == [[], []]
-    assert [len(found) for found in retriever.search(["", "100"], 2)] == [0, 2]
+    assert [len(results) for results in retriever.search(["", "100"], 2)] == [0, 2]
     assert embedder.texts[len(PASSAGES) :] == ["100"]
 
 
@@ -92,9 +92,9 @@ class Poisoned(Embedder):
 
 def test_values_that_are_no_numbers_are_never_ranked() -> None:
     retriever = DenseRetriever(PASSAGES, Poisoned())
-    found = retriever.search(["a", "nan", "b"], 2)
-    assert isinstance(found[1], EngineError)
-    assert found[0] == found[2] == retriever.search(["a"], 2)[0]
+    results = retriever.search(["a", "nan", "b"], 2)
+    assert isinstance(results[1], EngineError)
+    assert results[0] == results[2] == retriever.search(["a"], 2)[0]
     with pytest.raises(EngineError, match="not finite for 'nan'"):
         DenseRetriever([*PASSAGES, PassageText("e", "", "nan")], Poisoned())
     with pytest.raises(EngineError, match="did not return vectors of one length"):

@@ -50,9 +50,9 @@ def test_vectors_are_those_of_colbert_ai(tmp_path: Path, changes: dict[str, Any]
     with reference(tmp_path / "tiny") as colbert:
         queries, passages = colbert.queryFromText(TEXTS), colbert.docFromText(TEXTS, keep_dims=False)
     assert torch.allclose(encoder.encode_queries(TEXTS), queries, atol=1e-5)
-    for own, other in zip(passages_of(encoder), passages, strict=True):
-        assert own.shape == other.shape
-        assert torch.allclose(own, other, atol=1e-5)
+    for vectors, expected in zip(passages_of(encoder), passages, strict=True):
+        assert vectors.shape == expected.shape
+        assert torch.allclose(vectors, expected, atol=1e-5)
 
 
 @needs_colbert
@@ -66,9 +66,9 @@ def test_special_tokens_in_texts_are_read_as_colbert_ai_reads_them(tmp_path: Pat
     with reference(tmp_path / "tiny") as colbert:
         queries, passages = colbert.queryFromText(texts), colbert.docFromText(texts, keep_dims=False)
     assert torch.allclose(encoder.encode_queries(texts), queries, atol=1e-5)
-    for own, other in zip(passages_of(encoder, texts), passages, strict=True):
-        assert own.shape == other.shape
-        assert torch.allclose(own, other, atol=1e-5)
+    for vectors, expected in zip(passages_of(encoder, texts), passages, strict=True):
+        assert vectors.shape == expected.shape
+        assert torch.allclose(vectors, expected, atol=1e-5)
 
 
 @given(st.lists(st.text(st.characters(), max_size=20), min_size=1, max_size=3))

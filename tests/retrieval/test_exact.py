@@ -44,16 +44,16 @@ def expected(segments: Sequence[Segment], query: torch.Tensor, k: int) -> Rankin
 @pytest.mark.parametrize("tokens", [1, 5, 32, 70])
 def test_finds_what_float64_finds_one_by_one(tokens: int, segments: list[Segment]) -> None:
     queries = unit_vectors(20, tokens, DIM, seed=3)
-    for query, found in zip(queries, ExactIndex(segments).search(queries, 10), strict=True):
+    for query, ranking in zip(queries, ExactIndex(segments).search(queries, 10), strict=True):
         reference = expected(segments, query, 10)
-        assert found.numbers == reference.numbers
-        assert found.scores == pytest.approx(reference.scores, rel=1e-6, abs=1e-6)
+        assert ranking.numbers == reference.numbers
+        assert ranking.scores == pytest.approx(reference.scores, rel=1e-6, abs=1e-6)
 
 
 def test_scores_are_those_of_queries_of_any_size(segments: list[Segment]) -> None:
     queries = unit_vectors(3, 4, DIM, seed=3) * torch.tensor([1e-6, 1.0, 1e6])[:, None, None]
-    for query, found in zip(queries, ExactIndex(segments).search(queries, 3), strict=True):
-        assert found.scores == pytest.approx(expected(segments, query, 3).scores, rel=1e-6)
+    for query, ranking in zip(queries, ExactIndex(segments).search(queries, 3), strict=True):
+        assert ranking.scores == pytest.approx(expected(segments, query, 3).scores, rel=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -75,10 +75,10 @@ def test_any_segments_give_the_corpus_in_order(lengths: list[list[int]], k: int)
             write(Path(name) / str(seed), random_vectors(some, dim=DIM, seed=seed)) for seed, some in enumerate(lengths)
         ]
         query = unit_vectors(1, 3, DIM, seed=5)
-        (found,) = ExactIndex(segments).search(query, k)
+        (ranking,) = ExactIndex(segments).search(query, k)
         reference = expected(segments, query[0], k)
-    assert found.numbers == reference.numbers
-    assert found.scores == pytest.approx(reference.scores, rel=1e-6, abs=1e-6)
+    assert ranking.numbers == reference.numbers
+    assert ranking.scores == pytest.approx(reference.scores, rel=1e-6, abs=1e-6)
 
 
 def test_equal_passages_are_found_by_number(tmp_path: Path) -> None:
@@ -86,11 +86,11 @@ def test_equal_passages_are_found_by_number(tmp_path: Path) -> None:
     one = unit_vectors(7, DIM, seed=6)
     same = TokenEmbeddings(one.repeat(150, 1), torch.full((150,), 7))
     index = ExactIndex([write(tmp_path / name, same) for name in "ab"])
-    for found in index.search(unit_vectors(3, 5, DIM, seed=7), 20):
-        assert found.numbers == list(range(20))
-        assert len(set(found.scores)) == 1
-    (found,) = ExactIndex(index_segments(tmp_path), deleted=range(145)).search(unit_vectors(1, 5, DIM, seed=7), 10)
-    assert found.numbers == list(range(145, 155))
+    for ranking in index.search(unit_vectors(3, 5, DIM, seed=7), 20):
+        assert ranking.numbers == list(range(20))
+        assert len(set(ranking.scores)) == 1
+    (ranking,) = ExactIndex(index_segments(tmp_path), deleted=range(145)).search(unit_vectors(1, 5, DIM, seed=7), 10)
+    assert ranking.numbers == list(range(145, 155))
 
 
 def index_segments(folder: Path) -> list[Segment]:
@@ -101,17 +101,17 @@ def test_negative_scores_are_ordered_too(tmp_path: Path) -> None:
     encoded = random_vectors([1] * 100, dim=DIM, seed=8)
     segments = [write(tmp_path / "a", TokenEmbeddings(encoded.vectors.abs(), encoded.lengths))]
     query = -unit_vectors(1, 2, DIM, seed=9).abs()
-    (found,) = ExactIndex(segments).search(query, 100)
-    assert max(found.scores) < 0
-    assert found.numbers == expected(segments, query[0], 100).numbers
+    (ranking,) = ExactIndex(segments).search(query, 100)
+    assert max(ranking.scores) < 0
+    assert ranking.numbers == expected(segments, query[0], 100).numbers
 
 
 def test_a_k_beyond_the_corpus_gives_all_that_is_not_deleted(segments: list[Segment]) -> None:
     total = sum(len(segment.lengths) for segment in segments)
     queries, deleted = unit_vectors(2, 3, DIM, seed=10), {0, 40, total - 1}
-    for found in ExactIndex(segments, deleted).search(queries, 10_000):
-        assert sorted(found.numbers) == sorted(set(range(total)) - deleted)
-        assert found.scores == sorted(found.scores, reverse=True)
+    for ranking in ExactIndex(segments, deleted).search(queries, 10_000):
+        assert sorted(ranking.numbers) == sorted(set(range(total)) - deleted)
+        assert ranking.scores == sorted(ranking.scores, reverse=True)
 
 
 @settings(max_examples=25, deadline=None)
@@ -119,9 +119,9 @@ def test_a_k_beyond_the_corpus_gives_all_that_is_not_deleted(segments: list[Segm
 def test_deleting_only_leaves_out(deleted: set[int], segments: list[Segment]) -> None:
     query = unit_vectors(1, 4, DIM, seed=11)
     (everything,) = ExactIndex(segments).search(query, 10_000)
-    (found,) = ExactIndex(segments, deleted).search(query, 12)
+    (ranking,) = ExactIndex(segments, deleted).search(query, 12)
     kept = [pair for pair in zip(*everything, strict=True) if pair[0] not in deleted]
-    assert list(zip(*found, strict=True)) == kept[:12]
+    assert list(zip(*ranking, strict=True)) == kept[:12]
 
 
 def test_empty_indexes_and_queries_return_no_passages(segments: list[Segment]) -> None:

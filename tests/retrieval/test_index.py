@@ -42,15 +42,15 @@ def ids(retriever: ColbertRetriever, query: str, k: int = 20) -> list[str]:
 
 
 def test_a_passage_is_found_by_its_own_words(index: Path, encoder: ColbertEncoder) -> None:
-    found = open_index(index, encoder=encoder).search(CORPUS, 2)
-    assert [passages[0].text for passages in found] == CORPUS
-    assert all(first.score >= second.score for first, second in found)
+    results = open_index(index, encoder=encoder).search(CORPUS, 2)
+    assert [passages[0].text for passages in results] == CORPUS
+    assert all(first.score >= second.score for first, second in results)
 
 
 def test_an_empty_query_finds_nothing_and_a_large_k_everything(index: Path, encoder: ColbertEncoder) -> None:
-    found = open_index(index, encoder=encoder).search(["", "Rome", " \n"], 1000)
-    assert [len(passages) for passages in found] == [0, len(CORPUS), 0]
-    assert {passage.id for passage in found[1]} == {str(number) for number in range(len(CORPUS))}
+    results = open_index(index, encoder=encoder).search(["", "Rome", " \n"], 1000)
+    assert [len(passages) for passages in results] == [0, len(CORPUS), 0]
+    assert {passage.id for passage in results[1]} == {str(number) for number in range(len(CORPUS))}
 
 
 def test_a_folder_says_what_made_it_and_loads_that(index: Path, encoder: ColbertEncoder) -> None:
@@ -198,9 +198,9 @@ def test_ids_and_passages_may_come_from_generators(index: Path, encoder: Colbert
 def test_odd_queries_are_answered_beside_others(index: Path, encoder: ColbertEncoder) -> None:
     retriever = open_index(index, encoder=encoder)
     odd = ["half \ud83d", "\0\x1b[2J", "[PAD] [MASK]", "a" * 100_000, "\u200b"]
-    found = retriever.search([*odd, "Rome"], 2)
-    assert [len(passages) for passages in found if isinstance(passages, list)] == [2] * 6
-    assert found[-1] == retriever.search(["Rome"], 2)[0]
+    results = retriever.search([*odd, "Rome"], 2)
+    assert [len(passages) for passages in results if isinstance(passages, list)] == [2] * 6
+    assert results[-1] == retriever.search(["Rome"], 2)[0]
 
 
 def test_a_query_without_finite_vectors_fails_alone(index: Path, corpus: Path, encoder: ColbertEncoder) -> None:
@@ -211,9 +211,9 @@ def test_a_query_without_finite_vectors_fails_alone(index: Path, corpus: Path, e
         replace(checkpoint, weights={**checkpoint.weights, "embeddings.word_embeddings.weight": words}), "broken"
     )
     build_index(corpus, index.with_name("broken"), broken, SMALL)
-    found = open_index(index.with_name("broken"), encoder=broken).search(["Rome", "9", "Paris"], 2)
-    assert isinstance(found[1], EngineError)
-    assert [len(passages) for passages in found[::2] if isinstance(passages, list)] == [2, 2]
+    results = open_index(index.with_name("broken"), encoder=broken).search(["Rome", "9", "Paris"], 2)
+    assert isinstance(results[1], EngineError)
+    assert [len(passages) for passages in results[::2] if isinstance(passages, list)] == [2, 2]
     with pytest.raises(ConfigError, match="passage 'nine' contain values that are not finite"):
         add_passages(index.with_name("broken"), [PassageText("a", "", "Rome"), PassageText("nine", "", "9")], broken)
 
@@ -225,8 +225,8 @@ def test_a_collection_with_a_header_is_built_if_asked_to(tmp_path: Path, encoder
         build_index(path, tmp_path / "index", encoder)
     assert not (tmp_path / "index").exists()
     build_index(path, tmp_path / "index", encoder, header=True)
-    found = open_index(tmp_path / "index", encoder=encoder).search(CORPUS, 1)
-    assert [passages[0].text for passages in found if isinstance(passages, list)] == CORPUS
+    results = open_index(tmp_path / "index", encoder=encoder).search(CORPUS, 1)
+    assert [passages[0].text for passages in results if isinstance(passages, list)] == CORPUS
 
 
 def test_plaid_indexes_are_not_changed(corpus: Path, tmp_path: Path, encoder: ColbertEncoder) -> None:
@@ -291,7 +291,7 @@ def test_an_index_that_colbert_ai_built_opens_with_its_collection(tmp_path: Path
     collection = tmp_path / "collection.tsv"
     collection.write_text("".join(f"{number}\t{text}\n" for number, text in enumerate(CORPUS)))
     retriever = open_colbert_index(tmp_path / "plaid", passages=collection, encoder=encoder)
-    assert [found[0].text for found in retriever.search(CORPUS, 1)] == CORPUS
+    assert [passages[0].text for passages in retriever.search(CORPUS, 1)] == CORPUS
     with pytest.raises(ConfigError, match="pass passages="):
         open_colbert_index(tmp_path / "plaid", encoder=encoder)
     with pytest.raises(StoreError, match="no finished PLAID index"):

@@ -84,20 +84,20 @@ def maxsim(queries: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
 
 def recall(index: PlaidIndex) -> float:
     exact = maxsim(QUERIES, ENCODED.vectors, ENCODED.lengths).topk(10).indices.tolist()
-    found = [ranking.numbers for ranking in index.search(QUERIES, 10)]
-    return sum(len(set(one) & set(other)) for one, other in zip(exact, found, strict=True)) / (10 * len(exact))
+    rankings = [ranking.numbers for ranking in index.search(QUERIES, 10)]
+    return sum(len(set(one) & set(other)) for one, other in zip(exact, rankings, strict=True)) / (10 * len(exact))
 
 
 def test_more_bits_find_more_of_the_exact_ranking(segments: list[Segment], tmp_path: Path) -> None:
-    found = []
+    recalls = []
     for bits in (1, 2, 4, 8):
         build_plaid(segments, tmp_path / str(bits), bits=bits)
         index = PlaidIndex(tmp_path / str(bits), kernels=TorchKernels())
         assert (index.bits, len(index)) == (bits, PASSAGES)
-        found.append(recall(index))
-    assert found[0] < found[1] < found[2] < found[3]
-    assert found[1] > 0.75
-    assert found[3] > 0.97
+        recalls.append(recall(index))
+    assert recalls[0] < recalls[1] < recalls[2] < recalls[3]
+    assert recalls[1] > 0.75
+    assert recalls[3] > 0.97
 
 
 def test_scores_are_those_of_the_compressed_vectors_and_a_large_k_finds_everything(folder: Path) -> None:
@@ -178,10 +178,10 @@ def test_what_another_build_left_is_not_used(segments: list[Segment], folder: Pa
 def test_the_smallest_collections(lengths: Sequence[int], tmp_path: Path) -> None:
     vectors = ENCODED.vectors[: sum(lengths)]
     build_plaid([write(tmp_path / "segment", TokenEmbeddings(vectors, torch.tensor(lengths)))], tmp_path / "index")
-    found = PlaidIndex(tmp_path / "index", kernels=TorchKernels()).search(vectors[None, :1], 5)
-    assert sorted(found[0].numbers) == list(range(len(lengths)))
-    assert found[0].numbers[0] == 0
-    assert 0.8 < found[0].scores[0] < 1.01
+    rankings = PlaidIndex(tmp_path / "index", kernels=TorchKernels()).search(vectors[None, :1], 5)
+    assert sorted(rankings[0].numbers) == list(range(len(lengths)))
+    assert rankings[0].numbers[0] == 0
+    assert 0.8 < rankings[0].scores[0] < 1.01
 
 
 def test_nothing_to_index_or_residuals_that_fill_no_bytes_are_refused(segments: list[Segment], tmp_path: Path) -> None:
@@ -225,12 +225,12 @@ def test_the_filters_agree_to_the_last_passage(compiled: Kernels) -> None:
     starts = lengths.cumsum(0) - lengths
     numbers = torch.arange(0, 200, 3, dtype=torch.int32)
     for near in (products.amax(1) > 2.5, products.amax(1) > -9, products.amax(1) > 99):  # the last: all alike
-        for most in (8, 40, 999):
-            found = [
-                k.filter(numbers, products, codes, lengths, starts, near, most) for k in (compiled, TorchKernels())
+        for count in (8, 40, 999):
+            filtered = [
+                k.filter(numbers, products, codes, lengths, starts, near, count) for k in (compiled, TorchKernels())
             ]
-            assert found[0].tolist() == found[1].tolist()
-            assert len(found[0]) == min(most // 4, len(numbers))
+            assert filtered[0].tolist() == filtered[1].tolist()
+            assert len(filtered[0]) == min(count // 4, len(numbers))
 
 
 def test_without_a_compiler_search_is_in_torch_and_says_so_once(
@@ -249,7 +249,7 @@ def test_without_a_compiler_search_is_in_torch_and_says_so_once(
 def test_colbert_ai_opens_an_index_and_finds_the_same(folder: Path, compiled: Kernels) -> None:
     scorer = import_colbert("search.index_storage").IndexScorer
     strided, model = import_colbert("search.strided_tensor").StridedTensor, import_colbert("modeling.colbert").ColBERT
-    with pytest.MonkeyPatch.context() as patch:  # what it would compile for itself
+    with pytest.MonkeyPatch.context() as patch:  # replaces the extensions that it would compile
         patch.setattr(scorer, "filter_pids", compiled._filter, raising=False)  # type: ignore[attr-defined]
         patch.setattr(scorer, "decompress_residuals", compiled._decompress, raising=False)  # type: ignore[attr-defined]
         patch.setattr(model, "segmented_maxsim", compiled._maxsim, raising=False)  # type: ignore[attr-defined]
@@ -325,11 +325,11 @@ def test_kmeans_finds_groups_and_leaves_no_centroid_alone() -> None:
     centroids = spherical_kmeans(sample, 64, 6, generator, progress.append)
     assert sum(progress) == 6 * 800
     assert centroids.norm(dim=1) == pytest.approx(1)
-    found = nearest_centroids(sample, centroids)
-    assert len(torch.unique(found)) > 50
-    assert (sample * centroids[found]).sum(1).min() > 0.85
-    for centroid in torch.unique(found):
-        assert len(torch.unique(of[found == centroid])) == 1
+    nearest = nearest_centroids(sample, centroids)
+    assert len(torch.unique(nearest)) > 50
+    assert (sample * centroids[nearest]).sum(1).min() > 0.85
+    for centroid in torch.unique(nearest):
+        assert len(torch.unique(of[nearest == centroid])) == 1
 
 
 def test_buckets_are_those_of_least_error() -> None:
