@@ -57,7 +57,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     assert wait_for_end(process)[0] == 130, "the first signal alone leaves ten seconds"
 
 
-def test_a_script_that_catches_the_interrupt_goes_on_with_its_store(tmp_path: Path) -> None:
+def test_a_script_that_catches_the_interrupt_can_continue_with_its_store(tmp_path: Path) -> None:
     process = start_hanging("library", tmp_path)
     process.send_signal(signal.SIGINT)
     code, out, error = wait_for_end(process)

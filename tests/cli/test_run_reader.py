@@ -39,7 +39,7 @@ SIZES = {"petal_length": 1.4, "petal_width": 0.2, "sepal_length": 5.1, "sepal_wi
 
 
 def easy(example: Example, prediction: Prediction) -> float:
-    """Half of the flowers are right whatever is answered, so that there is something to learn from."""
+    """Scores half of the flowers as correct whatever the answer, so that there are traces to train on."""
     return float(example.inputs["petal_length"] % 2 < 1)
 
 
@@ -110,15 +110,15 @@ def test_a_trace_shows_what_was_sent_answered_and_read(run: Path) -> None:
             run_cli(command, run, "--module", "no.such")
 
 
-def test_failed_runs_alone_are_shown_where_that_is_asked_for(tiny_folder: Path, tmp_path: Path) -> None:
+def test_only_failed_traces_are_shown_with_errors(tiny_folder: Path, tmp_path: Path) -> None:
     free = make_run(tmp_path / "free", tiny_folder, structured=False)
     shown = run_cli("trace", free, "--strategy", "vanilla", "--errors", "--limit", "2")
     assert shown.count("failed (parse)") == 2
     assert shown.count("error: field 'answer'") == 2
 
 
-def test_runs_that_called_nothing_are_shown_too(run: Path, tmp_path: Path) -> None:
-    """As where the program itself fails before its first call."""
+def test_traces_without_calls_are_shown_too(run: Path, tmp_path: Path) -> None:
+    """For example, because the program fails before its first call."""
     copy = shutil.copytree(run, tmp_path / "run")
     result = Result.read(copy / "result.json").model_dump(mode="json")
     records = list(open_run(run).records(open_run(run).outcome("vanilla")))
@@ -139,9 +139,7 @@ def test_prompts_are_shown_as_they_are_sent(run: Path) -> None:
     assert shown.count("assistant\n") == len(prompt.demos)
 
 
-def test_what_is_exported_is_loaded_by_peft_and_gives_the_same_state(
-    run: Path, tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_an_export_is_loaded_by_peft_and_has_the_same_state(run: Path, tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_cli("export", run, out, "--strategy", "p -> w", "--seed", "4")
     state = ProgramState.model_validate_json((out / "state.json").read_text())
@@ -177,7 +175,7 @@ def test_the_best_row_has_a_score_and_without_any_it_is_the_first(run: Path) -> 
         best_of()
 
 
-def test_an_export_that_fails_leaves_nothing_in_the_way(run: Path, tmp_path: Path) -> None:
+def test_a_failed_export_leaves_no_folder(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     outcome = open_run(copy).outcome("p -> w", seed=4)
     (weights,) = outcome.state.weights.values()
@@ -212,7 +210,7 @@ def test_a_difference_shows_settings_scores_and_prompts(run: Path, tiny_folder: 
     assert "prompts of vanilla, seed 3: no difference" in shown
 
 
-def test_damage_and_what_is_not_there_are_named(run: Path, tmp_path: Path) -> None:
+def test_damage_and_missing_names_are_reported(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no result\.json"):
         run_cli("show", tmp_path)
     with pytest.raises(ConfigError, match=r"no strategy 'w'; it has vanilla, p -> w"):

@@ -86,7 +86,7 @@ def _one(trace: object) -> float:
 
 
 @pytest.mark.parametrize("command", [("show",), ("trace", "--limit", "2"), ("prompt",), ("diff",)])
-def test_commands_show_what_is_there_and_obey_nothing(run: Path, command: tuple[str, ...]) -> None:
+def test_commands_show_hostile_text_as_plain_text(run: Path, command: tuple[str, ...]) -> None:
     more = [str(run)] if command == ("diff",) else []
     done = CliRunner().invoke(app, [command[0], str(run), *more, *command[1:]], catch_exceptions=False)
     assert done.exit_code == 0
@@ -95,7 +95,7 @@ def test_commands_show_what_is_there_and_obey_nothing(run: Path, command: tuple[
         assert SHOWN in " ".join(done.stdout.split())
 
 
-def test_a_card_quotes_what_is_not_its_own(run: Path, tmp_path: Path) -> None:
+def test_a_card_quotes_foreign_text(run: Path, tmp_path: Path) -> None:
     opened = open_run(run)
     done = CliRunner().invoke(app, ["export", str(run), str(tmp_path / "[/] out")], catch_exceptions=False)
     assert not COMMANDS.search(done.stdout)

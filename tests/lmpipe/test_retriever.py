@@ -64,7 +64,7 @@ def test_without_a_retriever_the_error_says_what_to_write() -> None:
         run(session)
 
 
-def test_what_cannot_be_searched_for_is_refused() -> None:
+def test_invalid_k_and_queries_are_refused() -> None:
     for k in (0, True, 1.5, "3"):
         with pytest.raises(ConfigError, match=r"k of Retrieve is .*; it must be a whole number, at least 1"):
             Retrieve(k=k)  # type: ignore[arg-type]
@@ -122,7 +122,7 @@ def test_a_query_is_searched_once() -> None:
     assert retriever.searches[4:] == [(3, ["Rome lies"]), (3, ["Tiber flows"])]
 
 
-def test_what_was_not_asked_for_longest_is_forgotten_first() -> None:
+def test_the_least_recently_used_query_is_forgotten_first() -> None:
     searches, retriever = SearchCache(size=2), WordOverlap()
     for query in ("Rome", "Paris", "Rome", "Cairo", "Rome", "Paris"):
         assert searches.search(retriever, [query], 1) == [tuple(WordOverlap().search([query], 1)[0])]
@@ -163,7 +163,7 @@ def test_an_lm_that_asks_for_nothing_gets_no_passages() -> None:
 
 
 class Broken(Retriever):
-    """Fails as a whole, or loses an answer."""
+    """Fails for the whole batch, or returns one result too few."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -191,7 +191,7 @@ def test_a_retriever_that_fails_as_a_whole_ends_the_run(error: Exception | None,
         run(Session(lm=ScriptedLM(reader), retriever=Broken(error)))
 
 
-def test_a_trace_says_what_was_searched_and_found() -> None:
+def test_a_trace_contains_queries_and_passages() -> None:
     trace = run(Session(lm=ScriptedLM(reader), retriever=WordOverlap()), ["Paris"])[0]
     assert [(step.path, step.index, step.kind) for step in trace.steps] == [
         ("query", 0, "lm"),
@@ -218,7 +218,7 @@ def test_a_budget_limits_lm_calls_and_not_retrievals() -> None:
 
 
 class Server(LM):
-    """Schedules requests by itself and takes its time."""
+    """A slow LM that schedules requests itself."""
 
     batched = False
 

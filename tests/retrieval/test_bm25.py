@@ -70,7 +70,7 @@ def test_equals_come_in_the_order_of_the_passages() -> None:
 
 
 @pytest.mark.parametrize("query", ["", "  ", "the and of", "zebra", "?"])
-def test_a_query_about_nothing_in_the_collection_finds_nothing(query: str) -> None:
+def test_a_query_without_words_of_the_collection_returns_no_passages(query: str) -> None:
     retriever = BM25Retriever(PASSAGES)
     alone, among = retriever.search([query], 3), retriever.search(["rome", query, "nile"], 3)
     assert alone == [[]]
@@ -146,7 +146,7 @@ def test_passages_may_come_from_a_generator() -> None:
 
 
 def test_the_name_depends_on_the_version_of_the_tokenization() -> None:
-    """Results that were recorded before words were folded must not be recalled."""
+    """Results that were recorded before words were normalised must not be reused."""
     assert SMALL.name != "bm25 " + digest([1.5, 0.75, *map(astuple, PASSAGES)])
 
 

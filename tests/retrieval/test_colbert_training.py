@@ -68,7 +68,7 @@ def test_the_loss_falls_and_gold_passages_are_found(tmp_path: Path, query_expans
 
 
 @pytest.mark.skipif(importlib.util.find_spec("colbert") is None, reason="colbert-ai is absent")
-def test_what_is_saved_is_the_best_round_and_loads_in_colbert_ai(tmp_path: Path) -> None:
+def test_the_best_round_is_saved_and_loads_in_colbert_ai(tmp_path: Path) -> None:
     results = train(tmp_path)
     encoder = load_encoder(str(tmp_path / "trained"), precision="float32")
     rankings = rank_passages(encoder, PASSAGES, [question.text for question in QUESTIONS], 10, tmp_path)
@@ -80,7 +80,7 @@ def test_what_is_saved_is_the_best_round_and_loads_in_colbert_ai(tmp_path: Path)
     assert torch.allclose(encoder.encode_queries([question.text for question in QUESTIONS]), queries, atol=1e-5)
 
 
-def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_resumed_training_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     class Kill(Exception):
         pass
 
@@ -237,7 +237,7 @@ def test_a_training_that_diverges_is_an_error_and_leaves_no_checkpoint(tmp_path:
     assert not (tmp_path / "trained").exists()
 
 
-def test_data_that_is_no_collection_is_refused() -> None:
+def test_data_that_is_not_a_collection_is_refused() -> None:
     for wrong in (("text", QUESTIONS), (PASSAGES, "question"), (QUESTIONS, QUESTIONS)):
         with pytest.raises(ConfigError, match=r"passages|questions"):
             TrainingData(*wrong)  # type: ignore[arg-type]

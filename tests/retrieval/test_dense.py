@@ -90,7 +90,7 @@ class Poisoned(Embedder):
         return [[float("nan") if "nan" in text else 1.0, *([0.0] * (1 + ("long" in text)))] for text in texts]
 
 
-def test_values_that_are_no_numbers_are_never_ranked() -> None:
+def test_vectors_that_are_not_finite_are_never_ranked() -> None:
     retriever = DenseRetriever(PASSAGES, Poisoned())
     results = retriever.search(["a", "nan", "b"], 2)
     assert isinstance(results[1], EngineError)
@@ -113,7 +113,7 @@ def test_arguments_that_are_nearly_right_are_refused() -> None:
             ask()
 
 
-def test_what_cannot_be_searched_is_refused() -> None:
+def test_empty_collections_and_missing_vectors_are_refused() -> None:
     with pytest.raises(ConfigError, match="there are no passages"):
         DenseRetriever([], NumberLine())
     with pytest.raises(EngineError, match="'losing' returned 3 vectors for 4 texts"):

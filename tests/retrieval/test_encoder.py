@@ -126,7 +126,7 @@ def test_bfloat16_is_near_float32_and_only_for_passages(folder: Path) -> None:
         assert not torch.equal(one, other)
 
 
-def test_progress_counts_passages_and_nothing_encodes_to_nothing(folder: Path) -> None:
+def test_progress_counts_passages_and_empty_lists_are_encoded(folder: Path) -> None:
     encoder, done = load_encoder(str(folder)), []
     encoder.encode_passages(TEXTS * 40, done.append)
     assert sum(done) == 40 * len(TEXTS)

@@ -42,7 +42,7 @@ def expected(segments: Sequence[Segment], query: torch.Tensor, k: int) -> Rankin
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 32, 70])
-def test_finds_what_float64_finds_one_by_one(tokens: int, segments: list[Segment]) -> None:
+def test_rankings_are_those_of_float64(tokens: int, segments: list[Segment]) -> None:
     queries = unit_vectors(20, tokens, DIM, seed=3)
     for query, ranking in zip(queries, ExactIndex(segments).search(queries, 10), strict=True):
         reference = expected(segments, query, 10)

