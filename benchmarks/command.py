@@ -17,7 +17,7 @@ import typer
 
 from benchmarks.config import read_config
 from benchmarks.task import Task
-from lmpipe.cli.ending import run_command
+from lmpipe.cli.interrupts import run_command
 from lmpipe.cli.terminal import new_console, styled
 from lmpipe.errors import ConfigError
 from lmpipe.text.cleaning import clean_text
@@ -143,7 +143,7 @@ def main(task: Task) -> None:
             from benchmarks.execute import chosen_settings, execute
             from benchmarks.models import Models
             from benchmarks.rehearsal import rehearse, show_plan
-            from lmpipe.cli.tables import show
+            from lmpipe.cli.tables import show_result
             from lmpipe.trackers import load_tracker
 
             given = _given(task, options, config)
@@ -165,7 +165,7 @@ def main(task: Task) -> None:
             trackers = tuple(stack.enter_context(load_tracker(spec)) for spec in track or ())
             numbers = _numbers(seeds)
             result = execute(chosen, models, strategies, numbers, out, given, trackers, console, _typed(), cells)
-            show(result, console)
+            show_result(result, console)
             console.print(styled(f"written: {out / 'result.json'}, {out / 'report.html'}"))
 
     run_command(app, console)

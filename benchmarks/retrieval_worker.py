@@ -25,7 +25,7 @@ from lmpipe.retrieval.index.exact import ExactIndex
 from lmpipe.retrieval.passages import PassageText, read_passages
 from lmpipe.retrieval.plaid import PlaidIndex, build_plaid
 from lmpipe.retrieval.segments import Segment
-from lmpipe.retrieval.vectors import TokenIndex, TokenVectors
+from lmpipe.retrieval.vectors import TokenEmbeddings, TokenIndex
 
 BATCH = 64  # queries of a measured search
 DEPTHS = (10, 100)
@@ -34,7 +34,7 @@ DEPTHS = (10, 100)
 def encode(folder: Path, encoder: str, data: str, passages: str, share: str) -> dict[str, Any]:
     """Encodes all passages and the test questions, and leaves the vectors; every `share`-th passage is timed."""
     task = HotpotTask(data=data)
-    texts = [passage.full for passage in read_passages(task.passages or "")][: int(passages)]
+    texts = [passage.titled_text for passage in read_passages(task.passages or "")][: int(passages)]
     model = load_encoder(encoder)
     model.save_pretrained(folder / "checkpoint")
     model.encode_passages(texts[:8])
@@ -92,15 +92,15 @@ def growth(folder: Path, passages: str) -> dict[str, Any]:
         return {"tokens": tokens, "searches": searches, "floor": operations(segments, queries) / product_rate()}
 
 
-def left_in(folder: Path) -> tuple[TokenVectors, Tensor]:
+def left_in(folder: Path) -> tuple[TokenEmbeddings, Tensor]:
     """Passages, shortest first, and queries."""
     vectors, lengths = np.load(folder / "vectors.npy", mmap_mode="c"), np.load(folder / "lengths.npy")
-    encoded = TokenVectors(torch.from_numpy(vectors), torch.from_numpy(lengths).long())
+    encoded = TokenEmbeddings(torch.from_numpy(vectors), torch.from_numpy(lengths).long())
     return encoded, torch.from_numpy(np.load(folder / "queries.npy"))
 
 
 @contextmanager
-def segments_of(encoded: TokenVectors, size: int = 16_384) -> Iterator[list[Segment]]:
+def segments_of(encoded: TokenEmbeddings, size: int = 16_384) -> Iterator[list[Segment]]:
     """The passages as an index has them."""
     with tempfile.TemporaryDirectory() as temporary:
         segments, first = [], 0
@@ -108,13 +108,13 @@ def segments_of(encoded: TokenVectors, size: int = 16_384) -> Iterator[list[Segm
             folder, tokens = Path(temporary) / str(number), int(lengths.sum())
             folder.mkdir()
             texts = [PassageText(str(row), "", "text") for row in range(len(lengths))]
-            Segment.write(folder, texts, TokenVectors(encoded.vectors[first : first + tokens], lengths))
+            Segment.write(folder, texts, TokenEmbeddings(encoded.vectors[first : first + tokens], lengths))
             segments.append(Segment(folder))
             first += tokens
         yield segments
 
 
-def grown(encoded: TokenVectors, passages: int) -> TokenVectors:
+def grown(encoded: TokenEmbeddings, passages: int) -> TokenEmbeddings:
     """So many passages, shortest first; where real ones end, they come again with noise of 5 % of a vector's length."""
     picked = (
         torch.arange(passages) % len(encoded.lengths)
@@ -127,11 +127,11 @@ def grown(encoded: TokenVectors, passages: int) -> TokenVectors:
     if passages > len(encoded.lengths):
         vectors += 0.05 / vectors.shape[1] ** 0.5 * torch.randn(vectors.shape, generator=generator)
         vectors = torch.nn.functional.normalize(vectors, dim=1)
-    return TokenVectors(vectors, encoded.lengths[picked])
+    return TokenEmbeddings(vectors, encoded.lengths[picked])
 
 
 @torch.inference_mode()
-def truth(encoded: TokenVectors, queries: Tensor, k: int = 100) -> np.ndarray[Any, Any]:
+def truth(encoded: TokenEmbeddings, queries: Tensor, k: int = 100) -> np.ndarray[Any, Any]:
     """The best passages of each query by products in float32, ``[queries, k]``."""
     columns, scores, first = queries.flatten(0, 1).T.contiguous(), [], 0
     for lengths in torch.split(encoded.lengths, 128):

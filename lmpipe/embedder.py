@@ -1,6 +1,6 @@
-"""The embedder protocol: texts in, vectors out; and the vectors that a session has had computed.
+"""The embedder protocol: texts in, vectors out.
 
-Knows nothing of demonstrations or prompts: see `lmpipe.prompting.demo_selection`. Engines implement the protocol
+Does not depend on demonstrations or prompts; see `lmpipe.prompting.demo_selection`. Engines implement the protocol
 (`lmpipe.engines.sentence_encoder`).
 """
 
@@ -19,50 +19,58 @@ Vector = tuple[float, ...]
 
 
 class Embedder(ABC):
-    """Turns texts into vectors, such that texts of like meaning have vectors of like direction.
+    """Turns texts into vectors, so that texts with similar meanings have vectors with similar directions.
 
-    A vector depends on its text alone, not on the batch, up to float rounding.
+    The vector of a text depends only on that text, not on the batch, up to float rounding.
     """
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What identifies the model: a state names the embedder that its demonstrations are chosen by."""
+        """Identifies the model. A state stores the name of the embedder that selects its demonstrations."""
 
     @abstractmethod
     def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
-        """A vector for each text, in order, all of one length. Called by one thread at a time."""
+        """Returns one vector for each text, in order, all of the same length. Called by one thread at a time."""
 
 
-def wanted(embedder: Embedder | None, name: str) -> Embedder:
-    """The embedder that a session has, if it is the one that a state names.
+def require_embedder(embedder: Embedder | None, name: str) -> Embedder:
+    """Returns the embedder of a session, after checking that it is the one that a state names.
 
     Raises:
-        SessionError: If it is another, or there is none.
+        SessionError: If the session has another embedder, or none.
     """
     if embedder is None or embedder.name != name:
-        own = "none" if embedder is None else repr(embedder.name)
+        actual = "none" if embedder is None else repr(embedder.name)
         raise SessionError(
-            f"a prompt shows the demonstrations nearest by embedder {name!r} and this session has {own}; make it with "
-            "Session(embedder=...)"
+            f"a prompt selects its demonstrations with the embedder {name!r}, but this session has {actual}; pass it "
+            "with Session(embedder=...)"
         )
     return embedder
 
 
 def ask_embedder(embedder: Embedder, texts: Sequence[str]) -> list[Sequence[float]]:
+    """Embeds texts, and checks that the embedder returned one vector for each text, all of the same length.
+
+    Raises:
+        EngineError: If a vector is missing or is not a vector of numbers, if the lengths differ, or if the embedder
+            raised an exception.
+    """
     who = f"the embedder {embedder.name!r} ({type(embedder).__name__})"
     vectors = call_and_check(who, lambda: embedder.embed(texts), len(texts), "a vector of numbers", _fault)
     sizes = sorted({len(vector) for vector in vectors})
     if len(sizes) > 1:
-        raise EngineError(f"{who} gave vectors of {sizes[0]} and of {sizes[-1]} numbers; all must have one length")
+        raise EngineError(
+            f"{who} gave vectors of {sizes[0]} and of {sizes[-1]} numbers; all vectors must have the same length"
+        )
     return vectors
 
 
 def _fault(vector: object) -> str:
-    numbers = isinstance(vector, Iterable) and all(isinstance(part, Real) for part in vector)
-    return "" if numbers else "it must give a vector of numbers"
+    is_vector = isinstance(vector, Iterable) and all(isinstance(component, Real) for component in vector)
+    return "" if is_vector else "it must give a vector of numbers"
 
 
-def cosine(one: Vector, other: Vector) -> float:
-    """Cosine of the angle between two vectors of length 1."""
-    return math.fsum(map(mul, one, other))
+def cosine(a: Vector, b: Vector) -> float:
+    """Cosine of the angle between two unit vectors."""
+    return math.fsum(map(mul, a, b))

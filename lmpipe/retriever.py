@@ -1,6 +1,6 @@
-"""The retriever protocol: batches of queries in, passages out; and the memory of what was found.
+"""The retriever protocol: a batch of queries in, passages out.
 
-Knows nothing of programs, or of how passages are indexed and scored.
+Does not depend on programs, or on how passages are indexed and scored.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from lmpipe.validation.contract import call_and_check
 @final
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A passage that was found.
+    """A passage that a search returned.
 
     Attributes:
-        id: Names it within its collection.
-        text: What programs read.
-        score: How well it fits the query, higher being better; comparable within one search only.
+        id: Identifier of the passage within its collection.
+        text: Text of the passage, as programs read it.
+        score: Relevance to the query; higher is better. Scores are comparable only within one search.
     """
 
     id: str
@@ -34,38 +34,47 @@ class Passage:
 class Retriever(ABC):
     """A collection of passages that answers batches of queries.
 
-    `search` returns one result for each query, in order: at most `k` passages, best first. A `k` beyond the collection
-    gives all of it (of BM25, all that share a word with the query), and an empty query gives no passages. It never
-    raises for a single query: one that cannot be answered gives an `EngineError` in its place. If it does raise an
-    `EngineError`, every query of that batch has failed. Results depend on the query and on `k` alone, not on the batch,
-    up to float rounding.
+    `search` returns one result for each query, in order: at most `k` passages, best first. If `k` exceeds the size of
+    the collection, all passages are returned (BM25 returns those that share a word with the query). An empty query
+    returns no passages. A query that cannot be answered does not raise; its result is an `EngineError`. If `search`
+    does raise an `EngineError`, every query of the batch has failed. Results depend only on the query and on `k`, not
+    on the batch, up to float rounding.
     """
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What identifies the collection and the way it is searched by content, such as the digest of an index.
+        """Identifies, by content, the collection and the way it is searched; for example, the digest of an index.
 
-        Two retrievers of one name find the same; recorded results are looked up by it.
+        Two retrievers with the same name return the same passages; recorded results are looked up by this name.
         """
 
     @abstractmethod
     def search(self, queries: Sequence[str], k: int) -> Sequence[Sequence[Passage] | EngineError]:
-        """Answers a batch."""
+        """Returns the passages of each query, in order; see the class."""
 
 
-Found = tuple[Passage, ...]
+Passages = tuple[Passage, ...]
+"""The passages that one query returned, best first."""
 
 
-def ask_retriever(retriever: Retriever, queries: Sequence[str], k: int) -> list[Found | EngineError]:
+def ask_retriever(retriever: Retriever, queries: Sequence[str], k: int) -> list[Passages | EngineError]:
+    """Searches, and checks that the retriever returned one valid result for each query.
+
+    Returns:
+        The results in the order of the queries, with characters that are not valid text replaced.
+
+    Raises:
+        EngineError: If the results do not have the right number or type, or the retriever raised an exception.
+    """
     who = f"the retriever {retriever.name!r} ({type(retriever).__name__})"
-    wanted = f"a list of at most {k} Passages, whose ids and texts are text, or an EngineError"
+    expected = f"a list of at most {k} Passages, whose ids and texts are text, or an EngineError"
 
     def fault(answer: object) -> str:
-        return "" if _is_answer(k, answer) else f"it must give {wanted}"
+        return "" if _is_answer(k, answer) else f"it must give {expected}"
 
-    found = call_and_check(who, lambda: retriever.search(queries, k), len(queries), wanted, fault)
-    return [answer if isinstance(answer, EngineError) else tuple(map(_cleaned, answer)) for answer in found]
+    results = call_and_check(who, lambda: retriever.search(queries, k), len(queries), expected, fault)
+    return [result if isinstance(result, EngineError) else tuple(map(_cleaned, result)) for result in results]
 
 
 def _is_answer(k: int, answer: object) -> bool:
@@ -74,8 +83,8 @@ def _is_answer(k: int, answer: object) -> bool:
     return isinstance(answer, (list, tuple)) and len(answer) <= k and all(map(_is_passage, answer))
 
 
-def _is_passage(found: object) -> bool:
-    return isinstance(found, Passage) and isinstance(found.id, str) and isinstance(found.text, str)
+def _is_passage(value: object) -> bool:
+    return isinstance(value, Passage) and isinstance(value.id, str) and isinstance(value.text, str)
 
 
 def _cleaned(passage: Passage) -> Passage:

@@ -29,7 +29,7 @@ from lmpipe import (
     initial_state,
     rollout,
 )
-from lmpipe.cli.ending import run_command
+from lmpipe.cli.interrupts import run_command
 from lmpipe.cli.terminal import new_console, progress_bars
 from tests.scripted import examples
 

@@ -1,4 +1,4 @@
-"""Tiny ColBERT checkpoints that tests make: a BERT with random weights and a real WordPiece vocabulary."""
+"""Tiny ColBERT checkpoints for tests: a BERT with random weights and a real WordPiece vocabulary."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def tiny_checkpoint(
     seed: int = 0,
     word_by_word: bool = False,
 ) -> Checkpoint:
-    """A checkpoint in memory; two of one kind are equal.
+    """Creates a checkpoint in memory; the same arguments create equal checkpoints.
 
     Args:
-        settings: How texts are tokenised.
-        dim: Of token vectors.
-        positions: Most tokens.
-        texts: Whose words the vocabulary has.
-        seed: Of the weights.
-        word_by_word: Whether a token's vector tells little but its word, so that texts are found by their words.
+        settings: Settings of the tokenization.
+        dim: Number of components of a token vector.
+        positions: Maximum number of tokens.
+        texts: Texts whose words are in the vocabulary.
+        seed: Seed of the weights.
+        word_by_word: Whether a token's vector depends mainly on its word, so that texts are found by their words.
     """
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer

@@ -1,4 +1,4 @@
-"""``lmpipe index``: builds indexes of passages, and looks into them."""
+"""``lmpipe index``: builds, inspects, searches and changes indexes of passages."""
 
 from __future__ import annotations
 
@@ -13,32 +13,38 @@ from lmpipe.cli.terminal import new_console, progress_bars, styled
 from lmpipe.errors import ConfigError, EngineError
 
 logger = logging.getLogger(__name__)
-app = typer.Typer(no_args_is_help=True, help="Build indexes of passages, and look into them.")
+app = typer.Typer(no_args_is_help=True, help="Builds, inspects, searches and changes indexes of passages.")
 console = new_console()
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the index.")]
-ENCODER_HELP = "`bundled`, or a ColBERT checkpoint: hub id or folder."
-HEADER_HELP = "Passages are columns (.tsv) whose first line names them, in a CSV writer's quotes, as DPR's are."
+PASSAGES_HELP = "File of passages: JSON Lines with pid, text and title, or ColBERT's TSV; may be gzipped."
+ENCODER_HELP = "ColBERT checkpoint: a hub id, a folder, or `bundled`."
+HEADER_HELP = "The first line of a .tsv file names its columns, and fields may be quoted, as in DPR's files."
 
 
 @app.command()
 def build(
-    passages: Annotated[
-        Path, typer.Argument(help="JSON Lines with pid, text and title, or ColBERT's TSV; may be .gz.")
-    ],
+    passages: Annotated[Path, typer.Argument(help=PASSAGES_HELP)],
     out: Folder,
     encoder: Annotated[str, typer.Option(help=ENCODER_HELP)] = "colbert-ir/colbertv2.0",
     engine: Annotated[
         Literal["auto", "exact", "plaid"],
-        typer.Option(help="`exact` keeps int8 vectors, `plaid` compresses them; `auto` is exact up to --memory-mb."),
+        typer.Option(
+            help="`exact` stores int8 vectors, `plaid` compresses them; `auto` is `exact` if the int8 vectors fit into "
+            "--memory-mb."
+        ),
     ] = "auto",
-    bits: Annotated[int, typer.Option(help="Of a component of a vector, for PLAID: 2 or 4.")] = 2,
-    memory_mb: Annotated[int, typer.Option(help="Up to which `auto` keeps int8 vectors.")] = 320,
-    chunk: Annotated[int, typer.Option(help="Passages between two points that a build can go on from.")] = 4096,
-    skip_malformed: Annotated[bool, typer.Option(help="Leave lines out that are no passages; each is named.")] = False,
+    bits: Annotated[int, typer.Option(help="Bits that `plaid` stores per component of a vector: 2 or 4.")] = 2,
+    memory_mb: Annotated[int, typer.Option(help="Size in MB of the int8 vectors up to which `auto` is `exact`.")] = 320,
+    chunk: Annotated[
+        int, typer.Option(help="Number of passages between two points from which a build can be resumed.")
+    ] = 4096,
+    skip_malformed: Annotated[
+        bool, typer.Option(help="Skip lines that are not passages, with a warning for each.")
+    ] = False,
     header: Annotated[bool, typer.Option(help=HEADER_HELP)] = False,
 ) -> None:
-    """Builds an index. Run again after an interruption, it goes on where it was."""
+    """Builds an index. Run the command again to resume an interrupted build."""
     from lmpipe.retrieval.colbert import load_encoder
     from lmpipe.retrieval.index import BuildSettings, build_index
 
@@ -49,7 +55,7 @@ def build(
             out,
             load_encoder(encoder),
             settings,
-            malformed=_told if skip_malformed else None,
+            on_malformed=_warn if skip_malformed else None,
             progress=progress,
             header=header,
         )
@@ -60,13 +66,13 @@ def build(
 def info(
     folder: Folder, verify: Annotated[bool, typer.Option(help="Compare all files with their checksums.")] = True
 ) -> None:
-    """Shows what an index consists of."""
+    """Shows the engine, encoder and size of an index."""
     from lmpipe.retrieval.index.manifest import Manifest
 
     manifest = Manifest.read(folder)
     if verify:
         manifest.verify(folder)
-    size = sum(path.stat().st_size for part in manifest.folders(folder) for path in part.iterdir())
+    size = sum(file.stat().st_size for part in manifest.folders(folder) for file in part.iterdir())
     table = Table(title=styled(str(folder)), show_header=False)
     for name, value in {
         "digest": manifest.digest,
@@ -74,7 +80,7 @@ def info(
         "encoder": f"{manifest.encoder.spec} ({manifest.encoder.digest})",
         "passages": f"{manifest.passages:,}" + (f" ({len(manifest.deleted):,} deleted)" if manifest.deleted else ""),
         "token vectors": f"{manifest.tokens:,} of {manifest.encoder.dim} components",
-        "size": f"{size / 1e6:,.1f} MB, {size / max(1, manifest.tokens):.1f} bytes a token with texts",
+        "size": f"{size / 1e6:,.1f} MB, {size / max(1, manifest.tokens):.1f} bytes per token, including texts",
         "checksums": "verified" if verify else "not verified",
     }.items():
         table.add_row(name, styled(value))
@@ -84,17 +90,17 @@ def info(
 @app.command()
 def search(
     folder: Folder,
-    query: Annotated[list[str], typer.Argument(help="One or several.")],
-    k: Annotated[int, typer.Option("-k", min=1, help="Most passages for a query.")] = 5,
+    query: Annotated[list[str], typer.Argument(help="One or more queries.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Maximum number of passages per query.")] = 5,
 ) -> None:
     """Searches an index."""
     from lmpipe.retrieval.index import open_index
 
-    for text, found in zip(query, open_index(folder).search(query, k), strict=True):
-        if isinstance(found, EngineError):
-            raise found
+    for text, passages in zip(query, open_index(folder).search(query, k), strict=True):
+        if isinstance(passages, EngineError):
+            raise passages
         table = Table("", "score", "id", "passage", title=styled(text), title_justify="left")
-        for rank, passage in enumerate(found, 1):
+        for rank, passage in enumerate(passages, 1):
             table.add_row(str(rank), f"{passage.score:.2f}", styled(passage.id), styled(passage.text))
         console.print(table)
 
@@ -102,7 +108,7 @@ def search(
 @app.command()
 def add(
     folder: Folder,
-    passages: Annotated[Path, typer.Argument(help="As for `build`.")],
+    passages: Annotated[Path, typer.Argument(help=PASSAGES_HELP)],
     header: Annotated[bool, typer.Option(help=HEADER_HELP)] = False,
 ) -> None:
     """Adds passages to an exact index."""
@@ -118,7 +124,7 @@ def add(
 
 
 @app.command()
-def delete(folder: Folder, ids: Annotated[list[str], typer.Argument(help="Of the passages.")]) -> None:
+def delete(folder: Folder, ids: Annotated[list[str], typer.Argument(help="Ids of the passages to delete.")]) -> None:
     """Deletes passages from an exact index."""
     from lmpipe.retrieval.index import delete_passages
 
@@ -126,5 +132,5 @@ def delete(folder: Folder, ids: Annotated[list[str], typer.Argument(help="Of the
     info(folder, verify=False)
 
 
-def _told(problem: ConfigError) -> None:
-    logger.warning("left out: %s", problem)
+def _warn(problem: ConfigError) -> None:
+    logger.warning("skipped: %s", problem)

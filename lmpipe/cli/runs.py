@@ -1,4 +1,4 @@
-"""``lmpipe show``, ``trace``, ``prompt``, ``export`` and ``diff``: looking into a finished run."""
+"""``lmpipe show``, ``trace``, ``prompt``, ``export`` and ``diff``: inspecting finished runs."""
 
 from __future__ import annotations
 
@@ -21,56 +21,60 @@ if TYPE_CHECKING:
 console = new_console(soft_wrap=True)
 _COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green"}
 
-Run = Annotated[Path, typer.Argument(help="Run directory of a benchmark.")]
-Strategy = Annotated[str | None, typer.Option(help="By default the one with the best validation score.")]
-Seed = Annotated[int | None, typer.Option(help="By default the first.")]
-Module = Annotated[str | None, typer.Option(help="Path of a module, such as `answer`; by default all.")]
+RunFolder = Annotated[Path, typer.Argument(help="Run directory of a benchmark.")]
+Strategy = Annotated[
+    str | None, typer.Option(help="Strategy to use; by default the one with the best validation score.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed to use; by default the first.")]
+Module = Annotated[str | None, typer.Option(help="Path of a module, such as `answer`; by default all modules.")]
 
 
-def show(run: Run) -> None:
-    """Shows the scores of all strategies with their intervals, what they cost, and what is to be known."""
-    from lmpipe.cli.tables import show as show_tables
+def show(run: RunFolder) -> None:
+    """Shows the scores of all strategies with confidence intervals, their costs, and noteworthy findings."""
+    from lmpipe.cli.tables import show_result
     from lmpipe.results.run_reader import open_run
 
-    show_tables(open_run(run).result, new_console())
+    show_result(open_run(run).result, new_console())
 
 
 def trace(
-    run: Run,
+    run: RunFolder,
     strategy: Strategy = None,
     seed: Seed = None,
-    example: Annotated[str | None, typer.Option(help="Id of an example.")] = None,
+    example: Annotated[str | None, typer.Option(help="Id of an example; by default all examples.")] = None,
     module: Module = None,
-    errors: Annotated[bool, typer.Option("--errors", help="Only runs that failed, and their failed steps.")] = False,
-    limit: Annotated[int, typer.Option(help="Most runs to show.")] = 5,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="Show only traces that failed, and only their failed steps.")
+    ] = False,
+    limit: Annotated[int, typer.Option(help="Maximum number of traces to show.")] = 5,
 ) -> None:
-    """Shows test runs step by step: the messages as sent, the completion, what was read of it, and the score."""
+    """Shows traces of test examples: the messages sent, the completions, the outputs parsed from them, the scores."""
     from lmpipe.results.run_reader import open_run
 
-    opened = open_run(run)
-    outcome, name = _chosen(opened, strategy, seed)
-    found, paths, shown = 0, set[str](), list["TraceRecord"]()
-    for record in _tested(opened, outcome, name):
+    finished = open_run(run)
+    outcome, name = _select_outcome(finished, strategy, seed)
+    count, paths, selected = 0, set[str](), list["TraceRecord"]()
+    for record in _test_records(finished, outcome, name):
         if example in (None, record.example) and (record.failure or not errors):
-            found += 1
+            count += 1
             paths |= {step.path for step in record.steps}
-            shown += [record] if found <= limit else []
-    if not found:
-        raise ConfigError(f"{run} has no such run of {name!r}, seed {outcome.seed}")
+            selected += [record] if count <= limit else []
+    if not count:
+        raise ConfigError(f"{run} has no such trace of {name!r}, seed {outcome.seed}")
     _check_module(module, paths)
-    console.print(styled((name, "bold"), f", seed {outcome.seed}: {len(shown)} of {found} runs"))
-    for record in shown:
+    console.print(styled((name, "bold"), f", seed {outcome.seed}: {len(selected)} of {count} traces"))
+    for record in selected:
         _show_trace(record, module, errors)
 
 
-def prompt(run: Run, strategy: Strategy = None, seed: Seed = None, module: Module = None) -> None:
-    """Shows the prompts that a strategy ended in, as they are sent: instruction, reply form, demonstrations."""
+def prompt(run: RunFolder, strategy: Strategy = None, seed: Seed = None, module: Module = None) -> None:
+    """Shows the final prompts of a strategy as they are sent: instructions, output format and demonstrations."""
     from lmpipe.results.run_reader import open_run, prompts_sent
 
-    opened = open_run(run)
-    outcome, name = _chosen(opened, strategy, seed)
+    finished = open_run(run)
+    outcome, name = _select_outcome(finished, strategy, seed)
     console.print(styled((name, "bold"), f", seed {outcome.seed}"))
-    prompts = prompts_sent(_tested(opened, outcome, name))
+    prompts = prompts_sent(_test_records(finished, outcome, name))
     _check_module(module, set(prompts))
     for path, messages in prompts.items():
         if _is_in(path, module):
@@ -79,85 +83,83 @@ def prompt(run: Run, strategy: Strategy = None, seed: Seed = None, module: Modul
 
 
 def export(
-    run: Run,
-    folder: Annotated[Path, typer.Argument(help="To be made.")],
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(help="Folder to create.")],
     strategy: Strategy = None,
     seed: Seed = None,
 ) -> None:
-    """Writes a folder with the state, the adapters in PEFT's format, which transformers and vLLM load, and a card."""
+    """Exports the final state of a strategy: prompts, LoRA adapters for transformers and vLLM, and a model card."""
     from lmpipe.results.export import export as write
     from lmpipe.results.run_reader import open_run
 
-    opened = open_run(run)
-    outcome, name = _chosen(opened, strategy, seed)
-    write(opened, outcome, opened.strategy(name), folder)
-    console.print(styled(f"written: {', '.join(sorted(path.name for path in folder.iterdir()))} in {folder}"))
+    finished = open_run(run)
+    outcome, name = _select_outcome(finished, strategy, seed)
+    write(finished, outcome, finished.strategy(name), folder)
+    console.print(styled(f"wrote {', '.join(sorted(file.name for file in folder.iterdir()))} to {folder}"))
 
 
 def diff(
-    run_a: Annotated[Path, typer.Argument(help="Run directory.")],
-    run_b: Annotated[Path, typer.Argument(help="Another one.")],
-    strategy: Annotated[str | None, typer.Option(help="Whose prompts to compare; by default those of all.")] = None,
+    run_a: Annotated[Path, typer.Argument(help="Run directory of a benchmark.")],
+    run_b: Annotated[Path, typer.Argument(help="Run directory to compare it with.")],
+    strategy: Annotated[
+        str | None, typer.Option(help="Strategy whose prompts are compared; by default all common strategies.")
+    ] = None,
 ) -> None:
-    """Shows in what two runs differ: settings, versions, splits, scores, prompts of the first seed that both have."""
+    """Shows how two runs differ: settings, versions, data splits, scores, and prompts of their first common seed."""
     from lmpipe.results.run_reader import open_run, prompts_sent
 
     first, second = open_run(run_a), open_run(run_b)
-    _show_difference("settings", _lines(first.provenance), _lines(second.provenance))
-    _show_difference("versions", _lines(first.result.versions), _lines(second.result.versions))
-    _show_difference("splits", _lines(first.splits), _lines(second.splits))
-    _show_difference("test scores", _scores(first), _scores(second))
-    both = [row.strategy for row in first.result.strategies if row.strategy in dict(_rows(second))]
+    _show_difference("settings", _json_lines(first.provenance), _json_lines(second.provenance))
+    _show_difference("versions", _json_lines(first.result.versions), _json_lines(second.result.versions))
+    _show_difference("splits", _json_lines(first.splits), _json_lines(second.splits))
+    _show_difference("test scores", _score_lines(first), _score_lines(second))
+    names = {row.strategy for row in second.result.strategies}
+    common = [row.strategy for row in first.result.strategies if row.strategy in names]
     seeds = [seed for seed in first.result.seeds if seed in second.result.seeds]
-    for name in [strategy] if strategy else both:
+    for name in [strategy] if strategy else common:
         for seed in seeds[:1]:
-            sides = [prompts_sent(one.records(one.outcome(name, seed))) for one in (first, second)]
-            _show_difference(f"prompts of {name}, seed {seed}", *map(_lines_of, sides))
+            prompts = [prompts_sent(run.records(run.outcome(name, seed))) for run in (first, second)]
+            _show_difference(f"prompts of {name}, seed {seed}", *map(_prompt_lines, prompts))
 
 
-def _chosen(run: FinishedRun, strategy: str | None, seed: int | None) -> tuple[StrategyOutcome, str]:
+def _select_outcome(run: FinishedRun, strategy: str | None, seed: int | None) -> tuple[StrategyOutcome, str]:
+    """Returns the outcome of a strategy and seed, with the name of the strategy; see the options for the defaults."""
     name = run.strategy(strategy).strategy
     return run.outcome(name, seed), name
 
 
-def _tested(run: FinishedRun, outcome: StrategyOutcome, name: str) -> Iterator[TraceRecord]:
-    """The test runs of an outcome.
+def _test_records(run: FinishedRun, outcome: StrategyOutcome, name: str) -> Iterator[TraceRecord]:
+    """Reads the traces of the test examples of an outcome.
 
     Raises:
-        ConfigError: If there are none.
+        ConfigError: If there are no traces.
     """
     if outcome.traces is None:
-        why = "; ".join(run.strategy(name).skips) or "its traces were not kept"
-        raise ConfigError(f"{run.folder} has no test runs of {name!r}, seed {outcome.seed}: {why}")
+        reason = "; ".join(run.strategy(name).skips) or "its traces were not kept"
+        raise ConfigError(f"{run.folder} has no traces of {name!r}, seed {outcome.seed}: {reason}")
     return run.records(outcome)
 
 
 def _is_in(path: str, module: str | None) -> bool:
-    """Whether a path is that of a module, or of a part of it."""
+    """Whether a path is that of the module or of a submodule; always true if `module` is None."""
     return module is None or path == module or path.startswith(f"{module}.")
 
 
 def _check_module(module: str | None, paths: set[str]) -> None:
-    """Raises:
-    ConfigError: If no path is in the module.
-    """
+    """Raises a ConfigError if none of the paths is in the module."""
     if module is not None and not any(_is_in(path, module) for path in paths):
-        raise ConfigError(f"there is no module {module!r}; there are {', '.join(sorted(paths))}")
+        raise ConfigError(f"there is no module {module!r}; the modules are {', '.join(sorted(paths))}")
 
 
-def _rows(run: FinishedRun) -> list[tuple[str, str]]:
-    return [(row.strategy, row.test.percent) for row in run.result.strategies]
-
-
-def _lines(values: object) -> list[str]:
+def _json_lines(values: object) -> list[str]:
     return json.dumps(values, indent=2, ensure_ascii=False, sort_keys=True).splitlines()
 
 
-def _scores(run: FinishedRun) -> list[str]:
-    return [f"{name}: {score}" for name, score in _rows(run)]
+def _score_lines(run: FinishedRun) -> list[str]:
+    return [f"{row.strategy}: {row.test.percent}" for row in run.result.strategies]
 
 
-def _lines_of(prompts: dict[str, list[tuple[str, str]]]) -> list[str]:
+def _prompt_lines(prompts: dict[str, list[tuple[str, str]]]) -> list[str]:
     return [
         line
         for path, messages in prompts.items()
@@ -166,17 +168,18 @@ def _lines_of(prompts: dict[str, list[tuple[str, str]]]) -> list[str]:
     ]
 
 
-def _show_difference(what: str, first: list[str], second: list[str]) -> None:
+def _show_difference(title: str, first: list[str], second: list[str]) -> None:
     changed = list(difflib.unified_diff(first, second, lineterm="", n=2))[2:]
-    console.rule(styled(what + ("" if changed else ": the same")))
+    console.rule(styled(title + ("" if changed else ": no difference")))
     for line in changed:
         console.print(styled((line, {"+": "green", "-": "red", "@": "cyan"}.get(line[0], "dim"))))
 
 
 def _show_trace(record: TraceRecord, module: str | None, errors: bool) -> None:
-    measured = "".join(f", {name} {value:g}" for name, value in record.measures.items())
-    console.rule(styled(f"example {record.example}, score {record.score:g}{measured}"))
-    for name, value in [*record.inputs.items(), *((f"right {name}", value) for name, value in record.labels.items())]:
+    measures = "".join(f", {name} {value:g}" for name, value in record.measures.items())
+    console.rule(styled(f"example {record.example}, score {record.score:g}{measures}"))
+    labels = ((f"correct {name}", value) for name, value in record.labels.items())
+    for name, value in [*record.inputs.items(), *labels]:
         console.print(styled((name, "bold"), f": {value}"))
     for step in record.steps:
         if _is_in(step.path, module) and (step.error or not errors):
@@ -192,13 +195,13 @@ def _show_step(step: StepRecord) -> None:
     console.print(styled("\n", (step.path, "bold yellow"), f", call {step.index}"))
     if step.kind == "retrieval":
         console.print(styled(f"  query: {step.inputs.get('query')}"))
-        found = step.outputs or {}
-        for text, score in zip(found.get("passages", []), found.get("scores", []), strict=False):
+        outputs = step.outputs or {}
+        for text, score in zip(outputs.get("passages", []), outputs.get("scores", []), strict=False):
             console.print(styled(f"  {score:8.2f}  {text}"))
     else:
         _show_messages(step.messages)
         console.print(styled(("completion", "bold green"), f" ({step.completion_tokens} tokens)\n", step.text or ""))
-        console.print(styled(("read as", "bold"), f": {step.outputs}"))
+        console.print(styled(("parsed outputs", "bold"), f": {step.outputs}"))
     if step.error:
         console.print(styled(("error", "bold red"), ": ", step.error))
 

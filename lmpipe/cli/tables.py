@@ -1,4 +1,4 @@
-"""A result on the terminal: scores, costs, and what to know."""
+"""Tables of a result for the terminal: scores, costs, comparisons and findings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lmpipe.cli.terminal import styled
 from lmpipe.results.result import Result
 
 
-def show(result: Result, console: Console) -> None:
-    """Prints the tables of a result, and its findings; they fit into 80 columns."""
+def show_result(result: Result, console: Console) -> None:
+    """Prints the tables and findings of a result; they fit into 80 columns."""
     console.print(_scores(result))
     console.print(_costs(result))
     if result.comparisons:
         console.print(_comparisons(result))
     if result.measures:
-        console.print(_quality(result))
+        console.print(_measures(result))
     for finding in result.findings:
         where = f"seed {finding.seed}, {finding.stage}"
         console.print(styled((finding.kind, "yellow"), f" ({where}): {finding.message}. Try: {finding.advice}."))
@@ -41,11 +41,11 @@ def _scores(result: Result) -> Table:
 
 
 def _costs(result: Result) -> Table:
-    """Tokens, LM calls that could not be read, runs kept to learn from, time, and peak memory.
+    """Tokens, parse errors, traces kept for training, time, and peak memory.
 
-    Together, stages that strategies share count once.
+    In the last row, stages that several strategies share are counted once.
     """
-    table = _table("", "stages of", "tokens", "trained", "unreadable", "kept of tried", "CPU s", "GiB")
+    table = _table("", "cost of", "tokens", "trained", "unreadable", "kept / tried", "CPU s", "GiB")
     for name, cost in [*((row.strategy, row.cost) for row in result.strategies), ("all together", result.cost)]:
         table.add_row(
             styled(name),
@@ -56,32 +56,36 @@ def _costs(result: Result) -> Table:
             f"{cost['cpu_seconds']:,.0f}",
             f"{cost['peak_memory'] / 2**30:.1f}",
         )
-    special = {"engine_errors": "could not be answered", "cached_calls": "were answered by the cache"}
-    notes = [f"{result.cost[name]:,} LM calls {what}" for name, what in special.items() if result.cost[name]]
+    kinds = {"engine_errors": "failed", "cached_calls": "were answered from the cache"}
+    notes = [f"{result.cost[name]:,} LM calls {verb}" for name, verb in kinds.items() if result.cost[name]]
     if result.cost.get("gpu_seconds"):
-        notes.append(f"{result.cost['gpu_seconds']:,.0f} seconds of GPUs")
+        notes.append(f"{result.cost['gpu_seconds']:,.0f} GPU seconds")
     table.caption = "; ".join(notes) or None
     return table
 
 
 def _comparisons(result: Result) -> Table:
-    """Paired differences from the baselines, in points; those whose p is low are not chance."""
-    table = _table("", "strategy", "against", "points of difference", "wins", "losses", "p (Holm)")
-    for one in result.comparisons:
-        if one.p_holm is not None:
-            p = "< 0.001" if one.p_holm < 0.001 else f"{one.p_holm:.3f}"
+    """Paired differences from the baselines in percentage points; a low p means that a difference is not chance."""
+    table = _table("", "strategy", "baseline", "difference (points)", "wins", "losses", "p (Holm)")
+    for comparison in result.comparisons:
+        if comparison.p_holm is not None:
             table.add_row(
-                styled(one.strategy), styled(one.baseline), one.format_points(), f"{one.wins:,}", f"{one.losses:,}", p
+                styled(comparison.strategy),
+                styled(comparison.baseline),
+                comparison.format_points(),
+                f"{comparison.wins:,}",
+                f"{comparison.losses:,}",
+                "< 0.001" if comparison.p_holm < 0.001 else f"{comparison.p_holm:.3f}",
             )
     return table
 
 
-def _quality(result: Result) -> Table:
-    """Measures of the test runs: of all, and of those with the full score."""
-    table = _table("", "strategy", "on the way", "all test runs", "right ones")
+def _measures(result: Result) -> Table:
+    """Measures of the test traces: means over all traces, and over those with the full score."""
+    table = _table("", "strategy", "measure", "all traces", "full score")
     for row in result.strategies:
-        for name, found in row.quality.items():
-            table.add_row(styled(row.strategy), styled(name), found.all.percent, found.successful.percent)
+        for name, quality in row.quality.items():
+            table.add_row(styled(row.strategy), styled(name), quality.all.percent, quality.successful.percent)
     return table
 
 

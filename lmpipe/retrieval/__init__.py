@@ -1,8 +1,8 @@
-"""Late-interaction retrieval: ColBERT checkpoints, indexes over token vectors, and the retrievers made of them.
+"""Late-interaction retrieval: ColBERT checkpoints, indexes over token vectors, and retrievers built on them.
 
-A passage is a row of token vectors; a query is another; the score of a passage is the sum, over the query's vectors, of
-the largest product with any vector of the passage (MaxSim; Khattab and Zaharia 2020, arXiv 2004.12832). Nothing here is
-imported before it is made: see `load_retriever`.
+Passages and queries are encoded as one vector per token. The score of a passage is the sum, over the vectors of the
+query, of the largest dot product with any vector of the passage (MaxSim; Khattab and Zaharia 2020, arXiv 2004.12832).
+`load_retriever` imports a retriever's modules only when it creates that retriever.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from lmpipe.text.secrets import redact_spec
 
 
 def load_retriever(spec: str | Path, passages: str | Path | None = None, *, header: bool = False) -> Retriever:
-    """Makes the retriever that a short text names.
+    """Creates a retriever from a short description.
 
     Args:
-        spec: A folder, or ``"index:FOLDER"``, for an index of `lmpipe.retrieval.index`; ``"http://HOST:PORT"`` for a
-            server, which is sent the token in ``$LMPIPE_TOKEN`` if that is set; ``"bm25:PASSAGES"`` for BM25 over a
-            file of passages (`lmpipe.retrieval.passages.read_passages`); ``"dense:PASSAGES"`` for the vectors of the
-            bundled encoder, which are kept in ``$LMPIPE_CACHE``.
-        passages: The file for a spec that names none, such as ``"bm25"``.
-        header: Of a file of passages; see `lmpipe.retrieval.passages.read_passages`.
+        spec: Which retriever to create. A folder, or ``"index:FOLDER"``: an index of `lmpipe.retrieval.index`.
+            ``"http://HOST:PORT"``: a server, which is sent the token in ``$LMPIPE_TOKEN`` if that variable is set.
+            ``"bm25:PASSAGES"``: BM25 over a file of passages (`lmpipe.retrieval.passages.read_passages`).
+            ``"dense:PASSAGES"``: vectors of the bundled sentence encoder, which are cached in ``$LMPIPE_CACHE``.
+        passages: File of passages, if `spec` does not name one (as in ``"bm25"``).
+        header: Whether the first line of the file of passages is a header; see
+            `lmpipe.retrieval.passages.read_passages`.
 
     Raises:
-        ConfigError: If the text names no retriever, or it cannot be made.
+        ConfigError: If `spec` does not describe a retriever, or the retriever cannot be created.
         CorruptBlob: If an index is damaged.
     """
     spec = str(spec)
     kind, _, rest = spec.partition(":")
     if kind in ("bm25", "dense"):
-        return _over_passages(kind, rest or passages, header)
+        return _load_from_passages(kind, rest or passages, header)
     if header:
-        raise ConfigError(f"header is for 'bm25:PASSAGES' and 'dense:PASSAGES', not {redact_spec(spec)!r}")
+        raise ConfigError(f"header applies to 'bm25:PASSAGES' and 'dense:PASSAGES' only, not to {redact_spec(spec)!r}")
     if kind in ("http", "https"):
         with _needs_extra():
             from lmpipe.retrieval.remote import RemoteRetriever
@@ -52,8 +53,8 @@ def load_retriever(spec: str | Path, passages: str | Path | None = None, *, head
     )
 
 
-def _over_passages(kind: str, path: str | Path | None, header: bool) -> Retriever:
-    """A retriever that is made anew from a file of passages each time."""
+def _load_from_passages(kind: str, path: str | Path | None, header: bool) -> Retriever:
+    """Creates a retriever that is built from a file of passages each time."""
     if path is None:
         raise ConfigError(f"{kind!r} searches a file of passages; write '{kind}:PASSAGES'")
     from lmpipe.retrieval.passages import read_passages
@@ -72,7 +73,7 @@ def _over_passages(kind: str, path: str | Path | None, header: bool) -> Retrieve
 
 @contextmanager
 def _needs_extra() -> Iterator[None]:
-    """Says what to install where an import fails."""
+    """Turns an ImportError into a ConfigError that says what to install."""
     try:
         yield
     except ImportError as error:

@@ -1,6 +1,6 @@
-"""A retriever on another machine: the client of ``lmpipe serve-index``, and of ColBERT's own server.
+"""A retriever on another machine: a client of ``lmpipe serve-index`` and of ColBERT's own server.
 
-Knows nothing of indexes.
+Does not depend on indexes.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from lmpipe.web.endpoints import Endpoint, EndpointPool, RetriesExhausted
 from lmpipe.web.http import ConnectError, HTTPStatusError, InvalidResponse, Response
 from lmpipe.web.threads import thread_map
 
-_AT_ONCE = 8  # requests in flight
-_UNKNOWN = (404, 405)  # what a server says of an endpoint that it has not
+_MAX_CONCURRENCY = 8  # requests in flight
+_NO_SUCH_ENDPOINT = (404, 405)  # status codes for an endpoint that the server does not have
 _SEARCH = "/api/search"
 
 
 @final
 class RemoteRetriever(Retriever):
-    """Passages behind a URL. Failed requests are tried again, each time after twice as long a pause.
+    """Searches passages on a server. Failed requests are retried; the pause doubles each time.
 
     Args:
-        url: ``http://host:port``, or ColBERT's ``http://host:port/api/search``. Credentials in it
-            (``https://USER:PASSWORD@host``) are sent as Basic authentication and shown nowhere.
-        retries: How often a request is tried again.
+        url: ``http://host:port``, or ColBERT's ``http://host:port/api/search``. Credentials in the URL
+            (``https://USER:PASSWORD@host``) are sent as Basic authentication and never displayed.
+        retries: How often a request is retried.
         backoff: Seconds before the first retry.
         timeout: Seconds that an answer may take, from the connection to the last byte.
-        name: See `Retriever.name`; by default what the server says, or the URL if it says nothing, as ColBERT's own.
-        token: Sent as a Bearer token where the URL has no credentials; none if empty.
+        name: See `Retriever.name`. By default the name that the server reports, or the URL if it reports none, as
+            ColBERT's own server.
+        token: Bearer token; sent if it is not empty and the URL has no credentials.
 
     Raises:
-        ConfigError: If the URL or another value cannot be used.
+        ConfigError: If the URL or another value is invalid.
     """
 
     def __init__(
@@ -50,12 +51,12 @@ class RemoteRetriever(Retriever):
         token: str = "",
     ) -> None:
         if not url.startswith(("http://", "https://")):
-            shown = strip_credentials(url).rpartition("@")[2]
-            raise ConfigError(f"{shown!r} is no URL of a retrieval server; write http://HOST:PORT")
+            address = strip_credentials(url).rpartition("@")[2]
+            raise ConfigError(f"{address!r} is not the URL of a retrieval server; write http://HOST:PORT")
         self._endpoints = EndpointPool(
             [url],
             key=token,
-            max_concurrency=_AT_ONCE,
+            max_concurrency=_MAX_CONCURRENCY,
             timeout=timeout,
             retries=retries,
             backoff=backoff,
@@ -70,43 +71,45 @@ class RemoteRetriever(Retriever):
 
     @cached_property
     def name(self) -> str:
-        """Raises:
-        EngineError: If the server cannot be reached, or does not say it.
+        """See `Retriever.name`.
+
+        Raises:
+            EngineError: If the server cannot be reached, or does not report its name.
         """
         if self._given_name:
             return self._given_name
         try:
-            return self._endpoints.call(self._ask_name)
+            return self._endpoints.call(self._request_name)
         except RetriesExhausted as error:
             raise self._gave_up(error) from None
         except HTTPStatusError as error:
-            if error.status_code in _UNKNOWN:
+            if error.status_code in _NO_SUCH_ENDPOINT:
                 return self._root
             raise self._refusal(error) from None
 
     def close(self) -> None:
-        """Ends searches that are under way, and refuses new ones."""
+        """Ends the searches in progress, and refuses new ones."""
         self._endpoints.close()
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
         try:
-            return self._search(queries, partial(self._ask_all, queries=queries, k=k))
+            return self._search(queries, partial(self._request_batch, queries=queries, k=k))
         except HTTPStatusError as error:
             refused = error
         if refused.request_specific:
             if len(queries) == 1:
                 return [self._refusal(refused)]
-            half = len(queries) // 2  # too much at once, or one query among them
+            half = len(queries) // 2  # the batch is too large, or one of its queries was refused
             return [*self.search(queries[:half], k), *self.search(queries[half:], k)]
-        if refused.status_code not in _UNKNOWN:
+        if refused.status_code not in _NO_SUCH_ENDPOINT:
             raise self._refusal(refused)
-        return thread_map(partial(self._search_one, k=k), queries, _AT_ONCE)
+        return thread_map(partial(self._search_one, k=k), queries, _MAX_CONCURRENCY)
 
     def _search_one(self, query: str, k: int) -> list[Passage] | EngineError:
         if not query.strip():
             return []
         try:
-            return self._search([query], partial(self._ask_one, query=query, k=k))[0]
+            return self._search([query], partial(self._request_single, query=query, k=k))[0]
         except HTTPStatusError as error:
             refused = error
         if refused.request_specific:
@@ -114,34 +117,34 @@ class RemoteRetriever(Retriever):
         raise self._refusal(refused)
 
     def _search(
-        self, queries: Sequence[str], work: Callable[[Endpoint], list[list[Passage] | EngineError]]
+        self, queries: Sequence[str], send: Callable[[Endpoint], list[list[Passage] | EngineError]]
     ) -> list[list[Passage] | EngineError]:
-        """The answer to one request; its fault is that of all its queries if it is the request's own."""
+        """Sends one request. If only this request failed, not the server, each of its queries gets the error."""
         try:
-            return self._endpoints.call(work)
+            return self._endpoints.call(send)
         except RetriesExhausted as error:
             gave_up = error
         if not gave_up.request_specific:
             raise self._gave_up(gave_up)
         return [self._gave_up(gave_up) for _ in queries]
 
-    def _ask_name(self, endpoint: Endpoint) -> str:
+    def _request_name(self, endpoint: Endpoint) -> str:
         answer = endpoint.send("GET", "/api/info", strip_suffix=self._below)
         name = _object(answer).get("name")
         if not isinstance(name, str) or not name:
-            raise InvalidResponse(f"the answer holds no name: {answer.excerpt}")
+            raise InvalidResponse(f"the answer contains no name: {answer.excerpt}")
         return name
 
-    def _ask_all(self, endpoint: Endpoint, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
+    def _request_batch(self, endpoint: Endpoint, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
         answer = endpoint.send("POST", _SEARCH, {"queries": list(queries), "k": k}, strip_suffix=self._below)
         results = _object(answer).get("results")
         if not isinstance(results, list) or len(results) != len(queries):
-            raise InvalidResponse(f"the answer does not hold {len(queries)} results: {answer.excerpt}")
-        return [_passages(result, k, answer) for result in results]
+            raise InvalidResponse(f"the answer does not contain {len(queries)} results: {answer.excerpt}")
+        return [_parse_result(result, k, answer) for result in results]
 
-    def _ask_one(self, endpoint: Endpoint, query: str, k: int) -> list[list[Passage] | EngineError]:
+    def _request_single(self, endpoint: Endpoint, query: str, k: int) -> list[list[Passage] | EngineError]:
         answer = endpoint.send("GET", _SEARCH, params={"query": query, "k": str(k)}, strip_suffix=self._below)
-        return [_passages(_object(answer), k, answer)]
+        return [_parse_result(_object(answer), k, answer)]
 
     def _gave_up(self, error: RetriesExhausted) -> EngineError:
         if isinstance(error.last_error, HTTPStatusError):
@@ -154,28 +157,28 @@ class RemoteRetriever(Retriever):
 
 
 def _object(answer: Response) -> Mapping[str, Any]:
-    found = answer.json()
-    if not isinstance(found, dict):
-        raise InvalidResponse(f"the answer is no JSON object: {answer.excerpt}")
-    return found
+    value = answer.json()
+    if not isinstance(value, dict):
+        raise InvalidResponse(f"the answer is not a JSON object: {answer.excerpt}")
+    return value
 
 
-def _passages(result: object, k: int, answer: Response) -> list[Passage] | EngineError:
-    """What was found for one query, or what the server says is wrong with it."""
+def _parse_result(result: object, k: int, answer: Response) -> list[Passage] | EngineError:
+    """Returns the passages of one query, or the error that the server reports for it."""
     if isinstance(result, dict):
         if "topk" not in result and isinstance(result.get("error"), str):
             return EngineError(answer.readable(result["error"]))
-        found = result.get("topk")
-        if isinstance(found, list) and all(map(_is_passage, found)):
-            return [Passage(str(one["pid"]), one["text"], float(one["score"])) for one in found[:k]]
-    raise InvalidResponse(f"the answer holds no passages with pid, text and score: {answer.excerpt}")
+        hits = result.get("topk")
+        if isinstance(hits, list) and all(map(_is_hit, hits)):
+            return [Passage(str(hit["pid"]), hit["text"], float(hit["score"])) for hit in hits[:k]]
+    raise InvalidResponse(f"the answer contains no passages with pid, text and score: {answer.excerpt}")
 
 
-def _is_passage(found: object) -> bool:
+def _is_hit(value: object) -> bool:
     return (
-        isinstance(found, dict)
-        and type(found.get("pid")) in (str, int)
-        and isinstance(found.get("text"), str)
-        and type(found.get("score")) in (int, float)
-        and abs(found["score"]) <= sys.float_info.max
+        isinstance(value, dict)
+        and type(value.get("pid")) in (str, int)
+        and isinstance(value.get("text"), str)
+        and type(value.get("score")) in (int, float)
+        and abs(value["score"]) <= sys.float_info.max
     )

@@ -1,4 +1,4 @@
-"""The best of some scores, in an order that does not depend on how they are sorted. Knows nothing of what is scored."""
+"""Selects the passages with the highest scores, with a defined order among equal scores."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from lmpipe.retrieval.passages import PassageText
 from lmpipe.retriever import Passage
 
 
-def top_passages(
+def topk_passages(
     passages: Sequence[PassageText], scores: NDArray[Any], k: int, above: float = -np.inf
 ) -> list[Passage]:
-    """The k passages with the highest scores, best first; among equals, the earlier one first.
+    """Returns the k passages with the highest scores, best first; among equal scores, the earlier passage comes first.
 
     Args:
-        passages: What was scored.
-        scores: ``[passages]``; one that is NaN is never among the best.
-        k: Most of them, at least 1; all if there are no more.
-        above: Only scores above this count.
+        passages: Passages that were scored.
+        scores: ``[passages]``. A passage whose score is NaN is never returned.
+        k: Maximum number of passages, at least 1.
+        above: Passages are returned only if their score is higher than this.
     """
-    able = np.flatnonzero(scores > above)
-    if k < len(able):
-        able = able[scores[able] >= np.partition(scores[able], -k)[-k]]
-    numbers = able[np.argsort(-scores[able], kind="stable")][:k]
-    return [Passage(found.id, found.full, float(scores[n])) for n in numbers.tolist() for found in (passages[n],)]
+    candidates = np.flatnonzero(scores > above)
+    if k < len(candidates):
+        candidates = candidates[scores[candidates] >= np.partition(scores[candidates], -k)[-k]]
+    numbers = candidates[np.argsort(-scores[candidates], kind="stable")][:k]
+    return [
+        Passage(passage.id, passage.titled_text, float(scores[number]))
+        for number in numbers.tolist()
+        for passage in (passages[number],)
+    ]

@@ -1,6 +1,6 @@
-"""What encoders make and engines search: token vectors of passages, and rankings of them.
+"""The interface between encoders and indexes: token embeddings of passages, and rankings of passages.
 
-Knows nothing of models, files or scores.
+Does not depend on models, files or the way scores are computed.
 """
 
 from __future__ import annotations
@@ -15,34 +15,35 @@ from torch import Tensor
 
 @final
 @dataclass(frozen=True)
-class TokenVectors:
+class TokenEmbeddings:
     """The token vectors of some passages, without padding.
 
     Attributes:
-        vectors: ``[tokens, dim]``, floating, each of length 1, on the CPU; one passage after the other.
-        lengths: ``[passages]``, int64: how many tokens each has.
+        vectors: ``[tokens, dim]``, floating point, unit length, on the CPU; the vectors of one passage follow those of
+            the passage before.
+        lengths: ``[passages]``, int64: number of tokens of each passage.
     """
 
     vectors: Tensor
     lengths: Tensor
 
-    def taken(self, order: Tensor) -> TokenVectors:
-        """Some of the passages.
+    def select(self, numbers: Tensor) -> TokenEmbeddings:
+        """Returns some of the passages.
 
         Args:
-            order: Their numbers, int64, in the order that they are wanted in.
+            numbers: Numbers of the passages to return, int64, in the order of the result.
         """
         rows = torch.split(self.vectors, self.lengths.tolist())
-        taken = torch.cat([self.vectors[:0], *(rows[number] for number in order.tolist())])
-        return TokenVectors(taken, self.lengths[order])
+        vectors = torch.cat([self.vectors[:0], *(rows[number] for number in numbers.tolist())])
+        return TokenEmbeddings(vectors, self.lengths[numbers])
 
 
 class Ranking(NamedTuple):
-    """What was found for a query, best first; among equals, the lower number first.
+    """The passages that a query returned, best first; among equal scores, the lower number comes first.
 
     Attributes:
-        numbers: Of the passages: their places in what was indexed, from 0.
-        scores: Their MaxSim.
+        numbers: Positions of the passages in the index, from 0.
+        scores: MaxSim score of each passage.
     """
 
     numbers: list[int]
@@ -50,7 +51,7 @@ class Ranking(NamedTuple):
 
 
 class TokenIndex(ABC):
-    """Passages by their token vectors, ranked by MaxSim."""
+    """An index of token vectors that ranks passages by MaxSim."""
 
     @abstractmethod
     def search(self, queries: Tensor, k: int) -> list[Ranking]:
@@ -58,8 +59,8 @@ class TokenIndex(ABC):
 
         Args:
             queries: ``[queries, query tokens, dim]``, float32, on the CPU.
-            k: Most passages for one query.
+            k: Maximum number of passages for each query.
 
         Returns:
-            A ranking for each query; what a query finds does not depend on the others, or on earlier searches.
+            One ranking for each query. It depends neither on the other queries nor on earlier searches.
         """

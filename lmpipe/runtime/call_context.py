@@ -15,7 +15,7 @@ from typing import Any, final
 from lmpipe.data import snapshot
 from lmpipe.errors import EngineError, ModuleError, ParseError
 from lmpipe.lm import Completion, Request, Usage
-from lmpipe.retriever import Found
+from lmpipe.retriever import Passages
 from lmpipe.runtime.session import Session
 from lmpipe.runtime.trace import Step, TraceStep
 from lmpipe.state import ProgramState
@@ -24,7 +24,7 @@ from lmpipe.text.cleaning import clean_text, clean_value
 
 CompleteFn = Callable[[str, Request], Completion | EngineError]
 """Answers a request with the LM of a role."""
-SearchFn = Callable[[str, int], Found | EngineError]
+SearchFn = Callable[[str, int], Passages | EngineError]
 """Searches for up to k passages for a query."""
 
 

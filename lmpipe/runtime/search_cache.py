@@ -7,7 +7,7 @@ from threading import Lock
 from typing import final
 
 from lmpipe.errors import EngineError
-from lmpipe.retriever import Found, Retriever, ask_retriever
+from lmpipe.retriever import Passages, Retriever, ask_retriever
 
 
 @final
@@ -20,10 +20,10 @@ class SearchCache:
 
     def __init__(self, size: int = 10_000) -> None:
         self._size = size
-        self._results: dict[tuple[str, str, int], Found] = {}  # in the order of their last use
+        self._results: dict[tuple[str, str, int], Passages] = {}  # in the order of their last use
         self._lock = Lock()
 
-    def search(self, retriever: Retriever, queries: Sequence[str], k: int) -> list[Found | EngineError]:
+    def search(self, retriever: Retriever, queries: Sequence[str], k: int) -> list[Passages | EngineError]:
         """Returns the passages for each query, or its error, in the order of the queries.
 
         Raises:
@@ -32,7 +32,7 @@ class SearchCache:
         distinct, name = dict.fromkeys(queries), retriever.name
         with self._lock:
             cached = {query: self._results[name, query, k] for query in distinct if (name, query, k) in self._results}
-        results: dict[str, Found | EngineError] = {**cached}
+        results: dict[str, Passages | EngineError] = {**cached}
         missing = [query for query in distinct if query not in cached]
         if missing:
             results.update(zip(missing, ask_retriever(retriever, missing, k), strict=True))

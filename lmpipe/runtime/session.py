@@ -16,7 +16,7 @@ from numbers import Integral
 from types import NoneType, TracebackType
 from typing import Any, final
 
-from lmpipe.embedder import Embedder, Vector, wanted
+from lmpipe.embedder import Embedder, Vector, require_embedder
 from lmpipe.errors import EngineError, SessionError
 from lmpipe.events import Callback, Event
 from lmpipe.ledger import Budget, Cost, Ledger
@@ -25,7 +25,7 @@ from lmpipe.progress import Progress, show_progress
 from lmpipe.prompting.demo_selection import select_demos
 from lmpipe.prompting.signature import Signature
 from lmpipe.prompting.template import Template
-from lmpipe.retriever import Found, Retriever
+from lmpipe.retriever import Passages, Retriever
 from lmpipe.runtime.deadline import run_before_deadline
 from lmpipe.runtime.embedding_cache import EmbeddingCache
 from lmpipe.runtime.search_cache import SearchCache
@@ -132,7 +132,7 @@ class Session:
         """
         return run_before_deadline(partial(complete_batch, self.lm_of(role), requests))
 
-    def search(self, queries: Sequence[str], k: int) -> list[Found | EngineError]:
+    def search(self, queries: Sequence[str], k: int) -> list[Passages | EngineError]:
         """Searches up to `k` passages for each query, or recalls an earlier search; returns them in order.
 
         Raises:
@@ -159,7 +159,7 @@ class Session:
         """
 
         def embed(name: str, texts: Sequence[str]) -> Sequence[Vector]:
-            return self._scope.embeddings.embed(wanted(self.embedder, name), texts)
+            return self._scope.embeddings.embed(require_embedder(self.embedder, name), texts)
 
         return self.template.messages(signature, select_demos(signature, prompt, inputs, embed), inputs)
 
@@ -207,7 +207,7 @@ class Session:
         """
         for prompt in state.prompts.values():
             if prompt.nearest is not None:
-                wanted(self.embedder, prompt.nearest.embedder)
+                require_embedder(self.embedder, prompt.nearest.embedder)
         for key, weights in state.weights.items():
             lm = self.lm_of(key.partition("/")[0])
             if weights.base != lm.name:

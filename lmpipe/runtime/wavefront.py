@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar, final
 from lmpipe.errors import BudgetSpent, EngineError
 from lmpipe.ledger import Cost, Ledger
 from lmpipe.lm import LM, Completion, Request, complete_batch
-from lmpipe.retriever import Found
+from lmpipe.retriever import Passages
 from lmpipe.runtime.call_context import CompleteFn, SearchFn
 from lmpipe.runtime.deadline import GRACE, seconds_left
 from lmpipe.runtime.session import Session
@@ -245,7 +245,7 @@ class Wavefront(Generic[T]):
         answer_batch = partial(self._session.complete, role)
         return self._wait_for_batch(number, _WaitingCall(("lm", role), answer_batch, request, limited=True))
 
-    def _search(self, number: int, query: str, k: int) -> Found | EngineError:
+    def _search(self, number: int, query: str, k: int) -> Passages | EngineError:
         answer_batch = partial(self._session.search, k=k)
         return self._wait_for_batch(number, _WaitingCall(("retrieval", k), answer_batch, query, limited=False))
 

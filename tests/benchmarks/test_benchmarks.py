@@ -133,7 +133,7 @@ def test_a_run_that_is_interrupted_says_that_it_goes_on_and_does(
     _, said = process.communicate(timeout=60)
     assert time.monotonic() - started < 3
     assert process.returncode == code
-    assert said.strip().splitlines()[-1].startswith("interrupted; started again with the same command, it goes on")
+    assert said.strip().splitlines()[-1].startswith("interrupted; run the same command again to continue")
     assert "Traceback" not in said
     again = subprocess.run(command(tiny_folder, tmp_path), check=True, capture_output=True, text=True)
     assert "Warning" not in again.stderr

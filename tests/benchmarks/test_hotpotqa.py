@@ -227,7 +227,7 @@ def test_the_command_writes_what_was_found(data: Path, tiny_folder: Path, tmp_pa
     assert skipped["quality"]["all gold"]["all"]["mean"] is None
     assert (skipped["outcomes"][0]["traces"], skipped["outcomes"][0]["modules"]) == (None, {})
     for looking in ("trace", "prompt"):
-        with pytest.raises(ConfigError, match="no test runs of 'w', seed 0: w skipped on seed 0: none of"):
+        with pytest.raises(ConfigError, match="no traces of 'w', seed 0: w skipped on seed 0: none of"):
             CliRunner().invoke(app, [looking, str(tmp_path / "run"), "--strategy", "w"], catch_exceptions=False)
     assert searched["stages"][0]["cost"]["retrievals"] > 0
     assert "recall@hop 2" in run.stdout

@@ -1,4 +1,4 @@
-"""Looking into a finished run: ``lmpipe show``, ``trace``, ``prompt``, ``export`` and ``diff``."""
+"""Inspecting a finished run: ``lmpipe show``, ``trace``, ``prompt``, ``export`` and ``diff``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SIZES = {"petal_length": 1.4, "petal_width": 0.2, "sepal_length": 5.1, "sepal_wi
 
 
 def easy(example: Example, prediction: Prediction) -> float:
-    """Half of the flowers are right whatever is answered, so that there is something to learn from."""
+    """Scores half of the flowers as correct whatever the answer, so that there are traces to train on."""
     return float(example.inputs["petal_length"] % 2 < 1)
 
 
@@ -65,7 +65,7 @@ class Flowers(Task):
         return easy
 
 
-def made(out: Path, folder: Path, **changes: object) -> Path:
+def make_run(out: Path, folder: Path, **changes: object) -> Path:
     sizes = {"train": 6, "val": 4, "test": 4, "num_train": 6, "num_val": 4, "max_tokens": 40, "structured": True}
     execute(Flowers(), Models(f"hf:{folder}"), ["vanilla", "p -> w"], [3, 4], out, {**sizes, **changes})
     return out
@@ -73,17 +73,17 @@ def made(out: Path, folder: Path, **changes: object) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("runs") / "first", tiny_folder)
+    return make_run(tmp_path_factory.mktemp("runs") / "first", tiny_folder)
 
 
-def said(*arguments: str | Path) -> str:
+def run_cli(*arguments: str | Path) -> str:
     done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
     assert done.exit_code == 0
     return done.stdout
 
 
 def test_the_table_is_the_one_of_the_benchmark(run: Path) -> None:
-    table = said("show", run)
+    table = run_cli("show", run)
     for row in open_run(run).result.strategies:
         assert row.strategy in table
         assert row.test.percent in table
@@ -97,28 +97,28 @@ def test_a_trace_shows_what_was_sent_answered_and_read(run: Path) -> None:
     record = next(opened.records(outcome))
     step = record.steps[0]
     assert step.text
-    shown = said("trace", run, "--strategy", "p -> w", "--seed", "4", "--example", record.example)
+    shown = run_cli("trace", run, "--strategy", "p -> w", "--seed", "4", "--example", record.example)
     scored = f"score {record.score:g}, words written {len(step.text.split())}"
     for part in (*(content for _, content in step.messages), step.text, scored, step.path):
         assert part in shown
     assert shown.count("example f") == 1
-    inner, outer = (said("trace", run, "--module", path) for path in (step.path, step.path.partition(".")[0]))
+    inner, outer = (run_cli("trace", run, "--module", path) for path in (step.path, step.path.partition(".")[0]))
     assert inner == outer
     assert "completion" in inner
     for command in ("trace", "prompt"):
-        with pytest.raises(ConfigError, match=f"no module 'no.such'; there are {step.path}"):
-            said(command, run, "--module", "no.such")
+        with pytest.raises(ConfigError, match=f"no module 'no.such'; the modules are {step.path}"):
+            run_cli(command, run, "--module", "no.such")
 
 
-def test_failed_runs_alone_are_shown_where_that_is_asked_for(tiny_folder: Path, tmp_path: Path) -> None:
-    free = made(tmp_path / "free", tiny_folder, structured=False)
-    shown = said("trace", free, "--strategy", "vanilla", "--errors", "--limit", "2")
+def test_only_failed_traces_are_shown_with_errors(tiny_folder: Path, tmp_path: Path) -> None:
+    free = make_run(tmp_path / "free", tiny_folder, structured=False)
+    shown = run_cli("trace", free, "--strategy", "vanilla", "--errors", "--limit", "2")
     assert shown.count("failed (parse)") == 2
     assert shown.count("error: field 'answer'") == 2
 
 
-def test_runs_that_called_nothing_are_shown_too(run: Path, tmp_path: Path) -> None:
-    """As where the program itself fails before its first call."""
+def test_traces_without_calls_are_shown_too(run: Path, tmp_path: Path) -> None:
+    """For example, because the program fails before its first call."""
     copy = shutil.copytree(run, tmp_path / "run")
     result = Result.read(copy / "result.json").model_dump(mode="json")
     records = list(open_run(run).records(open_run(run).outcome("vanilla")))
@@ -127,23 +127,21 @@ def test_runs_that_called_nothing_are_shown_too(run: Path, tmp_path: Path) -> No
     result["strategies"][0]["outcomes"][0]["traces"] = digest_bytes(log)
     (copy / "blobs" / digest_bytes(log)).write_bytes(log)
     write_checksummed(copy / "result.json", result)
-    assert said("trace", copy, "--strategy", "vanilla", "--errors").count("failed (program)") == len(records)
-    assert said("prompt", copy, "--strategy", "vanilla") == "vanilla, seed 3\n"
+    assert run_cli("trace", copy, "--strategy", "vanilla", "--errors").count("failed (program)") == len(records)
+    assert run_cli("prompt", copy, "--strategy", "vanilla") == "vanilla, seed 3\n"
 
 
 def test_prompts_are_shown_as_they_are_sent(run: Path) -> None:
     outcome = open_run(run).outcome("p -> w", seed=3)
     (prompt,) = outcome.state.prompts.values()
-    shown = said("prompt", run, "--strategy", "p -> w", "--seed", "3")
+    shown = run_cli("prompt", run, "--strategy", "p -> w", "--seed", "3")
     assert prompt.instructions in shown
     assert shown.count("assistant\n") == len(prompt.demos)
 
 
-def test_what_is_exported_is_loaded_by_peft_and_gives_the_same_state(
-    run: Path, tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_an_export_is_loaded_by_peft_and_has_the_same_state(run: Path, tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    said("export", run, out, "--strategy", "p -> w", "--seed", "4")
+    run_cli("export", run, out, "--strategy", "p -> w", "--seed", "4")
     state = ProgramState.model_validate_json((out / "state.json").read_text())
     assert state == open_run(run).outcome("p -> w", seed=4).state
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), out / "adapter")
@@ -156,20 +154,20 @@ def test_what_is_exported_is_loaded_by_peft_and_gives_the_same_state(
     assert next(iter(state.prompts.values())).instructions in card
     assert open_run(run).strategy("p -> w").test.percent in card
     assert re.search(r"vllm serve .* --max-lora-rank \d+ ", card)
-    with pytest.raises(ConfigError, match="already exists"):
-        said("export", run, out)
+    with pytest.raises(ConfigError, match="there already"):
+        run_cli("export", run, out)
 
 
 def test_the_best_row_has_a_score_and_without_any_it_is_the_first(run: Path) -> None:
-    found = open_run(run)
-    row = found.result.strategies[0]
+    finished = open_run(run)
+    row = finished.result.strategies[0]
 
     def best_of(*means: float | None) -> str:
         rows = [
             row.model_copy(update={"strategy": str(number), "val": row.val.model_copy(update={"mean": mean})})
             for number, mean in enumerate(means)
         ]
-        return replace(found, result=found.result.model_copy(update={"strategies": rows})).strategy().strategy
+        return replace(finished, result=finished.result.model_copy(update={"strategies": rows})).strategy().strategy
 
     assert best_of(math.nan, 0.0, 0.5, 0.5, None) == "2"
     assert best_of(None, math.nan) == "0"
@@ -177,20 +175,20 @@ def test_the_best_row_has_a_score_and_without_any_it_is_the_first(run: Path) -> 
         best_of()
 
 
-def test_an_export_that_fails_leaves_nothing_in_the_way(run: Path, tmp_path: Path) -> None:
+def test_a_failed_export_leaves_no_folder(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     outcome = open_run(copy).outcome("p -> w", seed=4)
     (weights,) = outcome.state.weights.values()
     (copy / "blobs" / str(weights.adapter) / "adapter_config.json").unlink()
     with pytest.raises(CorruptBlob):
-        said("export", copy, tmp_path / "out", "--strategy", "p -> w", "--seed", "4")
+        run_cli("export", copy, tmp_path / "out", "--strategy", "p -> w", "--seed", "4")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_result_is_called_so(run: Path, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_bytes((run / "result.json").read_bytes()[:-100])
     with pytest.raises(CorruptBlob, match=r"result\.json is damaged"):
-        said("show", tmp_path)
+        run_cli("show", tmp_path)
 
 
 def test_errors_are_shown_with_their_brackets() -> None:
@@ -200,36 +198,39 @@ def test_errors_are_shown_with_their_brackets() -> None:
 
 
 def test_a_difference_shows_settings_scores_and_prompts(run: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    other = made(tmp_path / "other", tiny_folder, max_tokens=41)
-    shown = said("diff", run, other, "--strategy", "vanilla")
+    other = make_run(tmp_path / "other", tiny_folder, max_tokens=41)
+    shown = run_cli("diff", run, other, "--strategy", "vanilla")
     assert '-    "max_tokens": 40' in shown
     assert '+    "max_tokens": 41' in shown
-    assert "versions: the same" in shown
+    assert "versions: no difference" in shown
     copy = shutil.copytree(run, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"lm": "another"}))
-    assert '+  "lm": "another"' in said("diff", run, copy)
-    assert "prompts of vanilla, seed 3: the same" in shown
+    assert '+  "lm": "another"' in run_cli("diff", run, copy)
+    assert "prompts of vanilla, seed 3: no difference" in shown
 
 
-def test_damage_and_what_is_not_there_are_named(run: Path, tmp_path: Path) -> None:
+def test_damage_and_missing_names_are_reported(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no result\.json"):
-        said("show", tmp_path)
+        run_cli("show", tmp_path)
     with pytest.raises(ConfigError, match=r"no strategy 'w'; it has vanilla, p -> w"):
-        said("trace", run, "--strategy", "w")
+        run_cli("trace", run, "--strategy", "w")
     with pytest.raises(ConfigError, match="no seed 9; it has 3, 4"):
-        said("prompt", run, "--seed", "9")
+        run_cli("prompt", run, "--seed", "9")
     copy = shutil.copytree(run, tmp_path / "copy")
     outcome = open_run(copy).outcome("vanilla")
     log = copy / "blobs" / str(outcome.traces)
     log.write_bytes(log.read_bytes()[:-5])
     with pytest.raises(CorruptBlob, match=str(outcome.traces)):
-        said("trace", copy, "--strategy", "vanilla")
+        run_cli("trace", copy, "--strategy", "vanilla")
     result = read_checksummed(copy / "result.json")
     (copy / "result.json").write_text(json.dumps({**result, "schema_version": 4}))
-    with pytest.raises(ConfigError, match=r"result\.json has no checksum: another version wrote it"):
-        said("show", copy)
-    for changes, told in (({"schema_version": 4}, "its schema_version is 4"), ({"strategies": [{}]}, "strategies.0")):
+    with pytest.raises(ConfigError, match=r"result\.json has no checksum: it is of another version"):
+        run_cli("show", copy)
+    for changes, message in (
+        ({"schema_version": 4}, "its schema_version is 4"),
+        ({"strategies": [{}]}, "strategies.0"),
+    ):
         write_checksummed(copy / "result.json", {**result, **changes})
-        with pytest.raises(ConfigError, match=f"of another version: (?s:.)*{told}"):
-            said("show", copy)
+        with pytest.raises(ConfigError, match=f"of another version: (?s:.)*{message}"):
+            run_cli("show", copy)

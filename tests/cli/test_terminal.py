@@ -1,4 +1,4 @@
-"""What reaches a terminal, a report or a card is text: no control characters, no markup, no code."""
+"""Output to terminals, reports and cards is plain text: no control characters, no markup, no code."""
 
 from __future__ import annotations
 
@@ -50,8 +50,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lm = ScriptedLM(lambda request: f"answer: {HOSTILE}")
         program, session = Predict("question -> answer"), Session(lm=lm, store=store)
         state = initial_state(program, session)
-        asked = [Example({"question": HOSTILE}, {"answer": HOSTILE}, id=f"{n} {HOSTILE}") for n in range(3)]
-        found = evaluate(program, state, asked, exact_match, session, measures={HOSTILE: _one}, keep_traces=True)
+        examples = [Example({"question": HOSTILE}, {"answer": HOSTILE}, id=f"{n} {HOSTILE}") for n in range(3)]
+        evaluation = evaluate(
+            program, state, examples, exact_match, session, measures={HOSTILE: _one}, keep_traces=True
+        )
     score = Score(mean=0.5, stderr=None, low=0, high=1, n=3, per_seed=[0.5])
     cost = Cost().to_json()
     stage = StageReport(
@@ -62,7 +64,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cost=cost,
         per_seed=[{"seed": 0, "status": "skipped"}],
     )
-    outcome = StrategyOutcome(seed=0, state=state, modules=dict(found.modules), traces=found.traces, cost=cost)
+    outcome = StrategyOutcome(
+        seed=0, state=state, modules=dict(evaluation.modules), traces=evaluation.traces, cost=cost
+    )
     row = StrategyReport(
         strategy=HOSTILE,
         val=score,
@@ -92,7 +96,7 @@ def _one(trace: object) -> float:
 
 
 @pytest.mark.parametrize("command", [("show",), ("trace", "--limit", "2"), ("prompt",), ("diff",)])
-def test_commands_show_what_is_there_and_obey_nothing(run: Path, command: tuple[str, ...]) -> None:
+def test_commands_show_hostile_text_as_plain_text(run: Path, command: tuple[str, ...]) -> None:
     more = [str(run)] if command == ("diff",) else []
     done = CliRunner().invoke(app, [command[0], str(run), *more, *command[1:]], catch_exceptions=False)
     assert done.exit_code == 0
@@ -101,7 +105,7 @@ def test_commands_show_what_is_there_and_obey_nothing(run: Path, command: tuple[
         assert SHOWN in " ".join(done.stdout.split())
 
 
-def test_a_card_quotes_what_is_not_its_own(run: Path, tmp_path: Path) -> None:
+def test_a_card_quotes_foreign_text(run: Path, tmp_path: Path) -> None:
     opened = open_run(run)
     done = CliRunner().invoke(app, ["export", str(run), str(tmp_path / "[/] out")], catch_exceptions=False)
     assert not COMMANDS.search(done.stdout)

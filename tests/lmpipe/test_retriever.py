@@ -46,8 +46,8 @@ def test_a_program_retrieves_when_it_is_called() -> None:
 
 def test_passages_come_best_first_with_their_ids_and_scores() -> None:
     with Session(lm={}, retriever=WordOverlap()):
-        found = Retrieve(k=2)(query="Where does the Nile flow?")
-        assert found == {
+        result = Retrieve(k=2)(query="Where does the Nile flow?")
+        assert result == {
             "passages": ["Cairo lies on the Nile.", "The Nile flows into the Mediterranean."],
             "ids": ["3", "7"],
             "scores": [0.4, 0.4],
@@ -64,7 +64,7 @@ def test_without_a_retriever_the_error_says_what_to_write() -> None:
         run(session)
 
 
-def test_what_cannot_be_searched_for_is_refused() -> None:
+def test_invalid_k_and_queries_are_refused() -> None:
     for k in (0, True, 1.5, "3"):
         with pytest.raises(ConfigError, match=r"k of Retrieve is .*; it must be a whole number, at least 1"):
             Retrieve(k=k)  # type: ignore[arg-type]
@@ -92,8 +92,8 @@ def test_calls_of_several_kinds_that_wait_together_go_out_together() -> None:
         def forward(self, city: str) -> Prediction:
             if city == "London":
                 return Prediction(answer=self.answer(city=city).answer)
-            found = (self.near if city == "Rome" else self.far)(query=city)
-            return Prediction(answer=" ".join(found.passages))
+            result = (self.near if city == "Rome" else self.far)(query=city)
+            return Prediction(answer=" ".join(result.passages))
 
     retriever, lm = WordOverlap(), ScriptedLM(lambda _: "answer: North Sea")
     traces = run(Session(lm=lm, retriever=retriever), program=Mixed())
@@ -122,7 +122,7 @@ def test_a_query_is_searched_once() -> None:
     assert retriever.searches[4:] == [(3, ["Rome lies"]), (3, ["Tiber flows"])]
 
 
-def test_what_was_not_asked_for_longest_is_forgotten_first() -> None:
+def test_the_least_recently_used_query_is_forgotten_first() -> None:
     searches, retriever = SearchCache(size=2), WordOverlap()
     for query in ("Rome", "Paris", "Rome", "Cairo", "Rome", "Paris"):
         assert searches.search(retriever, [query], 1) == [tuple(WordOverlap().search([query], 1)[0])]
@@ -163,7 +163,7 @@ def test_an_lm_that_asks_for_nothing_gets_no_passages() -> None:
 
 
 class Broken(Retriever):
-    """Fails as a whole, or loses an answer."""
+    """Fails for the whole batch, or returns one result too few."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -191,7 +191,7 @@ def test_a_retriever_that_fails_as_a_whole_ends_the_run(error: Exception | None,
         run(Session(lm=ScriptedLM(reader), retriever=Broken(error)))
 
 
-def test_a_trace_says_what_was_searched_and_found() -> None:
+def test_a_trace_contains_queries_and_passages() -> None:
     trace = run(Session(lm=ScriptedLM(reader), retriever=WordOverlap()), ["Paris"])[0]
     assert [(step.path, step.index, step.kind) for step in trace.steps] == [
         ("query", 0, "lm"),
@@ -218,7 +218,7 @@ def test_a_budget_limits_lm_calls_and_not_retrievals() -> None:
 
 
 class Server(LM):
-    """Schedules requests by itself and takes its time."""
+    """A slow LM that schedules requests itself."""
 
     batched = False
 
@@ -235,7 +235,7 @@ class Server(LM):
 
 
 def test_beside_a_server_a_query_does_not_wait_until_the_others_wait_too() -> None:
-    found, deadline = threading.Event(), time.monotonic() + 5
+    retrieved, deadline = threading.Event(), time.monotonic() + 5
 
     class Busy(Module):
         def __init__(self) -> None:
@@ -245,10 +245,10 @@ def test_beside_a_server_a_query_does_not_wait_until_the_others_wait_too() -> No
         def forward(self, city: str) -> Prediction:
             if city == "London":
                 self.retrieve(query=city)
-                found.set()
-            while not found.is_set() and time.monotonic() < deadline:
+                retrieved.set()
+            while not retrieved.is_set() and time.monotonic() < deadline:
                 self.answer(city=city)
-            return Prediction(answer=found.is_set())
+            return Prediction(answer=retrieved.is_set())
 
     traces = run(Session(lm=Server(), retriever=WordOverlap()), ["Paris", "London", "Rome"], Busy())
     assert [trace.prediction for trace in traces] == [{"answer": True}] * 3
@@ -263,7 +263,7 @@ def test_recorded_work_is_looked_up_by_the_collection_and_by_k(store: RunStore) 
 
     assert mean(WordOverlap(), program) == 1
     assert mean(WordOverlap(CORPUS[:5]), program) == 0.25
-    made = len(lm.requests)
+    calls = len(lm.requests)
     assert mean(WordOverlap(), program) == 1
-    assert len(lm.requests) == made
+    assert len(lm.requests) == calls
     assert identity(program=ToTheSea(2)) != identity(program=ToTheSea(3))

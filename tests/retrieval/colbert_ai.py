@@ -1,4 +1,4 @@
-"""The colbert-ai package as a reference: its model, made to load with today's transformers and without a compiler."""
+"""The colbert-ai package as a reference: its model, patched for current transformers and to need no compiler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 @contextlib.contextmanager
 def reference(folder: Path) -> Iterator[Any]:
-    """colbert-ai's `Checkpoint` of a folder."""
+    """Yields colbert-ai's `Checkpoint` of a folder."""
     started = multiprocessing.get_start_method(allow_none=True)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -28,7 +28,7 @@ def reference(folder: Path) -> Iterator[Any]:
         plain = base_colbert.class_factory
 
         def with_post_init(name: str) -> type:
-            """transformers 5 wants a call that colbert-ai does not make."""
+            """Adds a call that transformers 5 requires and colbert-ai does not make."""
 
             class Model(plain(name)):  # type: ignore[misc]
                 def __init__(self, config: Any, colbert_config: Any) -> None:
@@ -40,5 +40,5 @@ def reference(folder: Path) -> Iterator[Any]:
         patch.setattr(base_colbert, "class_factory", with_post_init)
         patch.setattr(
             ColBERT, "loaded_extensions", True, raising=False
-        )  # it would compile one that encoding never uses
+        )  # otherwise it compiles an extension that encoding does not use
         yield Checkpoint(str(folder), ColBERTConfig.load_from_checkpoint(str(folder)), verbose=0)

@@ -1,4 +1,4 @@
-"""Tiny encoders, made here."""
+"""Tiny encoders for tests."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def encoder(encoder_folder: Path) -> ColbertEncoder:
-    """The same, loaded."""
+    """The encoder of that checkpoint."""
     return load_encoder(str(encoder_folder))
 
 
 @pytest.fixture(scope="session")
 def other_encoder() -> ColbertEncoder:
-    """Another one."""
+    """An encoder with other weights."""
     return ColbertEncoder(tiny_checkpoint(texts=CORPUS, seed=1), "other")

@@ -1,6 +1,6 @@
-"""Damage to the files of an index, one place after the other: what opening and searching it says.
+"""Damages the files of an index, one after the other, and checks that reading them reports it.
 
-`damaged` is a loop that other checks can run longer than the tests do.
+Other checks can run `damaged` for longer than the tests do.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ GONE = "the file is gone"
 
 
 def damaged(folder: Path, use: Callable[[], T], times: int, seed: int = 0) -> Tally:
-    """Damages the files below a folder, each in turn, uses what is there, and repairs it.
+    """Damages each file below a folder in turn, reads the folder, and restores the file.
 
-    An error has to name the file or its folder.
+    An error must name the file or its folder.
 
     Args:
-        folder: With at least one file.
-        use: Reads the files and gives something that can be compared.
-        times: How many damages.
-        seed: Of where they are.
+        folder: Folder with at least one file.
+        use: Reads the files and returns a value that can be compared.
+        times: Number of files to damage.
+        seed: Seed of the kinds and places of damage.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     whole, tally, rng = use(), Tally(tried=times), random.Random(seed)
@@ -41,13 +41,13 @@ def damaged(folder: Path, use: Callable[[], T], times: int, seed: int = 0) -> Ta
             if use() == whole:
                 tally.harmless += 1
             else:
-                tally.wrong.append(f"{how}: {path}: something else was found")
+                tally.wrong.append(f"{how}: {path}: the result changed")
         except LmpipeError as error:
             if str(path) in str(error) or str(path.parent) in str(error):
                 tally.refused += 1
             else:
                 tally.wrong.append(f"{how}: {path}: not named by {error}")
-        except Exception as error:  # noqa: BLE001 (no error of a library may come through)
+        except Exception as error:  # noqa: BLE001 (no error of a library may get through)
             tally.wrong.append(f"{how}: {path}: {error!r}")
         finally:
             path.write_bytes(before)

@@ -1,4 +1,4 @@
-"""Real servers on ports of their own: ours, also in a process of its own, and one that speaks as ColBERT's own does."""
+"""Real servers on free ports: lmpipe's, in this process or another, and one that answers like ColBERT's own."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from lmpipe import Retriever
-from lmpipe.retrieval.listen import listening, server
+from lmpipe.retrieval.server.uvicorn_server import bind_socket, make_server
 
 
 @contextmanager
 def serving(application: Any, port: int = 0, idle: int = 15) -> Iterator[str]:
-    """Runs an application while the block runs; gives its URL."""
-    running = server(application, idle)
-    with listening("127.0.0.1", port) as accepting:
-        url = f"http://127.0.0.1:{accepting.getsockname()[1]}"
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [accepting]}, daemon=True)
+    """Serves an application while the block runs, and yields its URL."""
+    server = make_server(application, idle)
+    with bind_socket("127.0.0.1", port) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        while not running.started:
+        while not server.started:
             time.sleep(0.01)
         try:
             yield url
         finally:
-            running.should_exit = True
+            server.should_exit = True
             thread.join()
 
 
 @dataclass
 class Served:
-    """``lmpipe serve-index`` in a process of its own.
+    """``lmpipe serve-index`` in another process.
 
     Attributes:
-        url: Where it listens.
+        url: URL of the server.
         process: The process.
     """
 
@@ -61,13 +61,13 @@ class Served:
 
     @property
     def resident(self) -> int:
-        """Bytes of its memory."""
+        """Resident memory of the process in bytes."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
 
 @contextmanager
 def served(folder: Path, *options: str, passages: int = 300, **environment: str) -> Iterator[Served]:
-    """Serves some passages with BM25 while the block runs."""
+    """Serves passages with BM25 while the block runs."""
     path = folder / "passages.jsonl"
     texts = (f"the river of number {number} flows past word{number % 7} and word{number}" for number in range(passages))
     path.write_text("\n".join(json.dumps({"pid": number, "text": text}) for number, text in enumerate(texts)))
@@ -88,10 +88,7 @@ def served(folder: Path, *options: str, passages: int = 300, **environment: str)
 
 
 def growth(server: Served, requests: int, seed: int = 0) -> int:
-    """Bytes by which the server's memory grows over some requests, right ones and wrong ones, the first 300 left out.
-
-    Another check can ask for more of them than the tests do.
-    """
+    """Sends valid and invalid requests; returns by how many bytes the server's memory grows after the first 300."""
     rng, before = random.Random(seed), 0
     with urllib3.PoolManager(retries=False, maxsize=4) as pool:
         for number in range(requests + 300):
@@ -105,7 +102,7 @@ def growth(server: Served, requests: int, seed: int = 0) -> int:
 
 
 def _request(rng: random.Random) -> tuple[str, str, bytes | None]:
-    """One of many kinds, with words of its own."""
+    """Returns a random request: method, path and body."""
     query = f"river word{rng.randrange(10**9)} word{rng.randrange(300)}"
     bodies: list[object] = [
         {"queries": [query] * rng.randrange(1, 20), "k": rng.randrange(1, 40)},
@@ -128,16 +125,16 @@ def _request(rng: random.Random) -> tuple[str, str, bytes | None]:
     )
 
 
-def colberts_own(retriever: Retriever) -> Starlette:
-    """Answers single queries only, with numbers as ids, as the server in ColBERT's repository does."""
+def colbert_server(retriever: Retriever) -> Starlette:
+    """Returns an application that answers single queries, with numbers as ids, like the server of ColBERT."""
 
     async def search(request: Request) -> JSONResponse:
         query, k = request.query_params["query"], int(request.query_params["k"])
-        found = retriever.search([query], k)[0]
-        assert isinstance(found, list)
+        hits = retriever.search([query], k)[0]
+        assert isinstance(hits, list)
         topk = [
-            {"text": passage.text, "pid": int(passage.id), "rank": rank, "score": passage.score, "prob": 1 / len(found)}
-            for rank, passage in enumerate(found, 1)
+            {"text": passage.text, "pid": int(passage.id), "rank": rank, "score": passage.score, "prob": 1 / len(hits)}
+            for rank, passage in enumerate(hits, 1)
         ]
         return JSONResponse({"query": query, "topk": topk})
 
@@ -145,7 +142,7 @@ def colberts_own(retriever: Retriever) -> Starlette:
 
 
 def flaky(application: Any, failures: int, status: int = 503) -> Any:
-    """The application, whose first answers are errors."""
+    """Returns the application with the first answers replaced by errors."""
     left = [failures]
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:

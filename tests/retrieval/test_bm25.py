@@ -1,4 +1,4 @@
-"""BM25: its scores, its order, and what it says to queries that are about nothing."""
+"""BM25: its scores, its order, and queries without words of the collection."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def ids(retriever: BM25Retriever, query: str, k: int = 10) -> list[str]:
 
 def test_titles_count_words_are_stemmed_and_stop_words_left_out() -> None:
     retriever = BM25Retriever(PASSAGES)
-    found = retriever.search(["Which rivers are flowing?", "rome"], 2)
-    assert [[passage.id for passage in passages] for passages in found] == [["b", "a"], ["c"]]  # only what scores
-    assert found[1][0].text == "Rome | A city."
+    results = retriever.search(["Which rivers are flowing?", "rome"], 2)
+    assert [[passage.id for passage in passages] for passages in results] == [["b", "a"], ["c"]]  # none without a score
+    assert results[1][0].text == "Rome | A city."
     assert ids(retriever, "seine", 2) == ["d", "a"]  # once in each, but the passage without a title is shorter
 
 
@@ -57,11 +57,11 @@ def test_scores_are_those_of_the_formula(texts: list[list[str]], query: list[str
             total += idf * words.count(term) / (words.count(term) + 1.2 * (0.5 + 0.5 * len(words) / mean))
         return total
 
-    found = retriever.search([" ".join(query)], len(texts))[0]
+    results = retriever.search([" ".join(query)], len(texts))[0]
     scores = {str(n): score(words) for n, words in enumerate(texts)}
     expected = {name: value for name, value in scores.items() if value > 0}
-    assert {passage.id: passage.score for passage in found} == pytest.approx(expected, rel=1e-5)
-    assert [passage.score for passage in found] == sorted((passage.score for passage in found), reverse=True)
+    assert {passage.id: passage.score for passage in results} == pytest.approx(expected, rel=1e-5)
+    assert [passage.score for passage in results] == sorted((passage.score for passage in results), reverse=True)
 
 
 def test_equals_come_in_the_order_of_the_passages() -> None:
@@ -70,7 +70,7 @@ def test_equals_come_in_the_order_of_the_passages() -> None:
 
 
 @pytest.mark.parametrize("query", ["", "  ", "the and of", "zebra", "?"])
-def test_a_query_about_nothing_in_the_collection_finds_nothing(query: str) -> None:
+def test_a_query_without_words_of_the_collection_returns_no_passages(query: str) -> None:
     retriever = BM25Retriever(PASSAGES)
     alone, among = retriever.search([query], 3), retriever.search(["rome", query, "nile"], 3)
     assert alone == [[]]
@@ -100,8 +100,7 @@ def test_words_in_another_unicode_form_are_the_same_words(one: str, other: str) 
 @given(
     st.text(st.characters(max_codepoint=127), min_size=1).filter(str.strip), st.text(st.characters(max_codepoint=127))
 )
-def test_text_of_ascii_is_read_as_before(text: str, query: str) -> None:
-    """The words are those that bm25s finds by itself."""
+def test_ascii_text_is_tokenized_as_by_bm25s_alone(text: str, query: str) -> None:
     retriever = BM25Retriever([PassageText("a", "", f"tiger {text}")])
     stemmer = Stemmer.Stemmer("english")
     plain = [
@@ -113,10 +112,10 @@ def test_text_of_ascii_is_read_as_before(text: str, query: str) -> None:
 
 @given(st.text(max_size=30), st.integers(1, 5))
 def test_any_query_is_answered_the_same_each_time(query: str, k: int) -> None:
-    found = SMALL.search([query, query], k)
-    assert found[0] == found[1] == SMALL.search([query], k)[0]
-    assert len(found[0]) <= k
-    assert all(passage.score > 0 for passage in found[0])
+    results = SMALL.search([query, query], k)
+    assert results[0] == results[1] == SMALL.search([query], k)[0]
+    assert len(results[0]) <= k
+    assert all(passage.score > 0 for passage in results[0])
 
 
 SMALL = BM25Retriever(PASSAGES)
@@ -146,8 +145,8 @@ def test_passages_may_come_from_a_generator() -> None:
     assert SMALL.search((query for query in ["rome"]), 3) == SMALL.search(["rome"], 3)  # type: ignore[arg-type]
 
 
-def test_the_name_tells_how_words_are_read() -> None:
-    """Results that were recorded before words were folded must not be recalled."""
+def test_the_name_depends_on_the_version_of_the_tokenization() -> None:
+    """Results that were recorded before words were normalised must not be reused."""
     assert SMALL.name != "bm25 " + digest([1.5, 0.75, *map(astuple, PASSAGES)])
 
 

@@ -1,4 +1,4 @@
-"""Training of ColBERT encoders: loss, recall, saved checkpoints, interrupted trainings, and the command."""
+"""Training of ColBERT encoders: loss, recall, saved checkpoints, resumed trainings, and the command."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from lmpipe.errors import ConfigChanged, ConfigError, TrainingDiverged
 from lmpipe.retrieval.colbert import ColbertEncoder, load_encoder
 from lmpipe.retrieval.colbert.network import ColbertNetwork
 from lmpipe.retrieval.colbert.settings import ColbertSettings
-from lmpipe.retrieval.colbert.tokens import ColbertTokens
+from lmpipe.retrieval.colbert.tokenizer import ColbertTokenizer
 from lmpipe.retrieval.passages import PassageText, read_passages
 from lmpipe.retrieval.training.fit import ColbertTrainingConfig
 from lmpipe.retrieval.training.loss import Collator, batch_loss, maxsim
-from lmpipe.retrieval.training.mining import TrainingExample, gold_recall, rank_passages, training_examples
-from lmpipe.retrieval.training.questions import GoldQuestion, gold_passages, read_questions
+from lmpipe.retrieval.training.mining import TrainingExample, rank_passages, recall_at_k, sample_training_examples
+from lmpipe.retrieval.training.questions import Question, find_gold_passages, read_questions
 from lmpipe.retrieval.training.train import RoundResult, TrainingData, train_encoder
 from tests.retrieval.colbert_ai import reference
 from tests.tiny_bert import tiny_checkpoint
 
-# a question has a letter, and its passage another one: only training tells which
+# a question contains one letter and its gold passage another: only training reveals which
 LETTERS = string.ascii_lowercase
 PASSAGES = [PassageText(str(number), f"&lt;{letter}", f"{letter} 1 2") for number, letter in enumerate(LETTERS)]
 QUESTIONS = [
-    GoldQuestion(f"who is {letter} 3", (f"<{LETTERS[(number + 7) % len(LETTERS)]}",))
+    Question(f"who is {letter} 3", (f"<{LETTERS[(number + 7) % len(LETTERS)]}",))
     for number, letter in enumerate(LETTERS)
 ]
 TUNING = ColbertTrainingConfig(
@@ -52,35 +52,35 @@ def tiny_encoder(**settings: Any) -> ColbertEncoder:
     return ColbertEncoder(tiny_checkpoint(ColbertSettings(query_maxlen=10, doc_maxlen=20, **settings)), "tiny")
 
 
-def trained(folder: Path, tuning: ColbertTrainingConfig = TUNING, **settings: Any) -> list[RoundResult]:
+def train(folder: Path, tuning: ColbertTrainingConfig = TUNING, **settings: Any) -> list[RoundResult]:
     data = TrainingData(PASSAGES, QUESTIONS, QUESTIONS)
     return train_encoder(tiny_encoder(**settings), data, folder / "trained", tuning)
 
 
-@pytest.mark.parametrize("expands", [True, False], ids=["with masks", "without"])
-def test_the_loss_falls_and_gold_passages_are_found(tmp_path: Path, expands: bool) -> None:
-    before, *rounds = trained(tmp_path, expands=expands)
-    assert [one.number for one in (before, *rounds)] == [0, 1, 2]
-    assert [len(one.losses) for one in rounds] == [40, 40]  # 26 questions, 13 a step, 20 epochs
+@pytest.mark.parametrize("query_expansion", [True, False], ids=["with masks", "without"])
+def test_the_loss_falls_and_gold_passages_are_found(tmp_path: Path, query_expansion: bool) -> None:
+    before, *rounds = train(tmp_path, do_query_expansion=query_expansion)
+    assert [result.number for result in (before, *rounds)] == [0, 1, 2]
+    assert [len(result.losses) for result in rounds] == [40, 40]  # 26 questions, 13 a step, 20 epochs
     assert rounds[-1].losses[-1] < rounds[0].losses[0] / 2
     assert before.recall[2] < 0.5 < rounds[-1].recall[2]
     assert not (tmp_path / "unfinished-trained").exists()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("colbert") is None, reason="colbert-ai is absent")
-def test_what_is_saved_is_the_best_round_and_loads_in_colbert_ai(tmp_path: Path) -> None:
-    results = trained(tmp_path)
+def test_the_best_round_is_saved_and_loads_in_colbert_ai(tmp_path: Path) -> None:
+    results = train(tmp_path)
     encoder = load_encoder(str(tmp_path / "trained"), precision="float32")
-    rankings = rank_passages(encoder, PASSAGES, [one.text for one in QUESTIONS], 10, tmp_path)
-    gold = gold_passages(QUESTIONS, PASSAGES)
-    best = max(results, key=lambda one: one.score)
-    assert {k: gold_recall(rankings, gold, k) for k in (2, 5, 10)} == pytest.approx(best.recall)
+    rankings = rank_passages(encoder, PASSAGES, [question.text for question in QUESTIONS], 10, tmp_path)
+    gold = find_gold_passages(QUESTIONS, PASSAGES)
+    best = max(results, key=lambda result: result.score)
+    assert {k: recall_at_k(rankings, gold, k) for k in (2, 5, 10)} == pytest.approx(best.recall)
     with reference(tmp_path / "trained") as colbert:
-        queries = colbert.queryFromText([one.text for one in QUESTIONS])
-    assert torch.allclose(encoder.encode_queries([one.text for one in QUESTIONS]), queries, atol=1e-5)
+        queries = colbert.queryFromText([question.text for question in QUESTIONS])
+    assert torch.allclose(encoder.encode_queries([question.text for question in QUESTIONS]), queries, atol=1e-5)
 
 
-def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_resumed_training_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     class Kill(Exception):
         pass
 
@@ -97,7 +97,7 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(tmp_path
 
         def remove_task(self, task_id: str) -> None: ...
 
-    whole = trained(tmp_path / "whole")
+    whole = train(tmp_path / "whole")
     data, out = TrainingData(PASSAGES, QUESTIONS, QUESTIONS), tmp_path / "cut" / "trained"
     out.parent.mkdir()
     with pytest.raises(Kill):
@@ -108,56 +108,56 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(tmp_path
     counter = Progress()
     counter.steps = 100
     assert train_encoder(tiny_encoder(), data, out, TUNING, progress=counter) == whole
-    assert counter.steps == 140  # those before the kill are told of again, those of the first round are not
+    assert counter.steps == 140  # steps of the second round before the kill are reported again, the first round is not
     assert load_encoder(str(out)).digest == load_encoder(str(tmp_path / "whole" / "trained")).digest
 
 
 def test_without_validation_questions_the_last_round_is_kept(tmp_path: Path) -> None:
     tuning = replace(TUNING, epochs=1)
     results = train_encoder(tiny_encoder(), TrainingData(PASSAGES, QUESTIONS), tmp_path / "trained", tuning, seed=3)
-    assert [(one.number, one.recall) for one in results] == [(1, {}), (2, {})]
+    assert [(result.number, result.recall) for result in results] == [(1, {}), (2, {})]
     assert load_encoder(str(tmp_path / "trained")).digest != tiny_encoder().digest
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "trained").mkdir()
-    with pytest.raises(ConfigError, match="is there already"):
-        trained(tmp_path)
+    with pytest.raises(ConfigError, match="already exists"):
+        train(tmp_path)
 
 
 def test_negatives_are_high_in_the_ranking_and_never_gold() -> None:
     rankings, gold = [[4, 0, 3, 1, 2], [2, 3, 4, 0, 1], [0, 1, 2, 3, 4]], [((0,), (1, 4)), ((3,),), ()]
-    examples = training_examples(rankings, gold, negatives=2, epochs=50, seed=0)
+    examples = sample_training_examples(rankings, gold, negatives=2, epochs=50, seed=0)
     assert len(examples) == 100  # the third question has no gold passage
-    assert {one.question for one in examples[:2]} == {0, 1}
-    assert {one.negatives for one in examples if one.question == 0} == {(2, 3), (3, 2)}
-    assert all(one.positives == (0, 1, 4) for one in examples if one.question == 0)
-    assert {number for one in examples if one.question == 1 for number in one.negatives} == {0, 1, 2, 4}
-    assert examples == training_examples(rankings, gold, negatives=2, epochs=50, seed=0)
-    assert examples != training_examples(rankings, gold, negatives=2, epochs=50, seed=1)
+    assert {example.question for example in examples[:2]} == {0, 1}
+    assert {example.negatives for example in examples if example.question == 0} == {(2, 3), (3, 2)}
+    assert all(example.positives == (0, 1, 4) for example in examples if example.question == 0)
+    assert {number for example in examples if example.question == 1 for number in example.negatives} == {0, 1, 2, 4}
+    assert examples == sample_training_examples(rankings, gold, negatives=2, epochs=50, seed=0)
+    assert examples != sample_training_examples(rankings, gold, negatives=2, epochs=50, seed=1)
 
 
 def test_recall_counts_titles_and_not_their_passages() -> None:
     gold = [((0,), (1, 4)), ((3,),), ()]
     rankings = [[4, 2, 0], [0, 1, 2], [0, 1, 2]]
-    assert [gold_recall(rankings, gold, k) for k in (1, 2, 3)] == [0.25, 0.25, 0.5]
+    assert [recall_at_k(rankings, gold, k) for k in (1, 2, 3)] == [0.25, 0.25, 0.5]
 
 
 def test_the_loss_is_the_cross_entropy_of_each_gold_passage_against_others() -> None:
     checkpoint = tiny_checkpoint()
-    tokens, network = ColbertTokens(checkpoint), ColbertNetwork(checkpoint)
+    tokenizer, network = ColbertTokenizer(checkpoint), ColbertNetwork(checkpoint)
     passages = ["a b c", "d, e f g h", "i", "j k?"]
-    collator = Collator(tokens, ["a", "d e"], tokens.passages(passages))
+    collator = Collator(tokenizer, ["a", "d e"], tokenizer.tokenize_passages(passages))
     batch = collator([TrainingExample(0, (0, 2), (3,)), TrainingExample(1, (1,), (0,))])
     with torch.no_grad():
-        loss = float(batch_loss(network, batch, temperature=2.0, expands=True))
+        loss = float(batch_loss(network, batch, temperature=2.0, query_expansion=True))
     encoder = ColbertEncoder(checkpoint, "tiny", precision="float32")
     queries, encoded = encoder.encode_queries(["a", "d e"]), encoder.encode_passages(passages)
     scores = [
         torch.stack([(query @ row.T).max(1).values.sum() for row in encoded.vectors.split(encoded.lengths.tolist())])
         for query in queries
     ]
-    pairs = [(0, 0, [0, 1, 3]), (0, 2, [1, 2, 3]), (1, 1, [0, 1, 2, 3])]  # question, gold, and what it is among
+    pairs = [(0, 0, [0, 1, 3]), (0, 2, [1, 2, 3]), (1, 1, [0, 1, 2, 3])]  # question, gold passage, candidates
     expected = [
         float((scores[row][among] / 2).logsumexp(0) - scores[row][positive] / 2) for row, positive, among in pairs
     ]
@@ -172,11 +172,11 @@ def test_maxsim_leaves_out_tokens_without_a_vector() -> None:
 
 
 def test_titles_are_compared_without_escapes_and_missing_ones_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    questions = [GoldQuestion("who", ("<a", "absent"))]
-    assert gold_passages(questions, PASSAGES) == [((0,),)]
+    questions = [Question("who", ("<a", "absent"))]
+    assert find_gold_passages(questions, PASSAGES) == [((0,),)]
     assert "1 of 2 gold passages are not among the passages" in caplog.text
     with pytest.raises(ConfigError, match="no passage has the title"):
-        gold_passages([GoldQuestion("who", ("absent",))], PASSAGES)
+        find_gold_passages([Question("who", ("absent",))], PASSAGES)
 
 
 def test_questions_are_read_in_both_forms_and_bad_lines_are_named(
@@ -188,7 +188,7 @@ def test_questions_are_read_in_both_forms_and_bad_lines_are_named(
         {"question": "what?", "supporting_facts": {"title": ["C", "C", "D"], "sent_id": [0, 1, 0]}},
     ]
     path.write_text("\n\n".join(map(json.dumps, lines)))
-    assert read_questions(path) == [GoldQuestion("who?", ("A & B",)), GoldQuestion("what?", ("C", "D"))]
+    assert read_questions(path) == [Question("who?", ("A & B",)), Question("what?", ("C", "D"))]
     for bad in (
         '{"question": "who?"}',
         "{",
@@ -201,13 +201,13 @@ def test_questions_are_read_in_both_forms_and_bad_lines_are_named(
         '{"question": "who?", "supporting_facts": []}',
     ):
         path.write_text(json.dumps(lines[0]) + "\n" + bad)
-        with pytest.raises(ConfigError, match=r"questions\.jsonl, line 2: no question"):
+        with pytest.raises(ConfigError, match=r"questions\.jsonl, line 2: not a question"):
             read_questions(path)
     path.write_text("\ufeff" + json.dumps({"question": "wh\ud83d\0?", "titles": ["A\x1b"]}) + "\r\n")
-    assert read_questions(path) == [GoldQuestion("wh\ufffd\ufffd?", ("A\ufffd",))]
-    assert "2 control characters or halves of surrogate pairs are read as U+FFFD" in caplog.text
+    assert read_questions(path) == [Question("wh\ufffd\ufffd?", ("A\ufffd",))]
+    assert "2 control characters or halves of surrogate pairs were replaced by U+FFFD" in caplog.text
     path.write_text("")
-    with pytest.raises(ConfigError, match="holds no questions"):
+    with pytest.raises(ConfigError, match="contains no questions"):
         read_questions(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_questions(tmp_path / "absent.jsonl")
@@ -232,12 +232,12 @@ def test_settings_out_of_range_are_refused(change: dict[str, Any], problem: str)
 
 def test_a_training_that_diverges_is_an_error_and_leaves_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match=r"diverged: .* at step \d+; train with a lower learning_rate") as caught:
-        trained(tmp_path, replace(TUNING, learning_rate=1e30, projection_rate=1e30, epochs=5))
+        train(tmp_path, replace(TUNING, learning_rate=1e30, projection_rate=1e30, epochs=5))
     assert caught.value.step > 0
     assert not (tmp_path / "trained").exists()
 
 
-def test_data_that_is_no_collection_is_refused() -> None:
+def test_data_that_is_not_a_collection_is_refused() -> None:
     for wrong in (("text", QUESTIONS), (PASSAGES, "question"), (QUESTIONS, QUESTIONS)):
         with pytest.raises(ConfigError, match=r"passages|questions"):
             TrainingData(*wrong)  # type: ignore[arg-type]
@@ -247,10 +247,10 @@ def test_data_that_is_no_collection_is_refused() -> None:
 def test_the_command_trains_from_files(tmp_path: Path) -> None:
     tiny_encoder().save_pretrained(tmp_path / "tiny")
     passages, questions, out = tmp_path / "passages.jsonl", tmp_path / "questions.jsonl", tmp_path / "trained"
-    records = [{"pid": one.id, "title": one.title, "text": one.text} for one in PASSAGES]
+    records = [{"pid": passage.id, "title": passage.title, "text": passage.text} for passage in PASSAGES]
     passages.write_text("\n".join(map(json.dumps, records)))
-    asked = [{"question": one.text, "titles": list(one.titles)} for one in QUESTIONS]
-    questions.write_text("\n".join(map(json.dumps, asked)))
+    question_records = [{"question": question.text, "titles": list(question.titles)} for question in QUESTIONS]
+    questions.write_text("\n".join(map(json.dumps, question_records)))
     options = {
         "encoder": tmp_path / "tiny",
         "passages": passages,

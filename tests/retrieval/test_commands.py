@@ -1,4 +1,4 @@
-"""The command lmpipe: an index from a file to an answer, on the command line."""
+"""The command lmpipe: building, searching and changing an index."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_an_index_is_built_shown_searched_and_changed(passages: Path, encoder_fo
     assert "verified" in lmpipe("index", "info", folder)
 
 
-def test_what_is_in_passages_commands_no_terminal(passages: Path, encoder_folder: Path) -> None:
+def test_passages_cannot_send_control_characters_to_the_terminal(passages: Path, encoder_folder: Path) -> None:
     folder = passages.parent / "[red]index"
     record = {"pid": "[bold]id", "title": "\x1b]0;title\x07", "text": "Rome \x1b[31m[red]lies\x9b2J \ud83d"}
     passages.write_text(json.dumps(record))

@@ -1,4 +1,4 @@
-"""Files of indexes and checkpoints, damaged: never another result in silence, never an error of a library."""
+"""Damaged files of indexes and checkpoints: they never change a result silently, or raise the error of a library."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def build(folder: Path, encoder: ColbertEncoder, engine: Literal["exact", "plaid
     return folder / "index"
 
 
-def found(retriever: Retriever) -> list[object]:
+def search_results(retriever: Retriever) -> list[object]:
     return [retriever.name, *map(list, retriever.search(CORPUS[:3], 4))]
 
 
@@ -39,7 +39,7 @@ def test_a_damaged_index_is_refused(engine: Literal["exact", "plaid"], tmp_path:
     index = build(tmp_path, encoder, engine)
     for name in ("lock", "config.json", "journal.jsonl"):  # of the build: no search reads them
         (index / name).unlink(missing_ok=True)
-    outcomes = damaged(index, lambda: found(open_index(index, encoder=encoder)), 120)
+    outcomes = damaged(index, lambda: search_results(open_index(index, encoder=encoder)), 120)
     assert outcomes.wrong == []
     assert outcomes.refused > 100
 
@@ -49,17 +49,19 @@ def test_without_checksums_damage_raises_no_error_of_a_library(
     engine: Literal["exact", "plaid"], tmp_path: Path, encoder: ColbertEncoder
 ) -> None:
     index = build(tmp_path, encoder, engine)
-    outcomes = damaged(index / "blobs", lambda: found(open_index(index, encoder=encoder, verify=False)), 150)
-    assert [line for line in outcomes.wrong if "something else was found" not in line] == []
+    outcomes = damaged(index / "blobs", lambda: search_results(open_index(index, encoder=encoder, verify=False)), 150)
+    assert [line for line in outcomes.wrong if "the result changed" not in line] == []
 
 
 def test_damage_to_an_index_of_colbert_ai_raises_no_error_of_a_library(tmp_path: Path, encoder: ColbertEncoder) -> None:
-    """Its folders have no checksums."""
+    """The folders of colbert-ai have no checksums."""
     index = build(tmp_path, encoder, "plaid")
     plaid = next(path.parent for path in index.glob("blobs/*/metadata.json"))
     collection = tmp_path / "rivers.jsonl"
-    outcomes = damaged(plaid, lambda: found(open_colbert_index(plaid, passages=collection, encoder=encoder))[1:], 150)
-    assert [line for line in outcomes.wrong if "something else was found" not in line] == []
+    outcomes = damaged(
+        plaid, lambda: search_results(open_colbert_index(plaid, passages=collection, encoder=encoder))[1:], 150
+    )
+    assert [line for line in outcomes.wrong if "the result changed" not in line] == []
     collection.write_text(collection.read_text() + '\n{"pid": "more", "text": "One more."}')
     with pytest.raises(StoreError, match=r"has 8 passages and .* 9"):
         open_colbert_index(plaid, passages=collection, encoder=encoder)
@@ -69,7 +71,7 @@ def test_a_damaged_checkpoint_is_refused(encoder_folder: Path, tmp_path: Path) -
     folder = tmp_path / "checkpoint"
     load_encoder(str(encoder_folder)).save_pretrained(folder)
     outcomes = damaged(folder, lambda: load_encoder(str(folder)).digest, 80)
-    assert [line for line in outcomes.wrong if "something else was found" not in line] == []
+    assert [line for line in outcomes.wrong if "the result changed" not in line] == []
 
 
 @pytest.mark.parametrize(
@@ -98,15 +100,15 @@ def test_stray_files_are_named_and_left_alone(
     tmp_path: Path, encoder: ColbertEncoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     index = build(tmp_path, encoder, "exact")
-    before = found(open_index(index, encoder=encoder))
+    before = search_results(open_index(index, encoder=encoder))
     segment = next((index / "blobs").iterdir())
     strays = [segment / ".DS_Store", segment / ".nfs0001.npy", index / "blobs" / "Thumbs.db", index / "notes.txt"]
     for stray in strays:
         stray.write_bytes(b"stray")
     (segment / "dangling").symlink_to("nowhere")
     with caplog.at_level(logging.WARNING):
-        assert found(open_index(index, encoder=encoder)) == before
-    assert ".DS_Store, .nfs0001.npy: no part of the index" in caplog.text
+        assert search_results(open_index(index, encoder=encoder)) == before
+    assert "files that do not belong to the index and are ignored: .DS_Store, .nfs0001.npy" in caplog.text
     assert all(stray.exists() for stray in strays)
 
 
@@ -125,5 +127,5 @@ def test_kept_vectors_that_are_damaged_are_refused(tmp_path: Path) -> None:
     assert outcomes.wrong == []
     (path,) = tmp_path.iterdir()
     np.savez(path, vectors=np.full((30, 2), np.nan, np.float32))
-    with pytest.raises(CorruptBlob, match="delete it; it is made again"):
+    with pytest.raises(CorruptBlob, match="delete it; the vectors are then computed again"):
         DenseRetriever(passages, NumberLine(), tmp_path)

@@ -19,8 +19,8 @@ PASSAGES = [PassageText(name, "", f"number {n}") for name, n in [("a", 100), ("b
 
 def test_the_nearest_come_first_and_equals_in_the_order_of_the_passages() -> None:
     retriever = DenseRetriever(PASSAGES, NumberLine())
-    found = retriever.search(["320", "90"], 3)
-    assert [[passage.text for passage in passages] for passages in found] == [
+    results = retriever.search(["320", "90"], 3)
+    assert [[passage.text for passage in passages] for passages in results] == [
         ["number 300", "number 300", "number 200"],
         ["number 100", "number 200", "number 300"],
     ]
@@ -54,7 +54,7 @@ def test_empty_queries_find_nothing_and_are_not_embedded() -> None:
     embedder = NumberLine()
     retriever = DenseRetriever(PASSAGES, embedder)
     assert retriever.search(["", " "], 2) == [[], []]
-    assert [len(found) for found in retriever.search(["", "100"], 2)] == [0, 2]
+    assert [len(results) for results in retriever.search(["", "100"], 2)] == [0, 2]
     assert embedder.texts[len(PASSAGES) :] == ["100"]
 
 
@@ -70,7 +70,7 @@ def test_the_name_is_that_of_the_passages_and_the_embedder() -> None:
 
 
 class Losing(Embedder):
-    """Gives one vector too few, or vectors of length 0."""
+    """Returns too few vectors, or vectors of zeros."""
 
     name = "losing"
 
@@ -82,7 +82,7 @@ class Losing(Embedder):
 
 
 class Poisoned(Embedder):
-    """Gives NaN for texts with the word ``nan``, and a vector of another length for ``long``."""
+    """Returns NaN for texts with the word ``nan``, and a longer vector for texts with ``long``."""
 
     name = "poisoned"
 
@@ -90,14 +90,14 @@ class Poisoned(Embedder):
         return [[float("nan") if "nan" in text else 1.0, *([0.0] * (1 + ("long" in text)))] for text in texts]
 
 
-def test_values_that_are_no_numbers_are_never_ranked() -> None:
+def test_vectors_that_are_not_finite_are_never_ranked() -> None:
     retriever = DenseRetriever(PASSAGES, Poisoned())
-    found = retriever.search(["a", "nan", "b"], 2)
-    assert isinstance(found[1], EngineError)
-    assert found[0] == found[2] == retriever.search(["a"], 2)[0]
-    with pytest.raises(EngineError, match="no finite numbers for 'nan'"):
+    results = retriever.search(["a", "nan", "b"], 2)
+    assert isinstance(results[1], EngineError)
+    assert results[0] == results[2] == retriever.search(["a"], 2)[0]
+    with pytest.raises(EngineError, match="not finite for 'nan'"):
         DenseRetriever([*PASSAGES, PassageText("e", "", "nan")], Poisoned())
-    with pytest.raises(EngineError, match="no vectors of one length"):
+    with pytest.raises(EngineError, match="did not return vectors of one length"):
         DenseRetriever([*PASSAGES, PassageText("e", "", "long")], Poisoned())
 
 
@@ -113,9 +113,9 @@ def test_arguments_that_are_nearly_right_are_refused() -> None:
             ask()
 
 
-def test_what_cannot_be_searched_is_refused() -> None:
-    with pytest.raises(ConfigError, match="there is no passage"):
+def test_empty_collections_and_missing_vectors_are_refused() -> None:
+    with pytest.raises(ConfigError, match="there are no passages"):
         DenseRetriever([], NumberLine())
-    with pytest.raises(EngineError, match="'losing' gave 3 vectors for 4 texts"):
+    with pytest.raises(EngineError, match="'losing' returned 3 vectors for 4 texts"):
         DenseRetriever(PASSAGES, Losing(1))
     assert [passage.score for passage in DenseRetriever(PASSAGES, Losing(0)).search(["1"], 4)[0]] == [0] * 4

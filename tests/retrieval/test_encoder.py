@@ -1,10 +1,11 @@
-"""ColBERT encoders: the token vectors of colbert-ai, checkpoints in both formats, and damaged ones."""
+"""ColBERT encoders: the token vectors of colbert-ai, checkpoints in both formats, and damaged checkpoints."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import logging
+import string
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ def passages_of(encoder: ColbertEncoder, texts: list[str] = TEXTS) -> list[torch
 @needs_colbert
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"attends_to_masks": True}, {"query_maxlen": 12, "doc_maxlen": 64}, {"query_prefix": "[unused1]"}],
+    [{}, {"attend_to_mask_tokens": True}, {"query_maxlen": 12, "doc_maxlen": 64}, {"query_prefix": "[unused1]"}],
     ids=["default", "attending to masks", "other lengths", "another marker"],
 )
 def test_vectors_are_those_of_colbert_ai(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -49,14 +50,14 @@ def test_vectors_are_those_of_colbert_ai(tmp_path: Path, changes: dict[str, Any]
     with reference(tmp_path / "tiny") as colbert:
         queries, passages = colbert.queryFromText(TEXTS), colbert.docFromText(TEXTS, keep_dims=False)
     assert torch.allclose(encoder.encode_queries(TEXTS), queries, atol=1e-5)
-    for own, other in zip(passages_of(encoder), passages, strict=True):
-        assert own.shape == other.shape
-        assert torch.allclose(own, other, atol=1e-5)
+    for vectors, expected in zip(passages_of(encoder), passages, strict=True):
+        assert vectors.shape == expected.shape
+        assert torch.allclose(vectors, expected, atol=1e-5)
 
 
 @needs_colbert
 def test_special_tokens_in_texts_are_read_as_colbert_ai_reads_them(tmp_path: Path) -> None:
-    """Checkpoints were trained so: its tokenizer takes them for themselves wherever they stand."""
+    """Checkpoints were trained in this way: colbert-ai's tokenizer reads special tokens anywhere in a text."""
     tiny_checkpoint().save(tmp_path / "tiny")
     encoder = load_encoder(str(tmp_path / "tiny"), precision="float32")
     special = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -65,13 +66,13 @@ def test_special_tokens_in_texts_are_read_as_colbert_ai_reads_them(tmp_path: Pat
     with reference(tmp_path / "tiny") as colbert:
         queries, passages = colbert.queryFromText(texts), colbert.docFromText(texts, keep_dims=False)
     assert torch.allclose(encoder.encode_queries(texts), queries, atol=1e-5)
-    for own, other in zip(passages_of(encoder, texts), passages, strict=True):
-        assert own.shape == other.shape
-        assert torch.allclose(own, other, atol=1e-5)
+    for vectors, expected in zip(passages_of(encoder, texts), passages, strict=True):
+        assert vectors.shape == expected.shape
+        assert torch.allclose(vectors, expected, atol=1e-5)
 
 
 @given(st.lists(st.text(st.characters(), max_size=20), min_size=1, max_size=3))
-def test_any_text_has_vectors_and_what_is_no_text_is_read_as_a_replacement(texts: list[str]) -> None:
+def test_any_text_has_vectors_and_invalid_characters_are_replaced(texts: list[str]) -> None:
     odd = [f"{text}\ud83d\0\x1b" for text in texts]
     clean = [f"{text}\ufffd\ufffd\ufffd" for text in texts]
     assert torch.equal(TINY.encode_queries(odd), TINY.encode_queries(clean))
@@ -125,7 +126,7 @@ def test_bfloat16_is_near_float32_and_only_for_passages(folder: Path) -> None:
         assert not torch.equal(one, other)
 
 
-def test_progress_counts_passages_and_nothing_encodes_to_nothing(folder: Path) -> None:
+def test_progress_counts_passages_and_empty_lists_are_encoded(folder: Path) -> None:
     encoder, done = load_encoder(str(folder)), []
     encoder.encode_passages(TEXTS * 40, done.append)
     assert sum(done) == 40 * len(TEXTS)
@@ -144,9 +145,9 @@ def test_punctuation_has_no_vector_and_long_passages_are_cut_with_one_warning(
         lengths = encoder.encode_passages([TEXTS[-1], "?!,.", "a", TEXTS[-1]]).lengths.tolist()
         encoder.encode_passages(TEXTS[-1:])
     assert [record.getMessage() for record in caplog.records] == [
-        "a passage has more than 40 tokens; it is cut, as are others like it"
+        "a passage has more than 40 tokens; longer texts are truncated"
     ]
-    assert lengths[1:3] == [3, 4]  # the markers and, of the second, its word
+    assert lengths[1:3] == [3, 4]  # the markers, and the word of the second passage
     assert lengths[0] == lengths[3] <= 40
     longer = load_encoder(str(folder), doc_maxlen=1000, query_maxlen=2000)
     with caplog.at_level(logging.WARNING):  # as far as the model has positions
@@ -194,6 +195,21 @@ def test_a_digest_tells_weights_vocabularies_and_settings_apart(folder: Path) ->
     assert len({checkpoint.digest, *(other.digest for other in others)}) == 4
 
 
+def test_the_keys_of_a_digest_never_change() -> None:
+    """Indexes store the digest of their encoder, and must open after settings have been renamed."""
+    checkpoint = tiny_checkpoint()
+    assert checkpoint.settings.identity == {
+        "type": "ColbertSettings",
+        "query_marker": "[unused0]",
+        "passage_marker": "[unused1]",
+        "query_tokens": 32,
+        "passage_tokens": 40,
+        "skipped": list(string.punctuation),
+        "expands": True,
+        "attends_to_masks": False,
+    }
+
+
 def test_weights_in_the_old_form_are_read(folder: Path) -> None:
     encoder = load_encoder(str(folder))
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
@@ -237,20 +253,23 @@ def _drop(path: Path, name: str) -> None:
         (lambda at: (at / "config.json").unlink(), "config.json is missing or damaged"),
         (lambda at: _rewrite(at / "artifact.metadata", dim=64), "no linear.weight of the shape"),
         (lambda at: _rewrite(at / "artifact.metadata", doc_token_id="[D]"), r"has no token '\[D\]'"),
-        (lambda at: _rewrite(at / "artifact.metadata", doc_maxlen=3), "leave no room"),
+        (lambda at: _rewrite(at / "artifact.metadata", doc_maxlen=3), "leaves no room"),
         (lambda at: (at / "artifact.metadata").write_text("[1]"), "artifact.metadata is missing or damaged"),
         (lambda at: (at / "artifact.metadata").write_text("[" * 10**5), "artifact.metadata is missing or damaged"),
         (lambda at: _rewrite(at / "artifact.metadata", query_maxlen="many"), "artifact.metadata is missing or damaged"),
-        (lambda at: _rewrite(at / "artifact.metadata", query_token_id=5), "markers are texts"),
-        (lambda at: _rewrite(at / "artifact.metadata", skiplist_words=[5]), "skipped"),
+        (lambda at: _rewrite(at / "artifact.metadata", query_token_id=5), "prefixes must be text"),
+        (lambda at: _rewrite(at / "artifact.metadata", skiplist_words=[5]), "skiplist_words"),
         (lambda at: _rewrite(at / "config.json", hidden_size="wide"), "config.json is missing or damaged"),
         (lambda at: _rewrite(at / "config.json", num_attention_heads=0), "config.json is missing or damaged"),
         (lambda at: _rewrite(at / "config.json", hidden_size=64), "model.safetensors has no linear.weight|lacks"),
         (lambda at: _rewrite(at / "config.json", model_type="nothing"), "config.json is missing or damaged"),
         (lambda at: (at / "config.json").write_text("[1]"), "config.json is missing or damaged"),
-        (lambda at: _rewrite(at / "config.json", vocab_size=20), "a token of number .* and the encoder 20 embeddings"),
+        (
+            lambda at: _rewrite(at / "config.json", vocab_size=20),
+            "a token with the id .* and the encoder has 20 embeddings",
+        ),
         (lambda at: (at / "tokenizer.json").write_text('{"version": "1.0"}'), "tokenizer.json is missing or damaged"),
-        (lambda at: _poison(at / "model.safetensors"), "linear.weight holds values that are no finite numbers"),
+        (lambda at: _poison(at / "model.safetensors"), "linear.weight contains values that are not finite"),
         (lambda at: _as_pickle(at / "model.safetensors", b"nothing"), "pytorch_model.bin is missing or damaged"),
         (lambda at: _as_pickle(at / "model.safetensors", [1, 2]), "pytorch_model.bin is missing or damaged"),
     ],
@@ -271,13 +290,13 @@ def test_other_models_of_sentence_transformers_are_refused(tmp_path: Path) -> No
         load_encoder(str(folder))
 
 
-def test_a_checkpoint_that_is_nowhere_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no folder"):
+def test_a_checkpoint_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a folder"):
         load_encoder(str(tmp_path / "absent"))
     with pytest.raises(ConfigError, match="from the hub"):  # tests are offline
         load_encoder("nobody/absent")
 
 
-def test_a_checkpoint_is_saved_only_where_nothing_is(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="is there already"):
+def test_a_checkpoint_is_saved_only_to_a_new_or_empty_folder(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="already exists"):
         load_encoder(str(folder)).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The exact engine: MaxSim of what is on disk, whatever the batch, the lengths, the segments and the threads."""
+"""The exact engine: MaxSim of the stored vectors, whatever the batch, the lengths, the segments and the threads."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval.index.exact import ExactIndex
-from lmpipe.retrieval.index.maxsim import Run, maxsim, runs_of, tiles, to_digits
+from lmpipe.retrieval.index.maxsim import LengthGroup, group_by_length, maxsim_int8, quantize_queries, split_into_blocks
 from lmpipe.retrieval.segments import Segment
-from lmpipe.retrieval.vectors import Ranking, TokenVectors
+from lmpipe.retrieval.vectors import Ranking, TokenEmbeddings
 from tests.retrieval.vectors import maxsim_of, random_vectors, unit_vectors, write
 
 DIM = 16
-LENGTHS = [1, 1, 2, 5, 5, 5, 9, 30, 4, 700, 3]  # the last of them unsorted, one longer than a tile
+LENGTHS = [1, 1, 2, 5, 5, 5, 9, 30, 4, 700, 3]  # the last ones are unsorted, and one is longer than a block
 
 
 @pytest.fixture(scope="module")
 def segments(tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
     folder = tmp_path_factory.mktemp("segments")
-    none = TokenVectors(torch.empty(0, DIM), torch.empty(0, dtype=torch.int64))
+    none = TokenEmbeddings(torch.empty(0, DIM), torch.empty(0, dtype=torch.int64))
     return [
         write(folder / "a", random_vectors(LENGTHS * 3, dim=DIM, seed=1)),
         write(folder / "none", none),
@@ -42,18 +42,18 @@ def expected(segments: Sequence[Segment], query: torch.Tensor, k: int) -> Rankin
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 32, 70])
-def test_finds_what_float64_finds_one_by_one(tokens: int, segments: list[Segment]) -> None:
+def test_rankings_are_those_of_float64(tokens: int, segments: list[Segment]) -> None:
     queries = unit_vectors(20, tokens, DIM, seed=3)
-    for query, found in zip(queries, ExactIndex(segments).search(queries, 10), strict=True):
-        wanted = expected(segments, query, 10)
-        assert found.numbers == wanted.numbers
-        assert found.scores == pytest.approx(wanted.scores, rel=1e-6, abs=1e-6)
+    for query, ranking in zip(queries, ExactIndex(segments).search(queries, 10), strict=True):
+        reference = expected(segments, query, 10)
+        assert ranking.numbers == reference.numbers
+        assert ranking.scores == pytest.approx(reference.scores, rel=1e-6, abs=1e-6)
 
 
 def test_scores_are_those_of_queries_of_any_size(segments: list[Segment]) -> None:
     queries = unit_vectors(3, 4, DIM, seed=3) * torch.tensor([1e-6, 1.0, 1e6])[:, None, None]
-    for query, found in zip(queries, ExactIndex(segments).search(queries, 3), strict=True):
-        assert found.scores == pytest.approx(expected(segments, query, 3).scores, rel=1e-6)
+    for query, ranking in zip(queries, ExactIndex(segments).search(queries, 3), strict=True):
+        assert ranking.scores == pytest.approx(expected(segments, query, 3).scores, rel=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -75,22 +75,22 @@ def test_any_segments_give_the_corpus_in_order(lengths: list[list[int]], k: int)
             write(Path(name) / str(seed), random_vectors(some, dim=DIM, seed=seed)) for seed, some in enumerate(lengths)
         ]
         query = unit_vectors(1, 3, DIM, seed=5)
-        (found,) = ExactIndex(segments).search(query, k)
-        wanted = expected(segments, query[0], k)
-    assert found.numbers == wanted.numbers
-    assert found.scores == pytest.approx(wanted.scores, rel=1e-6, abs=1e-6)
+        (ranking,) = ExactIndex(segments).search(query, k)
+        reference = expected(segments, query[0], k)
+    assert ranking.numbers == reference.numbers
+    assert ranking.scores == pytest.approx(reference.scores, rel=1e-6, abs=1e-6)
 
 
 def test_equal_passages_are_found_by_number(tmp_path: Path) -> None:
-    """Though there are far more of them than candidates, at different places of tiles and segments."""
+    """Even if there are far more of them than candidates, at different positions in blocks and segments."""
     one = unit_vectors(7, DIM, seed=6)
-    same = TokenVectors(one.repeat(150, 1), torch.full((150,), 7))
+    same = TokenEmbeddings(one.repeat(150, 1), torch.full((150,), 7))
     index = ExactIndex([write(tmp_path / name, same) for name in "ab"])
-    for found in index.search(unit_vectors(3, 5, DIM, seed=7), 20):
-        assert found.numbers == list(range(20))
-        assert len(set(found.scores)) == 1
-    (found,) = ExactIndex(index_segments(tmp_path), deleted=range(145)).search(unit_vectors(1, 5, DIM, seed=7), 10)
-    assert found.numbers == list(range(145, 155))
+    for ranking in index.search(unit_vectors(3, 5, DIM, seed=7), 20):
+        assert ranking.numbers == list(range(20))
+        assert len(set(ranking.scores)) == 1
+    (ranking,) = ExactIndex(index_segments(tmp_path), deleted=range(145)).search(unit_vectors(1, 5, DIM, seed=7), 10)
+    assert ranking.numbers == list(range(145, 155))
 
 
 def index_segments(folder: Path) -> list[Segment]:
@@ -99,19 +99,19 @@ def index_segments(folder: Path) -> list[Segment]:
 
 def test_negative_scores_are_ordered_too(tmp_path: Path) -> None:
     encoded = random_vectors([1] * 100, dim=DIM, seed=8)
-    segments = [write(tmp_path / "a", TokenVectors(encoded.vectors.abs(), encoded.lengths))]
+    segments = [write(tmp_path / "a", TokenEmbeddings(encoded.vectors.abs(), encoded.lengths))]
     query = -unit_vectors(1, 2, DIM, seed=9).abs()
-    (found,) = ExactIndex(segments).search(query, 100)
-    assert max(found.scores) < 0
-    assert found.numbers == expected(segments, query[0], 100).numbers
+    (ranking,) = ExactIndex(segments).search(query, 100)
+    assert max(ranking.scores) < 0
+    assert ranking.numbers == expected(segments, query[0], 100).numbers
 
 
 def test_a_k_beyond_the_corpus_gives_all_that_is_not_deleted(segments: list[Segment]) -> None:
     total = sum(len(segment.lengths) for segment in segments)
     queries, deleted = unit_vectors(2, 3, DIM, seed=10), {0, 40, total - 1}
-    for found in ExactIndex(segments, deleted).search(queries, 10_000):
-        assert sorted(found.numbers) == sorted(set(range(total)) - deleted)
-        assert found.scores == sorted(found.scores, reverse=True)
+    for ranking in ExactIndex(segments, deleted).search(queries, 10_000):
+        assert sorted(ranking.numbers) == sorted(set(range(total)) - deleted)
+        assert ranking.scores == sorted(ranking.scores, reverse=True)
 
 
 @settings(max_examples=25, deadline=None)
@@ -119,12 +119,12 @@ def test_a_k_beyond_the_corpus_gives_all_that_is_not_deleted(segments: list[Segm
 def test_deleting_only_leaves_out(deleted: set[int], segments: list[Segment]) -> None:
     query = unit_vectors(1, 4, DIM, seed=11)
     (everything,) = ExactIndex(segments).search(query, 10_000)
-    (found,) = ExactIndex(segments, deleted).search(query, 12)
+    (ranking,) = ExactIndex(segments, deleted).search(query, 12)
     kept = [pair for pair in zip(*everything, strict=True) if pair[0] not in deleted]
-    assert list(zip(*found, strict=True)) == kept[:12]
+    assert list(zip(*ranking, strict=True)) == kept[:12]
 
 
-def test_nothing_is_found_where_nothing_is(segments: list[Segment]) -> None:
+def test_empty_indexes_and_queries_return_no_passages(segments: list[Segment]) -> None:
     queries, nothing = unit_vectors(2, 3, DIM, seed=12), Ranking([], [])
     assert ExactIndex([]).search(queries, 5) == [nothing, nothing]
     assert ExactIndex(segments[1:2]).search(queries, 5) == [nothing, nothing]
@@ -134,17 +134,17 @@ def test_nothing_is_found_where_nothing_is(segments: list[Segment]) -> None:
     assert ExactIndex(segments[:1], range(33)).search(queries, 5) == [nothing, nothing]
 
 
-def test_a_query_of_zeros_finds_by_number(segments: list[Segment]) -> None:
+def test_a_query_of_zeros_returns_passages_in_order(segments: list[Segment]) -> None:
     assert ExactIndex(segments).search(torch.zeros(1, 2, DIM), 3) == [Ranking([0, 1, 2], [0.0, 0.0, 0.0])]
 
 
 @pytest.mark.parametrize(
     ("queries", "k", "problem"),
     [
-        (torch.ones(1, 2, DIM), -1, "-1 passages cannot be found"),
-        (torch.ones(1, 2, DIM + 1), 1, rf"are \[queries, tokens, {DIM}\] for this index, not \[1, 2, 17\]"),
+        (torch.ones(1, 2, DIM), -1, "k=-1: it must be at least 0"),
+        (torch.ones(1, 2, DIM + 1), 1, rf"must be \[queries, tokens, {DIM}\] for this index, not \[1, 2, 17\]"),
         (torch.ones(2, DIM), 1, r"not \[2, 16\]"),
-        (torch.full((1, 2, DIM), float("nan")), 1, "no finite numbers"),
+        (torch.full((1, 2, DIM), float("nan")), 1, "values that are not finite"),
     ],
 )
 def test_queries_that_do_not_fit_are_refused(
@@ -168,20 +168,21 @@ def test_threads_share_it(segments: list[Segment]) -> None:
 
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 50))
-def test_tiles_hold_every_passage_once_and_no_more_than_they_may(lengths: list[int], rows: int) -> None:
-    cut = list(tiles(runs_of(torch.tensor(lengths, dtype=torch.int64)), rows))
-    again = [run.length for tile in cut for run in tile.runs for _ in range(run.passages)]
+def test_blocks_hold_every_passage_once_and_no_more_rows_than_allowed(lengths: list[int], rows: int) -> None:
+    blocks = list(split_into_blocks(group_by_length(torch.tensor(lengths, dtype=torch.int64)), rows))
+    again = [group.length for block in blocks for group in block.groups for _ in range(group.passages)]
     assert again == lengths
-    assert all(tile.rows <= rows or tile.passages == 1 for tile in cut)
-    assert [tile.start for tile in cut] == [sum(lengths[: tile.first]) for tile in cut]
-    for tile, following in pairwise(cut):
-        assert tile.rows + following.runs[0].length > rows  # no tile is cut short
+    assert all(block.rows <= rows or block.passages == 1 for block in blocks)
+    assert [block.start for block in blocks] == [sum(lengths[: block.first]) for block in blocks]
+    for block, following in pairwise(blocks):
+        assert block.rows + following.groups[0].length > rows  # no block is smaller than necessary
 
 
 def test_maxsim_of_whole_numbers_is_whole() -> None:
     vectors = torch.tensor([[1, 2], [3, -1], [-5, 0]], dtype=torch.int8)
     queries = torch.tensor([[[1, 0], [0, 1]], [[-1, 0], [2, 2]]], dtype=torch.int8)
-    assert maxsim(vectors, [Run(1, 2), Run(1, 1)], queries).tolist() == [[3 + 2, -1 + 6], [-5 + 0, 5 - 10]]
+    scores = maxsim_int8(vectors, [LengthGroup(1, 2), LengthGroup(1, 1)], queries)
+    assert scores.tolist() == [[3 + 2, -1 + 6], [-5 + 0, 5 - 10]]
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -189,14 +190,14 @@ def test_maxsim_of_whole_numbers_is_whole() -> None:
 def test_processors_without_products_of_int8_give_the_same_numbers(
     dim: int, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float32 the greatest sum of 1,040 products is exact, and of more it would not be."""
+    """In float32 the largest sum of 1,040 products is exact; that of more products is not."""
     monkeypatch.setattr("lmpipe.retrieval.index.maxsim.multiplies_int8", lambda: native)
     generator = torch.Generator().manual_seed(15)
     vectors = torch.randint(-127, 128, (2100, dim), generator=generator).to(torch.int8)
     vectors[:2] = 127
     queries = vectors[torch.tensor([[0, 7], [2099, 1]])]
-    queries[0, 0, -1] = 126  # or all greatest products would be multiples of 127
-    scores = maxsim(vectors, [Run(70, 30)], queries)
+    queries[0, 0, -1] = 126  # otherwise all largest products would be multiples of 127
+    scores = maxsim_int8(vectors, [LengthGroup(70, 30)], queries)
     products = vectors.long() @ queries.long().flatten(0, 1).T
     assert torch.equal(scores, products.view(70, 30, 2, 2).amax(1).sum(2))
 
@@ -204,6 +205,6 @@ def test_processors_without_products_of_int8_give_the_same_numbers(
 @given(st.integers(1, 3), st.floats(1e-20, 1e20))
 def test_digits_hold_a_query_to_half_a_unit(count: int, size: float) -> None:
     queries = unit_vectors(2, 3, 5, seed=14) * size
-    digits, units = to_digits(queries, count)
+    digits, units = quantize_queries(queries, count)
     whole = sum(digit.double() * 254 ** (count - 1 - place) for place, digit in enumerate(digits))
     assert ((whole * units[:, None, None] - queries.double()).abs() <= units[:, None, None] * 0.5001).all()

@@ -1,4 +1,4 @@
-"""Index folders: built, interrupted, searched, changed, damaged."""
+"""Index folders: building and resuming, searching, changing, and damage."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ def ids(retriever: ColbertRetriever, query: str, k: int = 20) -> list[str]:
 
 
 def test_a_passage_is_found_by_its_own_words(index: Path, encoder: ColbertEncoder) -> None:
-    found = open_index(index, encoder=encoder).search(CORPUS, 2)
-    assert [passages[0].text for passages in found] == CORPUS
-    assert all(first.score >= second.score for first, second in found)
+    results = open_index(index, encoder=encoder).search(CORPUS, 2)
+    assert [passages[0].text for passages in results] == CORPUS
+    assert all(first.score >= second.score for first, second in results)
 
 
 def test_an_empty_query_finds_nothing_and_a_large_k_everything(index: Path, encoder: ColbertEncoder) -> None:
-    found = open_index(index, encoder=encoder).search(["", "Rome", " \n"], 1000)
-    assert [len(passages) for passages in found] == [0, len(CORPUS), 0]
-    assert {passage.id for passage in found[1]} == {str(number) for number in range(len(CORPUS))}
+    results = open_index(index, encoder=encoder).search(["", "Rome", " \n"], 1000)
+    assert [len(passages) for passages in results] == [0, len(CORPUS), 0]
+    assert {passage.id for passage in results[1]} == {str(number) for number in range(len(CORPUS))}
 
 
-def test_a_folder_says_what_made_it_and_loads_that(index: Path, encoder: ColbertEncoder) -> None:
+def test_a_folder_names_its_encoder_and_loads_it(index: Path, encoder: ColbertEncoder) -> None:
     retriever = load_retriever(str(index))
     assert retriever.search(["Rome lies"], 3) == open_index(index, encoder=encoder).search(["Rome lies"], 3)
     assert retriever.name == Manifest.read(index).digest
 
 
 class Killed(Exception):
-    """Ends a build in its middle."""
+    """Interrupts a build."""
 
 
 class KilledAfter:
-    """A progress bar that ends the build when so many passages are encoded."""
+    """A progress bar that interrupts the build when a number of passages is encoded."""
 
     def __init__(self, passages: int) -> None:
         self.left = passages
@@ -82,7 +82,7 @@ class KilledAfter:
 
 
 @pytest.mark.parametrize(("engine", "kills"), [("exact", (2, 4, 7)), ("plaid", (2, 7, 30, 100))])
-def test_an_interrupted_build_looks_unfinished_and_goes_on(
+def test_an_interrupted_build_looks_unfinished_and_is_resumed(
     engine: Literal["exact", "plaid"], kills: Sequence[int], corpus: Path, tmp_path: Path, encoder: ColbertEncoder
 ) -> None:
     settings = BuildSettings(engine=engine, chunk=3)
@@ -115,23 +115,25 @@ def test_malformed_lines_stop_a_build_or_are_left_out(corpus: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match=r"rivers.jsonl, line 1"):
         build_index(corpus, tmp_path / "index", encoder)
     assert not (tmp_path / "index").exists()
-    told: list[ConfigError] = []
-    assert build_index(corpus, tmp_path / "index", encoder, malformed=told.append).passages == len(CORPUS)
-    assert len(told) == 1
+    problems: list[ConfigError] = []
+    assert build_index(corpus, tmp_path / "index", encoder, on_malformed=problems.append).passages == len(CORPUS)
+    assert len(problems) == 1
 
 
 def test_a_file_without_passages_is_refused(tmp_path: Path, encoder: ColbertEncoder) -> None:
     (tmp_path / "none.jsonl").write_text("\n")
-    with pytest.raises(ConfigError, match="holds no passages"):
+    with pytest.raises(ConfigError, match="contains no passages"):
         build_index(tmp_path / "none.jsonl", tmp_path / "index", encoder)
 
 
-def test_auto_compresses_what_is_larger_than_the_memory(corpus: Path, tmp_path: Path, encoder: ColbertEncoder) -> None:
+def test_auto_compresses_an_index_that_exceeds_the_memory(
+    corpus: Path, tmp_path: Path, encoder: ColbertEncoder
+) -> None:
     assert build_index(corpus, tmp_path / "small", encoder).engine == "exact"
     assert build_index(corpus, tmp_path / "large", encoder, BuildSettings(memory=1000)).engine == "plaid"
 
 
-def test_passages_come_and_go(index: Path, encoder: ColbertEncoder) -> None:
+def test_passages_are_added_and_deleted(index: Path, encoder: ColbertEncoder) -> None:
     before = open_index(index, encoder=encoder)
     add_passages(index, [PassageText("po", "Po", "The Po crosses Turin.")], encoder)
     changed = open_index(index, encoder=encoder)
@@ -198,9 +200,9 @@ def test_ids_and_passages_may_come_from_generators(index: Path, encoder: Colbert
 def test_odd_queries_are_answered_beside_others(index: Path, encoder: ColbertEncoder) -> None:
     retriever = open_index(index, encoder=encoder)
     odd = ["half \ud83d", "\0\x1b[2J", "[PAD] [MASK]", "a" * 100_000, "\u200b"]
-    found = retriever.search([*odd, "Rome"], 2)
-    assert [len(passages) for passages in found if isinstance(passages, list)] == [2] * 6
-    assert found[-1] == retriever.search(["Rome"], 2)[0]
+    results = retriever.search([*odd, "Rome"], 2)
+    assert [len(passages) for passages in results if isinstance(passages, list)] == [2] * 6
+    assert results[-1] == retriever.search(["Rome"], 2)[0]
 
 
 def test_a_query_without_finite_vectors_fails_alone(index: Path, corpus: Path, encoder: ColbertEncoder) -> None:
@@ -211,10 +213,10 @@ def test_a_query_without_finite_vectors_fails_alone(index: Path, corpus: Path, e
         replace(checkpoint, weights={**checkpoint.weights, "embeddings.word_embeddings.weight": words}), "broken"
     )
     build_index(corpus, index.with_name("broken"), broken, SMALL)
-    found = open_index(index.with_name("broken"), encoder=broken).search(["Rome", "9", "Paris"], 2)
-    assert isinstance(found[1], EngineError)
-    assert [len(passages) for passages in found[::2] if isinstance(passages, list)] == [2, 2]
-    with pytest.raises(ConfigError, match="passage 'nine' hold values that are no finite numbers"):
+    results = open_index(index.with_name("broken"), encoder=broken).search(["Rome", "9", "Paris"], 2)
+    assert isinstance(results[1], EngineError)
+    assert [len(passages) for passages in results[::2] if isinstance(passages, list)] == [2, 2]
+    with pytest.raises(ConfigError, match="passage 'nine' contain values that are not finite"):
         add_passages(index.with_name("broken"), [PassageText("a", "", "Rome"), PassageText("nine", "", "9")], broken)
 
 
@@ -225,8 +227,8 @@ def test_a_collection_with_a_header_is_built_if_asked_to(tmp_path: Path, encoder
         build_index(path, tmp_path / "index", encoder)
     assert not (tmp_path / "index").exists()
     build_index(path, tmp_path / "index", encoder, header=True)
-    found = open_index(tmp_path / "index", encoder=encoder).search(CORPUS, 1)
-    assert [passages[0].text for passages in found if isinstance(passages, list)] == CORPUS
+    results = open_index(tmp_path / "index", encoder=encoder).search(CORPUS, 1)
+    assert [passages[0].text for passages in results if isinstance(passages, list)] == CORPUS
 
 
 def test_plaid_indexes_are_not_changed(corpus: Path, tmp_path: Path, encoder: ColbertEncoder) -> None:
@@ -236,15 +238,15 @@ def test_plaid_indexes_are_not_changed(corpus: Path, tmp_path: Path, encoder: Co
 
 
 def test_another_encoder_is_refused_by_name(index: Path, other_encoder: ColbertEncoder, corpus: Path) -> None:
-    with pytest.raises(ConfigError, match=f"made with the encoder .*, and this one is '{other_encoder.name}'"):
+    with pytest.raises(ConfigError, match=f"built with the encoder .*, and this one is '{other_encoder.name}'"):
         open_index(index, encoder=other_encoder)
-    with pytest.raises(ConfigError, match="was made with the encoder"):
+    with pytest.raises(ConfigError, match="was built with the encoder"):
         add_passages(index, [PassageText("po", "", "The Po.")], other_encoder)
     with pytest.raises(ConfigChanged, match="encoder"):
         build_index(corpus, index, other_encoder, SMALL)
 
 
-def damaged(path: Path) -> None:
+def flip_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -256,7 +258,7 @@ def test_every_damaged_or_missing_file_is_named(index: Path, encoder: ColbertEnc
     for path in files:
         whole = path.read_bytes()
         named = path if path.name == "index.json" else path.parent
-        damaged(path)
+        flip_a_bit(path)
         with pytest.raises(CorruptBlob, match=str(named)):
             open_index(index, encoder=encoder)
         path.write_bytes(whole)
@@ -269,7 +271,7 @@ def test_every_damaged_or_missing_file_is_named(index: Path, encoder: ColbertEnc
 
 
 def test_a_folder_without_an_index_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no index"):
+    with pytest.raises(ConfigError, match="contains no index"):
         open_index(tmp_path)
 
 
@@ -291,7 +293,7 @@ def test_an_index_that_colbert_ai_built_opens_with_its_collection(tmp_path: Path
     collection = tmp_path / "collection.tsv"
     collection.write_text("".join(f"{number}\t{text}\n" for number, text in enumerate(CORPUS)))
     retriever = open_colbert_index(tmp_path / "plaid", passages=collection, encoder=encoder)
-    assert [found[0].text for found in retriever.search(CORPUS, 1)] == CORPUS
+    assert [passages[0].text for passages in retriever.search(CORPUS, 1)] == CORPUS
     with pytest.raises(ConfigError, match="pass passages="):
         open_colbert_index(tmp_path / "plaid", encoder=encoder)
     with pytest.raises(StoreError, match="no finished PLAID index"):

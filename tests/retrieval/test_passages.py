@@ -1,4 +1,4 @@
-"""Passage files: what is read, what is refused by name, and what an index keeps of it."""
+"""Passage files: reading them, errors that name file and line, and the texts that an index stores."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ def test_json_lines_and_columns_plain_and_gzipped(tmp_path: Path) -> None:
     (tmp_path / "p.tsv").write_text("7\tA river.\tNile\nx\tNo title.\ny\tNull title.\t\n")
     for name in ("p.jsonl", "p.jsonl.gz", "p.tsv"):
         assert list(read_passages(tmp_path / name)) == RIVERS
-    assert [passage.full for passage in RIVERS] == ["Nile | A river.", "No title.", "Null title."]
+    assert [passage.titled_text for passage in RIVERS] == ["Nile | A river.", "No title.", "Null title."]
 
 
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("{", "not JSON"),
-        ("[]", "not a JSON object"),
-        ('{"text": "a"}', "no field pid, id or _id"),
+        ("{", "no JSON"),
+        ("[]", "no JSON object"),
+        ('{"text": "a"}', "there is no field pid, id or _id"),
         ('{"pid": 1, "text": " "}', "passage '1' has no text"),
         ('{"pid": 1, "text": 5}', "passage '1' has no text"),
-        ('{"pid": 1, "title": 5, "text": "a"}', "title of passage '1' is no text"),
-        ('{"pid": "x", "text": "a"}', "passage 'x' is on line 2 already"),
-        ('{"pid": "\\ud800", "text": "a"}', "the id .* holds control characters or half a surrogate pair"),
-        ('{"pid": "\\u0000", "text": "a"}', "the id .* holds control characters"),
+        ('{"pid": 1, "title": 5, "text": "a"}', "title of passage '1' is not text"),
+        ('{"pid": "x", "text": "a"}', "passage 'x' is already on line 2"),
+        ('{"pid": "\\ud800", "text": "a"}', "the id .* contains control characters or half a surrogate pair"),
+        ('{"pid": "\\u0000", "text": "a"}', "the id .* contains control characters"),
         ('{"pid": "", "text": "a"}', "the id of a passage is ''"),
-        ('{"pid": 7, "text": "a"}', "passage '7' is on line 1 already"),
-        ('{"pid": "7", "text": "a"}', "passage '7' is on line 1 already"),
+        ('{"pid": 7, "text": "a"}', "passage '7' is already on line 1"),
+        ('{"pid": "7", "text": "a"}', "passage '7' is already on line 1"),
         ('{"pid": 1.0, "text": "a"}', "the id 1.0 is neither text nor a whole number"),
         ('{"pid": true, "text": "a"}', "the id True is neither"),
         ('{"pid": [1], "text": "a"}', r"the id \[1\] is neither"),
-        ('{"pid": 1, "title": 0, "text": "a"}', "title of passage '1' is no text"),
+        ('{"pid": 1, "title": 0, "text": "a"}', "title of passage '1' is not text"),
         ('{"pid": 1, "text": ["a"]}', "passage '1' has no text"),
         ("[" * 100_000, "nested too deeply"),
         ('{"pid": ' + "9" * 5000 + ', "text": "a"}', "not JSON"),
@@ -63,15 +63,15 @@ def test_a_malformed_line_is_named_and_may_be_left_out(line: str, problem: str, 
     path.write_text("\n".join([*LINES, line, '{"pid": 9, "text": "Last."}']))
     with pytest.raises(ConfigError, match=f"p.jsonl, line 5: .*{problem}"):
         list(read_passages(path))
-    told: list[ConfigError] = []
-    assert list(read_passages(path, told.append)) == [*RIVERS, PassageText("9", "", "Last.")]
-    assert len(told) == 1
+    problems: list[ConfigError] = []
+    assert list(read_passages(path, problems.append)) == [*RIVERS, PassageText("9", "", "Last.")]
+    assert len(problems) == 1
 
 
 @pytest.mark.parametrize("packed", [bytes, gzip.compress])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_byte_order_marks_and_line_ends_of_other_systems_are_no_text(
+def test_byte_order_marks_and_line_ends_of_other_systems_are_not_part_of_texts(
     mark: str, end: str, packed: Callable[[bytes], bytes], tmp_path: Path
 ) -> None:
     tables = {"p.tsv": ["7\tA river.\tNile", "x\tNo title.", "", "y\tNull title.\t"], "p.jsonl": LINES}
@@ -121,12 +121,12 @@ def test_columns_without_a_header_have_no_quotation_marks(tmp_path: Path) -> Non
         ("1\n", False, "line 1: 1 columns"),
         ("\tA.\n", False, "line 1: the id of a passage is ''"),
         ("1\t\tT\n", False, "line 1: passage '1' has no text"),
-        ("1\0\tA.\n", False, "line 1: the id .* holds control characters"),
-        ("id\ttext\n1\tA.\tT\n", True, "line 2: 3 columns, and the header names 2"),
-        ('id\ttext\n1\t"A.\n', True, "line 2: not what a CSV writer writes"),
-        ('id\ttext\n1\t"A" b\n', True, "line 2: not what a CSV writer writes"),
-        ("1\tA.\n", True, "line 1: no header"),
-        ("", True, "line 1: no header"),
+        ("1\0\tA.\n", False, "line 1: the id .* contains control characters"),
+        ("id\ttext\n1\tA.\tT\n", True, "line 2: 3 columns, but the header names 2"),
+        ('id\ttext\n1\t"A.\n', True, "line 2: the line was not written by a CSV writer"),
+        ('id\ttext\n1\t"A" b\n', True, "line 2: the line was not written by a CSV writer"),
+        ("1\tA.\n", True, "line 1: not a header"),
+        ("", True, "line 1: not a header"),
     ],
 )
 def test_columns_that_do_not_fit_are_named(content: str, header: bool, problem: str, tmp_path: Path) -> None:
@@ -141,9 +141,7 @@ def test_json_lines_have_no_header(tmp_path: Path) -> None:
         list(read_passages(tmp_path / "p.jsonl", header=True))
 
 
-def test_characters_that_are_no_text_are_replaced_and_counted_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_invalid_characters_are_replaced_and_counted_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     records = [{"pid": 1, "text": "fine"}, {"pid": 2, "title": "a\x1b[2J", "text": "half \ud83d\0"}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, records)))
     assert list(read_passages(tmp_path / "p.jsonl"))[1] == PassageText("2", "a\ufffd[2J", "half \ufffd\ufffd")
@@ -168,7 +166,7 @@ def test_passages_that_programs_make_are_cleaned_like_those_of_files() -> None:
         lambda: PassageText("a\x1b", "", "a"),
     ],
 )
-def test_what_is_no_passage_cannot_be_made(wrong: Callable[[], PassageText]) -> None:
+def test_invalid_passages_are_refused(wrong: Callable[[], PassageText]) -> None:
     with pytest.raises(ConfigError):
         wrong()
 
@@ -183,17 +181,17 @@ def test_any_bytes_are_passages_or_a_named_problem(
 ) -> None:
     path = tmp_path_factory.mktemp("any") / name
     path.write_bytes(b"\n".join(lines))
-    told: list[ConfigError] = []
+    problems: list[ConfigError] = []
     try:
-        found = list(read_passages(path, told.append, header=header))
+        passages = list(read_passages(path, problems.append, header=header))
     except ConfigError as problem:
-        told.append(problem)
-        found = []
-    assert all(str(path) in str(problem) for problem in told)
-    assert len({passage.id for passage in found}) == len(found)
+        problems.append(problem)
+        passages = []
+    assert all(str(path) in str(problem) for problem in problems)
+    assert len({passage.id for passage in passages}) == len(passages)
 
 
-def test_bytes_that_are_no_text_are_one_malformed_line(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_are_one_malformed_line(tmp_path: Path) -> None:
     (tmp_path / "p.tsv").write_bytes(b"1\tfine\n2\t\xff\xfe\n")
     with pytest.raises(ConfigError, match="line 2: not UTF-8"):
         list(read_passages(tmp_path / "p.tsv"))
@@ -214,7 +212,7 @@ def test_files_in_another_encoding_are_named(name: str, content: bytes, problem:
         list(read_passages(tmp_path / name))
 
 
-def test_folders_and_pipes_are_no_files_of_passages(tmp_path: Path) -> None:
+def test_folders_and_pipes_are_not_files_of_passages(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     for path in (tmp_path, tmp_path / "pipe.jsonl", "a\0b"):
         with pytest.raises(ConfigError, match="not a regular file"):

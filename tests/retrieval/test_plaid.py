@@ -1,4 +1,4 @@
-"""PLAID indexes: what is found in them, that they are colbert-ai's, and what building and searching leaves alone."""
+"""PLAID indexes: search results, compatibility with colbert-ai, and side effects of building and searching."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lmpipe.errors import ConfigError, StoreError
 from lmpipe.retrieval.colbert import ColbertEncoder
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.plaid import PlaidIndex, SearchSettings, build_plaid
-from lmpipe.retrieval.plaid.colbert_ai import colbert
+from lmpipe.retrieval.plaid.colbert_ai import import_colbert
 from lmpipe.retrieval.plaid.kernels import CompiledKernels, Kernels, TorchKernels, load_kernels
-from lmpipe.retrieval.plaid.kmeans import find_buckets, nearest, spherical_kmeans
+from lmpipe.retrieval.plaid.kmeans import find_buckets, nearest_centroids, spherical_kmeans
 from lmpipe.retrieval.segments import Segment
-from lmpipe.retrieval.vectors import TokenVectors
+from lmpipe.retrieval.vectors import TokenEmbeddings
 from lmpipe.storage.hashing import file_digests
 from tests.retrieval.colbert_ai import reference
 from tests.rivers import CORPUS
@@ -31,13 +31,13 @@ from tests.rivers import CORPUS
 DIM, PASSAGES = 64, 200
 
 
-def collection(passages: int) -> TokenVectors:
-    """Passages of 3 to 20 words out of 300, each word a direction and something of its own at each place."""
+def collection(passages: int) -> TokenEmbeddings:
+    """Passages of 3 to 20 words out of 300; each word has a direction, with noise at each occurrence."""
     generator = torch.Generator().manual_seed(0)
     words = torch.randn(300, DIM, generator=generator)
     lengths = torch.randint(3, 21, (passages,), generator=generator)
-    said = words[torch.randint(300, (int(lengths.sum()),), generator=generator)]
-    return TokenVectors(normalize(said + 0.5 * torch.randn(said.shape, generator=generator), dim=1), lengths)
+    tokens = words[torch.randint(300, (int(lengths.sum()),), generator=generator)]
+    return TokenEmbeddings(normalize(tokens + 0.5 * torch.randn(tokens.shape, generator=generator), dim=1), lengths)
 
 
 ENCODED = collection(PASSAGES)
@@ -45,7 +45,7 @@ QUERIES = torch.stack([ENCODED.vectors[start : start + 8] for start in range(0, 
 QUERIES = normalize(QUERIES + 0.05 * torch.randn(QUERIES.shape, generator=torch.Generator().manual_seed(1)), dim=2)
 
 
-def write(folder: Path, encoded: TokenVectors) -> Segment:
+def write(folder: Path, encoded: TokenEmbeddings) -> Segment:
     folder.mkdir()
     Segment.write(folder, [PassageText(str(number), "", "A word.") for number in range(len(encoded.lengths))], encoded)
     return Segment(folder)
@@ -57,8 +57,8 @@ def segments(tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
     folder = tmp_path_factory.mktemp("segments")
     cut = int(ENCODED.lengths[:70].sum())
     return [
-        write(folder / "0", TokenVectors(ENCODED.vectors[:cut], ENCODED.lengths[:70])),
-        write(folder / "1", TokenVectors(ENCODED.vectors[cut:], ENCODED.lengths[70:])),
+        write(folder / "0", TokenEmbeddings(ENCODED.vectors[:cut], ENCODED.lengths[:70])),
+        write(folder / "1", TokenEmbeddings(ENCODED.vectors[cut:], ENCODED.lengths[70:])),
     ]
 
 
@@ -77,27 +77,27 @@ def compiled() -> Kernels:
 
 
 def maxsim(queries: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
-    """``[queries, passages]``; like colbert-ai, it takes products below 0 for 0."""
+    """Returns ``[queries, passages]``; negative products count as 0, as in colbert-ai."""
     products = (queries @ vectors.T).clamp_min(0)
     return torch.stack([part.amax(2).sum(1) for part in products.split(lengths.tolist(), dim=2)], dim=1)
 
 
 def recall(index: PlaidIndex) -> float:
     exact = maxsim(QUERIES, ENCODED.vectors, ENCODED.lengths).topk(10).indices.tolist()
-    found = [ranking.numbers for ranking in index.search(QUERIES, 10)]
-    return sum(len(set(one) & set(other)) for one, other in zip(exact, found, strict=True)) / (10 * len(exact))
+    rankings = [ranking.numbers for ranking in index.search(QUERIES, 10)]
+    return sum(len(set(one) & set(other)) for one, other in zip(exact, rankings, strict=True)) / (10 * len(exact))
 
 
 def test_more_bits_find_more_of_the_exact_ranking(segments: list[Segment], tmp_path: Path) -> None:
-    found = []
+    recalls = []
     for bits in (1, 2, 4, 8):
         build_plaid(segments, tmp_path / str(bits), bits=bits)
         index = PlaidIndex(tmp_path / str(bits), kernels=TorchKernels())
         assert (index.bits, len(index)) == (bits, PASSAGES)
-        found.append(recall(index))
-    assert found[0] < found[1] < found[2] < found[3]
-    assert found[1] > 0.75
-    assert found[3] > 0.97
+        recalls.append(recall(index))
+    assert recalls[0] < recalls[1] < recalls[2] < recalls[3]
+    assert recalls[1] > 0.75
+    assert recalls[3] > 0.97
 
 
 def test_scores_are_those_of_the_compressed_vectors_and_a_large_k_finds_everything(folder: Path) -> None:
@@ -106,8 +106,8 @@ def test_scores_are_those_of_the_compressed_vectors_and_a_large_k_finds_everythi
 
 
 def check_scores(index: PlaidIndex, folder: Path, queries: Tensor, lengths: Tensor) -> None:
-    """Checks a search for everything against colbert-ai's codec."""
-    codec = colbert("indexing.codecs.residual").ResidualCodec.load(str(folder))
+    """Compares the scores of all passages with those of colbert-ai's codec."""
+    codec = import_colbert("indexing.codecs.residual").ResidualCodec.load(str(folder))
     vectors = codec.decompress(codec.Embeddings.load(str(folder), 0))
     for ranking, scores in zip(index.search(queries, 10_000), maxsim(queries, vectors, lengths), strict=True):
         assert sorted(ranking.numbers) == list(range(len(lengths)))
@@ -146,7 +146,7 @@ def test_the_same_seed_builds_the_same_files(segments: list[Segment], folder: Pa
     assert file_digests(tmp_path / "1")["centroids.pt"] != file_digests(folder)["centroids.pt"]
 
 
-def test_an_interrupted_build_is_not_opened_and_goes_on_where_it_was(
+def test_an_interrupted_build_is_not_opened_and_is_resumed(
     segments: list[Segment], folder: Path, tmp_path: Path
 ) -> None:
     shares: list[float] = []
@@ -168,7 +168,7 @@ def test_an_interrupted_build_is_not_opened_and_goes_on_where_it_was(
     assert file_digests(tmp_path / "index") == file_digests(folder)
 
 
-def test_what_another_build_left_is_not_used(segments: list[Segment], folder: Path, tmp_path: Path) -> None:
+def test_files_of_another_build_are_not_used(segments: list[Segment], folder: Path, tmp_path: Path) -> None:
     build_plaid(segments[:1], tmp_path / "index", bits=4)
     build_plaid(segments, tmp_path / "index")
     assert file_digests(tmp_path / "index") == file_digests(folder)
@@ -177,24 +177,24 @@ def test_what_another_build_left_is_not_used(segments: list[Segment], folder: Pa
 @pytest.mark.parametrize("lengths", [[1], [2, 1], [3, 3, 3], [60]])
 def test_the_smallest_collections(lengths: Sequence[int], tmp_path: Path) -> None:
     vectors = ENCODED.vectors[: sum(lengths)]
-    build_plaid([write(tmp_path / "segment", TokenVectors(vectors, torch.tensor(lengths)))], tmp_path / "index")
-    found = PlaidIndex(tmp_path / "index", kernels=TorchKernels()).search(vectors[None, :1], 5)
-    assert sorted(found[0].numbers) == list(range(len(lengths)))
-    assert found[0].numbers[0] == 0
-    assert 0.8 < found[0].scores[0] < 1.01
+    build_plaid([write(tmp_path / "segment", TokenEmbeddings(vectors, torch.tensor(lengths)))], tmp_path / "index")
+    rankings = PlaidIndex(tmp_path / "index", kernels=TorchKernels()).search(vectors[None, :1], 5)
+    assert sorted(rankings[0].numbers) == list(range(len(lengths)))
+    assert rankings[0].numbers[0] == 0
+    assert 0.8 < rankings[0].scores[0] < 1.01
 
 
-def test_nothing_to_index_or_residuals_that_fill_no_bytes_are_refused(segments: list[Segment], tmp_path: Path) -> None:
+def test_empty_collections_and_invalid_bits_are_refused(segments: list[Segment], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no tokens"):
         build_plaid([], tmp_path / "index")
-    with pytest.raises(ConfigError, match="not 3 and 64"):
+    with pytest.raises(ConfigError, match="not 3 bits and 64 dimensions"):
         build_plaid(segments, tmp_path / "index", bits=3)
     assert not (tmp_path / "index").exists()
 
 
 def test_a_damaged_index_and_queries_of_another_encoder_are_refused(folder: Path, tmp_path: Path) -> None:
     index = PlaidIndex(folder, kernels=TorchKernels())
-    with pytest.raises(ConfigError, match="32 dimensions, an index of 64"):
+    with pytest.raises(ConfigError, match="32 dimensions, and the index has 64"):
         index.search(QUERIES[:, :, :32], 3)
     for name, content in {
         "0.codes.pt": b"",
@@ -225,12 +225,12 @@ def test_the_filters_agree_to_the_last_passage(compiled: Kernels) -> None:
     starts = lengths.cumsum(0) - lengths
     numbers = torch.arange(0, 200, 3, dtype=torch.int32)
     for near in (products.amax(1) > 2.5, products.amax(1) > -9, products.amax(1) > 99):  # the last: all alike
-        for most in (8, 40, 999):
-            found = [
-                k.filter(numbers, products, codes, lengths, starts, near, most) for k in (compiled, TorchKernels())
+        for count in (8, 40, 999):
+            filtered = [
+                k.filter(numbers, products, codes, lengths, starts, near, count) for k in (compiled, TorchKernels())
             ]
-            assert found[0].tolist() == found[1].tolist()
-            assert len(found[0]) == min(most // 4, len(numbers))
+            assert filtered[0].tolist() == filtered[1].tolist()
+            assert len(filtered[0]) == min(count // 4, len(numbers))
 
 
 def test_without_a_compiler_search_is_in_torch_and_says_so_once(
@@ -247,9 +247,9 @@ def test_without_a_compiler_search_is_in_torch_and_says_so_once(
 
 
 def test_colbert_ai_opens_an_index_and_finds_the_same(folder: Path, compiled: Kernels) -> None:
-    scorer = colbert("search.index_storage").IndexScorer
-    strided, model = colbert("search.strided_tensor").StridedTensor, colbert("modeling.colbert").ColBERT
-    with pytest.MonkeyPatch.context() as patch:  # what it would compile for itself
+    scorer = import_colbert("search.index_storage").IndexScorer
+    strided, model = import_colbert("search.strided_tensor").StridedTensor, import_colbert("modeling.colbert").ColBERT
+    with pytest.MonkeyPatch.context() as patch:  # replaces the extensions that it would compile
         patch.setattr(scorer, "filter_pids", compiled._filter, raising=False)  # type: ignore[attr-defined]
         patch.setattr(scorer, "decompress_residuals", compiled._decompress, raising=False)  # type: ignore[attr-defined]
         patch.setattr(model, "segmented_maxsim", compiled._maxsim, raising=False)  # type: ignore[attr-defined]
@@ -257,7 +257,7 @@ def test_colbert_ai_opens_an_index_and_finds_the_same(folder: Path, compiled: Ke
         for kind in (scorer, model, strided):
             patch.setattr(kind, "loaded_extensions", True, raising=False)
         theirs = scorer(str(folder), use_gpu=False)
-        config = colbert("infra.config").ColBERTConfig(
+        config = import_colbert("infra.config").ColBERTConfig(
             ncells=2, centroid_score_threshold=0.5, ndocs=200, query_maxlen=QUERIES.shape[1]
         )
         ours = PlaidIndex(folder, lambda *_: SearchSettings(2, 0.5, 200), compiled).search(QUERIES, 10)
@@ -268,7 +268,7 @@ def test_colbert_ai_opens_an_index_and_finds_the_same(folder: Path, compiled: Ke
 
 
 def lookup(packed: Tensor, _: Tensor, lengths: Tensor, starts: Tensor) -> Tensor:
-    """What colbert-ai's segmented lookup does."""
+    """Does the same as colbert-ai's segmented lookup."""
     return torch.cat([packed[s : s + n] for s, n in zip(starts.tolist(), lengths.tolist(), strict=True)])
 
 
@@ -321,15 +321,15 @@ def test_kmeans_finds_groups_and_leaves_no_centroid_alone() -> None:
     groups = normalize(torch.randn(8, DIM, generator=generator), dim=1)
     of = torch.arange(8).repeat(100)
     sample = normalize(groups[of] + 0.05 * torch.randn(800, DIM, generator=generator), dim=1)
-    told: list[int] = []
-    centroids = spherical_kmeans(sample, 64, 6, generator, told.append)
-    assert sum(told) == 6 * 800
+    progress: list[int] = []
+    centroids = spherical_kmeans(sample, 64, 6, generator, progress.append)
+    assert sum(progress) == 6 * 800
     assert centroids.norm(dim=1) == pytest.approx(1)
-    found = nearest(sample, centroids)
-    assert len(torch.unique(found)) > 50
-    assert (sample * centroids[found]).sum(1).min() > 0.85
-    for centroid in torch.unique(found):
-        assert len(torch.unique(of[found == centroid])) == 1
+    nearest = nearest_centroids(sample, centroids)
+    assert len(torch.unique(nearest)) > 50
+    assert (sample * centroids[nearest]).sum(1).min() > 0.85
+    for centroid in torch.unique(nearest):
+        assert len(torch.unique(of[nearest == centroid])) == 1
 
 
 def test_buckets_are_those_of_least_error() -> None:

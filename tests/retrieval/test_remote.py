@@ -1,4 +1,4 @@
-"""A retriever behind a URL: the same passages, old clients and old servers, and what happens when it is not there."""
+"""The remote retriever: its passages, compatibility with ColBERT's clients and servers, and failing servers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,28 @@ from lmpipe import EngineError, Passage, ScriptedLM, Session
 from lmpipe.errors import BudgetSpent, ConfigError
 from lmpipe.retrieval import load_retriever
 from lmpipe.retrieval.remote import RemoteRetriever
-from lmpipe.retrieval.serve import application
+from lmpipe.retrieval.server.app import create_app
 from lmpipe.runtime.deadline import set_deadline
-from tests.engines.faulty_answers import FAULTY, RawRequest, RawResponse, RawServer, always, answering, http, once
-from tests.retrieval.serving import colberts_own, flaky, serving
+from tests.engines.faulty_answers import (
+    FAULTY,
+    Asked,
+    RawAnswer,
+    RawRequest,
+    RawResponse,
+    RawServer,
+    always,
+    answering,
+    http,
+    once,
+)
+from tests.retrieval.serving import colbert_server, flaky, serving
 from tests.rivers import WordOverlap, reader, run
 
 QUERIES = ["London lies on", "", "the Nile flows", "broken"]
 
 
-def asked(url: str, body: object = None) -> tuple[int, Any]:
-    """Status and JSON of an answer, by the standard library alone, as an old client would ask."""
+def request_json(url: str, body: object = None) -> tuple[int, Any]:
+    """Sends a request with the standard library only, as an old client would; returns the status and JSON."""
     data = None if body is None else json.dumps(body).encode()
     try:
         with urllib.request.urlopen(urllib.request.Request(url, data)) as response:  # noqa: S310
@@ -36,21 +47,21 @@ def asked(url: str, body: object = None) -> tuple[int, Any]:
         return error.code, json.load(error)
 
 
-def test_what_is_found_is_what_the_retriever_finds() -> None:
+def test_a_remote_retriever_returns_the_passages_of_the_local_one() -> None:
     local = WordOverlap()
-    with serving(application(local)) as url:
+    with serving(create_app(local)) as url:
         remote = RemoteRetriever(url)
         assert remote.name == local.name
-        found = remote.search(QUERIES, 2)
-    assert found[:3] == local.search(QUERIES[:3], 2)
-    assert isinstance(found[3], EngineError)
-    assert "the index is damaged" in str(found[3])
+        results = remote.search(QUERIES, 2)
+    assert results[:3] == local.search(QUERIES[:3], 2)
+    assert isinstance(results[3], EngineError)
+    assert "the index is damaged" in str(results[3])
     assert local.searches[0] == (2, QUERIES)  # one search for the batch
 
 
 def test_an_old_client_gets_what_colberts_server_gives() -> None:
-    with serving(application(WordOverlap())) as url:
-        status, answer = asked(f"{url}/api/search?query={urllib.parse.quote('London lies on')}&k=2")
+    with serving(create_app(WordOverlap())) as url:
+        status, answer = request_json(f"{url}/api/search?query={urllib.parse.quote('London lies on')}&k=2")
     assert status == 200
     assert answer["query"] == "London lies on"
     assert [set(passage) for passage in answer["topk"]] == [{"text", "pid", "rank", "score", "prob"}] * 2
@@ -70,16 +81,16 @@ def test_an_old_client_gets_what_colberts_server_gives() -> None:
         ("/api/search", {"queries": ["a"], "k": 1.5}, "k is 1.5"),
     ],
 )
-def test_a_request_that_cannot_be_read_is_told_why(path: str, body: object, problem: str) -> None:
-    with serving(application(WordOverlap())) as url:
-        status, answer = asked(url + path, body)
+def test_a_malformed_request_is_answered_with_the_reason(path: str, body: object, problem: str) -> None:
+    with serving(create_app(WordOverlap())) as url:
+        status, answer = request_json(url + path, body)
     assert status == 400
     assert problem in answer["error"]
 
 
-def test_colberts_own_server_is_asked_query_by_query() -> None:
+def test_colbert_server_server_is_asked_query_by_query() -> None:
     local = WordOverlap()
-    with serving(colberts_own(local)) as url:
+    with serving(colbert_server(local)) as url:
         remote = RemoteRetriever(f"{url}/api/search")
         assert remote.name == url
         assert remote.search(QUERIES[:3], 2) == local.search(QUERIES[:3], 2)
@@ -87,31 +98,31 @@ def test_colberts_own_server_is_asked_query_by_query() -> None:
 
 def test_a_busy_server_is_asked_again() -> None:
     local = WordOverlap()
-    with serving(flaky(application(local), 3)) as url:
+    with serving(flaky(create_app(local), 3)) as url:
         assert RemoteRetriever(url, backoff=0.01).search(["Paris lies"], 1) == local.search(["Paris lies"], 1)
 
 
 def test_a_server_that_stays_busy_or_is_not_there_is_named() -> None:
     with (
-        serving(flaky(application(WordOverlap()), 100)) as url,
+        serving(flaky(create_app(WordOverlap()), 100)) as url,
         pytest.raises(EngineError, match=rf"{url} answered 503: busy"),
     ):
         RemoteRetriever(url, retries=2, backoff=0.01).search(["Paris lies"], 1)
     with pytest.raises(EngineError, match=rf"{url} cannot be reached"):
         RemoteRetriever(url, retries=2, backoff=0.01).search(["Paris lies"], 1)
-    with pytest.raises(ConfigError, match="no URL"):
+    with pytest.raises(ConfigError, match="not the URL of a retrieval server"):
         RemoteRetriever("localhost:8893")
 
 
 PASSAGE = {"pid": 3, "text": "Paris", "score": 0.5}
 
 
-def found(passage: object = PASSAGE, **more: object) -> dict[str, Any]:
+def search_answer(passage: object = PASSAGE, **more: object) -> dict[str, Any]:
     return {"results": [{"topk": [passage]}], **more}
 
 
-FAULTY_FINDS: dict[str, object] = {
-    "a list": [found()],
+FAULTY_RESULTS: dict[str, object] = {
+    "a list": [search_answer()],
     "no results": {"result": []},
     "results that are text": {"results": "Paris"},
     "too few results": {"results": []},
@@ -120,27 +131,27 @@ FAULTY_FINDS: dict[str, object] = {
     "a result that is null": {"results": [None]},
     "a result without passages": {"results": [{"query": "Paris"}]},
     "passages that are text": {"results": [{"topk": "Paris"}]},
-    "an error that is no text": {"results": [{"error": ["broken"]}]},
-    "a passage that is text": found("Paris"),
-    "a passage without text": found({"pid": 3, "score": 0.5}),
-    "a passage of null": found({**PASSAGE, "text": None}),
-    "an id that is a list": found({**PASSAGE, "pid": [3]}),
-    "an id that is true": found({**PASSAGE, "pid": True}),
-    "an id in fractions": found({**PASSAGE, "pid": 3.5}),
-    "a score that is no number": found({**PASSAGE, "score": float("nan")}),
-    "a score without end": found({**PASSAGE, "score": float("-inf")}),
-    "a score in words": found({**PASSAGE, "score": "high"}),
-    "a score of null": found({**PASSAGE, "score": None}),
-    "a score beyond all measure": found({**PASSAGE, "score": 10**400}),
+    "an error that is not text": {"results": [{"error": ["broken"]}]},
+    "a passage that is text": search_answer("Paris"),
+    "a passage without text": search_answer({"pid": 3, "score": 0.5}),
+    "a passage of null": search_answer({**PASSAGE, "text": None}),
+    "an id that is a list": search_answer({**PASSAGE, "pid": [3]}),
+    "an id that is true": search_answer({**PASSAGE, "pid": True}),
+    "an id that is a fraction": search_answer({**PASSAGE, "pid": 3.5}),
+    "a score that is not a number": search_answer({**PASSAGE, "score": float("nan")}),
+    "an infinite score": search_answer({**PASSAGE, "score": float("-inf")}),
+    "a score that is text": search_answer({**PASSAGE, "score": "high"}),
+    "a score of null": search_answer({**PASSAGE, "score": None}),
+    "a score that is too large for a float": search_answer({**PASSAGE, "score": 10**400}),
 }
-NO_FINDS = {name: http(body) for name, body in FAULTY_FINDS.items()} | {
+UNUSABLE_ANSWERS = {name: http(body) for name, body in FAULTY_RESULTS.items()} | {
     name: fault for name, fault in FAULTY.items() if not fault.pause and fault.end != "stay"
 }
 
 
 @pytest.fixture(scope="module")
 def raw() -> Iterator[RawServer]:
-    with answering(always(http(found()))) as server:
+    with answering(always(http(search_answer()))) as server:
         yield server
 
 
@@ -151,14 +162,14 @@ def asking(url: str, **settings: Any) -> Iterator[RemoteRetriever]:
     retriever.close()
 
 
-@pytest.mark.parametrize("name", NO_FINDS)
+@pytest.mark.parametrize("name", UNUSABLE_ANSWERS)
 def test_an_answer_that_cannot_be_used_is_asked_for_again_and_then_an_error(raw: RawServer, name: str) -> None:
-    raw.begin(once(NO_FINDS[name], found()))
+    raw.begin(once(UNUSABLE_ANSWERS[name], search_answer()))
     with asking(raw.url) as remote:
         assert remote.search(["Paris"], 1) == [[Passage("3", "Paris", 0.5)]]
         assert len(raw.requests) == 2
-        raw.begin(always(NO_FINDS[name]))
-        if NO_FINDS[name].server_fault:
+        raw.begin(always(UNUSABLE_ANSWERS[name]))
+        if UNUSABLE_ANSWERS[name].server_fault:
             with pytest.raises(EngineError, match=r"^the retrieval server http://127\.0\.0\.1:\d+ answered \d\d\d: "):
                 remote.search(["Paris"], 1)
         else:
@@ -169,7 +180,7 @@ def test_an_answer_that_cannot_be_used_is_asked_for_again_and_then_an_error(raw:
 @pytest.mark.parametrize("name", [None, 7, "", ["name"]])
 def test_a_server_that_does_not_say_its_name_is_named(raw: RawServer, name: object) -> None:
     raw.begin(always(http({"name": name})))
-    with asking(raw.url) as remote, pytest.raises(EngineError, match="the answer holds no name"):
+    with asking(raw.url) as remote, pytest.raises(EngineError, match="the answer contains no name"):
         _ = remote.name
 
 
@@ -208,7 +219,7 @@ def test_a_search_ends_with_the_timeout_and_with_the_time_of_a_budget(raw: RawSe
 
 
 def test_queries_that_hang_are_not_waited_for_after_one_that_ends_the_search(raw: RawServer) -> None:
-    """On a server that takes one query at a time."""
+    """The server accepts only one query per request."""
 
     def answer(asked: RawRequest) -> RawResponse:
         if asked.head.startswith("POST"):
@@ -224,7 +235,7 @@ def test_queries_that_hang_are_not_waited_for_after_one_that_ends_the_search(raw
 
 
 def test_queries_that_cannot_be_encoded_are_searched(raw: RawServer) -> None:
-    raw.begin(always(http(found())))
+    raw.begin(always(http(search_answer())))
     with asking(raw.url) as remote:
         assert isinstance(remote.search(["a\ud800b"], 1)[0], list)
 
@@ -240,22 +251,22 @@ def test_queries_that_cannot_be_encoded_are_searched(raw: RawServer) -> None:
         }
 
 
-def test_credentials_are_sent_and_are_no_part_of_the_name(raw: RawServer) -> None:
-    def answer(asked: RawRequest) -> RawResponse:
+def test_credentials_are_sent_and_are_not_part_of_the_name(raw: RawServer) -> None:
+    def answer(asked: Asked) -> RawAnswer:
         return http(
             {"error": f"who is {asked.head}?"}, "401 Unauthorized" if "search" in asked.path else "404 Not Found"
         )
 
     raw.begin(answer)
     url = raw.url.removesuffix("/v1")
-    for given, settings, proof in (
+    for address, settings, header in (
         (url.replace("//", "//user:w0rd-of-mine@") + "/api/search", {}, "Basic dXNlcjp3MHJkLW9mLW1pbmU="),
         (url + "?token=w0rd-of-mine", {}, ""),
         (url, {"token": "w0rd-of-mine"}, "Bearer w0rd-of-mine"),
     ):
-        with asking(given, **settings) as remote:
+        with asking(address, **settings) as remote:
             assert (remote.name, repr(remote)) == (url, f"RemoteRetriever({url!r})")
-            assert proof in raw.requests[-1].head
+            assert header in raw.requests[-1].head
             assert "w0rd-of-mine" in raw.requests[-1].head or "dXNlcjp3MHJkLW9mLW1pbmU=" in raw.requests[-1].head
             with pytest.raises(EngineError, match="answered 401: who is") as raised:
                 remote.search(["Paris"], 1)
@@ -269,9 +280,9 @@ def test_credentials_are_sent_and_are_no_part_of_the_name(raw: RawServer) -> Non
 
 
 def test_a_program_runs_on_a_remote_index() -> None:
-    with serving(application(WordOverlap())) as url:
+    with serving(create_app(WordOverlap())) as url:
         traces = run(Session(lm=ScriptedLM(reader), retriever=RemoteRetriever(url)))
     assert [trace.score for trace in traces] == [1.0] * 4
-    found = traces[0].steps[1].outputs
-    assert found is not None
-    assert Passage("0", "Paris lies on the Seine.", 1.0).text in found["passages"]
+    outputs = traces[0].steps[1].outputs
+    assert outputs is not None
+    assert Passage("0", "Paris lies on the Seine.", 1.0).text in outputs["passages"]

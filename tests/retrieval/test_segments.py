@@ -1,4 +1,4 @@
-"""Segments: vectors come back as near as int8 is, whatever is wrong is named, and small cases are cases."""
+"""Segments: vectors are restored up to int8 rounding, errors are named, and small segments work."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval.passages import PassageText
 from lmpipe.retrieval.segments import Segment
-from lmpipe.retrieval.vectors import TokenVectors
+from lmpipe.retrieval.vectors import TokenEmbeddings
 from tests.retrieval.vectors import passages, random_vectors
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
 def test_vectors_come_back_within_half_a_step(kind: torch.dtype, tmp_path: Path) -> None:
     encoded = random_vectors([3, 1, 40, 7] * 300, dim=24, seed=1)
-    encoded = TokenVectors(encoded.vectors.to(kind), encoded.lengths)
+    encoded = TokenEmbeddings(encoded.vectors.to(kind), encoded.lengths)
     Segment.write(tmp_path, passages(1200), encoded)
     segment = Segment(tmp_path)
     assert segment.vectors.dtype == torch.int8
@@ -31,12 +31,12 @@ def test_vectors_come_back_within_half_a_step(kind: torch.dtype, tmp_path: Path)
 
 
 def test_a_passage_of_zeros_stays_zero(tmp_path: Path) -> None:
-    Segment.write(tmp_path, passages(1), TokenVectors(torch.zeros(2, 8), torch.tensor([2])))
+    Segment.write(tmp_path, passages(1), TokenEmbeddings(torch.zeros(2, 8), torch.tensor([2])))
     assert torch.equal(Segment(tmp_path).decompressed().vectors, torch.zeros(2, 8))
 
 
 def test_a_segment_may_be_empty(tmp_path: Path) -> None:
-    Segment.write(tmp_path, [], TokenVectors(torch.empty(0, 8), torch.empty(0, dtype=torch.int64)))
+    Segment.write(tmp_path, [], TokenEmbeddings(torch.empty(0, 8), torch.empty(0, dtype=torch.int64)))
     segment = Segment(tmp_path)
     assert (len(segment.passages), segment.decompressed().vectors.shape) == (0, (0, 8))
 
@@ -44,14 +44,16 @@ def test_a_segment_may_be_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("texts", "lengths", "problem"),
     [
-        (2, [3], "2 passages do not fit 1 lengths"),
-        (1, [2], "ask for 2 vectors, and 3 vectors"),
+        (2, [3], "2 passages do not match 1 lengths"),
+        (1, [2], "require 2 vectors, and 3 vectors"),
         (2, [3, 0], "passage '1' has no token vectors"),
     ],
 )
-def test_what_does_not_fit_is_refused(texts: int, lengths: list[int], problem: str, tmp_path: Path) -> None:
+def test_passages_that_do_not_match_vectors_are_refused(
+    texts: int, lengths: list[int], problem: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=problem):
-        Segment.write(tmp_path, passages(texts), TokenVectors(torch.ones(3, 8), torch.tensor(lengths)))
+        Segment.write(tmp_path, passages(texts), TokenEmbeddings(torch.ones(3, 8), torch.tensor(lengths)))
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""ColBERT checkpoints and their encoders: texts in, token vectors out."""
+"""ColBERT checkpoints and their encoders, which turn texts into token vectors."""
 
 from lmpipe.retrieval.colbert.encoder import ColbertEncoder, load_encoder
 

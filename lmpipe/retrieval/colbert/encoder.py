@@ -1,6 +1,6 @@
-"""The encoder of late interaction: texts in, token vectors out, the same that the colbert-ai package makes.
+"""The encoder of late interaction: turns texts into the same token vectors as the colbert-ai package.
 
-Knows nothing of indexes or search.
+Does not depend on indexes or search.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from lmpipe.errors import ConfigError
 from lmpipe.retrieval.colbert.bundled import NAME, bundled_checkpoint
 from lmpipe.retrieval.colbert.checkpoint import Checkpoint, load_checkpoint
 from lmpipe.retrieval.colbert.network import ColbertNetwork
-from lmpipe.retrieval.colbert.tokens import ColbertTokens
-from lmpipe.retrieval.vectors import TokenVectors
+from lmpipe.retrieval.colbert.tokenizer import ColbertTokenizer
+from lmpipe.retrieval.vectors import TokenEmbeddings
 from lmpipe.validation.arguments import check_items, check_whole_number
 
 DEFAULT = "colbert-ir/colbertv2.0"
-_BATCH = {"cpu": 4_096, "cuda": 131_072}  # tokens of a forward pass; more were no faster
+_BATCH_TOKENS = {"cpu": 4_096, "cuda": 131_072}  # tokens per forward pass; larger batches are not faster
 
 
 @final
 class ColbertEncoder:
     """A ColBERT checkpoint in this process; threads may share it.
 
-    Queries are encoded in float32. Passages are sorted by length, so that batches hold little padding.
+    Queries are encoded in float32. Passages are sorted by length, so that batches contain little padding.
 
     Args:
         checkpoint: Weights, vocabulary and settings.
-        name: For people.
-        device: By default the GPU if there is one.
-        precision: Of the products that passages are encoded by; ``"auto"`` is bfloat16 where the device computes it
-            faster than float32. On a CPU, "float32" makes the vectors of colbert-ai to 1e-5.
+        name: Name for display.
+        device: Torch device; by default the GPU if there is one, else the CPU.
+        precision: Precision in which passages are encoded. ``"auto"`` is bfloat16 if the device computes it faster than
+            float32. On a CPU, ``"float32"`` reproduces the vectors of colbert-ai to 1e-5.
 
     Raises:
-        ConfigError: If the checkpoint's settings do not fit its vocabulary, or there is no such device or precision.
+        ConfigError: If the settings of the checkpoint do not match its vocabulary, or the device or precision does not
+            exist.
     """
 
     def __init__(
@@ -60,89 +61,89 @@ class ColbertEncoder:
             self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         except RuntimeError as error:
             raise ConfigError(f"there is no device {device!r} ({error}); write 'cpu' or 'cuda'") from error
-        self._halved = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(self._device))
-        self._batch = _BATCH.get(self._device.type, _BATCH["cpu"])
-        self._tokens = ColbertTokens(checkpoint)
+        self._bfloat16 = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(self._device))
+        self._batch_tokens = _BATCH_TOKENS.get(self._device.type, _BATCH_TOKENS["cpu"])
+        self._tokenizer = ColbertTokenizer(checkpoint)
 
     @property
     def name(self) -> str:
-        """What people call the checkpoint: hub id, folder or ``"bundled"``."""
+        """Name of the checkpoint for display: hub id, folder or ``"bundled"``."""
         return self._name
 
     @property
     def digest(self) -> str:
-        """Of weights, vocabulary and settings: two encoders of one digest make the same vectors, up to rounding."""
+        """Digest of the checkpoint. Encoders with the same digest compute the same vectors, up to rounding."""
         return self._checkpoint.digest
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """What it was made from."""
+        """The checkpoint that the encoder was created from."""
         return self._checkpoint
 
     @property
     def dim(self) -> int:
-        """Components of a vector."""
+        """Number of components of a vector."""
         return int(self._checkpoint.projection.shape[0])
 
     @property
     def query_maxlen(self) -> int:
-        """Vectors of a query."""
-        return self._tokens.query_maxlen
+        """Number of vectors of a query."""
+        return self._tokenizer.query_maxlen
 
     @torch.inference_mode()
     def encode_queries(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of queries. Control characters and halves of surrogate pairs in them are read as U+FFFD.
+        """Encodes queries. Control characters and halves of surrogate pairs in texts are replaced by U+FFFD.
 
         Returns:
-            ``[queries, query tokens, dim]``, float32, on the CPU; a token of padding, which only checkpoints that do
-            not expand queries have, is zero.
+            ``[queries, query tokens, dim]``, float32, on the CPU. Vectors of padding are zero; only checkpoints without
+            query expansion have padding.
         """
-        ids, attention = self._tokens.queries(check_items("texts", texts, str))
-        made = torch.empty(*ids.shape, self.dim)
-        step = max(1, self._batch // self.query_maxlen)
+        ids, attention = self._tokenizer.tokenize_queries(check_items("texts", texts, str))
+        vectors = torch.empty(*ids.shape, self.dim)
+        step = max(1, self._batch_tokens // self.query_maxlen)
         network, packed = self._for_queries
         with packed:
             for start in range(0, len(ids), step):
                 part = slice(start, start + step)
-                made[part] = network(ids[part].to(self._device), attention[part].to(self._device)).cpu()
-        return made if self._checkpoint.settings.expands else made * attention[..., None]
+                vectors[part] = network(ids[part].to(self._device), attention[part].to(self._device)).cpu()
+        return vectors if self._checkpoint.settings.do_query_expansion else vectors * attention[..., None]
 
     @torch.inference_mode()
     def encode_passages(
         self, texts: Sequence[str], advance: Callable[[int], None] = lambda passages: None
-    ) -> TokenVectors:
-        """Vectors of passages, in their order. Their texts are read as those of queries are.
+    ) -> TokenEmbeddings:
+        """Encodes passages. Characters are replaced as in `encode_queries`.
 
         Args:
-            texts: What is indexed, such as `PassageText.full`.
-            advance: Is told of every batch how many passages it held.
+            texts: Texts to encode, such as `PassageText.titled_text`.
+            advance: Called after every batch with its number of passages.
 
         Returns:
-            float32, on the CPU.
+            The token vectors in the order of the texts, float32, on the CPU.
         """
-        rows = self._tokens.passages(check_items("texts", texts, str))
-        kept = [self._tokens.has_vector(torch.tensor(row)) for row in rows]
-        lengths = torch.tensor([int(keeps.sum()) for keeps in kept], dtype=torch.long)
+        rows = self._tokenizer.tokenize_passages(check_items("texts", texts, str))
+        masks = [self._tokenizer.has_vector(torch.tensor(row)) for row in rows]
+        lengths = torch.tensor([int(mask.sum()) for mask in masks], dtype=torch.long)
         starts = (lengths.cumsum(0) - lengths).tolist()
         vectors = torch.empty(int(lengths.sum()), self.dim)
         network, packed = self._for_passages
         with packed:
-            for batch in _batches(rows, self._batch):
-                ids, attention = self._tokens.padded([rows[number] for number in batch])
-                whole = len(rows[batch[0]]) == ids.shape[1]  # no padding: attention is faster without a mask
-                made = network(ids.to(self._device), None if whole else attention.to(self._device)).cpu()
-                for number, row in zip(batch, made, strict=True):
-                    own = row[: len(kept[number])][kept[number]]
-                    vectors[starts[number] : starts[number] + len(own)] = own
+            for batch in _batches(rows, self._batch_tokens):
+                ids, attention = self._tokenizer.pad([rows[number] for number in batch])
+                unpadded = len(rows[batch[0]]) == ids.shape[1]  # attention is faster without a mask
+                outputs = network(ids.to(self._device), None if unpadded else attention.to(self._device)).cpu()
+                for number, output in zip(batch, outputs, strict=True):
+                    selected = output[: len(masks[number])][masks[number]]
+                    vectors[starts[number] : starts[number] + len(selected)] = selected
                 advance(len(batch))
-        return TokenVectors(vectors, lengths)
+        return TokenEmbeddings(vectors, lengths)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the checkpoint in the format of ColBERTv2.
 
         Raises:
-            ConfigError: If the folder is there and holds something.
-            StoreError: If it cannot be written.
+            ConfigError: If the folder exists and is not empty.
+            StoreError: If the folder cannot be written.
         """
         self._checkpoint.save(Path(folder))
 
@@ -152,7 +153,7 @@ class ColbertEncoder:
 
     @cached_property
     def _for_passages(self) -> tuple[ColbertNetwork, OneDnnLinear]:
-        return self._network(torch.bfloat16) if self._halved else self._for_queries
+        return self._network(torch.bfloat16) if self._bfloat16 else self._for_queries
 
     def _network(self, dtype: torch.dtype) -> tuple[ColbertNetwork, OneDnnLinear]:
         network = ColbertNetwork(self._checkpoint).to(self._device, dtype)
@@ -170,15 +171,15 @@ def load_encoder(
     """Loads a ColBERT checkpoint.
 
     Args:
-        spec: ``"bundled"`` for the one that comes with lmpipe[bundled]; else a hub id or a local folder, in the
+        spec: ``"bundled"`` for the checkpoint that comes with lmpipe[bundled]; else a hub id or a local folder, in the
             format of ColBERTv2 or of sentence-transformers and PyLate.
-        query_maxlen: In place of what the checkpoint says.
-        doc_maxlen: In place of what the checkpoint says.
+        query_maxlen: Number of tokens of a query; by default that of the checkpoint.
+        doc_maxlen: Maximum number of tokens of a passage; by default that of the checkpoint.
         device: See `ColbertEncoder`.
         precision: See `ColbertEncoder`.
 
     Raises:
-        ConfigError: If there is no such checkpoint, or it is damaged, or a setting cannot be.
+        ConfigError: If the checkpoint does not exist or is damaged, or if a setting is invalid.
     """
     checkpoint = bundled_checkpoint() if spec == NAME else load_checkpoint(spec)
     settings = checkpoint.settings
@@ -193,7 +194,7 @@ def load_encoder(
 
 
 def _batches(rows: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
-    """Numbers of rows by length, in batches of so many tokens at most, padding included; one row at least."""
+    """Yields batches of row numbers, sorted by length: at most `tokens` tokens with padding, but at least one row."""
     batch: list[int] = []
     for number in sorted(range(len(rows)), key=lambda number: len(rows[number])):
         if batch and (len(batch) + 1) * len(rows[number]) > tokens:

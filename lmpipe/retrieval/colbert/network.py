@@ -1,6 +1,6 @@
-"""The model of a checkpoint: an encoder of transformers, and the projection of its last states to token vectors.
+"""The network of a checkpoint: a transformers encoder, and the projection of its last hidden states to token vectors.
 
-Knows nothing of tokenizers, batches or devices.
+Does not depend on tokenizers, batches or devices.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from lmpipe.retrieval.colbert.checkpoint import Checkpoint
 
 @final
 class ColbertNetwork(torch.nn.Module):
-    """A model with weights of its own, float32, on the CPU, for inference.
+    """A network with a copy of a checkpoint's weights: float32, on the CPU, in evaluation mode.
 
     Args:
-        checkpoint: Where they are copied from.
+        checkpoint: Checkpoint whose weights are copied.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -33,24 +33,24 @@ class ColbertNetwork(torch.nn.Module):
         self.eval()
 
     def forward(self, ids: Tensor, attention: Tensor | None = None) -> Tensor:
-        """Token vectors.
+        """Computes token vectors.
 
         Args:
-            ids: ``[texts, tokens]``.
-            attention: Of the same shape: 1 where others may look, 0 elsewhere; everywhere if there is none.
+            ids: Token ids, ``[texts, tokens]``.
+            attention: Attention mask of the same shape: 1 for tokens that are attended to, else 0; None if all are.
 
         Returns:
-            ``[texts, tokens, dim]``, float32, each of length 1.
+            ``[texts, tokens, dim]``, float32, unit length.
         """
         states = self.backbone(input_ids=ids, attention_mask=attention).last_hidden_state
         return torch.nn.functional.normalize(self.projection(states).float(), dim=-1)
 
     def checkpoint(self, like: Checkpoint) -> Checkpoint:
-        """A copy of its weights as a checkpoint.
+        """Returns a copy of the weights as a checkpoint.
 
         Args:
-            like: Has everything but the weights.
+            like: Checkpoint with the settings, config, tokenizer and names of weights of the result.
         """
-        weights = {name: value.detach().cpu().clone() for name, value in self.backbone.state_dict().items()}
-        kept = {name: weights[name] for name in like.weights}
-        return replace(like, weights=kept, projection=self.projection.weight.detach().cpu().clone())
+        state = {name: value.detach().cpu().clone() for name, value in self.backbone.state_dict().items()}
+        weights = {name: state[name] for name in like.weights}
+        return replace(like, weights=weights, projection=self.projection.weight.detach().cpu().clone())

@@ -1,6 +1,6 @@
-"""How a ColBERT checkpoint wants texts to be tokenised, as the two formats in use write it down.
+"""Settings of a ColBERT checkpoint, as the two common formats of checkpoints store them.
 
-Knows nothing of tokenizers or weights.
+Does not depend on tokenizers or weights.
 """
 
 from __future__ import annotations
@@ -17,39 +17,54 @@ from lmpipe.validation.arguments import check_items, check_whole_number
 @final
 @dataclass(frozen=True)
 class ColbertSettings:
-    """What belongs to a checkpoint beside its weights and vocabulary.
+    """Settings of the tokenization, which belong to a checkpoint besides its weights and vocabulary.
 
     Attributes:
-        query_prefix: Token that stands second in every query; none if empty.
-        doc_prefix: Token that stands second in every passage; none if empty.
-        query_maxlen: Of every query, markers included: longer ones are cut.
-        doc_maxlen: Most of a passage, markers included.
-        skipped: Words without a vector in passages: punctuation.
-        expands: Whether short queries are filled with [MASK], each of which gets a vector (query augmentation).
-        attends_to_masks: Whether other tokens see those.
+        query_prefix: Marker token after [CLS] in every query; none if empty.
+        doc_prefix: Marker token after [CLS] in every passage; none if empty.
+        query_maxlen: Number of tokens of every query, including markers; longer queries are truncated.
+        doc_maxlen: Maximum number of tokens of a passage, including markers; longer passages are truncated.
+        skiplist_words: Words that get no vector in passages, such as punctuation.
+        do_query_expansion: Whether short queries are filled with [MASK], each of which gets a vector (query
+            augmentation).
+        attend_to_mask_tokens: Whether other tokens attend to these [MASK] tokens.
 
     Raises:
-        ConfigError: If a marker is no text, a number of tokens no whole number, or a skipped word no text.
+        ConfigError: If a prefix or a word is not text, or a length is not a whole number.
     """
 
     query_prefix: str = "[unused0]"
     doc_prefix: str = "[unused1]"
     query_maxlen: int = 32
     doc_maxlen: int = 220
-    skipped: tuple[str, ...] = tuple(string.punctuation)
-    expands: bool = True
-    attends_to_masks: bool = False
+    skiplist_words: tuple[str, ...] = tuple(string.punctuation)
+    do_query_expansion: bool = True
+    attend_to_mask_tokens: bool = False
 
     def __post_init__(self) -> None:
         check_whole_number("query_maxlen", self.query_maxlen)
         check_whole_number("doc_maxlen", self.doc_maxlen)
-        check_items("skipped", self.skipped, str)
+        check_items("skiplist_words", self.skiplist_words, str)
         if not isinstance(self.query_prefix, str) or not isinstance(self.doc_prefix, str):
-            raise ConfigError(f"markers are texts, not {self.query_prefix!r} and {self.doc_prefix!r}")
+            raise ConfigError(f"prefixes must be text, not {self.query_prefix!r} and {self.doc_prefix!r}")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings as hashed in the digest of a checkpoint, which indexes store; the keys must never change."""
+        return {
+            "type": "ColbertSettings",
+            "query_marker": self.query_prefix,
+            "passage_marker": self.doc_prefix,
+            "query_tokens": self.query_maxlen,
+            "passage_tokens": self.doc_maxlen,
+            "skipped": list(self.skiplist_words),
+            "expands": self.do_query_expansion,
+            "attends_to_masks": self.attend_to_mask_tokens,
+        }
 
     @classmethod
     def from_metadata(cls, record: Mapping[str, Any]) -> ColbertSettings:
-        """Of ColBERTv2's ``artifact.metadata``, where what is missing is as in the colbert-ai package."""
+        """Reads ColBERTv2's ``artifact.metadata``; missing entries get the defaults of the colbert-ai package."""
         record = record.get("config", record)
         punctuation = string.punctuation if record.get("mask_punctuation", True) else ""
         return cls(
@@ -57,31 +72,31 @@ class ColbertSettings:
             doc_prefix=record.get("doc_token_id", cls.doc_prefix),
             query_maxlen=int(record.get("query_maxlen", cls.query_maxlen)),
             doc_maxlen=int(record.get("doc_maxlen", cls.doc_maxlen)),
-            skipped=tuple(record.get("skiplist_words", punctuation)),
-            expands=bool(record.get("do_query_expansion", True)),
-            attends_to_masks=bool(record.get("attend_to_mask_tokens", False)),
+            skiplist_words=tuple(record.get("skiplist_words", punctuation)),
+            do_query_expansion=bool(record.get("do_query_expansion", True)),
+            attend_to_mask_tokens=bool(record.get("attend_to_mask_tokens", False)),
         )
 
     @classmethod
     def from_sentence_transformers(cls, record: Mapping[str, Any]) -> ColbertSettings:
-        """Of ``config_sentence_transformers.json``, where what is missing is as in PyLate."""
-        given = {name: value for name, value in record.items() if value is not None}
-        expands = bool(given.get("do_query_expansion", True))
+        """Reads ``config_sentence_transformers.json``; missing entries get the defaults of PyLate."""
+        entries = {name: value for name, value in record.items() if value is not None}
+        do_query_expansion = bool(entries.get("do_query_expansion", True))
         return cls(
-            query_prefix=given.get("query_prefix", "[Q] "),
-            doc_prefix=given.get("document_prefix", "[D] "),
-            query_maxlen=int(given.get("query_length", 32)),
-            doc_maxlen=int(given.get("document_length", 180)),
-            skipped=tuple(given.get("skiplist_words", string.punctuation)),
-            expands=expands,
-            attends_to_masks=expands and bool(given.get("attend_to_expansion_tokens", False)),
+            query_prefix=entries.get("query_prefix", "[Q] "),
+            doc_prefix=entries.get("document_prefix", "[D] "),
+            query_maxlen=int(entries.get("query_length", 32)),
+            doc_maxlen=int(entries.get("document_length", 180)),
+            skiplist_words=tuple(entries.get("skiplist_words", string.punctuation)),
+            do_query_expansion=do_query_expansion,
+            attend_to_mask_tokens=do_query_expansion and bool(entries.get("attend_to_expansion_tokens", False)),
         )
 
     def metadata(self, dim: int) -> dict[str, Any]:
-        """As ``artifact.metadata``; the last two are passed over by colbert-ai.
+        """Returns the content of ``artifact.metadata``; colbert-ai ignores the last two entries.
 
         Args:
-            dim: Components of a vector.
+            dim: Number of components of a vector.
         """
         return {
             "query_token_id": self.query_prefix,
@@ -91,10 +106,10 @@ class ColbertSettings:
             "query_maxlen": self.query_maxlen,
             "doc_maxlen": self.doc_maxlen,
             "dim": dim,
-            "mask_punctuation": bool(self.skipped),
-            "attend_to_mask_tokens": self.attends_to_masks,
+            "mask_punctuation": bool(self.skiplist_words),
+            "attend_to_mask_tokens": self.attend_to_mask_tokens,
             "similarity": "cosine",
             "interaction": "colbert",
-            "skiplist_words": list(self.skipped),
-            "do_query_expansion": self.expands,
+            "skiplist_words": list(self.skiplist_words),
+            "do_query_expansion": self.do_query_expansion,
         }

@@ -1,4 +1,4 @@
-"""Index folders over token vectors: built, opened, searched, changed."""
+"""Indexes of token vectors, each in a folder: building, opening, searching and changing them."""
 
 from lmpipe.retrieval.index.build import BuildSettings, build_index
 from lmpipe.retrieval.index.edit import add_passages, delete_passages

@@ -1,6 +1,6 @@
-"""Adds passages to an exact index, and deletes some; both take effect at once and as a whole.
+"""Adds passages to an exact index, and deletes passages from it. Each change takes effect at once and as a whole.
 
-A retriever that was opened before does not see the change.
+A retriever that was opened before a change does not see it.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from lmpipe.validation.arguments import check_items
 def add_passages(
     folder: str | Path, passages: Iterable[PassageText], encoder: ColbertEncoder, progress: Progress | None = None
 ) -> Manifest:
-    """Adds passages, as a segment of their own.
+    """Adds passages to an index, as a new segment.
 
     Args:
-        folder: Of the index.
-        passages: At least one; the index has none of their ids.
-        encoder: The one that the index was made with.
-        progress: Where to show progress.
+        folder: Folder of the index.
+        passages: Passages to add, at least one; their ids must not be in the index.
+        encoder: Encoder that the index was built with.
+        progress: Where progress is shown.
 
     Returns:
-        What the index consists of now.
+        The contents of the changed index.
 
     Raises:
-        ConfigError: If there is no passage, an id is there already or twice, the encoder is another, or the index is
-            not exact.
-        StoreError: If the index cannot be written, or another process writes it.
+        ConfigError: If there are no passages, if an id occurs twice or is already in the index, if the index was built
+            with another encoder, or if it is not exact.
+        StoreError: If the index cannot be written, or another process is writing to it.
     """
     passages = check_items("passages", passages, PassageText)
     if not passages:
         raise ConfigError("there are no passages to add")
-    with _edited(Path(folder)) as (store, manifest):
+    with _open_for_edit(Path(folder)) as (store, manifest):
         if encoder.digest != manifest.encoder.digest:
-            raise ConfigError(f"{folder} was made with the encoder {manifest.encoder.spec!r}, not {encoder.name!r}")
-        known = _numbers(store.path, manifest).keys()
-        ids = Counter(passage.id for passage in passages)
-        if twice := sorted(name for name, times in ids.items() if name in known or times > 1):
-            raise ConfigError(f"{folder} would have these passages twice: {', '.join(twice)}; delete them first")
+            raise ConfigError(f"{folder} was built with the encoder {manifest.encoder.spec!r}, not {encoder.name!r}")
+        existing = _numbers_by_id(store.path, manifest).keys()
+        counts = Counter(passage.id for passage in passages)
+        if duplicates := sorted(name for name, count in counts.items() if name in existing or count > 1):
+            raise ConfigError(f"{folder} would have these passages twice: {', '.join(duplicates)}; delete them first")
         with show_progress(progress, "encoding passages", len(passages)) as advance:
             segment = new_segment(store, passages, encoder, advance)
         changed = manifest.model_copy(update={"segments": (*manifest.segments, segment)})
@@ -59,22 +59,22 @@ def add_passages(
 
 
 def delete_passages(folder: str | Path, ids: Iterable[str]) -> Manifest:
-    """Deletes passages: they are not found any more. Their vectors stay until the index is built again.
+    """Deletes passages from an index: searches no longer return them. Their vectors stay until the index is rebuilt.
 
     Args:
-        folder: Of the index.
-        ids: Of passages that it has, as texts.
+        folder: Folder of the index.
+        ids: Ids of passages of the index.
 
     Returns:
-        What the index consists of now.
+        The contents of the changed index.
 
     Raises:
-        ConfigError: If `ids` is a single text, an id is not there, or the index is not exact.
-        StoreError: If the index cannot be written, or another process writes it.
+        ConfigError: If `ids` is a single text, if an id is not in the index, or if the index is not exact.
+        StoreError: If the index cannot be written, or another process is writing to it.
     """
     ids = check_items("ids", ids, str)
-    with _edited(Path(folder)) as (store, manifest):
-        numbers = _numbers(store.path, manifest)
+    with _open_for_edit(Path(folder)) as (store, manifest):
+        numbers = _numbers_by_id(store.path, manifest)
         if absent := sorted(set(ids) - numbers.keys()):
             raise ConfigError(f"{folder} has no passages {', '.join(absent)}")
         deleted = {*manifest.deleted, *(numbers[name] for name in ids)}
@@ -84,8 +84,8 @@ def delete_passages(folder: str | Path, ids: Iterable[str]) -> Manifest:
 
 
 @contextmanager
-def _edited(folder: Path) -> Iterator[tuple[RunStore, Manifest]]:
-    """The index's store, held by this process, and what it consists of."""
+def _open_for_edit(folder: Path) -> Iterator[tuple[RunStore, Manifest]]:
+    """Opens the store of an exact index, which locks it, and reads its manifest."""
     manifest = Manifest.read(folder)
     if manifest.plaid is not None:
         raise ConfigError(f"{folder} is a PLAID index, which cannot be changed; build it again")
@@ -93,8 +93,8 @@ def _edited(folder: Path) -> Iterator[tuple[RunStore, Manifest]]:
         yield store, Manifest.read(folder)
 
 
-def _numbers(index: Path, manifest: Manifest) -> dict[str, int]:
-    """Id → number of every passage that is not deleted."""
-    deleted, number = set(manifest.deleted), count()
-    named = ((passage.id, next(number)) for part in manifest.folders(index) for passage in PassageTexts(part))
-    return {name: place for name, place in named if place not in deleted}
+def _numbers_by_id(index: Path, manifest: Manifest) -> dict[str, int]:
+    """Maps the id of every passage that is not deleted to its number."""
+    deleted, numbers = set(manifest.deleted), count()
+    pairs = ((passage.id, next(numbers)) for part in manifest.folders(index) for passage in PassageTexts(part))
+    return {passage_id: number for passage_id, number in pairs if number not in deleted}

@@ -1,10 +1,10 @@
-"""MaxSim of int8 token vectors, in whole numbers: what a passage scores depends on it and on the query alone.
+"""MaxSim of int8 token vectors, computed in integers: the score of a passage depends only on it and on the query.
 
-A query's vectors become int8 digits with one scale for all of them, so that products, greatest products and their sums
-are whole numbers: no order of adding and no size of a batch changes them, and equal passages score the same. One digit
-is enough to find candidates; three hold all that float32 does.
+The vectors of a query are written as int8 digits with one scale for all of them, so that dot products, maxima and sums
+are integers. Neither the order of additions nor the size of a batch changes them, and equal passages have equal scores.
+One digit suffices to select candidates; three digits hold the full precision of float32.
 
-Knows nothing of segments, rankings or passages' scales.
+Does not depend on segments, rankings or the scales of passages.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from torch import Tensor
 from lmpipe.engines.precision import multiplies_int8
 
 _LARGEST = 127
-_BASE = 2 * _LARGEST  # of the digits: what is left after rounding is at most half, which is 127 of the next
-_PRODUCTS = 1 << 20  # so many are computed before they are reduced: 4 MiB for each thread, to stay in its cache
-_FEWEST_ROWS, _MOST_ROWS = 512, 16384  # a product of matrices is slow with fewer, and gains nothing by more
-_WIDENED = 1024  # rows that are float32 at a time, so that they stay in the cache
-_EXACT = 2**24 // _LARGEST**2  # terms up to which float32 adds products of int8 without rounding
-_AT_ONCE = 32  # passages that are scored in full; more would only take memory
+_BASE = 2 * _LARGEST  # base of the digits: the remainder after rounding is at most 1/2, which is 127 in the next digit
+_PRODUCTS = 1 << 20  # dot products that are computed before they are reduced: 4 MiB per thread, to stay in its cache
+_MIN_ROWS, _MAX_ROWS = 512, 16384  # matrix products are slow with fewer rows, and not faster with more
+_FLOAT_ROWS = 1024  # rows that are converted to float32 at a time, to stay in the cache
+_EXACT_TERMS = 2**24 // _LARGEST**2  # number of int8 products that float32 can add without rounding
+_RESCORED = 32  # passages that are scored in full precision at a time; more would only need more memory
 
 
-def to_digits(queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Writes queries as whole numbers of several digits, with one scale for all vectors of a query.
+def quantize_queries(queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Writes queries as integers of several int8 digits, with one scale for all vectors of a query.
 
     Args:
-        queries: ``[queries, query tokens, dim]``, floating and finite; at least one token and dimension.
-        count: Of digits: with 3, a component is wrong by at most its query's largest one divided by 1.6e7.
+        queries: ``[queries, query tokens, dim]``, floating point and finite; at least one token and dimension.
+        count: Number of digits. With 3, the error of a component is at most the query's largest component / 1.6e7.
 
     Returns:
-        int8 ``[digits, queries, query tokens, dim]``, the most significant digit first; and float64 ``[queries]``,
-        what 1 in the last digit stands for.
+        The digits, int8 ``[digits, queries, query tokens, dim]``, most significant first; and the value of 1 in the
+        last digit, float64 ``[queries]``.
     """
     exact = queries.double()
     units = exact.abs().amax((1, 2)).clamp_min(torch.finfo(torch.float32).tiny) / _LARGEST
@@ -48,8 +48,8 @@ def to_digits(queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.stack(digits).to(torch.int8), units / _BASE ** (count - 1)
 
 
-class Run(NamedTuple):
-    """Passages of one length that follow each other."""
+class LengthGroup(NamedTuple):
+    """Consecutive passages with the same number of tokens."""
 
     passages: int
     length: int
@@ -57,68 +57,69 @@ class Run(NamedTuple):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Tile:
-    """Passages that are scored by one product of matrices.
+class PassageBlock:
+    """Consecutive passages that are scored by one matrix product.
 
     Attributes:
-        start: Row of their first vector.
+        start: Row of the first vector.
         first: Number of the first passage.
-        runs: They, in order.
+        groups: The passages, grouped by length, in order.
     """
 
     start: int
     first: int
-    runs: tuple[Run, ...]
+    groups: tuple[LengthGroup, ...]
 
     @property
     def passages(self) -> int:
-        return sum(run.passages for run in self.runs)
+        """Number of passages."""
+        return sum(group.passages for group in self.groups)
 
     @property
     def rows(self) -> int:
-        """Vectors of all of them."""
-        return sum(run.passages * run.length for run in self.runs)
+        """Number of vectors of all passages."""
+        return sum(group.passages * group.length for group in self.groups)
 
 
-def tiles(runs: Sequence[Run], rows: int) -> Iterator[Tile]:
-    """Cuts passages into tiles.
+def split_into_blocks(groups: Sequence[LengthGroup], rows: int) -> Iterator[PassageBlock]:
+    """Splits passages into blocks.
 
     Args:
-        runs: All the passages, in order.
-        rows: Most vectors of a tile, unless its only passage has more.
+        groups: All passages, grouped by length, in order.
+        rows: Maximum number of vectors in a block; a single passage may exceed it.
     """
     start = first = 0
-    taken: list[Run] = []
+    current: list[LengthGroup] = []
     free = rows
-    for passages, length in runs:
+    for passages, length in groups:
         left = passages
         while left:
-            count = min(left, max(free // length, 0 if taken else 1))
+            count = min(left, max(free // length, 0 if current else 1))
             if count:
-                taken.append(Run(count, length))
+                current.append(LengthGroup(count, length))
                 left, free = left - count, free - count * length
             else:
-                yield (tile := Tile(start, first, tuple(taken)))
-                start, first, taken, free = start + tile.rows, first + tile.passages, [], rows
-    if taken:
-        yield Tile(start, first, tuple(taken))
+                yield (block := PassageBlock(start, first, tuple(current)))
+                start, first, current, free = start + block.rows, first + block.passages, [], rows
+    if current:
+        yield PassageBlock(start, first, tuple(current))
 
 
-def runs_of(lengths: Tensor) -> list[Run]:
-    """The passages with these numbers of tokens, ``[passages]``, in their order."""
+def group_by_length(lengths: Tensor) -> list[LengthGroup]:
+    """Groups consecutive passages of equal length; `lengths` are the numbers of tokens, ``[passages]``."""
     values, counts = torch.unique_consecutive(lengths, return_counts=True)
-    return [Run(count, length) for count, length in zip(counts.tolist(), values.tolist(), strict=True)]
+    return [LengthGroup(count, length) for count, length in zip(counts.tolist(), values.tolist(), strict=True)]
 
 
-def maxsim(vectors: Tensor, runs: Sequence[Run], queries: Tensor) -> Tensor:
-    """Scores all passages for some queries at once.
+def maxsim_int8(vectors: Tensor, groups: Sequence[LengthGroup], queries: Tensor) -> Tensor:
+    """Computes the MaxSim of all passages for several queries.
 
-    Products are reduced tile by tile, while they are in the cache. Passages are best sorted by length, since each
-    run costs a call; but any order is right.
+    Dot products are reduced block by block, while they are in the cache. Every order of the passages is correct, but
+    passages sorted by length are fastest, since each group costs a call.
 
     Args:
-        vectors: int8 ``[tokens, dim]``, one passage after the other; only read.
-        runs: The passages.
+        vectors: int8 ``[tokens, dim]``, passage after passage; not modified.
+        groups: The passages, grouped by length, in order.
         queries: int8 ``[queries, query tokens, dim]``.
 
     Returns:
@@ -126,61 +127,61 @@ def maxsim(vectors: Tensor, runs: Sequence[Run], queries: Tensor) -> Tensor:
     """
     count, tokens, dim = queries.shape
     columns = queries.reshape(-1, dim).T
-    rows = min(max(_PRODUCTS // (count * tokens), _FEWEST_ROWS), _MOST_ROWS) * torch.get_num_threads()
-    plan = list(tiles(runs, rows))
-    products = columns.new_empty(max((tile.rows for tile in plan), default=0), count * tokens, dtype=torch.int32)
-    greatest = products.new_empty(max((tile.passages for tile in plan), default=0), count * tokens)
-    scores = products.new_empty(sum(run.passages for run in runs), count, dtype=torch.int64)
-    for tile in plan:
-        block = products[: tile.rows]
-        _multiply(vectors[tile.start : tile.start + tile.rows], columns, block)
-        _reduce(block, tile.runs, greatest)
-        sums = scores[tile.first : tile.first + tile.passages]
-        torch.sum(greatest[: tile.passages].view(-1, count, tokens), 2, out=sums)
+    rows = min(max(_PRODUCTS // (count * tokens), _MIN_ROWS), _MAX_ROWS) * torch.get_num_threads()
+    blocks = list(split_into_blocks(groups, rows))
+    products = columns.new_empty(max((block.rows for block in blocks), default=0), count * tokens, dtype=torch.int32)
+    maxima = products.new_empty(max((block.passages for block in blocks), default=0), count * tokens)
+    scores = products.new_empty(sum(group.passages for group in groups), count, dtype=torch.int64)
+    for block in blocks:
+        block_products = products[: block.rows]
+        _multiply(vectors[block.start : block.start + block.rows], columns, block_products)
+        _reduce(block_products, block.groups, maxima)
+        sums = scores[block.first : block.first + block.passages]
+        torch.sum(maxima[: block.passages].view(-1, count, tokens), 2, out=sums)
     return scores
 
 
 def _multiply(vectors: Tensor, columns: Tensor, products: Tensor) -> None:
-    """Writes the products of two int8 matrices into an int32 one: the same numbers on every processor."""
-    if multiplies_int8() or len(columns) > _EXACT:
+    """Writes the product of two int8 matrices into an int32 matrix; every processor computes the same numbers."""
+    if multiplies_int8() or len(columns) > _EXACT_TERMS:
         torch._int_mm(vectors, columns, out=products)
         return
-    wide = columns.float()
-    for start in range(0, len(vectors), _WIDENED):
-        rows = slice(start, start + _WIDENED)
-        products[rows] = vectors[rows].float() @ wide
+    float_columns = columns.float()
+    for start in range(0, len(vectors), _FLOAT_ROWS):
+        rows = slice(start, start + _FLOAT_ROWS)
+        products[rows] = vectors[rows].float() @ float_columns
 
 
-def _reduce(products: Tensor, runs: Sequence[Run], greatest: Tensor) -> None:
-    """Writes the greatest of each passage's rows in `products` into the rows of `greatest`."""
+def _reduce(products: Tensor, groups: Sequence[LengthGroup], maxima: Tensor) -> None:
+    """Writes the maximum over the rows of each passage in `products` into one row of `maxima`."""
     row = first = 0
-    for passages, length in runs:
+    for passages, length in groups:
         end = row + passages * length
-        of_run = products[row:end].view(passages, length, -1)
-        torch.amax(of_run, 1, out=greatest[first : first + passages])
+        group_products = products[row:end].view(passages, length, -1)
+        torch.amax(group_products, 1, out=maxima[first : first + passages])
         row, first = end, first + passages
 
 
-def maxsim_in_full(passages: Sequence[Tensor], query: Tensor) -> Tensor:
-    """Scores some passages for a query of several digits.
+def maxsim_full_precision(passages: Sequence[Tensor], query: Tensor) -> Tensor:
+    """Computes the MaxSim of some passages for a query of several digits.
 
     Args:
-        passages: int8 ``[its tokens, dim]`` each; at least one.
-        query: int8 ``[digits, query tokens, dim]``, of at most three digits.
+        passages: One int8 ``[tokens, dim]`` for each passage; at least one.
+        query: int8 ``[digits, query tokens, dim]``, with at most three digits.
 
     Returns:
-        float64 ``[passages]``: whole numbers, in units of the last digit.
+        float64 ``[passages]``: integers, in units of the last digit.
     """
-    some = [passages[first : first + _AT_ONCE] for first in range(0, len(passages), _AT_ONCE)]
-    return torch.cat([_in_full(few, query) for few in some])
+    batches = [passages[first : first + _RESCORED] for first in range(0, len(passages), _RESCORED)]
+    return torch.cat([_score_batch(batch, query) for batch in batches])
 
 
-def _in_full(passages: Sequence[Tensor], query: Tensor) -> Tensor:
+def _score_batch(passages: Sequence[Tensor], query: Tensor) -> Tensor:
     vectors = torch.cat(list(passages))
-    whole = vectors.new_zeros(len(vectors), query.shape[1], dtype=torch.float64)
-    products = torch.empty_like(whole, dtype=torch.int32)
+    totals = vectors.new_zeros(len(vectors), query.shape[1], dtype=torch.float64)
+    products = torch.empty_like(totals, dtype=torch.int32)
     for digit in query:
         _multiply(vectors, digit.T, products)
-        whole.mul_(_BASE).add_(products)  # exact: far below 2 ** 53
+        totals.mul_(_BASE).add_(products)  # exact: far below 2 ** 53
     ends = accumulate((len(passage) for passage in passages), initial=0)
-    return torch.stack([whole[start:end].amax(0) for start, end in pairwise(ends)]).sum(1)
+    return torch.stack([totals[start:end].amax(0) for start, end in pairwise(ends)]).sum(1)

@@ -1,6 +1,6 @@
-"""Indexes opened: passages that are found by the token vectors of a ColBERT encoder.
+"""Retrievers over indexes: passages are ranked by the token vectors of a ColBERT encoder.
 
-Knows nothing of how an index was built, or how vectors are compared.
+Does not depend on how an index was built, or on how vectors are compared.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class ColbertRetriever(Retriever):
     """Searches passages by the token vectors of an encoder.
 
     Args:
-        encoder: Makes the vectors of queries.
-        passages: Texts in parts; passages are numbered through the parts, from 0.
-        index: Ranks the numbers.
+        encoder: Encodes the queries.
+        passages: Texts of the passages, in parts; passages are numbered through all parts, from 0.
+        index: Ranks the numbers of the passages.
         name: See `Retriever.name`.
     """
 
@@ -50,27 +50,29 @@ class ColbertRetriever(Retriever):
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
         queries, k = check_items("queries", queries, str), check_whole_number("k", k)
-        asked = [number for number, query in enumerate(queries) if query.strip()]
-        found: list[list[Passage] | EngineError] = [[] for _ in queries]
-        if asked:
-            vectors = self._encoder.encode_queries([queries[number] for number in asked])
+        positions = [position for position, query in enumerate(queries) if query.strip()]
+        results: list[list[Passage] | EngineError] = [[] for _ in queries]
+        if positions:
+            vectors = self._encoder.encode_queries([queries[position] for position in positions])
             finite = vectors.isfinite().flatten(1).all(1)
             rankings = iter(self._index.search(vectors[finite], k))
-            for number, able in zip(asked, finite.tolist(), strict=True):
-                found[number] = self._passages(next(rankings)) if able else _no_numbers(queries[number])
-        return found
+            for position, is_finite in zip(positions, finite.tolist(), strict=True):
+                results[position] = (
+                    self._passages(next(rankings)) if is_finite else _not_finite_error(queries[position])
+                )
+        return results
 
     def _passages(self, ranking: Ranking) -> list[Passage]:
-        found = []
+        passages = []
         for number, score in zip(*ranking, strict=True):
             part = bisect.bisect_right(self._starts, number) - 1
             passage = self._parts[part][number - self._starts[part]]
-            found.append(Passage(passage.id, passage.full, score))
-        return found
+            passages.append(Passage(passage.id, passage.titled_text, score))
+        return passages
 
 
-def _no_numbers(query: str) -> EngineError:
-    return EngineError(f"the encoder gave values that are no finite numbers for the query {query[:80]!r}")
+def _not_finite_error(query: str) -> EngineError:
+    return EngineError(f"the encoder returned values that are not finite for the query {query[:80]!r}")
 
 
 def open_index(
@@ -80,28 +82,28 @@ def open_index(
     verify: bool = True,
     settings: Callable[[int, int], SearchSettings] = SearchSettings.of,
 ) -> ColbertRetriever:
-    """Opens an index that `build_index` made, or its command ``lmpipe index build``.
+    """Opens an index that `build_index` or ``lmpipe index build`` built.
 
     Args:
-        folder: Of the index.
-        encoder: Makes the vectors of queries; by default the one that the index names is loaded.
-        verify: Whether all files are compared with their checksums first: about a second for a gigabyte.
-        settings: How much a search for the best k looks at, if the index is PLAID's.
+        folder: Folder of the index.
+        encoder: Encodes the queries; by default the encoder that the index names is loaded.
+        verify: Whether to compare all files with their checksums first, which takes about a second per gigabyte.
+        settings: For a PLAID index: returns the search settings for a given k and the number of bits.
 
     Raises:
-        ConfigError: If there is no finished index, or it was made with another encoder.
-        CorruptBlob: If a file of it is missing or damaged.
+        ConfigError: If the folder contains no finished index, or the index was built with another encoder.
+        CorruptBlob: If a file of the index is missing or damaged.
     """
     folder = Path(folder)
     manifest = Manifest.read(folder)
     if verify:
         manifest.verify(folder)
-    known = manifest.encoder
-    encoder = encoder or load_encoder(known.spec)
-    if encoder.digest != known.digest:
+    built_with = manifest.encoder
+    encoder = encoder or load_encoder(built_with.spec)
+    if encoder.digest != built_with.digest:
         raise ConfigError(
-            f"{folder} was made with the encoder {known.spec!r} ({known.digest}), and this one is {encoder.name!r} "
-            f"({encoder.digest}); open it with the former, or build it again"
+            f"{folder} was built with the encoder {built_with.spec!r} ({built_with.digest}), and this one is "
+            f"{encoder.name!r} ({encoder.digest}); open it with the former, or build it again"
         )
     parts = manifest.folders(folder)
     if manifest.plaid is None:
@@ -121,27 +123,32 @@ def open_colbert_index(
     settings: Callable[[int, int], SearchSettings] = SearchSettings.of,
     header: bool = False,
 ) -> ColbertRetriever:
-    """Opens an index that the package colbert-ai built. It has no checksums: damage is found only where it shows.
+    """Opens an index that the package colbert-ai built.
+
+    Such an index has no checksums, so damage is detected only if its files contradict each other.
 
     Args:
-        folder: The index, with ``metadata.json``.
-        passages: The collection that it was built from; by default the file that it names.
-        encoder: Makes the vectors of queries; by default the checkpoint that the index names is loaded.
-        settings: How much a search for the best k looks at.
-        header: Of the collection; see `read_passages`.
+        folder: Folder of the index, with ``metadata.json``.
+        passages: File of passages that the index was built from; by default the file that the index names.
+        encoder: Encodes the queries; by default the checkpoint that the index names is loaded.
+        settings: Returns the search settings for a given k and the number of bits.
+        header: Whether the first line of the file of passages is a header; see `read_passages`.
 
     Raises:
-        ConfigError: If its collection or checkpoint is not there.
-        StoreError: If there is no such index, or it is damaged, or has more or fewer passages than the collection.
+        ConfigError: If the file of passages or the checkpoint does not exist.
+        StoreError: If the folder contains no index, the index is damaged, or the number of its passages differs from
+            that of the file.
     """
     folder = Path(folder)
     config = read_metadata(folder)["config"]
     collection = passages or config.get("collection")
     if not isinstance(collection, (str, Path)):
-        raise ConfigError(f"{folder} does not name the file of its passages; pass passages=...")
+        raise ConfigError(f"{folder} does not name its file of passages; pass passages=...")
     index, texts = PlaidIndex(folder, settings), list(read_passages(collection, header=header))
     if len(texts) != len(index):
-        raise StoreError(f"{folder} has {len(index)} passages and {collection} {len(texts)}; pass what it was built of")
+        raise StoreError(
+            f"{folder} has {len(index)} passages and {collection} has {len(texts)}; pass the file it was built from"
+        )
     if encoder is None:
         if not isinstance(checkpoint := config.get("checkpoint"), str):
             raise ConfigError(f"{folder} does not name its checkpoint; pass encoder=...")
@@ -155,5 +162,5 @@ def open_colbert_index(
 
 
 def _identity(settings: Callable[[int, int], SearchSettings]) -> str:
-    """What recorded results are looked up by; if nothing identifies the settings, none will ever be found."""
+    """Identifies the settings in the retriever's name; unidentifiable settings get a new name, so nothing is reused."""
     return identity(settings=settings) or uuid4().hex

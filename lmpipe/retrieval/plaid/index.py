@@ -1,6 +1,6 @@
-"""Searching a PLAID index: cells near a query, their passages, a filter by centroids, and MaxSim of those that pass.
+"""Searches a PLAID index: the cells nearest to a query, their passages, a filter by centroids, and MaxSim of the rest.
 
-Knows nothing of how indexes are built; one that colbert-ai has built is searched like any other.
+Does not depend on how indexes are built; an index that colbert-ai built is searched in the same way.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ import torch
 from torch import Tensor
 
 from lmpipe.errors import ConfigError, StoreError
-from lmpipe.retrieval.damage import read_json
-from lmpipe.retrieval.plaid.colbert_ai import colbert, index_file, make_codec, read_metadata, read_tensor
+from lmpipe.retrieval.file_errors import read_json
+from lmpipe.retrieval.plaid.colbert_ai import import_colbert, make_codec, read_metadata, read_tensor, reading_index
 from lmpipe.retrieval.plaid.kernels import Kernels, load_kernels
-from lmpipe.retrieval.vectors import Ranking, TokenIndex, TokenVectors
+from lmpipe.retrieval.vectors import Ranking, TokenEmbeddings, TokenIndex
 
-_SCORED = 4096  # passages decompressed at once
+_PASSAGES_PER_STEP = 4096  # passages that are decompressed at once
 
 
 @final
 @dataclass(frozen=True)
 class SearchSettings:
-    """What a search looks at. More of anything finds more of the exact ranking, and costs more.
+    """How much of the index a search examines. Examining more improves recall of the exact ranking, and costs more.
 
     Attributes:
-        cells: Centroids near each token of the query whose passages are candidates (colbert-ai's ``ncells``).
-        threshold: A centroid counts in the first filter if its product with any token of the query is at least this
-            (``centroid_score_threshold``).
-        candidates: Passages that pass the first filter; a quarter of them passes the second and is scored
-            (``ndocs``). At least 4 k are.
+        cells: Number of centroids nearest to each query token whose passages become candidates (colbert-ai's
+            ``ncells``).
+        threshold: Minimum dot product with any query token for a centroid to count in the first filter (colbert-ai's
+            ``centroid_score_threshold``).
+        candidates: Number of passages that pass the first filter, at least 4 k; a quarter of them pass the second
+            filter and are scored (colbert-ai's ``ndocs``).
     """
 
     cells: int
@@ -41,10 +42,10 @@ class SearchSettings:
 
     @classmethod
     def of(cls, k: int, bits: int) -> SearchSettings:
-        """Settings whose recall of the exact top 10 is within 0.03 of scoring every passage's compressed vectors.
+        """Returns settings whose recall of the exact top 10 is within 0.03 of scoring every compressed passage.
 
-        Measured at 2 and 4 bits on 15,703 passages. More bits tell apart passages that their centroids do not, so more
-        of them have to be scored.
+        Measured with 2 and 4 bits on 15,703 passages. More bits distinguish passages that centroids do not, so more
+        passages must be scored.
         """
         candidates = 384 * bits**2 + 32 * k
         return cls(2, 0.45, candidates) if bits <= 2 else cls(8, 0.4, candidates)
@@ -52,15 +53,15 @@ class SearchSettings:
 
 @final
 class PlaidIndex(TokenIndex):
-    """A PLAID index, in memory. It finds ``min(k, passages)`` passages, those without tokens left out.
+    """A PLAID index in memory. A search returns ``min(k, passages)`` passages, not counting passages without tokens.
 
     Args:
-        folder: Where `build_plaid`, or colbert-ai, has put it.
-        settings: Those of a search for the best `k` in an index of so many bits, whatever was searched before.
-        kernels: Its inner loops; by default the fastest that can be had.
+        folder: Folder that `build_plaid` or colbert-ai wrote.
+        settings: Returns the search settings for a given k and the number of bits.
+        kernels: Inner loops of the search; by default the fastest that are available.
 
     Raises:
-        StoreError: If there is no finished index, or it is damaged.
+        StoreError: If the folder contains no finished index, or the index is damaged.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class PlaidIndex(TokenIndex):
     ) -> None:
         self._settings, self._kernels = settings, kernels or load_kernels()
         metadata = read_metadata(folder)
-        with index_file(folder):
+        with reading_index(folder):
             self._read(folder, metadata)
         self._check(folder, metadata)
 
@@ -80,12 +81,13 @@ class PlaidIndex(TokenIndex):
         self.bits: int = metadata["config"]["nbits"]
         centroids, average = read_tensor(folder / "centroids.pt"), read_tensor(folder / "avg_residual.pt")
         self._codec = make_codec(self.bits, centroids.float(), average, *read_tensor(folder / "buckets.pt"))
-        self._stored = colbert("indexing.codecs.residual_embeddings").ResidualEmbeddings(
-            _whole([read_tensor(folder / f"{chunk}.codes.pt") for chunk in chunks]),
-            _whole([read_tensor(folder / f"{chunk}.residuals.pt") for chunk in chunks]),
+        self._stored = import_colbert("indexing.codecs.residual_embeddings").ResidualEmbeddings(
+            _concatenate([read_tensor(folder / f"{chunk}.codes.pt") for chunk in chunks]),
+            _concatenate([read_tensor(folder / f"{chunk}.residuals.pt") for chunk in chunks]),
         )
         self._lengths = torch.tensor(
-            [length for chunk in chunks for length in _lengths(folder / f"doclens.{chunk}.json")], dtype=torch.int64
+            [length for chunk in chunks for length in _read_lengths(folder / f"doclens.{chunk}.json")],
+            dtype=torch.int64,
         )
         self._starts = self._lengths.cumsum(0) - self._lengths
         self._members, self._sizes = read_tensor(folder / "ivf.pid.pt")
@@ -93,14 +95,14 @@ class PlaidIndex(TokenIndex):
         self._cells = self._sizes.cumsum(0) - self._sizes
 
     def _check(self, folder: Path, metadata: Mapping[str, Any]) -> None:
-        """Compares the files with each other: what one says of another is used as a place in memory.
+        """Compares the files with each other, since numbers in one file are used as indices into another.
 
         Raises:
-            StoreError: If they do not belong together.
+            StoreError: If the files do not belong together.
         """
         codes, residuals, centroids = self._stored.codes, self._stored.residuals, self._codec.centroids
-        with index_file(folder):
-            fit = (
+        with reading_index(folder):
+            consistent = (
                 len(codes) == int(self._lengths.sum()) == metadata["num_embeddings"]
                 and residuals.dtype == torch.uint8
                 and residuals.shape == (len(codes), metadata["config"]["dim"] * self.bits // 8)
@@ -113,7 +115,7 @@ class PlaidIndex(TokenIndex):
                 and _are_below(self._lengths, len(codes) + 1)
                 and _are_below(self._sizes, len(self._members) + 1)
             )
-        if not fit:
+        if not consistent:
             raise StoreError(f"the files of {folder} do not belong together; build the index again")
 
     def __len__(self) -> int:
@@ -121,47 +123,50 @@ class PlaidIndex(TokenIndex):
 
     @torch.inference_mode()
     def search(self, queries: Tensor, k: int) -> list[Ranking]:
-        """See `TokenIndex`. Scores are those of the compressed vectors; products below 0 count as 0, as in colbert-ai.
+        """See `TokenIndex`. Scores use the compressed vectors; negative dot products count as 0, as in colbert-ai.
 
         Raises:
-            ConfigError: If the vectors of the queries are not of the index's dimension, or not finite.
+            ConfigError: If the dimension of the queries differs from that of the index, or a query contains values
+                that are not finite.
         """
         if queries.shape[-1] != self._codec.dim:
-            raise ConfigError(f"queries of {queries.shape[-1]} dimensions, an index of {self._codec.dim}")
+            raise ConfigError(f"queries have {queries.shape[-1]} dimensions, and the index has {self._codec.dim}")
         if not queries.isfinite().all():
-            raise ConfigError("a query's vectors hold values that are no finite numbers")
+            raise ConfigError("the vectors of a query contain values that are not finite")
         if k < 1 or not len(self):
             return [Ranking([], []) for _ in queries]
         settings = self._settings(k, self.bits)
         return [self._search(query.float(), min(k, len(self)), settings) for query in queries]
 
     @torch.inference_mode()
-    def decompressed(self) -> TokenVectors:
-        """All vectors as float32, as near to what was compressed as the bits allow."""
-        parts = [self._decompress(numbers) for numbers in torch.split(torch.arange(len(self)).int(), _SCORED)]
-        return TokenVectors(torch.nn.functional.normalize(torch.cat(parts), dim=1), self._lengths)
+    def decompressed(self) -> TokenEmbeddings:
+        """Returns all vectors as float32. They differ from the indexed vectors by the compression."""
+        parts = [
+            self._decompress(numbers) for numbers in torch.split(torch.arange(len(self)).int(), _PASSAGES_PER_STEP)
+        ]
+        return TokenEmbeddings(torch.nn.functional.normalize(torch.cat(parts), dim=1), self._lengths)
 
     def _search(self, query: Tensor, k: int, settings: SearchSettings) -> Ranking:
         products = self._codec.centroids @ query.T
         numbers = self._candidates(products, k, settings.cells)
-        most = max(settings.candidates, 4 * k)
-        if len(numbers) > most // 4:
+        count = max(settings.candidates, 4 * k)
+        if len(numbers) > count // 4:
             near = products.amax(1) >= settings.threshold
-            stored, lengths, starts = self._stored.codes, self._lengths, self._starts
-            numbers = self._kernels.filter(numbers, products, stored, lengths, starts, near, most).sort().values
-        scores = torch.cat([self._score(query, some) for some in torch.split(numbers, _SCORED)])
-        best = scores.sort(descending=True, stable=True)
-        order = best.indices[:k]
-        return Ranking(numbers[order].tolist(), best.values[:k].tolist())
+            codes, lengths, starts = self._stored.codes, self._lengths, self._starts
+            numbers = self._kernels.filter(numbers, products, codes, lengths, starts, near, count).sort().values
+        scores = torch.cat([self._score(query, part) for part in torch.split(numbers, _PASSAGES_PER_STEP)])
+        ranked = scores.sort(descending=True, stable=True)
+        order = ranked.indices[:k]
+        return Ranking(numbers[order].tolist(), ranked.values[:k].tolist())
 
     def _candidates(self, products: Tensor, k: int, cells: int) -> Tensor:
-        """Numbers of the passages in the cells, rising: of so many more cells that they are `k`, if need be."""
+        """Returns the numbers of the passages in the nearest cells, ascending; adds cells until there are `k`."""
         while True:
             nearest = torch.unique(products.T.topk(min(cells, len(products)), sorted=False).indices)
             sizes = self._sizes[nearest]
             ends = sizes.cumsum(0)
-            places = torch.arange(int(ends[-1])) + (self._cells[nearest] - ends + sizes).repeat_interleave(sizes)
-            numbers: Tensor = torch.unique(self._members[places])
+            indices = torch.arange(int(ends[-1])) + (self._cells[nearest] - ends + sizes).repeat_interleave(sizes)
+            numbers: Tensor = torch.unique(self._members[indices])
             if len(numbers) >= k or cells >= len(products):
                 return numbers.int()
             cells *= 4
@@ -172,19 +177,20 @@ class PlaidIndex(TokenIndex):
         return self._kernels.maxsim(products, self._lengths[numbers.long()])
 
     def _decompress(self, numbers: Tensor) -> Tensor:
-        """Vectors of some passages, of any length."""
+        """Returns the vectors of some passages, not normalised."""
         return self._kernels.decompress(numbers, self._lengths, self._starts, self._codec, self._stored)
 
 
 def _are_below(values: Tensor, end: int) -> bool:
-    """Whether values are whole numbers from 0 to below an end."""
+    """Whether all values are integers in [0, end)."""
     return not values.is_floating_point() and 0 <= int(values.min()) <= int(values.max()) < end
 
 
-def _whole(chunks: list[Tensor]) -> Tensor:
+def _concatenate(chunks: list[Tensor]) -> Tensor:
+    """Concatenates tensors; a single one is returned as it is, still memory-mapped."""
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
 
-def _lengths(path: Path) -> Any:
-    with index_file(path):
+def _read_lengths(path: Path) -> Any:
+    with reading_index(path):
         return read_json(path)

@@ -1,8 +1,8 @@
-"""The three inner loops of PLAID's search: colbert-ai's C++, compiled once for a machine, or the same in torch.
+"""The three inner loops of PLAID's search: colbert-ai's C++, compiled once per machine, or the same in torch.
 
-colbert-ai compiles at every start, in a folder of torch's where the lock of a build that was killed stops every later
-one for ever. Here its sources are compiled into the cache folder under a lock that ends with its process, and loaded
-from there. Knows nothing of indexes or queries.
+colbert-ai compiles its C++ at every start, in torch's extension folder, where the lock of a killed build blocks all
+later builds forever. Here its sources are compiled into the cache folder, under a lock that is released when its
+process ends, and loaded from there. Does not depend on indexes or queries.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SOURCES = {
     "decompress_residuals": "search/decompress_residuals.cpp",
     "segmented_maxsim": "modeling/segmented_maxsim.cpp",
 }
-# each source is a module of its own and takes half a minute, nearly all for torch's headers: here they are one module
+# each source is a separate module and takes half a minute, mostly for torch's headers; here they form one module
 _MODULE = """#include <pthread.h>
 #include <torch/extension.h>
 
@@ -57,50 +57,57 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {{
 }}
 """
 _NAME = "lmpipe_plaid"
-_FAR = -9999.0  # colbert-ai's product with what a passage does not have
+_NO_TOKEN_SCORE = -9999.0  # colbert-ai's maximum over a passage without tokens
 
 
 class Kernels(ABC):
-    """The inner loops. All tensors are contiguous and on the CPU; numbers of passages are int32."""
+    """The inner loops. All tensors are contiguous and on the CPU; passage numbers are int32."""
 
     @abstractmethod
     def filter(
-        self, numbers: Tensor, products: Tensor, codes: Tensor, lengths: Tensor, starts: Tensor, near: Tensor, most: int
+        self,
+        numbers: Tensor,
+        products: Tensor,
+        codes: Tensor,
+        lengths: Tensor,
+        starts: Tensor,
+        near: Tensor,
+        count: int,
     ) -> Tensor:
-        """The passages whose tokens' centroids fit a query best: `most` by near centroids, of them a quarter by all.
+        """Filters passages by the MaxSim of their tokens' centroids: first by near centroids only, then by all.
 
         Args:
-            numbers: ``[passages]``, of those to choose from.
-            products: float32 ``[centroids, query tokens]``.
-            codes: int32 ``[tokens]``: centroids of all tokens.
-            lengths: int64: tokens of each passage of the index.
+            numbers: ``[passages]``: numbers of the passages to filter.
+            products: float32 ``[centroids, query tokens]``: dot products.
+            codes: int32 ``[tokens]``: centroid of each token of the index.
+            lengths: int64: number of tokens of each passage of the index.
             starts: int64: first token of each passage of the index.
-            near: bool ``[centroids]``: those that count at first.
-            most: How many passages pass at first.
+            near: bool ``[centroids]``: centroids that count in the first filter.
+            count: Number of passages that pass the first filter; a quarter of them pass the second.
 
         Returns:
-            Numbers, best first; among equals, the higher number first.
+            Numbers of the remaining passages, best first; among equal scores, the higher number comes first.
         """
 
     @abstractmethod
     def decompress(self, numbers: Tensor, lengths: Tensor, starts: Tensor, codec: Any, stored: Any) -> Tensor:
-        """The token vectors of some passages, float32 ``[tokens, dim]``, not yet of length 1.
+        """Returns the token vectors of some passages, float32 ``[tokens, dim]``, not normalised.
 
         Args:
-            numbers: Of the passages.
+            numbers: Numbers of the passages.
             lengths: As for `filter`.
             starts: As for `filter`.
             codec: colbert-ai's ``ResidualCodec``.
-            stored: Its ``ResidualEmbeddings``.
+            stored: colbert-ai's ``ResidualEmbeddings``.
         """
 
     @abstractmethod
     def maxsim(self, products: Tensor, lengths: Tensor) -> Tensor:
-        """Sum over a query's tokens of the largest product with any token of a passage, or of 0 if none is positive.
+        """Returns, for each passage, the sum over query tokens of the largest dot product with a token, at least 0.
 
         Args:
-            products: float32 ``[tokens, query tokens]``, one passage after the other.
-            lengths: int64 ``[passages]``.
+            products: float32 ``[tokens, query tokens]``, passage after passage.
+            lengths: int64 ``[passages]``: number of tokens of each passage.
 
         Returns:
             float32 ``[passages]``.
@@ -109,13 +116,13 @@ class Kernels(ABC):
 
 @final
 class CompiledKernels(Kernels):
-    """colbert-ai's C++.
+    """The inner loops in colbert-ai's C++.
 
     Args:
-        folder: Where to keep what was compiled; by default in the cache folder.
+        folder: Folder of the compiled library; by default within the cache folder.
 
     Raises:
-        ConfigError: If it has yet to be compiled and cannot be.
+        ConfigError: If the library is not compiled yet and cannot be compiled.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -125,10 +132,17 @@ class CompiledKernels(Kernels):
         self._maxsim = module.segmented_maxsim_cpp
 
     def filter(
-        self, numbers: Tensor, products: Tensor, codes: Tensor, lengths: Tensor, starts: Tensor, near: Tensor, most: int
+        self,
+        numbers: Tensor,
+        products: Tensor,
+        codes: Tensor,
+        lengths: Tensor,
+        starts: Tensor,
+        near: Tensor,
+        count: int,
     ) -> Tensor:
-        found: Tensor = self._filter(numbers, products, codes, lengths, starts, near, most)
-        return found
+        remaining: Tensor = self._filter(numbers, products, codes, lengths, starts, near, count)
+        return remaining
 
     def decompress(self, numbers: Tensor, lengths: Tensor, starts: Tensor, codec: Any, stored: Any) -> Tensor:
         weights, order, table = codec.bucket_weights, codec.reversed_bit_map, codec.decompression_lookup_table
@@ -145,47 +159,54 @@ class CompiledKernels(Kernels):
 
 @final
 class TorchKernels(Kernels):
-    """The same without a compiler, several times slower: the same passages in the same order."""
+    """The inner loops in torch, without a compiler: the same passages in the same order, but several times slower."""
 
     def filter(
-        self, numbers: Tensor, products: Tensor, codes: Tensor, lengths: Tensor, starts: Tensor, near: Tensor, most: int
+        self,
+        numbers: Tensor,
+        products: Tensor,
+        codes: Tensor,
+        lengths: Tensor,
+        starts: Tensor,
+        near: Tensor,
+        count: int,
     ) -> Tensor:
-        for kept, counts in ((most, near), (most // 4, None)):
-            places = _places(lengths[numbers.long()], starts[numbers.long()])
-            found, counted = codes[places].long(), lengths[numbers.long()]
-            if counts is not None:
-                owners = torch.arange(len(numbers)).repeat_interleave(counted)
-                counted = torch.bincount(owners[counts[found]], minlength=len(numbers))
-                found = found[counts[found]]
-            best = torch.segment_reduce(products[found], "max", lengths=counted, initial=_FAR)
+        for kept, mask in ((count, near), (count // 4, None)):
+            token_indices = _token_indices(lengths[numbers.long()], starts[numbers.long()])
+            centroids, token_counts = codes[token_indices].long(), lengths[numbers.long()]
+            if mask is not None:
+                owners = torch.arange(len(numbers)).repeat_interleave(token_counts)
+                token_counts = torch.bincount(owners[mask[centroids]], minlength=len(numbers))
+                centroids = centroids[mask[centroids]]
+            maxima = torch.segment_reduce(products[centroids], "max", lengths=token_counts, initial=_NO_TOKEN_SCORE)
             scores = torch.zeros(len(numbers))
-            for column in best.T:  # one after the other, since the order decides how a sum is rounded
+            for column in maxima.T:  # one after the other, since the order decides how a sum is rounded
                 scores += column
             numbers, order = numbers.sort(descending=True)
             numbers = numbers[scores[order].argsort(descending=True, stable=True)][:kept]
         return numbers
 
     def decompress(self, numbers: Tensor, lengths: Tensor, starts: Tensor, codec: Any, stored: Any) -> Tensor:
-        places = _places(lengths[numbers.long()], starts[numbers.long()])
+        indices = _token_indices(lengths[numbers.long()], starts[numbers.long()])
         table = codec.bucket_weights[codec.decompression_lookup_table[codec.reversed_bit_map.long()].long()]
-        rest = table[stored.residuals[places].long()].view(len(places), -1)
-        vectors: Tensor = rest + codec.centroids[stored.codes[places].long()]
+        residuals = table[stored.residuals[indices].long()].view(len(indices), -1)
+        vectors: Tensor = residuals + codec.centroids[stored.codes[indices].long()]
         return vectors
 
     def maxsim(self, products: Tensor, lengths: Tensor) -> Tensor:
-        best = torch.segment_reduce(products, "max", lengths=lengths, initial=0.0)
-        return best.sum(1)
+        maxima = torch.segment_reduce(products, "max", lengths=lengths, initial=0.0)
+        return maxima.sum(1)
 
 
-def _places(lengths: Tensor, starts: Tensor) -> Tensor:
-    """Where the tokens of some passages are."""
+def _token_indices(lengths: Tensor, starts: Tensor) -> Tensor:
+    """Returns the indices of all tokens of some passages."""
     ends = lengths.cumsum(0)
     return torch.arange(int(ends[-1]) if len(ends) else 0) + (starts - ends + lengths).repeat_interleave(lengths)
 
 
 @lru_cache
 def load_kernels(folder: Path | None = None) -> Kernels:
-    """The compiled inner loops, or, said once, the others where they cannot be compiled.
+    """Returns the compiled inner loops; if they cannot be compiled, warns once and returns those in torch.
 
     Args:
         folder: As for `CompiledKernels`.
@@ -193,7 +214,7 @@ def load_kernels(folder: Path | None = None) -> Kernels:
     try:
         return CompiledKernels(folder)
     except ConfigError as error:
-        logger.warning("PLAID searches in torch, several times slower: %s", error)
+        logger.warning("PLAID searches are computed in torch, which is several times slower: %s", error)
         return TorchKernels()
 
 
@@ -201,37 +222,36 @@ def _load(folder: Path) -> Any:
     paths = {name: _package() / path for name, path in _SOURCES.items()}
     try:
         texts = [path.read_text() for path in paths.values()]
-        kind = digest([_MODULE, *texts, torch.__version__, sysconfig.get_config_var("EXT_SUFFIX")])
-        library = folder / kind[:12] / f"{_NAME}.so"
+        version = digest([_MODULE, *texts, torch.__version__, sysconfig.get_config_var("EXT_SUFFIX")])
+        library = folder / version[:12] / f"{_NAME}.so"
         library.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(library.parent / "compiling.lock"):
             if not library.exists():
                 _compile(paths, library)
         return _import(library)
     except (OSError, RuntimeError, ImportError) as error:
-        first = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ConfigError(f"colbert-ai's C++ cannot be compiled and loaded here ({first})") from error
+        first_line = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ConfigError(f"colbert-ai's C++ cannot be compiled and loaded here ({first_line})") from error
 
 
 def _compile(paths: Mapping[str, Path], library: Path) -> None:
-    """Compiles the inner loops, in about half a minute."""
+    """Compiles the inner loops, which takes about half a minute."""
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         raise OSError(f"there is no compiler {compiler}")
-    logger.info("compiling colbert-ai's C++, once")
-    # in a folder of its own: torch waits for ever where a build that was killed has left its lock
-    with TemporaryDirectory(dir=library.parent) as unfinished, _ninja():
+    logger.info("compiling colbert-ai's C++; this happens once")
+    # in a new folder, since torch waits forever for the lock that a killed build has left
+    with TemporaryDirectory(dir=library.parent) as unfinished, _ninja_on_path():
         source = Path(unfinished) / f"{_NAME}.cpp"
         sources = "\n".join(f'namespace {name} {{\n#include "{path}"\n}}' for name, path in paths.items())
         source.write_text(_MODULE.format(sources=sources, calls="\n".join(f"{name}::bind(m);" for name in paths)))
         load(_NAME, [str(source)], extra_cflags=["-O3"], build_directory=unfinished, verbose=False)
-        made = next(Path(unfinished).glob("*.so"))
-        made.replace(library)
+        next(Path(unfinished).glob("*.so")).replace(library)
 
 
 @contextmanager
-def _ninja() -> Iterator[None]:
-    """Lets torch find the ninja that is installed beside this Python, whose environment may not be activated."""
+def _ninja_on_path() -> Iterator[None]:
+    """Lets torch find the ninja of this Python's environment, even if that environment is not activated."""
     path = os.environ.get("PATH", "")
     os.environ["PATH"] = os.pathsep.join([path, str(Path(sys.executable).parent)])
     try:
@@ -241,16 +261,16 @@ def _ninja() -> Iterator[None]:
 
 
 def _import(library: Path) -> Any:
-    found = importlib.util.spec_from_file_location(library.stem, library)
-    if found is None or found.loader is None:
-        raise ImportError(f"{library} is no extension module")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location(library.stem, library)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{library} is not an extension module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
 def _package() -> Path:
-    found = importlib.util.find_spec("colbert")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("colbert")
+    if spec is None or spec.origin is None:
         raise ConfigError("colbert-ai is not installed; run: pip install 'lmpipe[plaid]'")
-    return Path(found.origin).parent
+    return Path(spec.origin).parent

@@ -1,4 +1,4 @@
-"""Fine-tuning of ColBERT checkpoints on questions with gold passages."""
+"""Fine-tuning of ColBERT checkpoints on questions whose gold passages are known."""
 
 from lmpipe.retrieval.training.fit import ColbertTrainingConfig
 from lmpipe.retrieval.training.train import TrainingData, train_encoder

@@ -1,6 +1,6 @@
-"""The training loop of encoders: transformers' `Trainer`, with checkpoints that a killed training goes on from.
+"""The training loop of encoders: transformers' `Trainer`, with checkpoints from which a killed training is resumed.
 
-Knows nothing of where examples come from.
+Does not depend on how examples are created.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ class ColbertTrainingConfig:
     """How an encoder is trained.
 
     Args:
-        rounds: How often negatives are mined anew, by the encoder as it is then, and trained on.
-        epochs: Of a round.
-        batch_size: Questions of a step; the passages of all are negatives of the others.
-        negatives: Mined ones of each question and epoch, drawn from the first `depth`.
+        rounds: Number of rounds; in each, negatives are mined with the current encoder and then trained on.
+        epochs: Epochs per round.
+        batch_size: Questions per step; each question's passages are negatives for the other questions.
+        negatives: Mined negatives per question and epoch, drawn from the first `depth` passages of its ranking.
         depth: See `negatives`.
-        learning_rate: Of the encoder; falls linearly to 0 in each round.
-        projection_rate: Of the projection, likewise.
-        warmup: Share of a round's steps in which the rates rise.
-        weight_decay: Of all weights.
-        temperature: What scores are divided by in the loss.
-        dropout: Share of activations that are dropped; the checkpoint's own is passed over.
-        checkpoint_steps: Steps between two points that a killed training goes on from.
+        learning_rate: Learning rate of the encoder; decays linearly to 0 in each round.
+        projection_rate: Learning rate of the projection; decays in the same way.
+        warmup: Share of a round's steps in which the learning rates increase.
+        weight_decay: Weight decay of all weights.
+        temperature: Divisor of the scores in the loss.
+        dropout: Dropout rate; replaces that of the checkpoint.
+        checkpoint_steps: Steps between two points from which a killed training is resumed.
 
     Raises:
-        ConfigError: If a number is out of its range.
+        ConfigError: If a setting is out of range.
     """
 
     rounds: PositiveInt = 1
@@ -78,50 +78,51 @@ def fit(
     network: ColbertNetwork,
     collator: Collator,
     examples: Sequence[TrainingExample],
-    tuning: ColbertTrainingConfig,
+    config: ColbertTrainingConfig,
     seed: int,
     folder: Path,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> list[float]:
-    """Trains on examples in their order, going on from the last whole checkpoint.
+    """Trains on examples in the given order, resuming from the last complete checkpoint.
 
     Args:
-        network: Is trained in place, on the GPU if there is one.
-        collator: Makes batches of examples.
-        examples: At least one.
-        tuning: Settings.
-        seed: Of dropout.
-        folder: Where checkpoints go, and come from.
-        advance: Is told of steps.
+        network: Network that is trained in place, on the GPU if there is one.
+        collator: Creates batches of examples.
+        examples: Training examples, at least one.
+        config: Training settings.
+        seed: Seed of dropout.
+        folder: Folder of the checkpoints.
+        advance: Called with the number of steps since the last call.
 
     Returns:
-        The loss of each step, those before a kill included.
+        The loss of each step, including the steps before an interruption.
 
     Raises:
         TrainingDiverged: If a loss, a gradient or a weight becomes NaN or infinite.
         StoreError: If a checkpoint cannot be written.
     """
     groups = [
-        {"params": list(network.backbone.parameters()), "lr": tuning.learning_rate},
-        {"params": list(network.projection.parameters()), "lr": tuning.projection_rate},
+        {"params": list(network.backbone.parameters()), "lr": config.learning_rate},
+        {"params": list(network.projection.parameters()), "lr": config.projection_rate},
     ]
     for module in network.modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = tuning.dropout
+            module.p = config.dropout
     with seeded(seed):
-        trainer = _Trainer(
+        trainer = _ColbertTrainer(
             model=network,
-            args=_arguments(tuning, seed, len(examples), folder),
+            args=_arguments(config, seed, len(examples), folder),
             train_dataset=list(examples),
             data_collator=collator,
-            optimizers=(torch.optim.AdamW(groups, weight_decay=tuning.weight_decay), None),
-            callbacks=[_Steps(advance), _Finite(), CheckpointMarkerCallback()],
+            optimizers=(torch.optim.AdamW(groups, weight_decay=config.weight_decay), None),
+            callbacks=[_ProgressCallback(advance), _DivergenceCallback(), CheckpointMarkerCallback()],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.temperature, trainer.expands = tuning.temperature, collator.tokens.expands
+        trainer.temperature = config.temperature
+        trainer.query_expansion = collator.colbert_tokenizer.do_query_expansion
         try:
             trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
-        finally:  # or the network would compute in bfloat16 for ever
+        finally:  # otherwise the network would stay wrapped in bfloat16 autocasting
             trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
             network.eval()
     if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
@@ -137,26 +138,26 @@ def _diverged(step: int, what: str) -> TrainingDiverged:
     )
 
 
-def step_count(examples: int, tuning: ColbertTrainingConfig) -> int:
-    """How many steps `fit` makes of so many examples."""
-    return -(-examples // tuning.batch_size)
+def step_count(examples: int, config: ColbertTrainingConfig) -> int:
+    """Returns the number of steps in which `fit` trains on a number of examples."""
+    return -(-examples // config.batch_size)
 
 
-def _arguments(tuning: ColbertTrainingConfig, seed: int, examples: int, folder: Path) -> TrainingArguments:
+def _arguments(config: ColbertTrainingConfig, seed: int, examples: int, folder: Path) -> TrainingArguments:
     cuda = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=tuning.batch_size,
-        num_train_epochs=1,  # the examples are those of all epochs
-        learning_rate=tuning.learning_rate,
-        warmup_steps=round(tuning.warmup * step_count(examples, tuning)),
+        per_device_train_batch_size=config.batch_size,
+        num_train_epochs=1,  # the examples of all epochs are in the data set
+        learning_rate=config.learning_rate,
+        warmup_steps=round(config.warmup * step_count(examples, config)),
         bf16=multiplies_bfloat16(torch.device("cuda" if cuda else "cpu")),
         use_cpu=not cuda,
         seed=seed % 2**32,
         logging_steps=1,
-        logging_nan_inf_filter=False,  # or a loss that is no number would be logged as the mean of the others
+        logging_nan_inf_filter=False,  # otherwise a NaN loss would be logged as the mean of the others
         save_strategy="steps",
-        save_steps=tuning.checkpoint_steps,
+        save_steps=config.checkpoint_steps,
         save_total_limit=1,
         dataloader_pin_memory=False,
         report_to=[],
@@ -166,20 +167,20 @@ def _arguments(tuning: ColbertTrainingConfig, seed: int, examples: int, folder: 
 
 
 @final
-class _Steps(TrainerCallback):
-    """Tells of steps, those before a kill included."""
+class _ProgressCallback(TrainerCallback):
+    """Reports the progress of steps, including the steps before an interruption."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
-        self._advance, self._told = advance, 0
+        self._advance, self._reported = advance, 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self._advance(state.global_step - self._told)
-        self._told = state.global_step
+        self._advance(state.global_step - self._reported)
+        self._reported = state.global_step
 
 
 @final
-class _Finite(TrainerCallback):
-    """Ends a training that diverges, before anything of that step is saved."""
+class _DivergenceCallback(TrainerCallback):
+    """Stops a training that diverges, before the step is saved."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **others: Any) -> None:
         for name, what in (("loss", "the loss"), ("grad_norm", "the norm of the gradient")):
@@ -188,9 +189,9 @@ class _Finite(TrainerCallback):
 
 
 @final
-class _Trainer(HFTrainer):
+class _ColbertTrainer(HFTrainer):
     temperature: float
-    expands: bool
+    query_expansion: bool
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         examples: Any = self.train_dataset
@@ -203,4 +204,4 @@ class _Trainer(HFTrainer):
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        return batch_loss(model, inputs, self.temperature, expands=self.expands)
+        return batch_loss(model, inputs, self.temperature, query_expansion=self.query_expansion)

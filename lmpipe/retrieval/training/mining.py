@@ -1,6 +1,6 @@
-"""What an encoder finds: rankings of passages for questions, the recall of gold ones, and negatives among the others.
+"""Mining with an encoder: rankings of passages for questions, recall of gold passages, and negatives from rankings.
 
-Knows nothing of training.
+Does not depend on training.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from lmpipe.retrieval.segments import Segment
 from lmpipe.storage.files import explain_write_errors
 from lmpipe.storage.hashing import derive_seed
 
-Gold = Sequence[Sequence[int]]
-"""For each title of a question, the numbers of the passages that have it."""
+GoldPassages = Sequence[Sequence[int]]
+"""The gold passages of one question: for each of its titles, the numbers of the passages with that title."""
 
 
 @final
 @dataclass(frozen=True)
 class TrainingExample:
-    """What a step of training sees of a question.
+    """A question with gold passages and negatives.
 
     Attributes:
-        question: Its number.
-        positives: Numbers of gold passages, at least one.
-        negatives: Numbers of others.
+        question: Number of the question.
+        positives: Numbers of its gold passages, at least one.
+        negatives: Numbers of other passages.
     """
 
     question: int
@@ -52,58 +52,58 @@ def rank_passages(
     """Ranks passages for questions by exact search.
 
     Args:
-        encoder: Makes all vectors.
-        passages: What is searched; encoded once.
-        questions: Any number.
-        k: Passages of each.
-        folder: Where the index may lie while it is needed.
-        advance: Is told of passages as they are encoded.
+        encoder: Encodes the passages, once, and the questions.
+        passages: Passages to search.
+        questions: Texts of the questions.
+        k: Number of passages in each ranking.
+        folder: Folder in which a temporary index is written.
+        advance: Called with the number of passages that were encoded since the last call.
 
     Returns:
-        For each question numbers of passages, best first.
+        For each question, the numbers of its passages, best first.
 
     Raises:
         StoreError: If the index cannot be written.
     """
-    encoded = encoder.encode_passages([passage.full for passage in passages], advance)
+    encoded = encoder.encode_passages([passage.titled_text for passage in passages], advance)
     order = torch.argsort(encoded.lengths, stable=True)
-    with explain_write_errors(folder), tempfile.TemporaryDirectory(dir=folder) as lent:
-        Segment.write(Path(lent), [passages[number] for number in order.tolist()], encoded.taken(order))
-        index = ExactIndex([Segment(Path(lent))])
-        found = index.search(encoder.encode_queries(questions), k)
+    with explain_write_errors(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
+        Segment.write(Path(temporary), [passages[number] for number in order.tolist()], encoded.select(order))
+        index = ExactIndex([Segment(Path(temporary))])
+        rankings = index.search(encoder.encode_queries(questions), k)
     numbers = order.tolist()
-    return [[numbers[place] for place in ranking.numbers] for ranking in found]
+    return [[numbers[row] for row in ranking.numbers] for ranking in rankings]
 
 
-def gold_recall(rankings: Sequence[Sequence[int]], gold: Sequence[Gold], k: int) -> float:
-    """Share of the gold titles found among the first `k`, in the mean of the questions that have any."""
+def recall_at_k(rankings: Sequence[Sequence[int]], gold: Sequence[GoldPassages], k: int) -> float:
+    """Returns the share of gold titles among the first `k` passages, averaged over questions with gold titles."""
     shares = [
-        sum(any(number in ranking[:k] for number in same) for same in titles) / len(titles)
+        sum(any(number in ranking[:k] for number in numbers) for numbers in titles) / len(titles)
         for ranking, titles in zip(rankings, gold, strict=True)
         if titles
     ]
     return sum(shares) / len(shares)
 
 
-def training_examples(
-    rankings: Sequence[Sequence[int]], gold: Sequence[Gold], negatives: int, epochs: int, seed: int
+def sample_training_examples(
+    rankings: Sequence[Sequence[int]], gold: Sequence[GoldPassages], negatives: int, epochs: int, seed: int
 ) -> list[TrainingExample]:
-    """Examples of some epochs, one after the other, each in an order and with negatives of its own.
+    """Samples the examples of several epochs, in order; each epoch has its own order and negatives.
 
     Args:
-        rankings: Of the questions, as deep as negatives are wanted from.
-        gold: Theirs; a question without gold passages is left out.
-        negatives: Of each example: drawn from its ranking, gold passages of the same question left out.
-        epochs: How often each question comes.
-        seed: Of all draws.
+        rankings: Ranking of each question, from which its negatives are drawn.
+        gold: Gold passages of each question; questions without gold passages are skipped.
+        negatives: Number of negatives per example; gold passages of the question are never drawn.
+        epochs: Number of epochs.
+        seed: Seed of all random choices.
     """
-    made = []
+    examples = []
     for epoch in range(epochs):
         rng = random.Random(derive_seed(seed, "examples", epoch))
-        numbers = [number for number, titles in enumerate(gold) if titles]
-        for number in rng.sample(numbers, len(numbers)):
-            own = {passage for same in gold[number] for passage in same}
-            others = [passage for passage in rankings[number] if passage not in own]
-            drawn = rng.sample(others, min(negatives, len(others)))
-            made.append(TrainingExample(number, tuple(sorted(own)), tuple(drawn)))
-    return made
+        questions = [question for question, titles in enumerate(gold) if titles]
+        for question in rng.sample(questions, len(questions)):
+            positives = {passage for numbers in gold[question] for passage in numbers}
+            candidates = [passage for passage in rankings[question] if passage not in positives]
+            sampled = rng.sample(candidates, min(negatives, len(candidates)))
+            examples.append(TrainingExample(question, tuple(sorted(positives)), tuple(sampled)))
+    return examples

@@ -1,6 +1,6 @@
-"""Questions with the titles of the passages that answer them: what an encoder is trained and measured on.
+"""Questions with the titles of their gold passages, for training and evaluating an encoder.
 
-Knows nothing of models.
+Does not depend on models.
 """
 
 from __future__ import annotations
@@ -22,68 +22,69 @@ logger = logging.getLogger(__name__)
 
 @final
 @dataclass(frozen=True)
-class GoldQuestion:
-    """A question and its gold passages.
+class Question:
+    """A question with the titles of its gold passages.
 
     Attributes:
-        text: The question.
-        titles: Of the passages, at least one, each once.
+        text: Text of the question.
+        titles: Distinct titles of the gold passages, at least one.
     """
 
     text: str
     titles: tuple[str, ...]
 
 
-def read_questions(path: str | Path) -> list[GoldQuestion]:
-    """The questions of a file, in its order. Characters are replaced as in `read_passages`, with one warning.
+def read_questions(path: str | Path) -> list[Question]:
+    """Reads the questions of a file, in order. Characters are replaced as in `read_passages`, with one warning.
 
     Args:
-        path: JSON Lines with ``question`` and ``titles``, or as the hub has HotPotQA: ``question`` and
+        path: JSON Lines with ``question`` and ``titles``, or in the format of HotPotQA on the hub: ``question`` and
             ``supporting_facts`` with the titles in ``title``. May be gzipped (``.gz``).
 
     Raises:
-        ConfigError: If there is no such file, or a line is no such question; it names file and line.
+        ConfigError: If the file does not exist or has no questions, or if a line is not a question with titles. The
+            message names file and line.
     """
-    read = [_question(line, f"{path}, line {number}") for number, line in numbered_lines(Path(path))]
-    if not read:
-        raise ConfigError(f"{path} holds no questions")
-    if changed := sum(count_unclean(one.text) for one in read):
-        logger.warning("%s: %d control characters or halves of surrogate pairs are read as U+FFFD", path, changed)
-    return [GoldQuestion(clean_text(one.text), one.titles) for one in read]
+    questions = [_parse_question(line, f"{path}, line {number}") for number, line in numbered_lines(Path(path))]
+    if not questions:
+        raise ConfigError(f"{path} contains no questions")
+    if replaced := sum(count_unclean(question.text) for question in questions):
+        logger.warning("%s: %d control characters or halves of surrogate pairs were replaced by U+FFFD", path, replaced)
+    return [Question(clean_text(question.text), question.titles) for question in questions]
 
 
-def _question(line: bytes, where: str) -> GoldQuestion:
+def _parse_question(line: bytes, where: str) -> Question:
     try:
         record: Any = parse_json_object(line)
         text, titles = record["question"], record.get("titles") or record["supporting_facts"]["title"]
         if not isinstance(text, str) or not text.strip() or not isinstance(titles, list) or not titles:
-            raise ValueError("a question is a text, and its titles are a list of texts")
-        return GoldQuestion(text, tuple(dict.fromkeys(map(_plain, titles))))
+            raise ValueError("a question must be text, and its titles a list of texts")
+        return Question(text, tuple(dict.fromkeys(map(_normalise, titles))))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ConfigError(f"{where}: no question with titles of gold passages ({error!r})") from None
+        raise ConfigError(f"{where}: not a question with titles of gold passages ({error!r})") from None
 
 
-def gold_passages(
-    questions: Sequence[GoldQuestion], passages: Sequence[PassageText]
+def find_gold_passages(
+    questions: Sequence[Question], passages: Sequence[PassageText]
 ) -> list[tuple[tuple[int, ...], ...]]:
-    """For each question and each of its titles, the numbers of the passages of that title.
+    """Returns, for each question and each of its titles, the numbers of the passages with that title.
 
-    Titles are compared without the escapes of HTML. Titles that no passage has are left out, with one warning.
+    Titles are compared after HTML escapes are decoded. Titles that no passage has are skipped, with one warning.
 
     Raises:
-        ConfigError: If there is no gold passage at all.
+        ConfigError: If no passage has the title of a gold passage.
     """
-    named: dict[str, list[int]] = {}
+    by_title: dict[str, list[int]] = {}
     for number, passage in enumerate(passages):
-        named.setdefault(_plain(passage.title), []).append(number)
-    found = [tuple(tuple(named[title]) for title in one.titles if title in named) for one in questions]
-    wanted, there = sum(len(one.titles) for one in questions), sum(map(len, found))
-    if not there:
-        raise ConfigError("no passage has the title of a gold passage; give the passages that the questions are about")
-    if there < wanted:
-        logger.warning("%d of %d gold passages are not among the passages; they are left out", wanted - there, wanted)
-    return found
+        by_title.setdefault(_normalise(passage.title), []).append(number)
+    gold = [tuple(tuple(by_title[title]) for title in question.titles if title in by_title) for question in questions]
+    total, present = sum(len(question.titles) for question in questions), sum(map(len, gold))
+    if not present:
+        raise ConfigError("no passage has the title of a gold passage; pass the passages that the questions are about")
+    if present < total:
+        logger.warning("%d of %d gold passages are not among the passages; they are skipped", total - present, total)
+    return gold
 
 
-def _plain(title: str) -> str:
+def _normalise(title: str) -> str:
     return clean_text(html.unescape(title)).strip()

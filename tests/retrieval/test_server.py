@@ -1,4 +1,4 @@
-"""The server of a retriever: what it refuses and how, who it answers, and how it ends."""
+"""The server of a retriever: requests that it refuses, clients that it accepts, and how it shuts down."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from hypothesis import strategies as st
 
 from lmpipe import EngineError, Passage, Retriever
 from lmpipe.errors import ConfigError
-from lmpipe.retrieval.limits import Limits
-from lmpipe.retrieval.serve import Access, application
+from lmpipe.retrieval.server.access import AccessPolicy
+from lmpipe.retrieval.server.app import create_app
+from lmpipe.retrieval.server.limits import ServerLimits
 from tests.retrieval.serving import growth, served, serving
 from tests.rivers import WordOverlap
 
-SMALL = Limits(body=2000, queries=4, characters=50, k=20, passages=40)
+SMALL = ServerLimits(body=2000, queries=4, characters=50, k=20, passages=40)
 
 
 def ask(url: str, body: object = None, *, method: str = "", **headers: str) -> tuple[int, Any]:
-    """Status and JSON of one request; a body that is no bytes is sent as JSON."""
+    """Sends one request and returns the status and JSON of the answer; a body other than bytes is sent as JSON."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     with urllib3.PoolManager(retries=False) as pool:
         answer = pool.request(method or ("GET" if data is None else "POST"), url, body=data, headers=headers)
@@ -55,9 +56,9 @@ def ask(url: str, body: object = None, *, method: str = "", **headers: str) -> t
         ({"queries": ["a"], "k": -1}, 400, "k is -1"),
     ],
 )
-def test_what_is_too_much_or_cannot_be_read_gets_a_sentence(body: object, status: int, problem: str) -> None:
+def test_malformed_and_too_large_requests_are_answered_with_a_sentence(body: object, status: int, problem: str) -> None:
     retriever = WordOverlap()
-    with serving(application(retriever, SMALL)) as url:
+    with serving(create_app(retriever, SMALL)) as url:
         code, answer = ask(f"{url}/api/search", body)
     assert (code, retriever.searches) == (status, [])
     assert problem in answer["error"]
@@ -66,7 +67,7 @@ def test_what_is_too_much_or_cannot_be_read_gets_a_sentence(body: object, status
 @pytest.mark.parametrize(
     ("path", "method", "status", "problem"),
     [
-        ("/api/search?query=%FF", "GET", 400, "no UTF-8"),
+        ("/api/search?query=%FF", "GET", 400, "not valid UTF-8"),
         (f"/api/search?query=a&k={'9' * 5000}", "GET", 400, "k is '999"),
         ("/api/search?query=a&k=21", "GET", 422, "21 passages"),
         (f"/api/search?query={'a' * 51}", "GET", 422, "51 characters"),
@@ -76,7 +77,7 @@ def test_what_is_too_much_or_cannot_be_read_gets_a_sentence(body: object, status
     ],
 )
 def test_urls_that_are_not_answered_get_a_sentence(path: str, method: str, status: int, problem: str) -> None:
-    with serving(application(WordOverlap(), SMALL)) as url:
+    with serving(create_app(WordOverlap(), SMALL)) as url:
         code, answer = ask(url + path, method=method)
         assert ask(f"{url}/api/search?query=a", method="HEAD") == (200, None)
     assert code == status
@@ -99,13 +100,13 @@ URL: list[str] = []
 @pytest.fixture(autouse=True, scope="module")
 def _server() -> Any:
     """One server for all bodies."""
-    with serving(application(WordOverlap(), SMALL)) as url:
+    with serving(create_app(WordOverlap(), SMALL)) as url:
         URL[:] = [url]
         yield
 
 
 def talk(url: str, data: bytes, patience: float) -> bytes:
-    """What a server says to some bytes until it closes the connection, which must be in time."""
+    """Sends bytes and returns the answer up to the end of the connection, which must come within `patience` seconds."""
     host, _, port = url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=patience) as connection:
         connection.sendall(data)
@@ -129,14 +130,14 @@ POST = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\n"
     ],
     ids=["silent", "half a head", "half a body", "half of the chunks", "idle"],
 )
-def test_connections_on_which_nothing_happens_are_closed(data: bytes) -> None:
-    with serving(application(WordOverlap()), idle=1) as url:
+def test_idle_connections_are_closed(data: bytes) -> None:
+    with serving(create_app(WordOverlap()), idle=1) as url:
         assert talk(url, data, patience=10).startswith(b"HTTP/1.1 200 OK") == data.startswith(b"GET /api/info HTTP")
 
 
 def test_a_client_that_sends_byte_by_byte_is_cut_off() -> None:
     with (
-        serving(application(WordOverlap()), idle=1) as url,
+        serving(create_app(WordOverlap()), idle=1) as url,
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as connection,
     ):
         sent = 0
@@ -150,7 +151,7 @@ def test_a_client_that_sends_byte_by_byte_is_cut_off() -> None:
 
 def test_chunks_beyond_the_limit_are_refused_before_they_have_all_come() -> None:
     chunk = b"400\r\n" + b"x" * 1024 + b"\r\n"
-    with serving(application(WordOverlap(), SMALL), idle=1) as url:
+    with serving(create_app(WordOverlap(), SMALL), idle=1) as url:
         said = talk(url, POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 3, patience=10)
     assert said.startswith(b"HTTP/1.1 413")
 
@@ -159,7 +160,7 @@ def test_chunks_beyond_the_limit_are_refused_before_they_have_all_come() -> None
     "host", ["evil.example", "evil.example:8893", "localhost.evil.example", "10.0.0.1", "[::2]", ""]
 )
 def test_requests_for_other_hosts_are_refused(host: str) -> None:
-    with serving(application(WordOverlap())) as url:
+    with serving(create_app(WordOverlap())) as url:
         code, answer = ask(f"{url}/api/info", Host=host)
     assert code == 400
     assert "--allow-host" in answer["error"]
@@ -168,25 +169,29 @@ def test_requests_for_other_hosts_are_refused(host: str) -> None:
 @pytest.mark.parametrize(
     ("access", "accepted", "refused"),
     [
-        (Access(), ["localhost", "LOCALHOST:1", "127.0.0.1:8893", "[::1]:80"], ["localhost.", "127.0.0.2"]),
-        (Access.of("10.0.0.5", ["index.lab"]), ["10.0.0.5", "index.lab:80", "localhost"], ["10.0.0.6", "other.lab"]),
-        (Access.of("0.0.0.0"), ["10.0.0.5", "[fe80::1]:80", socket.gethostname()], ["evil.example"]),  # noqa: S104
-        (Access.of("::"), ["10.0.0.5", "[fe80::1]"], ["evil.example"]),
-        (Access.of("127.0.0.1", ["*"]), ["evil.example"], []),
+        (AccessPolicy(), ["localhost", "LOCALHOST:1", "127.0.0.1:8893", "[::1]:80"], ["localhost.", "127.0.0.2"]),
+        (
+            AccessPolicy.for_host("10.0.0.5", ["index.lab"]),
+            ["10.0.0.5", "index.lab:80", "localhost"],
+            ["10.0.0.6", "other.lab"],
+        ),
+        (AccessPolicy.for_host("0.0.0.0"), ["10.0.0.5", "[fe80::1]:80", socket.gethostname()], ["evil.example"]),  # noqa: S104
+        (AccessPolicy.for_host("::"), ["10.0.0.5", "[fe80::1]"], ["evil.example"]),
+        (AccessPolicy.for_host("127.0.0.1", ["*"]), ["evil.example"], []),
     ],
 )
 def test_hosts_are_those_of_the_address_and_those_allowed(
-    access: Access, accepted: list[str], refused: list[str]
+    access: AccessPolicy, accepted: list[str], refused: list[str]
 ) -> None:
-    with serving(application(WordOverlap(), access=access)) as url:
+    with serving(create_app(WordOverlap(), access=access)) as url:
         assert [ask(f"{url}/api/info", Host=host)[0] for host in accepted] == [200] * len(accepted)
         assert [ask(f"{url}/api/info", Host=host)[0] for host in refused] == [400] * len(refused)
 
 
 def test_a_token_is_asked_for() -> None:
-    access = Access.of("127.0.0.1", token="secret")
+    access = AccessPolicy.for_host("127.0.0.1", token="secret")
     assert "secret" not in repr(access)
-    with serving(application(WordOverlap(), access=access)) as url:
+    with serving(create_app(WordOverlap(), access=access)) as url:
         for wrong in (
             {},
             {"Authorization": "Bearer other"},
@@ -199,14 +204,14 @@ def test_a_token_is_asked_for() -> None:
         assert ask(f"{url}/api/info", Authorization="bearer secret")[0] == 200
     for wrong_hosts in (("", ()), ("127.0.0.1", "index.lab"), ("127.0.0.1", [""])):
         with pytest.raises(ConfigError):
-            Access.of(*wrong_hosts)
+            AccessPolicy.for_host(*wrong_hosts)
     for wrong_token in ("", "a b", "é", "a\nb"):
         with pytest.raises(ConfigError, match="token"):
-            Access.of("127.0.0.1", token=wrong_token)
+            AccessPolicy.for_host("127.0.0.1", token=wrong_token)
 
 
 class Waiting(Retriever):
-    """Answers when it is let to, and fails in the way that a query asks for."""
+    """Answers some queries only when `go` is set, and fails as a query demands."""
 
     name = "waiting"
 
@@ -233,12 +238,12 @@ class Waiting(Retriever):
     [
         ("config", 500, "the index is of another encoder"),
         ("engine", 503, "the index is away"),
-        ("foreign", 500, "its log says more"),
-        ("nan", 500, "its log says more"),
+        ("foreign", 500, "see its log"),
+        ("nan", 500, "see its log"),
     ],
 )
-def test_failures_of_the_retriever_are_told_without_a_traceback(query: str, status: int, problem: str) -> None:
-    with serving(application(Waiting())) as url:
+def test_failures_of_the_retriever_are_answered_without_a_traceback(query: str, status: int, problem: str) -> None:
+    with serving(create_app(Waiting())) as url:
         code, answer = ask(f"{url}/api/search?query={query}")
         assert ask(f"{url}/api/info") == (200, {"name": "waiting"})
     assert (code, set(answer)) == (status, {"error"})
@@ -248,7 +253,7 @@ def test_failures_of_the_retriever_are_told_without_a_traceback(query: str, stat
 
 def test_a_search_that_takes_too_long_is_answered_for_and_others_go_on() -> None:
     retriever = Waiting()
-    with serving(application(retriever, Limits(seconds=1, searches=2))) as url:
+    with serving(create_app(retriever, ServerLimits(seconds=1, searches=2))) as url:
         code, answer = ask(f"{url}/api/search?query=wait")
         assert (code, "more than 1 s" in answer["error"]) == (504, True)
         assert ask(f"{url}/api/search?query=other")[0] == 200
@@ -257,7 +262,7 @@ def test_a_search_that_takes_too_long_is_answered_for_and_others_go_on() -> None
 
 def test_more_requests_than_the_limit_are_refused_while_those_are_under_way() -> None:
     retriever = Waiting()
-    with serving(application(retriever, Limits(requests=2))) as url, ThreadPoolExecutor(2) as threads:
+    with serving(create_app(retriever, ServerLimits(requests=2))) as url, ThreadPoolExecutor(2) as threads:
         waiting = [threads.submit(ask, f"{url}/api/search?query=wait") for _ in range(2)]
         assert all(retriever.searching.acquire(timeout=10) for _ in waiting)
         code, answer = ask(f"{url}/api/search?query=other")
@@ -267,23 +272,23 @@ def test_more_requests_than_the_limit_are_refused_while_those_are_under_way() ->
         assert ask(f"{url}/api/search?query=other")[0] == 200
 
 
-def test_requests_under_way_are_told_that_the_server_ends() -> None:
+def test_requests_in_progress_are_answered_when_the_server_shuts_down() -> None:
     retriever = Waiting()
     with ThreadPoolExecutor(1) as threads:
-        with serving(application(retriever)) as url:
+        with serving(create_app(retriever)) as url:
             waiting = threads.submit(ask, f"{url}/api/search?query=wait")
             assert retriever.searching.acquire(timeout=10)
             started = time.monotonic()
         assert time.monotonic() - started < 5
         code, answer = waiting.result(10)
         retriever.go.set()
-    assert (code, answer["error"]) == (503, "the server is being shut down")
+    assert (code, answer["error"]) == (503, "the server is shutting down")
 
 
 @pytest.mark.parametrize("limits", [{"k": 0}, {"body": True}, {"seconds": 1.5}, {"idle": -1}])
 def test_limits_are_whole_numbers(limits: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        Limits(**limits)
+        ServerLimits(**limits)
 
 
 def test_the_command_has_the_limits_and_memory_does_not_grow(tmp_path: Path) -> None:
@@ -317,7 +322,7 @@ def test_the_command_ends_soon_whatever_is_open(number: signal.Signals, tmp_path
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
-    with serving(application(WordOverlap())) as url:
+    with serving(create_app(WordOverlap())) as url:
         port = url.rpartition(":")[2]
         with pytest.raises(AssertionError, match=f"port {port}"), served(tmp_path, "--port", port):
             pass
