@@ -33,17 +33,17 @@ test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
-.venv-peers/installed: benchmarks/peers/requirements.txt
+.venv-peers/installed: benchmarks/performance/baselines/requirements.txt
 	$(PYTHON) -m venv --clear .venv-peers
 	.venv-peers/bin/pip install --quiet --requirement $<
 	touch $@
 
-.venv-dspy/installed: benchmarks/peers/requirements-dspy.txt
+.venv-dspy/installed: benchmarks/performance/baselines/requirements-dspy.txt
 	$(PYTHON) -m venv --clear .venv-dspy
 	.venv-dspy/bin/pip install --quiet --requirement $<
 	touch $@
 
-.venv-fastplaid/installed: benchmarks/peers/requirements-fastplaid.txt
+.venv-fastplaid/installed: benchmarks/performance/baselines/requirements-fastplaid.txt
 	$(PYTHON) -m venv --clear .venv-fastplaid
 	.venv-fastplaid/bin/pip install --quiet --requirement $<
 	touch $@

@@ -20,9 +20,9 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from benchmarks.execute import execute
-from benchmarks.models import Models
-from benchmarks.task import Task
+from benchmarks.experiments.experiment import execute
+from benchmarks.experiments.models import Models
+from benchmarks.experiments.task import Task
 from lmpipe import Example, Metric, Module, Prediction, ProgramState, Trace
 from lmpipe.cli import app
 from lmpipe.cli.terminal import show_error

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.racing import FAMILIES, REALISTIC, SAME_GOAL, SHARE_GOAL, measure, on_table, simulated
+from benchmarks.performance.racing import FAMILIES, REALISTIC, SAME_GOAL, SHARE_GOAL, measure, on_table, simulated
 from lmpipe import Budget, Example, OptimizeResult, Predict, Request, RunStore, ScriptedLM, Session, initial_state
 from lmpipe.metrics import exact_match
 from optimizers import BootstrapFewShotRandomSearch

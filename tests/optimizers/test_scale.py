@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.modules import OPTIMIZERS, Grove, Letters, RowKeeper, examples, reply
+from benchmarks.performance.modules import OPTIMIZERS, Grove, Letters, RowKeeper, examples, reply
 from lmpipe import (
     Optimizer,
     OptimizeResult,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.modules import OPTIMIZERS, Grove, Letters, RowKeeper, examples, reply
+from benchmarks.performance.modules import OPTIMIZERS, Grove, Letters, RowKeeper, examples, reply
 from lmpipe import EngineError, Request, RunStore, ScriptedLM, Session, exact_match, initial_state
 from optimizers import BetterTogether
 

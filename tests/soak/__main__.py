@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.figures import Figure, show
+from benchmarks.performance.metrics_table import Figure, show
 from tests.tally import Tally
 
 MEGABYTE = 1e6
@@ -96,7 +96,7 @@ def server_growth(folder: Path, share: float, seed: int) -> Figure:
 
 
 def memory_of_traces(folder: Path, share: float, seed: int) -> Figure:
-    command = [sys.executable, "-m", "benchmarks.memory", str(round(50_000 * share))]
+    command = [sys.executable, "-m", "benchmarks.performance.memory", str(round(50_000 * share))]
     line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     return Figure(max(json.loads(line)["made"], json.loads(line)["read"]), 300, "lower", "MB")
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
-from benchmarks.config import read_config
-from benchmarks.settings import as_toml, settings_of_paper
+from benchmarks.experiments.config_file import read_config
+from benchmarks.experiments.settings import as_toml, settings_of_paper
 from lmpipe import Example, Prediction, ProgramState, PromptState, RunStore, signature
 from lmpipe.errors import LmpipeError
 from lmpipe.metrics import judge, last_number

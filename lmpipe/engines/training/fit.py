@@ -31,7 +31,7 @@ from lmpipe.engines.training.checkpoints import SAVING_FAILS, Seal, checkpoint_o
 from lmpipe.engines.training.divergence import Divergence, diverged
 from lmpipe.engines.training.losses import items, total_loss, with_references
 from lmpipe.engines.training.packed_batch import EncodedRow, Targets, TrainingLayout, collate
-from lmpipe.engines.training.tuning_config import TuningConfig
+from lmpipe.engines.tuning_config import TuningConfig
 from lmpipe.storage.files import writing
 from lmpipe.trainer import Objective
 

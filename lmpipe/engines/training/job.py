@@ -28,7 +28,7 @@ from lmpipe.engines.training.callbacks import Watch
 from lmpipe.engines.training.checkpoints import last_whole
 from lmpipe.engines.training.fit import LossCurve, fit, seeded
 from lmpipe.engines.training.packed_batch import EncodedRow
-from lmpipe.engines.training.tuning_config import TuningConfig
+from lmpipe.engines.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError, EngineError, TrainingDiverged
 from lmpipe.storage.files import write_whole
 from lmpipe.trainer import Objective

@@ -26,7 +26,7 @@ from lmpipe.engines.training.fit import LossCurve, fit, seeded
 from lmpipe.engines.training.job import TrainingJob, launch
 from lmpipe.engines.training.packed_batch import EncodedRow
 from lmpipe.engines.training.target_modules import check_targets
-from lmpipe.engines.training.tuning_config import TuningConfig
+from lmpipe.engines.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError, EngineError, SessionError, TrainingDiverged
 from lmpipe.events import EpochEnded
 from lmpipe.ledger import Cost

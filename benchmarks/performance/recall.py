@@ -1,0 +1,81 @@
+"""Recall of HotPotQA's gold passages by the question: ``python -m benchmarks.performance.recall --data DIR --retriever bm25``.
+
+A question has two gold passages, and the second is often named only in the first: recall by one search has a ceiling
+well below 1, and compares retrievers with each other. Intervals are 95 % bootstrap intervals over questions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import bootstrap
+
+from benchmarks.tasks.hotpotqa import HotpotTask, is_gold
+from lmpipe import EngineError, Example, Retriever
+from lmpipe.retrieval import load_retriever
+from lmpipe.text.secrets import hide
+
+CUTS = (2, 5, 10, 20)
+console = Console()
+
+
+def recalls(retriever: Retriever, examples: Sequence[Example], cuts: Sequence[int] = CUTS) -> NDArray[np.float64]:
+    """Share of each question's gold passages among the first so many, ``[questions, cuts]``.
+
+    Raises:
+        EngineError: If a question could not be searched for.
+    """
+    found = retriever.search([example.inputs["question"] for example in examples], max(cuts))
+    rows = []
+    for example, passages in zip(examples, found, strict=True):
+        if isinstance(passages, EngineError):
+            raise passages
+        titles = example.labels["titles"]
+        ranks = [
+            next((rank for rank, passage in enumerate(passages) if is_gold(passage.text, title)), max(cuts))
+            for title in titles
+        ]
+        rows.append([sum(rank < cut for rank in ranks) / len(titles) for cut in cuts])
+    return np.array(rows)
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Mean, and its 95 % interval."""
+    found = bootstrap((values,), np.mean, n_resamples=9999, method="percentile", random_state=0).confidence_interval
+    return float(values.mean()), float(found.low), float(found.high)
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder of data, with hotpotqa/ in it.")],
+    retriever: Annotated[
+        list[str], typer.Option(help="`bm25`, `dense`, FOLDER of an index, `http://HOST:PORT`; repeatable.")
+    ],
+    part: Annotated[Literal["train", "val", "test"], typer.Option(help="Of the questions.")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
+) -> None:
+    """Recall of gold passages at 2, 5, 10 and 20."""
+    task = HotpotTask(data=str(data))
+    split = task.examples()
+    examples = {"train": split.train, "val": split.val, "test": split.test}[part]
+    table = Table("retriever", *(f"recall@{cut}" for cut in CUTS), title=f"{len(examples)} {part} questions")
+    figures = {}
+    for spec in retriever:
+        found = recalls(load_retriever(spec, task.passages), examples)
+        rows = [interval(column) for column in found.T]
+        table.add_row(hide(spec), *(f"{100 * mean:.1f} ({100 * low:.1f}–{100 * high:.1f})" for mean, low, high in rows))
+        figures[hide(spec)] = dict(zip(map(str, CUTS), rows, strict=True))
+    console.print(table)
+    if as_json:
+        print(json.dumps({"recall": figures}))
+
+
+if __name__ == "__main__":
+    typer.run(main)

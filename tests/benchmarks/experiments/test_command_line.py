@@ -1,0 +1,148 @@
+"""The command line of the benchmarks: what is read, and what it says it would do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.experiments.config_file import read_config
+from benchmarks.experiments.dry_run import StageCost, rehearse
+from benchmarks.experiments.settings import ROWS, Settings, as_toml, settings_for, settings_of_paper, table_rows
+from benchmarks.tasks.iris import IrisTask
+from lmpipe.errors import ConfigError
+from tests.benchmarks.experiments.rivers_task import RiversTask
+
+
+def said(*options: str, task: str = "iris") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{task}", *options], capture_output=True, text=True, check=False
+    )
+
+
+def plan(**changes: int) -> dict[str, StageCost]:
+    settings = settings_of_paper("iris").changed({"num_train_scored": 0, **changes})
+    strategies = ["vanilla", "p", "w", "p -> w", "p -> w -> p"]
+    return {stage.name: stage for stage in rehearse(IrisTask(), settings, strategies, [0, 1])}
+
+
+def test_a_dry_run_counts_what_each_stage_would_call() -> None:
+    """Two seeds; the 50 validation flowers are scored after every stage."""
+    found = plan()
+    assert found["vanilla"].cost.lm_calls == 2 * 50
+    assert found["p"].cost.lm_calls >= 2 * (9 * 35 + 50)  # nine candidates on 35 flowers
+    assert found["w"].cost.lm_calls == 2 * (50 + 50)  # a run of each training flower
+    assert found["w"].cost.training_tokens > 0
+    assert found["test"].cost.lm_calls == 2 * 5 * 50
+    assert plan(rollouts_per_example=3)["w"].cost.lm_calls == 2 * (3 * 50 + 50)
+
+
+def test_a_dry_run_counts_runs_of_programs_that_search() -> None:
+    """The module that searches calls no LM."""
+    settings = Settings(train=8, val=8, test=8, num_train=8, num_val=8)
+    found = {stage.name: stage for stage in rehearse(RiversTask(), settings, ["p", "vanilla"], [0])}
+    assert (found["vanilla"].runs, found["test"].runs) == (8, 16)
+    assert found["p"].runs >= 8
+
+
+def test_rows_are_strategies_in_their_plain_form_and_each_is_one_row() -> None:
+    assert table_rows(["p->w->p", "(p -> w)*1", "p", "p -> w", " vanilla "]) == [
+        "vanilla",
+        "p",
+        "p -> w -> p",
+        "p -> w",
+    ]
+    assert table_rows(ROWS) == list(ROWS)
+
+
+def test_a_dry_run_needs_no_lm_and_no_run_directory(tmp_path: Path) -> None:
+    done = said("--dry-run", "--all-strategies", "--lm", "hf:no/such-lm", "--data", str(tmp_path))
+    assert "iris takes no --data" in done.stdout
+    done = said("--dry-run", "--all-strategies", "--lm", "hf:no/such-lm")
+    rows = re.findall(r"^ *((?:p|w)(?: -> \w)*|vanilla|test|together) +[\d,]+", done.stdout, re.MULTILINE)
+    assert rows == ["p", "w", "p -> p", "w -> w", "p -> w", "w -> p", "p -> w -> p", "vanilla", "test", "together"]
+
+
+def test_the_settings_of_the_paper_are_a_file_that_can_be_used(tmp_path: Path) -> None:
+    file = tmp_path / "paper.toml"
+    file.write_text(said("--paper", task="gsm8k").stdout)
+    assert settings_for("gsm8k", "bundled").changed(read_config(file).settings) == Settings(test=1319)
+
+
+def test_a_file_gives_options_and_settings_and_the_command_line_overrides_them(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'seeds = "0,1,2"\nstrategy = ["p", "w"]\ndry-run = true\n'
+        "[settings]\nnum_train_scored = 0\nrollouts_per_example = 2\nmax_rollouts_per_example = 2\nvary_demos = false\n"
+    )
+    calls = re.findall(r"^ *w +[\d,]+ +([\d,]+)", said("--config", str(file)).stdout, re.MULTILINE)
+    assert calls == ["450"]  # three seeds, two runs of 50 training flowers, 50 validation flowers
+    overridden = said("--config", str(file), "--seeds", "0", "--rollouts-per-example", "1").stdout
+    (fewer,) = re.findall(r"^ *w +[\d,]+ +([\d,]+)", overridden, re.MULTILINE)
+    assert 100 < int(fewer) < 150  # those that do not succeed run again
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seed = 1", "there is no option 'seed'"),
+        ("seeds = ", "cannot be read"),
+        ("strategy = 'p'", "it must be a list of texts"),
+        ("dry_run = true\n[settings]\nnum_trian = 3", "num_trian"),
+        ("dry_run = true\n[settings.tuning]\nranks = 3", "ranks"),
+        ("dry_run = true\n[settings.tuning]\nrank = -3", "rank"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_with_what_is_wrong(text: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    done = said("--config", str(file))
+    assert done.returncode == 1
+    assert "ConfigError" in done.stdout
+    assert told in " ".join(done.stdout.split())
+
+
+def test_settings_survive_the_file() -> None:
+    settings = settings_for("hotpotqa", "bundled")
+    assert 'max_seconds = "none"' in as_toml(settings)
+    for wrong in ("many", 0):
+        with pytest.raises(ConfigError, match="max_tokens"):
+            settings.changed({"max_tokens": wrong})
+    with pytest.raises(ConfigError, match="test"):
+        settings.changed({"test": -1})
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"\xff\xfe\x00", "cannot be read: 'utf-8'"),
+        (b"a = " + b"[" * 50_000 + b"]" * 50_000, "nested too deeply"),
+        (b"settings = 3", "settings = 3 is no table"),
+        (b"[[settings]]\nval = 3", "is no table"),
+        (b"dry-run = true\ndry_run = true", "the option 'dry_run' is there twice"),
+        (b"[lm]\nname = 3", "is neither a text"),
+        (b"seeds = 2024-01-01", "is neither a text"),
+        (b"strategy = [[3]]", "is neither a text"),
+    ],
+)
+def test_a_file_of_another_form_is_named(data: bytes, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(data)
+    with pytest.raises(ConfigError, match=re.escape(told)) as found:
+        read_config(file, {"lm", "seeds", "strategy", "dry_run", "a"})
+    assert str(file) in str(found.value)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(b'\xef\xbb\xbfseeds = "1"')
+    assert read_config(file).options == {"seeds": "1"}
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": float("nan")}, {"tuning": {"rank": "x"}}, {"val": [1]}])
+def test_settings_of_another_type_are_named(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"these settings cannot be: {next(iter(wrong))}"):
+        Settings().changed(wrong)

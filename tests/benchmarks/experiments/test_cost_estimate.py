@@ -1,0 +1,72 @@
+"""The arithmetic of the paper's grid, against a real run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.experiments.cost_estimate import ROWS, TRAFFIC, Estimate, Gpu, Spent, Traffic
+from benchmarks.experiments.run import run_seed
+from benchmarks.experiments.settings import Settings, settings_for
+from benchmarks.tasks.iris import IrisTask
+from lmpipe import Request, RunStore, ScriptedLM
+from lmpipe.engines.local import LocalLM
+from lmpipe.engines.training import TuningConfig
+
+SMALL = Settings(
+    train=12,
+    val=6,
+    test=5,
+    num_train=6,
+    num_val=4,
+    num_candidate_programs=3,
+    num_train_scored=2,
+    tuning=TuningConfig(epochs=1),
+)
+ONE_CALL = Traffic(calls=1, prompt=10, completion=5, demo=8)
+
+
+def species(request: Request) -> str:
+    """Looks at the flower once it was shown others, so that demonstrations are chosen and every state is a new one."""
+    length = float(request.messages[-1].content.partition("petal_length:")[2].split()[0])
+    shown = any(message.role == "assistant" for message in request.messages)
+    name = "setosa" if length < 2.5 or not shown else "versicolor" if length < 4.9 else "virginica"
+    return f"reasoning: by its petals\nanswer: {name}"
+
+
+def test_calls_are_those_of_a_real_run(tiny_lm: LocalLM, store: RunStore) -> None:
+    """The scripted LM has the name of the one that is trained."""
+    lm, estimate = ScriptedLM(species, name=tiny_lm.name), Estimate(SMALL, ONE_CALL)
+    rows = ["vanilla", "p", "w -> p"]
+    cells = run_seed(IrisTask(), lm, tiny_lm, SMALL, rows, 0, store)
+    calls = {cell.strategy: [stage.cost.lm_calls for stage in cell.result.stages] for cell in cells}
+    assert calls["p"] == [estimate.stage(["p"]).calls]
+    assert calls["w -> p"] == [estimate.stage(["w"]).calls, estimate.stage(["w", "p"]).calls]
+    assert len(lm.requests) == estimate.strategies(rows, shared=True).calls
+    assert len(lm.requests) < estimate.strategies(rows, shared=False).calls
+
+
+@pytest.mark.parametrize("task", TRAFFIC)
+def test_sharing_saves_the_stages_that_rows_have_in_common(task: str) -> None:
+    estimate = Estimate(settings_for(task, "any"), TRAFFIC[task])
+    alone = sum((estimate.strategies([row], shared=True) for row in ROWS), Spent())
+    assert estimate.strategies(ROWS, shared=False) == alone
+    twice = [["p"], ["p"], ["p"], ["w"], ["w"], ["p", "w"]]  # 13 stages instead of 7
+    saved = sum(map(estimate.stage, twice), estimate.score(()) * 7)
+    assert (estimate.strategies(ROWS, shared=True) + saved).calls == alone.calls
+    assert estimate.settings.test * 8 < alone.calls
+
+
+def test_hours_add_up() -> None:
+    gpu = Gpu(read=100, write=10, train=1)
+    assert Spent(1, 360_000, 36_000, 3_600).hours(gpu) == pytest.approx(3)
+    assert (Spent(1, 2, 3, 4) + Spent(1, 1, 1, 1)) * 2 == Spent(4, 6, 8, 10)
+
+
+def test_the_command_prints_the_table() -> None:
+    command = [sys.executable, "-m", "benchmarks.experiments.cost_estimate", "--lms", "1", "--seeds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "1 LMs, 1 seeds, 8 strategies" in done.stdout
+    assert "sharing stages saves" in done.stdout
