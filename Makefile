@@ -33,9 +33,9 @@ test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
-.venv-peers/installed: benchmarks/performance/baselines/requirements.txt
-	$(PYTHON) -m venv --clear .venv-peers
-	.venv-peers/bin/pip install --quiet --requirement $<
+.venv-baselines/installed: benchmarks/performance/baselines/requirements.txt
+	$(PYTHON) -m venv --clear .venv-baselines
+	.venv-baselines/bin/pip install --quiet --requirement $<
 	touch $@
 
 .venv-dspy/installed: benchmarks/performance/baselines/requirements-dspy.txt
@@ -63,4 +63,4 @@ test-vllm: .venv-vllm/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-peers .venv-dspy .venv-fastplaid build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-baselines .venv-dspy .venv-fastplaid build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

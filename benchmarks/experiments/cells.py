@@ -1,47 +1,35 @@
-"""Cells of a benchmark run, and how one is run, in a run directory of its own.
+"""Cells of an experiment: how it is divided into parts for several workers, and how a worker runs one.
 
-A cell is one seed and the first stages of a strategy, and comes after the cell with one stage less:
+A cell is one seed and the first stages of a strategy. It has a run directory of its own and depends on the cell with
+one stage less, its parent:
 
-    OUT/cells/0-p.w     takes over what OUT/cells/0-p has found, and runs the stage "p -> w" of seed 0
-    OUT/cells/summary   takes over what OUT has, and makes the table
+    OUT/cells/0-p.w     takes over the results in OUT/cells/0-p, and runs the stage "p -> w" of seed 0
+    OUT/cells/summary   takes over the results in OUT, and makes the table
 
-A second try of a cell goes on where the first one was killed. Knows nothing of who runs cells, and where.
+If a worker is killed, a second attempt at its cell continues where it stopped. Does not depend on what runs the cells.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import final
 
-from benchmarks.experiments.run import run, run_seed, versions
-from benchmarks.experiments.settings import STAGES, Settings
-from benchmarks.experiments.task import Task
-from lmpipe import LM, Retriever
-from lmpipe.engines.local import LocalLM
+from benchmarks.experiments.run import run, run_seed
+from benchmarks.experiments.spec import ExperimentSpec, versions
 from lmpipe.errors import ClusterError, ConfigError, LmpipeError
 from lmpipe.events import Event
 from lmpipe.program.identity import work_key
 from lmpipe.results.result import Result
-from lmpipe.retrieval import load_retriever
 from lmpipe.storage.store import RunStore
-from optimizers import distinct_stages, format_strategy, parse_strategy
+from optimizers import distinct_stages, format_strategy
 
-
-class Models(Protocol):
-    """What a benchmark runs on, as a value that can be pickled."""
-
-    def load(self, *, to_train: bool, at_once: int = 1) -> tuple[LM, LocalLM | None]:
-        """The LM that generates, and the one that trains if that is asked for.
-
-        Args:
-            to_train: Whether it is.
-            at_once: How many processes of this machine do so, and share its memory.
-        """
+SUMMARY = "summary"
+"""Name of the run directory in which the table is made."""
 
 
 @final
@@ -51,9 +39,9 @@ class Cluster:
 
     Args:
         address: ``local`` starts a Ray on this machine; ``auto``, ``HOST:6379`` or ``ray://HOST:10001`` joins one.
-        cpus: Cores of a cell; what computes on a CPU uses so many threads.
-        gpus: GPUs of a cell; a fraction lets cells share one.
-        cores: How many a Ray started here has; by default all of this machine.
+        cpus: Cores of a cell; computations on a CPU use as many threads.
+        gpus: GPUs of a cell; with a fraction, cells share one.
+        cores: Cores of a Ray that is started here; by default all cores of this machine.
     """
 
     address: str
@@ -72,157 +60,102 @@ class Cell:
 
     @property
     def strategy(self) -> str:
-        """Its stages as a strategy."""
+        """The stages as a strategy."""
         return format_strategy(self.stages)
 
     @property
     def name(self) -> str:
-        """Of its run directory."""
+        """Name of the cell's run directory."""
         return f"{self.seed}-{'.'.join(self.stages) or 'vanilla'}"
 
     @property
     def parent(self) -> Cell | None:
-        """The cell with one stage less, if it has any."""
+        """The cell with one stage less; None if the cell has no stage."""
         return Cell(self.seed, self.stages[:-1]) if self.stages else None
 
     def __str__(self) -> str:
         return f"cell {self.strategy!r} of seed {self.seed}"
 
 
-@final
-@dataclass(frozen=True)
-class Work:
-    """What all cells of a run share; it goes to the workers.
-
-    Args:
-        task: Data, program and metric.
-        models: Load what the program runs on, and what trains.
-        settings: Of the stages.
-        strategies: Strategy strings.
-        seeds: One run of each strategy for each.
-        out: The run directory, on a file system that all workers see under this path.
-        config: That `out` was made with.
-        folder: Where relative paths of all these begin.
-        versions: Of the packages that decide results; workers must have the same.
-        at_once: How many cells run on a machine at the same time, and share its memory.
-
-    Raises:
-        StrategyError: If a strategy cannot be read.
-    """
-
-    task: Task
-    models: Models
-    settings: Settings
-    strategies: tuple[str, ...]
-    seeds: tuple[int, ...]
-    out: Path
-    config: Mapping[str, Any]
-    folder: Path = field(default_factory=Path.cwd)
-    versions: Mapping[str, str] = field(default_factory=versions)
-    at_once: int = 1
-
-    def __post_init__(self) -> None:
-        _ = self.chains
-
-    @property
-    def chains(self) -> list[tuple[str, ...]]:
-        """The stages of each strategy."""
-        return [parse_strategy(text, STAGES) for text in self.strategies]
-
-    @property
-    def cells(self) -> list[Cell]:
-        """All cells, each after its parent."""
-        return [Cell(seed, stages) for stages in [(), *distinct_stages(self.chains)] for seed in self.seeds]
-
-    def key(self, cell: Cell) -> str | None:
-        """The key of a finished cell: what beside the settings decides whether it counts; none if that is unknown."""
-        return work_key(
-            f"cell {cell.name}",
-            program=self.task.program(),
-            metric=self.task.metric(),
-            measures=self.task.measures,
-            tested=cell.stages in self.chains,
-        )
-
-    def load(self) -> tuple[LM, LocalLM | None, Retriever | None]:
-        """Loads what a worker runs on."""
-        to_train = any("w" in stages for stages in self.chains)
-        lm, trained = self.models.load(to_train=to_train, at_once=self.at_once)
-        return lm, trained, load_retriever(self.task.retriever, self.task.passages) if self.task.retriever else None
-
-    def store_of(self, name: str) -> Path:
-        """The run directory of a cell."""
-        return self.out / "cells" / name
+def cells_of(spec: ExperimentSpec) -> list[Cell]:
+    """Returns all cells of an experiment, each after its parent."""
+    return [Cell(seed, stages) for stages in [(), *distinct_stages(spec.stages)] for seed in spec.seeds]
 
 
-def run_cell(work: Work, cell: Cell) -> list[Event]:
-    """Runs the last stage of a cell, and its test if its strategy is asked for; its parent has to be done.
+def folder_of(spec: ExperimentSpec, name: str) -> Path:
+    """Returns the run directory of a cell, or of the summary."""
+    return spec.out / "cells" / name
+
+
+def run_cell(spec: ExperimentSpec, cell: Cell) -> list[Event]:
+    """Runs the last stage of a cell whose parent has ended and, if its strategy is in the table, its test.
 
     Returns:
-        What happened; nothing if it was done before.
+        The events of the run; none if the cell had ended before.
 
     Raises:
-        LmpipeError: What ended it; the message begins with the cell.
+        LmpipeError: If the run fails; the message begins with the cell.
     """
     events: list[Event] = []
-    with _opened(work, cell.name, str(cell)) as store:
-        done = work.key(cell)
-        if done is None:
+    with _open_store(spec, cell.name, str(cell)) as store:
+        key = _finished_key(spec, cell)
+        if key is None:
             raise ConfigError(
-                "cells find each other's work by the identity of program, metric and measures, and something in these "
-                "has none (a warning names it); leave it out of them, or run without --ray"
+                "cells find each other's work by the identity of program, metric and measures, and one of these has no "
+                "identity (a warning names it); leave it out, or run without --ray"
             )
-        if store.get(done) is None:
+        if store.get(key) is None:
             if cell.parent is not None:
-                store.absorb(work.store_of(cell.parent.name))
-            lm, trained, retriever = work.load()
-            run_seed(
-                work.task,
-                lm,
-                trained,
-                work.settings,
-                [cell.strategy],
-                cell.seed,
-                store,
-                callbacks=(events.append,),
-                retriever=retriever,
-                tested=cell.stages in work.chains,
-            )
-            store.put({done: True})
+                store.absorb(folder_of(spec, cell.parent.name))
+            alone = replace(spec, strategies=(cell.strategy,))
+            test = cell.stages in spec.stages
+            run_seed(alone, spec.load(), cell.seed, store, callbacks=(events.append,), test=test)
+            store.put({key: True})
     return events
 
 
-def sum_up(work: Work) -> Result:
-    """Recalls what all cells have found, and makes the table.
+def summarize(spec: ExperimentSpec) -> Result:
+    """Makes the table from the recorded results of all cells.
 
     Raises:
-        LmpipeError: As `run_cell`.
+        LmpipeError: If that fails; the message begins with "the summary".
     """
-    with _opened(work, "summary", "the summary") as store:
-        store.absorb(work.out)
-        lm, trained, retriever = work.load()
-        return run(work.task, lm, trained, work.settings, work.strategies, work.seeds, store, retriever=retriever)
+    with _open_store(spec, SUMMARY, "the summary") as store:
+        store.absorb(spec.out)
+        return run(spec, spec.load(), store)
+
+
+def _finished_key(spec: ExperimentSpec, cell: Cell) -> str | None:
+    """Returns the key of a finished cell, or None if the program, the metric or a measure has no identity."""
+    task = spec.task
+    return work_key(
+        f"cell {cell.name}",
+        program=task.program(),
+        metric=task.metric(),
+        measures=task.measures,
+        tested=cell.stages in spec.stages,
+    )
 
 
 @contextmanager
-def _opened(work: Work, name: str, what: str) -> Iterator[RunStore]:
-    """Opens the run directory of a cell in a worker; errors in the block begin with what it is.
+def _open_store(spec: ExperimentSpec, name: str, title: str) -> Iterator[RunStore]:
+    """Opens the run directory of a cell in a worker; errors in the block begin with the title.
 
     Raises:
         ClusterError: If this machine does not see the run directory, or has other versions than the driver.
     """
-    here = platform.node()
+    machine = platform.node()
     try:
-        if versions() != work.versions:
-            raise ClusterError(f"{here} has {versions()}, and the driver has {dict(work.versions)}")
-        if not (work.folder.is_dir() and (work.out / "config.json").is_file()):
+        if versions() != spec.versions:
+            raise ClusterError(f"{machine} has {versions()}, and the driver has {dict(spec.versions)}")
+        if not (spec.folder.is_dir() and (spec.out / "config.json").is_file()):
             raise ClusterError(
-                f"{here} does not see {work.folder} and {work.out}; have them on a file system that all machines mount "
-                "under one path"
+                f"{machine} does not see {spec.folder} and {spec.out}; put them on a file system that all machines "
+                "mount under the same path"
             )
-        os.chdir(work.folder)
-        with closing(RunStore(work.store_of(name), work.config)) as store:
+        os.chdir(spec.folder)
+        with closing(RunStore(folder_of(spec, name), spec.config)) as store:
             yield store
     except LmpipeError as error:
-        error.args = (f"{what}: {error}",)
+        error.args = (f"{title}: {error}",)
         raise

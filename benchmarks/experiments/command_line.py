@@ -1,6 +1,6 @@
-"""The command line that all benchmarks share: reads options, and calls what they ask for.
+"""The command line that all benchmarks share: reads options, and starts what they ask for.
 
-Whatever takes long to import is imported when a run begins, so that ``--help`` answers at once.
+Modules that take long to import are imported when an experiment begins, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.experiments.config_file import read_config
+from benchmarks.experiments.setting_options import add_setting_options, settings_of_options
+from benchmarks.experiments.settings import as_toml
+from benchmarks.experiments.strategies import BASELINES, PAPER_STRATEGIES
 from benchmarks.experiments.task import Task
 from lmpipe.cli.ending import run_command
 from lmpipe.cli.terminal import new_console, styled
@@ -31,20 +34,21 @@ def main(task: Task) -> None:
     app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
 
     @app.command(
-        help=f"Teaches the {task.name} program with every strategy on every seed, and reports the test scores."
+        help=f"Optimizes the {task.name} program by every strategy on every seed, and reports the test scores.\n\n"
+        "The settings have the defaults of the paper, which are shown below, or those that suit the bundled LM. "
+        "Lists are written as JSON, `none` stands for no value, and `--no-NAME` turns the flag NAME off."
     )
     def command(
         out: Annotated[
-            Path | None, typer.Option(help="Run directory. Started again on it, a run goes on where it was.")
+            Path | None, typer.Option(help="Run directory. The same command continues an unfinished run in it.")
         ] = None,
         config: Annotated[
             Path | None,
             typer.Option(
-                help="TOML file: options of this command by name, and any setting in a table `[settings]`. What "
-                "the command line says counts more.",
+                help="TOML file with options of this command by name, and settings in a table `[settings]`. The "
+                "command line overrides it.",
                 is_eager=True,
                 callback=_use_config,
-                rich_help_panel="Settings",
             ),
         ] = None,
         lm: Annotated[
@@ -57,56 +61,37 @@ def main(task: Task) -> None:
             ),
         ] = None,
         all_strategies: Annotated[
-            bool, typer.Option("--all-strategies", help="The eight rows of the paper's table.")
+            bool, typer.Option("--all-strategies", help="Run the eight strategies of the paper's table.")
         ] = False,
-        seeds: Annotated[str, typer.Option(help="Comma-separated; each has a data split of its own.")] = "0",
+        seeds: Annotated[str, typer.Option(help="Comma-separated; each seed has its own data split.")] = "0",
         dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Print stages, runs, LM calls and expected tokens; spend nothing.")
+            bool,
+            typer.Option("--dry-run", help="Print stages, runs, LM calls and expected tokens, and run nothing."),
         ] = False,
         paper: Annotated[
-            bool, typer.Option("--paper", help="Print the paper's settings as a file for `--config`, and end.")
+            bool, typer.Option("--paper", help="Print the paper's settings as a file for `--config`, and exit.")
         ] = False,
         train_lm: Annotated[
             str | None,
             typer.Option(
-                help="What trains adapters if `--lm` cannot: `bundled`, or `hf:ID_OR_PATH`.", rich_help_panel="LM"
+                help="LM whose adapters are trained, if `--lm` cannot be: `bundled`, or `hf:ID_OR_PATH`.",
+                rich_help_panel="LM",
             ),
         ] = None,
         dtype: Annotated[
             str | None,
-            typer.Option(help="Of a model in this process: `float32`, `bfloat16` …", rich_help_panel="LM"),
+            typer.Option(help="Data type of a model in this process: `float32`, `bfloat16` …", rich_help_panel="LM"),
         ] = None,
         quantization: Annotated[
             str | None,
             typer.Option(
-                help="Of a model in this process: `nf4` or `int8`, through bitsandbytes.", rich_help_panel="LM"
+                help="Quantization of a model in this process: `nf4` or `int8`, by bitsandbytes.",
+                rich_help_panel="LM",
             ),
         ] = None,
         cache: Annotated[
-            Path | None, typer.Option(help="File that keeps completions, for runs to share.", rich_help_panel="LM")
-        ] = None,
-        train: Annotated[int | None, typer.Option(help="Training examples.", rich_help_panel="Settings")] = None,
-        val: Annotated[int | None, typer.Option(help="Validation examples.", rich_help_panel="Settings")] = None,
-        test: Annotated[int | None, typer.Option(help="Test examples.", rich_help_panel="Settings")] = None,
-        max_tokens: Annotated[
-            int | None, typer.Option(help="Most new tokens of an LM call.", rich_help_panel="Settings")
-        ] = None,
-        rollouts_per_example: Annotated[
-            int | None,
-            typer.Option(help="Runs of each training example to fine-tune on.", rich_help_panel="Settings"),
-        ] = None,
-        structured: Annotated[
-            bool | None,
-            typer.Option(help="Hold completions to the form that can be read.", rich_help_panel="Settings"),
-        ] = None,
-        max_lm_calls: Annotated[
-            int | None, typer.Option(help="Most LM calls of a strategy's stages.", rich_help_panel="Limits")
-        ] = None,
-        max_total_tokens: Annotated[
-            int | None, typer.Option(help="Most tokens of a strategy's stages.", rich_help_panel="Limits")
-        ] = None,
-        max_seconds: Annotated[
-            float | None, typer.Option(help="Most seconds of a strategy's stages.", rich_help_panel="Limits")
+            Path | None,
+            typer.Option(help="File that keeps completions; several runs may share it.", rich_help_panel="LM"),
         ] = None,
         track: Annotated[
             list[str] | None,
@@ -115,7 +100,7 @@ def main(task: Task) -> None:
         ray: Annotated[
             str | None,
             typer.Option(
-                help="Runs cells on a Ray cluster: `local` starts one here, `auto`, `HOST:6379` or `ray://HOST:10001` "
+                help="Run cells on a Ray cluster: `local` starts one here, `auto`, `HOST:6379` or `ray://HOST:10001` "
                 "joins one. All its machines must see `--out` under the same path.",
                 rich_help_panel="Machines",
             ),
@@ -128,114 +113,107 @@ def main(task: Task) -> None:
         ] = 0,
         # defaults, not annotations, since those cannot see the task
         data: str | None = typer.Option(
-            None, help="Folder with the data; without it they come from the hub.", hidden="data" not in task.options
+            None, help="Folder with the data; by default they come from the hub.", hidden="data" not in task.options
         ),
         retriever: str | None = typer.Option(
             None,
             help="`bm25`, `bm25:PASSAGES`, `dense:PASSAGES`, the folder of an index, or `http://HOST:PORT`.",
             hidden="retriever" not in task.options,
         ),
+        **setting_options: str | bool | None,
     ) -> None:
-        options = locals()
-        with _installed(), ExitStack() as stack:
-            from benchmarks.experiments import settings as known
+        with _missing_packages_named(), ExitStack() as stack:
             from benchmarks.experiments.cells import Cluster
-            from benchmarks.experiments.dry_run import rehearse, show_plan
-            from benchmarks.experiments.experiment import chosen_settings, execute
-            from benchmarks.experiments.models import Models
+            from benchmarks.experiments.dry_run import dry_run as count_costs
+            from benchmarks.experiments.dry_run import show_costs
+            from benchmarks.experiments.experiment import run_experiment
+            from benchmarks.experiments.models import ModelSpec
+            from benchmarks.experiments.spec import ExperimentSpec
             from lmpipe.cli.tables import show
             from lmpipe.trackers import load_tracker
 
-            given = _given(task, options, config)
+            changes = _changes(task, config, settings_of_options(setting_options))
             if paper:
-                print(known.as_toml(known.settings_of_paper(task.name)), end="")
+                print(as_toml(task.settings), end="")
                 return
-            strategies = list(known.ROWS) if all_strategies else strategy or [*known.BASELINES, "p -> w -> p"]
-            models = Models(lm, train_lm, cache, dtype, quantization)
-            chosen = _set(task, {"data": data, "retriever": retriever})
+            models = ModelSpec(lm, train_lm, cache, dtype, quantization)
+            spec = ExperimentSpec(
+                _with_options(task, {"data": data, "retriever": retriever}),
+                models,
+                task.settings_for(train_lm or lm).changed(changes),
+                tuple(PAPER_STRATEGIES if all_strategies else strategy or [*BASELINES, "p -> w -> p"]),
+                tuple(_seed_numbers(seeds)),
+                out or Path(),
+            )
             if dry_run:
-                settings = chosen_settings(chosen, models, given)
-                show_plan(rehearse(chosen, settings, strategies, _numbers(seeds)), console)
+                show_costs(count_costs(spec), console)
                 return
             if out is None:
-                raise ConfigError("--out says where the run's results go, such as --out runs/first")
+                raise ConfigError("--out is missing: the run directory, such as --out runs/first")
             if cache is not None and ray not in (None, "local"):
                 raise ConfigError("--cache is a file for processes of one machine; leave it out with --ray ADDRESS")
-            cells = None if ray is None else Cluster(ray, cpus_per_cell, gpus_per_cell)
-            trackers = tuple(stack.enter_context(load_tracker(spec)) for spec in track or ())
-            numbers = _numbers(seeds)
-            result = execute(chosen, models, strategies, numbers, out, given, trackers, console, _typed(), cells)
+            cluster = None if ray is None else Cluster(ray, cpus_per_cell, gpus_per_cell)
+            trackers = [stack.enter_context(load_tracker(text)) for text in track or ()]
+            result = run_experiment(spec, trackers, console, _typed_command(), cluster)
             show(result, console)
             console.print(styled(f"written: {out / 'result.json'}, {out / 'report.html'}"))
 
+    add_setting_options(command, task.settings)
     run_command(app, console)
 
 
-_SETTINGS = (
-    "train",
-    "val",
-    "test",
-    "max_tokens",
-    "rollouts_per_example",
-    "structured",
-    "max_lm_calls",
-    "max_total_tokens",
-    "max_seconds",
-)
-"""The options that are fields of `benchmarks.experiments.settings.Settings`."""
-
-
-def _given(task: Task, options: Mapping[str, Any], config: Path | None) -> dict[str, object]:
-    """The settings that were asked for, those of the command line before those of a file.
+def _changes(task: Task, config: Path | None, options: Mapping[str, object]) -> dict[str, object]:
+    """Returns the settings that were given; those of the command line override those of a file.
 
     Raises:
-        ConfigError: If the file has settings that cannot be.
+        ConfigError: If the settings of the file are invalid.
     """
-    from benchmarks.experiments.settings import settings_of_paper
-
-    more = read_config(config).settings if config else {}
+    from_file = read_config(config).settings if config else {}
     try:
-        settings_of_paper(task.name).changed(more)
+        task.settings.changed(from_file)
     except ConfigError as error:
         raise ConfigError(f"--config {config}: {error}") from error
-    return {**more, **{name: options[name] for name in _SETTINGS if options[name] is not None}}
+    for name, value in options.items():
+        earlier = from_file.get(name)
+        from_file[name] = {**earlier, **value} if isinstance(earlier, dict) and isinstance(value, dict) else value
+    return from_file
 
 
 def _use_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Makes what a file says the defaults of the options.
+    """Makes the options in a file the defaults of the command line.
 
     Raises:
-        ConfigError: If it cannot be read, or an option of it cannot be.
+        ConfigError: If the file cannot be read, or an option in it has an invalid value.
     """
     if path is not None:
-        known = {parameter.name: parameter for parameter in context.command.params if parameter.name != "config"}
-        options = read_config(path, {name for name in known if name}).options
+        parameters = {parameter.name or "": parameter for parameter in context.command.params}
+        known = {name for name in parameters if name != "config" and "__" not in name}  # no parts of a nested setting
+        options = read_config(path, known).options
         for name, value in options.items():
-            parameter = known[name]
-            try:
-                _convert(value, context, parameter)
-            except (typer.BadParameter, TypeError, ValueError) as error:
-                raise ConfigError(f"--config {path}: {name} = {value!r} cannot be: {error}") from error
+            _check_option(name, value, path, context, parameters[name])
         context.default_map = options
     return path
 
 
-def _convert(value: Any, context: typer.Context, parameter: Any) -> None:
-    """Converts the value of an option as the command line will.
+def _check_option(name: str, value: Any, path: Path, context: typer.Context, parameter: Any) -> None:
+    """Checks the value of an option in a file by converting it as the command line will.
 
     Raises:
-        typer.BadParameter, TypeError, ValueError: If it cannot be one.
+        ConfigError: If the value is invalid.
     """
-    if parameter.multiple != isinstance(value, list):
-        raise ValueError("it must be a list of texts" if parameter.multiple else "it must not be a list")
-    if isinstance(value, bool) != parameter.is_flag:
-        raise ValueError("true and false are for options that take no value")
-    parameter.process_value(context, value)
+    try:
+        if parameter.multiple != isinstance(value, list):
+            raise ValueError("it must be a list of texts" if parameter.multiple else "it must not be a list")
+        if isinstance(value, bool) != parameter.is_flag:
+            raise ValueError("true and false are for options that take no value")
+        parameter.process_value(context, value)
+    except (typer.BadParameter, TypeError, ValueError) as error:
+        raise ConfigError(f"--config {path}: {name} = {value!r} is invalid: {error}") from error
 
 
 @contextmanager
-def _installed() -> Iterator[None]:
-    """Says what is to be installed.
+def _missing_packages_named() -> Iterator[None]:
+    """Turns the error of a missing package into one that says how to install it.
 
     Raises:
         ConfigError: If a package is missing.
@@ -246,27 +224,27 @@ def _installed() -> Iterator[None]:
         raise ConfigError(f"{error}; run: pip install -e '.[local,benchmarks]', for --ray with cluster") from error
 
 
-def _set(task: Task, options: Mapping[str, str | None]) -> Task:
-    """The task with the options that were given.
+def _with_options(task: Task, options: Mapping[str, str | None]) -> Task:
+    """Returns the task with the options that were given.
 
     Raises:
-        ConfigError: If it does not take one of them.
+        ConfigError: If the task has no such option.
     """
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    for name in given:
+    values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    for name in values:
         if name not in task.options:
             raise ConfigError(f"{task.name} takes no --{name}")
-    return replace(task, **given)
+    return replace(task, **values)
 
 
-def _typed() -> str:
-    """The command of this process, as it is typed in the checkout, without credentials and keys."""
+def _typed_command() -> str:
+    """Returns the command of this process, as it is typed in the checkout, without credentials and keys."""
     spec = sys.modules["__main__"].__spec__
     started = [sys.argv[0]] if spec is None else ["-m", spec.name]
     return clean(shlex.join(["python", *started, *map(hide, sys.argv[1:])]))
 
 
-def _numbers(text: str) -> list[int]:
+def _seed_numbers(text: str) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:

@@ -1,4 +1,4 @@
-"""The file of ``--config``: options of the command line and settings, as TOML."""
+"""The file of ``--config``: options of the command line, and settings, as TOML."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ else:
 
 @final
 @dataclass(frozen=True)
-class Config:
-    """What a file says.
+class ConfigFile:
+    """The content of a file.
 
     Attributes:
         options: Option of the command line → value.
-        settings: Setting → value; `benchmarks.experiments.settings.Settings` knows what is right.
+        settings: Setting → value; `benchmarks.experiments.settings.Settings` checks them.
     """
 
     options: dict[str, Any]
     settings: dict[str, Any]
 
 
-def read_config(path: Path, known: Collection[str] | None = None) -> Config:
+def read_config(path: Path, known: Collection[str] | None = None) -> ConfigFile:
     """Reads a file.
 
     Args:
-        path: Of it.
-        known: The options that there are; by default any.
+        path: Path of the file.
+        known: Names of the options that exist; by default any name is accepted.
 
     Raises:
-        ConfigError: If it cannot be read, or names an option that there is not.
+        ConfigError: If the file cannot be read, or names an option that does not exist.
     """
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:  # no TOML, or no text
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:  # not TOML, or not text
         raise ConfigError(f"--config {path} cannot be read: {error}") from error
     except RecursionError:
         raise ConfigError(f"--config {path} cannot be read: it is nested too deeply") from None
-    settings = found.pop("settings", {})
+    settings = content.pop("settings", {})
     if not isinstance(settings, dict):
-        raise ConfigError(f"--config {path}: settings = {settings!r} is no table; settings go under [settings]")
+        raise ConfigError(f"--config {path}: settings = {settings!r} is not a table; settings go under [settings]")
     options: dict[str, Any] = {}
-    for written, value in found.items():
+    for written, value in content.items():
         name = written.replace("-", "_")
         if known is not None and name not in known:
             raise ConfigError(f"--config {path}: there is no option {written!r}; settings go under [settings]")
@@ -62,7 +62,7 @@ def read_config(path: Path, known: Collection[str] | None = None) -> Config:
                 "list of texts"
             )
         options[name] = value
-    return Config(options, settings)
+    return ConfigFile(options, settings)
 
 
 def _is_option(value: object) -> bool:

@@ -1,8 +1,9 @@
-"""What a run would cost, before it costs anything: ``--dry-run``.
+"""What an experiment would cost, before anything is spent: ``--dry-run``.
 
-The whole schedule runs on stand-ins: an LM that fills in the reply form, a trainer that counts tokens, a retriever of
-filler text, and a metric by which every second run succeeds. So calls are counted and not guessed; how many a real run
-makes depends on how many of its runs succeed, and tokens on how much it writes.
+The whole schedule runs with stand-ins: an LM that fills in the reply form, a trainer that counts tokens, a retriever of
+filler text, and a metric by which every second run succeeds. Calls are therefore counted, not guessed. A real
+experiment makes more or fewer of them if more or fewer of its runs succeed, and its tokens depend on how much its LM
+writes.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.experiments.run import scheduler
-from benchmarks.experiments.settings import Settings, table_rows
-from benchmarks.experiments.task import Task
+from benchmarks.experiments.spec import ExperimentSpec
 from lmpipe import LM, EngineError, Example, Module, Passage, Prediction, Retriever, Session, evaluate, initial_state
 from lmpipe.errors import SessionError
 from lmpipe.ledger import Cost, Ledger
@@ -34,19 +34,19 @@ from lmpipe.storage.store import RunStore
 from lmpipe.trainer import Objective, SFTLoss, Trainer, TrainingResult, TrainingRow
 from optimizers import format_strategy
 
-_CHARACTERS = 4  # of a token, about
-_TEXT = " ".join(["word"] * 40)  # what a field of text is filled with: fifty tokens
-_PASSAGE = " ".join(["word"] * 90)  # about what an introduction of Wikipedia holds
+_CHARACTERS_PER_TOKEN = 4  # about
+_TEXT = " ".join(["word"] * 40)  # fills a text field: fifty tokens
+_PASSAGE = " ".join(["word"] * 90)  # about as long as an introduction of Wikipedia
 
 
 @final
 @dataclass(frozen=True)
 class StageCost:
-    """What a stage is expected to cost on all seeds.
+    """The expected cost of a stage on all seeds.
 
     Attributes:
-        name: The strategy up to it; ``"test"`` is the scoring of all strategies at the end.
-        runs: Of the program.
+        name: The strategy up to the stage; ``"test"`` is the scoring of all strategies at the end.
+        runs: Number of runs of the program.
         cost: Calls and tokens.
     """
 
@@ -55,66 +55,64 @@ class StageCost:
     cost: Cost
 
 
-def rehearse(task: Task, settings: Settings, strategies: Sequence[str], seeds: Sequence[int]) -> list[StageCost]:
-    """Goes through the run of one seed, and counts it for all.
+def dry_run(spec: ExperimentSpec) -> list[StageCost]:
+    """Goes through an experiment on its first seed, and returns the cost of each stage on all seeds.
 
     Raises:
         ConfigError: If there is too little data.
     """
-    program = task.program()
+    task, settings = spec.task, spec.settings
+    program, metric = task.program(), _EverySecondSucceeds()
     with TemporaryDirectory() as folder:
         store = RunStore(Path(folder, "run"))
         session = Session(
-            lm=_Filler(program),
+            lm=_FormFillingLM(program),
             sampling=settings.sampling(),
             store=store,
-            retriever=_Library(),
+            retriever=_FillerRetriever(),
         )
-        split = task.split(settings.train, settings.val, settings.test, seeds[0])
-        metric = _EverySecond()
-        planned = scheduler(settings, metric, _Counter(settings.tuning.epochs), task.label)
+        split = task.split(settings.train, settings.val, settings.test, spec.seeds[0])
+        trainer = _TokenCountingTrainer(settings.tuning.epochs)
         start = initial_state(program, session)
-        results = planned.optimize_all(table_rows(strategies), program, start, split.train, split.val, session)
+        results = scheduler(spec, metric, trainer).optimize_all(
+            spec.strategies, program, start, split.train, split.val, session
+        )
         costs = {
             format_strategy([part.name for part in result.stages[:number]]): stage.cost
             for result in results.values()
             for number, stage in enumerate(result.stages, 1)
         }
         costs |= {name: result.cost for name, result in results.items() if not result.stages}
-        tested = replace(session, ledger=Ledger())
+        test_session = replace(session, ledger=Ledger())
         for result in results.values():
-            evaluate(program, result.state, split.test, metric, tested, title="test")
+            evaluate(program, result.state, split.test, metric, test_session, title="test")
         store.close()
-    costs["test"] = tested.ledger.total
-    return [_scaled(name, cost, len(seeds)) for name, cost in costs.items()]
+    costs["test"] = test_session.ledger.total
+    return [_on_all_seeds(name, cost, len(spec.seeds)) for name, cost in costs.items()]
 
 
-def show_plan(stages: Sequence[StageCost], console: Console) -> None:
-    """Prints what is expected."""
-    table = Table(box=SIMPLE, title="expected, if every second run succeeds; about four characters a token")
+def show_costs(stages: Sequence[StageCost], console: Console) -> None:
+    """Prints the expected cost of each stage and their total."""
+    table = Table(box=SIMPLE, title="expected cost if every second run succeeds, at about four characters per token")
     for name in ("stage", "runs", "LM calls", "tokens read", "written", "trained on"):
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
-    for stage in [*stages, StageCost("together", sum(one.runs for one in stages), sum_of(stages))]:
+    total = StageCost("total", sum(stage.runs for stage in stages), sum((stage.cost for stage in stages), Cost()))
+    for stage in [*stages, total]:
         cost = stage.cost
         counts = (stage.runs, cost.lm_calls, cost.prompt_tokens, cost.completion_tokens, cost.training_tokens)
         table.add_row(stage.name, *(f"{count:,}" for count in counts))
     console.print(table)
 
 
-def sum_of(stages: Sequence[StageCost]) -> Cost:
-    """What all of them cost."""
-    return sum((stage.cost for stage in stages), Cost())
-
-
-def _scaled(name: str, cost: Cost, seeds: int) -> StageCost:
+def _on_all_seeds(name: str, cost: Cost, seeds: int) -> StageCost:
     total = sum([cost] * seeds, Cost())
-    called = [module.calls for module in total.modules.values() if module.calls]  # a retriever's module makes none
-    return StageCost(name, min(called, default=0), total)
+    calls = [module.calls for module in total.modules.values() if module.calls]  # a module that retrieves makes none
+    return StageCost(name, min(calls, default=0), total)
 
 
 @final
-class _Filler(LM):
-    """Fills in the reply form of whatever module asks, which it tells by the system message."""
+class _FormFillingLM(LM):
+    """Fills in the reply form of the module that asks; the system message tells which module it is."""
 
     name = "dry run"
 
@@ -125,36 +123,36 @@ class _Filler(LM):
         }
 
     def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
-        return [self._answer(request) for request in requests]
+        return [self._complete_one(request) for request in requests]
 
     def register_adapter(self, adapter: str, folder: Path) -> None:
-        """Answers alike with every adapter."""
+        """Does nothing: replies are the same with every adapter."""
 
-    def _answer(self, request: Request) -> Completion:
+    def _complete_one(self, request: Request) -> Completion:
         text = self._replies[request.messages[0].content]
-        tokens = min(len(text) // _CHARACTERS, request.sampling.max_tokens)
-        return Completion(text, usage=Usage(1, _tokens(request.messages), tokens))
+        tokens = min(len(text) // _CHARACTERS_PER_TOKEN, request.sampling.max_tokens)
+        return Completion(text, usage=Usage(1, _num_tokens(request.messages), tokens))
 
 
 def _reply(signature: Signature) -> str:
-    return Template().completion(signature, {field.name: _fill(field) for field in signature.outputs})
+    return Template().completion(signature, {field.name: _filler(field) for field in signature.outputs})
 
 
-def _fill(field: Field) -> Any:
-    """A value of the field's type; JSON of any other type is not filled in, so its runs fail and count."""
+def _filler(field: Field) -> Any:
+    """Returns a value of the field's type. Other JSON types get an empty object, so runs with them fail; they count."""
     if (named := choices_of(field.type)) is not None:
         return named.choices[0].value
-    known: Mapping[Any, Any] = {str: _TEXT if field.optional else "word", int: 1, float: 1.0, bool: True}
-    return known.get(field.type, {})
+    fillers: Mapping[Any, Any] = {str: _TEXT if field.optional else "word", int: 1, float: 1.0, bool: True}
+    return fillers.get(field.type, {})
 
 
-def _tokens(messages: Sequence[Message]) -> int:
-    return sum(len(message.content) for message in messages) // _CHARACTERS
+def _num_tokens(messages: Sequence[Message]) -> int:
+    return sum(len(message.content) for message in messages) // _CHARACTERS_PER_TOKEN
 
 
 @final
-class _Library(Retriever):
-    """Always has passages, other ones for every query."""
+class _FillerRetriever(Retriever):
+    """Finds passages of filler text, different ones for every query."""
 
     name = "dry run"
 
@@ -164,8 +162,8 @@ class _Library(Retriever):
 
 @final
 @dataclass(frozen=True)
-class _EverySecond:
-    """Half of the examples succeed."""
+class _EverySecondSucceeds:
+    """A metric by which half of the examples succeed, whatever is predicted."""
 
     def __call__(self, example: Example, prediction: Prediction) -> float:
         return float(int(digest(example.id), 16) % 2)
@@ -173,11 +171,11 @@ class _EverySecond:
 
 @final
 @dataclass(frozen=True)
-class _Counter(Trainer):
-    """Counts, and gives an adapter that holds its rows and nothing else.
+class _TokenCountingTrainer(Trainer):
+    """Counts the tokens of its rows, and returns an adapter that holds nothing but a digest of them.
 
     Args:
-        epochs: How often rows are passed.
+        epochs: Number of passes over the rows.
     """
 
     epochs: int
@@ -185,7 +183,9 @@ class _Counter(Trainer):
     def train(
         self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = SFTLoss()
     ) -> TrainingResult:
-        tokens = self.epochs * sum(_tokens(row.messages) + len(row.completion) // _CHARACTERS for row in rows)
+        tokens = self.epochs * sum(
+            _num_tokens(row.messages) + len(row.completion) // _CHARACTERS_PER_TOKEN for row in rows
+        )
         session.ledger.add(Cost(training_tokens=tokens))
         if session.store is None:
             raise SessionError("a trainer needs a session with a store")

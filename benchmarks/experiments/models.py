@@ -1,4 +1,4 @@
-"""The models that a benchmark runs on and trains, as plain values until they are loaded."""
+"""The models that an experiment runs on and trains, as plain values until they are loaded."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lmpipe.text.secrets import hide
 
 @final
 @dataclass(frozen=True)
-class Models:
-    """What a benchmark runs on.
+class ModelSpec:
+    """The models of an experiment, as `lmpipe.engines.load_lm` names them.
 
     Args:
-        lm: Generates.
-        train_lm: Trains adapters, if `lm` cannot; a model in this process, of the same name.
+        lm: LM that generates.
+        train_lm: LM whose adapters are trained, if `lm` cannot be; a model in this process, of the same name.
         cache: File that keeps completions.
-        dtype: Of what runs in this process.
-        quantization: Of what runs in this process.
+        dtype: Data type of models in this process.
+        quantization: Quantization of models in this process.
     """
 
     lm: str
@@ -38,7 +38,7 @@ class Models:
 
     @property
     def identity(self) -> dict[str, str | None]:
-        """What decides results: not where servers are."""
+        """What decides results; the addresses of servers do not."""
         return {
             "lm": self.lm.partition("@http")[0],
             "train_lm": self.train_lm,
@@ -46,18 +46,19 @@ class Models:
             "quantization": self.quantization,
         }
 
-    def load(self, *, to_train: bool, at_once: int = 1) -> tuple[LM, LocalLM | None]:
-        """The LM that generates, and the one that trains if that is asked for.
+    def load(self, *, to_train: bool, num_processes: int = 1) -> tuple[LM, LocalLM | None]:
+        """Returns the LM that generates and, if it can be trained, the one that is.
 
         Args:
-            to_train: Whether it is.
-            at_once: How many processes of this machine do so: on a CPU, each takes its part of the memory.
+            to_train: Whether weights are tuned.
+            num_processes: Number of processes on this machine that load models at the same time: on a CPU, each takes
+                its share of the memory.
 
         Raises:
-            ConfigError: If the second cannot train, or is not the same model.
+            ConfigError: If weights are tuned, and the LM cannot be trained or `train_lm` is not the same model.
         """
-        lm = self._made(self.lm, at_once)
-        trained = lm if self.train_lm is None else self._made(self.train_lm, at_once)
+        lm = self._load(self.lm, num_processes)
+        trained = lm if self.train_lm is None else self._load(self.train_lm, num_processes)
         if not isinstance(trained, LocalLM):
             if not to_train:
                 return self._cached(lm), None
@@ -69,12 +70,14 @@ class Models:
             raise ConfigError(f"--lm is {lm.name!r} and --train-lm is {trained.name!r}; serve the model by that name")
         return self._cached(lm), trained
 
-    def _made(self, spec: str, at_once: int) -> LM:
-        chosen: dict[str, Any] = {"dtype": self.dtype, "quantization": self.quantization}
-        here = spec == "bundled" or spec.startswith("hf:")
-        if here and at_once > 1 and not torch.cuda.is_available():
-            chosen["memory"] = default_memory(torch.device("cpu")) // at_once
-        return load_lm(spec, **{name: value for name, value in chosen.items() if here and value is not None})
+    def _load(self, spec: str, num_processes: int) -> LM:
+        options: dict[str, Any] = {"dtype": self.dtype, "quantization": self.quantization}
+        in_this_process = spec == "bundled" or spec.startswith("hf:")
+        if in_this_process and num_processes > 1 and not torch.cuda.is_available():
+            options["memory"] = default_memory(torch.device("cpu")) // num_processes
+        return load_lm(
+            spec, **{name: value for name, value in options.items() if in_this_process and value is not None}
+        )
 
     def _cached(self, lm: LM) -> LM:
         return lm if self.cache is None else CachedLM(lm, self.cache)

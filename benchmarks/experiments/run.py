@@ -1,22 +1,19 @@
-"""Runs the strategies of a benchmark on every seed, and sums up what they found.
+"""Runs the strategies of an experiment on every seed, and summarizes their scores.
 
-Knows nothing of command lines, terminals or files other than the run store.
+Does not depend on command lines, terminals or files other than the run store.
 """
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from typing import Any, final
 
-from benchmarks.experiments.settings import BASELINES, Settings
-from benchmarks.experiments.statistics import differences_of, holm, paired_difference, score_of
-from benchmarks.experiments.task import Task
-from lmpipe import LM, Evaluation, Metric, OptimizeResult, Retriever, Session, evaluate, initial_state
-from lmpipe.engines.local import LocalLM
+from benchmarks.experiments.spec import ExperimentSpec, LoadedModels, versions
+from benchmarks.experiments.statistics import holm, paired_difference, paired_differences, score_of
+from benchmarks.experiments.strategies import BASELINES
+from lmpipe import Evaluation, Metric, OptimizeResult, Session, evaluate, initial_state
 from lmpipe.engines.training import LocalTrainer
 from lmpipe.events import Callback
 from lmpipe.ledger import Cost
@@ -26,8 +23,6 @@ from lmpipe.storage.store import RunStore
 from lmpipe.trainer import Trainer
 from optimizers import VANILLA, BetterTogether
 
-PACKAGES = ("lmpipe", "torch", "transformers", "peft", "numpy")
-
 
 @final
 @dataclass(frozen=True)
@@ -35,11 +30,11 @@ class Trial:
     """One strategy on one seed.
 
     Args:
-        strategy: Which.
-        seed: Which.
-        result: Of its stages.
-        start: What scoring the program as it is written cost, which all strategies of the seed share.
-        test: Of the state it ended in; none if no stage had anything to work with, so that its scores are "—".
+        strategy: The strategy.
+        seed: The seed.
+        result: Result of its stages.
+        start: Cost of scoring the program as it is written, which all strategies of the seed share.
+        test: Test scores of the final state; None if every stage was skipped, so that its scores are "—".
     """
 
     strategy: str
@@ -50,109 +45,98 @@ class Trial:
 
 
 def run(
-    task: Task,
-    lm: LM,
-    trained: LocalLM | None,
-    settings: Settings,
-    strategies: Sequence[str],
-    seeds: Sequence[int],
+    spec: ExperimentSpec,
+    models: LoadedModels,
     store: RunStore,
     progress: Progress | None = None,
-    callbacks: tuple[Callback, ...] = (),
-    retriever: Retriever | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
-    """Runs every strategy on every seed; what the store has is not done again.
+    """Runs every strategy on every seed; what is in the store already is not run again.
 
     Args:
-        task: Data, program and metric.
-        lm: What the program runs on.
-        trained: What trains its adapters, if any strategy does: `lm` itself, or another engine of the same model.
-        settings: Of the stages.
-        strategies: Strategy strings, such as ``"p -> w -> p"``.
-        seeds: One run, with a split of its own, for each.
-        store: Where results and adapters go.
-        progress: Where progress is shown.
-        callbacks: Are told of stages, candidates and epochs as they end.
-        retriever: What the program searches, if it does.
+        spec: The experiment.
+        models: Its models and its retriever.
+        store: Store of results and adapters.
+        progress: Shows progress.
+        callbacks: Called when stages, candidates and epochs end.
 
     Returns:
         The table, its stages, and the paired differences of all strategies.
     """
-    trials = [
-        trial
-        for seed in seeds
-        for trial in run_seed(task, lm, trained, settings, strategies, seed, store, progress, callbacks, retriever)
-    ]
+    trials = [trial for seed in spec.seeds for trial in run_seed(spec, models, seed, store, progress, callbacks)]
+    measures = list(spec.task.measures)
     return Result(
-        task=task.name,
-        lm=lm.name,
-        seeds=list(seeds),
-        config=settings.model_dump(mode="json"),
+        task=spec.task.name,
+        lm=models.lm.name,
+        seeds=list(spec.seeds),
+        config=spec.settings.model_dump(mode="json"),
         versions=versions(),
         strategies=[
-            _report(strategy, [trial for trial in trials if trial.strategy == strategy], list(task.measures))
-            for strategy in strategies
+            _report(strategy, [trial for trial in trials if trial.strategy == strategy], measures)
+            for strategy in spec.strategies
         ],
-        comparisons=_comparisons(trials, strategies),
+        comparisons=_comparisons(trials, spec.strategies),
         findings=_findings(trials),
         cost=_cost_of_all(trials).to_json(),
     )
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide results."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-
-
 def run_seed(
-    task: Task,
-    lm: LM,
-    trained: LocalLM | None,
-    settings: Settings,
-    strategies: Sequence[str],
+    spec: ExperimentSpec,
+    models: LoadedModels,
     seed: int,
     store: RunStore,
     progress: Progress | None = None,
-    callbacks: tuple[Callback, ...] = (),
-    retriever: Retriever | None = None,
-    tested: bool = True,
+    callbacks: Sequence[Callback] = (),
+    *,
+    test: bool = True,
 ) -> list[Trial]:
-    """Optimizes by every strategy on one seed's split, and scores the outcomes on its test examples.
+    """Optimizes by every strategy on the split of one seed, and scores the final states on its test examples.
 
-    With ``tested=False`` it stops before that, and there are no trials.
+    Args:
+        spec: The experiment.
+        models: Its models and its retriever.
+        seed: The seed.
+        store: Store of results and adapters.
+        progress: Shows progress.
+        callbacks: Called when stages, candidates and epochs end.
+        test: Whether the final states are scored; if not, there are no trials.
     """
+    task, settings = spec.task, spec.settings
     program, metric = task.program(), task.metric()
     split = task.split(settings.train, settings.val, settings.test, seed)
     session = Session(
-        lm=lm,
+        lm=models.lm,
         seed=seed,
         sampling=settings.sampling(),
         structured=settings.structured,
         store=store,
-        retriever=retriever,
+        retriever=models.retriever,
         progress=progress,
-        callbacks=callbacks,
+        callbacks=tuple(callbacks),
     )
-    trainer = None if trained is None else LocalTrainer(trained, settings.tuning)
-    planned = scheduler(settings, metric, trainer, task.label)
+    trainer = None if models.trained is None else LocalTrainer(models.trained, settings.tuning)
     start = initial_state(program, session)
-    asked = [VANILLA, *strategies]
-    results = planned.optimize_all(asked, program, start, split.train, split.val, session)
-    if not tested:
+    results = scheduler(spec, metric, trainer).optimize_all(
+        [VANILLA, *spec.strategies], program, start, split.train, split.val, session
+    )
+    if not test:
         return []
     score = partial(evaluate, metric=metric, session=session, title="test", measures=task.measures, keep_traces=True)
     tests = {
         strategy: score(program, results[strategy].state, split.test) if results[strategy].status == "done" else None
-        for strategy in strategies
+        for strategy in spec.strategies
     }
-    return [Trial(strategy, seed, results[strategy], results[VANILLA].cost, test) for strategy, test in tests.items()]
+    vanilla = results[VANILLA].cost
+    return [Trial(strategy, seed, results[strategy], vanilla, evaluation) for strategy, evaluation in tests.items()]
 
 
-def scheduler(settings: Settings, metric: Metric, trainer: Trainer | None, label: str | None) -> BetterTogether:
-    """What runs the strategies of one seed."""
+def scheduler(spec: ExperimentSpec, metric: Metric, trainer: Trainer | None) -> BetterTogether:
+    """Returns the optimizer that runs all strategies of one seed."""
+    settings = spec.settings
     return BetterTogether(
         metric,
-        settings.optimizers(metric, trainer, label),
+        settings.optimizers(metric, trainer, spec.task.label),
         strategy=VANILLA,
         prompts_from=settings.prompts_from,
         select=settings.select,
@@ -183,26 +167,26 @@ def _report(strategy: str, trials: Sequence[Trial], measures: Sequence[str]) -> 
 
 
 def _quality(trials: Sequence[Trial], name: str) -> Quality:
-    """Means of a measure over all test runs, and over those with the full score."""
+    """Returns the means of a measure over all test runs, and over those with the full score."""
     tests = [trial.test for trial in trials]
-    every = [list(test.measures[name].values()) if test else None for test in tests]
-    right = [
+    all_values = [list(test.measures[name].values()) if test else None for test in tests]
+    successful = [
         [value for example, value in test.measures[name].items() if test.scores[example] >= 1] if test else None
         for test in tests
     ]
-    return Quality(all=score_of(every), successful=score_of(right))
+    return Quality(all=score_of(all_values), successful=score_of(successful))
 
 
 def _findings(trials: Sequence[Trial]) -> list[FindingReport]:
-    """What the runs have to say, each finding once: strategies that share a stage share what is found there."""
-    found = [
+    """Returns the findings of all trials, each once: strategies that share a stage share its findings."""
+    findings = [
         FindingReport(seed=trial.seed, **finding.model_dump()) for trial in trials for finding in trial.result.findings
     ]
-    return list({finding.model_dump_json(): finding for finding in found}.values())
+    return list({finding.model_dump_json(): finding for finding in findings}.values())
 
 
 def _cost_of_all(trials: Sequence[Trial]) -> Cost:
-    """What all strategies cost together; what they share, the start among it, is counted once."""
+    """Returns the cost of all strategies together; shared stages, and the score of the start, count once."""
     costs = {(trial.seed, ()): trial.start for trial in trials} | {
         (trial.seed, tuple(stage.name for stage in trial.result.stages[: number + 1])): trial.result.stages[number].cost
         for trial in trials
@@ -239,9 +223,9 @@ def _details(trial: Trial, number: int) -> dict[str, Any]:
 
 
 def _comparisons(trials: Sequence[Trial], strategies: Sequence[str]) -> list[Comparison]:
-    """Every strategy against every one before it, over the seeds in which both have a score.
+    """Compares every strategy with every one before it, over the seeds in which both have a score.
 
-    Differences from a baseline of the paper's question (`BASELINES`) are tests, corrected for how many there are.
+    Differences from one of `BASELINES` are tests, whose p-values are corrected for the number of tests.
     """
     scores = {
         strategy: {
@@ -252,15 +236,15 @@ def _comparisons(trials: Sequence[Trial], strategies: Sequence[str]) -> list[Com
         }
         for strategy in strategies
     }
-    found = [
+    comparisons = [
         paired_difference(strategy, scores[strategy], baseline, scores[baseline])
         for number, strategy in enumerate(strategies)
         for baseline in strategies[:number]
-        if differences_of(scores[strategy], scores[baseline])
+        if paired_differences(scores[strategy], scores[baseline])
     ]
-    tests = [one for one in found if one.baseline in BASELINES]
+    tests = [one for one in comparisons if one.baseline in BASELINES]
     corrected = iter(holm([one.p for one in tests]))
-    return [one.model_copy(update={"p_holm": next(corrected)}) if one in tests else one for one in found]
+    return [one.model_copy(update={"p_holm": next(corrected)}) if one in tests else one for one in comparisons]
 
 
 def _values(evaluation: Evaluation | None) -> list[float] | None:

@@ -1,113 +1,130 @@
-"""How the stages of a benchmark run are set: the paper's settings, and what differs for the bundled LM.
+"""The settings of an experiment, as one plain value whose defaults are the paper's.
 
-Every field is a plain value, so a run's settings are part of its ``result.json``.
+Every field is also an option of the command line (`benchmarks.experiments.setting_options`), with the description and
+the panel that stand beside it. A run's ``result.json`` holds its settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal, final
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from lmpipe import Budget, Metric, Optimizer, Sampling
-from lmpipe.engines.training import TuningConfig
+from lmpipe.engines.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError
 from lmpipe.trainer import Trainer
-from optimizers import VANILLA, BootstrapFewShotRandomSearch, BootstrapFinetune, format_strategy, parse_strategy
+from optimizers import BootstrapFewShotRandomSearch, BootstrapFinetune
 
-STAGES = ("p", "w")
-"""What strategies are made of."""
+_DATA = "Settings: data"
+_SAMPLING = "Settings: sampling"
+_SEARCH = "Settings: prompt search (p)"
+_FINETUNE = "Settings: fine-tuning data (w)"
+_TUNING = "Settings: training (w)"
+_SCHEDULE = "Settings: schedule"
+_LIMITS = "Settings: limits of a strategy"
 
-BASELINES = (VANILLA, "p", "w")
-"""What every strategy is tested against: nothing learned, prompts alone, weights alone."""
 
-ROWS = (*BASELINES, "p -> p", "w -> w", "p -> w", "w -> p", "p -> w -> p")
-"""The strategies of the paper's table."""
-
-
-def table_rows(strategies: Iterable[str]) -> list[str]:
-    """Some strategies as the rows of a table: each once and in its plain form, `BASELINES` first.
-
-    Raises:
-        StrategyError: If one cannot be read.
-    """
-    rows = dict.fromkeys(format_strategy(parse_strategy(text, STAGES)) for text in strategies)
-    return [row for row in BASELINES if row in rows] + [row for row in rows if row not in BASELINES]
+def _setting(panel: str, default: Any, description: str) -> Any:
+    return Field(default=default, description=description, json_schema_extra={"panel": panel})
 
 
 @final
 class Settings(BaseModel):
-    """The defaults are the paper's (arXiv 2407.10930); `BootstrapFewShotRandomSearch`, `BootstrapFinetune`,
-    `TuningConfig`, `BetterTogether` and `Budget` say what each means."""
+    """Settings of the stages and of the data. The defaults are the paper's (arXiv 2407.10930).
+
+    `BootstrapFewShotRandomSearch`, `BootstrapFinetune`, `TuningConfig`, `BetterTogether` and `Budget` document the
+    arguments of the same names in more detail.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    train: PositiveInt = 1000
-    val: PositiveInt = 500
-    test: PositiveInt = 1500
-    temperature: float = 0.1
-    top_p: float = 0.97
-    max_tokens: PositiveInt = 1024
-    stop: tuple[str, ...] = ()
-    structured: bool = False
+    train: PositiveInt = _setting(_DATA, 1000, "Number of training examples")
+    val: PositiveInt = _setting(_DATA, 500, "Number of validation examples")
+    test: PositiveInt = _setting(_DATA, 1500, "Number of test examples")
 
-    num_candidate_programs: int = 6
-    max_bootstrapped_demos: int = 3
-    max_labeled_demos: int = 3
-    num_train: int = 100
-    num_val: int = 250
-    max_rounds: int = 1
-    partial_labels: bool = False
+    temperature: float = _setting(_SAMPLING, 0.1, "Sampling temperature; 0 is greedy decoding")
+    top_p: float = _setting(_SAMPLING, 0.97, "Cumulative probability of the tokens that are sampled from")
+    max_tokens: PositiveInt = _setting(_SAMPLING, 1024, "Maximum number of new tokens of an LM call")
+    stop: tuple[str, ...] = _setting(_SAMPLING, (), "Texts that end a completion")
+    structured: bool = _setting(_SAMPLING, False, "Constrain completions to the form that can be parsed")
 
-    rollouts_per_example: int = 1
-    max_rollouts_per_example: int | None = None
-    rollout_temperature: float | None = None
-    vary_demos: bool = False
-    balance: bool = False
-    deduplicate: bool = False
+    num_candidate_programs: int = _setting(_SEARCH, 6, "Random sets of demonstrations, beside the three fixed ones")
+    max_bootstrapped_demos: int = _setting(_SEARCH, 3, "Maximum number of demonstrations made by the program itself")
+    max_labeled_demos: int = _setting(_SEARCH, 3, "Maximum number of demonstrations made of labelled examples")
+    num_train: int = _setting(_SEARCH, 100, "Training examples that demonstrations are made of")
+    num_val: int = _setting(_SEARCH, 250, "Validation examples that candidates are scored on")
+    max_rounds: int = _setting(
+        _SEARCH, 1, "Runs of each training example until one succeeds and becomes a demonstration"
+    )
+    partial_labels: bool = _setting(
+        _SEARCH, False, "Make labelled demonstrations of modules with unlabelled inputs too, and leave those inputs out"
+    )
 
-    tuning: TuningConfig = TuningConfig()
+    rollouts_per_example: int = _setting(_FINETUNE, 1, "Runs of the program on each training example")
+    max_rollouts_per_example: int | None = _setting(
+        _FINETUNE, None, "Maximum number of runs on an example that has not succeeded yet"
+    )
+    rollout_temperature: float | None = _setting(_FINETUNE, None, "Temperature of these runs, if it is another one")
+    vary_demos: bool = _setting(_FINETUNE, False, "Show other demonstrations in each run on an example")
+    balance: bool = _setting(_FINETUNE, False, "Keep equally many rows of each class")
+    deduplicate: bool = _setting(_FINETUNE, False, "Keep equal rows only once")
 
-    num_train_scored: int = 50
-    max_lm_calls: int | None = None
-    max_total_tokens: int | None = None
-    max_seconds: float | None = None
+    tuning: TuningConfig = _setting(_TUNING, TuningConfig(), "How weights are tuned")
 
-    prompts_from: Literal["original", "current"] = "original"
-    select: Literal["last", "best"] = "last"
+    num_train_scored: int = _setting(_SCHEDULE, 50, "Training examples that the program is scored on after each stage")
+
+    max_lm_calls: int | None = _setting(_LIMITS, None, "Maximum number of LM calls of all stages")
+    max_total_tokens: int | None = _setting(_LIMITS, None, "Maximum number of tokens read and written by all stages")
+    max_seconds: float | None = _setting(_LIMITS, None, "Maximum time of all stages")
+
+    prompts_from: Literal["original", "current"] = _setting(
+        _SCHEDULE, "original", "Prompts that a prompt search after another stage starts from"
+    )
+    select: Literal["last", "best"] = _setting(_SCHEDULE, "last", "Which stage's program a strategy ends in")
 
     def changed(self, changes: Mapping[str, object]) -> Settings:
-        """Others with some changed; of `tuning`, fields may be given, and ``"none"`` stands for none.
+        """Returns these settings with some of them changed.
+
+        Args:
+            changes: Setting → new value; ``"none"`` stands for None. The value of `tuning` may be a mapping of the
+                fields that change.
 
         Raises:
-            ConfigError: If there is no such setting, or a value cannot be one.
+            ConfigError: If a setting does not exist or its value is invalid.
         """
-        known = {name: getattr(self, name) for name in type(self).model_fields}
+        current = {name: getattr(self, name) for name in type(self).model_fields}
         try:
-            wanted = _without_none(changes)
-            if isinstance(wanted.get("tuning"), Mapping):
-                wanted["tuning"] = {**asdict(self.tuning), **wanted["tuning"]}
-            return Settings.model_validate({**known, **wanted})
+            new = _with_none(changes)
+            if isinstance(new.get("tuning"), Mapping):
+                new["tuning"] = {**asdict(self.tuning), **new["tuning"]}
+            return Settings.model_validate({**current, **new})
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-            raise ConfigError(f"these settings cannot be: {wrong}") from error
+            problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise ConfigError(f"invalid settings: {'; '.join(problems)}") from error
         except (TypeError, RecursionError) as error:
-            raise ConfigError(f"these settings cannot be: {error}") from error
+            raise ConfigError(f"invalid settings: {error}") from error
 
     def sampling(self) -> Sampling:
-        """How completions are drawn outside of bootstrapping."""
+        """Returns the sampling settings of all LM calls but those that make fine-tuning data."""
         return Sampling(self.temperature, self.top_p, self.max_tokens, self.stop)
 
     def budget(self) -> Budget | None:
-        """What the stages of a strategy may spend together, if that is limited."""
+        """Returns the limit of what the stages of a strategy spend together, or None if there is no limit."""
         limits = (self.max_lm_calls, self.max_total_tokens, self.max_seconds)
         return Budget(*limits) if any(limit is not None for limit in limits) else None
 
     def optimizers(self, metric: Metric, trainer: Trainer | None, label: str | None) -> dict[str, Optimizer]:
-        """The stages that strategies name: ``p`` searches prompts, ``w`` tunes weights where something can train."""
+        """Returns the optimizers of the stages: ``p`` searches prompts and, given a trainer, ``w`` tunes weights.
+
+        Args:
+            metric: Metric of the task.
+            trainer: Trainer of the weights, if there is one.
+            label: Label whose classes are held in proportion, if there is one.
+        """
         stages: dict[str, Optimizer] = {
             "p": BootstrapFewShotRandomSearch(
                 metric,
@@ -135,83 +152,16 @@ class Settings(BaseModel):
         return stages
 
 
-_PAPER: dict[str, Settings] = {
-    "iris": Settings(train=50, val=50, test=50, num_train=15, num_val=35),
-    "hotpotqa": Settings(partial_labels=True),
-    "gsm8k": Settings(test=1319),
-}
-
-_FEW_ROWS = TuningConfig(rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-3, beta2=0.95)
-
-# Zero-shot it never keeps the reply form, so completions are held to it, and one answer in some thirty is right:
-# several sampled runs of each example find those.
-_RARELY_RIGHT: dict[str, object] = {
-    "temperature": 0.0,
-    "top_p": 1.0,
-    "structured": True,
-    "num_candidate_programs": 1,
-    "num_train": 40,
-    "rollouts_per_example": 2,
-    "max_rollouts_per_example": 4,
-    "rollout_temperature": 0.7,
-    "deduplicate": True,
-    "tuning": replace(_FEW_ROWS, warmup_steps=2, epochs=3, batch_size=4),
-    "num_train_scored": 0,
-}
-
-# A 135M LM needs greedy decoding, short answers, a learning rate for few rows, and many varied runs.
-_BUNDLED: dict[str, dict[str, object]] = {
-    # Under one prompt it names one class for all flowers, and only other demonstrations make it name another.
-    "iris": {
-        "temperature": 0.0,
-        "top_p": 1.0,
-        "max_tokens": 24,
-        "rollouts_per_example": 4,
-        "max_rollouts_per_example": 64,
-        "rollout_temperature": 0.8,
-        "vary_demos": True,
-        "balance": True,
-        "deduplicate": True,
-        "tuning": replace(_FEW_ROWS, warmup_steps=6, epochs=7, batch_size=6),
-    },
-    # A demonstration holds up to six passages, so there are few. A search sees half of the validation set, as in the
-    # paper, and a quarter of the training set: eight rows on three seeds take six hours of one core.
-    "hotpotqa": {
-        **_RARELY_RIGHT,
-        "train": 100,
-        "val": 50,
-        "test": 100,
-        "max_tokens": 48,
-        "stop": ("\n\n",),
-        "max_bootstrapped_demos": 2,
-        "num_train": 25,
-        "num_val": 25,
-    },
-    "gsm8k": {**_RARELY_RIGHT, "train": 40, "val": 40, "test": 60, "max_tokens": 96, "num_val": 40},
-}
-
-
-def settings_of_paper(task: str) -> Settings:
-    """The paper's settings of a task."""
-    return _PAPER.get(task, Settings())
-
-
-def settings_for(task: str, lm: str) -> Settings:
-    """The paper's settings of a task, or those that suit the bundled LM."""
-    settings = settings_of_paper(task)
-    return settings.changed(_BUNDLED.get(task, {})) if lm == "bundled" else settings
-
-
 def as_toml(settings: Settings) -> str:
-    """Settings as a file for ``--config``; TOML has no word for none, so it is written ``"none"``."""
-    return tomli_w.dumps({"settings": _with_none(settings.model_dump(mode="json"))})
-
-
-def _with_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    named = {name: "none" if value is None else value for name, value in values.items()}
-    return {name: _with_none(value) if isinstance(value, Mapping) else value for name, value in named.items()}
+    """Returns settings as a file for ``--config``; TOML cannot write None, so it is written ``"none"``."""
+    return tomli_w.dumps({"settings": _without_none(settings.model_dump(mode="json"))})
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    named = {name: None if value == "none" else value for name, value in values.items()}
+    named = {name: "none" if value is None else value for name, value in values.items()}
     return {name: _without_none(value) if isinstance(value, Mapping) else value for name, value in named.items()}
+
+
+def _with_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    named = {name: None if value == "none" else value for name, value in values.items()}
+    return {name: _with_none(value) if isinstance(value, Mapping) else value for name, value in named.items()}

@@ -1,7 +1,7 @@
-"""Checks for a machine with a CUDA GPU, in one command: ``python -m benchmarks.performance.gpu [--model ID_OR_PATH] [--json]``.
+"""Checks for a machine with a CUDA GPU: ``python -m benchmarks.performance.gpu [--model ID_OR_PATH] [--json]``.
 
-What docs/gpu.md lists: greedy agreement with transformers, generation in bfloat16 against vLLM, QLoRA on a base in 4
-bits, and the memory budget.
+The checks are those that docs/gpu.md lists: greedy agreement with transformers, generation in bfloat16 against vLLM,
+QLoRA on a base in 4 bits, and the memory budget.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.performance.metrics_table import Figure, show
+from benchmarks.performance.metrics_table import Measurement, show_measurements
+from benchmarks.performance.processes import BASELINE_SCRIPTS
 from benchmarks.performance.workers.engine import rows_of
 from benchmarks.performance.workload import Workload, make_workload
 from lmpipe import RunStore, Session, WeightState
@@ -31,53 +32,52 @@ from lmpipe.trainer import TrainingRow
 console = Console()
 
 
-def agreement(model: str) -> dict[str, Figure]:
-    """Share of prompts whose greedy tokens in float32 are those of transformers' generate."""
+def agreement(model: str) -> dict[str, Measurement]:
+    """Measures the share of prompts whose greedy tokens in float32 are those of transformers' generate."""
     torch.backends.cuda.matmul.allow_tf32 = False
     lm = LocalLM.from_pretrained(model, dtype=torch.float32)
-    work = make_workload(lm.tokenizer, requests=32, new_tokens=32, rows=0)
-    rows = rows_of(work)
+    workload = make_workload(lm.tokenizer, requests=32, new_tokens=32, rows=0)
+    rows = rows_of(workload)
     lm.generate(rows)
     lm.model.set_attn_implementation("sdpa")
     same = 0
     for row in rows:
         out = lm.model.generate(torch.tensor([row.prompt], device="cuda"), max_new_tokens=32, do_sample=False)
         same += out[0, len(row.prompt) :].tolist()[: len(row.tokens)] == row.tokens
-    return {"float32: greedy answers equal to generate's": Figure(same / len(rows), 1.0, "higher", "")}
+    return {"float32: greedy answers equal to generate's": Measurement(same / len(rows), 1.0, "higher", "")}
 
 
-def speed(model: str) -> dict[str, Figure]:
-    """New tokens per second in bfloat16, and how that compares with vLLM where it is installed."""
+def speed(model: str) -> dict[str, Measurement]:
+    """Measures new tokens per second in bfloat16 and, where vLLM is installed, compares them with vLLM's."""
     lm = LocalLM.from_pretrained(model, dtype=torch.bfloat16)
-    work = make_workload(lm.tokenizer, requests=256, new_tokens=128, rows=0)
-    lm.generate(rows_of(work)[:8])
-    rows = rows_of(work)
+    workload = make_workload(lm.tokenizer, requests=256, new_tokens=128, rows=0)
+    lm.generate(rows_of(workload)[:8])
+    rows = rows_of(workload)
     torch.cuda.synchronize()
     started = perf_counter()
     lm.generate(rows)
     torch.cuda.synchronize()
-    ours = sum(len(row.tokens) for row in rows) / (perf_counter() - started)
-    console.print(f"bfloat16: {ours:,.0f} new tokens per second")
+    rate = sum(len(row.tokens) for row in rows) / (perf_counter() - started)
+    console.print(f"bfloat16: {rate:,.0f} new tokens per second")
     del lm
     torch.cuda.empty_cache()
     if importlib.util.find_spec("vllm") is None:
-        console.print("vLLM is not installed here; its part is left out")
+        console.print("vLLM is not installed here, so it is not measured")
         return {}
-    return {"bfloat16: speed over vLLM's": Figure(ours / _vllm_speed(model, work), 0.5, "higher", "×")}
+    return {"bfloat16: speed over vLLM's": Measurement(rate / _vllm_speed(model, workload), 0.5, "higher", "×")}
 
 
-def _vllm_speed(model: str, work: Workload) -> float:
+def _vllm_speed(model: str, workload: Workload) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        path = work.write(Path(folder) / "workload.json")
-        script = Path(__file__).parent / "baselines" / "vllm_generate.py"
-        command = [sys.executable, str(script), model, str(path), "bfloat16"]
+        path = workload.write(Path(folder) / "workload.json")
+        command = [sys.executable, str(BASELINE_SCRIPTS / "vllm_generate.py"), model, str(path), "bfloat16"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return float(sum(map(len, answer["tokens"])) / answer["seconds"])
 
 
-def qlora(model: str) -> dict[str, Figure]:
-    """Whether a base in 4 bits learns a few rows, the memory that takes, and whether the GPU's time is counted."""
+def qlora(model: str) -> dict[str, Measurement]:
+    """Checks that a base in 4 bits learns a few rows, and that the GPU's time is counted; prints the memory."""
     lm = LocalLM.from_pretrained(model, quantization="nf4")
     rows = [TrainingRow((Message("user", f"Say the word for {n}."),), f"The word is {n * 7}.") for n in range(32)]
     torch.cuda.reset_peak_memory_stats()
@@ -92,36 +92,38 @@ def qlora(model: str) -> dict[str, Figure]:
     spent = session.ledger.total
     console.print(f"QLoRA: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most; losses {result.losses}")
     return {
-        "QLoRA: last loss over first": Figure(result.losses[-1] / result.losses[0], 0.5, "lower", "×"),
-        "QLoRA: GPU seconds of its seconds": Figure(spent.gpu_seconds / spent.seconds, 0.8, "higher", "×"),
+        "QLoRA: last loss over first": Measurement(result.losses[-1] / result.losses[0], 0.5, "lower", "×"),
+        "QLoRA: GPU seconds of its seconds": Measurement(spent.gpu_seconds / spent.seconds, 0.8, "higher", "×"),
     }
 
 
-def budget(model: str) -> dict[str, Figure]:
-    """Memory that generation takes beside the weights, over the budget for keys and values."""
+def budget(model: str) -> dict[str, Measurement]:
+    """Measures the memory of generation beside the weights, relative to the budget for keys and values."""
     memory = 2 * 2**30
     lm = LocalLM.from_pretrained(model, dtype=torch.bfloat16, memory=memory)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     lm.generate(rows_of(make_workload(lm.tokenizer, requests=512, prefix=1000, own=200, rows=0)))
-    taken = torch.cuda.max_memory_allocated() - before
-    return {"memory of 512 requests over a budget of 2 GiB": Figure(taken / memory, 1.5, "lower", "×")}
+    used = torch.cuda.max_memory_allocated() - before
+    return {"memory of 512 requests over a budget of 2 GiB": Measurement(used / memory, 1.5, "lower", "×")}
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Hub id or local folder.")] = "HuggingFaceTB/SmolLM2-135M-Instruct",
+    model: Annotated[
+        str, typer.Option(help="Id of a model on the hub, or a local folder.")
+    ] = "HuggingFaceTB/SmolLM2-135M-Instruct",
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
 ) -> None:
     """Runs the checks that need a GPU."""
     if not torch.cuda.is_available():
         console.print("[bold red]there is no CUDA GPU here[/]; every check of this script needs one")
         raise typer.Exit(1)
-    figures: dict[str, Figure] = {}
+    measurements: dict[str, Measurement] = {}
     for check in (agreement, speed, qlora, budget):
         console.print(f"{check.__name__}: {(check.__doc__ or '').splitlines()[0]}")
-        figures |= check(model)
+        measurements |= check(model)
         torch.cuda.empty_cache()
-    show(f"{torch.cuda.get_device_name()}, {model}", figures, as_json=as_json)
+    show_measurements(f"{torch.cuda.get_device_name()}, {model}", measurements, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Peak memory of the traces of an evaluation, and of their log: ``python -m benchmarks.performance.memory [TRACES]``.
 
-The LM answers at once. Prints one JSON object as its last line: MB above what the process takes before it has traces,
-while they are made and their log is written, and while the log is read.
+The LM answers at once. The last line is one JSON object: MB beyond the memory of the process before it has traces,
+while the traces are made and their log is written (``made``), and while the log is read (``read``).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _CONTEXT = ["Paris is the capital of France.", "It lies on the Seine."]
 
 
 def _peak() -> float:
-    """Most memory that this process has had, in MB; Linux counts in KiB, macOS in bytes.
+    """Returns the peak memory of this process in MB; `resource` counts in KiB on Linux and in bytes on macOS.
 
-    On Linux, what `resource` says includes the process that started this one.
+    On Linux, the figure of `resource` includes the process that started this one, so /proc is read instead.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -31,7 +31,7 @@ def _peak() -> float:
 
 
 def main(count: int) -> None:
-    """Evaluates a module on so many examples."""
+    """Evaluates a module on a number of examples."""
     program = ChainOfThought("context: list[str], question -> answer")
     before = _peak()
     with tempfile.TemporaryDirectory() as folder, RunStore(folder) as store:
@@ -41,9 +41,9 @@ def main(count: int) -> None:
             for number in range(count)
         ]
         state = initial_state(program, session)
-        found = evaluate(program, state, examples, exact_match, session, keep_traces=True)
+        evaluation = evaluate(program, state, examples, exact_match, session, keep_traces=True)
         made = _peak() - before
-        read = sum(1 for _ in records_of(Path(folder, "blobs", str(found.traces))))
+        read = sum(1 for _ in records_of(Path(folder, "blobs", str(evaluation.traces))))
     print(json.dumps({"traces": read, "made": round(made, 1), "read": round(_peak() - before, 1)}))
 
 

@@ -1,4 +1,4 @@
-"""Measured figures and their goals, as a terminal table and as one JSON object."""
+"""Measured figures and their goals, as a table on the terminal and as one JSON object."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rich.table import Table
 
 @final
 @dataclass(frozen=True)
-class Figure:
-    """One measured figure.
+class Measurement:
+    """One measured figure and its goal.
 
     Args:
-        value: What was measured.
-        goal: What it should be.
-        better: Which side of the goal is good.
-        unit: Of both.
+        value: Measured value.
+        goal: Value to reach.
+        better: Whether lower or higher values are better.
+        unit: Unit of both values.
     """
 
     value: float
@@ -33,20 +33,20 @@ class Figure:
         return self.value <= self.goal if self.better == "lower" else self.value >= self.goal
 
 
-def show(title: str, figures: dict[str, Figure], *, as_json: bool) -> None:
+def show_measurements(title: str, measurements: dict[str, Measurement], *, as_json: bool) -> None:
     """Prints the table and, if asked for, the JSON object as the last line."""
     table = Table(title=title)
     for name in ("figure", "value", "goal", "met"):
         table.add_column(name, justify="left" if name == "figure" else "right")
-    for name, figure in figures.items():
-        sign = "≤" if figure.better == "lower" else "≥"
+    for name, measured in measurements.items():
+        sign = "≤" if measured.better == "lower" else "≥"
         table.add_row(
             name,
-            f"{figure.value:,.3g} {figure.unit}",
-            f"{sign} {figure.goal:,.3g} {figure.unit}",
-            "yes" if figure.met else "[red]no[/]",
+            f"{measured.value:,.3g} {measured.unit}",
+            f"{sign} {measured.goal:,.3g} {measured.unit}",
+            "yes" if measured.met else "[red]no[/]",
         )
     Console().print(table)
     if as_json:
-        rows = {name: {"value": f.value, "goal": f.goal, "met": f.met} for name, f in figures.items()}
+        rows = {name: {"value": m.value, "goal": m.goal, "met": m.met} for name, m in measurements.items()}
         print(json.dumps({"figures": rows}))

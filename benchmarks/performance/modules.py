@@ -1,7 +1,7 @@
-"""What optimizers cost on programs of many modules: ``python -m benchmarks.performance.modules [--json] [--picture FILE]``.
+"""Cost of optimizers on programs of many modules: ``python -m benchmarks.performance.modules [--picture FILE]``.
 
 The programs are generated: predictors in lists and dicts, beside lists of dicts of smaller programs of the same kind.
-The LM answers at once, so all that is measured is ours. The figures are exponents of growth: 1 is linear in modules.
+The LM answers at once, so only the framework is measured. The figures are exponents of growth: 1 is linear in modules.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Annotated, Any, final
 import matplotlib as mpl
 import numpy as np
 import typer
-from matplotlib.figure import Figure as Plot
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.performance.metrics_table import Figure, show
+from benchmarks.performance.metrics_table import Measurement, show_measurements
 from lmpipe import (
     ChainOfThought,
     Example,
@@ -60,24 +60,24 @@ from optimizers import (
 )
 
 SIZES = (5, 10, 20, 50, 100, 200)
-LARGE = 50  # growth is fitted from here on: below, what a run costs by itself counts
-EXAMPLES = 16  # to train on, and as many to choose by
+LARGE = 50  # growth is fitted to these sizes and larger ones: below, the fixed cost of a run counts
+EXAMPLES = 16  # training examples, and as many validation examples
 GOAL = 1.2
 _EVEN = re.compile(r"[02468]\?")
 console = Console()
 
 
 class Grove(Module):
-    """A program of any number of modules: up to four predictors, and two smaller groves of the others.
+    """A program of any number of predictors: up to four of them, and two smaller groves of the others.
 
     Args:
-        modules: How many predictors, at least one; the first of each grove is asked twice.
-        first: Number of the first of them, in the order of the structure; each is asked by its number.
+        modules: Number of predictors, at least one; the first of each grove is called twice.
+        first: Number of the first predictor in the order of the structure; questions name the number of the predictor.
     """
 
     def __init__(self, modules: int, first: int = 0) -> None:
         kinds = [Predict, ChainOfThought]
-        leaves = [kind(f"{given} -> answer") for given in ("question", "question, hint") for kind in kinds][:modules]
+        leaves = [kind(f"{inputs} -> answer") for inputs in ("question", "question, hint") for kind in kinds][:modules]
         rest, after = modules - len(leaves), first + len(leaves)
         halves = [(rest - rest // 2, after), (rest // 2, after + rest - rest // 2)]
         self.first = first
@@ -88,33 +88,33 @@ class Grove(Module):
         }
 
     def forward(self, question: str) -> Prediction:
-        asked, told, groves = self.parts.values()
-        answers = [asked[0](question=f"{question} Step {self.first}").answer]
-        for number, leaf in enumerate(asked, self.first):
+        without_hint, with_hint, groves = self.parts.values()
+        answers = [without_hint[0](question=f"{question} Step {self.first}").answer]
+        for number, leaf in enumerate(without_hint, self.first):
             answers.append(leaf(question=f"{question} Step {number}").answer)
-        for number, leaf in enumerate(told.values(), self.first + 2):
+        for number, leaf in enumerate(with_hint.values(), self.first + 2):
             answers.append(leaf(question=f"{question} Step {number}", hint=answers[-1]).answer)
         answers += [grove["half"](question=question).answer for grove in groves]
         return Prediction(answer=answers[-1])
 
 
 def reply(request: Request) -> str:
-    """Right on even numbers; and on odd ones where demonstrations, weights, a hint or luck help.
+    """Answers correctly on even numbers, and on odd ones if demonstrations, weights, a hint or luck help.
 
-    Asked for an instruction, it gives one that helps.
+    If it is asked for an instruction, it writes one that helps.
     """
-    asked = request.messages[-1].content
-    if not asked.startswith("question:"):
+    prompt = request.messages[-1].content
+    if not prompt.startswith("question:"):
         return "```\nSay Paris.\n```"
-    told = len(request.messages) > 2 or "Paris" in request.messages[0].content + asked
+    hinted = len(request.messages) > 2 or "Paris" in request.messages[0].content + prompt
     lucky = request.sampling.temperature > 0 and request.seed % 2
-    helped = told or request.weights.adapter or lucky
-    return f"reasoning: it is known\nanswer: {'Paris' if helped or _EVEN.search(asked) else 'Rome'}"
+    helped = hinted or request.weights.adapter or lucky
+    return f"reasoning: it is known\nanswer: {'Paris' if helped or _EVEN.search(prompt) else 'Rome'}"
 
 
 @final
-class Letters(Embedder):
-    """Texts of the same letters are near."""
+class LetterCounts(Embedder):
+    """Embeds a text as the number of times that each letter and digit occurs in it."""
 
     @property
     def name(self) -> str:
@@ -125,7 +125,7 @@ class Letters(Embedder):
 
 
 def examples(count: int, start: int = 0) -> list[Example]:
-    """Questions for `reply`."""
+    """Returns questions for `reply`."""
     return [
         Example({"question": f"Where is {n}?"}, {"answer": "Paris"}, id=str(n)) for n in range(start, start + count)
     ]
@@ -159,7 +159,7 @@ class RowKeeper(Trainer):
 
 
 def random_search() -> Optimizer:
-    """The step Π."""
+    """Returns the optimizer of the prompt stage."""
     return BootstrapFewShotRandomSearch(exact_match)
 
 
@@ -181,71 +181,71 @@ OPTIMIZERS: Mapping[str, Callable[[Trainer], Optimizer]] = {
         exact_match, {"p": random_search(), "w": BootstrapFinetune(exact_match, trainer)}, "p -> w -> p"
     ),
 }
-"""What is measured and tested: how to make each optimizer, given a trainer."""
+"""The optimizers that are measured and tested: name → makes the optimizer, given a trainer."""
 
 
 def seconds(optimizer: Callable[[Trainer], Optimizer], modules: int) -> float:
-    """CPU seconds of optimizing a program of so many modules."""
+    """Measures the CPU seconds of optimizing a program of a number of modules."""
     program = Grove(modules)
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(folder)
-        session = Session(lm=ScriptedLM(reply), store=store, embedder=Letters())
+        session = Session(lm=ScriptedLM(reply), store=store, embedder=LetterCounts())
         state, train, val = initial_state(program, session), examples(EXAMPLES), examples(EXAMPLES, EXAMPLES)
         gc.collect()
         started = process_time()
         result = optimizer(RowKeeper()).optimize(program, state, train, val, session)
-        taken = process_time() - started
+        elapsed = process_time() - started
         store.close()
     if result.status != "done" or result.state == state:
         raise RuntimeError(f"nothing was learned: {result.reason}")
-    return taken
+    return elapsed
 
 
 def growth(points: Mapping[int, float]) -> float:
-    """The exponent of a power law through the larger sizes."""
+    """Returns the exponent of a power law that is fitted to the larger sizes."""
     large = {size: value for size, value in points.items() if size >= LARGE}
     slope, _ = np.polyfit([math.log(size) for size in large], [math.log(value) for value in large.values()], 1)
     return float(slope)
 
 
-def draw(found: Mapping[str, Mapping[int, float]], path: Path) -> None:
-    """Writes a picture of cost against modules."""
+def draw(cpu_seconds: Mapping[str, Mapping[int, float]], path: Path) -> None:
+    """Draws CPU seconds against modules, for each optimizer."""
     with mpl.rc_context({"font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False}):
-        plot = Plot(figsize=(10, 4), layout="constrained")
-        axis = plot.subplots()
-        for name, points in found.items():
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        axis = figure.subplots()
+        for name, points in cpu_seconds.items():
             axis.plot(list(points), list(points.values()), marker="o", label=f"{name}: exponent {growth(points):.2f}")
         axis.set(xscale="log", yscale="log", xlabel="modules", ylabel="CPU seconds")
         axis.set_xticks(SIZES, [str(size) for size in SIZES], minor=False)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        plot.legend(loc="outside right upper", frameon=False)
-        plot.savefig(path)
+        figure.legend(loc="outside right upper", frameon=False)
+        figure.savefig(path)
 
 
 def main(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
-    repetitions: Annotated[int, typer.Option(help="Measurements of each figure; the least counts.")] = 5,
-    picture: Annotated[Path | None, typer.Option(help="Where to draw how cost grows, as SVG.")] = None,
+    repetitions: Annotated[int, typer.Option(help="Repetitions of each measurement; the minimum counts.")] = 5,
+    picture: Annotated[Path | None, typer.Option(help="SVG file for a picture of how cost grows.")] = None,
 ) -> None:
     """Measures how the cost of each optimizer grows with the modules of a program."""
-    found: dict[str, dict[int, float]] = {}
+    cpu_seconds: dict[str, dict[int, float]] = {}
     table = Table(title="CPU seconds by modules")
     for heading in ("optimizer", *map(str, SIZES)):
         table.add_column(heading, justify="left" if heading == "optimizer" else "right")
     for name, optimizer in OPTIMIZERS.items():
-        seconds(optimizer, SIZES[0])  # what is loaded and compiled once does not count
+        seconds(optimizer, SIZES[0])  # loads and compiles what is needed once
         runs = [{size: seconds(optimizer, size) for size in SIZES} for _ in range(repetitions)]
-        found[name] = {size: min(run[size] for run in runs) for size in SIZES}  # other processes only add
-        table.add_row(name, *(f"{value:.3f}" for value in found[name].values()))
+        cpu_seconds[name] = {size: min(run[size] for run in runs) for size in SIZES}  # other processes only add time
+        table.add_row(name, *(f"{value:.3f}" for value in cpu_seconds[name].values()))
     console.print(table)
     if picture:
-        draw(found, picture)
+        draw(cpu_seconds, picture)
     if as_json:
-        print(json.dumps({"cpu_seconds": found}))
-    show(
+        print(json.dumps({"cpu_seconds": cpu_seconds}))
+    show_measurements(
         f"exponents of growth from {LARGE} to {SIZES[-1]} modules",
-        {name: Figure(growth(points), GOAL, "lower", "") for name, points in found.items()},
+        {name: Measurement(growth(points), GOAL, "lower", "") for name, points in cpu_seconds.items()},
         as_json=as_json,
     )
 

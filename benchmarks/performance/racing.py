@@ -1,25 +1,26 @@
-"""What racing finds, and what it saves: ``python -m benchmarks.performance.racing [--json] [--run FOLDER]``.
+"""Racing against exhaustive search: ``python -m benchmarks.performance.racing [--json] [--run FOLDER]``.
 
 A search is a table of scores, 9 candidates × 250 examples, as in the paper. Both searches read the same table: the
-exhaustive one all of it, the race block by block. A race is right if the exhaustive mean of its winner equals the best.
+exhaustive one reads all of it, the race reads it block by block. A race is correct if the exhaustive mean of its winner
+equals the best mean.
 
-Simulated tables are correlated Bernoulli outcomes: whether a candidate is right depends on its mean, on how difficult
-the example is for all of them, and on chance (a probit model with one factor). What varies between the searches of the
-realistic mixture, each uniformly:
+Simulated tables are correlated Bernoulli outcomes: whether a candidate is correct depends on its mean, on the
+difficulty of the example, which is the same for all candidates, and on chance (a probit model with one factor). The
+searches of the realistic mixture vary uniformly in:
 
 - the mean of the candidates, 30 to 80 %: tasks that demonstrations can help with;
-- the standard deviation of their means, 5 to 10 points. Random search over demonstrations exists because sets of them
-  differ by that much: Zhao et al. 2021 (arXiv 2102.09690) and Lu et al. 2022 (arXiv 2104.08786) find more. So does
-  Iris (docs/results.md), where the zero-shot candidate alone lies 34 points or more from the best one;
-- the share of an outcome's variance that is the example's, 30 to 70 %: of two candidates that are right on one half of
-  the examples, on 40 to 25 % of them only one is.
+- the standard deviation of their means, 5 to 10 points. Random search over demonstrations is useful because sets of
+  demonstrations differ by that much: Zhao et al. 2021 (arXiv 2102.09690) and Lu et al. 2022 (arXiv 2104.08786) found
+  larger differences, and on Iris (docs/results.md) the zero-shot candidate is 34 points or more from the best one;
+- the share of an outcome's variance that is due to the example, 30 to 70 %: if two candidates are each correct on half
+  of the examples, exactly one of them is correct on 40 to 25 % of the examples.
 
-Not in the mixture are searches with a spread of 2 points, and those whose candidates are all alike. There no rule can
-have both goals, since the best two of nine differ by a few examples of 250; the mean loss says what that costs: the
-goal is half a point.
+The mixture does not include searches with a spread of 2 points, nor those whose candidates are all alike. No rule can
+reach both goals on these, since the best two of nine candidates differ by a few examples of 250. The mean loss shows
+what that costs; its goal is half a point.
 
-Real tables: a nearest-neighbour classifier that is shown drawn demonstrations of three data sets, whose candidates
-differ only in the draw; and the searches that a run directory has recorded.
+Real tables are those of a nearest-neighbour classifier with demonstrations drawn from three data sets, whose candidates
+differ only in the draw, and the searches that a run directory has recorded.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.performance.metrics_table import Figure, show
+from benchmarks.performance.metrics_table import Measurement, show_measurements
 from optimizers.prompts.racing import Race, Rule, race
 
 Table = NDArray[np.float64]
@@ -53,12 +54,12 @@ SAME_GOAL, SHARE_GOAL = 0.95, 0.5
 @final
 @dataclass(frozen=True)
 class Family:
-    """Simulated searches.
+    """A family of simulated searches.
 
     Args:
-        spread: Standard deviation of the candidates' means, from and to.
-        level: Mean of the candidates' means, from and to.
-        shared: Share of the variance of an outcome that is the example's, from and to.
+        spread: Range of the standard deviation of the candidates' means.
+        level: Range of the mean of the candidates' means.
+        shared: Range of the share of an outcome's variance that is due to the example.
     """
 
     spread: tuple[float, float]
@@ -66,7 +67,7 @@ class Family:
     shared: tuple[float, float] = (0.3, 0.7)
 
     def table(self, rng: np.random.Generator) -> Table:
-        """One search."""
+        """Draws the table of one search."""
         means = rng.uniform(*self.level) + rng.uniform(*self.spread) * rng.standard_normal((CANDIDATES, 1))
         shared = rng.uniform(*self.shared)
         difficulty = rng.standard_normal(EXAMPLES)
@@ -87,13 +88,13 @@ FAMILIES: Mapping[str, Family] = {
 
 @final
 @dataclass(frozen=True)
-class Outcome:
-    """What became of some searches.
+class RaceSummary:
+    """Results of several races.
 
     Attributes:
         same: Share of the races whose winner is an exhaustive winner.
-        share: Share of the exhaustive rollouts that were made.
-        loss: By how much, in exhaustive mean, the winners fall short of the best.
+        share: Share of the exhaustive rollouts that the races made.
+        loss: Mean difference between the best exhaustive mean and that of the winner.
     """
 
     same: float
@@ -101,36 +102,36 @@ class Outcome:
     loss: float
 
 
-def measure(tables: Iterator[Table], rule: Rule) -> Outcome:
-    """Races on some tables."""
+def measure(tables: Iterator[Table], rule: Rule) -> RaceSummary:
+    """Runs races on several tables."""
     rows = [_compare(table, rule) for table in tables]
     same, share, loss = (float(column) for column in np.mean(rows, axis=0))
-    return Outcome(same, share, loss)
+    return RaceSummary(same, share, loss)
 
 
 def _compare(table: Table, rule: Rule) -> tuple[bool, float, float]:
     means = table.mean(axis=1)
-    ran = on_table(table, rule)
-    if ran.winner is None:
+    result = race_on_table(table, rule)
+    if result.winner is None:
         raise RuntimeError("a race without a budget has no winner")
-    loss = float(means.max() - means[ran.winner])
-    return loss < 1e-12, ran.rollouts / table.size, loss
+    loss = float(means.max() - means[result.winner])
+    return loss < 1e-12, result.rollouts / table.size, loss
 
 
-def on_table(table: Table, rule: Rule) -> Race:
-    """A race whose scores are known."""
+def race_on_table(table: Table, rule: Rule) -> Race:
+    """Runs a race whose scores are read from a table."""
     rows = table.tolist()
     return race(lambda alive, block: [rows[number][block] for number in alive], len(rows), len(rows[0]), rule)
 
 
 def simulated(family: Family, searches: int, seed: int) -> Iterator[Table]:
-    """Tables of a family."""
+    """Draws tables of a family."""
     rng = np.random.default_rng(seed)
     return (family.table(rng) for _ in range(searches))
 
 
 def demonstrated(load: Callable[..., tuple[Table, Table]], searches: int, seed: int) -> Iterator[Table]:
-    """Tables of nearest-neighbour classifiers; each candidate is shown two drawn demonstrations of each class."""
+    """Yields tables of nearest-neighbour classifiers; each candidate has two random demonstrations of each class."""
     inputs, labels = load(return_X_y=True)
     inputs = StandardScaler().fit_transform(inputs)
     rng = np.random.default_rng(seed)
@@ -139,18 +140,18 @@ def demonstrated(load: Callable[..., tuple[Table, Table]], searches: int, seed: 
         val, train = order[: min(EXAMPLES, len(order) // 2)], order[min(EXAMPLES, len(order) // 2) :]
         rows = []
         for _ in range(CANDIDATES):
-            shown = np.concatenate(
+            demos = np.concatenate(
                 [rng.choice(train[labels[train] == label], 2, replace=False) for label in np.unique(labels)]
             )
-            model = KNeighborsClassifier(n_neighbors=1).fit(inputs[shown], labels[shown])
+            model = KNeighborsClassifier(n_neighbors=1).fit(inputs[demos], labels[demos])
             rows.append(model.predict(inputs[val]) == labels[val])
         yield np.array(rows, dtype=np.float64)
 
 
 def recorded(run: Path, orders: int, seed: int) -> Iterator[Table]:
-    """Tables of the searches in a run's journal, each with its examples in several orders.
+    """Yields tables of the searches in a run's journal, each with its examples in several orders.
 
-    Candidates that were scored together were recorded together.
+    Candidates that were scored together are in one line of the journal.
     """
     rng = random.Random(seed)
     for line in (run / "journal.jsonl").read_text().splitlines():
@@ -162,20 +163,22 @@ def recorded(run: Path, orders: int, seed: int) -> Iterator[Table]:
                 yield np.array([[row[name] for name in order] for row in rows])
 
 
-def figures_of(name: str, outcome: Outcome) -> dict[str, Figure]:
-    """An outcome beside the goals."""
+def measurements_of(name: str, summary: RaceSummary) -> dict[str, Measurement]:
+    """Returns the results of several races beside the goals."""
     return {
-        f"{name}: same winner": Figure(round(outcome.same, 4), SAME_GOAL, "higher", ""),
-        f"{name}: rollouts made": Figure(round(outcome.share, 4), SHARE_GOAL, "lower", ""),
-        f"{name}: mean loss of score": Figure(round(outcome.loss, 5), 0.005, "lower", ""),
+        f"{name}: same winner": Measurement(round(summary.same, 4), SAME_GOAL, "higher", ""),
+        f"{name}: rollouts made": Measurement(round(summary.share, 4), SHARE_GOAL, "lower", ""),
+        f"{name}: mean loss of score": Measurement(round(summary.loss, 5), 0.005, "lower", ""),
     }
 
 
 def main(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
     searches: Annotated[int, typer.Option(help="Simulated searches of each family.")] = 2000,
-    run: Annotated[list[Path] | None, typer.Option(help="Run directory whose searches are raced too.")] = None,
-    boundary: Annotated[float, typer.Option(help="Standard errors at which a candidate is dropped.")] = Rule.boundary,
+    run: Annotated[list[Path] | None, typer.Option(help="Run directory with recorded searches to race on too.")] = None,
+    boundary: Annotated[
+        float, typer.Option(help="Number of standard errors behind the best at which a candidate is dropped.")
+    ] = Rule.boundary,
 ) -> None:
     """Compares races with exhaustive searches."""
     rule = Rule(boundary=boundary)
@@ -185,10 +188,10 @@ def main(
         tables[name] = demonstrated(load, max(searches // 5, 1), seed=0)
     for folder in run or ():
         tables[f"searches of {folder}"] = recorded(folder, 100, seed=0)
-    figures: dict[str, Figure] = {}
-    for name, some in tables.items():
-        figures |= figures_of(name, measure(some, rule))
-    show(f"racing, {searches} searches of each family", figures, as_json=as_json)
+    measurements: dict[str, Measurement] = {}
+    for name, family_tables in tables.items():
+        measurements |= measurements_of(name, measure(family_tables, rule))
+    show_measurements(f"racing, {searches} searches of each family", measurements, as_json=as_json)
 
 
 if __name__ == "__main__":

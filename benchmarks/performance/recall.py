@@ -1,7 +1,8 @@
-"""Recall of HotPotQA's gold passages by the question: ``python -m benchmarks.performance.recall --data DIR --retriever bm25``.
+"""Recall of HotPotQA's gold passages: ``python -m benchmarks.performance.recall --data DIR --retriever bm25``.
 
-A question has two gold passages, and the second is often named only in the first: recall by one search has a ceiling
-well below 1, and compares retrievers with each other. Intervals are 95 % bootstrap intervals over questions.
+The query is the question. A question has two gold passages, and often only the first names the second, so the recall of
+one search is well below 1 even at best; it compares retrievers with each other. Intervals are 95 % bootstrap intervals
+over questions.
 """
 
 from __future__ import annotations
@@ -28,14 +29,19 @@ console = Console()
 
 
 def recalls(retriever: Retriever, examples: Sequence[Example], cuts: Sequence[int] = CUTS) -> NDArray[np.float64]:
-    """Share of each question's gold passages among the first so many, ``[questions, cuts]``.
+    """Returns the share of each question's gold passages among the first passages, ``[questions, cuts]``.
+
+    Args:
+        retriever: Retriever to search with.
+        examples: Examples of HotPotQA.
+        cuts: Numbers of first passages that count.
 
     Raises:
-        EngineError: If a question could not be searched for.
+        EngineError: If a search fails.
     """
-    found = retriever.search([example.inputs["question"] for example in examples], max(cuts))
+    rankings = retriever.search([example.inputs["question"] for example in examples], max(cuts))
     rows = []
-    for example, passages in zip(examples, found, strict=True):
+    for example, passages in zip(examples, rankings, strict=True):
         if isinstance(passages, EngineError):
             raise passages
         titles = example.labels["titles"]
@@ -48,33 +54,33 @@ def recalls(retriever: Retriever, examples: Sequence[Example], cuts: Sequence[in
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Mean, and its 95 % interval."""
-    found = bootstrap((values,), np.mean, n_resamples=9999, method="percentile", random_state=0).confidence_interval
-    return float(values.mean()), float(found.low), float(found.high)
+    """Returns the mean and the ends of its 95 % interval."""
+    result = bootstrap((values,), np.mean, n_resamples=9999, method="percentile", random_state=0)
+    return float(values.mean()), float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder of data, with hotpotqa/ in it.")],
+    data: Annotated[Path, typer.Option(help="Folder of the data, with hotpotqa/ in it.")],
     retriever: Annotated[
-        list[str], typer.Option(help="`bm25`, `dense`, FOLDER of an index, `http://HOST:PORT`; repeatable.")
+        list[str], typer.Option(help="`bm25`, `dense`, the FOLDER of an index, or `http://HOST:PORT`; repeatable.")
     ],
-    part: Annotated[Literal["train", "val", "test"], typer.Option(help="Of the questions.")] = "test",
+    part: Annotated[Literal["train", "val", "test"], typer.Option(help="Part that the questions are from.")] = "test",
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
 ) -> None:
-    """Recall of gold passages at 2, 5, 10 and 20."""
+    """Prints the recall of gold passages at 2, 5, 10 and 20."""
     task = HotpotTask(data=str(data))
     split = task.examples()
     examples = {"train": split.train, "val": split.val, "test": split.test}[part]
     table = Table("retriever", *(f"recall@{cut}" for cut in CUTS), title=f"{len(examples)} {part} questions")
-    figures = {}
+    intervals = {}
     for spec in retriever:
-        found = recalls(load_retriever(spec, task.passages), examples)
-        rows = [interval(column) for column in found.T]
+        values = recalls(load_retriever(spec, task.passages), examples)
+        rows = [interval(column) for column in values.T]
         table.add_row(hide(spec), *(f"{100 * mean:.1f} ({100 * low:.1f}–{100 * high:.1f})" for mean, low, high in rows))
-        figures[hide(spec)] = dict(zip(map(str, CUTS), rows, strict=True))
+        intervals[hide(spec)] = dict(zip(map(str, CUTS), rows, strict=True))
     console.print(table)
     if as_json:
-        print(json.dumps({"recall": figures}))
+        print(json.dumps({"recall": intervals}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the framework itself costs: ``python -m benchmarks.performance.throughput [--json]``.
+"""Overhead of the framework: ``python -m benchmarks.performance.throughput [--json]``.
 
-The LM answers at once, so all that is measured is ours: rendering, parsing, tracing, threads and batches. Figures are
+The LM answers at once, so only the framework is measured: rendering, parsing, tracing, threads and batches. Figures are
 medians over several repetitions.
 """
 
@@ -15,8 +15,8 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.performance.metrics_table import Figure, show
-from benchmarks.performance.processes import ours
+from benchmarks.performance.metrics_table import Measurement, show_measurements
+from benchmarks.performance.processes import run_worker
 from lmpipe import (
     ChainOfThought,
     Example,
@@ -40,7 +40,7 @@ REPLY = "reasoning: two facts are needed\nquery: the capital of France\nanswer: 
 
 
 class ThreeModules(Module):
-    """Two queries and an answer, as in multi-hop question answering."""
+    """Two modules that write a query and one that answers, as in multi-hop question answering."""
 
     def __init__(self) -> None:
         self.hops = [ChainOfThought("context: list[str], question -> query") for _ in range(2)]
@@ -54,12 +54,12 @@ class ThreeModules(Module):
 
 
 def reply(request: Request) -> str:
-    """The same text for every request."""
+    """Returns the same text for every request."""
     return REPLY
 
 
 def predict_seconds(calls: int = 2000) -> float:
-    """CPU seconds of one Predict call, rendering and parsing included."""
+    """Measures the CPU seconds of one Predict call, with rendering and parsing."""
     predict = Predict("context: list[str], question -> reasoning, answer")
     with Session(lm=ScriptedLM(reply)):
         started = process_time()
@@ -71,7 +71,7 @@ def predict_seconds(calls: int = 2000) -> float:
 
 
 def rollout_rate() -> float:
-    """LM calls per second of a program of three modules with 256 examples in flight."""
+    """Measures the LM calls per second of a program of three modules with 256 examples in flight."""
     program = ThreeModules()
     session = Session(lm=ScriptedLM(reply), max_concurrency=IN_FLIGHT)
     state = initial_state(program, session)
@@ -85,36 +85,36 @@ def rollout_rate() -> float:
 
 
 def import_seconds() -> float:
-    """CPU seconds of ``import lmpipe`` in a fresh interpreter, beyond those of the interpreter."""
+    """Measures the CPU seconds of ``import lmpipe`` in a fresh interpreter, without its start."""
     code = "import time; started = time.process_time(); import lmpipe; print(time.process_time() - started)"
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
 def traces_memory() -> float:
-    """MB of many traces and of writing and reading their log, in a fresh process."""
-    return float(ours("benchmarks.performance.memory", str(TRACES))["read"])
+    """Measures the MB of many traces and of writing and reading their log, in a fresh process."""
+    return float(run_worker("benchmarks.performance.memory", str(TRACES))["read"])
 
 
 def median(measure: Callable[[], float], repetitions: int) -> float:
-    """The median of several measurements after one that does not count."""
+    """Returns the median of several measurements, after one that does not count."""
     measure()
     return statistics.median(measure() for _ in range(repetitions))
 
 
 def main(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
-    repetitions: Annotated[int, typer.Option(help="Measurements of each figure.")] = 7,
+    repetitions: Annotated[int, typer.Option(help="Repetitions of each measurement.")] = 7,
 ) -> None:
-    """Measures the framework's own cost with an LM that answers at once."""
-    figures = {
-        "CPU time per Predict call": Figure(1e6 * median(predict_seconds, repetitions), 100, "lower", "µs"),
-        f"LM calls per second, {IN_FLIGHT} jobs in flight": Figure(
+    """Measures the overhead of the framework with an LM that answers at once."""
+    measurements = {
+        "CPU time per Predict call": Measurement(1e6 * median(predict_seconds, repetitions), 100, "lower", "µs"),
+        f"LM calls per second, {IN_FLIGHT} jobs in flight": Measurement(
             median(rollout_rate, repetitions), 2000, "higher", "/s"
         ),
-        "CPU time of import lmpipe": Figure(median(import_seconds, repetitions), 0.3, "lower", "s"),
-        f"peak memory of {TRACES:,} traces": Figure(traces_memory(), 300, "lower", "MB"),
+        "CPU time of import lmpipe": Measurement(median(import_seconds, repetitions), 0.3, "lower", "s"),
+        f"peak memory of {TRACES:,} traces": Measurement(traces_memory(), 300, "lower", "MB"),
     }
-    show("framework overhead", figures, as_json=as_json)
+    show_measurements("framework overhead", measurements, as_json=as_json)
 
 
 if __name__ == "__main__":

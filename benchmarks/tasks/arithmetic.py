@@ -1,4 +1,4 @@
-"""Checks the sums in a text: ``48 / 2 = 24`` is right, ``3 x $4 = $13`` is wrong. Knows nothing of tasks."""
+"""Checks the sums in a text: ``48 / 2 = 24`` is correct, ``3 x $4 = $13`` is not. Knows nothing about tasks."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Fraction]] = {
 
 
 def equations(text: str) -> Iterator[bool]:
-    """For each equation of numbers in a text, in order, whether it is right.
+    """Yields, for each equation of numbers in a text, whether it is correct.
 
-    The right side may be rounded: it counts as right if the left side rounds to it. Annotations such as
-    ``<<48/2=24>>`` (GSM8K) are equations like any other. What cannot be computed is left out.
+    The right side may be rounded: the equation is correct if the left side rounds to it. Annotations such as
+    ``<<48/2=24>>`` (GSM8K) are equations like any other. Equations that cannot be computed are left out.
     """
     text = _SPACES.sub("", _TIMES.sub("*", text.translate(_SPELLED)))
-    for found in _EQUATION.finditer(text):
-        left, right = found["left"].translate(_LEFT_OUT).replace("%", "/100"), found["right"].translate(_LEFT_OUT)
+    for equation in _EQUATION.finditer(text):
+        left, right = (equation[side].translate(_LEFT_OUT) for side in ("left", "right"))
         try:
-            value, said = _value(ast.parse(left, mode="eval").body), Fraction(right)
+            value = _value(ast.parse(left.replace("%", "/100"), mode="eval").body)
+            stated = Fraction(right)
         except (SyntaxError, ZeroDivisionError, KeyError, ValueError, RecursionError, MemoryError):
-            continue  # among them sums of a thousand terms, and numbers of thousands of digits
+            continue  # also for sums of a thousand terms, and numbers of thousands of digits
         decimals = len(right.partition(".")[2])
-        yield abs(value - said) <= Fraction(1, 2 * 10**decimals) * (decimals > 0)
+        yield abs(value - stated) <= Fraction(1, 2 * 10**decimals) * (decimals > 0)
 
 
 def _value(node: ast.AST) -> Fraction:

@@ -1,4 +1,4 @@
-"""Records of benchmark data: from a folder of gzipped JSON Lines, or from the hub. Knows nothing of tasks."""
+"""Reads records of benchmark data from gzipped JSON Lines or from the hub. Knows nothing about tasks."""
 
 from __future__ import annotations
 
@@ -12,39 +12,40 @@ from lmpipe.storage.lines import json_object, numbered_lines
 T = TypeVar("T")
 
 
-def read_records(path: Path, make: Callable[[dict[str, Any]], T]) -> tuple[T, ...]:
-    """What is made of each JSON object of a ``.jsonl.gz`` file, in order. `lmpipe.storage.lines` says what is read.
+def read_records(path: Path, convert: Callable[[dict[str, Any]], T]) -> tuple[T, ...]:
+    """Converts each JSON object of a ``.jsonl.gz`` file, in order; `lmpipe.storage.lines` documents the format.
 
     Args:
-        path: The file.
-        make: Raises a ConfigError for an object that it cannot use.
+        path: Path of the file.
+        convert: Converts an object; it raises a ConfigError for an object that it cannot use.
 
     Raises:
-        ConfigError: If it cannot be read, or a line is no JSON object or none that can be used; it names file and line.
+        ConfigError: If the file cannot be read, or a line is not a JSON object that can be used; the message names the
+            file and the line.
     """
-    return tuple(_made(line, make, f"{path}, line {number}") for number, line in numbered_lines(path))
+    return tuple(_converted(line, convert, f"{path}, line {number}") for number, line in numbered_lines(path))
 
 
-def _made(line: bytes, make: Callable[[dict[str, Any]], T], where: str) -> T:
+def _converted(line: bytes, convert: Callable[[dict[str, Any]], T], place: str) -> T:
     try:
-        return make(json_object(line))
+        return convert(json_object(line))
     except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{place}: {error}") from None
 
 
 def load_hub(name: str, config: str, parts: Sequence[str]) -> list[Any]:
-    """Parts of a data set of the hub.
+    """Loads parts of a data set of the hub.
 
     Args:
-        name: Of the data set, or of a folder that the package datasets can load.
-        config: Which form of it.
-        parts: Their names.
+        name: Name of the data set, or a folder that the package datasets can load.
+        config: Name of the data set's configuration.
+        parts: Names of the parts.
 
     Returns:
         A ``datasets.Dataset`` for each part.
 
     Raises:
-        ConfigError: If they cannot be loaded.
+        ConfigError: If a part cannot be loaded.
     """
     try:
         from datasets import load_dataset

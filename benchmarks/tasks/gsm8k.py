@@ -5,14 +5,16 @@ Beside the answer, the sums in the reasoning are checked: a correct answer after
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, final
 
+from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.task import Split, Task
 from benchmarks.tasks.arithmetic import equations
+from benchmarks.tasks.bundled import RARELY_CORRECT
 from benchmarks.tasks.data import load_hub, read_records
 from lmpipe import Example, Metric, Module, Trace
 from lmpipe.errors import ConfigError
@@ -24,48 +26,55 @@ from programs import GSM8K
 
 HUB = "openai/gsm8k"
 
+_PAPER = Settings(test=1319)
+_BUNDLED = _PAPER.changed({**RARELY_CORRECT, "train": 40, "val": 40, "test": 60, "max_tokens": 96, "num_val": 40})
 
-def right_sums(trace: Trace) -> float | None:
-    """Share of the sums of a run's reasoning that are right; None if it has none."""
+
+def correct_sums(trace: Trace) -> float | None:
+    """Returns the share of the sums in a run's reasoning that are correct; None if it has no sum."""
     texts = (str(step.outputs.get("reasoning", "")) for step in trace.lm_steps if step.outputs)
-    sums = [right for text in texts for right in equations(text)]
+    sums = [is_correct for text in texts for is_correct in equations(text)]
     return sum(sums) / len(sums) if sums else None
 
 
 def with_sums(trace: Trace) -> float:
-    """Whether a run's reasoning holds sums that can be checked."""
-    return float(right_sums(trace) is not None)
+    """Returns 1 if a run's reasoning has sums that can be checked, else 0."""
+    return float(correct_sums(trace) is not None)
 
 
-_MEASURES: Mapping[str, Measure] = MappingProxyType({"right sums": right_sums, "with sums": with_sums})
+_MEASURES: Mapping[str, Measure] = MappingProxyType({"right sums": correct_sums, "with sums": with_sums})
 
 
 @final
 @dataclass(frozen=True)
 class Gsm8kTask(Task):
-    """Problems with the last number of their solution as the answer.
+    """Word problems; the answer is the last number of the solution.
 
-    The folder ``DATA/gsm8k`` holds ``train`` and ``test`` as ``.jsonl.gz`` in the hub's fields.
+    The folder ``DATA/gsm8k`` holds ``train`` and ``test`` as ``.jsonl.gz`` with the fields of the hub's data set.
 
     Args:
-        hub: Data set of the hub, or a folder that the package datasets can load.
+        hub: Name of a data set on the hub, or a folder that the package datasets can load.
     """
 
     name: str = "gsm8k"
     measures: Mapping[str, Measure] = field(default_factory=lambda: _MEASURES, repr=False)
     options: tuple[str, ...] = field(default=("data",), repr=False)
+    settings: Settings = field(default=_PAPER, repr=False)
+    bundled_settings: Settings | None = field(default=_BUNDLED, repr=False)
     hub: str = HUB
 
     def examples(self) -> Split:
-        """Raises:
-        ConfigError: If there is no such data.
+        """Returns the training and test problems; a quarter of the former are the validation part.
+
+        Raises:
+            ConfigError: If the data cannot be read.
         """
         if self.data is None:
-            learned, tested = (_examples(part) for part in load_hub(self.hub, "main", ("train", "test")))
+            train, test = (tuple(map(_example, part)) for part in load_hub(self.hub, "main", ("train", "test")))
         else:
             folder = Path(self.data, "gsm8k")
-            learned, tested = (read_records(folder / f"{part}.jsonl.gz", _example) for part in ("train", "test"))
-        return Split.of_two(learned, tested)
+            train, test = (read_records(folder / f"{part}.jsonl.gz", _example) for part in ("train", "test"))
+        return Split.of_two(train, test)
 
     def program(self) -> Module:
         return GSM8K()
@@ -74,17 +83,13 @@ class Gsm8kTask(Task):
         return number_match
 
 
-def _examples(records: Iterable[Mapping[str, Any]]) -> tuple[Example, ...]:
-    return tuple(map(_example, records))
-
-
 def _example(record: Mapping[str, Any]) -> Example:
-    """An example named by its problem: whoever asks the same asks the same example."""
+    """Returns an example whose id is a digest of the problem, so that equal problems are one example."""
     try:
         question, solution = record["question"], record["answer"]
     except KeyError as error:
         raise ConfigError(f"a GSM8K record lacks a field ({error}): {shown(dict(record), 200)}") from error
     if not isinstance(question, str) or not isinstance(solution, str):
-        raise ConfigError(f"a GSM8K record has a question or an answer that is no text: {shown(dict(record), 200)}")
+        raise ConfigError(f"a GSM8K record has a question or an answer that is not text: {shown(dict(record), 200)}")
     name = digest(" ".join(question.lower().split()))[:12]
     return Example({"question": question}, {"answer": solution.rpartition("####")[2].strip()}, id=name)

@@ -26,7 +26,9 @@ Score = Callable[[Sequence[int], slice], Sequence[Sequence[float]] | None]
 @final
 @dataclass(frozen=True)
 class Rule:
-    """When what is looked at, and what is dropped. The values were chosen with ``python -m benchmarks.performance.racing``.
+    """When what is looked at, and what is dropped.
+
+    The values were chosen with ``python -m benchmarks.performance.racing``.
 
     Args:
         first: Examples of the first block.

@@ -1,8 +1,8 @@
 """colbert-ai's own indexer and searcher: ``python colbert_search.py CHECKPOINT WORKLOAD``.
 
-The workload's vectors are indexed and searched, so that both sides have the same; if it names an index, that is
-searched instead, and if it holds texts, the checkpoint encodes those too. The environment is lmpipe's own with the
-extra ``plaid``: colbert-ai runs beside the same libraries.
+The workload's vectors are indexed and searched, so that all libraries have the same vectors. If the workload names an
+index, that index is searched instead; if it has texts, the checkpoint encodes them too. The environment is lmpipe's own
+with the extra ``plaid``.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from colbert.searcher import Searcher
 
 
 @final
-class Encoded:
-    """Stands for the encoder while an index is built: a passage is its number, and its vectors are there already.
+class PrecomputedEncoder:
+    """Stands in for the encoder while an index is built: passages are numbers, and their vectors are read from a file.
 
     Args:
-        work: The workload.
+        workload: The workload.
     """
 
-    def __init__(self, work: dict[str, Any]) -> None:
-        self.vectors = np.load(work["vectors"], mmap_mode="r")
-        self.lengths = np.load(work["lengths"])
+    def __init__(self, workload: dict[str, Any]) -> None:
+        self.vectors = np.load(workload["vectors"], mmap_mode="r")
+        self.lengths = np.load(workload["lengths"])
         self.ends = np.cumsum(self.lengths)
         self.seconds = 0.0
 
     def encode_passages(self, passages: list[int]) -> tuple[torch.Tensor, list[int]]:
-        """Vectors and lengths; what reading them takes is not counted."""
+        """Reads vectors and lengths; the time that this takes is not counted."""
         started = process_time()
         rows = [self.vectors[self.ends[n] - self.lengths[n] : self.ends[n]] for n in passages]
         vectors = torch.from_numpy(np.concatenate(rows).astype(np.float32))
@@ -55,32 +55,32 @@ class Encoded:
 
 
 @final
-class Built(CollectionIndexer):
-    """colbert-ai's indexer, given its encoder instead of loading one."""
+class IndexerWithEncoder(CollectionIndexer):
+    """colbert-ai's indexer with an encoder that is passed to it, instead of one that it loads."""
 
-    def __init__(self, config: ColBERTConfig, encoder: Encoded) -> None:
+    def __init__(self, config: ColBERTConfig, encoder: PrecomputedEncoder) -> None:
         self.verbose, self.config, self.rank, self.nranks, self.use_gpu = 0, config, 0, 1, False
         self.collection = Collection.cast(list(range(len(encoder.lengths))))
         self.encoder, self.saver = encoder, IndexSaver(config)
 
 
-def build(work: dict[str, Any], root: Path) -> tuple[Path, float]:
-    """The index, and CPU seconds beyond encoding."""
+def build(workload: dict[str, Any], root: Path) -> tuple[Path, float]:
+    """Builds an index; returns its folder and the CPU seconds, without encoding."""
     config = ColBERTConfig(
-        root=str(root), index_path=str(root / "index"), nbits=work["bits"], rank=0, nranks=1, kmeans_niters=4
+        root=str(root), index_path=str(root / "index"), nbits=workload["bits"], rank=0, nranks=1, kmeans_niters=4
     )
     (root / "index").mkdir()
-    encoder = Encoded(work)
+    encoder = PrecomputedEncoder(workload)
     set_seed(12345)
     started = process_time()
     with Run().context(config, inherit_config=False):
-        Built(config, encoder).run([])
+        IndexerWithEncoder(config, encoder).run([])
     return root / "index", process_time() - started - encoder.seconds
 
 
 @final
-class Vectors(Searcher):
-    """colbert-ai's searcher, given the vectors of queries instead of a checkpoint."""
+class VectorSearcher(Searcher):
+    """colbert-ai's searcher for vectors of queries; it needs no checkpoint."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.config = ColBERTConfig.from_existing(ColBERTConfig.load_from_index(str(folder)), RunConfig())
@@ -88,26 +88,26 @@ class Vectors(Searcher):
         self.ranker = IndexScorer(str(folder), use_gpu=False)
 
 
-def search(work: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """For each search of the workload: CPU seconds of all queries, and the passages of each."""
-    queries, found = torch.from_numpy(np.load(work["queries"])), []
-    for wanted in work["searches"]:
-        searcher = Vectors(folder, wanted.get("settings", {}))
-        searcher.dense_search(queries[:1], wanted["k"])
+def search(workload: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Runs each search of the workload; returns the CPU seconds of all queries, and the passages of each query."""
+    queries, results = torch.from_numpy(np.load(workload["queries"])), []
+    for settings in workload["searches"]:
+        searcher = VectorSearcher(folder, settings.get("settings", {}))
+        searcher.dense_search(queries[:1], settings["k"])
         started = process_time()
-        numbers = [searcher.dense_search(queries[n : n + 1], wanted["k"])[0] for n in range(len(queries))]
-        found.append({"k": wanted["k"], "cpu_seconds": process_time() - started, "numbers": numbers})
-    return found
+        numbers = [searcher.dense_search(queries[n : n + 1], settings["k"])[0] for n in range(len(queries))]
+        results.append({"k": settings["k"], "cpu_seconds": process_time() - started, "numbers": numbers})
+    return results
 
 
 def encode(checkpoint: str, texts: list[str]) -> dict[str, Any]:
-    """Passages per CPU second, as its indexer encodes them, and the mean of all vectors' components."""
-    made = base_colbert.class_factory
+    """Encodes passages as colbert-ai's indexer does; returns their number and the CPU seconds."""
+    class_factory = base_colbert.class_factory
 
     def with_post_init(name: str) -> Any:
-        """transformers 5 wants a call that colbert-ai does not make."""
+        """Makes colbert-ai's model with a call that transformers 5 requires and colbert-ai lacks."""
 
-        class Model(made(name)):  # type: ignore[misc]
+        class Model(class_factory(name)):  # type: ignore[misc]
             def __init__(self, config: Any, colbert_config: Any) -> None:
                 super().__init__(config, colbert_config)
                 self.post_init()
@@ -123,21 +123,21 @@ def encode(checkpoint: str, texts: list[str]) -> dict[str, Any]:
     return {"passages": len(texts), "cpu_seconds": process_time() - started}
 
 
-def main(checkpoint: str, workload: str) -> None:
-    """Prints CPU seconds and what was found."""
-    work = json.loads(Path(workload).read_text())
+def main(checkpoint: str, path: str) -> None:
+    """Prints CPU seconds and the passages of each query."""
+    workload = json.loads(Path(path).read_text())
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     answer: dict[str, Any] = {}
     with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as root:
-        if "texts" in work:
-            answer["encode"] = encode(checkpoint, json.loads(Path(work["texts"]).read_text()))
-        if "index" in work:
-            folder = Path(work["index"])
+        if "texts" in workload:
+            answer["encode"] = encode(checkpoint, json.loads(Path(workload["texts"]).read_text()))
+        if "index" in workload:
+            folder = Path(workload["index"])
         else:
-            folder, answer["build_cpu_seconds"] = build(work, Path(root))
+            folder, answer["build_cpu_seconds"] = build(workload, Path(root))
         ColBERT.try_load_torch_extensions(use_gpu=False)
         answer["bytes"] = sum(path.stat().st_size for path in folder.iterdir())
-        answer["searches"] = search(work, folder)
+        answer["searches"] = search(workload, folder)
     print(json.dumps(answer))
 
 

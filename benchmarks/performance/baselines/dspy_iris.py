@@ -1,15 +1,16 @@
 """DSPy's ``p -> w -> p`` on Iris: ``python dspy_iris.py MODEL WORKLOAD``.
 
-What DSPy 3.4.1 needs so that the comparison is fair, and that the run ends:
+DSPy 3.4.1 needs some changes for a fair comparison, and for the run to finish:
 
 - ``BootstrapFewShotWithRandomSearch`` resets the LMs of its candidates, which then run on the globally configured LM.
-  After fine-tuning that is the base, not the tuned model. `SearchOnOwnLM` configures the student's own LM meanwhile.
-- A completion that cannot be read ends a fine-tuning stage: ``bootstrap_trace_data`` divides two lists, or keeps the
+  After fine-tuning, that LM is the base and not the tuned model. `SearchOnOwnLM` configures the student's own LM while
+  the search runs.
+- A completion that cannot be parsed ends a fine-tuning stage: ``bootstrap_trace_data`` divides two lists, or keeps the
   failed run as a success, since its score −1 is true. The program here answers None instead, which scores 0.
-- Ten such completions end an evaluation by default. The same cure.
-- DSPy deep-copies programs with their LMs, weights included; the engine answers a deep copy with itself.
-- A completion that cannot be read is asked for again in JSON, which this LM does not write either. That is switched off
-  and saves DSPy calls.
+- Ten such completions end an evaluation by default; answering None prevents that too.
+- DSPy deep-copies programs with their LMs, weights included. The engine returns itself when it is deep-copied.
+- DSPy asks again in JSON if a completion cannot be parsed, which this LM does not write either. This is switched off,
+  which saves DSPy calls.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class ClassifyIris(dspy.Signature):
 
 @final
 class Iris(dspy.Module):
-    """Measurements of a flower → ``answer``, or None where the completion could not be read."""
+    """Measurements of a flower → ``answer``, or None if the completion could not be parsed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +54,7 @@ class Iris(dspy.Module):
 
 @final
 class SearchOnOwnLM(BootstrapFewShotWithRandomSearch):
-    """The random search, on the student's own LM."""
+    """The random search, run on the student's own LM."""
 
     def compile(self, student: Any, *, teacher: Any = None, trainset: Any, valset: Any = None) -> Any:
         with dspy.context(lm=student.predictors()[0].lm):
@@ -63,24 +64,24 @@ class SearchOnOwnLM(BootstrapFewShotWithRandomSearch):
 
 
 def exact_match(example: Any, prediction: Any, trace: Any = None) -> bool:
-    """Whether the species is right."""
+    """Whether the species is correct."""
     return bool(example.answer == prediction.answer)
 
 
 def examples(rows: list[dict[str, Any]]) -> list[Any]:
-    """DSPy's form of the workload's examples."""
+    """Converts the workload's examples into DSPy's."""
     return [dspy.Example(**row["inputs"], **row["labels"]).with_inputs(*row["inputs"]) for row in rows]
 
 
-def main(folder: str, workload: str) -> None:
+def main(folder: str, path: str) -> None:
     """Prints seconds, calls, and accuracy on the test examples."""
-    work = json.loads(Path(workload).read_text())
+    workload = json.loads(Path(path).read_text())
     train, val, test, few_train, few_val = (
-        examples(work[name]) for name in ("train", "val", "test", "search_train", "search_val")
+        examples(workload[name]) for name in ("train", "val", "test", "search_train", "search_val")
     )
-    threads, seed = work["batch"], work["seed"]
+    threads, seed = workload["batch"], workload["seed"]
     engine = LocalEngine(folder, threads)
-    provider = LocalProvider(engine, work["tuning"], seed)
+    provider = LocalProvider(engine, workload["tuning"], seed)
     lm = dspy.LM(
         BASE,
         engine=engine,
@@ -88,16 +89,16 @@ def main(folder: str, workload: str) -> None:
         cache=False,
         num_retries=0,
         temperature=0.0,
-        max_tokens=work["max_tokens"],
+        max_tokens=workload["max_tokens"],
     )
     dspy.configure(lm=lm, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False), disable_history=True)
     program = Iris()
     program.set_lm(lm)
     search = SearchOnOwnLM(
         exact_match,
-        max_bootstrapped_demos=work["max_bootstrapped_demos"],
-        max_labeled_demos=work["max_labeled_demos"],
-        num_candidate_programs=work["num_candidate_programs"],
+        max_bootstrapped_demos=workload["max_bootstrapped_demos"],
+        max_labeled_demos=workload["max_labeled_demos"],
+        num_candidate_programs=workload["num_candidate_programs"],
         num_threads=threads,
     )
     tuning = BootstrapFinetune(exact_match, exclude_demos=True, num_threads=threads)

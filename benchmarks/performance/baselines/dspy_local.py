@@ -1,7 +1,8 @@
-"""A transformers model in this process as DSPy sees models: an engine that answers, and a provider that fine-tunes.
+"""A transformers model in this process as a DSPy model: an engine that generates, and a provider that fine-tunes.
 
-DSPy asks one completion a call, from a pool of threads. The engine gathers what the threads ask and answers it with
-one padded ``generate``. A fine-tuned model is a name of its own; its adapter is merged, so it costs what the base does.
+DSPy asks for one completion per call, from a pool of threads. The engine gathers the requests of the threads and
+answers them with one padded ``generate``. A fine-tuned model has a name of its own; its adapter is merged, so it costs
+as much as the base.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from trl import SFTConfig, SFTTrainer
 BASE = "local/base"
 _END = "[[ ## completed ## ]]"  # where DSPy's chat format ends
 _STARTED = perf_counter()
-_GATHER = 0.05  # seconds without a further request after which those that wait go out
+_GATHER = 0.05  # seconds without a further request after which the waiting ones are answered
 
 
 @final
@@ -36,8 +37,8 @@ class LocalEngine:
     """Answers DSPy's requests in batches; one thread runs the model.
 
     Args:
-        folder: Of the base model, as transformers saves it.
-        batch: Most requests at once.
+        folder: Folder of the base model, as transformers saves it.
+        batch: Maximum number of requests in a batch.
     """
 
     def __init__(self, folder: str, batch: int = 16) -> None:
@@ -50,11 +51,11 @@ class LocalEngine:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LocalEngine:
-        """Itself: DSPy deep-copies programs with their LMs, and would copy the weights each time."""
+        """Returns itself: DSPy deep-copies programs with their LMs, and would copy the weights each time."""
         return self
 
     def complete(self, request: Request) -> Response:
-        """One answer; blocks until its batch is done."""
+        """Returns one completion; blocks until its batch is done."""
         answer: Future[str] = Future()
         self._waiting.put((request, answer))
         text = answer.result()
@@ -62,7 +63,7 @@ class LocalEngine:
         return Response(None, request.model, Message.assistant(text), "stop", usage)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: no resource is held open."""
 
     def _serve(self) -> None:
         while True:
@@ -76,7 +77,7 @@ class LocalEngine:
                 part = [(request, answer) for request, answer in batch if request.model == name]
                 try:
                     texts = self._generate(name, [request for request, _ in part])
-                except Exception as error:  # noqa: BLE001 it is raised where it was asked
+                except Exception as error:  # noqa: BLE001 it is raised in the thread that asked
                     for _, answer in part:
                         answer.set_exception(error)
                 else:
@@ -105,32 +106,32 @@ class LocalEngine:
 
 
 def load(folder: str) -> Any:
-    """The model in float32, greedy."""
+    """Loads the model in float32 for greedy decoding."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config.temperature = model.generation_config.top_p = model.generation_config.top_k = None
     return model
 
 
 def chat(request: Request) -> list[dict[str, str]]:
-    """The conversation in the form that chat templates take."""
+    """Returns the conversation in the form of chat templates."""
     system = [{"role": "system", "content": str(request.system)}] if request.system else []
     return system + [{"role": message.role, "content": message.text or ""} for message in request.messages]
 
 
 def log(text: str) -> None:
-    """One line to stderr, with the time, CPU seconds of the process and the load of the machine."""
+    """Prints one line to stderr, with the time, the CPU seconds of the process and the load of the machine."""
     line = f"{perf_counter() - _STARTED:.0f} s, {process_time():.0f} CPU s, load {os.getloadavg()[0]:.1f}: {text}"
     print(line, file=sys.stderr, flush=True)
 
 
 @final
 class LocalProvider(Provider):
-    """Fine-tunes LoRA with TRL, and registers the outcome with the engine under a name of its own.
+    """Fine-tunes LoRA with TRL, and registers the tuned model with the engine under a name of its own.
 
     Args:
-        engine: That answers for the tuned models too.
-        tuning: Settings, by the names of lmpipe's ``TuningConfig``.
-        seed: Of the initial adapter and of the order of rows.
+        engine: Engine that runs the tuned models too.
+        tuning: Settings of the training, by the names of lmpipe's ``TuningConfig``.
+        seed: Seed of the initial adapter and of the order of rows.
     """
 
     def __init__(self, engine: LocalEngine, tuning: Mapping[str, Any], seed: int) -> None:
@@ -147,7 +148,7 @@ class LocalProvider(Provider):
         train_data_format: str,
         train_kwargs: Any = None,
     ) -> str:
-        """Trains on the completions of DSPy's chats, from the base; returns the name of what came out."""
+        """Trains the base on the completions of DSPy's chats, and returns the name of the tuned model."""
         rows = [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in train_data]
         log(f"fine-tuning on {len(rows)} rows")
         with tempfile.TemporaryDirectory() as out:

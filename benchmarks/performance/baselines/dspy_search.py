@@ -1,6 +1,6 @@
 """DSPy's random search with an LM that answers at once: ``python dspy_search.py MODEL WORKLOAD``; MODEL is not read.
 
-DSPy as fast as it goes: no cache, no history, no checks of input types, an LM class of its own, and the number of
+DSPy is set up to be fast: no cache, no history, no checks of input types, an LM class of its own, and the number of
 threads that the workload names.
 """
 
@@ -20,10 +20,12 @@ from dspy.teleprompt import BootstrapFewShotWithRandomSearch
 
 @final
 class Instant(dspy.BaseLM):
-    """Answers every request with the same text. DSPy calls this kind of LM old; its new engines take a fifth more time.
+    """Answers every request with the same text.
+
+    DSPy calls this kind of LM old; its new engines take a fifth more time.
 
     Args:
-        text: The answer.
+        text: The text.
     """
 
     calls = itertools.count()
@@ -40,7 +42,7 @@ class Instant(dspy.BaseLM):
 
 @final
 class ThreeModules(dspy.Module):
-    """Two queries and an answer, as in lmpipe's benchmark."""
+    """Two modules that write a query and one that answers, as in lmpipe's benchmark."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,26 +57,26 @@ class ThreeModules(dspy.Module):
 
 
 def exact_match(example: Any, prediction: Any, trace: Any = None) -> bool:
-    """Whether the answer is right."""
+    """Whether the answer is correct."""
     return bool(example.answer == prediction.answer)
 
 
-def main(_: str, workload: str) -> None:
+def main(_: str, path: str) -> None:
     """Prints seconds, calls and scores."""
-    work = json.loads(Path(workload).read_text())
+    workload = json.loads(Path(path).read_text())
     train, val = (
-        [dspy.Example(**row["inputs"], **row["labels"]).with_inputs(*row["inputs"]) for row in work[name]]
+        [dspy.Example(**row["inputs"], **row["labels"]).with_inputs(*row["inputs"]) for row in workload[name]]
         for name in ("train", "val")
     )
-    lines = [f"[[ ## {name} ## ]]\n{value}" for name, value in work["reply"].items()]
+    lines = [f"[[ ## {name} ## ]]\n{value}" for name, value in workload["reply"].items()]
     lm = Instant("\n\n".join([*lines, "[[ ## completed ## ]]"]))
     dspy.configure(lm=lm, adapter=dspy.ChatAdapter(), disable_history=True, warn_on_type_mismatch=False)
     search = BootstrapFewShotWithRandomSearch(
         exact_match,
-        max_bootstrapped_demos=work["max_bootstrapped_demos"],
-        max_labeled_demos=work["max_labeled_demos"],
-        num_candidate_programs=work["num_candidate_programs"],
-        num_threads=work["threads"],
+        max_bootstrapped_demos=workload["max_bootstrapped_demos"],
+        max_labeled_demos=workload["max_labeled_demos"],
+        num_candidate_programs=workload["num_candidate_programs"],
+        num_threads=workload["threads"],
     )
     started, clock = process_time(), perf_counter()
     best = search.compile(ThreeModules(), trainset=train, valset=val)

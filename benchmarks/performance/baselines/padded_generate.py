@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 
-def main(folder: str, workload: str, dtype: str, batch: int, requests: int | None = None) -> None:
+def main(folder: str, path: str, dtype: str, batch: int, requests: int | None = None) -> None:
     """Prints CPU seconds and the new tokens."""
-    work = json.loads(Path(workload).read_text())
+    workload = json.loads(Path(path).read_text())
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     model.generation_config.eos_token_id = None
-    prompts, new = work["prompts"][:requests], work["new_tokens"]
+    prompts, new = workload["prompts"][:requests], workload["new_tokens"]
     tokens: list[list[int]] = []
     started = process_time()
     for first in range(0, len(prompts), batch):

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 
-def main(folder: str, workload: str) -> None:
+def main(folder: str, path: str) -> None:
     """Prints CPU seconds, tokens and the losses of the steps."""
-    work = json.loads(Path(workload).read_text())
+    workload = json.loads(Path(path).read_text())
     rows = [
         {"input_ids": row, "labels": [-100] * (len(row) - trained) + row[-trained:]}
-        for row, trained in zip(work["rows"], work["trained"], strict=True)
+        for row, trained in zip(workload["rows"], workload["trained"], strict=True)
     ]
     with tempfile.TemporaryDirectory() as out:
         trainer = SFTTrainer(
@@ -48,7 +48,7 @@ def main(folder: str, workload: str) -> None:
         trainer.train()
         seconds = process_time() - started
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    print(json.dumps({"cpu_seconds": seconds, "tokens": sum(map(len, work["rows"])), "losses": losses}))
+    print(json.dumps({"cpu_seconds": seconds, "tokens": sum(map(len, workload["rows"])), "losses": losses}))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
 from vllm import LLM, SamplingParams, TokensPrompt
 
 
-def main(folder: str, workload: str, dtype: str) -> None:
+def main(folder: str, path: str, dtype: str) -> None:
     """Prints CPU seconds, seconds and the new tokens."""
-    work = json.loads(Path(workload).read_text())
+    workload = json.loads(Path(path).read_text())
     engine = LLM(folder, dtype=dtype, max_model_len=2048, enable_prefix_caching=True, generation_config="vllm")
-    sampling = SamplingParams(temperature=0, max_tokens=work["new_tokens"], ignore_eos=True)
+    sampling = SamplingParams(temperature=0, max_tokens=workload["new_tokens"], ignore_eos=True)
     engine.generate([TokensPrompt(prompt_token_ids=[1, 2, 3])], sampling, use_tqdm=False)  # compiles what it compiles
     started, clock = process_time(), perf_counter()
-    prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in work["prompts"]]
+    prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in workload["prompts"]]
     answers = engine.generate(prompts, sampling, use_tqdm=False)
     seconds, wall = process_time() - started, perf_counter() - clock
     print(

@@ -1,6 +1,6 @@
-"""What `benchmarks.performance.engine` measures of lmpipe, in a process of its own: ``python -m benchmarks.performance.workers.engine JOB …``.
+"""Measures generation and training by the local engine: ``python -m benchmarks.performance.workers.engine JOB …``.
 
-Prints one JSON object as its last line. CPU seconds leave out loading the model.
+The last line is one JSON object. CPU seconds do not include loading the model.
 """
 
 from __future__ import annotations
@@ -33,62 +33,72 @@ TUNING = TuningConfig(rank=16, alpha=32, target_modules="all-linear", learning_r
 
 
 def product_rate(dtype: torch.dtype, size: int = 2048, repetitions: int = 9) -> float:
-    """Operations per CPU second of a product of two square matrices, by the faster of PyTorch's two libraries.
+    """Returns the operations per CPU second of a product of two square matrices, by the faster of two libraries.
 
-    Those are ``torch.mm`` (MKL in float32) and oneDNN with one matrix in its own layout; of each the median of several.
-    Where bfloat16 is emulated, its rate is that of float32, which is faster.
+    The libraries are ``torch.mm`` (MKL in float32), and oneDNN with one matrix in its own layout. Where bfloat16 is
+    emulated, the rate is that of float32, which is faster.
+
+    Args:
+        dtype: Data type of the matrices.
+        size: Number of rows and columns.
+        repetitions: Number of measurements of each library; the median counts.
     """
     if not multiplies_bfloat16(torch.device("cpu")):
         dtype = torch.float32
-    one, other = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    packed = torch.ops.mkldnn._reorder_linear_weight(other, size)
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    packed = torch.ops.mkldnn._reorder_linear_weight(right, size)
 
-    def fastest(product: Callable[[], Any]) -> float:
+    def median_seconds(product: Callable[[], Any]) -> float:
         product()
         return statistics.median(cpu_seconds(product) for _ in range(repetitions))
 
-    mkl = fastest(lambda: torch.mm(one, other))
-    onednn = fastest(lambda: torch.ops.mkldnn._linear_pointwise(one, packed, None, "none", [], ""))
+    mkl = median_seconds(lambda: torch.mm(left, right))
+    onednn = median_seconds(lambda: torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], ""))
     return 2 * size**3 / min(mkl, onednn)
 
 
 def cpu_seconds(work: Callable[[], Any]) -> float:
-    """CPU seconds of this process for a piece of work."""
+    """Returns the CPU seconds that this process takes for a piece of work."""
     started = process_time()
     work()
     return process_time() - started
 
 
-def rows_of(work: Workload) -> list[Row]:
-    """One row for each prompt."""
-    return [Row(tuple(prompt), Sampling(max_tokens=work.new_tokens)) for prompt in work.prompts]
+def rows_of(workload: Workload) -> list[Row]:
+    """Returns the engine's form of each prompt."""
+    return [Row(tuple(prompt), Sampling(max_tokens=workload.new_tokens)) for prompt in workload.prompts]
 
 
 def endless(dtype: str) -> LocalLM:
-    """The bundled LM, which never ends a completion by itself, so that all engines do the same work."""
+    """Loads the bundled LM without a token that ends a completion, so that all engines do the same work."""
     lm = load_bundled(dtype=getattr(torch, dtype))
     lm.tokenizer.eos_token_id = lm.model.generation_config.eos_token_id = None
     return LocalLM(lm.model, lm.tokenizer, lm.name)
 
 
-def generate(workload: str, dtype: str) -> dict[str, Any]:
-    """The workload once, between two measurements of what the processor can do."""
-    work, lm = Workload(**json.loads(Path(workload).read_text())), endless(dtype)
+def read_workload(path: str) -> Workload:
+    """Reads a workload that `Workload.write` has written."""
+    return Workload(**json.loads(Path(path).read_text()))
+
+
+def generate(path: str, dtype: str) -> dict[str, Any]:
+    """Generates for the workload once, and measures the rate of matrix products before and after."""
+    workload, lm = read_workload(path), endless(dtype)
     rate = product_rate(lm.model.dtype)
-    rows = rows_of(work)
+    rows = rows_of(workload)
     seconds = cpu_seconds(lambda: lm.generate(rows))
     return {
         "cpu_seconds": seconds,
         "tokens": [row.tokens for row in rows],
         "rates": [rate, product_rate(lm.model.dtype)],
-        "flops": generation_flops(lm.model, work),
+        "flops": generation_flops(lm.model, workload),
     }
 
 
-def train(workload: str) -> dict[str, Any]:
-    """One pass of LoRA training over the workload's rows."""
-    work, lm = Workload(**json.loads(Path(workload).read_text())), load_bundled()
-    rows = [EncodedRow(tuple(row), count) for row, count in zip(work.rows, work.trained, strict=True)]
+def train(path: str) -> dict[str, Any]:
+    """Trains LoRA for one pass over the workload's rows."""
+    workload, lm = read_workload(path), load_bundled()
+    rows = [EncodedRow(tuple(row), count) for row, count in zip(workload.rows, workload.trained, strict=True)]
     rate = product_rate(torch.bfloat16)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -100,15 +110,18 @@ def train(workload: str) -> dict[str, Any]:
         seconds = process_time() - started
     return {
         "cpu_seconds": seconds,
-        "tokens": sum(map(len, work.rows)),
+        "tokens": sum(map(len, workload.rows)),
         "losses": curve.train,
         "rates": [rate, product_rate(torch.bfloat16)],
-        "flops": training_flops(lm.model, work),
+        "flops": training_flops(lm.model, workload),
     }
 
 
 def swap() -> dict[str, Any]:
-    """CPU seconds from knowing an adapter's folder to its first token, less those of a further token on it."""
+    """Measures the CPU seconds of loading an adapter, and of a first token on an adapter that is loaded.
+
+    Loading is the difference between a first token on an adapter that is not loaded and one on the same adapter again.
+    """
     lm = load_bundled()
     row = TrainingRow((Message("user", "Say a."),), "a")
     with tempfile.TemporaryDirectory() as folder:
@@ -124,27 +137,27 @@ def swap() -> dict[str, Any]:
         def first_token(adapter: str) -> float:
             return cpu_seconds(lambda: lm.generate([Row((1, 2, 3), Sampling(max_tokens=1))], adapter))
 
-        loaded = [first_token(adapter) - first_token(adapter) for adapter in adapters]
-        there = [first_token(adapters[number % 3]) for number in range(9)]
+        loading = [first_token(adapter) - first_token(adapter) for adapter in adapters]
+        switching = [first_token(adapters[number % 3]) for number in range(9)]
         store.close()
-    return {"load": max(loaded), "switch": statistics.median(there)}
+    return {"load": max(loading), "switch": statistics.median(switching)}
 
 
 def growth() -> dict[str, Any]:
-    """CPU seconds against the number of rows, the length of the prefix, new tokens, and candidates of a search."""
+    """Measures CPU seconds by the number of requests, the prefix length, new tokens, and candidates of a search."""
     lm = endless("float32")
 
     def seconds(requests: int = 32, prefix: int = 300, new_tokens: int = 16) -> float:
-        work = make_workload(lm.tokenizer, requests=requests, prefix=prefix, own=30, new_tokens=new_tokens, rows=0)
-        return cpu_seconds(lambda: lm.generate(rows_of(work)))
+        workload = make_workload(lm.tokenizer, requests=requests, prefix=prefix, own=30, new_tokens=new_tokens, rows=0)
+        return cpu_seconds(lambda: lm.generate(rows_of(workload)))
 
     def again(prefix: int) -> float:
-        """The same prompts a second time: their prefix is kept."""
+        """Generates for the same prompts a second time, when the engine has kept their prefix."""
         seconds(prefix=prefix)
         return seconds(prefix=prefix)
 
     def candidates(count: int) -> float:
-        """So many prompts of 300 tokens, each with the same eight questions."""
+        """Generates for a number of prefixes of 300 tokens, each with the same eight questions."""
         rng = torch.Generator().manual_seed(count)
         prefixes = [tuple(torch.randint(1000, 20000, (300,), generator=rng).tolist()) for _ in range(count)]
         questions = [tuple(range(number * 40, number * 40 + 30)) for number in range(8)]

@@ -1,6 +1,6 @@
-"""One strategy on Iris for `benchmarks.performance.optimizers`, in a process of its own: ``python -m benchmarks.performance.workers.iris …``.
+"""Measures one strategy on Iris: ``python -m benchmarks.performance.workers.iris STRATEGY SEED varied|plain``.
 
-Prints one JSON object as its last line. Seconds leave out imports and loading the model.
+The last line is one JSON object. Seconds do not include imports and loading the model.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import sys
 import tempfile
 from time import perf_counter, process_time
 
+from benchmarks.experiments.models import ModelSpec
 from benchmarks.experiments.run import run_seed
-from benchmarks.experiments.settings import settings_for
+from benchmarks.experiments.spec import ExperimentSpec, LoadedModels
 from benchmarks.tasks.iris import IrisTask
 from lmpipe import RunStore
 from lmpipe.engines.bundled import load_bundled
@@ -24,18 +25,19 @@ PLAIN = {
     "balance": False,
     "deduplicate": False,
 }
-"""Fine-tuning data as the paper and DSPy make it: one run of each example, under the prompt that there is."""
+"""Settings for fine-tuning data as the paper and DSPy make them: one run of each example, under the current prompt."""
 
 
 def main(strategy: str, seed: str, data: str) -> None:
-    """Runs a strategy with the bundled LM, as ``make demo`` does or on "plain" data, and scores it."""
+    """Runs a strategy with the bundled LM, with the settings of ``make demo`` or on "plain" data, and scores it."""
     task, lm = IrisTask(), load_bundled()
-    settings = settings_for(IrisTask.name, "bundled").model_copy(update={"num_train_scored": 0})  # as the peer
-    settings = settings.model_copy(update=PLAIN if data == "plain" else {})
+    changes = {"num_train_scored": 0, **(PLAIN if data == "plain" else {})}  # DSPy scores no training examples
+    settings = task.settings_for("bundled").changed(changes)
+    spec = ExperimentSpec(task, ModelSpec("bundled"), settings, (strategy,), (int(seed),))
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(folder)
         started, clock = process_time(), perf_counter()
-        trial = run_seed(task, lm, lm, settings, [strategy], int(seed), store)[0]
+        trial = run_seed(spec, LoadedModels(lm, lm), int(seed), store)[0]
         seconds, wall = process_time() - started, perf_counter() - clock
         store.close()
     stages = [(stage.name, stage.evaluation.mean) for stage in trial.result.stages if stage.evaluation]

@@ -1,6 +1,6 @@
-"""The random search of `benchmarks.performance.optimizers`, in a process of its own: ``python -m benchmarks.performance.workers.random_search …``.
+"""Measures a random search: ``python -m benchmarks.performance.workers.random_search WORKLOAD CONCURRENCY``.
 
-Prints one JSON object as its last line. Seconds leave out imports; no engine is imported.
+The last line is one JSON object. Seconds do not include imports; no engine is imported.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from lmpipe import Example, ScriptedLM, Session, exact_match, initial_state
 from optimizers import BootstrapFewShotRandomSearch
 
 
-def main(workload: str, in_flight: str) -> None:
+def main(path: str, max_concurrency: str) -> None:
     """Runs the search of a workload, with an LM that answers at once."""
-    work = json.loads(Path(workload).read_text())
-    train, val = ([Example(row["inputs"], row["labels"]) for row in work[name]] for name in ("train", "val"))
-    program, session = ThreeModules(), Session(lm=ScriptedLM(reply), max_concurrency=int(in_flight))
+    workload = json.loads(Path(path).read_text())
+    train, val = ([Example(row["inputs"], row["labels"]) for row in workload[name]] for name in ("train", "val"))
+    program, session = ThreeModules(), Session(lm=ScriptedLM(reply), max_concurrency=int(max_concurrency))
     optimizer = BootstrapFewShotRandomSearch(
         exact_match,
-        max_bootstrapped_demos=work["max_bootstrapped_demos"],
-        max_labeled_demos=work["max_labeled_demos"],
-        num_candidate_programs=work["num_candidate_programs"],
+        max_bootstrapped_demos=workload["max_bootstrapped_demos"],
+        max_labeled_demos=workload["max_labeled_demos"],
+        num_candidate_programs=workload["num_candidate_programs"],
         num_train=len(train),
         num_val=len(val),
     )

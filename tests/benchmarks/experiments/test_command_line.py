@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.experiments.config_file import read_config
-from benchmarks.experiments.dry_run import StageCost, rehearse
-from benchmarks.experiments.settings import ROWS, Settings, as_toml, settings_for, settings_of_paper, table_rows
+from benchmarks.experiments.dry_run import StageCost, dry_run
+from benchmarks.experiments.models import ModelSpec
+from benchmarks.experiments.settings import Settings, as_toml
+from benchmarks.experiments.spec import ExperimentSpec
+from benchmarks.experiments.strategies import PAPER_STRATEGIES, table_rows
+from benchmarks.tasks.gsm8k import Gsm8kTask
+from benchmarks.tasks.hotpotqa import HotpotTask
 from benchmarks.tasks.iris import IrisTask
 from lmpipe.errors import ConfigError
 from tests.benchmarks.experiments.rivers_task import RiversTask
@@ -24,9 +29,11 @@ def said(*options: str, task: str = "iris") -> subprocess.CompletedProcess[str]:
 
 
 def plan(**changes: int) -> dict[str, StageCost]:
-    settings = settings_of_paper("iris").changed({"num_train_scored": 0, **changes})
-    strategies = ["vanilla", "p", "w", "p -> w", "p -> w -> p"]
-    return {stage.name: stage for stage in rehearse(IrisTask(), settings, strategies, [0, 1])}
+    task = IrisTask()
+    settings = task.settings.changed({"num_train_scored": 0, **changes})
+    strategies = ("vanilla", "p", "w", "p -> w", "p -> w -> p")
+    spec = ExperimentSpec(task, ModelSpec("hf:no/such-lm"), settings, strategies, (0, 1))
+    return {stage.name: stage for stage in dry_run(spec)}
 
 
 def test_a_dry_run_counts_what_each_stage_would_call() -> None:
@@ -43,33 +50,34 @@ def test_a_dry_run_counts_what_each_stage_would_call() -> None:
 def test_a_dry_run_counts_runs_of_programs_that_search() -> None:
     """The module that searches calls no LM."""
     settings = Settings(train=8, val=8, test=8, num_train=8, num_val=8)
-    found = {stage.name: stage for stage in rehearse(RiversTask(), settings, ["p", "vanilla"], [0])}
+    spec = ExperimentSpec(RiversTask(), ModelSpec("hf:no/such-lm"), settings, ("p", "vanilla"), (0,))
+    found = {stage.name: stage for stage in dry_run(spec)}
     assert (found["vanilla"].runs, found["test"].runs) == (8, 16)
     assert found["p"].runs >= 8
 
 
 def test_rows_are_strategies_in_their_plain_form_and_each_is_one_row() -> None:
-    assert table_rows(["p->w->p", "(p -> w)*1", "p", "p -> w", " vanilla "]) == [
+    assert list(table_rows(["p->w->p", "(p -> w)*1", "p", "p -> w", " vanilla "])) == [
         "vanilla",
         "p",
         "p -> w -> p",
         "p -> w",
     ]
-    assert table_rows(ROWS) == list(ROWS)
+    assert tuple(table_rows(PAPER_STRATEGIES)) == PAPER_STRATEGIES
 
 
 def test_a_dry_run_needs_no_lm_and_no_run_directory(tmp_path: Path) -> None:
     done = said("--dry-run", "--all-strategies", "--lm", "hf:no/such-lm", "--data", str(tmp_path))
     assert "iris takes no --data" in done.stdout
     done = said("--dry-run", "--all-strategies", "--lm", "hf:no/such-lm")
-    rows = re.findall(r"^ *((?:p|w)(?: -> \w)*|vanilla|test|together) +[\d,]+", done.stdout, re.MULTILINE)
-    assert rows == ["p", "w", "p -> p", "w -> w", "p -> w", "w -> p", "p -> w -> p", "vanilla", "test", "together"]
+    rows = re.findall(r"^ *((?:p|w)(?: -> \w)*|vanilla|test|total) +[\d,]+", done.stdout, re.MULTILINE)
+    assert rows == ["p", "w", "p -> p", "w -> w", "p -> w", "w -> p", "p -> w -> p", "vanilla", "test", "total"]
 
 
 def test_the_settings_of_the_paper_are_a_file_that_can_be_used(tmp_path: Path) -> None:
     file = tmp_path / "paper.toml"
     file.write_text(said("--paper", task="gsm8k").stdout)
-    assert settings_for("gsm8k", "bundled").changed(read_config(file).settings) == Settings(test=1319)
+    assert Gsm8kTask().settings_for("bundled").changed(read_config(file).settings) == Settings(test=1319)
 
 
 def test_a_file_gives_options_and_settings_and_the_command_line_overrides_them(tmp_path: Path) -> None:
@@ -106,7 +114,7 @@ def test_a_file_that_is_wrong_is_refused_with_what_is_wrong(text: str, told: str
 
 
 def test_settings_survive_the_file() -> None:
-    settings = settings_for("hotpotqa", "bundled")
+    settings = HotpotTask().settings_for("bundled")
     assert 'max_seconds = "none"' in as_toml(settings)
     for wrong in ("many", 0):
         with pytest.raises(ConfigError, match="max_tokens"):
@@ -120,8 +128,8 @@ def test_settings_survive_the_file() -> None:
     [
         (b"\xff\xfe\x00", "cannot be read: 'utf-8'"),
         (b"a = " + b"[" * 50_000 + b"]" * 50_000, "nested too deeply"),
-        (b"settings = 3", "settings = 3 is no table"),
-        (b"[[settings]]\nval = 3", "is no table"),
+        (b"settings = 3", "settings = 3 is not a table"),
+        (b"[[settings]]\nval = 3", "is not a table"),
         (b"dry-run = true\ndry_run = true", "the option 'dry_run' is there twice"),
         (b"[lm]\nname = 3", "is neither a text"),
         (b"seeds = 2024-01-01", "is neither a text"),
@@ -144,5 +152,5 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [{"temperature": float("nan")}, {"tuning": {"rank": "x"}}, {"val": [1]}])
 def test_settings_of_another_type_are_named(wrong: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=f"these settings cannot be: {next(iter(wrong))}"):
+    with pytest.raises(ConfigError, match=f"invalid settings: {next(iter(wrong))}"):
         Settings().changed(wrong)

@@ -7,9 +7,14 @@ import sys
 
 import pytest
 
-from benchmarks.experiments.cost_estimate import ROWS, TRAFFIC, Estimate, Gpu, Spent, Traffic
+from benchmarks.cost_estimate import TRAFFIC
+from benchmarks.experiments.cost_estimate import CallsAndTokens, CostEstimate, Gpu, Traffic
+from benchmarks.experiments.models import ModelSpec
 from benchmarks.experiments.run import run_seed
-from benchmarks.experiments.settings import Settings, settings_for
+from benchmarks.experiments.settings import Settings
+from benchmarks.experiments.spec import ExperimentSpec, LoadedModels
+from benchmarks.experiments.strategies import PAPER_STRATEGIES
+from benchmarks.experiments.task import Task
 from benchmarks.tasks.iris import IrisTask
 from lmpipe import Request, RunStore, ScriptedLM
 from lmpipe.engines.local import LocalLM
@@ -38,9 +43,10 @@ def species(request: Request) -> str:
 
 def test_calls_are_those_of_a_real_run(tiny_lm: LocalLM, store: RunStore) -> None:
     """The scripted LM has the name of the one that is trained."""
-    lm, estimate = ScriptedLM(species, name=tiny_lm.name), Estimate(SMALL, ONE_CALL)
-    rows = ["vanilla", "p", "w -> p"]
-    cells = run_seed(IrisTask(), lm, tiny_lm, SMALL, rows, 0, store)
+    lm, estimate = ScriptedLM(species, name=tiny_lm.name), CostEstimate(SMALL, ONE_CALL)
+    rows = ("vanilla", "p", "w -> p")
+    spec = ExperimentSpec(IrisTask(), ModelSpec("scripted"), SMALL, rows, (0,))
+    cells = run_seed(spec, LoadedModels(lm, tiny_lm), 0, store)
     calls = {cell.strategy: [stage.cost.lm_calls for stage in cell.result.stages] for cell in cells}
     assert calls["p"] == [estimate.stage(["p"]).calls]
     assert calls["w -> p"] == [estimate.stage(["w"]).calls, estimate.stage(["w", "p"]).calls]
@@ -48,25 +54,25 @@ def test_calls_are_those_of_a_real_run(tiny_lm: LocalLM, store: RunStore) -> Non
     assert len(lm.requests) < estimate.strategies(rows, shared=False).calls
 
 
-@pytest.mark.parametrize("task", TRAFFIC)
-def test_sharing_saves_the_stages_that_rows_have_in_common(task: str) -> None:
-    estimate = Estimate(settings_for(task, "any"), TRAFFIC[task])
-    alone = sum((estimate.strategies([row], shared=True) for row in ROWS), Spent())
-    assert estimate.strategies(ROWS, shared=False) == alone
+@pytest.mark.parametrize(("task", "traffic"), TRAFFIC, ids=lambda value: getattr(value, "name", ""))
+def test_sharing_saves_the_stages_that_rows_have_in_common(task: Task, traffic: Traffic) -> None:
+    estimate = CostEstimate(task.settings, traffic)
+    alone = sum((estimate.strategies([row], shared=True) for row in PAPER_STRATEGIES), CallsAndTokens())
+    assert estimate.strategies(PAPER_STRATEGIES, shared=False) == alone
     twice = [["p"], ["p"], ["p"], ["w"], ["w"], ["p", "w"]]  # 13 stages instead of 7
     saved = sum(map(estimate.stage, twice), estimate.score(()) * 7)
-    assert (estimate.strategies(ROWS, shared=True) + saved).calls == alone.calls
+    assert (estimate.strategies(PAPER_STRATEGIES, shared=True) + saved).calls == alone.calls
     assert estimate.settings.test * 8 < alone.calls
 
 
 def test_hours_add_up() -> None:
     gpu = Gpu(read=100, write=10, train=1)
-    assert Spent(1, 360_000, 36_000, 3_600).hours(gpu) == pytest.approx(3)
-    assert (Spent(1, 2, 3, 4) + Spent(1, 1, 1, 1)) * 2 == Spent(4, 6, 8, 10)
+    assert CallsAndTokens(1, 360_000, 36_000, 3_600).hours(gpu) == pytest.approx(3)
+    assert (CallsAndTokens(1, 2, 3, 4) + CallsAndTokens(1, 1, 1, 1)) * 2 == CallsAndTokens(4, 6, 8, 10)
 
 
 def test_the_command_prints_the_table() -> None:
-    command = [sys.executable, "-m", "benchmarks.experiments.cost_estimate", "--lms", "1", "--seeds", "1"]
+    command = [sys.executable, "-m", "benchmarks.cost_estimate", "--lms", "1", "--seeds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "1 LMs, 1 seeds, 8 strategies" in done.stdout
     assert "sharing stages saves" in done.stdout

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks.experiments.experiment import execute
-from benchmarks.experiments.models import Models
-from benchmarks.experiments.settings import settings_for
+from benchmarks.experiments.experiment import run_experiment
+from benchmarks.experiments.models import ModelSpec
+from benchmarks.experiments.spec import ExperimentSpec
 from benchmarks.experiments.statistics import holm, paired_difference, score_of
 from benchmarks.tasks.iris import IrisTask
 from lmpipe.engines.local import LocalLM
@@ -144,10 +144,11 @@ def test_a_run_that_is_interrupted_says_that_it_goes_on_and_does(
 def test_a_full_disk_leaves_the_result_of_before(finished: Path, tiny_folder: Path) -> None:
     before = {path: path.read_bytes() for path in (finished / "result.json", finished / "report.html")}
     assert min(map(len, before.values())) > 1000
-    models = Models(f"hf:{tiny_folder}")
-    sizes = {"train": 6, "val": 4, "test": 3, "max_tokens": 8}
+    task, models = IrisTask(), ModelSpec(f"hf:{tiny_folder}")
+    settings = task.settings.changed({"train": 6, "val": 4, "test": 3, "max_tokens": 8})
+    spec = ExperimentSpec(task, models, settings, ("vanilla", "p", "p -> w"), (0, 1), finished)
     with full_disk(1000), pytest.raises(StoreError, match=r"result\.json cannot be written: .*free space"):
-        execute(IrisTask(), models, ["vanilla", "p", "p -> w"], [0, 1], finished, sizes)
+        run_experiment(spec)
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -203,11 +204,11 @@ def test_a_run_on_a_server_trains_a_model_of_the_same_name(tiny_folder: Path, tm
     assert without_seconds(first) == without_seconds(second)
     assert len(fake.bodies) == len({json.dumps(body, sort_keys=True) for body in fake.bodies})
     with pytest.raises(ConfigError, match="serve the model by that name"):
-        Models("openai:m@http://127.0.0.1:9/v1", f"hf:{tiny_folder}").load(to_train=True)
+        ModelSpec("openai:m@http://127.0.0.1:9/v1", f"hf:{tiny_folder}").load(to_train=True)
 
 
 def test_processes_of_one_machine_share_its_memory(tiny_folder: Path) -> None:
-    alone, beside = (Models(f"hf:{tiny_folder}").load(to_train=False, at_once=count)[0] for count in (1, 4))
+    alone, beside = (ModelSpec(f"hf:{tiny_folder}").load(to_train=False, num_processes=count)[0] for count in (1, 4))
     assert isinstance(alone, LocalLM)
     assert isinstance(beside, LocalLM)
     assert 0.15 < beside.limits.memory / alone.limits.memory < 0.4  # what is free changes in between
@@ -286,8 +287,8 @@ def test_holm_corrects_upwards_and_keeps_the_order(values: list[float]) -> None:
 
 
 def test_the_bundled_lm_has_settings_of_its_own() -> None:
-    assert settings_for("iris", "hf:some/model").tuning.learning_rate == 1e-5
-    assert settings_for("iris", "bundled").tuning.learning_rate > 1e-5
+    assert IrisTask().settings_for("hf:some/model").tuning.learning_rate == 1e-5
+    assert IrisTask().settings_for("bundled").tuning.learning_rate > 1e-5
 
 
 def test_result_json_is_read_back(finished: Path, tmp_path: Path) -> None:

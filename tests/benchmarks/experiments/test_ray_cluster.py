@@ -15,12 +15,13 @@ from typing import Any, final
 
 import pytest
 
-from benchmarks.experiments import models
-from benchmarks.experiments.cells import Cell, Cluster, Work
-from benchmarks.experiments.experiment import execute
-from benchmarks.experiments.ray_cluster import connected, run_cells
+from benchmarks.experiments.cells import Cell, Cluster, cells_of
+from benchmarks.experiments.experiment import run_experiment
+from benchmarks.experiments.models import ModelSpec
+from benchmarks.experiments.ray_cluster import connected, run_on_cluster
 from benchmarks.experiments.run import run
 from benchmarks.experiments.settings import Settings
+from benchmarks.experiments.spec import ExperimentSpec
 from benchmarks.experiments.task import Task
 from benchmarks.tasks.iris import IrisTask
 from lmpipe import LM, Completion, EngineError, Example, Metric, Module, Predict, Request, RunStore
@@ -33,7 +34,6 @@ from lmpipe.results.result import Result
 from tests.killable import even_length
 
 STRATEGIES = ("vanilla", "p", "w*2")
-CONFIG = {"task": "numbers"}
 HERE = Cluster("local", cores=2)
 
 
@@ -77,16 +77,20 @@ class Deadly(LM):
 
 @final
 @dataclass(frozen=True)
-class Models:
+class CountedLoads:
     """The tiny LM; leaves a line in a file whenever it is loaded."""
 
     path: Path
     notes: Path
 
-    def load(self, *, to_train: bool, at_once: int = 1) -> tuple[LM, LocalLM]:
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"lm": "tiny"}
+
+    def load(self, *, to_train: bool, num_processes: int = 1) -> tuple[LM, LocalLM]:
         with (self.notes / "loads").open("a") as loads:
             loads.write(f"{os.getpid()}\n")
-        (self.notes / "at once").write_text(str(at_once))
+        (self.notes / "processes").write_text(str(num_processes))
         lm = LocalLM.from_pretrained(str(self.path), name="tiny")
         return Deadly(lm, self.notes / "killed"), lm
 
@@ -104,7 +108,7 @@ def workers() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def work(tiny_folder: Path, tmp_path: Path) -> Work:
+def spec(tiny_folder: Path, tmp_path: Path) -> ExperimentSpec:
     settings = Settings(
         train=8,
         val=4,
@@ -115,8 +119,8 @@ def work(tiny_folder: Path, tmp_path: Path) -> Work:
         num_train_scored=2,
         tuning=TuningConfig(rank=2, alpha=4, learning_rate=0.01, epochs=2),
     )
-    models = Models(tiny_folder, tmp_path)
-    return Work(Numbers(), models, settings, STRATEGIES, (0,), tmp_path / "out", CONFIG, folder=tmp_path)
+    models = CountedLoads(tiny_folder, tmp_path)
+    return ExperimentSpec(Numbers(), models, settings, STRATEGIES, (0,), tmp_path / "out", folder=tmp_path)
 
 
 def without_measured(value: Any) -> Any:
@@ -125,22 +129,23 @@ def without_measured(value: Any) -> Any:
     return list(map(without_measured, value)) if isinstance(value, list) else value
 
 
-def test_the_result_of_two_workers_one_of_which_is_killed_is_that_of_one_process(workers: Cluster, work: Work) -> None:
-    assert isinstance(work.models, Models)
-    notes, told = work.models.notes, list[Event]()
-    with closing(RunStore(work.out, CONFIG)) as store:
-        spread = run_cells(work, store, workers, callbacks=[told.append])
-    first = work.models.loads
+def test_the_result_of_two_workers_one_of_which_is_killed_is_that_of_one_process(
+    workers: Cluster, spec: ExperimentSpec
+) -> None:
+    assert isinstance(spec.models, CountedLoads)
+    notes, told = spec.models.notes, list[Event]()
+    with closing(RunStore(spec.out, spec.config)) as store:
+        spread = run_on_cluster(spec, store, workers, callbacks=[told.append])
+    first = spec.models.loads
     killed = int((notes / "killed").read_text())
     assert killed in first
     assert killed != os.getpid() not in first
-    assert (notes / "at once").read_text() == "2"  # each of the two takes half of what one would
-    assert len(first) == len(work.cells) + 1 + 1  # the cells, the one that was killed again, and the summary
+    assert (notes / "processes").read_text() == "2"  # each of the two takes half of what one would
+    assert len(first) == len(cells_of(spec)) + 1 + 1  # the cells, the one that was killed again, and the summary
 
     heard = list[Event]()
-    with closing(RunStore(notes / "alone", CONFIG)) as store:
-        lm, trained, _ = work.load()
-        alone = run(work.task, lm, trained, work.settings, STRATEGIES, (0,), store, None, (heard.append,))
+    with closing(RunStore(notes / "alone", spec.config)) as store:
+        alone = run(spec, spec.load(), store, None, (heard.append,))
     mine, theirs = (json.dumps(without_measured(json.loads(one.model_dump_json()))) for one in (spread, alone))
     assert mine == theirs
     assert alone.strategies[2].stages[1].status == "done"
@@ -150,10 +155,10 @@ def test_the_result_of_two_workers_one_of_which_is_killed_is_that_of_one_process
     ended = {(event.stage, event.score) for event in told if isinstance(event, StageEnded)}
     assert ended == {(event.stage, event.score) for event in heard if isinstance(event, StageEnded)}
 
-    with closing(RunStore(work.out, CONFIG)) as store:  # once more: only the summary loads the LM
-        again = run_cells(work, store, workers)
+    with closing(RunStore(spec.out, spec.config)) as store:  # once more: only the summary loads the LM
+        again = run_on_cluster(spec, store, workers)
     assert again == spread
-    assert len(work.models.loads) == len(first) + 2
+    assert len(spec.models.loads) == len(first) + 2
 
 
 @pytest.mark.parametrize(
@@ -163,42 +168,43 @@ def test_the_result_of_two_workers_one_of_which_is_killed_is_that_of_one_process
         ({"versions": {"python": "2.7"}}, ClusterError, "^cell 'vanilla' of seed 0: .* and the driver has .*2.7"),
         ({"folder": Path("/nowhere")}, ClusterError, "^cell 'vanilla' of seed 0: .* does not see /nowhere and .*mount"),
         (
-            {"config": {"task": "other"}},
+            {"settings": Settings(train=8, val=4, test=4, max_tokens=5)},
             StoreError,
-            r"0-vanilla was made with other settings \(task: 'other' → 'numbers'\)",
+            r"0-vanilla was made with other settings \(.*settings.max_tokens: 5 → 6",
         ),
     ],
 )
 def test_what_ends_a_cell_is_named(
-    workers: Cluster, work: Work, change: dict[str, Any], error: type[Exception], message: str
+    workers: Cluster, spec: ExperimentSpec, change: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    with closing(RunStore(work.out, CONFIG)) as store, pytest.raises(error, match=message):
-        run_cells(replace(work, **change), store, workers)
+    with closing(RunStore(spec.out, spec.config)) as store, pytest.raises(error, match=message):
+        run_on_cluster(replace(spec, **change), store, workers)
 
 
 def test_the_command_runs_cells_on_a_ray_of_its_own(tiny_folder: Path, tmp_path: Path) -> None:
-    sizes = {"train": 3, "val": 3, "test": 3, "max_tokens": 8}
+    task, sizes = IrisTask(), {"train": 3, "val": 3, "test": 3, "max_tokens": 8}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
     command = [sys.executable, "-m", "benchmarks.iris", "--strategy=vanilla", f"--lm=hf:{tiny_folder}", *options]
     spread = subprocess.run([*command, f"--out={tmp_path}/out", "--ray=local"], capture_output=True, check=True)
     assert b"written:" in spread.stdout
     assert b"ray" not in spread.stderr
-    alone = execute(IrisTask(), models.Models(f"hf:{tiny_folder}"), ["vanilla"], [0], tmp_path / "alone", sizes)
+    models, settings = ModelSpec(f"hf:{tiny_folder}"), task.settings.changed(sizes)
+    alone = run_experiment(ExperimentSpec(task, models, settings, ("vanilla",), (0,), tmp_path / "alone"))
     mine = Result.read(tmp_path / "out" / "result.json").model_dump()
     assert without_measured(mine) == without_measured(alone.model_dump())
 
 
-def test_what_no_machine_has_is_refused(workers: Cluster, work: Work) -> None:
+def test_what_no_machine_has_is_refused(workers: Cluster, spec: ExperimentSpec) -> None:
     with (
-        closing(RunStore(work.out, CONFIG)) as store,
+        closing(RunStore(spec.out, spec.config)) as store,
         pytest.raises(ClusterError, match="needs 1 CPUs and 9 GPUs of one machine; there are: 2 CPUs, 0 GPUs"),
     ):
-        run_cells(work, store, replace(workers, gpus=9))
+        run_on_cluster(spec, store, replace(workers, gpus=9))
 
 
-def test_strategies_share_the_cells_that_they_begin_with(work: Work) -> None:
-    shared = replace(work, strategies=("p -> w -> p", "p -> w"), seeds=(0, 1))
-    assert [cell.name for cell in shared.cells] == [
+def test_strategies_share_the_cells_that_they_begin_with(spec: ExperimentSpec) -> None:
+    shared = replace(spec, strategies=("p -> w -> p", "p -> w"), seeds=(0, 1))
+    assert [cell.name for cell in cells_of(shared)] == [
         f"{seed}-{stages}" for stages in ("vanilla", "p", "p.w", "p.w.p") for seed in (0, 1)
     ]
     assert str(Cell(1, ("p", "w"))) == "cell 'p -> w' of seed 1"

@@ -9,12 +9,14 @@ import pandas
 import pytest
 from markupsafe import escape
 
+from benchmarks.experiments.models import ModelSpec
 from benchmarks.experiments.report import write_report
 from benchmarks.experiments.report.confusion import confusions
 from benchmarks.experiments.report.rows import cost_of_seed, difference, efficiencies, module_rows, stage_tree
 from benchmarks.experiments.report.trace_examples import Logs, changes, endings, prompts
 from benchmarks.experiments.run import run
 from benchmarks.experiments.settings import Settings
+from benchmarks.experiments.spec import ExperimentSpec, LoadedModels
 from lmpipe import ScriptedLM
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.training import TuningConfig
@@ -45,16 +47,8 @@ def ran(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Re
     )
     trained = LocalLM.from_pretrained(str(tiny_folder), name="reader")
     store = RunStore(out)
-    found = run(
-        RiversTask(),
-        ScriptedLM(reader, name="reader"),
-        trained,
-        settings,
-        STRATEGIES,
-        (0, 1),
-        store,
-        retriever=WordOverlap(),
-    )
+    spec = ExperimentSpec(RiversTask(), ModelSpec("scripted"), settings, STRATEGIES, (0, 1), out)
+    found = run(spec, LoadedModels(ScriptedLM(reader, name="reader"), trained, WordOverlap()), store)
     store.close()
     write_report(found, out, "answer", COMMAND)
     return found, out

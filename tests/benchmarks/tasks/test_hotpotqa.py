@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.experiments.settings import settings_for
 from benchmarks.tasks.hotpotqa import HotpotTask
 from lmpipe import Job, Request, ScriptedLM, Session, evaluate, exact_match, initial_state, rollout
 from lmpipe.cli import app
@@ -184,7 +183,7 @@ def test_the_hub_gives_hard_questions_and_training_ones_are_divided(tmp_path: Pa
         ("[1]", "train.jsonl.gz, line 2: no JSON object"),
         ("[" * 100_000, "train.jsonl.gz, line 2: .* nested too deeply"),
         ('{"question": "Why?"}', "train.jsonl.gz, line 2: .* lacks a field .'answer'"),
-        (json.dumps({**RECORDS["train"][0], "question": 5}), "train.jsonl.gz, line 2: .* that is no text"),
+        (json.dumps({**RECORDS["train"][0], "question": 5}), "train.jsonl.gz, line 2: .* that is not text"),
     ],
 )
 def test_damaged_data_are_named(data: Path, tmp_path: Path, line: str, message: str) -> None:
@@ -247,6 +246,6 @@ def test_iris_has_no_such_options(tmp_path: Path) -> None:
 
 
 def test_its_settings_are_the_papers_and_smaller_for_the_bundled_lm() -> None:
-    paper = settings_for("hotpotqa", "hf:some/model")
+    paper = HotpotTask().settings_for("hf:some/model")
     assert (paper.train, paper.val, paper.test, paper.num_train, paper.num_val) == (1000, 500, 1500, 100, 250)
-    assert settings_for("hotpotqa", "bundled").test < paper.test
+    assert HotpotTask().settings_for("bundled").test < paper.test
