@@ -93,7 +93,7 @@ def dry_run(spec: ExperimentSpec) -> list[StageCost]:
 
 def show_costs(stages: Sequence[StageCost], console: Console) -> None:
     """Prints the expected cost of each stage and their total."""
-    table = Table(box=SIMPLE, title="expected cost if every second run succeeds, at about four characters per token")
+    table = Table(box=SIMPLE, title="expected if every second run succeeds, four characters per token")
     for name in ("stage", "runs", "LM calls", "tokens read", "written", "trained on"):
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     total = StageCost("total", sum(stage.runs for stage in stages), sum((stage.cost for stage in stages), Cost()))

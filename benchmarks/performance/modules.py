@@ -150,7 +150,7 @@ class RowKeeper(Trainer):
         objective: Objective = SFTLoss(),
     ) -> TrainingResult:
         if session.store is None:
-            raise SessionError("rows are kept in a store; give the session one")
+            raise SessionError("this trainer needs a session with a store")
         self.rows.append(list(rows))
         folder = session.store.new_folder()
         (folder / "rows.jsonl").write_text("".join(canonical_json(asdict(row)) + "\n" for row in rows))

@@ -1,6 +1,6 @@
-"""The report of a run: a page of tables, plots and traces, the same as Markdown, scores as CSV, and one plot alone.
+"""The report of an experiment: an HTML page of tables, plots and traces, a Markdown page, CSV tables, and one plot.
 
-Knows nothing of how a run is made: all is read from its result, and from the traces in its directory.
+Everything is read from the result and from the traces in the run directory; how an experiment is run does not matter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.experiments.report.rows import (
     stage_tree,
     stages_of,
 )
-from benchmarks.experiments.report.trace_examples import Logs, changes, endings, prompts
+from benchmarks.experiments.report.trace_examples import changes, endings, prompts
 from lmpipe.results.result import Result
 from lmpipe.results.run_reader import FinishedRun
 from lmpipe.storage.files import write_whole
@@ -40,17 +40,17 @@ def write_report(result: Result, folder: Path, label: str | None = None, command
     ``scores.svg``.
 
     Args:
-        result: Of the run.
-        folder: The run directory, in whose ``blobs`` the traces of its test runs are.
-        label: The label of examples whose classes are told apart, if there is one.
-        command: What makes the run again, as it is typed.
+        result: The result.
+        folder: The run directory; its ``blobs`` hold the traces of the test runs.
+        label: Label of the examples whose classes are compared in a confusion table, if there is one.
+        command: The command that repeats the experiment, as it is typed.
 
     Raises:
-        CorruptBlob: If traces that the result names are absent or damaged.
-        StoreError: If the files cannot be written.
+        CorruptBlob: If traces that the result names are missing or damaged.
+        StoreError: If a file cannot be written.
     """
-    logs = FinishedRun(folder, result).records
-    drawn = {name: draw(name, result) for name in PLOTS}
+    traces_of = FinishedRun(folder, result).records
+    plots = {name: draw(name, result) for name in PLOTS}
     values: dict[str, Any] = {
         "result": result,
         "command": command,
@@ -67,40 +67,35 @@ def write_report(result: Result, folder: Path, label: str | None = None, command
         _environment(escape=True)
         .get_template("report.html.jinja")
         .render(
-            values | _of_traces(result, logs, label),
-            plots={name: themed(svg, name) for name, svg in drawn.items() if svg is not None},
+            values,
+            endings=endings(result, traces_of),
+            confusions=confusions(result, traces_of, label),
+            prompts=prompts(result, traces_of),
+            changes=changes(result, traces_of),
+            plots={name: themed(svg, name) for name, svg in plots.items() if svg is not None},
         )
     )
     write_whole(folder / "report.html", clean(page).encode())
     write_whole(folder / "report.md", clean(markdown).encode())
     write_whole(folder / "results.csv", clean(results_csv(result)).encode())
-    write_whole(folder / "scores.csv", clean(scores_csv(result, logs)).encode())
-    write_whole(folder / "scores.svg", (drawn["scores"] or "").encode())
-
-
-def _of_traces(result: Result, logs: Logs, label: str | None) -> dict[str, Any]:
-    return {
-        "endings": endings(result, logs),
-        "confusions": confusions(result, logs, label),
-        "prompts": prompts(result, logs),
-        "changes": changes(result, logs),
-    }
+    write_whole(folder / "scores.csv", clean(scores_csv(result, traces_of)).encode())
+    write_whole(folder / "scores.svg", (plots["scores"] or "").encode())
 
 
 def _environment(*, escape: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=escape,  # noqa: S701 Markdown has other rules: lmpipe.text.markdown
+        autoescape=escape,  # noqa: S701 Markdown is escaped by lmpipe.text.markdown
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"count": "{:,.0f}".format, "arrows": arrows, "written": _written}
+    environment.filters |= {"count": "{:,.0f}".format, "arrows": arrows, "json": _json}
     environment.filters |= {"line": as_line, "code": as_code, "fenced": as_block}
     return environment
 
 
-def _written(value: object) -> str:
-    """A list or record as people read it: JSON in which letters and line ends are themselves."""
+def _json(value: object) -> str:
+    """Returns readable JSON of a list or record, in which letters and line ends are not escaped."""
     return json.dumps(value, indent=1, ensure_ascii=False).replace("\\n", "\n")

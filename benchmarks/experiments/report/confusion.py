@@ -1,4 +1,4 @@
-"""Which class was taken for which, where the label of a task has few."""
+"""Confusion tables: how often each class was answered for each class, for labels that have few classes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
-from benchmarks.experiments.report.trace_examples import Logs
+from benchmarks.experiments.report.trace_examples import TraceReader
 from lmpipe.results.result import Result
 from lmpipe.results.trace_log import TraceRecord
 
@@ -18,12 +18,12 @@ UNREADABLE, OTHER = "unreadable", "other"
 @final
 @dataclass(frozen=True)
 class Confusion:
-    """The test runs of a strategy by class, of all seeds.
+    """The confusion table of a strategy's test runs on all seeds.
 
     Args:
-        strategy: Which.
-        columns: What was answered: the classes, and what is none of them.
-        rows: Class → how often each of the columns was answered.
+        strategy: The strategy.
+        columns: Possible answers: the classes, other answers, and unreadable ones.
+        rows: Class → how often each of the columns was the answer.
     """
 
     strategy: str
@@ -31,18 +31,18 @@ class Confusion:
     rows: dict[str, tuple[int, ...]]
 
 
-def confusions(result: Result, logs: Logs, label: str | None) -> list[Confusion]:
-    """Of every strategy; none if there are many classes, or the program does not answer with one.
+def confusions(result: Result, traces_of: TraceReader, label: str | None) -> list[Confusion]:
+    """Returns the table of every strategy; none if there are many classes, or the program does not answer with a class.
 
     Args:
-        result: Of the run.
-        logs: Reads its test runs.
-        label: The label that has the classes.
+        result: The result.
+        traces_of: Reads the traces of an outcome.
+        label: Label that holds the classes.
     """
     if label is None:
         return []
     counts = {
-        row.strategy: _count((record for outcome in row.outcomes for record in logs(outcome)), label)
+        row.strategy: _count((record for outcome in row.outcomes for record in traces_of(outcome)), label)
         for row in result.strategies
         if row.test.mean is not None
     }
@@ -58,7 +58,7 @@ def _count(records: Iterable[TraceRecord], label: str) -> Counter[tuple[str, str
 
 
 def _answer(record: TraceRecord, label: str) -> str | None:
-    """The class that was answered; none if the run failed or does not answer with one."""
+    """Returns the class that was answered; None if the run failed or has no such answer."""
     value = (record.prediction or {}).get(label)
     return None if value is None else str(value)
 
@@ -66,10 +66,10 @@ def _answer(record: TraceRecord, label: str) -> str | None:
 def _table(strategy: str, classes: list[str], pairs: Counter[tuple[str, str | None]]) -> Confusion:
     rows: dict[str, tuple[int, ...]] = {}
     for gold in classes:
-        known = [pairs[gold, answer] for answer in classes]
-        every = sum(count for (own, _), count in pairs.items() if own == gold)
-        failed = pairs[gold, None]
-        rows[gold] = (*known, every - sum(known) - failed, failed)
+        counts = [pairs[gold, answer] for answer in classes]
+        total = sum(count for (label, _), count in pairs.items() if label == gold)
+        unreadable = pairs[gold, None]
+        rows[gold] = (*counts, total - sum(counts) - unreadable, unreadable)
     names = (*classes, OTHER, UNREADABLE)
     used = [place for place in range(len(names)) if place < len(classes) or any(row[place] for row in rows.values())]
     return Confusion(

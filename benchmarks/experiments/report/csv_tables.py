@@ -1,6 +1,6 @@
-"""The figures of a run as CSV, for statistics and plots of one's own.
+"""The figures of an experiment as CSV, for further statistics and plots.
 
-Holds no inputs, labels or completions, so it may be shared where the data may not.
+The tables hold no inputs, labels or completions, so they may be shared even if the data may not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from benchmarks.experiments.report.trace_examples import Logs
+from benchmarks.experiments.report.trace_examples import TraceReader
 from lmpipe.ledger import Cost
 from lmpipe.results.result import Result
 
@@ -19,25 +19,25 @@ _COSTS = tuple(field.name for field in fields(Cost) if field.name != "modules")
 
 
 def results_csv(result: Result) -> str:
-    """A line for every strategy and seed: its scores, what was measured besides, and what its stages cost.
+    """Returns a line for every strategy and seed: scores, further measures, and the cost of the stages.
 
-    Scores are in [0, 1], and empty where there was nothing to learn from.
+    Scores are in [0, 1], and empty if every stage was skipped.
     """
-    return _written(["task", "lm", "strategy", "seed", "val", "test", *result.measures, *_COSTS], _results(result))
+    return _csv(["task", "lm", "strategy", "seed", "val", "test", *result.measures, *_COSTS], _results(result))
 
 
-def scores_csv(result: Result, logs: Logs) -> str:
-    """A line for every test run whose trace was kept: its score, why it failed, what was measured, calls and tokens.
+def scores_csv(result: Result, traces_of: TraceReader) -> str:
+    """Returns a line for every test run whose trace was kept: score, failure, further measures, calls and tokens.
 
     Args:
-        result: Of the run.
-        logs: Reads the test runs of an outcome.
+        result: The result.
+        traces_of: Reads the traces of an outcome.
     """
-    named = ["strategy", "seed", "example", "score", "failure", *result.measures]
-    return _written([*named, "lm_calls", "prompt_tokens", "completion_tokens"], _scores(result, logs))
+    columns = ["strategy", "seed", "example", "score", "failure", *result.measures]
+    return _csv([*columns, "lm_calls", "prompt_tokens", "completion_tokens"], _scores(result, traces_of))
 
 
-def _written(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
+def _csv(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -55,15 +55,15 @@ def _results(result: Result) -> Iterator[dict[str, Any]]:
                 "seed": outcome.seed,
                 "val": row.val.per_seed[number],
                 "test": row.test.per_seed[number],
-                **{name: found.all.per_seed[number] for name, found in row.quality.items()},
+                **{name: quality.all.per_seed[number] for name, quality in row.quality.items()},
                 **{name: outcome.cost[name] for name in _COSTS},
             }
 
 
-def _scores(result: Result, logs: Logs) -> Iterator[dict[str, Any]]:
+def _scores(result: Result, traces_of: TraceReader) -> Iterator[dict[str, Any]]:
     for row in result.strategies:
         for outcome in row.outcomes:
-            for trace in logs(outcome):
+            for trace in traces_of(outcome):
                 calls = [step for step in trace.steps if step.kind == "lm"]
                 yield {
                     "strategy": row.strategy,

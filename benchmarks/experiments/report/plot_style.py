@@ -1,6 +1,6 @@
-"""How the plots of a report look: their sizes and colours, and plots as parts of a page.
+"""The style of a report's plots: sizes and colours, and SVG for a page.
 
-Knows nothing of results.
+Knows nothing about results.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 COLOURS = ("#2f6fb0", "#d1662b", "#2f8a5b", "#8a5bb5", "#b8418a", "#0f8a94", "#94842a", "#6b7280")
 INK, FAINT, GREY = "#1f2a37", "#c3ccd6", "#94a3b3"
 
-_WIDTH = 3.9  # inches: text of 9 points is 10 pixels high where a phone shows it 310 pixels wide
+_WIDTH = 3.9  # inches: on a phone that shows it 310 pixels wide, text of 9 points is 10 pixels high
 _THEME = {INK: "ink", FAINT: "line", GREY: "axis", **{colour: f"c{number}" for number, colour in enumerate(COLOURS)}}
 
 
 def style() -> AbstractContextManager[None]:
-    """The block in which plots are made and saved."""
+    """Returns the context in which plots are made and saved."""
     return mpl.rc_context(
         {
             "font.size": 9,
@@ -43,30 +43,30 @@ def style() -> AbstractContextManager[None]:
             "figure.facecolor": "none",
             "savefig.facecolor": "none",
             "text.color": INK,
-            "text.parse_math": False,  # names may hold dollars
+            "text.parse_math": False,  # names may contain dollar signs
             "xtick.color": GREY,
             "ytick.color": GREY,
             "xtick.labelcolor": INK,
             "ytick.labelcolor": INK,
-            "svg.fonttype": "none",  # text stays text: to be searched, and read out
-            "svg.hashsalt": "lmpipe",  # the same ids, so the same bytes, in every run
+            "svg.fonttype": "none",  # text stays text, which can be searched and read aloud
+            "svg.hashsalt": "lmpipe",  # equal ids, so equal bytes, in every run
         }
     )
 
 
 def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Plots below one another.
+    """Makes a figure with plots one below another.
 
     Args:
-        count: How many.
-        height: Of each, inches.
+        count: Number of plots.
+        height: Height of each plot in inches.
     """
     figure = Figure(figsize=(_WIDTH, count * height), layout="constrained")
     return figure, list(figure.subplots(count, squeeze=False)[:, 0])
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """The legend of one of its plots, above all of them; long names stand below one another."""
+    """Draws the legend of one plot above all plots of its figure; long names are one below another."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         columns = max(1, 46 // (max(map(len, labels)) + 7))
@@ -74,30 +74,30 @@ def legend(figure: Figure, axes: Axes) -> None:
 
 
 def colour_of(number: int) -> str:
-    """One of a few that are told apart."""
+    """Returns one of a few distinct colours."""
     return COLOURS[number % len(COLOURS)]
 
 
 def plain_log(axis: Axis) -> None:
-    """A logarithmic axis with the numbers themselves, not their powers."""
+    """Labels a logarithmic axis with plain numbers instead of powers of ten."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
 def svg_of(figure: Figure) -> str:
-    """A plot as an element of a page; the same text in every run."""
+    """Returns a plot as an SVG element; its text is the same in every run."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def themed(svg: str, name: str) -> str:
-    """A plot for a page with others: in the colours of the page, and with ids of its own.
+    """Returns a plot with the colours of the page, and with ids that no other plot on the page has.
 
     Args:
-        svg: As `svg_of` makes it.
-        name: Of the plot; no other on the page has it.
+        svg: SVG that `svg_of` returned.
+        name: Name of the plot, which must be unique on the page.
     """
     for colour, variable in _THEME.items():
         svg = svg.replace(colour, f"var(--{variable})")

@@ -1,4 +1,4 @@
-"""The plots of a report, each made of a result alone."""
+"""The plots of a report; each is drawn from the result alone."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.experiments.report.rows import arrows, cost_of_seed, difference,
 from lmpipe.results.result import Result, Score, StageReport
 from optimizers import VANILLA
 
-_MOST_NAMES = 12  # candidates that are named below a plot; more would lie over one another
+_MOST_NAMES = 12  # candidates that are named below a plot; more names would overlap
 
 
 def draw(name: str, result: Result) -> str | None:
-    """One of `PLOTS` as SVG; none where there is nothing to show."""
+    """Draws one of `PLOTS` as SVG; None if the result has nothing to show in it."""
     with style():
         figure = PLOTS[name](result)
         return None if figure is None else svg_of(figure)
@@ -33,23 +33,26 @@ def _scores(result: Result) -> Figure:
 
 
 def _measures(result: Result) -> Figure | None:
-    """What was measured of the test runs, of all and of the right ones."""
+    """Draws the further measures of test runs: of all runs, and of the right ones."""
     names = result.measures
     if not names:
         return None
-    figure, every = panels(len(names), 0.8 + 0.42 * len(result.strategies))
-    for name, axes in zip(names, every, strict=True):
+    figure, panes = panels(len(names), 0.8 + 0.42 * len(result.strategies))
+    for name, axes in zip(names, panes, strict=True):
         rows = [row for row in result.strategies if name in row.quality]
-        found = [row.quality[name] for row in rows]
-        pairs = {"all test runs": [one.all for one in found], "right ones": [one.successful for one in found]}
+        qualities = [row.quality[name] for row in rows]
+        pairs = {
+            "all test runs": [quality.all for quality in qualities],
+            "right ones": [quality.successful for quality in qualities],
+        }
         _bars(axes, [row.strategy for row in rows], pairs)
         axes.set_title(name)
-    legend(figure, every[0])
+    legend(figure, panes[0])
     return figure
 
 
 def _bars(axes: Axes, strategies: Sequence[str], series: Mapping[str, Sequence[Score]]) -> None:
-    """Two bars with whiskers for each strategy, the first on top; "—" where there is no score."""
+    """Draws two bars with whiskers for each strategy, the first on top, and "—" where there is no score."""
     for offset, colour, (name, scores) in zip((-0.19, 0.19), (GREY, colour_of(0)), series.items(), strict=True):
         for number, score in enumerate(scores):
             if score.mean is None:
@@ -66,7 +69,7 @@ def _bars(axes: Axes, strategies: Sequence[str], series: Mapping[str, Sequence[S
 
 
 def _sides(score: Score) -> list[list[float]]:
-    """How far an interval goes to either side, in percent."""
+    """Returns how far an interval extends to either side, in percent."""
     if score.mean is None or score.low is None or score.high is None:
         return [[0.0], [0.0]]
     return _whiskers(score.mean, score.low, score.high)
@@ -77,7 +80,7 @@ def _whiskers(mean: float, low: float, high: float) -> list[list[float]]:
 
 
 def _by_stage(result: Result) -> Figure | None:
-    """Each strategy from the program as it is written through its stages; skipped stages are left out."""
+    """Draws the score of each strategy from the program as it is written to its last stage, without skipped stages."""
     start = start_of(result)
     first = [] if start is None or start.val.mean is None else [(0, start.val)]
     longest = max(len(row.stages) for row in result.strategies)
@@ -99,7 +102,7 @@ def _by_stage(result: Result) -> Figure | None:
 
 
 def _chain(axes: Axes, points: Sequence[tuple[int, Score]], number: int, count: int, name: str) -> None:
-    """The scores of one strategy, a little beside those of the others, which may share stages with it."""
+    """Draws the scores of one strategy, a little beside those of the others, which may share stages with it."""
     aside = 0.09 * (number - (count - 1) / 2)
     colour = colour_of(number)
     axes.plot([], [], "o-", ms=5, color=colour, label=arrows(name))
@@ -114,35 +117,35 @@ def _percent(score: Score) -> float:
 
 
 def _gains(result: Result) -> Figure | None:
-    """Points over vanilla on the test examples against the LM calls of a seed."""
-    found = [(number, row, difference(result, row.strategy, VANILLA)) for number, row in enumerate(result.strategies)]
-    known = [(number, row, gain) for number, row, gain in found if gain is not None and row.cost["lm_calls"]]
-    if not known:
+    """Draws points over vanilla on the test examples against the LM calls of a seed."""
+    gains = [(number, row, difference(result, row.strategy, VANILLA)) for number, row in enumerate(result.strategies)]
+    compared = [(number, row, gain) for number, row, gain in gains if gain is not None and row.cost["lm_calls"]]
+    if not compared:
         return None
     figure, (axes,) = panels(1, 2.9)
-    named: list[tuple[float, float, int]] = []
-    for number, row, gain in known:
+    dots: list[tuple[float, float, int]] = []
+    for number, row, gain in compared:
         calls, points = cost_of_seed(row, "lm_calls"), 100 * gain.difference
         sides = _whiskers(gain.difference, gain.low, gain.high)
         axes.errorbar(calls, points, yerr=sides, fmt="o", ms=7, capsize=3, lw=1, color=colour_of(number))
-        named.append((points, calls, number))
+        dots.append((points, calls, number))
     axes.axhline(0, color=GREY, lw=1)
     axes.set_xscale("log")
     plain_log(axes.xaxis)
     axes.margins(x=0.15)
     axes.set_xlabel("LM calls per seed")
     axes.set_ylabel("points gained over vanilla")
-    _name(axes, sorted(named), [row.strategy for row in result.strategies])
+    _name_dots(axes, sorted(dots), [row.strategy for row in result.strategies])
     return figure
 
 
-def _name(axes: Axes, dots: Sequence[tuple[float, float, int]], strategies: Sequence[str]) -> None:
-    """Names dots at the right, each as high as its dot where the others leave it room.
+def _name_dots(axes: Axes, dots: Sequence[tuple[float, float, int]], strategies: Sequence[str]) -> None:
+    """Writes the names of dots at the right, each at the height of its dot if the other names leave room.
 
     Args:
-        axes: The plot, whose axes are as they will be.
-        dots: ``(height, place, number of the strategy)``, from below.
-        strategies: Their names.
+        axes: The plot, whose axes must have their final limits.
+        dots: ``(height, place, number of the strategy)`` of each dot, from the lowest up.
+        strategies: Names of the strategies.
     """
     low, high = axes.get_ylim()
     gap = 0.08 * (high - low)
@@ -163,30 +166,30 @@ def _name(axes: Axes, dots: Sequence[tuple[float, float, int]], strategies: Sequ
 
 
 def _candidates(result: Result) -> Figure | None:
-    """What each prompt search chose from, and what it chose."""
+    """Draws the candidates of each prompt search, and marks the chosen one."""
     searches = {
-        path: stage for path, stage in stages_of(result).items() if any(own["candidates"] for own in stage.per_seed)
+        path: stage for path, stage in stages_of(result).items() if any(seed["candidates"] for seed in stage.per_seed)
     }
     if not searches:
         return None
-    figure, every = panels(len(searches), 2.4)
-    for axes, (path, stage) in zip(every, searches.items(), strict=True):
+    figure, panes = panels(len(searches), 2.4)
+    for axes, (path, stage) in zip(panes, searches.items(), strict=True):
         _search(axes, stage)
         axes.set_title(" → ".join(path))
-    legend(figure, every[0])
+    legend(figure, panes[0])
     return figure
 
 
 def _search(axes: Axes, stage: StageReport) -> None:
     longest: list[str] = []
-    for number, own in enumerate(stage.per_seed):
-        names = [candidate["name"] for candidate in own["candidates"]]
+    for number, seed in enumerate(stage.per_seed):
+        names = [candidate["name"] for candidate in seed["candidates"]]
         longest = max(longest, names, key=len)
-        means = [100 * candidate["mean"] for candidate in own["candidates"]]
+        means = [100 * candidate["mean"] for candidate in seed["candidates"]]
         places = [place + 0.07 * (number - (len(stage.per_seed) - 1) / 2) for place in range(len(means))]
-        axes.plot(places, means, "o", ms=5, alpha=0.75, color=colour_of(number), label=f"seed {own['seed']}")
-        if own.get("chosen") in names:
-            place = names.index(own["chosen"])
+        axes.plot(places, means, "o", ms=5, alpha=0.75, color=colour_of(number), label=f"seed {seed['seed']}")
+        if seed.get("chosen") in names:
+            place = names.index(seed["chosen"])
             axes.plot(places[place], means[place], "o", ms=10, mfc="none", mec=colour_of(number), clip_on=False)
     if len(longest) <= _MOST_NAMES:
         axes.set_xticks(range(len(longest)), longest, rotation=35, ha="right", fontsize=8)
@@ -195,10 +198,10 @@ def _search(axes: Axes, stage: StageReport) -> None:
 
 
 def _losses(result: Result) -> Figure | None:
-    """The loss of each training, a colour for each stage and a line for each seed."""
+    """Draws the loss of each training, with a colour for each stage and a line for each seed."""
     curves = {
         " → ".join(path): [
-            (key, training["losses"]) for own in stage.per_seed for key, training in own.get("training", {}).items()
+            (key, training["losses"]) for seed in stage.per_seed for key, training in seed.get("training", {}).items()
         ]
         for path, stage in stages_of(result).items()
     }
@@ -232,4 +235,4 @@ PLOTS: Mapping[str, Callable[[Result], Figure | None]] = MappingProxyType(
         "losses": _losses,
     }
 )
-"""Name → what makes it, or none where a result has nothing to show of it."""
+"""Name of a plot → function that draws it, or returns None if a result has nothing to show in it."""

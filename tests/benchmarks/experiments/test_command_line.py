@@ -5,19 +5,25 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from benchmarks.experiments.config_file import read_config
 from benchmarks.experiments.dry_run import StageCost, dry_run
 from benchmarks.experiments.models import ModelSpec
+from benchmarks.experiments.setting_options import add_setting_options, settings_of_options
 from benchmarks.experiments.settings import Settings, as_toml
 from benchmarks.experiments.spec import ExperimentSpec
 from benchmarks.experiments.strategies import PAPER_STRATEGIES, table_rows
 from benchmarks.tasks.gsm8k import Gsm8kTask
 from benchmarks.tasks.hotpotqa import HotpotTask
 from benchmarks.tasks.iris import IrisTask
+from lmpipe.engines.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError
 from tests.benchmarks.experiments.rivers_task import RiversTask
 
@@ -28,12 +34,60 @@ def said(*options: str, task: str = "iris") -> subprocess.CompletedProcess[str]:
     )
 
 
+def first_settings(*options: str) -> dict[str, Any]:
+    """The settings that options give, as a command would use them."""
+    parameters: dict[str, str | bool] = {}
+
+    def command(**setting_options: str | bool | None) -> None:
+        parameters.update({name: value for name, value in setting_options.items() if value is not None})
+
+    add_setting_options(command, Settings())
+    app = typer.Typer()
+    app.command()(command)
+    done = CliRunner().invoke(app, list(options), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return settings_of_options(parameters)
+
+
 def plan(**changes: int) -> dict[str, StageCost]:
     task = IrisTask()
     settings = task.settings.changed({"num_train_scored": 0, **changes})
     strategies = ("vanilla", "p", "w", "p -> w", "p -> w -> p")
     spec = ExperimentSpec(task, ModelSpec("hf:no/such-lm"), settings, strategies, (0, 1))
     return {stage.name: stage for stage in dry_run(spec)}
+
+
+def test_every_setting_is_an_option() -> None:
+    help_text = said("--help").stdout
+    nested = [f"tuning.{field.name}" for field in fields(TuningConfig)]
+    for name in [*(name for name in Settings.model_fields if name != "tuning"), *nested]:
+        assert f"--{name.replace('_', '-')} " in help_text
+    assert "Peak learning rate" in help_text, "the descriptions of nested settings are those of their class"
+
+
+def test_options_are_read_as_settings() -> None:
+    options = ["--num-train", "7", "--tuning.rank", "16", "--tuning.no-bf16", "--no-structured", "--balance"]
+    given = first_settings(*options, "--stop", '["a", "b"]', "--tuning.target-modules", "all-linear")
+    assert Settings().changed(given) == Settings(
+        num_train=7,
+        balance=True,
+        stop=("a", "b"),
+        tuning=TuningConfig(rank=16, bf16=False, target_modules="all-linear"),
+    )
+    assert Settings(max_seconds=3).changed(first_settings("--max-seconds", "none")) == Settings()
+    with pytest.raises(ConfigError, match=r"^invalid settings: tuning\.rank: Input should be a valid integer"):
+        Settings().changed(first_settings("--tuning.rank", "many"))
+    with pytest.raises(ConfigError, match=r"--stop .* is not a valid JSON list"):
+        first_settings("--stop", "[a")
+
+
+def test_options_override_the_file_field_by_field(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("structured = true\nnum_val = 8\n[settings]\ntrain = 9\n[settings.tuning]\nrank = 3\nalpha = 5\n")
+    refused = said("--config", str(file), "--tuning.rank", "-4", "--no-structured", "--dry-run").stdout
+    shown = " ".join(refused.split())
+    assert "rank=-4, alpha=5" in shown
+    assert said("--config", str(file), "--train", "0", "--dry-run").stdout.count("train: Input should be greater") == 1
 
 
 def test_a_dry_run_counts_what_each_stage_would_call() -> None:

@@ -13,7 +13,7 @@ from benchmarks.experiments.models import ModelSpec
 from benchmarks.experiments.report import write_report
 from benchmarks.experiments.report.confusion import confusions
 from benchmarks.experiments.report.rows import cost_of_seed, difference, efficiencies, module_rows, stage_tree
-from benchmarks.experiments.report.trace_examples import Logs, changes, endings, prompts
+from benchmarks.experiments.report.trace_examples import TraceReader, changes, endings, prompts
 from benchmarks.experiments.run import run
 from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.spec import ExperimentSpec, LoadedModels
@@ -165,7 +165,7 @@ def test_stages_that_strategies_share_are_one_branch(ran: tuple[Result, Path]) -
     assert tuned.calls == ran[0].strategies[3].stages[1].cost["lm_calls"]
 
 
-def read(out: Path) -> Logs:
+def read(out: Path) -> TraceReader:
     return lambda outcome: list(records_of(out / "blobs" / (outcome.traces or "")))
 
 
