@@ -37,17 +37,17 @@ test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
-.venv-peers/installed: benchmarks/peers/requirements.txt
-	$(PYTHON) -m venv --clear .venv-peers
-	.venv-peers/bin/pip install --quiet --requirement $<
+.venv-baselines/installed: benchmarks/performance/baselines/requirements.txt
+	$(PYTHON) -m venv --clear .venv-baselines
+	.venv-baselines/bin/pip install --quiet --requirement $<
 	touch $@
 
-.venv-dspy/installed: benchmarks/peers/requirements-dspy.txt
+.venv-dspy/installed: benchmarks/performance/baselines/requirements-dspy.txt
 	$(PYTHON) -m venv --clear .venv-dspy
 	.venv-dspy/bin/pip install --quiet --requirement $<
 	touch $@
 
-.venv-fastplaid/installed: benchmarks/peers/requirements-fastplaid.txt
+.venv-fastplaid/installed: benchmarks/performance/baselines/requirements-fastplaid.txt
 	$(PYTHON) -m venv --clear .venv-fastplaid
 	.venv-fastplaid/bin/pip install --quiet --requirement $<
 	touch $@
@@ -71,4 +71,4 @@ test-vllm: .venv-vllm/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-peers .venv-dspy .venv-fastplaid site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-baselines .venv-dspy .venv-fastplaid site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

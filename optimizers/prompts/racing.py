@@ -26,7 +26,9 @@ Score = Callable[[Sequence[int], slice], Sequence[Sequence[float]] | None]
 @final
 @dataclass(frozen=True)
 class EliminationRule:
-    """Decides when candidates are compared and which are dropped. ``python -m benchmarks.racing`` chose the defaults.
+    """Decides when candidates are compared and which are dropped.
+
+    The defaults were chosen with ``python -m benchmarks.performance.racing``.
 
     Args:
         first: Number of examples in the first block.

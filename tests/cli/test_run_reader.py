@@ -20,9 +20,10 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from benchmarks.execute import execute
-from benchmarks.models import Models
-from benchmarks.task import Task
+from benchmarks.experiments.experiment import run_experiment
+from benchmarks.experiments.models import ModelSpec
+from benchmarks.experiments.spec import ExperimentSpec
+from benchmarks.experiments.task import Task
 from lmpipe import Example, Metric, Module, Prediction, ProgramState, Trace
 from lmpipe.cli import app
 from lmpipe.cli.terminal import show_error
@@ -67,7 +68,9 @@ class Flowers(Task):
 
 def make_run(out: Path, folder: Path, **changes: object) -> Path:
     sizes = {"train": 6, "val": 4, "test": 4, "num_train": 6, "num_val": 4, "max_tokens": 40, "structured": True}
-    execute(Flowers(), Models(f"hf:{folder}"), ["vanilla", "p -> w"], [3, 4], out, {**sizes, **changes})
+    task = Flowers()
+    settings = task.settings.changed({**sizes, **changes})
+    run_experiment(ExperimentSpec(task, ModelSpec(f"hf:{folder}"), settings, ("vanilla", "p -> w"), (3, 4), out))
     return out
 
 

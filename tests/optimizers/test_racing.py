@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.racing import FAMILIES, REALISTIC, SAME_GOAL, SHARE_GOAL, measure, on_table, simulated
+from benchmarks.performance.racing import FAMILIES, REALISTIC, SAME_GOAL, SHARE_GOAL, measure, race_on_table, simulated
 from lmpipe import Budget, Example, OptimizeResult, Predict, Request, RunStore, ScriptedLM, Session, initial_state
 from lmpipe.metrics import exact_match
 from optimizers import BootstrapFewShotRandomSearch
@@ -66,7 +66,7 @@ def test_a_race_that_is_cut_short_is_decided_by_the_blocks_before() -> None:
 def test_a_race_on_a_table_reads_it_only_where_candidates_are_left() -> None:
     rng = random.Random(0)
     table = next(simulated(FAMILIES["spread 10 points"], 1, seed=rng.randrange(100)))
-    ran = on_table(table, EliminationRule())
+    ran = race_on_table(table, EliminationRule())
     for row, seen in zip(table, ran.scores, strict=True):
         assert list(seen) == row[: len(seen)].tolist()
     assert len(ran.scores[ran.winner or 0]) == max(map(len, ran.scores))

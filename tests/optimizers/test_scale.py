@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.modules import OPTIMIZERS, Grove, Letters, RowKeeper, examples, reply
+from benchmarks.performance.modules import OPTIMIZERS, Grove, LetterCounts, RowKeeper, examples, reply
 from lmpipe import (
     Optimizer,
     OptimizeResult,
@@ -63,7 +63,7 @@ def test_the_program_has_modules_of_each_kind_at_every_depth() -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_of_many_modules_learns_from_its_own_calls(name: str, store: RunStore) -> None:
-    program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store, embedder=Letters())
+    program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store, embedder=LetterCounts())
     result, trainings = optimize(program, OPTIMIZERS[name], session)
     val = examples(8, start=50)
     before, after = (
@@ -80,7 +80,7 @@ def test_each_of_many_modules_learns_from_its_own_calls(name: str, store: RunSto
 
 
 def test_every_module_is_shown_its_own_calls(store: RunStore) -> None:
-    program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store, embedder=Letters())
+    program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store, embedder=LetterCounts())
     result, _ = optimize(program, lambda _: BootstrapFewShot(exact_match, max_labeled_demos=0), session)
     assert [modules_shown(result.state, path) for path in predictors(program)] == [
         {number} for number in range(MODULES)
@@ -88,7 +88,7 @@ def test_every_module_is_shown_its_own_calls(store: RunStore) -> None:
 
 
 def test_the_adapter_of_a_module_is_trained_on_its_own_calls(store: RunStore) -> None:
-    program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store, embedder=Letters())
+    program, session = Grove(MODULES), Session(lm=ScriptedLM(reply), store=store, embedder=LetterCounts())
     result, trainings = optimize(program, OPTIMIZERS["BootstrapFinetune, an adapter a module"], session)
     assert [modules_in(" ".join(row.messages[-1].content for row in rows)) for rows in trainings] == [
         {number} for number in range(MODULES)

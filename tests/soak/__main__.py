@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.figures import Figure, show
+from benchmarks.performance.metrics_table import Measurement, show_measurements
 from tests.tally import Tally
 
 MEGABYTE = 1e6
@@ -88,20 +88,20 @@ TALLIED: dict[str, Callable[[Path, float, int], Tally]] = {
 }
 
 
-def server_growth(folder: Path, share: float, seed: int) -> Figure:
+def server_growth(folder: Path, share: float, seed: int) -> Measurement:
     from tests.retrieval.serving import growth, served
 
     with served(folder) as server:
-        return Figure(growth(server, round(20_000 * share), seed) / MEGABYTE, 20, "lower", "MB")
+        return Measurement(growth(server, round(20_000 * share), seed) / MEGABYTE, 20, "lower", "MB")
 
 
-def memory_of_traces(folder: Path, share: float, seed: int) -> Figure:
-    command = [sys.executable, "-m", "benchmarks.memory", str(round(50_000 * share))]
+def memory_of_traces(folder: Path, share: float, seed: int) -> Measurement:
+    command = [sys.executable, "-m", "benchmarks.performance.memory", str(round(50_000 * share))]
     line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-    return Figure(max(json.loads(line)["made"], json.loads(line)["read"]), 300, "lower", "MB")
+    return Measurement(max(json.loads(line)["made"], json.loads(line)["read"]), 300, "lower", "MB")
 
 
-MEASURED: dict[str, Callable[[Path, float, int], Figure]] = {
+MEASURED: dict[str, Callable[[Path, float, int], Measurement]] = {
     "growth of serve-index, 20,000 requests": server_growth,
     "peak memory of 50,000 traces": memory_of_traces,
 }
@@ -114,7 +114,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Prints one JSON object as the last line.")] = False,
 ) -> None:
     """Prints how many trials ended in a silently different result, in lost work, or in an error of a library."""
-    console, figures = Console(), dict[str, Figure]()
+    console, figures = Console(), dict[str, Measurement]()
     for name in [*TALLIED, *MEASURED]:
         if only and name not in only:
             continue
@@ -124,12 +124,12 @@ def main(
                 figures[name] = MEASURED[name](Path(folder), share, seed)
                 continue
             tally = TALLIED[name](Path(folder), share, seed)
-        figures[f"silent, lost or raw of {tally.tried:,} {name}"] = Figure(len(tally.wrong), 0, "lower", "")
+        figures[f"silent, lost or raw of {tally.tried:,} {name}"] = Measurement(len(tally.wrong), 0, "lower", "")
         counts = f"{tally.refused:,} refused, {tally.harmless:,} harmless"
         console.print(f"{name}: {tally.tried:,} tried, {counts} ({perf_counter() - began:.0f} s)", highlight=False)
         for line in tally.wrong[:20]:
             console.print(f"  {line}", style="red", markup=False)
-    show("soak", figures, as_json=as_json)
+    show_measurements("soak", figures, as_json=as_json)
     if not all(figure.met for figure in figures.values()):
         raise typer.Exit(1)
 

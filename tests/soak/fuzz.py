@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
-from benchmarks.config import read_config
-from benchmarks.settings import as_toml, settings_of_paper
+from benchmarks.experiments.config_file import read_config
+from benchmarks.experiments.settings import as_toml
+from benchmarks.tasks.iris import IrisTask
 from lmpipe import Example, Prediction, ProgramState, PromptState, RunStore, signature
 from lmpipe.errors import LmpipeError
 from lmpipe.metrics import last_number, score_prediction
@@ -129,7 +130,7 @@ def _passages(folder: Path) -> dict[str, bytes]:
         "passages.jsonl": "\n".join(map(json.dumps, lines)).encode(),
         "passages.tsv": b"id\ttext\ttitle\n" + b"".join(b'%d\t"river %d"\tR\n' % (n, n) for n in range(5)),
         "questions.jsonl": "\n".join(map(json.dumps, questions)).encode(),
-        "settings.toml": as_toml(settings_of_paper("iris")).encode(),
+        "settings.toml": as_toml(IrisTask().settings).encode(),
     }
     for name, data in files.items():
         (folder / name).write_bytes(data)
@@ -169,7 +170,7 @@ def targets(folder: Path) -> dict[str, tuple[st.SearchStrategy[Any], Callable[[A
             "passages.tsv": lambda path=path: list(read_passages(path, header=True)),
             "passages.jsonl": lambda path=path: list(read_passages(path)),
             "questions.jsonl": lambda path=path: read_questions(path),
-            "settings.toml": lambda path=path: settings_of_paper("iris").changed(read_config(path).settings),
+            "settings.toml": lambda path=path: IrisTask().settings.changed(read_config(path).settings),
         }[name]
     for path, read in readers.items():
         name = "a log of traces" if path == log else path.name

@@ -12,7 +12,7 @@ from typing import final
 import torch
 
 from lmpipe.engines.training.packed_batch import TokenizedRow
-from lmpipe.engines.training.tuning_config import TuningConfig
+from lmpipe.engines.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError
 from lmpipe.splits import stratified
 from lmpipe.storage.hashing import derive_seed

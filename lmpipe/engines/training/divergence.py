@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
-from lmpipe.engines.training.tuning_config import TuningConfig
+from lmpipe.engines.tuning_config import TuningConfig
 from lmpipe.errors import TrainingDiverged
 
 _LOGGED = {"loss": "the loss", "grad_norm": "the norm of the gradients", "eval_loss": "the loss on held-out rows"}

@@ -36,7 +36,7 @@ from lmpipe.engines.training.checkpoints import (
 from lmpipe.engines.training.divergence import DivergenceCallback, divergence_error
 from lmpipe.engines.training.losses import num_items, summed_loss, with_reference_logprobs
 from lmpipe.engines.training.packed_batch import PackedBatch, Targets, TokenizedRow, collate
-from lmpipe.engines.training.tuning_config import TuningConfig
+from lmpipe.engines.tuning_config import TuningConfig
 from lmpipe.storage.files import explain_write_errors
 from lmpipe.trainer import Objective
 

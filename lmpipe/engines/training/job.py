@@ -29,7 +29,7 @@ from lmpipe.engines.training.callbacks import TrainingObserver
 from lmpipe.engines.training.checkpoints import last_complete_checkpoint
 from lmpipe.engines.training.fit import FitResult, fit, seeded
 from lmpipe.engines.training.packed_batch import TokenizedRow
-from lmpipe.engines.training.tuning_config import TuningConfig
+from lmpipe.engines.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError, EngineError, TrainingDiverged
 from lmpipe.storage.files import write_atomically
 from lmpipe.trainer import Objective

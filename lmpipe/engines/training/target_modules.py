@@ -13,7 +13,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.pytorch_utils import Conv1D
 
-from lmpipe.engines.training.tuning_config import TuningConfig
+from lmpipe.engines.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError
 
 _ADAPTABLE = (BaseTunerLayer, Conv1D, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Embedding, torch.nn.Linear)

@@ -26,7 +26,7 @@ from lmpipe.engines.training.fit import FitResult, fit, seeded
 from lmpipe.engines.training.job import TrainingJob, launch_training
 from lmpipe.engines.training.packed_batch import TokenizedRow
 from lmpipe.engines.training.target_modules import check_target_modules
-from lmpipe.engines.training.tuning_config import TuningConfig
+from lmpipe.engines.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError, EngineError, SessionError, TrainingDiverged
 from lmpipe.events import EpochEnded
 from lmpipe.ledger import Cost

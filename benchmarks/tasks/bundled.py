@@ -1,0 +1,35 @@
+"""Settings that the tasks share for the bundled LM, which has 135 million weights.
+
+It needs greedy decoding, short answers, a learning rate for few rows, and many varied runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from lmpipe.engines.tuning_config import TuningConfig
+
+FEW_ROWS = TuningConfig(rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-3, beta2=0.95)
+"""Training on few rows."""
+
+RARELY_CORRECT: Mapping[str, object] = MappingProxyType(
+    {
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "structured": True,
+        "num_candidate_programs": 1,
+        "num_train": 40,
+        "rollouts_per_example": 2,
+        "max_rollouts_per_example": 4,
+        "rollout_temperature": 0.7,
+        "deduplicate": True,
+        "tuning": replace(FEW_ROWS, warmup_steps=2, epochs=3, batch_size=4),
+        "num_train_scored": 0,
+    }
+)
+"""Settings for tasks on which about one answer in thirty is correct, and zero-shot no reply has the right form.
+
+Completions are therefore constrained to the form, and each example is run several times with sampling.
+"""

@@ -1,0 +1,63 @@
+"""Iris: the species of flowers by their measurements (Fisher 1936), from scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import final
+
+from benchmarks.experiments.settings import Settings
+from benchmarks.experiments.task import Task
+from benchmarks.tasks.bundled import FEW_ROWS
+from lmpipe import Example, Metric, Module, exact_match
+from programs import Iris
+
+_PAPER = Settings(train=50, val=50, test=50, num_train=15, num_val=35)
+
+# Under one prompt it answers the same class for all flowers; only other demonstrations make it answer another class.
+_BUNDLED = _PAPER.changed(
+    {
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "max_tokens": 24,
+        "rollouts_per_example": 4,
+        "max_rollouts_per_example": 64,
+        "rollout_temperature": 0.8,
+        "vary_demos": True,
+        "balance": True,
+        "deduplicate": True,
+        "tuning": replace(FEW_ROWS, warmup_steps=6, epochs=7, batch_size=6),
+    }
+)
+
+FIELDS = ("sepal_length", "sepal_width", "petal_length", "petal_width")  # the order of scikit-learn's columns
+
+
+@final
+@dataclass(frozen=True)
+class IrisTask(Task):
+    """Fisher's 150 flowers (1936), fifty of each of three species; the data hold one flower twice."""
+
+    name: str = "iris"
+    label: str | None = "answer"
+    settings: Settings = field(default=_PAPER, repr=False)
+    bundled_settings: Settings | None = field(default=_BUNDLED, repr=False)
+
+    def examples(self) -> Sequence[Example]:
+        from sklearn.datasets import load_iris
+
+        data = load_iris()
+        return [
+            Example(
+                inputs=dict(zip(FIELDS, map(float, row), strict=True)),
+                labels={"answer": str(data.target_names[target])},
+                id=f"iris-{number}",
+            )
+            for number, (row, target) in enumerate(zip(data.data, data.target, strict=True))
+        ]
+
+    def program(self) -> Module:
+        return Iris()
+
+    def metric(self) -> Metric:
+        return exact_match
