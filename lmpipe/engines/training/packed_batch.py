@@ -126,7 +126,7 @@ def collate(
             torch.tensor([value for row in rows for value in row.reference_logprobs]),
             torch.tensor([row.advantage for row in rows]),
         ),
-        "layout": PackedBatch(shared, families),
+        "forward_batch": PackedBatch(shared, families),
         "use_cache": False,
     }
 
