@@ -11,7 +11,7 @@ from typing import Any, final
 
 from jinja2 import TemplateError
 
-from lmpipe.engines.library_errors import INVALID_INPUT_ERRORS, ErrorTranslator, describe_error
+from lmpipe.engines.library_errors import INVALID_INPUT_ERRORS, ErrorTranslator, library_message
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import Message, Request
 
@@ -92,7 +92,8 @@ class ChatTokens:
 
     def _encoding_errors(self, what: str) -> ErrorTranslator:
         return ErrorTranslator(
-            _ENCODING_ERRORS, lambda error: EngineError(f"{self._name} cannot encode {what}: {describe_error(error)}")
+            _ENCODING_ERRORS,
+            lambda error: EngineError(f"{self._name} cannot encode {what}: {library_message(error)}"),
         )
 
     def _probe(self) -> bool:
@@ -103,7 +104,7 @@ class ChatTokens:
             positions = [self._render(plain_chat(turns)).find(text) for text in (question, answer, followup)]
         except _ENCODING_ERRORS as error:
             raise ConfigError(
-                f"the chat template of {self._name!r} fails on a plain chat: {describe_error(error)}; fix the "
+                f"the chat template of {self._name!r} fails on a plain chat: {library_message(error)}; fix the "
                 "chat_template of its tokenizer, or choose another model"
             ) from error
         if -1 in positions or positions != sorted(positions):

@@ -56,7 +56,7 @@ class ErrorTranslator:
             raise self._make(error) from error
 
 
-def describe_error(error: BaseException) -> str:
+def library_message(error: BaseException) -> str:
     """Returns the class name of a library's error and its message, without secrets and at most 1,000 characters."""
     message = shorten(redact(clean_text(" ".join(error_message(error).split()))), 1000)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -14,7 +14,12 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTP
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 
-from lmpipe.engines.library_errors import INVALID_INPUT_ERRORS, ErrorTranslator, describe_error, is_out_of_memory
+from lmpipe.engines.library_errors import (
+    INVALID_INPUT_ERRORS,
+    ErrorTranslator,
+    is_out_of_memory,
+    library_message,
+)
 from lmpipe.errors import ConfigError, LmpipeError
 
 LOADING_ERRORS: tuple[type[Exception], ...] = (
@@ -50,7 +55,8 @@ def loading_errors(what: str, id_or_path: object, make: Callable[[str], LmpipeEr
     if text.startswith(("/", ".", "~")) and not os.path.exists(text):
         raise make(f"cannot load {what} from {text!r}: there is no such folder")
     return ErrorTranslator(
-        LOADING_ERRORS, lambda error: make(f"cannot load {what} from {text!r}: {describe_error(error)}{_advice(error)}")
+        LOADING_ERRORS,
+        lambda error: make(f"cannot load {what} from {text!r}: {library_message(error)}{_advice(error)}"),
     )
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from lmpipe.embedder import Embedder
 from lmpipe.engines.bundled_files import minilm_folder
-from lmpipe.engines.library_errors import ErrorTranslator, describe_error
+from lmpipe.engines.library_errors import ErrorTranslator, library_message
 from lmpipe.engines.loading import check_no_missing_weights, loading_errors, vocabulary_size
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.text.cleaning import clean_text
@@ -85,7 +85,7 @@ class SentenceEncoder(Embedder):
             return self._embed(texts)
 
     def _failed(self, error: Exception) -> EngineError:
-        return EngineError(f"{self.name} failed to embed texts: {describe_error(error)}")
+        return EngineError(f"{self.name} failed to embed texts: {library_message(error)}")
 
     def _embed(self, texts: list[str]) -> list[list[float]]:
         """Returns an embedding for each text; the name of a special token in it, such as [SEP], is ordinary text."""

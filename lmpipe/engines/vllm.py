@@ -15,7 +15,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import StructuredOutputsParams
 
 from lmpipe.engines.chat import ChatTokens, context_length_error, unregistered_adapter_error, wrong_base_error
-from lmpipe.engines.library_errors import ErrorTranslator, describe_error
+from lmpipe.engines.library_errors import ErrorTranslator, library_message
 from lmpipe.engines.loading import loading_errors
 from lmpipe.errors import EngineError
 from lmpipe.lm import LM, Completion, Request, Usage
@@ -125,7 +125,7 @@ class VllmLM(LM):
         return [_completion(request, output) for request, output in zip(requests, outputs, strict=True)]
 
     def _failed(self, error: Exception) -> EngineError:
-        return EngineError(f"vLLM failed during generation with {self.name}: {describe_error(error)}")
+        return EngineError(f"vLLM failed during generation with {self.name}: {library_message(error)}")
 
     def _adapter(self, adapter: str | None) -> Any:
         if adapter is not None and adapter not in self._adapters:

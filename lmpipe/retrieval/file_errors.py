@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from lmpipe.engines.library_errors import ErrorTranslator, describe_error
+from lmpipe.engines.library_errors import ErrorTranslator, library_message
 from lmpipe.errors import CorruptBlob, LmpipeError
 
 _DAMAGE: tuple[type[Exception], ...] = (
@@ -49,7 +49,8 @@ def reporting_damage(
         also: Library errors that mean damage, in addition to those of Python.
     """
     return ErrorTranslator(
-        (*_DAMAGE, *also), lambda error: raises(f"{path} is missing or damaged ({describe_error(error)}); {advice}")
+        (*_DAMAGE, *also),
+        lambda error: raises(f"{path} is missing or damaged ({library_message(error)}); {advice}"),
     )
 
 

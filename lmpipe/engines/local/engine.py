@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lmpipe.engines.chat import ChatTokens, context_length_error, cut_at_stop, wrong_base_error
-from lmpipe.engines.library_errors import ErrorTranslator, describe_error, is_out_of_memory
+from lmpipe.engines.library_errors import ErrorTranslator, is_out_of_memory, library_message
 from lmpipe.engines.loading import vocabulary_size
 from lmpipe.engines.local.adapters import ActiveModel, AdapterPool
 from lmpipe.engines.local.attention import use_lmpipe_attention
@@ -230,7 +230,7 @@ class LocalLM(LM):
         """
         errors = ErrorTranslator(
             (IndexError, RuntimeError, TypeError, ValueError),
-            lambda error: EngineError(f"{self.name} failed during generation: {describe_error(error)}"),
+            lambda error: EngineError(f"{self.name} failed during generation: {library_message(error)}"),
         )
         with (
             self.adapters.active(adapter) as active,
@@ -270,7 +270,7 @@ class LocalLM(LM):
             torch.cuda.empty_cache()
         if self.limits.sequences == 1:
             raise EngineError(
-                f"not even one sequence fits in memory beside {self.name}: {describe_error(error)}"
+                f"not even one sequence fits in memory beside {self.name}: {library_message(error)}"
             ) from error
         sequences, memory = self.limits.sequences // 2, self.limits.memory // 2
         logger.warning(

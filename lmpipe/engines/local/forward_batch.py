@@ -30,7 +30,7 @@ from lmpipe.engines.local.prefixes import PrefixNode
 
 @final
 @dataclass(frozen=True, slots=True)
-class Segment:
+class PromptSegment:
     """New tokens of a prefill: those of a prefix node, or the own prompt tokens of sequences with the same prompt.
 
     Attributes:
@@ -61,7 +61,7 @@ class PrefillBatch(ForwardBatch):
         last: Index of the last token of each segment that belongs to sequences, shape (segments of sequences,).
     """
 
-    def __init__(self, segments: Sequence[Segment], cache: KVCache, device: torch.device) -> None:
+    def __init__(self, segments: Sequence[PromptSegment], cache: KVCache, device: torch.device) -> None:
         self._segments, self._cache = segments, cache
         lengths = [len(segment.tokens) for segment in segments]
         self._spans = spans(lengths)
@@ -110,7 +110,7 @@ class _Bucket:
 
     def __init__(
         self,
-        segments: Sequence[Segment],
+        segments: Sequence[PromptSegment],
         segment_spans: Sequence[range],
         members: Sequence[int],
         device: torch.device,

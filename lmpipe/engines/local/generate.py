@@ -13,7 +13,7 @@ from typing import Any, final
 
 import torch
 
-from lmpipe.engines.local.forward_batch import DecodeBatch, PrefillBatch, Segment
+from lmpipe.engines.local.forward_batch import DecodeBatch, PrefillBatch, PromptSegment
 from lmpipe.engines.local.kv_cache import KVCache
 from lmpipe.engines.local.prefixes import PrefixCache, PrefixNode
 from lmpipe.engines.local.sampling import SequenceState, sample
@@ -150,19 +150,21 @@ class ContinuousBatch:
 
     def _prefill(self, entering: Sequence[_BatchEntry]) -> None:
         """Computes the prompts of entering sequences and samples their first tokens."""
-        segments: list[Segment] = []
+        segments: list[PromptSegment] = []
         logits_of: list[int] = []  # index of each sequence's segment among the segments of sequences
         new_nodes: set[PrefixNode] = set()
         slot = len(self._running)
         for entry, previous in zip(entering, [None, *entering], strict=False):
             if previous is not None and previous.sequence.context == entry.sequence.context:
                 last = segments.pop()
-                segments.append(Segment(last.tokens, last.parent, slots=(*last.slots, slot)))
+                segments.append(PromptSegment(last.tokens, last.parent, slots=(*last.slots, slot)))
                 logits_of.append(logits_of[-1])
             else:
                 missing = [node for node in entry.node.path() if not (node.keys or node in new_nodes)]
-                segments += [Segment(node.tokens, node.parent, node) for node in missing if node.parent is not None]
-                segments.append(Segment(entry.own_prompt, entry.node, slots=(slot,)))
+                segments += [
+                    PromptSegment(node.tokens, node.parent, node) for node in missing if node.parent is not None
+                ]
+                segments.append(PromptSegment(entry.own_prompt, entry.node, slots=(slot,)))
                 new_nodes.update(missing)
                 logits_of.append(logits_of[-1] + 1 if logits_of else 0)
             entry.length = len(entry.own_prompt)

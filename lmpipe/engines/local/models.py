@@ -14,9 +14,9 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
-from lmpipe.engines.library_errors import INVALID_INPUT_ERRORS, describe_error
+from lmpipe.engines.library_errors import INVALID_INPUT_ERRORS, library_message
 from lmpipe.engines.loading import check_no_missing_weights, loading_errors
-from lmpipe.engines.local.forward_batch import PrefillBatch, Segment
+from lmpipe.engines.local.forward_batch import PrefillBatch, PromptSegment
 from lmpipe.engines.local.kv_cache import KVCache
 from lmpipe.engines.local.prefixes import PrefixNode
 from lmpipe.engines.precision import multiplies_bfloat16
@@ -137,7 +137,7 @@ def bytes_per_token(model: Any, name: str) -> int:
     """
     cache = KVCache()
     cache.reserve(1, 1)
-    batch = PrefillBatch([Segment((0,), PrefixNode((), 0, None), slots=(0,))], cache, model.device)
+    batch = PrefillBatch([PromptSegment((0,), PrefixNode((), 0, None), slots=(0,))], cache, model.device)
     try:
         model.eval()(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, forward_batch=batch)
     except TypeError as error:
@@ -146,7 +146,7 @@ def bytes_per_token(model: Any, name: str) -> int:
         ) from error
     except _FORWARD_ERRORS as error:
         raise ConfigError(
-            f"{name} ({type(model).__name__}) fails on a forward pass: {describe_error(error)}"
+            f"{name} ({type(model).__name__}) fails on a forward pass: {library_message(error)}"
         ) from error
     if cache.layers != model.config.get_text_config().num_hidden_layers:
         raise ConfigError(

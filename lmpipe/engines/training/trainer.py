@@ -15,7 +15,12 @@ from typing import Any, final
 
 from pydantic import TypeAdapter
 
-from lmpipe.engines.library_errors import INVALID_INPUT_ERRORS, ErrorTranslator, describe_error, is_out_of_memory
+from lmpipe.engines.library_errors import (
+    INVALID_INPUT_ERRORS,
+    ErrorTranslator,
+    is_out_of_memory,
+    library_message,
+)
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.adapters import save_weights
 from lmpipe.engines.local.models import ModelSource
@@ -182,7 +187,7 @@ class LocalTrainer(Trainer):
             if is_out_of_memory(error)
             else ""
         )
-        return EngineError(f"training {self.lm.name} failed: {describe_error(error)}{advice}")
+        return EngineError(f"training {self.lm.name} failed: {library_message(error)}{advice}")
 
 
 def _observer(session: Session, advance: Callable[[int], None]) -> TrainingObserver:
