@@ -57,11 +57,11 @@ class LabeledFewShot(PromptOptimizer):
         self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
     ) -> OptimizeResult:
         rng = random.Random(derive_seed(session.seed, "labelled")) if self.sample else None
-        labels = labelled_pool(program, train)
-        demos = choose_demos({}, labels, 0, self.k, rng)
+        labelled = labelled_pool(program, train)
+        demos = choose_demos({}, labelled, 0, self.k, rng)
         return OptimizeResult(
             state=with_demos(state, demos),
-            details={"labelled": {path: min(self.k, len(pooled)) for path, pooled in labels.items()}},
+            details={"labelled": {path: min(self.k, len(pooled)) for path, pooled in labelled.items()}},
         )
 
 
@@ -105,19 +105,19 @@ class BootstrapSettings(PromptOptimizer):
         self, program: Module, state: ProgramState, train: Sequence[Example], session: Session
     ) -> tuple[DemoPool, DemoPool, Rollouts]:
         """Returns all bootstrapped and all labelled demos of the training examples, and the bootstrapping runs."""
-        labels = labelled_pool(program, train, partial=self.partial_labels)
-        rollouts = self._bootstrap(program, state, train, labels, session)
-        return trace_pool(rollouts.kept, session.seed), labels, rollouts
+        labelled = labelled_pool(program, train, partial=self.partial_labels)
+        rollouts = self._bootstrap(program, state, train, labelled, session)
+        return trace_pool(rollouts.kept, session.seed), labelled, rollouts
 
     def _bootstrap(
-        self, program: Module, state: ProgramState, train: Sequence[Example], labels: DemoPool, session: Session
+        self, program: Module, state: ProgramState, train: Sequence[Example], labelled: DemoPool, session: Session
     ) -> Rollouts:
         """Keeps one successful run of each example. The prompt for an example never shows that example's labels."""
         student, paths = program, tuple(predictors(program))
         if self.teacher is not None:
             program, state, session = self.teacher.bind(program, state, session)
-            labels = labelled_pool(program, train, partial=self.partial_labels)
-        demos = draw_demos(labels, self.max_labeled_demos, random.Random(session.seed))
+            labelled = labelled_pool(program, train, partial=self.partial_labels)
+        demos = draw_demos(labelled, self.max_labeled_demos, random.Random(session.seed))
         kept: dict[str, Trace] = {}
         tried, failures = 0, FailureCounts()
         for round_number in range(self.max_rounds):

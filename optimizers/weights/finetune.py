@@ -111,13 +111,13 @@ class BootstrapFinetune(WeightSettings):
         if self.teacher is not None:
             program, state, session = self.teacher.bind(program, state, session)
         rng = random.Random(derive_seed(session.seed, "demos"))
-        labels = labelled_pool(program, train) if self.vary_demos else {}
+        labelled = labelled_pool(program, train) if self.vary_demos else {}
         kept: dict[str, list[Trace]] = {}
         tried = idle = 0
         failures = FailureCounts()
         limit = self.max_rollouts_per_example or self.rollouts_per_example
         for first in range(0, limit, self.rollouts_per_example):
-            demos = resample_demos(state, labels, rng) if first else {}
+            demos = resample_demos(state, labelled, rng) if first else {}
             jobs = [
                 Job(with_demos_for(example, state, demos), example, sample, self.temperature)
                 for example in train
@@ -133,8 +133,8 @@ class BootstrapFinetune(WeightSettings):
             idle = idle + 1 if len(successful) < self.min_yield * len(jobs) else 0
             for trace in student_steps(successful, student, program):
                 kept.setdefault(trace.example.id, []).append(trace)
-        limit_kept = self.max_kept_per_example
-        ordered = tuple(trace for example in train for trace in _distinct_first(kept.get(example.id, ()))[:limit_kept])
+        max_kept = self.max_kept_per_example
+        ordered = tuple(trace for example in train for trace in _distinct_first(kept.get(example.id, ()))[:max_kept])
         return Rollouts(ordered, tried, tuple(train), paths, failures.most_common())
 
     def rows(

@@ -185,3 +185,13 @@ def test_a_strategy_is_held_as_a_value_and_compares_by_its_stages() -> None:
 def test_a_strategy_of_unknown_stages_is_refused() -> None:
     with pytest.raises(StrategyError, match="no stage is called 'q'; the stages are p, w"):
         scheduler(KeepingTrainer(), Strategy(("p", "q")))
+
+
+def test_several_strategies_may_be_texts_or_values(store: RunStore) -> None:
+    program, session = Colour(), Session(lm=scripted(), store=store)
+    value = Strategy(("p",))
+    results = scheduler(KeepingTrainer()).optimize_all(
+        ["p", value], program, initial_state(program, session), TRAIN, VAL, session
+    )
+    assert list(results) == ["p", value]
+    assert results["p"] == results[value]

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.killable import Runs, content
+from tests.killable import STORING, Runs, content
 
 CHECKPOINT = "training/*/checkpoint-*/complete.json"
 
@@ -38,6 +38,10 @@ def undisturbed(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     path = tmp_path_factory.mktemp("undisturbed")
     assert runs.run(path).status == 0
     return content(path)
+
+
+def test_the_code_that_stores_results_is_where_runs_are_killed() -> None:
+    assert all(Path(name).is_file() for name in STORING)
 
 
 def test_two_runs_with_one_seed_write_identical_bytes(
