@@ -86,7 +86,7 @@ def _option(name: str, kind: Any, default: object, text: str, panel: str | None)
     info = typer.Option(
         option,
         help=text,
-        metavar=None if is_flag else _metavar(kind),
+        metavar="flag" if is_flag else _metavar(kind),
         show_default=_shown_default(default),
         rich_help_panel=panel,
     )
