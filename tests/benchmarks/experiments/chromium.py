@@ -1,4 +1,4 @@
-"""Pages in a headless Chromium: what the browser says of one at the width of a phone or of a desk."""
+"""Opens pages in a headless Chromium, and reports their sizes and the messages on the console."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
-    "--hide-scrollbars",  # which would take their share of the width
+    "--hide-scrollbars",  # they would make the page narrower
     "--enable-logging=stderr",
     "--v=0",
 )
@@ -46,18 +46,18 @@ frame.addEventListener("load", () => {
 
 
 def look(page: Path, width: int, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Opens a page in a frame of some width.
+    """Opens a page in a frame of a given width.
 
     Args:
-        page: An HTML file that needs no other.
-        width: Pixels.
-        folder: An empty one, for what the browser writes.
+        page: A self-contained HTML file.
+        width: Width of the frame in pixels.
+        folder: An empty folder for the files of the browser.
 
     Returns:
-        The width that the page takes with its details folded (``folded``) and ``open``, its ``ids``, plot → width and
-        height, and the number of rows of each table; and what was written to the console.
+        A dict with the width of the page when its details are closed (``folded``) and ``open``, its ``ids``, the width
+        and height of each of its ``plots``, and the number of rows of its ``tables``; and the messages on the console.
     """
-    text = json.dumps(page.read_text()).replace("</", "<\\/")  # which would end the script
+    text = json.dumps(page.read_text()).replace("</", "<\\/")  # it would end the script
     framed = (
         '<!doctype html><pre id="found"></pre>'
         f'<iframe id="page" style="width: {width}px; height: 800px; border: 0"></iframe>'

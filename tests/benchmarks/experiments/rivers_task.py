@@ -1,4 +1,4 @@
-"""A task that a scripted LM learns by steps, so that a run of it has something of everything to tell."""
+"""A task that a scripted LM learns stage by stage, so that its report has something to show in every section."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARKUP = "<script>alert('no')</script>"
 @final
 @dataclass(frozen=True)
 class RecallAt:
-    """Share of the two passages that are found up to and with a hop."""
+    """Share of the two gold passages that are found in the first hops."""
 
     hop: int
 
@@ -60,7 +60,7 @@ class RiversTask(Task):
 
 
 def reader(request: Request) -> str:
-    """Untaught it knows Cairo alone; with demonstrations all but Cairo; tuned, all but what is asked first."""
+    """Knows only Cairo at first, every city but Cairo with demonstrations, and all but one question when tuned."""
     asked, system = request.messages[-1].content, request.messages[0].content
     question = asked.rpartition("question: ")[2]
     city = next(city for city in CITIES if city in question)

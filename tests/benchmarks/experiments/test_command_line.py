@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: what is read, and what it says it would do."""
+"""The command line of the benchmarks: its options, its configuration file, and the dry run."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def said(*options: str, task: str = "iris") -> subprocess.CompletedProcess[str]:
     )
 
 
-def first_settings(*options: str) -> dict[str, Any]:
-    """The settings that options give, as a command would use them."""
+def settings_from(*options: str) -> dict[str, Any]:
+    """Returns the settings that a command gets from options."""
     parameters: dict[str, str | bool] = {}
 
     def command(**setting_options: str | bool | None) -> None:
@@ -67,18 +67,18 @@ def test_every_setting_is_an_option() -> None:
 
 def test_options_are_read_as_settings() -> None:
     options = ["--num-train", "7", "--tuning.rank", "16", "--tuning.no-bf16", "--no-structured", "--balance"]
-    given = first_settings(*options, "--stop", '["a", "b"]', "--tuning.target-modules", "all-linear")
+    given = settings_from(*options, "--stop", '["a", "b"]', "--tuning.target-modules", "all-linear")
     assert Settings().changed(given) == Settings(
         num_train=7,
         balance=True,
         stop=("a", "b"),
         tuning=TuningConfig(rank=16, bf16=False, target_modules="all-linear"),
     )
-    assert Settings(max_seconds=3).changed(first_settings("--max-seconds", "none")) == Settings()
+    assert Settings(max_seconds=3).changed(settings_from("--max-seconds", "none")) == Settings()
     with pytest.raises(ConfigError, match=r"^invalid settings: tuning\.rank: Input should be a valid integer"):
-        Settings().changed(first_settings("--tuning.rank", "many"))
+        Settings().changed(settings_from("--tuning.rank", "many"))
     with pytest.raises(ConfigError, match=r"--stop .* is not a valid JSON list"):
-        first_settings("--stop", "[a")
+        settings_from("--stop", "[a")
 
 
 def test_options_override_the_file_field_by_field(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_options_override_the_file_field_by_field(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_counts_what_each_stage_would_call() -> None:
-    """Two seeds; the 50 validation flowers are scored after every stage."""
+    """There are two seeds, and the 50 validation flowers are scored after every stage."""
     found = plan()
     assert found["vanilla"].cost.lm_calls == 2 * 50
     assert found["p"].cost.lm_calls >= 2 * (9 * 35 + 50)  # nine candidates on 35 flowers
@@ -102,7 +102,7 @@ def test_a_dry_run_counts_what_each_stage_would_call() -> None:
 
 
 def test_a_dry_run_counts_runs_of_programs_that_search() -> None:
-    """The module that searches calls no LM."""
+    """The module that retrieves calls no LM."""
     settings = Settings(train=8, val=8, test=8, num_train=8, num_val=8)
     spec = ExperimentSpec(RiversTask(), ModelSpec("hf:no/such-lm"), settings, table_rows(["p", "vanilla"]), (0,))
     found = {stage.name: stage for stage in dry_run(spec)}

@@ -1,4 +1,4 @@
-"""The arithmetic of the paper's grid, against a real run."""
+"""The cost estimate, compared with a real run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ONE_CALL = Traffic(calls=1, prompt=10, completion=5, demo=8)
 
 
 def species(request: Request) -> str:
-    """Looks at the flower once it was shown others, so that demonstrations are chosen and every state is a new one."""
+    """Answers setosa without demonstrations and reasonably with them, so that a search chooses demonstrations."""
     length = float(request.messages[-1].content.partition("petal_length:")[2].split()[0])
     shown = any(message.role == "assistant" for message in request.messages)
     name = "setosa" if length < 2.5 or not shown else "versicolor" if length < 4.9 else "virginica"
@@ -43,7 +43,7 @@ def species(request: Request) -> str:
 
 
 def test_calls_are_those_of_a_real_run(tiny_lm: LocalLM, store: RunStore) -> None:
-    """The scripted LM has the name of the one that is trained."""
+    """The scripted LM has the name of the LM that is trained."""
     lm, estimate = ScriptedLM(species, name=tiny_lm.name), CostEstimate(SMALL, ONE_CALL)
     rows = table_rows(["vanilla", "p", "w -> p"])
     spec = ExperimentSpec(IrisTask(), ModelSpec("scripted"), SMALL, rows, (0,))

@@ -1,4 +1,4 @@
-"""The benchmark command end to end, on a real tiny LM: run, report, resume."""
+"""The benchmark command end to end, with a real tiny LM: run, report, resume."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
 
 
 def test_a_run_is_tracked_where_it_is_asked_to_be(finished: Path) -> None:
-    """On each seed the stage of "p" and the two of "p -> w"."""
+    """Each of the two seeds has one stage of "p" and two of "p -> w"."""
     board = EventAccumulator(str(finished / "board"))
     board.Reload()
     assert len(board.Tensors("stage/score")) == 6
@@ -192,7 +192,7 @@ def test_bad_options_are_named(tiny_folder: Path, tmp_path: Path, option: str, v
 
 
 def test_a_run_on_a_server_trains_a_model_of_the_same_name(tiny_folder: Path, tmp_path: Path) -> None:
-    """And the password in the URL of the second run is in none of its files."""
+    """The password in the URL of the second run is in none of its files."""
     with serving(model=str(tiny_folder)) as fake:
         options = ["--train-lm", f"hf:{tiny_folder}", "--cache", str(tmp_path / "cache.db"), "--strategy", "w"]
         for out, url in (("first", fake.url), ("second", fake.url.replace("//", "//user:w0rd-of-mine@"))):
@@ -272,7 +272,7 @@ def test_what_is_no_number_does_not_count_in_a_score_or_a_difference() -> None:
 
 @pytest.mark.parametrize(("pairs", "p"), [(1, 1), (2, 2 / 4), (3, 2 / 8)])
 def test_the_permutation_test_is_exact_for_few_pairs(pairs: int, p: float) -> None:
-    """Of the 8 ways to exchange three pairs, two are as far apart as what was found; of the 2 for one pair, both."""
+    """Of the 8 ways to swap three pairs, two are as extreme as the observed one; of the 2 for one pair, both."""
     better = {(0, str(n)): float(n < pairs) for n in range(5)}
     found = paired_difference("p", better, "vanilla", dict.fromkeys(better, 0.0))
     assert found.p == pytest.approx(p)

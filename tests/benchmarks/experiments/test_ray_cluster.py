@@ -1,4 +1,4 @@
-"""Cells on a real Ray with two workers, one of which is killed: the result is that of one process."""
+"""Cells on a real Ray with two workers, one of which is killed: the result equals that of one process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ HERE = Cluster("local", cores=2)
 @final
 @dataclass(frozen=True)
 class Numbers(Task):
-    """Numbers whose answer is right if it has an even length."""
+    """A task of numbers, in which every answer of even length is correct."""
 
     name: str = "numbers"
 
@@ -58,7 +58,7 @@ class Numbers(Task):
 
 @final
 class Deadly(LM):
-    """Kills its process before the first request on an adapter, once."""
+    """An LM that kills its process once, before the first request on an adapter."""
 
     def __init__(self, lm: LM, killed: Path) -> None:
         self._lm, self._killed = lm, killed
@@ -80,7 +80,7 @@ class Deadly(LM):
 @final
 @dataclass(frozen=True)
 class CountedLoads:
-    """The tiny LM; leaves a line in a file whenever it is loaded."""
+    """Loads the tiny LM, and adds a line to a file each time."""
 
     path: Path
     notes: Path
@@ -98,7 +98,7 @@ class CountedLoads:
 
     @property
     def loads(self) -> list[int]:
-        """The processes that loaded it, in order."""
+        """Ids of the processes that loaded the LM, in order."""
         path = self.notes / "loads"
         return list(map(int, path.read_text().split())) if path.exists() else []
 

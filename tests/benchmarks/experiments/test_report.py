@@ -1,4 +1,4 @@
-"""The report of a run with something to tell: scores that move, examples that change, searches, trainings, failures."""
+"""The report of an experiment in which scores and examples change, with searches, trainings and failures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COMMAND = "python -m benchmarks.rivers --strategy 'p -> w -> p' --out runs/river
 
 @pytest.fixture(scope="module")
 def ran(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
-    """A run of two seeds; the scripted LM answers, and a tiny one of its name is trained."""
+    """An experiment on two seeds: a scripted LM answers, and a tiny LM of the same name is trained."""
     out = tmp_path_factory.mktemp("rivers")
     settings = Settings(
         train=8,
@@ -68,7 +68,7 @@ PLOTS = ("scores", "by-stage", "gains", "measures", "candidates", "losses")
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with (Debian: chromium)")
 @pytest.mark.parametrize("width", [360, 1100])
 def test_a_browser_shows_all_of_it(ran: tuple[Result, Path], tmp_path: Path, width: int) -> None:
-    """On a phone and on a desk: nothing is wider than the page, and there is nothing on the console."""
+    """At the width of a phone and of a desktop, nothing is wider than the page, and the console is empty."""
     found, console = look(ran[1] / "report.html", width, tmp_path)
     assert console == []
     assert {*SECTIONS, *TOLD} <= set(found["ids"])
@@ -100,7 +100,7 @@ def test_it_needs_no_other_file_and_runs_nothing(page: str) -> None:
 
 
 def test_lists_are_shown_as_they_are_written(page: str) -> None:
-    """Letters and apostrophes of titles, not their codes."""
+    """Letters and apostrophes in lists are not escaped."""
     assert "\\u00" not in page
 
 
@@ -145,7 +145,7 @@ def test_a_difference_can_be_read_from_either_side(ran: tuple[Result, Path]) -> 
 
 
 def test_gains_are_set_against_their_cost(ran: tuple[Result, Path]) -> None:
-    """In calls of one seed: the run has two."""
+    """The cost is that of one seed; the experiment has two."""
     found, _ = ran
     vanilla, prompts, *_ = efficiencies(found)
     gain = difference(found, "p", "vanilla")
@@ -171,7 +171,7 @@ def read(out: Path) -> TraceReader:
 
 
 def test_classes_are_counted_over_all_seeds(ran: tuple[Result, Path]) -> None:
-    """Without learning Cairo's sea is known, and nothing else can be read."""
+    """Without learning, only the answer for Cairo is correct, and the others cannot be parsed."""
     found, out = ran
     vanilla, prompts, *_ = confusions(found, read(out), "answer")
     assert vanilla.columns == (*sorted(SEAS.values()), "unreadable")
@@ -255,7 +255,7 @@ def test_without_the_traces_it_says_so(ran: tuple[Result, Path], tmp_path: Path)
 
 
 def test_a_result_of_one_strategy_that_learned_nothing_has_a_report(ran: tuple[Result, Path], tmp_path: Path) -> None:
-    """As from a run without a directory: no scores, no traces, nothing to compare with."""
+    """Such a result has no scores, no traces and no comparisons."""
     row = ran[0].strategies[2]
     nothing = Score(mean=None, stderr=None, low=None, high=None, n=0, per_seed=[None, None])
     unkept = [outcome.model_copy(update={"traces": None}) for outcome in row.outcomes]

@@ -1,4 +1,4 @@
-"""GSM8K as a task: its data, its metric, and the sums that are checked on the way."""
+"""GSM8K as a task: its data, its metric, and the check of sums."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def answer(request: Request) -> str:
-    """Adds right below 10, wrong from 10 on, and without a sum for 14."""
+    """Adds correctly below 10 and wrongly from 10 on; writes no sum for 14."""
     n = int(request.messages[-1].content.rpartition("plus ")[2].rstrip("?"))
     if n == 14:
         return "reasoning: I know it.\nanswer: it is $1014.00"
@@ -88,7 +88,7 @@ def test_sums_in_texts(text: str, right: list[bool]) -> None:
 
 
 def test_sums_without_end_are_left_out() -> None:
-    """As an LM writes them that repeats itself."""
+    """An LM that repeats itself writes such sums."""
     endless = ["1" + 1100 * "+1" + "=1101", f"1/3=0.{5000 * '3'}", 5000 * "1" + "+1=2"]
     assert list(equations(". ".join([*endless, "2+2=4"]))) == [True]
 

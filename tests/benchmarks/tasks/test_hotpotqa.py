@@ -1,4 +1,4 @@
-"""HotPotQA as a task: its data, its splits, what is measured on the way, and its command."""
+"""HotPotQA as a task: its data, its splits, its measures, and its command."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_parts_of_the_data_stay_apart(data: Path) -> None:
-    """London's question stands in the train and the test part: it is tested on, and not learned from."""
+    """London's question is in the train and the test part of the data; it is used for testing only."""
     task = HotpotTask(data=str(data))
     split = task.split(4, 4, 4, seed=0)
     for found, part in zip((split.train, split.val, split.test), PARTS, strict=True):
@@ -84,7 +84,7 @@ def test_an_example_knows_its_gold_titles_as_text(data: Path) -> None:
 
 
 def reader(request: Request) -> str:
-    """Finds the second passage in Paris and Cairo, the first alone in Rome, breaks off after it in London."""
+    """Finds both passages for Paris and Cairo, only the first for Rome, and stops after the first for London."""
     asked, system = request.messages[-1].content, request.messages[0].content
     city = next(city for city in CITIES if city in asked.rpartition("question: ")[2])
     if "\nsearch_query:" not in system:
@@ -146,7 +146,7 @@ configs:
 
 
 def test_the_hub_gives_hard_questions_and_training_ones_are_divided(tmp_path: Path) -> None:
-    """A folder that the package datasets loads as it loads the hub's; in a process with a cache of its own."""
+    """The data are in a local folder, which the package datasets loads like the hub's, with its own cache."""
     hub = tmp_path / "hub"
     hub.mkdir()
     (hub / "README.md").write_text(HUB_CARD)
