@@ -152,7 +152,7 @@ def test_weights_with_nan_are_not_loaded(tiny_lm: LocalLM, store: RunStore, tmp_
 
 def test_logits_that_are_none_fail_their_request_alone(tiny_folder: Path) -> None:
     """Also where rows leave their places in memory to others."""
-    clean, lm = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_rows=3) for _ in range(2))
+    clean, lm = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=3) for _ in range(2))
     corrupt_letter(lm)
     texts = ["a", "b", "~", "c", "say ~", "d", "e", "~~", "f"]
     requests = [
@@ -170,7 +170,7 @@ def test_logits_that_are_none_fail_their_request_alone(tiny_folder: Path) -> Non
 
 
 def test_a_row_that_fails_leaves_no_nan_to_the_row_that_takes_its_place(tiny_folder: Path) -> None:
-    clean, lm = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_rows=2) for _ in range(2))
+    clean, lm = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=2) for _ in range(2))
     corrupt_letter(lm)
     long, failing, short = (
         Request((Message("user", text),), Sampling(max_tokens=tokens), BASE)
