@@ -98,8 +98,8 @@ class BootstrapFinetune(WeightSettings):
         details = rollouts.details()
         if not rollouts.kept:
             reason = (
-                f"none of {rollouts.tried} runs on {len(train)} training examples scored {self.metric_threshold} or "
-                f"more, so there is nothing to train on; {rollouts.failure_cause() or _ADVICE}"
+                f"none of {rollouts.tried} rollouts on {len(train)} training examples scored {self.metric_threshold} "
+                f"or more, so there is nothing to train on; {rollouts.failure_cause() or _ADVICE}"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
         rows = self.rows(program, state, rollouts.kept, session)

@@ -75,8 +75,8 @@ class PreferenceFinetune(WeightSettings):
         details: dict[str, Any] = {**rollouts.details(), "pairs": counts}
         if not rows:
             reason = (
-                f"of {len(traces)} runs on {len(train)} training examples {len(kept)} scored {self.metric_threshold} "
-                "or more, and no failing run shares its inputs with one of them; "
+                f"of {len(traces)} rollouts on {len(train)} training examples {len(kept)} scored "
+                f"{self.metric_threshold} or more, and no failing run shares its inputs with one of them; "
                 f"{rollouts.failure_cause() or 'try more rollouts or a higher temperature'}"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
