@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmpipe import _lazy
+from lmpipe._version import __version__ as __version__
 from lmpipe.data import Example, Prediction
 from lmpipe.engines import load_lm
+from lmpipe.engines.tuning_config import TuningConfig
 from lmpipe.errors import EngineError, LmpipeError, ParseError
 from lmpipe.ledger import Budget
 from lmpipe.lm import LM, Completion, Request, Sampling, ScriptedLM
@@ -32,11 +34,9 @@ from lmpipe.storage.store import RunStore
 from lmpipe.trainer import Trainer
 
 if TYPE_CHECKING:
-    from lmpipe.engines.training import LocalTrainer, TuningConfig
+    from lmpipe.engines.training import LocalTrainer
 else:
-    __getattr__ = _lazy.lazy_attributes(
-        __name__, {"LocalTrainer": "lmpipe.engines.training", "TuningConfig": "lmpipe.engines.training"}
-    )
+    __getattr__ = _lazy.lazy_attributes(__name__, {"LocalTrainer": ("lmpipe.engines.training", "local")})
 
 __all__ = [
     "LM",
@@ -86,5 +86,3 @@ __all__ = [
     "rollout",
     "signature",
 ]
-
-__version__ = "0.3.0"  # setup.cfg reads it from here

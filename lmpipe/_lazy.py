@@ -1,4 +1,4 @@
-"""Module attributes that are imported when they are first used."""
+"""Module attributes that are imported when they are first used, because they need the packages of an extra."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from lmpipe.errors import ConfigError
 
-def lazy_attributes(module: str, sources: Mapping[str, str]) -> Callable[[str], Any]:
-    """Makes the ``__getattr__`` of a module (PEP 562).
+
+def lazy_attributes(module: str, sources: Mapping[str, tuple[str, str]]) -> Callable[[str], Any]:
+    """Makes the ``__getattr__`` of a module (PEP 562). It raises a `ConfigError` if a package is not installed.
 
     Args:
         module: Name of the module.
-        sources: Attribute → module that defines it.
+        sources: Attribute → module that defines it, and the extra with the packages that this module imports.
     """
 
     def get(name: str) -> Any:
         if name not in sources:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        return getattr(import_module(sources[name]), name)
+        source, extra = sources[name]
+        try:
+            return getattr(import_module(source), name)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"{module}.{name} needs the package {error.name}; run: pip install lmpipe[{extra}]"
+            ) from error
 
     return get

@@ -43,11 +43,11 @@ else:
     __getattr__ = _lazy.lazy_attributes(
         __name__,
         {
-            "CachedLM": "lmpipe.engines.cached",
-            "LocalLM": "lmpipe.engines.local",
-            "ServerLM": "lmpipe.engines.server",
-            "build_index": "lmpipe.retrieval.index",
-            "load_encoder": "lmpipe.retrieval.colbert",
+            "CachedLM": ("lmpipe.engines.cached", "local"),
+            "LocalLM": ("lmpipe.engines.local", "local"),
+            "ServerLM": ("lmpipe.engines.server", "server"),
+            "build_index": ("lmpipe.retrieval.index", "retrieval"),
+            "load_encoder": ("lmpipe.retrieval.colbert", "retrieval"),
         },
     )
 

@@ -21,7 +21,7 @@ from typing import final
 
 from benchmarks.experiments.run import run, run_seed
 from benchmarks.experiments.spec import ExperimentSpec, versions
-from benchmarks.experiments.strategies import VANILLA
+from benchmarks.experiments.strategies import VANILLA_STRATEGY
 from lmpipe.errors import ClusterError, ConfigError, LmpipeError
 from lmpipe.events import Event
 from lmpipe.program.identity import work_key
@@ -62,7 +62,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Name of the cell's run directory."""
-        return f"{self.seed}-{'.'.join(self.strategy.stages) or VANILLA}"
+        return f"{self.seed}-{'.'.join(self.strategy.stages) or VANILLA_STRATEGY}"
 
     @property
     def parent(self) -> Cell | None:
@@ -75,7 +75,11 @@ class Cell:
 
 def cells_of(spec: ExperimentSpec) -> list[Cell]:
     """Returns all cells of an experiment, each after its parent."""
-    return [Cell(seed, strategy) for strategy in [VANILLA, *distinct_stages(spec.strategies)] for seed in spec.seeds]
+    return [
+        Cell(seed, strategy)
+        for strategy in [VANILLA_STRATEGY, *distinct_stages(spec.strategies)]
+        for seed in spec.seeds
+    ]
 
 
 def folder_of(spec: ExperimentSpec, name: str) -> Path:

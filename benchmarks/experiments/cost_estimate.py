@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 from typing import final
 
 from benchmarks.experiments.settings import Settings
-from benchmarks.experiments.strategies import VANILLA
+from benchmarks.experiments.strategies import VANILLA_STRATEGY
 from optimizers import Strategy, distinct_stages
 
 _FIXED_CANDIDATES = 3
@@ -138,4 +138,4 @@ class CostEstimate:
             stages = [prefix for strategy in strategies for prefix in strategy.prefixes()]
             starts = len(strategies)
         parts = [*map(self.stage, stages), *map(self.test, strategies)]
-        return sum(parts, self.score(VANILLA) * starts)
+        return sum(parts, self.score(VANILLA_STRATEGY) * starts)

@@ -12,7 +12,7 @@ from typing import Any, final
 
 from benchmarks.experiments.spec import ExperimentSpec, LoadedModels, versions
 from benchmarks.experiments.statistics import holm, paired_difference, paired_differences, score_of
-from benchmarks.experiments.strategies import BASELINES, VANILLA
+from benchmarks.experiments.strategies import BASELINES, VANILLA_STRATEGY
 from lmpipe import Evaluation, Metric, OptimizeResult, Session, evaluate, initial_state
 from lmpipe.engines.training import LocalTrainer
 from lmpipe.events import Callback
@@ -126,7 +126,7 @@ def run_seed(
     trainer = None if models.trained is None else LocalTrainer(models.trained, settings.tuning)
     start = initial_state(program, session)
     results = scheduler(spec, metric, trainer).optimize_all(
-        [VANILLA, *spec.strategies], program, start, split.train, split.val, session
+        [VANILLA_STRATEGY, *spec.strategies], program, start, split.train, split.val, session
     )
     if not test:
         return []
@@ -135,7 +135,7 @@ def run_seed(
         strategy: score(program, results[strategy].state, split.test) if results[strategy].status == "done" else None
         for strategy in spec.strategies
     }
-    vanilla = results[VANILLA].cost
+    vanilla = results[VANILLA_STRATEGY].cost
     return [Trial(strategy, seed, results[strategy], vanilla, evaluation) for strategy, evaluation in tests.items()]
 
 
@@ -145,7 +145,7 @@ def scheduler(spec: ExperimentSpec, metric: Metric, trainer: Trainer | None) -> 
     return BetterTogether(
         metric,
         settings.optimizers(metric, trainer, spec.task.label),
-        strategy=VANILLA,
+        strategy=VANILLA_STRATEGY,
         prompts_from=settings.prompts_from,
         select=settings.select,
         budget=settings.budget(),

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, final
 
+import lmpipe
 from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.task import Task
 from lmpipe import LM, Retriever
@@ -21,8 +22,8 @@ from lmpipe.storage.hashing import describe_settings
 from lmpipe.text.secrets import strip_credentials
 from optimizers import Strategy
 
-PACKAGES = ("lmpipe", "torch", "transformers", "peft", "numpy")
-"""The packages whose versions decide results."""
+PACKAGES = ("torch", "transformers", "peft", "numpy")
+"""The packages besides lmpipe whose versions decide results."""
 
 
 class ModelLoader(Protocol):
@@ -60,7 +61,8 @@ class LoadedModels:
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that decide results."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    packages = {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "lmpipe": lmpipe.__version__, **packages}
 
 
 @final

@@ -9,10 +9,10 @@ from optimizers import Strategy
 STAGES = ("p", "w")
 """The names of the stages that strategies are made of: ``p`` searches prompts, ``w`` tunes weights."""
 
-VANILLA = Strategy()
+VANILLA_STRATEGY = Strategy()
 """The strategy without stages: the program as it is written."""
 
-BASELINES = (VANILLA, Strategy(("p",)), Strategy(("w",)))
+BASELINES = (VANILLA_STRATEGY, Strategy(("p",)), Strategy(("w",)))
 """The strategies that every other one is tested against: no learning, prompts alone, weights alone."""
 
 PAPER_STRATEGIES = (

@@ -78,8 +78,14 @@ class CachedLM(LM):
     def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
         return self._in_flight.answer(requests, self._answer)
 
+    def _key(self, request: Request) -> str:
+        """Returns the digest of a request. It names `regex` as the first files did, so that these still match."""
+        fields = asdict(request)
+        fields["pattern"] = fields.pop("regex")
+        return _digest(canonical_json([self.name, fields]))
+
     def _answer(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
-        keys = [_digest(canonical_json([self.name, asdict(request)])) for request in requests]
+        keys = [self._key(request) for request in requests]
         cached = self._read_all(keys)
         missing = [number for number, key in enumerate(keys) if key not in cached]
         if not missing:

@@ -19,7 +19,10 @@ from lmpipe.text.display import error_message, shown
 A = TypeVar("A")
 
 _LIBRARY = Path(__file__).parents[1]
-_CALLERS = {_LIBRARY, *(_LIBRARY / room for room in ("program", "runtime", "validation"))}
+_CALLERS = {
+    _LIBRARY,
+    *(_LIBRARY / room for room in ("program", "prompting", "results", "runtime", "storage", "text", "validation")),
+}
 """Folders of the modules that call the user's code."""
 
 

@@ -35,6 +35,9 @@ class Strategy:
 
     stages: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+
     @classmethod
     def parse(cls, text: str, known: Collection[str]) -> Strategy:
         """Parses a strategy.

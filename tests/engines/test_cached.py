@@ -55,6 +55,15 @@ def test_a_request_is_answered_once_whoever_makes_it(tmp_path: Path) -> None:
     assert not second.requests
 
 
+def test_the_key_of_a_request_never_changes(tmp_path: Path) -> None:
+    """Files that older versions wrote still match."""
+    asked = Request((Message("user", "hello"),), Sampling(max_tokens=3), WeightState(base="m"), 1, "a|b")
+    with cached(tmp_path / "cache.db", ScriptedLM(echo, name="m")) as lm:
+        lm.complete([asked])
+    with sqlite3.connect(tmp_path / "cache.db") as file:
+        assert file.execute("SELECT key FROM completions").fetchall() == [("745d0496fabc865bf1b9880b9a26da02",)]
+
+
 def test_whole_completions_are_cached(tmp_path: Path) -> None:
     whole = Completion("Π\n\x00", "length", Usage(1, 20, 3), (-0.1, float("-inf"), -1e-9))
     for times in range(2):

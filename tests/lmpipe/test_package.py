@@ -14,6 +14,7 @@ import pytest
 
 import lmpipe
 import lmpipe.extend
+from lmpipe.program.identity.packages import package_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
@@ -24,6 +25,8 @@ def imports(source: str) -> Iterator[tuple[str, str]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lmpipe":
             yield from ((node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names if alias.name.split(".")[0] == "lmpipe")
 
 
 def sources() -> dict[str, str]:
@@ -90,6 +93,7 @@ def test_import_is_light() -> None:
 def test_the_version_is_written_once() -> None:
     """setup.cfg reads it from the package, and the changelog and the citation file name the same one."""
     setup = (ROOT / "setup.cfg").read_text()
-    assert "version = attr: lmpipe.__version__" in setup
+    assert "version = attr: lmpipe._version.__version__" in setup
+    assert package_of("lmpipe.lm") == f"lmpipe {lmpipe.__version__}"
     assert re.findall(r"^## \[(\d\S*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0] == lmpipe.__version__
     assert f"\nversion: {lmpipe.__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -21,8 +21,6 @@ from lmpipe.retrieval.server.app import create_app
 from lmpipe.runtime.deadline import set_deadline
 from tests.engines.faulty_answers import (
     FAULTY,
-    Asked,
-    RawAnswer,
     RawRequest,
     RawResponse,
     RawServer,
@@ -252,7 +250,7 @@ def test_queries_that_cannot_be_encoded_are_searched(raw: RawServer) -> None:
 
 
 def test_credentials_are_sent_and_are_not_part_of_the_name(raw: RawServer) -> None:
-    def answer(asked: Asked) -> RawAnswer:
+    def answer(asked: RawRequest) -> RawResponse:
         return http(
             {"error": f"who is {asked.head}?"}, "401 Unauthorized" if "search" in asked.path else "404 Not Found"
         )

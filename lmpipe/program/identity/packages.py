@@ -14,6 +14,8 @@ import sysconfig
 from functools import lru_cache
 from pathlib import Path
 
+from lmpipe._version import __version__
+
 _OURS = ("lmpipe", "optimizers")
 _SCRIPTS = ("__main__", "__mp_main__")
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -31,7 +33,7 @@ def package_of(module: str) -> str | None:
     if top in _SCRIPTS:  # the file that Python was started with
         return None
     if top in _OURS:
-        return f"lmpipe {_version('lmpipe')}"
+        return f"lmpipe {__version__}"
     if top in sys.builtin_module_names:
         return _PYTHON
     origin = _origin(top)
