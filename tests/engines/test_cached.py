@@ -64,7 +64,7 @@ def test_whole_completions_are_cached(tmp_path: Path) -> None:
 
 
 class Constant(LM):
-    """Gives the same answer to every request."""
+    """Returns the same answer to every request."""
 
     def __init__(self, answer: Completion) -> None:
         self.answer = answer
