@@ -136,7 +136,7 @@ def test_every_method_learns_with_every_objective(
 def test_losses_and_gradients_do_not_depend_on_the_micro_batch_size(
     tiny_lm: LocalLM, store: RunStore, name: str
 ) -> None:
-    """In one batch, rows share the system prompt, and the whole prompt if their inputs are equal; alone, they do not."""
+    """In one batch, all rows share the system prompt, and rows with equal inputs share the whole prompt."""
     rows, objective = OBJECTIVES[name]
     results = [
         train(

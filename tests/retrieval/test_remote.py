@@ -21,8 +21,6 @@ from lmpipe.retrieval.server.app import create_app
 from lmpipe.runtime.deadline import set_deadline
 from tests.engines.faulty_answers import (
     FAULTY,
-    Asked,
-    RawAnswer,
     RawRequest,
     RawResponse,
     RawServer,
@@ -88,7 +86,7 @@ def test_a_malformed_request_is_answered_with_the_reason(path: str, body: object
     assert problem in answer["error"]
 
 
-def test_colbert_server_server_is_asked_query_by_query() -> None:
+def test_colberts_own_server_is_asked_query_by_query() -> None:
     local = WordOverlap()
     with serving(colbert_server(local)) as url:
         remote = RemoteRetriever(f"{url}/api/search")
@@ -192,8 +190,8 @@ def test_no_more_passages_are_taken_than_were_asked_for(raw: RawServer) -> None:
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "413 Content Too Large", "422 Unprocessable"])
 def test_a_query_that_is_refused_costs_itself_alone(raw: RawServer, status: str) -> None:
-    def answer(asked: RawRequest) -> RawResponse:
-        queries = json.loads(asked.body)["queries"]
+    def answer(request: RawRequest) -> RawResponse:
+        queries = json.loads(request.body)["queries"]
         if len(queries) > 4 or "long" in queries:
             return http({"error": "too long"}, status)
         return http({"results": [{"topk": [{**PASSAGE, "text": query}]} for query in queries]})
@@ -221,10 +219,10 @@ def test_a_search_ends_with_the_timeout_and_with_the_time_of_a_budget(raw: RawSe
 def test_queries_that_hang_are_not_waited_for_after_one_that_ends_the_search(raw: RawServer) -> None:
     """The server accepts only one query per request."""
 
-    def answer(asked: RawRequest) -> RawResponse:
-        if asked.head.startswith("POST"):
+    def answer(request: RawRequest) -> RawResponse:
+        if request.head.startswith("POST"):
             return http({}, "405 Not Allowed")
-        return http({"error": "who are you?"}, "401 Unauthorized") if "first" in asked.path else FAULTY["silence"]
+        return http({"error": "who are you?"}, "401 Unauthorized") if "first" in request.path else FAULTY["silence"]
 
     raw.begin(answer)
     before = time.monotonic()
@@ -239,22 +237,22 @@ def test_queries_that_cannot_be_encoded_are_searched(raw: RawServer) -> None:
     with asking(raw.url) as remote:
         assert isinstance(remote.search(["a\ud800b"], 1)[0], list)
 
-    def single(asked: RawRequest) -> RawResponse:
-        return http({"topk": [PASSAGE]}) if asked.head.startswith("GET") else http({}, "405 Not Allowed")
+    def single(request: RawRequest) -> RawResponse:
+        return http({"topk": [PASSAGE]}) if request.head.startswith("GET") else http({}, "405 Not Allowed")
 
     raw.begin(single)
     with asking(raw.url) as remote:
         assert remote.search(["a\ud800b", "\n&k=9"], 1) == [[Passage("3", "Paris", 0.5)]] * 2
-        assert {asked.path for asked in raw.requests[1:]} == {
+        assert {request.path for request in raw.requests[1:]} == {
             "/api/search?query=a%3Fb&k=1",
             "/api/search?query=%0A%26k%3D9&k=1",
         }
 
 
 def test_credentials_are_sent_and_are_not_part_of_the_name(raw: RawServer) -> None:
-    def answer(asked: Asked) -> RawAnswer:
+    def answer(request: RawRequest) -> RawResponse:
         return http(
-            {"error": f"who is {asked.head}?"}, "401 Unauthorized" if "search" in asked.path else "404 Not Found"
+            {"error": f"who is {request.head}?"}, "401 Unauthorized" if "search" in request.path else "404 Not Found"
         )
 
     raw.begin(answer)
