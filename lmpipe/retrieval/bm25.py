@@ -28,9 +28,8 @@ from lmpipe.validation.arguments import check_items, check_whole_number
 
 logging.getLogger("bm25s").setLevel(logging.NOTSET)  # bm25s sets it to DEBUG, whatever the program logs
 
-
 _TOKENIZATION = 2  # version of the tokenization; it is part of the name, so that recorded results are not reused
-_PACKAGES = ("bm25s", "PyStemmer")  # their versions decide words and scores
+_PACKAGES = ("bm25s", "PyStemmer")  # their versions determine words and scores
 
 
 @final

@@ -172,13 +172,13 @@ def test_an_answer_that_cannot_be_used_is_asked_for_again_and_then_an_error(raw:
                 remote.search(["Paris"], 1)
         else:
             (error,) = remote.search(["Paris"], 1)
-            assert "does not answer as it should: no usable response in 2 attempts" in str(error)
+            assert "does not respond properly: no usable response in 2 attempts" in str(error)
 
 
 @pytest.mark.parametrize("name", [None, 7, "", ["name"]])
 def test_a_server_that_does_not_say_its_name_is_named(raw: RawServer, name: object) -> None:
     raw.begin(always(http({"name": name})))
-    with asking(raw.url) as remote, pytest.raises(EngineError, match="the answer contains no name"):
+    with asking(raw.url) as remote, pytest.raises(EngineError, match="the response contains no name"):
         _ = remote.name
 
 
@@ -207,7 +207,7 @@ def test_a_query_that_is_refused_costs_itself_alone(raw: RawServer, status: str)
 def test_a_search_ends_with_the_timeout_and_with_the_time_of_a_budget(raw: RawServer) -> None:
     for fault in (FAULTY["silence"], FAULTY["headers byte by byte"], FAULTY["a body byte by byte"]):
         raw.begin(always(fault))
-        late = pytest.raises(EngineError, match=r"does not answer as it should: no response within 0\.2 s")
+        late = pytest.raises(EngineError, match=r"does not respond properly: no response within 0\.2 s")
         with asking(raw.url, retries=0, timeout=0.2) as remote, late:
             remote.search(["Paris"], 1)
         with asking(raw.url) as remote, set_deadline(0.2):

@@ -57,8 +57,8 @@ class PlaidIndex(TokenIndex):
 
     Args:
         folder: Folder that `build_plaid` or colbert-ai wrote.
-        settings: Returns the search settings for a given k and the number of bits.
-        kernels: Inner loops of the search; by default the fastest that are available.
+        settings: Function that returns the search settings for k and the number of bits.
+        kernels: Inner loops of the search; by default the fastest available ones.
 
     Raises:
         StoreError: If the folder contains no finished index, or the index is damaged.

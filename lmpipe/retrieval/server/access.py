@@ -1,4 +1,4 @@
-"""Who may use a server: the hosts that requests may be addressed to, and the token that they must send."""
+"""Access control of a server: the hosts that requests may be addressed to, and the token that they must send."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 @final
 @dataclass(frozen=True)
 class AccessPolicy:
-    """Which requests are accepted.
+    """Rules that decide which requests a server accepts.
 
     Checking the Host header protects against DNS rebinding: a web page that makes its own name resolve to this machine.
 
@@ -51,7 +51,7 @@ class AccessPolicy:
             ConfigError: If the token is empty or cannot be sent in a header, or if a host is empty.
         """
         if token is not None and not re.fullmatch(r"[!-~]+", token):
-            raise ConfigError("the token is empty or contains characters other than ASCII letters, digits and signs")
+            raise ConfigError("the token is empty or has characters other than ASCII letters, digits and punctuation")
         all_interfaces = _is_address(host) and ip_address(host).is_unspecified
         names = [*_LOCAL, socket.gethostname() if all_interfaces else host, *check_items("allowed", allowed, str)]
         if not all(names):
