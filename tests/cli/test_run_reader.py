@@ -188,7 +188,7 @@ def test_a_failed_export_leaves_no_folder(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_result_is_called_so(run: Path, tmp_path: Path) -> None:
+def test_a_damaged_result_is_reported(run: Path, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_bytes((run / "result.json").read_bytes()[:-100])
     with pytest.raises(CorruptBlob, match=r"result\.json is damaged"):
         run_cli("show", tmp_path)
