@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from benchmarks.experiments.experiment import run_experiment
 from benchmarks.experiments.models import ModelSpec
 from benchmarks.experiments.spec import ExperimentSpec
+from benchmarks.experiments.strategies import table_rows
 from benchmarks.experiments.task import Task
 from lmpipe import Example, Metric, Module, Prediction, ProgramState, Trace
 from lmpipe.cli import app
@@ -70,7 +71,8 @@ def make_run(out: Path, folder: Path, **changes: object) -> Path:
     sizes = {"train": 6, "val": 4, "test": 4, "num_train": 6, "num_val": 4, "max_tokens": 40, "structured": True}
     task = Flowers()
     settings = task.settings.changed({**sizes, **changes})
-    run_experiment(ExperimentSpec(task, ModelSpec(f"hf:{folder}"), settings, ("vanilla", "p -> w"), (3, 4), out))
+    strategies = table_rows(["vanilla", "p -> w"])
+    run_experiment(ExperimentSpec(task, ModelSpec(f"hf:{folder}"), settings, strategies, (3, 4), out))
     return out
 
 
@@ -157,7 +159,7 @@ def test_an_export_is_loaded_by_peft_and_has_the_same_state(run: Path, tiny_fold
     assert next(iter(state.prompts.values())).instructions in card
     assert open_run(run).strategy("p -> w").test.percent in card
     assert re.search(r"vllm serve .* --max-lora-rank \d+ ", card)
-    with pytest.raises(ConfigError, match="there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         run_cli("export", run, out)
 
 
@@ -228,7 +230,7 @@ def test_damage_and_missing_names_are_reported(run: Path, tmp_path: Path) -> Non
         run_cli("trace", copy, "--strategy", "vanilla")
     result = read_checksummed(copy / "result.json")
     (copy / "result.json").write_text(json.dumps({**result, "schema_version": 4}))
-    with pytest.raises(ConfigError, match=r"result\.json has no checksum: it is of another version"):
+    with pytest.raises(ConfigError, match=r"result\.json has no checksum: another version wrote it"):
         run_cli("show", copy)
     for changes, message in (
         ({"schema_version": 4}, "its schema_version is 4"),

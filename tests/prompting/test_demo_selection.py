@@ -72,7 +72,7 @@ def test_a_session_without_the_embedder_of_a_state_refuses_it() -> None:
     lm = ScriptedLM(lambda request: "answer: yes")
     with pytest.raises(SessionError, match=r"'number line', but this session has none"):
         Session(lm=lm).register_adapters(state)
-    with pytest.raises(SessionError, match=r"'number line' and this session has 'another'"):
+    with pytest.raises(SessionError, match=r"'number line', but this session has 'another'"):
         Session(lm=lm, embedder=NumberLine("another")).register_adapters(state)
     Session(lm=lm, embedder=NumberLine()).register_adapters(state)
 

@@ -1,4 +1,4 @@
-"""Damaged files of indexes and checkpoints: reading them never changes a result silently or raises an error of a library."""
+"""Damaged files of indexes and checkpoints: they never change results silently or raise errors of libraries."""
 
 from __future__ import annotations
 

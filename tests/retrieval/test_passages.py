@@ -37,8 +37,8 @@ def test_json_lines_and_columns_plain_and_gzipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("{", "no JSON"),
-        ("[]", "no JSON object"),
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
         ('{"text": "a"}', "there is no field pid, id or _id"),
         ('{"pid": 1, "text": " "}', "passage '1' has no text"),
         ('{"pid": 1, "text": 5}', "passage '1' has no text"),

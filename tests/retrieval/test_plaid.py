@@ -224,11 +224,7 @@ def test_the_filters_agree_to_the_last_passage(compiled: Kernels) -> None:
     lengths = torch.tensor([4, 0, 3, 1] * 50)
     starts = lengths.cumsum(0) - lengths
     numbers = torch.arange(0, 200, 3, dtype=torch.int32)
-    for near in (
-        products.amax(1) > 2.5,
-        products.amax(1) > -9,
-        products.amax(1) > 99,
-    ):  # with the last one, all scores are equal
+    for near in (products.amax(1) > 2.5, products.amax(1) > -9, products.amax(1) > 99):  # the last: equal scores
         for count in (8, 40, 999):
             filtered = [
                 k.filter(numbers, products, codes, lengths, starts, near, count) for k in (compiled, TorchKernels())
