@@ -108,7 +108,7 @@ class TrainingResult:
         losses: Mean loss of each step: per completion token in nats for SFT, per pair for DPO, and per completion for a
             policy gradient.
         eval_losses: Mean loss on held-out rows after each epoch; empty if no rows were held out.
-        stopped: Why a budget ended the training early; empty if none did.
+        stopped: Reason why a budget ended the training early; empty if none did.
     """
 
     weights: WeightState

@@ -31,7 +31,7 @@ class SentenceEncoder(Embedder):
     Args:
         model: A transformers encoder.
         tokenizer: Tokenizer of the model.
-        name: See `Embedder.name`.
+        name: Name of the model; see `Embedder.name`.
         max_tokens: Length at which texts are truncated; by default the number of positions of the model.
         batch_size: Maximum number of texts in a forward pass.
 
@@ -59,8 +59,8 @@ class SentenceEncoder(Embedder):
         Args:
             id_or_path: Hub id or local folder.
             name: See `Embedder.name`; by default `id_or_path`.
-            max_tokens: See the class.
-            batch_size: See the class.
+            max_tokens: Length at which texts are truncated; by default the number of positions of the model.
+            batch_size: Maximum number of texts in a forward pass.
 
         Raises:
             ConfigError: If the encoder does not exist or cannot be loaded.

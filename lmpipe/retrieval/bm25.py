@@ -41,8 +41,8 @@ class BM25Retriever(Retriever):
 
     Args:
         passages: Passages to search; titles are searched too.
-        k1: How slowly the score saturates when a word is repeated.
-        b: How strongly long passages are penalised, in [0, 1].
+        k1: Saturation of term frequency; the higher it is, the more repeated words count.
+        b: Strength of the penalty for long passages, in [0, 1].
 
     Raises:
         ConfigError: If there are no passages, if no passage contains a word that is not a stop word, or if a setting

@@ -32,8 +32,8 @@ class RemoteRetriever(Retriever):
         retries: Maximum number of retries of a request.
         backoff: Seconds before the first retry.
         timeout: Seconds after which a request counts as failed, from connecting to the last byte of the response.
-        name: See `Retriever.name`. By default the name that the server reports; the URL for servers that report no
-            name, such as ColBERT's own.
+        name: Name of the retriever; see `Retriever.name`. By default the name that the server reports, or the URL if
+            the server reports no name, as is the case for ColBERT's own.
         token: Bearer token; sent if it is not empty and the URL has no credentials.
 
     Raises:

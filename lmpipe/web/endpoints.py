@@ -147,7 +147,7 @@ class EndpointPool:
         timeout: Seconds that a whole request may take.
         retries: Maximum number of retries of a failed call, and of a failed URL.
         backoff: Seconds during which a URL is not used after its first failure.
-        advice: What to check if no server can be reached or responds properly; part of error messages.
+        advice: Advice for error messages: what to check if no server can be reached or responds properly.
 
     Attributes:
         endpoints: One endpoint for each URL.

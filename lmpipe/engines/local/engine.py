@@ -112,8 +112,8 @@ class LocalLM(LM):
             dtype: Dtype of the weights, or its name; by default float32 on a CPU, and the dtype of the checkpoint on a
                 GPU.
             quantization: Quantization of the base to 4 or 8 bits with bitsandbytes, or None.
-            max_sequences: See the class.
-            memory: See the class.
+            max_sequences: Maximum number of sequences that are decoded together; see the class.
+            memory: Maximum size of keys and values in bytes; see the class.
 
         Raises:
             ConfigError: If the model does not exist, it has no chat template, or the engine does not support it.

@@ -52,7 +52,7 @@ class ModelSource:
         Args:
             id_or_path: Hub id or local folder.
             dtype: A torch dtype or its name, or None.
-            quantization: See the class.
+            quantization: Quantization of the model with bitsandbytes, or None.
 
         Raises:
             ConfigError: If the dtype or the quantization does not exist.

@@ -42,7 +42,7 @@ class ObserverCallback(TrainerCallback):
         has_eval_rows: Whether rows were held out.
 
     Attributes:
-        stopped: Why the training was stopped; empty if it was not.
+        stopped: Reason why the training was stopped; empty if it was not.
     """
 
     def __init__(self, observer: TrainingObserver, tokens_per_step: Sequence[int], *, has_eval_rows: bool) -> None:

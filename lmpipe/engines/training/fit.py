@@ -50,7 +50,7 @@ class FitResult:
         losses: Loss of each optimizer step.
         eval_losses: Loss on held-out rows after each epoch; empty if no rows were held out.
         tokens: Number of tokens in the rows of all steps.
-        stopped: Why the training was stopped early; empty if it was not.
+        stopped: Reason why the training was stopped early; empty if it was not.
         gpu_seconds: Seconds on all GPUs together, without the time before a kill.
     """
 

@@ -175,8 +175,8 @@ def load_encoder(
             format of ColBERTv2 or of sentence-transformers and PyLate.
         query_maxlen: Number of tokens of a query; by default that of the checkpoint.
         doc_maxlen: Maximum number of tokens of a passage; by default that of the checkpoint.
-        device: See `ColbertEncoder`.
-        precision: See `ColbertEncoder`.
+        device: Torch device; see `ColbertEncoder`.
+        precision: Precision in which passages are encoded; see `ColbertEncoder`.
 
     Raises:
         ConfigError: If the checkpoint does not exist or is damaged, or if a setting is invalid.

@@ -35,7 +35,7 @@ class ColbertRetriever(Retriever):
         encoder: Encoder of the queries.
         passages: Texts of the passages, in parts; passages are numbered through all parts, from 0.
         index: Index that ranks the passages by their numbers.
-        name: See `Retriever.name`.
+        name: Name of the retriever; see `Retriever.name`.
     """
 
     def __init__(

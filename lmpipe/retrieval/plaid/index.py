@@ -25,7 +25,7 @@ _PASSAGES_PER_STEP = 4096  # passages that are decompressed at once
 @final
 @dataclass(frozen=True)
 class SearchSettings:
-    """How much of the index a search examines. Examining more improves recall of the exact ranking, and costs more.
+    """Settings that decide how much of the index a search examines: more is closer to the exact ranking, but slower.
 
     Attributes:
         cells: Number of centroids nearest to each query token whose passages become candidates (colbert-ai's

@@ -45,7 +45,7 @@ class AccessPolicy:
             host: Host that the server listens on. This host is accepted; if it stands for all addresses of this
                 machine, the machine's host name and every IP address are accepted instead.
             allowed: Further hosts to accept.
-            token: See `AccessPolicy`; None if no token is required.
+            token: Token that requests must send, or None if no token is required.
 
         Raises:
             ConfigError: If the token is empty or cannot be sent in a header, or if a host is empty.
