@@ -233,7 +233,7 @@ def test_an_lm_that_gives_too_few_answers_is_reported(tmp_path: Path) -> None:
         def register_adapter(self, adapter: str, folder: Path) -> None:
             return
 
-    error = pytest.raises(EngineError, match=r"'forgetful' .Forgetful. gave 0 answers to 1 requests")
+    error = pytest.raises(EngineError, match=r"'forgetful' .Forgetful. returned 0 answers for 1 requests")
     with cached(tmp_path / "cache.db", Forgetful()) as lm, error:
         lm.complete([request()])
 
