@@ -70,6 +70,6 @@ class EpochEnded:
 
 
 Event = StageEnded | CandidateScored | EpochEnded
-"""What a callback receives."""
+"""An event that a callback receives."""
 Callback = Callable[[Event], None]
 """A function that a session calls with each event."""

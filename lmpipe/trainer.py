@@ -75,7 +75,7 @@ Objective = SFTLoss | DPOLoss | PolicyGradientLoss
 @final
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """One training example: a prompt and its completion, on which alone the loss is computed.
+    """A prompt and its completion; the loss is computed on the completion only.
 
     Args:
         messages: Messages of the prompt.
@@ -108,7 +108,7 @@ class TrainingResult:
         losses: Mean loss of each step: per completion token in nats for SFT, per pair for DPO, and per completion for a
             policy gradient.
         eval_losses: Mean loss on held-out rows after each epoch; empty if no rows were held out.
-        stopped: Which budget ended the training early, in words; empty if none did.
+        stopped: Reason why a budget ended the training early; empty if none did.
     """
 
     weights: WeightState

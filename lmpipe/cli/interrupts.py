@@ -24,9 +24,9 @@ from lmpipe.cli.terminal import escape_unencodable, show_error, show_warnings
 from lmpipe.errors import LmpipeError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_GRACE_SECONDS = 2.0  # in which running code may end by itself
-_LONG_GRACE_SECONDS = 10.0  # if other code handles the signal, such as a server that answers the requests in progress
-_FLUSH_SECONDS = 0.2  # in which buffered output is written
+_GRACE_SECONDS = 2.0  # time for running code to end by itself
+_LONG_GRACE_SECONDS = 10.0  # the same, if other code handles the signal, such as a server that still answers requests
+_FLUSH_SECONDS = 0.2  # time to write buffered output
 _MESSAGE = "interrupted; run the same command again to continue: finished work is kept\n"
 
 
@@ -57,7 +57,7 @@ def run_command(command: Callable[[], object], console: Console) -> None:
 
 @final
 class _InterruptHandler:
-    """Handles the signals that end a command. Signals that the process was started to ignore stay ignored."""
+    """Handles the signals that end a command. Signals that were ignored when the process started stay ignored."""
 
     def __init__(self) -> None:
         self._number: int | None = None

@@ -17,7 +17,7 @@ console = new_console(soft_wrap=True)
 
 def serve_index(
     spec: Annotated[str, typer.Argument(help="Folder of an index, or `bm25:PASSAGES` for BM25 over a file.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free port.")] = 8893,
     allow_host: Annotated[
         list[str] | None,

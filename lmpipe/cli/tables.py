@@ -41,7 +41,7 @@ def _scores(result: Result) -> Table:
 
 
 def _costs(result: Result) -> Table:
-    """Tokens, parse errors, traces kept for training, time, and peak memory.
+    """Returns a table of tokens, parse errors, traces kept for training, time, and peak memory.
 
     In the last row, stages that several strategies share are counted once.
     """
@@ -65,7 +65,7 @@ def _costs(result: Result) -> Table:
 
 
 def _comparisons(result: Result) -> Table:
-    """Paired differences from the baselines in percentage points; a low p means that a difference is not chance."""
+    """Returns a table of paired differences from the baselines in percentage points, with their p-values."""
     table = _table("", "strategy", "baseline", "difference (points)", "wins", "losses", "p (Holm)")
     for comparison in result.comparisons:
         if comparison.p_holm is not None:
@@ -81,7 +81,7 @@ def _comparisons(result: Result) -> Table:
 
 
 def _measures(result: Result) -> Table:
-    """Measures of the test traces: means over all traces, and over those with the full score."""
+    """Returns a table of the measures of test traces: means over all traces, and over those with the full score."""
     table = _table("", "strategy", "measure", "all traces", "full score")
     for row in result.strategies:
         for name, quality in row.quality.items():

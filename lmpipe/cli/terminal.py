@@ -1,7 +1,7 @@
 """Output of commands in a terminal: text without control characters, progress bars, errors and warnings.
 
-Text from runs, files and users is never interpreted as markup: consoles ignore markup, and styles are passed beside
-the texts.
+Text from runs, files and users is never interpreted as markup: consoles ignore markup, and styles are passed
+separately from texts.
 """
 
 from __future__ import annotations

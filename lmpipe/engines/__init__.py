@@ -28,7 +28,7 @@ def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM:
         spec: ``"bundled"`` for the LM that comes with lmpipe[bundled]; ``"hf:ID_OR_PATH"`` for a model from the hub or
             a local folder; ``"vllm:ID_OR_PATH"`` for the same in vLLM; ``"openai:MODEL@URL,URL"`` for a model on
             OpenAI-compatible servers.
-        cache: Path of a file that caches completions, or none.
+        cache: Path of a file that caches completions, or None.
         options: Options of the engine: those of `LocalLM.from_pretrained`, `VllmLM.from_pretrained` or `ServerLM`.
 
     Raises:
@@ -93,22 +93,22 @@ def _load(spec: str, options: Mapping[str, Any]) -> LM:
 
 
 def _check_options(make: Callable[..., object], options: Mapping[str, object]) -> None:
-    """Checks that a function has these keyword-only arguments.
+    """Checks that options are keyword-only arguments of a function.
 
     Raises:
-        ConfigError: If an option does not exist; the message lists those that do.
+        ConfigError: If an option does not exist; the message lists all options.
     """
     parameters = inspect.signature(make).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     names = [name for name, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-    if wrong := sorted(options.keys() - set(names)):
-        raise ConfigError(f"there is no option {' or '.join(wrong)}; options are {', '.join(names)}")
+    if unknown := sorted(options.keys() - set(names)):
+        raise ConfigError(f"there is no option {' or '.join(unknown)}; options are {', '.join(names)}")
 
 
 @contextmanager
 def _needs(what: str) -> Iterator[None]:
-    """Adds to the error of a failed import what to install."""
+    """Turns an ImportError into a ConfigError that says what to install."""
     try:
         yield
     except ImportError as error:

@@ -28,7 +28,7 @@ _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def load_bundled(**options: Any) -> LocalLM:
-    """Loads the bundled LM, and converts it on the first use, which takes about a minute.
+    """Loads the bundled LM. The first call converts it, which takes about a minute.
 
     Args:
         options: The options of `LocalLM.from_pretrained`.
@@ -41,7 +41,7 @@ def load_bundled(**options: Any) -> LocalLM:
 
 
 def bundled_folder() -> Path:
-    """Returns the folder of the bundled LM in transformers' format, and makes it at the first call.
+    """Returns the folder of the bundled LM in transformers' format; the first call creates it.
 
     Raises:
         ConfigError: If the package is not installed, its file is damaged, or the cache folder cannot be written.

@@ -2,7 +2,7 @@
 
 The cache is an SQLite file in WAL mode, so processes can share it, and killing one does not damage it. The key of an
 answer is everything that determines it: the name of the LM and the whole request. Knows nothing about how answers are
-made; two LMs with the same name that answer differently need two files.
+computed; two LMs that have the same name but answer differently need two files.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class CachedLM(LM):
 
 @contextmanager
 def _file_errors(path: Path) -> Iterator[None]:
-    """Translates errors of SQLite and the file system to errors that name the cache file."""
+    """Translates errors of SQLite and the file system into errors that name the cache file."""
     try:
         yield
     except (sqlite3.OperationalError, sqlite3.ProgrammingError, OSError) as error:

@@ -1,6 +1,6 @@
-"""What engines that work on tokens share: encoding of chats, cutting at stop strings, and errors of requests.
+"""Functions that all token-based engines share: encoding chats, cutting at stop strings, and errors of requests.
 
-It uses tokenizers of transformers but imports nothing from there. Knows nothing about models.
+Uses tokenizers of transformers without importing transformers. Knows nothing about models.
 """
 
 from __future__ import annotations

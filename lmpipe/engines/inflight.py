@@ -35,7 +35,8 @@ class InFlight:
 
         Args:
             requests: Requests to answer.
-            work: Answers requests; it gets those that no thread is answering yet, each once.
+            work: Function that answers requests. It is called with those that no thread is answering yet, without
+                duplicates.
 
         Returns:
             Answers, in the order of the requests.
@@ -46,14 +47,14 @@ class InFlight:
         """
         answers: dict[Request, Completion | EngineError] = {}
         while missing := [request for request in dict.fromkeys(requests) if request not in answers]:
-            own: dict[Request, Future[Completion | EngineError]] = {}
+            claimed: dict[Request, Future[Completion | EngineError]] = {}
             with self._lock:
                 for request in missing:
                     if request not in self._futures:
-                        self._futures[request] = own[request] = Future()
+                        self._futures[request] = claimed[request] = Future()
                 futures = {request: self._futures[request] for request in missing}
-            if own:
-                self._settle(own, work)
+            if claimed:
+                self._settle(claimed, work)
             results = {request: _result(future) for request, future in futures.items()}
             answers |= {request: answer for request, answer in results.items() if answer is not None}
         return [answers[request] for request in requests]
@@ -63,7 +64,7 @@ class InFlight:
         futures: Mapping[Request, Future[Completion | EngineError]],
         work: Callable[[Sequence[Request]], Answers],
     ) -> None:
-        """Answers requests and sets the results of their futures, whatever happens."""
+        """Answers requests and sets the results of their futures, even if `work` fails."""
         try:
             for future, answer in zip(futures.values(), work(list(futures)), strict=True):
                 future.set_result(answer)
@@ -81,7 +82,7 @@ class InFlight:
 
 
 def _result(future: Future[Completion | EngineError]) -> Completion | EngineError | None:
-    """Waits for an answer; returns none if the request must be made again."""
+    """Waits for an answer; returns None if the request must be answered again."""
     try:
         return future.result(seconds_left())
     except (CancelledError, FutureTimeout):

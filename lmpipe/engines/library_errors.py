@@ -1,6 +1,6 @@
-"""Errors of the libraries that engines use, translated to errors of lmpipe.
+"""Errors of the libraries that engines use, translated into errors of lmpipe.
 
-Does not depend on these libraries: the caller of one says which errors it raises.
+Does not depend on these libraries: code that calls a library names the errors that the library raises.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ErrorTranslator:
 
     Args:
         kinds: Classes of the errors that the library raises.
-        make: Turns a library's error into the error to raise.
+        make: Function that turns a library's error into the error to raise.
     """
 
     def __init__(self, kinds: tuple[type[Exception], ...], make: Callable[[Exception], LmpipeError]) -> None:

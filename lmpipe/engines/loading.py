@@ -41,7 +41,7 @@ another kind."""
 
 
 def loading_errors(what: str, id_or_path: object, make: Callable[[str], LmpipeError] = ConfigError) -> ErrorTranslator:
-    """Returns a context manager whose error says what its block could not load, why, and what to do.
+    """Returns a context manager that turns errors into one that says what could not be loaded, why, and what to do.
 
     Args:
         what: Description of what is loaded, such as "a causal LM".

@@ -2,8 +2,8 @@
 
 On a CPU, PyTorch multiplies float32 matrices with MKL, which uses only half the speed of some processors. oneDNN with
 weights in its own memory layout is up to 2.3 times as fast at the same precision, and a sixth faster in bfloat16.
-PyTorch uses it for compiled models only. The mode in this module uses it for any model, while the mode is active and
-gradients are disabled.
+PyTorch uses it for compiled models only. `OneDnnLinear` uses it for any model, while the mode is active and gradients
+are disabled.
 
 Does not depend on anything in a model but its linear layers.
 """
@@ -25,8 +25,8 @@ class OneDnnLinear(TorchFunctionMode):
     """Computes linear layers with prepacked copies of their weights.
 
     Args:
-        model: Model whose weights must neither change nor move while this mode is used. The copies take as much memory
-            again. They are made only on a CPU, and only if they fit in a quarter of the free memory.
+        model: Model whose weights must neither change nor move while this mode is used. The copies double the
+            memory of the weights. They are created only on a CPU, and only if they fit in a quarter of the free memory.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:

@@ -31,9 +31,9 @@ class SentenceEncoder(Embedder):
     Args:
         model: A transformers encoder.
         tokenizer: Tokenizer of the model.
-        name: See `Embedder.name`.
+        name: Name of the model; see `Embedder.name`.
         max_tokens: Length at which texts are truncated; by default the number of positions of the model.
-        batch_size: Most texts in one forward pass.
+        batch_size: Maximum number of texts in a forward pass.
 
     Raises:
         ConfigError: If the model is not an encoder, or its tokenizer has no padding token or too many tokens.
@@ -59,11 +59,11 @@ class SentenceEncoder(Embedder):
         Args:
             id_or_path: Hub id or local folder.
             name: See `Embedder.name`; by default `id_or_path`.
-            max_tokens: See the class.
-            batch_size: See the class.
+            max_tokens: Length at which texts are truncated; by default the number of positions of the model.
+            batch_size: Maximum number of texts in a forward pass.
 
         Raises:
-            ConfigError: If there is no such encoder.
+            ConfigError: If the encoder does not exist or cannot be loaded.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with loading_errors("an encoder", id_or_path):
@@ -101,7 +101,7 @@ class SentenceEncoder(Embedder):
 
     @torch.inference_mode()
     def _encode(self, ids: list[list[int]]) -> list[list[float]]:
-        """Returns an embedding for each text, which is given as its token ids."""
+        """Returns the embedding of each text, from the token ids of the texts."""
         padded = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self._model.device)
         hidden = self._model(**padded).last_hidden_state
         mask = padded["attention_mask"].unsqueeze(-1).to(hidden.dtype)

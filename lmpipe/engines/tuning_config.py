@@ -1,4 +1,4 @@
-"""The settings of a fine-tuning: the method and its hyperparameters.
+"""Settings of fine-tuning: the method and its hyperparameters.
 
 Knows nothing about models or rows.
 """
@@ -22,7 +22,7 @@ Method = Literal["lora", "qlora", "dora", "ia3", "prefix", "full"]
 @final
 @dataclass(frozen=True)
 class TuningConfig:
-    """Settings of a fine-tuning; the defaults are those of BetterTogether (arXiv 2407.10930).
+    """Settings of fine-tuning; the defaults are those of BetterTogether (arXiv 2407.10930).
 
     Args:
         method: ``"lora"`` (Hu et al. 2021, arXiv 2106.09685); ``"qlora"``: LoRA on a base in 4 bits (Dettmers et

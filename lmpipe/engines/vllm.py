@@ -68,7 +68,7 @@ class VllmLM(LM):
 
     @property
     def context_length(self) -> int:
-        """Most tokens that a prompt and its completion can have together."""
+        """Maximum number of tokens of a prompt and its completion together."""
         return int(self.engine.llm_engine.model_config.max_model_len)
 
     def register_adapter(self, adapter: str, folder: Path) -> None:

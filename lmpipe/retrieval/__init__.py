@@ -21,7 +21,7 @@ def load_retriever(spec: str | Path, passages: str | Path | None = None, *, head
     """Creates a retriever from a short description.
 
     Args:
-        spec: Which retriever to create. A folder, or ``"index:FOLDER"``: an index of `lmpipe.retrieval.index`.
+        spec: Description of the retriever. A folder, or ``"index:FOLDER"``: an index of `lmpipe.retrieval.index`.
             ``"http://HOST:PORT"``: a server, which is sent the token in ``$LMPIPE_TOKEN`` if that variable is set.
             ``"bm25:PASSAGES"``: BM25 over a file of passages (`lmpipe.retrieval.passages.read_passages`).
             ``"dense:PASSAGES"``: vectors of the bundled sentence encoder, which are cached in ``$LMPIPE_CACHE``.

@@ -28,9 +28,8 @@ from lmpipe.validation.arguments import check_items, check_whole_number
 
 logging.getLogger("bm25s").setLevel(logging.NOTSET)  # bm25s sets it to DEBUG, whatever the program logs
 
-
 _TOKENIZATION = 2  # version of the tokenization; it is part of the name, so that recorded results are not reused
-_PACKAGES = ("bm25s", "PyStemmer")  # their versions decide words and scores
+_PACKAGES = ("bm25s", "PyStemmer")  # their versions determine words and scores
 
 
 @final
@@ -42,8 +41,8 @@ class BM25Retriever(Retriever):
 
     Args:
         passages: Passages to search; titles are searched too.
-        k1: How slowly the score saturates when a word is repeated.
-        b: How strongly long passages are penalised, in [0, 1].
+        k1: Saturation of term frequency; the higher it is, the more repeated words count.
+        b: Strength of the penalty for long passages, in [0, 1].
 
     Raises:
         ConfigError: If there are no passages, if no passage contains a word that is not a stop word, or if a setting

@@ -1,6 +1,6 @@
 """Dense retrieval: one vector per passage and query, compared by cosine (Karpukhin et al. 2020, arXiv 2004.04906).
 
-The baseline for late interaction. Does not depend on the embedder's implementation or on passage files.
+This is the baseline for late interaction. Does not depend on the embedder's implementation or on passage files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class DenseRetriever(Retriever):
 
     Args:
         passages: Passages to search; titles are embedded too.
-        embedder: Embeds passages and queries.
+        embedder: Embedder of passages and queries.
         folder: Folder where the vectors of the passages are cached; if None, they are computed each time.
         advance: Called with the number of passages that were embedded since the last call.
 

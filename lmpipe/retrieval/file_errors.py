@@ -44,7 +44,7 @@ def reporting_damage(
 
     Args:
         path: File or folder that the block reads.
-        advice: What the user should do; it ends the message.
+        advice: Advice for the user, at the end of the message.
         raises: Class of the error that replaces the library's error.
         also: Library errors that mean damage, in addition to those of Python.
     """

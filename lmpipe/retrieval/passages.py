@@ -178,7 +178,7 @@ class _ColumnParser:
         names: Column names of the header.
 
     Raises:
-        ValueError: If no column is named like an id, or none like a text.
+        ValueError: If there is no column of ids or no column of texts.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -231,7 +231,7 @@ class PassageTexts(Sequence[PassageText]):
             size = self._path.stat().st_size
             self._lines: Any = mmap(file.fileno(), 0, access=ACCESS_READ) if size else b""
         if not len(self._starts) or self._starts[0] or self._starts[-1] != size or (np.diff(self._starts) < 1).any():
-            raise CorruptBlob(f"{self._path} and the starts.npy beside it do not belong together; {REBUILD}")
+            raise CorruptBlob(f"{self._path} and the starts.npy next to it do not belong together; {REBUILD}")
 
     @staticmethod
     def write(folder: Path, passages: Iterable[PassageText]) -> None:

@@ -29,11 +29,11 @@ class RemoteRetriever(Retriever):
     Args:
         url: ``http://host:port``, or ColBERT's ``http://host:port/api/search``. Credentials in the URL
             (``https://USER:PASSWORD@host``) are sent as Basic authentication and never displayed.
-        retries: How often a request is retried.
+        retries: Maximum number of retries of a request.
         backoff: Seconds before the first retry.
-        timeout: Seconds that an answer may take, from the connection to the last byte.
-        name: See `Retriever.name`. By default the name that the server reports, or the URL if it reports none, as
-            ColBERT's own server.
+        timeout: Seconds after which a request counts as failed, from connecting to the last byte of the response.
+        name: Name of the retriever; see `Retriever.name`. By default the name that the server reports, or the URL if
+            the server reports no name, as is the case for ColBERT's own.
         token: Bearer token; sent if it is not empty and the URL has no credentials.
 
     Raises:
@@ -60,11 +60,11 @@ class RemoteRetriever(Retriever):
             timeout=timeout,
             retries=retries,
             backoff=backoff,
-            advice="is `lmpipe serve-index` running there?",
+            advice="check that `lmpipe serve-index` is running there",
         )
         self._root = strip_credentials(url).rstrip("/").removesuffix(_SEARCH)
-        self._below = _SEARCH if strip_credentials(url).rstrip("/").endswith(_SEARCH) else ""
-        self._given_name = name
+        self._path_suffix = _SEARCH if strip_credentials(url).rstrip("/").endswith(_SEARCH) else ""
+        self._name = name
 
     def __repr__(self) -> str:
         return f"RemoteRetriever({self._root!r})"
@@ -74,35 +74,35 @@ class RemoteRetriever(Retriever):
         """See `Retriever.name`.
 
         Raises:
-            EngineError: If the server cannot be reached, or does not report its name.
+            EngineError: If the server cannot be reached or responds without a valid name.
         """
-        if self._given_name:
-            return self._given_name
+        if self._name:
+            return self._name
         try:
             return self._endpoints.call(self._request_name)
         except RetriesExhausted as error:
-            raise self._gave_up(error) from None
+            raise self._exhausted_error(error) from None
         except HTTPStatusError as error:
             if error.status_code in _NO_SUCH_ENDPOINT:
                 return self._root
-            raise self._refusal(error) from None
+            raise self._status_error(error) from None
 
     def close(self) -> None:
-        """Ends the searches in progress, and refuses new ones."""
+        """Cancels searches in progress and rejects new ones."""
         self._endpoints.close()
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
         try:
             return self._search(queries, partial(self._request_batch, queries=queries, k=k))
         except HTTPStatusError as error:
-            refused = error
-        if refused.request_specific:
+            status_error = error
+        if status_error.request_specific:
             if len(queries) == 1:
-                return [self._refusal(refused)]
-            half = len(queries) // 2  # the batch is too large, or one of its queries was refused
+                return [self._status_error(status_error)]
+            half = len(queries) // 2  # the batch is too large, or one of its queries was rejected
             return [*self.search(queries[:half], k), *self.search(queries[half:], k)]
-        if refused.status_code not in _NO_SUCH_ENDPOINT:
-            raise self._refusal(refused)
+        if status_error.status_code not in _NO_SUCH_ENDPOINT:
+            raise self._status_error(status_error)
         return thread_map(partial(self._search_one, k=k), queries, _MAX_CONCURRENCY)
 
     def _search_one(self, query: str, k: int) -> list[Passage] | EngineError:
@@ -111,10 +111,10 @@ class RemoteRetriever(Retriever):
         try:
             return self._search([query], partial(self._request_single, query=query, k=k))[0]
         except HTTPStatusError as error:
-            refused = error
-        if refused.request_specific:
-            return self._refusal(refused)
-        raise self._refusal(refused)
+            status_error = error
+        if status_error.request_specific:
+            return self._status_error(status_error)
+        raise self._status_error(status_error)
 
     def _search(
         self, queries: Sequence[str], send: Callable[[Endpoint], list[list[Passage] | EngineError]]
@@ -123,55 +123,55 @@ class RemoteRetriever(Retriever):
         try:
             return self._endpoints.call(send)
         except RetriesExhausted as error:
-            gave_up = error
-        if not gave_up.request_specific:
-            raise self._gave_up(gave_up)
-        return [self._gave_up(gave_up) for _ in queries]
+            exhausted = error
+        if not exhausted.request_specific:
+            raise self._exhausted_error(exhausted)
+        return [self._exhausted_error(exhausted) for _ in queries]
 
     def _request_name(self, endpoint: Endpoint) -> str:
-        answer = endpoint.send("GET", "/api/info", strip_suffix=self._below)
-        name = _object(answer).get("name")
+        response = endpoint.send("GET", "/api/info", strip_suffix=self._path_suffix)
+        name = _object(response).get("name")
         if not isinstance(name, str) or not name:
-            raise InvalidResponse(f"the answer contains no name: {answer.excerpt}")
+            raise InvalidResponse(f"the response contains no name: {response.excerpt}")
         return name
 
     def _request_batch(self, endpoint: Endpoint, queries: Sequence[str], k: int) -> list[list[Passage] | EngineError]:
-        answer = endpoint.send("POST", _SEARCH, {"queries": list(queries), "k": k}, strip_suffix=self._below)
-        results = _object(answer).get("results")
+        response = endpoint.send("POST", _SEARCH, {"queries": list(queries), "k": k}, strip_suffix=self._path_suffix)
+        results = _object(response).get("results")
         if not isinstance(results, list) or len(results) != len(queries):
-            raise InvalidResponse(f"the answer does not contain {len(queries)} results: {answer.excerpt}")
-        return [_parse_result(result, k, answer) for result in results]
+            raise InvalidResponse(f"the response does not contain {len(queries)} results: {response.excerpt}")
+        return [_parse_result(result, k, response) for result in results]
 
     def _request_single(self, endpoint: Endpoint, query: str, k: int) -> list[list[Passage] | EngineError]:
-        answer = endpoint.send("GET", _SEARCH, params={"query": query, "k": str(k)}, strip_suffix=self._below)
-        return [_parse_result(_object(answer), k, answer)]
+        response = endpoint.send("GET", _SEARCH, params={"query": query, "k": str(k)}, strip_suffix=self._path_suffix)
+        return [_parse_result(_object(response), k, response)]
 
-    def _gave_up(self, error: RetriesExhausted) -> EngineError:
+    def _exhausted_error(self, error: RetriesExhausted) -> EngineError:
         if isinstance(error.last_error, HTTPStatusError):
-            return self._refusal(error.last_error)
-        problem = "cannot be reached" if isinstance(error.last_error, ConnectError) else "does not answer as it should"
+            return self._status_error(error.last_error)
+        problem = "cannot be reached" if isinstance(error.last_error, ConnectError) else "does not respond properly"
         return EngineError(f"the retrieval server {self._root} {problem}: {error}")
 
-    def _refusal(self, error: HTTPStatusError) -> EngineError:
+    def _status_error(self, error: HTTPStatusError) -> EngineError:
         return EngineError(f"the retrieval server {self._root} answered {error.status_code}: {error.message}")
 
 
-def _object(answer: Response) -> Mapping[str, Any]:
-    value = answer.json()
+def _object(response: Response) -> Mapping[str, Any]:
+    value = response.json()
     if not isinstance(value, dict):
-        raise InvalidResponse(f"the answer is not a JSON object: {answer.excerpt}")
+        raise InvalidResponse(f"the response is not a JSON object: {response.excerpt}")
     return value
 
 
-def _parse_result(result: object, k: int, answer: Response) -> list[Passage] | EngineError:
+def _parse_result(result: object, k: int, response: Response) -> list[Passage] | EngineError:
     """Returns the passages of one query, or the error that the server reports for it."""
     if isinstance(result, dict):
         if "topk" not in result and isinstance(result.get("error"), str):
-            return EngineError(answer.readable(result["error"]))
+            return EngineError(response.readable(result["error"]))
         hits = result.get("topk")
         if isinstance(hits, list) and all(map(_is_hit, hits)):
             return [Passage(str(hit["pid"]), hit["text"], float(hit["score"])) for hit in hits[:k]]
-    raise InvalidResponse(f"the answer contains no passages with pid, text and score: {answer.excerpt}")
+    raise InvalidResponse(f"the response contains no passages with pid, text and score: {response.excerpt}")
 
 
 def _is_hit(value: object) -> bool:

@@ -27,7 +27,7 @@ _PASSAGES_PER_STEP = 1024  # passages that are quantized in one step; a larger s
 
 @final
 class Segment:
-    """Some passages of an index.
+    """A part of an index: some passages and their token vectors.
 
     Args:
         folder: Folder that `write` wrote.
@@ -55,7 +55,7 @@ class Segment:
 
     @staticmethod
     def write(folder: Path, passages: Sequence[PassageText], encoded: TokenEmbeddings) -> None:
-        """Writes a segment into an existing folder.
+        """Writes a segment to an existing folder.
 
         Args:
             folder: Folder to write to.

@@ -28,7 +28,7 @@ class TokenEmbeddings:
     lengths: Tensor
 
     def select(self, numbers: Tensor) -> TokenEmbeddings:
-        """Returns some of the passages.
+        """Returns the embeddings of some of the passages.
 
         Args:
             numbers: Numbers of the passages to return, int64, in the order of the result.

@@ -65,8 +65,10 @@ def _validated_key(key: str) -> str:
 
 
 def _split(url: str) -> SplitResult:
-    """Raises:
-    ConfigError: If the text is not the URL of a server, or is ambiguous.
+    """Splits the URL of a server.
+
+    Raises:
+        ConfigError: If the text is not the URL of a server, or is ambiguous.
     """
     try:
         parts = urlsplit(url)

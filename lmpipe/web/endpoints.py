@@ -101,7 +101,7 @@ class Endpoint:
             strip_suffix: Suffix of the base URL, such as ``/v1``, that is removed before `path` is appended.
 
         Raises:
-            RequestError: If there is no such response.
+            RequestError: If the request fails, or the status code of the response is not from 200 to 299.
             BudgetSpent: If the time limit of the current call is exceeded.
         """
         check_deadline()
@@ -147,7 +147,7 @@ class EndpointPool:
         timeout: Seconds that a whole request may take.
         retries: Maximum number of retries of a failed call, and of a failed URL.
         backoff: Seconds during which a URL is not used after its first failure.
-        advice: What to check if no server can be reached or responds properly; part of error messages.
+        advice: Advice for error messages: what to check if no server can be reached or responds properly.
 
     Attributes:
         endpoints: One endpoint for each URL.
@@ -174,7 +174,7 @@ class EndpointPool:
         self._retries = check_whole_number("retries", retries, 0)
         self._timeout, self._backoff = check_finite_number("timeout", timeout), check_finite_number("backoff", backoff)
         if not timeout:
-            raise ConfigError("timeout=0 leaves no time for a response; give a number of seconds")
+            raise ConfigError("timeout=0 leaves no time for a response; choose a number of seconds above 0")
         addresses = [Address(url, key) for url in urls]
         self._client = HttpClient()
         self.endpoints: Sequence[Endpoint] = [Endpoint(address, self._client, self._timeout) for address in addresses]
@@ -192,7 +192,7 @@ class EndpointPool:
         """Makes a call at the URL with the fewest calls in flight, and retries transient failures there or elsewhere.
 
         Args:
-            function: Makes the call at an endpoint and returns its result.
+            function: Function that makes the call at an endpoint and returns its result.
 
         Raises:
             RetriesExhausted: If the call still failed after all retries; the message names the URL and what to do.
@@ -223,7 +223,7 @@ class EndpointPool:
         raise self._retries_exhausted(endpoint, failure, self._succeeded > succeeded_before)
 
     def same_failure(self, error: RetriesExhausted) -> RetriesExhausted:
-        """The error of a call that was not made because an identical concurrent call just failed with `error`."""
+        """Returns the error of a call that was skipped because an equal concurrent call just failed with `error`."""
         return RetriesExhausted(str(error), error.last_error, error.request_specific and self._count_unusable())
 
     @contextmanager
@@ -286,7 +286,7 @@ class EndpointPool:
 
 
 def _retry_seconds(retry_after: str) -> float | None:
-    """Parses a Retry-After header, a number of seconds or a date; None if it is missing or makes no sense."""
+    """Parses a Retry-After header, a number of seconds or a date; None if it is missing or invalid."""
     try:
         seconds = float(retry_after)
     except ValueError:

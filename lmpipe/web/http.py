@@ -33,8 +33,8 @@ from lmpipe.text.secrets import redact, redact_and_truncate
 from lmpipe.web.address import Address
 
 _CONNECT_TIMEOUT = 10.0  # seconds; a running server accepts at once, however long it then takes to respond
-_MAX_BYTES = 32 * 2**20  # of a response
-_MAX_QUOTED = 500  # characters of a response that an error message quotes
+_MAX_BYTES = 32 * 2**20  # maximum size of a response
+_MAX_QUOTED = 500  # maximum number of characters of a response that an error message quotes
 _HTTPX_LOGGERS = ("httpx2", *(f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")))
 _CLOSE = {"Connection": "close"}
 _loop_lock = threading.Lock()

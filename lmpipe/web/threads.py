@@ -23,7 +23,8 @@ def thread_map(function: Callable[[A], B], items: Sequence[A], max_workers: int)
     would keep an interrupted program from exiting.
 
     Args:
-        function: Called in several threads, each time in a copy of this thread's context, which holds its time limit.
+        function: Function that is called in several threads, each time in a copy of this thread's context, which holds
+            its time limit.
         items: The arguments, one for each call.
         max_workers: Maximum number of concurrent calls.
 
@@ -40,7 +41,7 @@ def thread_map(function: Callable[[A], B], items: Sequence[A], max_workers: int)
         while pending:
             try:
                 item, result, context = pending.popleft()
-            except IndexError:  # another thread took the last one
+            except IndexError:  # another thread took the last item
                 return
             complete_future(result, context, partial(function, item))
 

@@ -71,9 +71,8 @@ def make_run(out: Path, folder: Path, **changes: object) -> Path:
     sizes = {"train": 6, "val": 4, "test": 4, "num_train": 6, "num_val": 4, "max_tokens": 40, "structured": True}
     task = Flowers()
     settings = task.settings.changed({**sizes, **changes})
-    run_experiment(
-        ExperimentSpec(task, ModelSpec(f"hf:{folder}"), settings, table_rows(["vanilla", "p -> w"]), (3, 4), out)
-    )
+    strategies = table_rows(["vanilla", "p -> w"])
+    run_experiment(ExperimentSpec(task, ModelSpec(f"hf:{folder}"), settings, strategies, (3, 4), out))
     return out
 
 
@@ -191,7 +190,7 @@ def test_a_failed_export_leaves_no_folder(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_result_is_called_so(run: Path, tmp_path: Path) -> None:
+def test_a_damaged_result_is_reported(run: Path, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_bytes((run / "result.json").read_bytes()[:-100])
     with pytest.raises(CorruptBlob, match=r"result\.json is damaged"):
         run_cli("show", tmp_path)

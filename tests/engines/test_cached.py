@@ -61,7 +61,7 @@ def test_the_key_of_a_request_never_changes(tmp_path: Path) -> None:
     with cached(tmp_path / "cache.db", ScriptedLM(echo, name="m")) as lm:
         lm.complete([asked])
     with sqlite3.connect(tmp_path / "cache.db") as file:
-        assert file.execute("SELECT key FROM completions").fetchall() == [("745d0496fabc865bf1b9880b9a26da02",)]
+        assert file.execute("SELECT key FROM answers").fetchall() == [("745d0496fabc865bf1b9880b9a26da02",)]
 
 
 def test_whole_completions_are_cached(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_whole_completions_are_cached(tmp_path: Path) -> None:
 
 
 class Constant(LM):
-    """Gives the same answer to every request."""
+    """Returns the same answer to every request."""
 
     def __init__(self, answer: Completion) -> None:
         self.answer = answer

@@ -104,7 +104,7 @@ def test_added_tokens_that_a_template_writes_are_control_tokens_of_chats_and_wor
     chat = ChatTokens(tokenizer, "thinking")
     think, tool = tokenizer.convert_tokens_to_ids(["<think>", "<tool>"])
     assert chat.encode(chat_of("<think> a")).count(think) == chat.encode(PLAIN).count(think) == 1
-    assert chat.encode(chat_of("a <tool>")).count(tool) == len(PLAIN)  # not in the template, so no control token
+    assert chat.encode(chat_of("a <tool>")).count(tool) == len(PLAIN)  # not in the template, so not a control token
     assert chat.encode_text("<think>so</think>").count(think) == 1
 
 

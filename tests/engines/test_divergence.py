@@ -124,7 +124,7 @@ def test_launched_processes_end_together_with_the_same_error(tiny_lm: LocalLM, s
 
 
 def test_weights_with_nan_are_not_loaded(tiny_lm: LocalLM, store: RunStore, tmp_path: Path) -> None:
-    """An adapter of layers, a prefix and a whole model, registered by hand; others are used after the failure."""
+    """An adapter of layers, a prefix and a whole model, registered by hand; good weights still work afterwards."""
     before = answers(tiny_lm, BASE)
     session = Session(lm=tiny_lm, store=store)
     for method in ("lora", "prefix", "full"):
@@ -150,8 +150,8 @@ def test_weights_with_nan_are_not_loaded(tiny_lm: LocalLM, store: RunStore, tmp_
         assert answers(tiny_lm, BASE) == before
 
 
-def test_logits_that_are_none_fail_their_request_alone(tiny_folder: Path) -> None:
-    """Also where rows leave their places in memory to others."""
+def test_nan_logits_fail_only_their_own_request(tiny_folder: Path) -> None:
+    """This also holds when other sequences take over the memory of those that failed."""
     clean, lm = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=3) for _ in range(2))
     corrupt_letter(lm)
     texts = ["a", "b", "~", "c", "say ~", "d", "e", "~~", "f"]
@@ -169,7 +169,7 @@ def test_logits_that_are_none_fail_their_request_alone(tiny_folder: Path) -> Non
                 assert answer == usual
 
 
-def test_a_row_that_fails_leaves_no_nan_to_the_row_that_takes_its_place(tiny_folder: Path) -> None:
+def test_a_failed_sequence_leaves_no_nan_to_the_sequence_that_takes_its_place(tiny_folder: Path) -> None:
     clean, lm = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=2) for _ in range(2))
     corrupt_letter(lm)
     long, failing, short = (

@@ -105,6 +105,6 @@ def test_out_of_memory_on_a_cpu_or_in_cublas_shrinks_the_batch(tiny_folder: Path
     assert lm.limits.sequences == 1
     with (
         failing(lm, 1, MemoryError()),
-        pytest.raises(EngineError, match="not even one sequence fits in memory beside tiny"),
+        pytest.raises(EngineError, match="not even one sequence fits in memory alongside tiny"),
     ):
         lm.complete(requests())

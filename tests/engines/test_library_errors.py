@@ -214,7 +214,7 @@ def test_limits_below_1_and_an_unusable_cache_folder_are_rejected(
 
 
 def test_tokens_beyond_the_vocabulary_are_never_sampled(tmp_path: Path) -> None:
-    """The model has more embeddings than the tokenizer has tokens, and gives the highest logits to the extra ones."""
+    """The model has more embeddings than the tokenizer has tokens, and assigns the highest logits to the extra ones."""
     folder = tiny_llama(tmp_path / "model")
     config(vocab_size=320)(folder)
 

@@ -87,9 +87,7 @@ def test_the_loss_is_the_formula_of_the_paper(
 ) -> None:
     """The losses of held-out rows after an epoch must equal those computed with plain PEFT."""
     rows, objective = OBJECTIVES[name]
-    doubled = [
-        replace(row, group=str(number)) for number, row in enumerate(rows)
-    ] * 2  # of which one copy each is held out
+    doubled = [replace(row, group=str(number)) for number, row in enumerate(rows)] * 2  # one copy of each is held out
     result = train(
         tiny_lm, Session(lm=tiny_lm, store=store), doubled, objective, epochs=1, eval_fraction=0.5, batch_size=32
     )
@@ -138,7 +136,7 @@ def test_every_method_learns_with_every_objective(
 def test_losses_and_gradients_do_not_depend_on_the_micro_batch_size(
     tiny_lm: LocalLM, store: RunStore, name: str
 ) -> None:
-    """In one batch, all rows share the system prompt and rows of one input their prompt; a row alone shares nothing."""
+    """In one batch, all rows share the system prompt, and rows with equal inputs share the whole prompt."""
     rows, objective = OBJECTIVES[name]
     results = [
         train(

@@ -84,7 +84,7 @@ def test_an_encoder_is_named_after_its_model(bert_folder: Path) -> None:
     assert load_embedder(f"hf:{bert_folder}", name="tiny").name == "tiny"
 
 
-def test_what_is_not_an_encoder_is_rejected(tmp_path: Path) -> None:
+def test_models_that_are_not_encoders_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="write 'bundled' or 'hf:ID_OR_PATH'"):
         load_embedder("word2vec")
     with pytest.raises(ConfigError, match="cannot load an encoder"):

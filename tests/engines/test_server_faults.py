@@ -181,7 +181,7 @@ def test_a_rejected_key_ends_the_run(raw: RawServer, status: str) -> None:
         lm.complete([request()])
 
 
-def test_other_requests_succeed_beside_one_that_receives_nonsense(raw: RawServer) -> None:
+def test_other_requests_succeed_while_one_receives_nonsense(raw: RawServer) -> None:
     bad = http(completion(7))
     raw.begin(lambda received: http(completion()) if b"fine" in received.body else bad)
     with patient(raw.url, retries=2) as lm:

@@ -60,7 +60,7 @@ def test_an_interrupted_training_stops_when_it_would_have_and_ends_with_its_best
     show: Interrupting,
     settings: dict[str, object],
 ) -> None:
-    """The best weights are not the newest; the directory may be moved, or the checkpoint of the best be damaged."""
+    """The best weights are not the newest; the directory may be moved, or the best checkpoint damaged."""
     rows = [TrainingRow(ROWS[0].messages, f"it is {letter}") for letter in "aaaaaaab"]
 
     def train(name: str, progress: Interrupting) -> TrainingResult:

@@ -234,7 +234,7 @@ class Server(LM):
         return
 
 
-def test_beside_a_server_a_query_does_not_wait_until_the_others_wait_too() -> None:
+def test_with_a_server_a_query_does_not_wait_until_all_others_wait() -> None:
     retrieved, deadline = threading.Event(), time.monotonic() + 5
 
     class Busy(Module):

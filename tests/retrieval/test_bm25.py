@@ -35,9 +35,9 @@ def ids(retriever: BM25Retriever, query: str, k: int = 10) -> list[str]:
 def test_titles_count_words_are_stemmed_and_stop_words_left_out() -> None:
     retriever = BM25Retriever(PASSAGES)
     results = retriever.search(["Which rivers are flowing?", "rome"], 2)
-    assert [[passage.id for passage in passages] for passages in results] == [["b", "a"], ["c"]]  # none without a score
+    assert [[passage.id for passage in passages] for passages in results] == [["b", "a"], ["c"]]
     assert results[1][0].text == "Rome | A city."
-    assert ids(retriever, "seine", 2) == ["d", "a"]  # once in each, but the passage without a title is shorter
+    assert ids(retriever, "seine", 2) == ["d", "a"]  # once in each, but the one without a title is shorter
 
 
 LETTERS = st.lists(st.sampled_from(["zebra", "lion", "tiger"]), min_size=1, max_size=8)
@@ -64,7 +64,7 @@ def test_scores_are_those_of_the_formula(texts: list[list[str]], query: list[str
     assert [passage.score for passage in results] == sorted((passage.score for passage in results), reverse=True)
 
 
-def test_equals_come_in_the_order_of_the_passages() -> None:
+def test_passages_with_equal_scores_keep_their_order() -> None:
     retriever = BM25Retriever([PassageText(str(n), "", f"tiger {n % 2 * 'lion'}") for n in range(40)])
     assert ids(retriever, "tiger lion", 30) == [str(n) for n in [*range(1, 40, 2), *range(0, 20, 2)]]
 
@@ -77,7 +77,7 @@ def test_a_query_without_words_of_the_collection_returns_no_passages(query: str)
     assert among == [retriever.search(["rome"], 3)[0], [], retriever.search(["nile"], 3)[0]]
 
 
-def test_more_than_there_is_gives_all_that_have_a_word_of_the_query() -> None:
+def test_a_large_k_returns_all_passages_with_a_word_of_the_query() -> None:
     assert sorted(ids(BM25Retriever(PASSAGES), "river", 100)) == ["a", "b"]
 
 

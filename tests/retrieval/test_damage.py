@@ -1,4 +1,4 @@
-"""Damaged files of indexes and checkpoints: they never change a result silently, or raise the error of a library."""
+"""Damaged files of indexes and checkpoints: they never change results silently or raise errors of libraries."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def search_results(retriever: Retriever) -> list[object]:
 @pytest.mark.parametrize("engine", ["exact", "plaid"])
 def test_a_damaged_index_is_refused(engine: Literal["exact", "plaid"], tmp_path: Path, encoder: ColbertEncoder) -> None:
     index = build(tmp_path, encoder, engine)
-    for name in ("lock", "config.json", "journal.jsonl"):  # of the build: no search reads them
+    for name in ("lock", "config.json", "journal.jsonl"):  # files of the build, which no search reads
         (index / name).unlink(missing_ok=True)
     outcomes = damaged(index, lambda: search_results(open_index(index, encoder=encoder)), 120)
     assert outcomes.wrong == []
@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_is_refused(encoder_folder: Path, tmp_path: Path) -
         ),
     ],
 )
-def test_manifests_that_are_none_or_of_another_version_are_named(
+def test_damaged_manifests_and_those_of_another_version_are_named(
     text: str, error: type[Exception], problem: str, tmp_path: Path
 ) -> None:
     (tmp_path / "index.json").write_text(text)
@@ -120,7 +120,7 @@ def test_a_change_of_an_index_whose_settings_are_damaged_is_refused(tmp_path: Pa
             delete_passages(index, ["1"])
 
 
-def test_kept_vectors_that_are_damaged_are_refused(tmp_path: Path) -> None:
+def test_damaged_cached_vectors_are_refused(tmp_path: Path) -> None:
     passages = [PassageText(str(number), "", f"number {number}") for number in range(30)]
     DenseRetriever(passages, NumberLine(), tmp_path)
     outcomes = damaged(tmp_path, lambda: DenseRetriever(passages, NumberLine(), tmp_path).search(["17"], 5), 60)

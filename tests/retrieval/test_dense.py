@@ -17,7 +17,7 @@ from tests.scripted import NumberLine
 PASSAGES = [PassageText(name, "", f"number {n}") for name, n in [("a", 100), ("b", 300), ("c", 200), ("d", 300)]]
 
 
-def test_the_nearest_come_first_and_equals_in_the_order_of_the_passages() -> None:
+def test_the_nearest_passages_come_first_and_equal_scores_keep_their_order() -> None:
     retriever = DenseRetriever(PASSAGES, NumberLine())
     results = retriever.search(["320", "90"], 3)
     assert [[passage.text for passage in passages] for passages in results] == [
@@ -37,7 +37,7 @@ def test_titles_are_embedded_with_their_texts_once() -> None:
     assert done == [1]
 
 
-def test_vectors_are_kept_in_a_folder(tmp_path: Path) -> None:
+def test_vectors_are_cached_in_a_folder(tmp_path: Path) -> None:
     embedder = NumberLine()
     first = DenseRetriever(PASSAGES, embedder, tmp_path / "cache")
     again = DenseRetriever(PASSAGES, embedder, tmp_path / "cache")
@@ -50,7 +50,7 @@ def test_vectors_are_kept_in_a_folder(tmp_path: Path) -> None:
         DenseRetriever(PASSAGES, embedder, tmp_path / "file")
 
 
-def test_empty_queries_find_nothing_and_are_not_embedded() -> None:
+def test_empty_queries_return_no_passages_and_are_not_embedded() -> None:
     embedder = NumberLine()
     retriever = DenseRetriever(PASSAGES, embedder)
     assert retriever.search(["", " "], 2) == [[], []]
@@ -58,7 +58,7 @@ def test_empty_queries_find_nothing_and_are_not_embedded() -> None:
     assert embedder.texts[len(PASSAGES) :] == ["100"]
 
 
-def test_more_than_there_is_gives_all_there_is() -> None:
+def test_a_large_k_returns_all_passages() -> None:
     assert len(DenseRetriever(PASSAGES, NumberLine()).search(["1"], 100)[0]) == 4
 
 

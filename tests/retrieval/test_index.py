@@ -78,7 +78,7 @@ class KilledAfter:
             raise Killed
 
     def remove_task(self, task_id: int) -> None:
-        """There is no bar."""
+        """Does nothing, since there is no bar."""
 
 
 @pytest.mark.parametrize(("engine", "kills"), [("exact", (2, 4, 7)), ("plaid", (2, 7, 30, 100))])
@@ -197,7 +197,7 @@ def test_ids_and_passages_may_come_from_generators(index: Path, encoder: Colbert
     assert set(ids(open_index(index, encoder=encoder), "Rome")) == {"0", "1", "3", "4", "5", "6", "7", "new"}
 
 
-def test_odd_queries_are_answered_beside_others(index: Path, encoder: ColbertEncoder) -> None:
+def test_odd_queries_are_answered_together_with_others(index: Path, encoder: ColbertEncoder) -> None:
     retriever = open_index(index, encoder=encoder)
     odd = ["half \ud83d", "\0\x1b[2J", "[PAD] [MASK]", "a" * 100_000, "\u200b"]
     results = retriever.search([*odd, "Rome"], 2)

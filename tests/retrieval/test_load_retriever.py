@@ -27,7 +27,7 @@ def passages(tmp_path: Path) -> Path:
     return path
 
 
-def test_bm25_over_a_file_named_in_the_text_or_beside_it(passages: Path) -> None:
+def test_bm25_over_a_file_named_in_the_spec_or_as_an_argument(passages: Path) -> None:
     for retriever in (load_retriever(f"bm25:{passages}"), load_retriever("bm25", passages)):
         assert retriever.name == BM25Retriever(MEALS).name
         assert [passage.id for passage in retriever.search(["capital"], 1)[0]] == ["2"]

@@ -115,7 +115,7 @@ def check_scores(index: PlaidIndex, folder: Path, queries: Tensor, lengths: Tens
         torch.testing.assert_close(torch.tensor(ranking.scores), scores[ranking.numbers])
 
 
-def test_a_search_does_not_depend_on_what_was_searched_before_or_beside_it(folder: Path) -> None:
+def test_a_search_does_not_depend_on_earlier_or_simultaneous_searches(folder: Path) -> None:
     index = PlaidIndex(folder, kernels=TorchKernels())
     first = [index.search(QUERIES, k) for k in (100, 3)]
     assert [index.search(QUERIES, k) for k in (3, 100)] == first[::-1]
@@ -224,7 +224,7 @@ def test_the_filters_agree_to_the_last_passage(compiled: Kernels) -> None:
     lengths = torch.tensor([4, 0, 3, 1] * 50)
     starts = lengths.cumsum(0) - lengths
     numbers = torch.arange(0, 200, 3, dtype=torch.int32)
-    for near in (products.amax(1) > 2.5, products.amax(1) > -9, products.amax(1) > 99):  # the last: all alike
+    for near in (products.amax(1) > 2.5, products.amax(1) > -9, products.amax(1) > 99):  # the last: equal scores
         for count in (8, 40, 999):
             filtered = [
                 k.filter(numbers, products, codes, lengths, starts, near, count) for k in (compiled, TorchKernels())

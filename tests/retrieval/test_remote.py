@@ -86,7 +86,7 @@ def test_a_malformed_request_is_answered_with_the_reason(path: str, body: object
     assert problem in answer["error"]
 
 
-def test_colbert_server_server_is_asked_query_by_query() -> None:
+def test_colberts_own_server_is_asked_query_by_query() -> None:
     local = WordOverlap()
     with serving(colbert_server(local)) as url:
         remote = RemoteRetriever(f"{url}/api/search")
@@ -172,13 +172,13 @@ def test_an_answer_that_cannot_be_used_is_asked_for_again_and_then_an_error(raw:
                 remote.search(["Paris"], 1)
         else:
             (error,) = remote.search(["Paris"], 1)
-            assert "does not answer as it should: no usable response in 2 attempts" in str(error)
+            assert "does not respond properly: no usable response in 2 attempts" in str(error)
 
 
 @pytest.mark.parametrize("name", [None, 7, "", ["name"]])
 def test_a_server_that_does_not_say_its_name_is_named(raw: RawServer, name: object) -> None:
     raw.begin(always(http({"name": name})))
-    with asking(raw.url) as remote, pytest.raises(EngineError, match="the answer contains no name"):
+    with asking(raw.url) as remote, pytest.raises(EngineError, match="the response contains no name"):
         _ = remote.name
 
 
@@ -190,8 +190,8 @@ def test_no_more_passages_are_taken_than_were_asked_for(raw: RawServer) -> None:
 
 @pytest.mark.parametrize("status", ["400 Bad Request", "413 Content Too Large", "422 Unprocessable"])
 def test_a_query_that_is_refused_costs_itself_alone(raw: RawServer, status: str) -> None:
-    def answer(asked: RawRequest) -> RawResponse:
-        queries = json.loads(asked.body)["queries"]
+    def answer(request: RawRequest) -> RawResponse:
+        queries = json.loads(request.body)["queries"]
         if len(queries) > 4 or "long" in queries:
             return http({"error": "too long"}, status)
         return http({"results": [{"topk": [{**PASSAGE, "text": query}]} for query in queries]})
@@ -207,7 +207,7 @@ def test_a_query_that_is_refused_costs_itself_alone(raw: RawServer, status: str)
 def test_a_search_ends_with_the_timeout_and_with_the_time_of_a_budget(raw: RawServer) -> None:
     for fault in (FAULTY["silence"], FAULTY["headers byte by byte"], FAULTY["a body byte by byte"]):
         raw.begin(always(fault))
-        late = pytest.raises(EngineError, match=r"does not answer as it should: no response within 0\.2 s")
+        late = pytest.raises(EngineError, match=r"does not respond properly: no response within 0\.2 s")
         with asking(raw.url, retries=0, timeout=0.2) as remote, late:
             remote.search(["Paris"], 1)
         with asking(raw.url) as remote, set_deadline(0.2):
@@ -219,10 +219,10 @@ def test_a_search_ends_with_the_timeout_and_with_the_time_of_a_budget(raw: RawSe
 def test_queries_that_hang_are_not_waited_for_after_one_that_ends_the_search(raw: RawServer) -> None:
     """The server accepts only one query per request."""
 
-    def answer(asked: RawRequest) -> RawResponse:
-        if asked.head.startswith("POST"):
+    def answer(request: RawRequest) -> RawResponse:
+        if request.head.startswith("POST"):
             return http({}, "405 Not Allowed")
-        return http({"error": "who are you?"}, "401 Unauthorized") if "first" in asked.path else FAULTY["silence"]
+        return http({"error": "who are you?"}, "401 Unauthorized") if "first" in request.path else FAULTY["silence"]
 
     raw.begin(answer)
     before = time.monotonic()
@@ -237,22 +237,22 @@ def test_queries_that_cannot_be_encoded_are_searched(raw: RawServer) -> None:
     with asking(raw.url) as remote:
         assert isinstance(remote.search(["a\ud800b"], 1)[0], list)
 
-    def single(asked: RawRequest) -> RawResponse:
-        return http({"topk": [PASSAGE]}) if asked.head.startswith("GET") else http({}, "405 Not Allowed")
+    def single(request: RawRequest) -> RawResponse:
+        return http({"topk": [PASSAGE]}) if request.head.startswith("GET") else http({}, "405 Not Allowed")
 
     raw.begin(single)
     with asking(raw.url) as remote:
         assert remote.search(["a\ud800b", "\n&k=9"], 1) == [[Passage("3", "Paris", 0.5)]] * 2
-        assert {asked.path for asked in raw.requests[1:]} == {
+        assert {request.path for request in raw.requests[1:]} == {
             "/api/search?query=a%3Fb&k=1",
             "/api/search?query=%0A%26k%3D9&k=1",
         }
 
 
 def test_credentials_are_sent_and_are_not_part_of_the_name(raw: RawServer) -> None:
-    def answer(asked: RawRequest) -> RawResponse:
+    def answer(request: RawRequest) -> RawResponse:
         return http(
-            {"error": f"who is {asked.head}?"}, "401 Unauthorized" if "search" in asked.path else "404 Not Found"
+            {"error": f"who is {request.head}?"}, "401 Unauthorized" if "search" in request.path else "404 Not Found"
         )
 
     raw.begin(answer)

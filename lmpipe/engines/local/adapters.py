@@ -1,6 +1,6 @@
 """Tuned weights on one resident base model: registered, switched and trained in place.
 
-The base is loaded once and never changed. Tuned weights are a folder, of one of two kinds: an adapter in PEFT's format,
+The base is loaded once and never changed. Tuned weights are a folder of one of two kinds: an adapter in PEFT's format,
 whose layers are put into the model or whose learned prefix is used; or a whole model in transformers' format, whose
 tensors replace those of the base while they are active. Knows nothing about requests or how weights are trained.
 """
@@ -63,7 +63,7 @@ class AdapterPool:
 
     Args:
         model: A transformers causal LM, which PEFT adds its layers to.
-        max_loaded: Most tuned weights in memory at once; the least recently used ones are evicted first.
+        max_loaded: Maximum number of tuned weights in memory; the least recently used ones are evicted first.
     """
 
     def __init__(self, model: Any, max_loaded: int = 8) -> None:
@@ -80,7 +80,7 @@ class AdapterPool:
 
     @contextmanager
     def active(self, adapter: str | None) -> Iterator[ActiveModel]:
-        """Activates tuned weights, or the bare base if `adapter` is none, within the block.
+        """Activates tuned weights, or the bare base if `adapter` is None, within the block.
 
         Raises:
             EngineError: If the adapter is not registered, cannot be loaded, or has NaN or infinite weights.
@@ -101,8 +101,8 @@ class AdapterPool:
         """Prepares the model for training within the block; afterwards the base is restored.
 
         Args:
-            config: PEFT configuration of the adapter to train, or none to train all weights.
-            start: Tuned weights of the same configuration to start from, or none.
+            config: PEFT configuration of the adapter to train, or None to train all weights.
+            start: Tuned weights of the same configuration to start from, or None.
 
         Yields:
             A `PeftModel` with this adapter only, or the model itself.
@@ -202,7 +202,7 @@ class AdapterPool:
         return tensors
 
     def _unload(self, adapter: str) -> None:
-        """Removes tuned weights from memory; the last adapter with PEFT layers takes these out of the model."""
+        """Removes tuned weights from memory, and PEFT's layers from the model if no other adapter uses them."""
         if not self._loaded.pop(adapter).are_peft_layers or self._peft is None:
             return
         others = [name for name, loaded in self._loaded.items() if loaded.are_peft_layers]

@@ -22,8 +22,8 @@ from lmpipe.errors import EngineError
 
 NAME = "lmpipe"
 _QUERY_BLOCK = 256  # queries per block, so that their scores stay in the processor's cache
-_MAX_SAVED_SCORES = 1 << 24  # most attention scores that a layer saves for its backward pass
-_FEW_QUERIES = 16  # up to so many queries, plain matrix products beat the fused kernel on a CPU
+_MAX_SAVED_SCORES = 1 << 24  # maximum number of attention scores that a layer saves for its backward pass
+_FEW_QUERIES = 16  # up to this many queries, plain matrix products beat the fused kernel on a CPU
 
 
 @final
@@ -34,10 +34,10 @@ class AttentionOptions:
     Attributes:
         layer: Index of the layer.
         scale: Factor on the scores.
-        softcap: Bound on the scores, applied with tanh; or none.
-        window: Number of last positions that a query attends to, its own included; or none for all positions.
-        sinks: Score of each head's attention sink, which takes attention weight and has no value; shape (heads,), or
-            none.
+        softcap: Bound on the scores, applied with tanh, or None.
+        window: Number of last positions that a query attends to, including its own, or None for all positions.
+        sinks: Score of each head's attention sink, which receives attention weight but has no value; shape (heads,), or
+            None.
     """
 
     layer: int
@@ -162,7 +162,7 @@ def partial_attention(
         v: Values, shape (batch, heads, keys, value size).
         options: Attention settings of the layer.
         causal: Whether query i attends only to the first i + 1 keys.
-        mask: Additive mask that broadcasts to (batch, heads, queries, keys), or none.
+        mask: Additive mask that broadcasts to (batch, heads, queries, keys), or None.
     """
     fused = options.softcap is None and q.shape[-1] == v.shape[-1]
     if (

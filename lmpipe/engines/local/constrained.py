@@ -1,4 +1,4 @@
-"""Constrained decoding: which tokens may come next so that the completion matches a regex.
+"""Constrained decoding: decides which tokens may come next, so that the completion matches a regular expression.
 
 outlines-core compiles a regular expression to an automaton over tokens (Willard and Louf 2023, arXiv 2307.09702).
 In addition, a token is allowed only if the expression can still be matched within the remaining tokens, so even a
@@ -120,7 +120,7 @@ class Guide:
         return self._automaton.forbidden(self._state, self._automaton.clamp_tokens_left(self._state, tokens_left))
 
     def advance(self, token: int) -> None:
-        """Moves on by an allowed token."""
+        """Moves to the state after an allowed token."""
         self._state = self._automaton.next(self._state, token)
 
 

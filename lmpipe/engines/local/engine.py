@@ -50,12 +50,12 @@ class LocalLM(LM):
         model: A transformers causal LM, for the exclusive use of the engine.
         tokenizer: Tokenizer of the model, with a chat template.
         name: Name of the base weights in states and stores.
-        max_sequences: Most sequences that are decoded together; by default 64 on a CPU and 256 on a GPU.
-        memory: Most bytes of keys and values, including cached prefixes; by default half of the free memory.
+        max_sequences: Maximum number of sequences that are decoded together; by default 64 on a CPU and 256 on a GPU.
+        memory: Maximum size of keys and values in bytes, including cached prefixes; by default half of the free memory.
         source: Source of the model, for training jobs that load it again.
 
     Attributes:
-        limits: Limits of a batch; they are lowered after memory ran out.
+        limits: Limits of a batch; they are lowered when memory runs out.
 
     Raises:
         ConfigError: If the tokenizer has no working chat template or more tokens than the model, or the engine does not
@@ -111,12 +111,12 @@ class LocalLM(LM):
                 given, since they change the weights.
             dtype: Dtype of the weights, or its name; by default float32 on a CPU, and the dtype of the checkpoint on a
                 GPU.
-            quantization: Quantization of the base to 4 or 8 bits with bitsandbytes, or none.
-            max_sequences: See the class.
-            memory: See the class.
+            quantization: Quantization of the base to 4 or 8 bits with bitsandbytes, or None.
+            max_sequences: Maximum number of sequences that are decoded together; see the class.
+            memory: Maximum size of keys and values in bytes; see the class.
 
         Raises:
-            ConfigError: If there is no such model, it has no chat template, or the engine does not support it.
+            ConfigError: If the model does not exist, it has no chat template, or the engine does not support it.
         """
         source = ModelSource.create(id_or_path, dtype, quantization)
         model, tokenizer = load_model(source)
@@ -138,7 +138,7 @@ class LocalLM(LM):
 
     @property
     def context_length(self) -> int:
-        """Most tokens that a prompt and its completion can have together."""
+        """Maximum number of tokens of a prompt and its completion together."""
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     @property
@@ -218,11 +218,11 @@ class LocalLM(LM):
     def generate(self, sequences: Sequence[SequenceState], adapter: str | None = None) -> None:
         """Completes sequences with the same weights. If memory runs out, it continues with smaller batches.
 
-        Whatever is raised, the engine can be used again.
+        The engine can be used again after any error.
 
         Args:
             sequences: Sequences to complete in place; each must fit the context and the memory.
-            adapter: Digest of a registered adapter, or none for the base.
+            adapter: Digest of a registered adapter, or None for the base.
 
         Raises:
             EngineError: If the adapter cannot be used, the model fails, or memory does not suffice for one sequence.
@@ -270,7 +270,7 @@ class LocalLM(LM):
             torch.cuda.empty_cache()
         if self.limits.sequences == 1:
             raise EngineError(
-                f"not even one sequence fits in memory beside {self.name}: {library_message(error)}"
+                f"not even one sequence fits in memory alongside {self.name}: {library_message(error)}"
             ) from error
         sequences, memory = self.limits.sequences // 2, self.limits.memory // 2
         logger.warning(

@@ -36,7 +36,7 @@ class PromptSegment:
     Attributes:
         tokens: Token ids.
         parent: Prefix node that the tokens follow.
-        node: Prefix node that is computed, or none if the tokens belong to sequences.
+        node: Prefix node that is computed, or None if the tokens belong to sequences.
         slots: Cache slots of the sequences that the tokens belong to; empty for a prefix node.
     """
 
@@ -146,7 +146,7 @@ class _Bucket:
                 tensor[self._slots, :, : index.shape[1]] = new[:, index].transpose(0, 1)
 
     def _window_mask(self, window: int | None) -> torch.Tensor | None:
-        """Returns the additive mask of causal sliding-window attention, or none if the window covers all tokens."""
+        """Returns the additive mask of causal sliding-window attention, or None if the window covers all tokens."""
         if window is None or self.width <= window:
             return None
         return additive_mask(~causal_mask(self.width, self.width, window, self._index.device))[None, None]
@@ -184,7 +184,7 @@ class DecodeBatch(ForwardBatch):
         self.input_ids = torch.tensor([tokens], device=device)
         self.position_ids = (torch.tensor(starts, device=device) + self._lengths)[None]
         self._slots = torch.arange(len(tokens), device=device)
-        self._age = self._lengths[:, None] - torch.arange(cache.width, device=device)  # of each key: 0 is the newest
+        self._age = self._lengths[:, None] - torch.arange(cache.width, device=device)  # of the keys; 0 is the newest
         self._masks: dict[int | None, torch.Tensor] = {}
         self.last = self._slots
 

@@ -19,8 +19,8 @@ from lmpipe.engines.local.prefixes import PrefixCache, PrefixNode
 from lmpipe.engines.local.sampling import SequenceState, sample
 from lmpipe.runtime.deadline import check_deadline
 
-_PREFILL_TOKENS = 4096  # most new prompt tokens in a prefill, unless a single sequence has more
-_WIDTH_STEP = 64  # the width of the KV cache grows in steps of so many tokens, since attention reads all of it
+_PREFILL_TOKENS = 4096  # maximum number of new prompt tokens in a prefill, unless a single sequence has more
+_WIDTH_STEP = 64  # the width of the KV cache grows in steps of this many tokens, since attention reads all of it
 
 
 @final
@@ -29,8 +29,8 @@ class BatchLimits:
     """Limits of a batch.
 
     Args:
-        sequences: Most sequences that are decoded together.
-        memory: Most bytes of keys and values, including cached prefixes.
+        sequences: Maximum number of sequences that are decoded together.
+        memory: Maximum size of keys and values in bytes, including cached prefixes.
         bytes_per_token: Size of the keys and values of one token in all layers.
     """
 
@@ -55,7 +55,7 @@ class _BatchEntry:
 
     @property
     def max_length(self) -> int:
-        """Most own tokens that the sequence can have, with its completion."""
+        """Maximum number of own tokens of the sequence, including its completion."""
         return len(self.sequence.context) - self.node.stop + self.sequence.sampling.max_tokens
 
     def add_references(self, count: int) -> None:
@@ -121,21 +121,21 @@ class ContinuousBatch:
         while self._waiting and len(self._running) + len(entering) < self._limits.sequences:
             entry = self._waiting[0]
             missing = {node for node in entry.node.path() if not node.keys} - new_nodes
-            more_tokens = len(entry.own_prompt) + sum(len(node.tokens) for node in missing)
+            new_tokens = len(entry.own_prompt) + sum(len(node.tokens) for node in missing)
             entry.add_references(1)
             count, new_width = len(self._running) + len(entering) + 1, max(width, entry.max_length)
-            fits = tokens + more_tokens <= _PREFILL_TOKENS and self._has_room(count, new_width, new_nodes | missing)
+            fits = tokens + new_tokens <= _PREFILL_TOKENS and self._has_room(count, new_width, new_nodes | missing)
             if not fits and count > 1:
                 entry.add_references(-1)
                 break
             entering.append(self._waiting.popleft())
-            tokens, width, new_nodes = tokens + more_tokens, new_width, new_nodes | missing
+            tokens, width, new_nodes = tokens + new_tokens, new_width, new_nodes | missing
         if entering:
             self._reserve([*self._running, *entering], max(len(entry.own_prompt) for entry in entering))
         return entering
 
     def _reserve(self, entries: Sequence[_BatchEntry], length: int) -> None:
-        """Makes room for own tokens up to `length`, and for waiting sequences if memory allows, since growth copies."""
+        """Reserves slots of `length` tokens, and more for waiting sequences if memory allows, since growing copies."""
         count, max_length = len(entries), max(entry.max_length for entry in entries)
         later_count = min(count + len(self._waiting), self._limits.sequences)
         if 2 * self._cache.size(later_count, max_length) * self._limits.bytes_per_token <= self._limits.memory:
@@ -143,7 +143,7 @@ class ContinuousBatch:
         self._cache.reserve(count, min(-(-length // _WIDTH_STEP) * _WIDTH_STEP, max_length))
 
     def _has_room(self, slots: int, width: int, new_nodes: set[PrefixNode]) -> bool:
-        """Whether so many slots and new nodes fit beside the cached prefixes; evicts unused prefixes if needed."""
+        """Whether slots and new nodes fit in memory with the cached prefixes; evicts unused prefixes if necessary."""
         tokens = self._cache.size(slots, width) + sum(len(node.tokens) for node in new_nodes)
         excess = tokens * self._limits.bytes_per_token + self._prefixes.bytes - self._limits.memory
         return excess <= 0 or self._prefixes.evict(excess) >= excess

@@ -42,7 +42,7 @@ class KVCache:
         return sum(tensor.nbytes for tensors in self._tensors.values() for tensor in tensors)
 
     def reserve(self, slots: int, width: int) -> None:
-        """Grows the cache to at least `slots` slots of at least `width` tokens; its content stays."""
+        """Grows the cache to at least `slots` slots of at least `width` tokens and keeps its content."""
         if slots <= self._slots and width <= self._width:
             return
         self._slots, self._width = max(slots, self._slots), max(width, self._width)
@@ -54,7 +54,7 @@ class KVCache:
         return max(slots, self._slots) * max(width, self._width)
 
     def layer(self, number: int, k: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
-        """Returns the keys and values of a layer, and allocates them at the first call.
+        """Returns the keys and values of a layer, and allocates them on the first call.
 
         Args:
             number: Index of the layer.

@@ -35,8 +35,8 @@ class ModelSource:
 
     Args:
         id_or_path: Hub id or local folder.
-        dtype: Name of a torch dtype, or none for float32 on a CPU and the dtype of the checkpoint on a GPU.
-        quantization: Quantization of the model with bitsandbytes, or none.
+        dtype: Name of a torch dtype, or None for float32 on a CPU and the dtype of the checkpoint on a GPU.
+        quantization: Quantization of the model with bitsandbytes, or None.
     """
 
     id_or_path: str
@@ -51,11 +51,11 @@ class ModelSource:
 
         Args:
             id_or_path: Hub id or local folder.
-            dtype: A torch dtype or its name, or none.
-            quantization: See the class.
+            dtype: A torch dtype or its name, or None.
+            quantization: Quantization of the model with bitsandbytes, or None.
 
         Raises:
-            ConfigError: If there is no such dtype or quantization.
+            ConfigError: If the dtype or the quantization does not exist.
         """
         name = None if dtype is None else str(dtype).removeprefix("torch.")
         if name is not None and not isinstance(getattr(torch, name, None), torch.dtype):
@@ -74,7 +74,7 @@ def load_model(source: ModelSource) -> tuple[Any, PreTrainedTokenizerBase]:
     """Loads a causal LM and its tokenizer, onto the GPU of this process if there is one.
 
     Raises:
-        ConfigError: If there is no such model, or a package that it needs is not installed.
+        ConfigError: If the model cannot be loaded, or a package that it needs is not installed.
     """
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     id_or_path, quantization = source.id_or_path, source.quantization

@@ -1,7 +1,7 @@
 """A cache of the keys and values of shared prompt prefixes, kept from batch to batch.
 
 It has a radix tree for each set of weights, as in SGLang's RadixAttention (Zheng et al. 2024, arXiv 2312.07104). A node
-holds the tokens that follow those of its parent, and their keys and values in every layer. A node is made where the
+holds the tokens that follow those of its parent, and their keys and values in every layer. A node is created where the
 prompts of a batch share enough tokens to be worth a separate attention pass. The least recently used nodes are evicted
 first.
 
@@ -30,7 +30,7 @@ class PrefixNode:
     Attributes:
         tokens: Token ids; the root has none.
         start: Position of the first token.
-        parent: Parent node; none for the root.
+        parent: Parent node; None for the root.
         children: Child nodes by their first `MIN_TOKENS` tokens.
         keys: Keys of each layer, shape (key heads, tokens, size); empty until they are computed.
         values: Values of each layer, shape (key heads, tokens, value size); empty until they are computed.
@@ -200,7 +200,7 @@ class PrefixCache:
             prompts: Token ids of each prompt, sorted; they agree on the next `MIN_TOKENS` tokens.
 
         Returns:
-            The child, or none if no child is worth it.
+            The child, or None if sharing would save too little.
         """
         start = node.stop
         shared = min(common_prefix_length(prompts[0][start:], prompts[-1][start:]), min(map(len, prompts)) - 1 - start)
@@ -209,8 +209,8 @@ class PrefixCache:
         child = node.children.get(prompts[0][start : start + MIN_TOKENS])
         if child is None:
             saved = (len(set(prompts)) - 1) * shared
-            worth = saved >= _MIN_SAVED_TOKENS or (len(prompts) - 1) * shared >= _MIN_SAVED_TOKENS_SAME
-            return node.add_child(prompts[0][start : start + shared]) if worth else None
+            is_worthwhile = saved >= _MIN_SAVED_TOKENS or (len(prompts) - 1) * shared >= _MIN_SAVED_TOKENS_SAME
+            return node.add_child(prompts[0][start : start + shared]) if is_worthwhile else None
         common = min(shared, common_prefix_length(child.tokens, prompts[0][start:]))
         if common == len(child.tokens):
             return child
@@ -228,6 +228,6 @@ def _groups(prompts: Sequence[tuple[int, ...]], first: int, last: int, start: in
 
 
 def common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """Returns the number of tokens at the beginning of two sequences that are equal."""
+    """Returns the number of equal tokens at the beginning of two sequences."""
     pairs = enumerate(zip(left, right, strict=False))
     return next((number for number, (a, b) in pairs if a != b), min(len(left), len(right)))

@@ -28,12 +28,12 @@ class SequenceState:
         prompt: Token ids of the prompt, at least one.
         sampling: Sampling settings.
         seed: Seed of the random numbers.
-        guide: Guide that constrains the completion to a regular expression, or none.
+        guide: Guide that constrains the completion to a regular expression, or None.
         virtual_tokens: Number of learned positions before the prompt.
         tokens: Token ids of the completion so far.
         sampled: Number of tokens sampled: those of the completion, and the one that ended it.
         logprobs: Log-probabilities of the sampled tokens in nats, if they are requested.
-        finish_reason: Reason why the completion ended, or none while it runs.
+        finish_reason: Reason why the completion ended, or None if it has not ended yet.
         failed: Whether it ended because the model's logits were NaN or infinite.
     """
 
@@ -100,13 +100,13 @@ def sample(logits: torch.Tensor, sequences: Sequence[SequenceState]) -> list[int
     for sequence, is_finite in zip(sequences, highest.isfinite().tolist(), strict=True):
         sequence.failed = not is_finite
     for truncated in (False, True):
-        random = [
+        indices = [
             number
             for number, sequence in enumerate(sequences)
             if sequence.sampling.temperature > 0 and _is_truncated(sequence.sampling) is truncated
         ]
-        if random:
-            tokens[random] = _sample_random(scores[random], [sequences[n] for n in random], truncated=truncated)
+        if indices:
+            tokens[indices] = _sample_random(scores[indices], [sequences[n] for n in indices], truncated=truncated)
     _record_logprobs(logits, tokens, sequences)
     token_ids: list[int] = tokens.tolist()
     return token_ids
@@ -169,8 +169,8 @@ def _sorted_probabilities(
     )
     if all(suffices):
         return top.values, top.indices
-    every = probabilities.sort(dim=-1, descending=True, stable=True)
-    return every.values, every.indices
+    ranked = probabilities.sort(dim=-1, descending=True, stable=True)
+    return ranked.values, ranked.indices
 
 
 def _record_logprobs(logits: torch.Tensor, tokens: torch.Tensor, sequences: Sequence[SequenceState]) -> None:

@@ -143,8 +143,10 @@ class ServerLM(LM):
         self._endpoints.close()
 
     def register_adapter(self, adapter: str, folder: Path) -> None:
-        """Raises:
-        EngineError: If the folder is not a PEFT adapter, or the servers cannot load adapters at run time.
+        """Registers the folder of an adapter; a server loads it when a request first needs it.
+
+        Raises:
+            EngineError: If the folder is not a PEFT adapter, or the servers cannot load adapters at run time.
         """
         if not (folder / "adapter_config.json").is_file():
             raise EngineError(f"{folder} is not a PEFT adapter; a server loads full weights only when it starts")
@@ -192,8 +194,10 @@ class ServerLM(LM):
         )
 
     def _body(self, request: Request, dialect: Dialect) -> dict[str, Any]:
-        """Raises:
-        EngineError: If the servers do not support such a request.
+        """Returns the JSON body of a request.
+
+        Raises:
+            EngineError: If the servers do not support a setting of the request.
         """
         body = {"model": self.name, **dialect.sampling(request)}
         if self._tokenizer is None:

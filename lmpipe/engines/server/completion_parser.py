@@ -26,7 +26,7 @@ class ServerCompletion:
 
     Attributes:
         text: Generated text; empty if the server sent null.
-        finish_reason: Why generation ended; see `lmpipe.lm.Completion`.
+        finish_reason: Reason why generation ended; see `lmpipe.lm.Completion`.
         usage: Usage of one call; without tokens if the server does not count them.
         logprobs: Log-probability of each token in nats, if requested and returned.
     """

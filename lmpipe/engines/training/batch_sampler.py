@@ -1,4 +1,4 @@
-"""Which rows are in which training step. This depends only on rows, settings and seed, so it is known in advance.
+"""The order of training rows, which depends only on rows, settings and seed, and so is known in advance.
 
 Knows nothing about models or losses.
 """
@@ -56,7 +56,7 @@ def tokens_per_step(rows: Sequence[TokenizedRow], tuning: TuningConfig, seed: in
 
 @final
 class StratifiedSampler(torch.utils.data.Sampler[int]):
-    """Draws the rows in a new order each epoch, with groups spread evenly, so that each batch has a share of each.
+    """Draws the rows in a new order each epoch, with groups spread evenly, so that each batch has rows of all groups.
 
     Without this, an LM that learns to choose among few labels swings from one constant answer to the next.
     """
@@ -85,8 +85,10 @@ def _eval_count(rows: int, eval_fraction: float) -> int:
 
 
 def check_eval_fraction(rows: int, eval_fraction: float) -> None:
-    """Raises:
-    ConfigError: If rows are to be held out and either no training row or no evaluation row is left.
+    """Checks that a split leaves both training rows and evaluation rows.
+
+    Raises:
+        ConfigError: If rows are to be held out and either no training row or no evaluation row is left.
     """
     count = _eval_count(rows, eval_fraction)
     if eval_fraction and not 0 < count < rows:

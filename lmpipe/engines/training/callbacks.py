@@ -17,10 +17,10 @@ from transformers import TrainerCallback
 @final
 @dataclass(frozen=True)
 class TrainingObserver:
-    """Functions that a training calls as it goes on.
+    """Functions that a training calls to report its progress and to ask whether it should stop.
 
     Args:
-        on_steps: Called with the number of steps made since the last call.
+        on_steps: Called with the number of steps since the last call.
         on_epoch_end: Called with the number of the epoch, from 1, the mean loss of its steps, and the loss on held-out
             rows, or None.
         stop_reason: Called after each step with the number of tokens so far; returns why the training should stop, or
@@ -42,7 +42,7 @@ class ObserverCallback(TrainerCallback):
         has_eval_rows: Whether rows were held out.
 
     Attributes:
-        stopped: Why the training was stopped, or empty.
+        stopped: Reason why the training was stopped; empty if it was not.
     """
 
     def __init__(self, observer: TrainingObserver, tokens_per_step: Sequence[int], *, has_eval_rows: bool) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of the training loop: which are complete, and from which of them a training can resume.
+"""Checkpoints of the training loop: which of them are complete, and from which a training can resume.
 
 Knows nothing about how checkpoints are written or what is trained.
 """
@@ -53,7 +53,7 @@ def checkpoint_folder(args: Any, step: int) -> Path:
 def last_complete_checkpoint(folder: Path) -> str | None:
     """Returns the newest checkpoint from which the training can resume, or None, and deletes all unusable ones.
 
-    The files of such a checkpoint and of the best one before it are as they were written.
+    A checkpoint is usable only if its files, and those of the best checkpoint before it, are undamaged.
     """
     usable: dict[str, Path] = {}
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2])):

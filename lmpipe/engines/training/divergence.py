@@ -42,12 +42,12 @@ class DivergenceCallback(TrainerCallback):
         """Ends the training if there is a problem or a trained weight is NaN or infinite.
 
         Args:
-            problems: Values already known to be NaN or infinite, in words.
+            problems: Descriptions of values that are already known to be NaN or infinite.
             model: The model in training.
             state: State of the transformers trainer.
 
         Raises:
-            TrainingDiverged: With the step, the value that is NaN or infinite, and what to try.
+            TrainingDiverged: If there is a problem; the message names the step and the value, and says what to try.
         """
         problems = [*problems]
         if not problems and not _has_finite_weights(model):
@@ -63,7 +63,7 @@ def divergence_error(problem: str, tuning: TuningConfig, step: int, losses: tupl
     """Creates the error of a training in which a value has become NaN or infinite.
 
     Args:
-        problem: What is NaN or infinite, and where.
+        problem: Description of the value that is NaN or infinite, and where it occurred.
         tuning: Settings of the training.
         step: Number of the optimizer step.
         losses: Losses of earlier steps.

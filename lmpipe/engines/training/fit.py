@@ -50,7 +50,7 @@ class FitResult:
         losses: Loss of each optimizer step.
         eval_losses: Loss on held-out rows after each epoch; empty if no rows were held out.
         tokens: Number of tokens in the rows of all steps.
-        stopped: Why the training was stopped early, or empty.
+        stopped: Reason why the training was stopped early; empty if it was not.
         gpu_seconds: Seconds on all GPUs together, without the time before a kill.
     """
 
@@ -107,7 +107,7 @@ def fit(
     checkpoint = last_complete_checkpoint(folder)
     completed_steps = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     if 0 < completed_steps < len(tokens) and observer_callback.stops_after(completed_steps):
-        arguments.max_steps = completed_steps  # otherwise one more step would be made
+        arguments.max_steps = completed_steps  # otherwise the trainer would do one more step
     trainer = _PackedTrainer(
         model=model,
         args=arguments,

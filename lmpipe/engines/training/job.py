@@ -205,7 +205,7 @@ class _Reporter:
         self._write(replace(self._progress, epochs=(*self._progress.epochs, (number, loss, eval_loss))))
 
     def stop_reason(self, tokens: int) -> str:
-        """Returns why the training should stop, the same in all processes, since none can make a step alone."""
+        """Returns why the training should stop, the same in all processes, since no process can do a step alone."""
         if self._max_tokens is not None and tokens >= self._max_tokens:
             return "max_tokens is spent"
         path = self._folder / "stop.txt"

@@ -104,7 +104,7 @@ def collate(
         by_prompt.setdefault(prompt, []).append(number)
     shared = _shared_length(list(by_prompt)) if len(completions) > 1 else 0
     input_ids, positions = list(rows[0].tokens[:shared]), [*range(shared)]
-    indices: dict[int, range] = {}  # of the tokens of each completion
+    indices: dict[int, range] = {}  # token indices of each completion
     families: list[tuple[int, list[int]]] = []
     for prompt, members in by_prompt.items():
         stem = len(prompt) - 1 if len(members) > 1 else shared
@@ -147,7 +147,8 @@ class PackedBatch(ForwardBatch):
         families: Length of the stem, which may be 0, and the number of remaining tokens of each member.
 
     Attributes:
-        past: Keys and values of a learned prefix in each layer, shape (key heads, positions, size); empty if none.
+        past: Keys and values of a learned prefix in each layer, shape (key heads, positions, size); empty if there
+            is no learned prefix.
     """
 
     def __init__(self, shared: int, families: Sequence[tuple[int, Sequence[int]]]) -> None:

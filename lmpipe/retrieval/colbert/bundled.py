@@ -1,7 +1,7 @@
 """The bundled ColBERT checkpoint: all-MiniLM-L6-v2, whose weights come with a package, and a projection.
 
-The projection is random and orthogonal, which nearly preserves dot products (Johnson and Lindenstrauss 1984). It is no
-worse than the principal directions of token vectors, and a starting point for training. Does not depend on training.
+The projection is random and orthogonal, which nearly preserves dot products (Johnson and Lindenstrauss 1984). It
+works as well as the principal directions of token vectors, and training can start from it. Does not depend on training.
 """
 
 from __future__ import annotations

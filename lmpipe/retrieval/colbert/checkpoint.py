@@ -57,7 +57,7 @@ class Checkpoint:
         settings: Settings of the tokenization.
         config: Config of the encoder, from transformers.
         tokenizer: Fast tokenizer, from transformers.
-        weights: Weights of the encoder by their names in it, float32.
+        weights: Weights of the encoder by name, float32.
         projection: Projection of the last hidden states to token vectors: ``[dim, hidden size]``, float32.
     """
 
@@ -69,7 +69,7 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of everything that decides the vectors: weights, vocabulary and settings."""
+        """Digest of everything that determines the vectors: weights, vocabulary and settings."""
         hasher = blake2b(digest_size=16)
         hasher.update(canonical_json([self.settings.identity, self.tokenizer.get_vocab()]).encode())
         for name, weight in [*sorted(self.weights.items()), (_LINEAR, self.projection)]:
@@ -114,7 +114,7 @@ def load_checkpoint(id_or_path: str) -> Checkpoint:
     """Reads a checkpoint from a local folder or the hub.
 
     Raises:
-        ConfigError: If there is no such checkpoint, or a file is missing or damaged; the message names the file.
+        ConfigError: If the checkpoint does not exist, or a file is missing or damaged; the message names the file.
     """
     folder = os.path.expanduser(id_or_path)
     if os.path.isdir(folder):
@@ -220,12 +220,12 @@ def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
             return path, load_file(path)
         loaded = dict(torch.load(path, map_location="cpu", weights_only=True))
         if not all(isinstance(name, str) and isinstance(weight, Tensor) for name, weight in loaded.items()):
-            raise TypeError("the file does not contain tensors by their names")
+            raise TypeError("the file does not contain a dictionary of tensors by name")
     return path, loaded
 
 
 def _select_weights(encoder: Any, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Returns the weights of the encoder by their names in it, and checks that none is missing."""
+    """Checks that no weight of the encoder is missing, and returns its weights by name."""
     expected, prefix = encoder.state_dict(), f"{encoder.base_model_prefix}."
     named = {name.removeprefix(prefix): weight.float() for name, weight in weights.items()}
     missing = [

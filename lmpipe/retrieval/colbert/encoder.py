@@ -1,4 +1,4 @@
-"""The encoder of late interaction: turns texts into the same token vectors as the colbert-ai package.
+"""The encoder for late interaction, which computes the same token vectors as the colbert-ai package.
 
 Does not depend on indexes or search.
 """
@@ -101,7 +101,7 @@ class ColbertEncoder:
         ids, attention = self._tokenizer.tokenize_queries(check_items("texts", texts, str))
         vectors = torch.empty(*ids.shape, self.dim)
         step = max(1, self._batch_tokens // self.query_maxlen)
-        network, packed = self._for_queries
+        network, packed = self._query_network
         with packed:
             for start in range(0, len(ids), step):
                 part = slice(start, start + step)
@@ -126,7 +126,7 @@ class ColbertEncoder:
         lengths = torch.tensor([int(mask.sum()) for mask in masks], dtype=torch.long)
         starts = (lengths.cumsum(0) - lengths).tolist()
         vectors = torch.empty(int(lengths.sum()), self.dim)
-        network, packed = self._for_passages
+        network, packed = self._passage_network
         with packed:
             for batch in _batches(rows, self._batch_tokens):
                 ids, attention = self._tokenizer.pad([rows[number] for number in batch])
@@ -148,12 +148,12 @@ class ColbertEncoder:
         self._checkpoint.save(Path(folder))
 
     @cached_property
-    def _for_queries(self) -> tuple[ColbertNetwork, OneDnnLinear]:
+    def _query_network(self) -> tuple[ColbertNetwork, OneDnnLinear]:
         return self._network(torch.float32)
 
     @cached_property
-    def _for_passages(self) -> tuple[ColbertNetwork, OneDnnLinear]:
-        return self._network(torch.bfloat16) if self._bfloat16 else self._for_queries
+    def _passage_network(self) -> tuple[ColbertNetwork, OneDnnLinear]:
+        return self._network(torch.bfloat16) if self._bfloat16 else self._query_network
 
     def _network(self, dtype: torch.dtype) -> tuple[ColbertNetwork, OneDnnLinear]:
         network = ColbertNetwork(self._checkpoint).to(self._device, dtype)
@@ -175,8 +175,8 @@ def load_encoder(
             format of ColBERTv2 or of sentence-transformers and PyLate.
         query_maxlen: Number of tokens of a query; by default that of the checkpoint.
         doc_maxlen: Maximum number of tokens of a passage; by default that of the checkpoint.
-        device: See `ColbertEncoder`.
-        precision: See `ColbertEncoder`.
+        device: Torch device; see `ColbertEncoder`.
+        precision: Precision in which passages are encoded; see `ColbertEncoder`.
 
     Raises:
         ConfigError: If the checkpoint does not exist or is damaged, or if a setting is invalid.

@@ -17,11 +17,11 @@ from lmpipe.validation.arguments import check_items, check_whole_number
 @final
 @dataclass(frozen=True)
 class ColbertSettings:
-    """Settings of the tokenization, which belong to a checkpoint besides its weights and vocabulary.
+    """Settings of the tokenization, which a checkpoint contains in addition to its weights and vocabulary.
 
     Attributes:
-        query_prefix: Marker token after [CLS] in every query; none if empty.
-        doc_prefix: Marker token after [CLS] in every passage; none if empty.
+        query_prefix: Marker token after [CLS] in every query; no token if empty.
+        doc_prefix: Marker token after [CLS] in every passage; no token if empty.
         query_maxlen: Number of tokens of every query, including markers; longer queries are truncated.
         doc_maxlen: Maximum number of tokens of a passage, including markers; longer passages are truncated.
         skiplist_words: Words that get no vector in passages, such as punctuation.

@@ -54,7 +54,7 @@ class ColbertTokenizer:
         self._mask = tokenizer.mask_token_id if settings.do_query_expansion else self._pad
         if self._mask is None or self._pad is None:
             raise ConfigError(
-                f"the tokenizer of {tokenizer.name_or_path} has no [MASK] or no [PAD], so it is not one of ColBERT"
+                f"the tokenizer of {tokenizer.name_or_path} has no [MASK] or no [PAD], so it is not ColBERT's"
             )
         skipped = {
             token for word in settings.skiplist_words for token in tokenizer.encode(word, add_special_tokens=False)[:1]
@@ -111,7 +111,7 @@ def _truncating_tokenizer(tokenizer: Any, marker: str, length: int) -> tuple[Tok
     ids = [tokenizer.convert_tokens_to_ids(marker)] if marker else []
     special: int = tokenizer.num_special_tokens_to_add()
     if length <= len(ids) + special:
-        raise ConfigError(f"a length of {length} tokens leaves no room for a text beside {len(ids) + special} markers")
+        raise ConfigError(f"a length of {length} tokens leaves no room for text after {len(ids) + special} markers")
     copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     copy.no_padding()
     copy.enable_truncation(length - len(ids))

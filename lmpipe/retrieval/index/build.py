@@ -33,7 +33,7 @@ MEMORY = 320_000_000
 @final
 @dataclass(frozen=True)
 class BuildSettings:
-    """How an index is built.
+    """Settings of the build of an index.
 
     Args:
         engine: ``exact`` stores int8 vectors, ``plaid`` compresses them; ``auto`` is exact up to `memory`.
@@ -57,8 +57,8 @@ class BuildSettings:
             raise ConfigError(f"the engine of an index must be 'auto', 'exact' or 'plaid', not {self.engine!r}")
         if self.bits not in (1, 2, 4, 8) or isinstance(self.bits, bool):
             raise ConfigError(f"bits={self.bits}: it must be 1, 2, 4 or 8")
-        for name, least in (("memory", 0), ("chunk", 1), ("seed", 0)):
-            check_whole_number(name, getattr(self, name), least)
+        for name, minimum in (("memory", 0), ("chunk", 1), ("seed", 0)):
+            check_whole_number(name, getattr(self, name), minimum)
 
 
 def build_index(
@@ -76,11 +76,11 @@ def build_index(
     Args:
         passages: File of passages; see `read_passages`. All lines are checked before any passage is encoded.
         out: Folder of the index.
-        encoder: Encodes the passages.
+        encoder: Encoder of the passages.
         settings: Settings of the index; the defaults of `BuildSettings` if None.
         on_malformed: Called with the error of each line that is not a passage; the line is then skipped. By default
             the first such line raises its error.
-        progress: Where progress is shown.
+        progress: Display of the progress, or None.
         header: Whether the first line of the file is a header; see `read_passages`.
 
     Returns:

@@ -31,7 +31,7 @@ def add_passages(
         folder: Folder of the index.
         passages: Passages to add, at least one; their ids must not be in the index.
         encoder: Encoder that the index was built with.
-        progress: Where progress is shown.
+        progress: Display of the progress, or None.
 
     Returns:
         The contents of the changed index.

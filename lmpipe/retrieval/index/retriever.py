@@ -32,10 +32,10 @@ class ColbertRetriever(Retriever):
     """Searches passages by the token vectors of an encoder.
 
     Args:
-        encoder: Encodes the queries.
+        encoder: Encoder of the queries.
         passages: Texts of the passages, in parts; passages are numbered through all parts, from 0.
-        index: Ranks the numbers of the passages.
-        name: See `Retriever.name`.
+        index: Index that ranks the passages by their numbers.
+        name: Name of the retriever; see `Retriever.name`.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ def open_index(
 
     Args:
         folder: Folder of the index.
-        encoder: Encodes the queries; by default the encoder that the index names is loaded.
+        encoder: Encoder of the queries; by default the encoder that the index names is loaded.
         verify: Whether to compare all files with their checksums first, which takes about a second per gigabyte.
-        settings: For a PLAID index: returns the search settings for a given k and the number of bits.
+        settings: For a PLAID index, a function that returns the search settings for k and the number of bits.
 
     Raises:
         ConfigError: If the folder contains no finished index, or the index was built with another encoder.
@@ -130,8 +130,8 @@ def open_colbert_index(
     Args:
         folder: Folder of the index, with ``metadata.json``.
         passages: File of passages that the index was built from; by default the file that the index names.
-        encoder: Encodes the queries; by default the checkpoint that the index names is loaded.
-        settings: Returns the search settings for a given k and the number of bits.
+        encoder: Encoder of the queries; by default the checkpoint that the index names is loaded.
+        settings: Function that returns the search settings for k and the number of bits.
         header: Whether the first line of the file of passages is a header; see `read_passages`.
 
     Raises:
@@ -162,5 +162,5 @@ def open_colbert_index(
 
 
 def _identity(settings: Callable[[int, int], SearchSettings]) -> str:
-    """Identifies the settings in the retriever's name; unidentifiable settings get a new name, so nothing is reused."""
+    """Identifies the settings in the retriever's name; settings without an identity get a new name each time."""
     return identity(settings=settings) or uuid4().hex

@@ -78,8 +78,8 @@ def build_plaid(
 ) -> None:
     """Builds an index that `PlaidIndex` and colbert-ai's ``Searcher`` can open. Passages are numbered through segments.
 
-    The same segments and seed give the same files on the same machine. If an interrupted build is started again, it
-    keeps the centroids and chunks that were finished.
+    The same segments and seed produce the same files on the same machine. If an interrupted build is started again,
+    it keeps the centroids and chunks that were finished.
 
     Args:
         segments: Segments to index, with at least one token in total.

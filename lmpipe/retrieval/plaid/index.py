@@ -25,7 +25,7 @@ _PASSAGES_PER_STEP = 4096  # passages that are decompressed at once
 @final
 @dataclass(frozen=True)
 class SearchSettings:
-    """How much of the index a search examines. Examining more improves recall of the exact ranking, and costs more.
+    """Settings that decide how much of the index a search examines: more is closer to the exact ranking, but slower.
 
     Attributes:
         cells: Number of centroids nearest to each query token whose passages become candidates (colbert-ai's
@@ -57,8 +57,8 @@ class PlaidIndex(TokenIndex):
 
     Args:
         folder: Folder that `build_plaid` or colbert-ai wrote.
-        settings: Returns the search settings for a given k and the number of bits.
-        kernels: Inner loops of the search; by default the fastest that are available.
+        settings: Function that returns the search settings for k and the number of bits.
+        kernels: Inner loops of the search; by default the fastest available ones.
 
     Raises:
         StoreError: If the folder contains no finished index, or the index is damaged.

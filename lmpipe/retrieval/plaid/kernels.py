@@ -95,8 +95,8 @@ class Kernels(ABC):
 
         Args:
             numbers: Numbers of the passages.
-            lengths: As for `filter`.
-            starts: As for `filter`.
+            lengths: Number of tokens of each passage of the index; see `filter`.
+            starts: First token of each passage of the index; see `filter`.
             codec: colbert-ai's ``ResidualCodec``.
             stored: colbert-ai's ``ResidualEmbeddings``.
         """
@@ -209,7 +209,7 @@ def load_kernels(folder: Path | None = None) -> Kernels:
     """Returns the compiled inner loops; if they cannot be compiled, warns once and returns those in torch.
 
     Args:
-        folder: As for `CompiledKernels`.
+        folder: Folder of the compiled library; see `CompiledKernels`.
     """
     try:
         return CompiledKernels(folder)

@@ -1,4 +1,4 @@
-"""Who may use a server: the hosts that requests may be addressed to, and the token that they must send."""
+"""Access control of a server: the hosts that requests may be addressed to, and the token that they must send."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 @final
 @dataclass(frozen=True)
 class AccessPolicy:
-    """Which requests are accepted.
+    """Rules that decide which requests a server accepts.
 
     Checking the Host header protects against DNS rebinding: a web page that makes its own name resolve to this machine.
 
@@ -45,13 +45,13 @@ class AccessPolicy:
             host: Host that the server listens on. This host is accepted; if it stands for all addresses of this
                 machine, the machine's host name and every IP address are accepted instead.
             allowed: Further hosts to accept.
-            token: See `AccessPolicy`; None if no token is required.
+            token: Token that requests must send, or None if no token is required.
 
         Raises:
             ConfigError: If the token is empty or cannot be sent in a header, or if a host is empty.
         """
         if token is not None and not re.fullmatch(r"[!-~]+", token):
-            raise ConfigError("the token is empty or contains characters other than ASCII letters, digits and signs")
+            raise ConfigError("the token is empty or has characters other than ASCII letters, digits and punctuation")
         all_interfaces = _is_address(host) and ip_address(host).is_unspecified
         names = [*_LOCAL, socket.gethostname() if all_interfaces else host, *check_items("allowed", allowed, str)]
         if not all(names):

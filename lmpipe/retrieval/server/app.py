@@ -46,7 +46,7 @@ def create_app(
     Args:
         retriever: Retriever to serve; several threads search it at the same time.
         limits: Limits on requests.
-        access: Which requests are accepted.
+        access: Rules that decide which requests are accepted.
     """
     service = _Service(retriever, limits)
     return Starlette(
@@ -67,7 +67,7 @@ def create_app(
 
 @final
 class _Service:
-    """The endpoints. Searches run in their own threads; a search that takes too long keeps its thread until it ends."""
+    """The endpoints. Searches run in a pool of threads; a search that takes too long keeps its thread until it ends."""
 
     def __init__(self, retriever: Retriever, limits: ServerLimits) -> None:
         self._retriever, self._limits = retriever, limits
@@ -137,8 +137,8 @@ class _Service:
         if len(length) > len(str(limit)) or int(length) > limit:
             raise too_large
         body = bytearray()
-        async for piece in request.stream():
-            body += piece
+        async for chunk in request.stream():
+            body += chunk
             if len(body) > limit:
                 raise too_large
         return bytes(body)

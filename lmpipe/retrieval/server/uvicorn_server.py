@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from lmpipe.errors import ConfigError
 
 _MAX_CONNECTIONS = 512  # at the same time; further connections are closed at once
-_SHUTDOWN_SECONDS = 3  # how long requests in progress may take after the server was told to stop
+_SHUTDOWN_SECONDS = 3  # time for requests in progress after the server has been told to stop
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -70,7 +70,7 @@ def make_server(app: ASGIApp, idle: int) -> Server:
 
 @final
 class _Connection(H11Protocol):
-    """A connection that is closed if the server waits for the client, and nothing changed since the last check."""
+    """A connection that is closed if the server waits for the client and nothing has changed since the last check."""
 
     _timer: asyncio.TimerHandle | None = None
     _last_state: tuple[object, int] = (None, 0)

@@ -37,14 +37,14 @@ _BelowOne = Annotated[float, Field(ge=0, lt=1)]
 @final
 @dataclass(frozen=True)
 class ColbertTrainingConfig:
-    """How an encoder is trained.
+    """Settings of the training of an encoder.
 
     Args:
         rounds: Number of rounds; in each, negatives are mined with the current encoder and then trained on.
         epochs: Epochs per round.
         batch_size: Questions per step; each question's passages are negatives for the other questions.
-        negatives: Mined negatives per question and epoch, drawn from the first `depth` passages of its ranking.
-        depth: See `negatives`.
+        negatives: Mined negatives per question and epoch, drawn at random from the start of its ranking.
+        depth: Number of passages at the start of a ranking from which negatives are drawn.
         learning_rate: Learning rate of the encoder; decays linearly to 0 in each round.
         projection_rate: Learning rate of the projection; decays in the same way.
         warmup: Share of a round's steps in which the learning rates increase.

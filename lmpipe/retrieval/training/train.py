@@ -5,7 +5,7 @@ passages above other passages that it ranked high, and above all other passages 
 arXiv 2004.04906; Xiong et al. 2021, arXiv 2007.00808). If there are validation questions, the best encoder of all
 rounds is kept.
 
-Finished work is stored in a folder beside the result until the result is complete, and a killed training is resumed
+Finished work is stored in a folder next to the result until the result is complete, and a killed training is resumed
 from there. Does not depend on the loss or the training loop.
 """
 
@@ -99,7 +99,7 @@ def train_encoder(
         out: Folder of the new checkpoint.
         config: Training settings; the defaults of `ColbertTrainingConfig` if None.
         seed: Seed of all random choices.
-        progress: Where progress is shown.
+        progress: Display of the progress, or None.
 
     Returns:
         The results of the rounds. With validation questions, the first result is that of the encoder before training.
