@@ -61,16 +61,16 @@ def ask_embedder(embedder: Embedder, texts: Sequence[str]) -> list[Sequence[floa
     sizes = sorted({len(vector) for vector in vectors})
     if len(sizes) > 1:
         raise EngineError(
-            f"{who} gave vectors of {sizes[0]} and of {sizes[-1]} numbers; all vectors must have the same length"
+            f"{who} returned vectors of {sizes[0]} and of {sizes[-1]} numbers; all vectors must have the same length"
         )
     return vectors
 
 
 def _fault(vector: object) -> str:
     is_vector = isinstance(vector, Iterable) and all(isinstance(component, Real) for component in vector)
-    return "" if is_vector else "it must give a vector of numbers"
+    return "" if is_vector else "it must return a vector of numbers"
 
 
 def cosine(a: Vector, b: Vector) -> float:
-    """Cosine of the angle between two unit vectors."""
+    """Returns the cosine of the angle between two unit vectors."""
     return math.fsum(map(mul, a, b))

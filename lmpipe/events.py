@@ -54,7 +54,7 @@ class CandidateScored:
 @final
 @dataclass(frozen=True)
 class EpochEnded:
-    """A training has completed an epoch.
+    """A training run has completed an epoch.
 
     Attributes:
         stage: The stage, as in `StageEnded`; empty outside a strategy.
@@ -70,6 +70,6 @@ class EpochEnded:
 
 
 Event = StageEnded | CandidateScored | EpochEnded
-"""What a callback receives."""
+"""An event that a callback receives."""
 Callback = Callable[[Event], None]
 """A function that a session calls with each event."""

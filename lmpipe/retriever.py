@@ -71,7 +71,7 @@ def ask_retriever(retriever: Retriever, queries: Sequence[str], k: int) -> list[
     expected = f"a list of at most {k} Passages, whose ids and texts are text, or an EngineError"
 
     def fault(answer: object) -> str:
-        return "" if _is_answer(k, answer) else f"it must give {expected}"
+        return "" if _is_answer(k, answer) else f"it must return {expected}"
 
     results = call_and_check(who, lambda: retriever.search(queries, k), len(queries), expected, fault)
     return [result if isinstance(result, EngineError) else tuple(map(_cleaned, result)) for result in results]

@@ -65,7 +65,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Writes what is pending and closes the tracker; nothing can be logged afterwards."""
+        """Writes pending values and closes the tracker; nothing can be logged afterwards."""
 
     @final
     def __enter__(self) -> Self:

@@ -145,7 +145,7 @@ class Session:
         return run_before_deadline(partial(self._scope.searches.search, self.retriever, queries, k))
 
     def inference_settings(self) -> Any:
-        """Returns, as JSON, the settings that decide prompts, completions and passages; part of keys of recorded work."""
+        """Returns, as JSON, the settings that decide prompts, completions and passages, for keys of recorded work."""
         names = [None if engine is None else engine.name for engine in (self.retriever, self.embedder)]
         return [describe_settings(self.sampling), self.structured, *names]
 

@@ -82,11 +82,11 @@ def json_default(value: object) -> Any:
 
 
 def _sorted_sets(converted: Any, value: object) -> Any:
-    """Sorts the lists that pydantic made of sets, wherever they are in the JSON of a value.
+    """Sorts the lists that pydantic made from sets, wherever they are in the JSON of a value.
 
     Args:
-        converted: JSON that pydantic made of the value.
-        value: Value itself, which says what was a set.
+        converted: JSON that pydantic made from the value.
+        value: The value itself, which shows which lists were sets.
     """
     if isinstance(value, RootModel):
         return _sorted_sets(converted, value.root)
@@ -135,7 +135,7 @@ def _key_text(key: object) -> str:
 
 
 def _no_json(value: object, error: Exception) -> ConfigError:
-    """The error of a value that has no JSON; it names the path to the invalid part."""
+    """Returns the error for a value that has no JSON; it names the path to the invalid part."""
     reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
     names: list[str] = []
     for _ in range(_DEPTH):

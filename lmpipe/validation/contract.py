@@ -19,7 +19,7 @@ from lmpipe.text.display import error_message, shown
 A = TypeVar("A")
 
 _LIBRARY = Path(__file__).parents[1]
-_CALLERS = {_LIBRARY, *(_LIBRARY / room for room in ("program", "runtime", "validation"))}
+_CALLERS = {_LIBRARY, *(_LIBRARY / name for name in ("program", "runtime", "validation"))}
 """Folders of the modules that call the user's code."""
 
 
@@ -31,7 +31,7 @@ def call_and_check(
     Args:
         who: Name of the engine in error messages.
         call: Function that calls the engine and returns all its answers.
-        count: Number of answers that there must be.
+        count: Required number of answers.
         expected: Description of a valid answer for error messages.
         fault: Function that describes what is wrong with an answer; an empty string means that it is valid.
 

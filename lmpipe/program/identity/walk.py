@@ -49,7 +49,7 @@ class Walk:
         """Returns the digest of a value (32 hex characters).
 
         Raises:
-            IdentityError: If an object that the value refers to cannot be identified; the message names it and its path.
+            IdentityError: If an object that the value refers to cannot be identified; the message names its path.
         """
         try:
             texts = [self._text(value)]
