@@ -134,7 +134,7 @@ def test_too_few_successful_runs_are_reported_by_class_and_module(store: RunStor
     result = better.optimize(program, initial_state(program, session), TRAIN, VAL, session)
     reported = findings(result, "few traces")
     assert reported[-1].stage == "p -> w"
-    assert "8 of 24 runs succeeded, on 8 of 24 examples" in reported[-1].message
+    assert "8 of 24 rollouts succeeded, on 8 of 24 examples" in reported[-1].message
     assert "none for" in reported[-1].message
     assert "answer = blue" in reported[-1].message
     alone = all_strategies(Session(lm=scripted(), store=store), ["w"])["w"]
