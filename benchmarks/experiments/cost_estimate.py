@@ -16,7 +16,7 @@ from benchmarks.experiments.strategies import VANILLA
 from optimizers import Strategy, distinct_stages
 
 _FIXED_CANDIDATES = 3
-"""Candidates of a prompt search beside the random ones: no demos, labelled demos, the first bootstrapped demos."""
+"""Candidates of a prompt search besides the random ones: no demos, labelled demos, the first bootstrapped demos."""
 
 
 @final

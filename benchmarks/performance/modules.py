@@ -1,6 +1,6 @@
 """Cost of optimizers on programs of many modules: ``python -m benchmarks.performance.modules [--picture FILE]``.
 
-The programs are generated: predictors in lists and dicts, beside lists of dicts of smaller programs of the same kind.
+The programs are generated: predictors in lists and dicts, and lists of dicts of smaller programs of the same kind.
 The LM answers at once, so only the framework is measured. The figures are exponents of growth: 1 is linear in modules.
 """
 
@@ -134,10 +134,10 @@ def examples(count: int, start: int = 0) -> list[Example]:
 @final
 @dataclass(frozen=True)
 class RowKeeper(Trainer):
-    """Trains nothing: what it writes as an adapter are its rows.
+    """Trains nothing, and writes its rows as the adapter.
 
     Attributes:
-        rows: Those of each training so far.
+        rows: The rows of each training so far.
     """
 
     rows: list[list[TrainingRow]] = field(default_factory=list, repr=False)

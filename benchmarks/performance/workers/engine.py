@@ -148,7 +148,9 @@ def growth() -> dict[str, Any]:
     lm = endless("float32")
 
     def seconds(requests: int = 32, prefix: int = 300, new_tokens: int = 16) -> float:
-        workload = make_workload(lm.tokenizer, requests=requests, prefix=prefix, own=30, new_tokens=new_tokens, rows=0)
+        workload = make_workload(
+            lm.tokenizer, requests=requests, prefix=prefix, suffix=30, new_tokens=new_tokens, rows=0
+        )
         return cpu_seconds(lambda: lm.generate(rows_of(workload)))
 
     def again(prefix: int) -> float:

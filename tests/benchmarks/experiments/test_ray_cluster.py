@@ -172,7 +172,7 @@ def test_the_result_of_two_workers_one_of_which_is_killed_is_that_of_one_process
         (
             {"settings": Settings(train=8, val=4, test=4, max_tokens=5)},
             StoreError,
-            r"0-vanilla was made with other settings \(.*settings.max_tokens: 5 → 6",
+            r"0-vanilla has other settings \(.*settings.max_tokens: 5 → 6",
         ),
     ],
 )
