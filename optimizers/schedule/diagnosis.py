@@ -118,7 +118,7 @@ def _collapse(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
         return
     several = any(len(counts) > 1 for counts in details["kept_by_label"].values())
     if several and details["answers"] == 1:
-        message = f"all {details['kept']} successful rollouts have the same answer, so training teaches only this one"
+        message = f"all {details['kept']} successful rollouts give the same answer, so training teaches only this one"
         advice = "vary_demos, max_rollouts_per_example and balance_by add rollouts and rows with other answers"
         yield Finding(kind="class collapse", stage=path, message=message, advice=advice)
 

@@ -1,4 +1,4 @@
-"""Pages in a headless Chromium: what the browser says of one at the width of a phone or of a desk."""
+"""Opens pages in a headless Chromium at a given width, and measures them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
-    "--hide-scrollbars",  # which would take their share of the width
+    "--hide-scrollbars",  # they would reduce the width of the page
     "--enable-logging=stderr",
     "--v=0",
 )
@@ -32,34 +32,34 @@ frame.addEventListener("load", () => {
   const page = frame.contentDocument, all = selector => [...page.querySelectorAll(selector)];
   const box = part => { const size = part.getBoundingClientRect(); return [size.width, size.height]; };
   const width = () => page.documentElement.scrollWidth;
-  const found = {
+  const measured = {
     folded: width(),
     ids: all("[id]").map(part => part.id),
     plots: Object.fromEntries(all("figure").map(part => [part.id, box(part.querySelector("svg"))])),
     tables: all("table").map(part => part.rows.length),
   };
   all("details").forEach(part => { part.open = true; });
-  found.open = width();
-  document.getElementById("found").textContent = JSON.stringify(found);
+  measured.open = width();
+  document.getElementById("measured").textContent = JSON.stringify(measured);
 });
 """
 
 
 def look(page: Path, width: int, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Opens a page in a frame of some width.
+    """Opens a page in a frame and measures it.
 
     Args:
-        page: An HTML file that needs no other.
-        width: Pixels.
-        folder: An empty one, for what the browser writes.
+        page: Path of a self-contained HTML file.
+        width: Width of the frame in pixels.
+        folder: Empty folder for the files of the browser.
 
     Returns:
-        The width that the page takes with its details folded (``folded``) and ``open``, its ``ids``, plot → width and
-        height, and the number of rows of each table; and what was written to the console.
+        The measurements: width of the page with its details ``folded`` and ``open``, its ``ids``, ``plots`` (id → width
+        and height), and the number of rows of each of its ``tables``; and the lines that it logged to the console.
     """
-    text = json.dumps(page.read_text()).replace("</", "<\\/")  # which would end the script
+    text = json.dumps(page.read_text()).replace("</", "<\\/")  # "</script>" would end the script
     framed = (
-        '<!doctype html><pre id="found"></pre>'
+        '<!doctype html><pre id="measured"></pre>'
         f'<iframe id="page" style="width: {width}px; height: 800px; border: 0"></iframe>'
         f"<script>{_PROBE}\nframe.srcdoc = {text};</script>"
     )
@@ -77,6 +77,6 @@ def look(page: Path, width: int, folder: Path) -> tuple[dict[str, Any], list[str
         check=True,
         timeout=120,
     )
-    found = re.search(r'<pre id="found">(.*?)</pre>', run.stdout, re.DOTALL)
+    measured = re.search(r'<pre id="measured">(.*?)</pre>', run.stdout, re.DOTALL)
     console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
-    return json.loads(html.unescape(found[1])) if found and found[1] else {}, console
+    return json.loads(html.unescape(measured[1])) if measured and measured[1] else {}, console

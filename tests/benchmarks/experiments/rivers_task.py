@@ -1,4 +1,4 @@
-"""A task that a scripted LM learns by steps, so that a run of it has something of everything to tell."""
+"""A task that a scripted LM learns step by step, so that the report of a run has content in every section."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARKUP = "<script>alert('no')</script>"
 @final
 @dataclass(frozen=True)
 class RecallAt:
-    """Share of the two passages that are found up to and with a hop."""
+    """Share of the two passages that are found up to and including a hop."""
 
     hop: int
 
@@ -35,7 +35,7 @@ MEASURES: dict[str, Measure] = {"recall@hop 1": RecallAt(1), "recall@hop 2": Rec
 @final
 @dataclass(frozen=True)
 class RiversTask(Task):
-    """Where the rivers of four cities end, asked in six ways."""
+    """Questions about where the rivers of four cities end, six for each city."""
 
     name: str = "rivers"
     label: str | None = "answer"
@@ -60,13 +60,13 @@ class RiversTask(Task):
 
 
 def reader(request: Request) -> str:
-    """Untaught it knows Cairo alone; with demonstrations all but Cairo; tuned, all but what is asked first."""
-    asked, system = request.messages[-1].content, request.messages[0].content
-    question = asked.rpartition("question: ")[2]
+    """Knows only Cairo's sea; with demonstrations all but Cairo's; tuned, all answers but those of first questions."""
+    prompt, system = request.messages[-1].content, request.messages[0].content
+    question = prompt.rpartition("question: ")[2]
     city = next(city for city in CITIES if city in question)
     taught = len(request.messages) > 2
     if "\nsearch_query:" in system:
-        return f"search_query: {CITIES[city]} flows" if "lies on" in asked and taught else f"search_query: {city} lies"
+        return f"search_query: {CITIES[city]} flows" if "lies on" in prompt and taught else f"search_query: {city} lies"
     if request.weights.adapter:
         knows = "(asked 0" not in question
     elif taught:

@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: what is read, and what it says it would do."""
+"""The command line of the benchmarks: options, ``--config`` files, and dry runs."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from lmpipe.errors import ConfigError
 from tests.benchmarks.experiments.rivers_task import RiversTask
 
 
-def said(*options: str, task: str = "iris") -> subprocess.CompletedProcess[str]:
+def run_benchmark(*options: str, task: str = "iris") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", f"benchmarks.{task}", *options], capture_output=True, text=True, check=False
     )
 
 
 def first_settings(*options: str) -> dict[str, Any]:
-    """The settings that options give, as a command would use them."""
+    """Returns the settings of options, as a command would use them."""
     parameters: dict[str, str | bool] = {}
 
     def command(**setting_options: str | bool | None) -> None:
@@ -58,7 +58,7 @@ def plan(**changes: int) -> dict[str, StageCost]:
 
 
 def test_every_setting_is_an_option() -> None:
-    help_text = said("--help").stdout
+    help_text = run_benchmark("--help").stdout
     nested = [f"tuning.{field.name}" for field in fields(TuningConfig)]
     for name in [*(name for name in Settings.model_fields if name != "tuning"), *nested]:
         assert f"--{name.replace('_', '-')} " in help_text
@@ -67,8 +67,8 @@ def test_every_setting_is_an_option() -> None:
 
 def test_options_are_read_as_settings() -> None:
     options = ["--num-train", "7", "--tuning.rank", "16", "--tuning.no-bf16", "--no-structured", "--balance"]
-    given = first_settings(*options, "--stop", '["a", "b"]', "--tuning.target-modules", "all-linear")
-    assert Settings().changed(given) == Settings(
+    settings = first_settings(*options, "--stop", '["a", "b"]', "--tuning.target-modules", "all-linear")
+    assert Settings().changed(settings) == Settings(
         num_train=7,
         balance=True,
         stop=("a", "b"),
@@ -84,20 +84,21 @@ def test_options_are_read_as_settings() -> None:
 def test_options_override_the_file_field_by_field(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("structured = true\nnum_val = 8\n[settings]\ntrain = 9\n[settings.tuning]\nrank = 3\nalpha = 5\n")
-    refused = said("--config", str(file), "--tuning.rank", "-4", "--no-structured", "--dry-run").stdout
+    refused = run_benchmark("--config", str(file), "--tuning.rank", "-4", "--no-structured", "--dry-run").stdout
     shown = " ".join(refused.split())
     assert "rank=-4, alpha=5" in shown
-    assert said("--config", str(file), "--train", "0", "--dry-run").stdout.count("train: Input should be greater") == 1
+    refused = run_benchmark("--config", str(file), "--train", "0", "--dry-run").stdout
+    assert refused.count("train: Input should be greater") == 1
 
 
 def test_a_dry_run_counts_what_each_stage_would_call() -> None:
-    """Two seeds; the 50 validation flowers are scored after every stage."""
-    found = plan()
-    assert found["vanilla"].cost.lm_calls == 2 * 50
-    assert found["p"].cost.lm_calls >= 2 * (9 * 35 + 50)  # nine candidates on 35 flowers
-    assert found["w"].cost.lm_calls == 2 * (50 + 50)  # a run of each training flower
-    assert found["w"].cost.training_tokens > 0
-    assert found["test"].cost.lm_calls == 2 * 5 * 50
+    """There are two seeds, and the 50 validation flowers are scored after every stage."""
+    stages = plan()
+    assert stages["vanilla"].cost.lm_calls == 2 * 50
+    assert stages["p"].cost.lm_calls >= 2 * (9 * 35 + 50)  # nine candidates on 35 flowers
+    assert stages["w"].cost.lm_calls == 2 * (50 + 50)  # a run of each training flower
+    assert stages["w"].cost.training_tokens > 0
+    assert stages["test"].cost.lm_calls == 2 * 5 * 50
     assert plan(rollouts_per_example=3)["w"].cost.lm_calls == 2 * (3 * 50 + 50)
 
 
@@ -105,9 +106,9 @@ def test_a_dry_run_counts_runs_of_programs_that_search() -> None:
     """The module that searches calls no LM."""
     settings = Settings(train=8, val=8, test=8, num_train=8, num_val=8)
     spec = ExperimentSpec(RiversTask(), ModelSpec("hf:no/such-lm"), settings, table_rows(["p", "vanilla"]), (0,))
-    found = {stage.name: stage for stage in dry_run(spec)}
-    assert (found["vanilla"].runs, found["test"].runs) == (8, 16)
-    assert found["p"].runs >= 8
+    stages = {stage.name: stage for stage in dry_run(spec)}
+    assert (stages["vanilla"].runs, stages["test"].runs) == (8, 16)
+    assert stages["p"].runs >= 8
 
 
 def test_rows_are_strategies_in_their_plain_form_and_each_is_one_row() -> None:
@@ -117,30 +118,30 @@ def test_rows_are_strategies_in_their_plain_form_and_each_is_one_row() -> None:
 
 
 def test_a_dry_run_needs_no_lm_and_no_run_directory(tmp_path: Path) -> None:
-    done = said("--dry-run", "--all-strategies", "--lm", "hf:no/such-lm", "--data", str(tmp_path))
+    done = run_benchmark("--dry-run", "--all-strategies", "--lm", "hf:no/such-lm", "--data", str(tmp_path))
     assert "iris has no option --data" in done.stdout
-    done = said("--dry-run", "--all-strategies", "--lm", "hf:no/such-lm")
+    done = run_benchmark("--dry-run", "--all-strategies", "--lm", "hf:no/such-lm")
     rows = re.findall(r"^ *((?:p|w)(?: -> \w)*|vanilla|test|total) +[\d,]+", done.stdout, re.MULTILINE)
     assert rows == ["p", "w", "p -> p", "w -> w", "p -> w", "w -> p", "p -> w -> p", "vanilla", "test", "total"]
 
 
 def test_the_settings_of_the_paper_are_a_file_that_can_be_used(tmp_path: Path) -> None:
     file = tmp_path / "paper.toml"
-    file.write_text(said("--paper", task="gsm8k").stdout)
+    file.write_text(run_benchmark("--paper", task="gsm8k").stdout)
     assert Gsm8kTask().settings_for("bundled").changed(read_config(file).settings) == Settings(test=1319)
 
 
-def test_a_file_gives_options_and_settings_and_the_command_line_overrides_them(tmp_path: Path) -> None:
+def test_the_command_line_overrides_the_options_and_settings_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(
         'seeds = "0,1,2"\nstrategy = ["p", "w"]\ndry-run = true\n'
         "[settings]\nnum_train_scored = 0\nrollouts_per_example = 2\nmax_rollouts_per_example = 2\nvary_demos = false\n"
     )
-    calls = re.findall(r"^ *w +[\d,]+ +([\d,]+)", said("--config", str(file)).stdout, re.MULTILINE)
+    calls = re.findall(r"^ *w +[\d,]+ +([\d,]+)", run_benchmark("--config", str(file)).stdout, re.MULTILINE)
     assert calls == ["450"]  # three seeds, two runs of 50 training flowers, 50 validation flowers
-    overridden = said("--config", str(file), "--seeds", "0", "--rollouts-per-example", "1").stdout
+    overridden = run_benchmark("--config", str(file), "--seeds", "0", "--rollouts-per-example", "1").stdout
     (fewer,) = re.findall(r"^ *w +[\d,]+ +([\d,]+)", overridden, re.MULTILINE)
-    assert 100 < int(fewer) < 150  # those that do not succeed run again
+    assert 100 < int(fewer) < 150  # flowers without a success are run again
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_a_file_gives_options_and_settings_and_the_command_line_overrides_them(t
 def test_a_file_that_is_wrong_is_refused_with_what_is_wrong(text: str, told: str, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(text)
-    done = said("--config", str(file))
+    done = run_benchmark("--config", str(file))
     assert done.returncode == 1
     assert "ConfigError" in done.stdout
     assert told in " ".join(done.stdout.split())
@@ -189,9 +190,9 @@ def test_settings_survive_the_file() -> None:
 def test_a_file_of_another_form_is_named(data: bytes, told: str, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_bytes(data)
-    with pytest.raises(ConfigError, match=re.escape(told)) as found:
+    with pytest.raises(ConfigError, match=re.escape(told)) as caught:
         read_config(file, {"lm", "seeds", "strategy", "dry_run", "a"})
-    assert str(file) in str(found.value)
+    assert str(file) in str(caught.value)
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The arithmetic of the paper's grid, against a real run."""
+"""The cost estimate of the paper's experiments equals the calls of a real run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ONE_CALL = Traffic(calls=1, prompt=10, completion=5, demo=8)
 
 
 def species(request: Request) -> str:
-    """Looks at the flower once it was shown others, so that demonstrations are chosen and every state is a new one."""
+    """Answers by the petals if there are demonstrations, so that demonstrations are chosen and every state is new."""
     length = float(request.messages[-1].content.partition("petal_length:")[2].split()[0])
     shown = any(message.role == "assistant" for message in request.messages)
     name = "setosa" if length < 2.5 or not shown else "versicolor" if length < 4.9 else "virginica"

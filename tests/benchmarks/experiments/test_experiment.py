@@ -1,4 +1,4 @@
-"""The benchmark command end to end, on a real tiny LM: run, report, resume."""
+"""The benchmark command end to end with a tiny real LM: run, report, resume."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
     assert not re.search(r"""(src|href)=["']https?:""", page), "the page must be self-contained"
 
 
-def test_a_run_is_tracked_where_it_is_asked_to_be(finished: Path) -> None:
-    """On each seed the stage of "p" and the two of "p -> w"."""
+def test_a_run_is_logged_to_its_tracker(finished: Path) -> None:
+    """Each of the two seeds has one stage of "p" and two of "p -> w"."""
     board = EventAccumulator(str(finished / "board"))
     board.Reload()
     assert len(board.Tensors("stage/score")) == 6
@@ -160,9 +160,7 @@ def test_other_settings_on_the_same_directory_are_refused(finished: Path, tiny_f
     assert "(settings.val: 4 → 5)" in " ".join(again.stdout.split())
 
 
-def test_a_mistake_before_anything_was_done_may_be_put_right_in_the_same_directory(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_a_mistake_before_any_work_may_be_corrected_in_the_same_directory(tiny_folder: Path, tmp_path: Path) -> None:
     wrong, right = (small(tmp_path, "--lm", f"hf:{path}", "--strategy", "vanilla") for path in ("/no/lm", tiny_folder))
     assert subprocess.run(wrong, capture_output=True, check=False).returncode == 1
     assert (tmp_path / "config.json").is_file()
@@ -177,7 +175,11 @@ def test_a_mistake_before_anything_was_done_may_be_put_right_in_the_same_directo
         ("--seeds", "1,0,1", "names a seed twice"),
         ("--test", "0", "test: Input should be greater than 0"),
         ("--lm", "gpt", "unknown LM 'gpt'"),
-        ("--ray", "auto", "no Ray at 'auto'"),  # on a machine where a Ray runs it is joined, and this fails in time
+        (
+            "--ray",
+            "auto",
+            "no Ray at 'auto'",
+        ),  # if Ray runs here, it is joined, and the timeout fails the test
         ("--ray", "nowhere", "no Ray at 'nowhere'"),
         ("--track", "comet:here", "unknown tracker 'comet:here'"),
         ("--train", "500", "150 different examples, but 507 are needed"),
@@ -192,7 +194,7 @@ def test_bad_options_are_named(tiny_folder: Path, tmp_path: Path, option: str, v
 
 
 def test_a_run_on_a_server_trains_a_model_of_the_same_name(tiny_folder: Path, tmp_path: Path) -> None:
-    """And the password in the URL of the second run is in none of its files."""
+    """The second run has a password in its URL, which is in none of its files."""
     with serving(model=str(tiny_folder)) as fake:
         options = ["--train-lm", f"hf:{tiny_folder}", "--cache", str(tmp_path / "cache.db"), "--strategy", "w"]
         for out, url in (("first", fake.url), ("second", fake.url.replace("//", "//user:w0rd-of-mine@"))):
@@ -209,10 +211,10 @@ def test_a_run_on_a_server_trains_a_model_of_the_same_name(tiny_folder: Path, tm
 
 
 def test_processes_of_one_machine_share_its_memory(tiny_folder: Path) -> None:
-    alone, beside = (ModelSpec(f"hf:{tiny_folder}").load(to_train=False, num_processes=count)[0] for count in (1, 4))
+    alone, sharing = (ModelSpec(f"hf:{tiny_folder}").load(to_train=False, num_processes=count)[0] for count in (1, 4))
     assert isinstance(alone, LocalLM)
-    assert isinstance(beside, LocalLM)
-    assert 0.15 < beside.limits.memory / alone.limits.memory < 0.4  # what is free changes in between
+    assert isinstance(sharing, LocalLM)
+    assert 0.15 < sharing.limits.memory / alone.limits.memory < 0.4  # the free memory changes in between
 
 
 def test_iris_is_split_into_disjoint_stratified_parts() -> None:
@@ -228,7 +230,7 @@ def test_iris_is_split_into_disjoint_stratified_parts() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_flower_that_stands_in_the_data_twice_is_in_one_part(seed: int) -> None:
+def test_the_flower_that_occurs_twice_in_the_data_is_in_one_part(seed: int) -> None:
     split = IrisTask().split(50, 50, 50, seed)
     parts = [{digest([dict(flower.inputs), dict(flower.labels)]) for flower in part} for part in split.parts.values()]
     assert len(set().union(*parts)) == sum(map(len, parts)) == 149
@@ -250,15 +252,15 @@ def test_scores_over_seeds() -> None:
 def test_a_paired_difference_has_an_interval() -> None:
     better = {(seed, str(n)): float(n % 4 > 0) for seed in range(5) for n in range(20)}
     worse = {(seed, str(n)): float(n % 2) for seed in range(5) for n in range(20)}
-    found = paired_difference("p", better, "vanilla", worse)
-    assert found.difference == pytest.approx(0.25)
-    assert 0 < found.low < 0.25 < found.high < 0.5
-    assert (found.wins, found.losses, found.ties) == (25, 0, 75)
-    assert found.p == pytest.approx(2 / 10_000)
+    comparison = paired_difference("p", better, "vanilla", worse)
+    assert comparison.difference == pytest.approx(0.25)
+    assert 0 < comparison.low < 0.25 < comparison.high < 0.5
+    assert (comparison.wins, comparison.losses, comparison.ties) == (25, 0, 75)
+    assert comparison.p == pytest.approx(2 / 10_000)
     assert paired_difference("p", worse, "vanilla", worse).p == 1
 
 
-def test_what_is_no_number_does_not_count_in_a_score_or_a_difference() -> None:
+def test_nan_does_not_count_in_a_score_or_a_difference() -> None:
     nan = float("nan")
     assert score_of([[1.0, nan, 0.0], [nan]]) == score_of([[1.0, 0.0], None])
     assert score_of([[nan]]).percent == "—"
@@ -272,17 +274,17 @@ def test_what_is_no_number_does_not_count_in_a_score_or_a_difference() -> None:
 
 @pytest.mark.parametrize(("pairs", "p"), [(1, 1), (2, 2 / 4), (3, 2 / 8)])
 def test_the_permutation_test_is_exact_for_few_pairs(pairs: int, p: float) -> None:
-    """Of the 8 ways to exchange three pairs, two are as far apart as what was found; of the 2 for one pair, both."""
+    """Of the 8 ways to swap three pairs, two have a difference at least as large; of the 2 for one pair, both."""
     better = {(0, str(n)): float(n < pairs) for n in range(5)}
-    found = paired_difference("p", better, "vanilla", dict.fromkeys(better, 0.0))
-    assert found.p == pytest.approx(p)
+    comparison = paired_difference("p", better, "vanilla", dict.fromkeys(better, 0.0))
+    assert comparison.p == pytest.approx(p)
 
 
 @given(st.lists(st.floats(0, 1), max_size=8))
 def test_holm_corrects_upwards_and_keeps_the_order(values: list[float]) -> None:
     corrected = holm(values)
-    for one, also in zip(values, corrected, strict=True):
-        assert round(one, 6) <= also <= 1
+    for value, raised in zip(values, corrected, strict=True):
+        assert round(value, 6) <= raised <= 1
     assert sorted(corrected) == [corrected[place] for place in sorted(range(len(values)), key=values.__getitem__)]
     assert holm([0.01, 0.04, 0.03]) == [0.03, 0.06, 0.06]
 

@@ -1,4 +1,4 @@
-"""Cells on a real Ray with two workers, one of which is killed: the result is that of one process."""
+"""Cells on a real Ray cluster with two workers, one of which is killed: the result is that of one process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ HERE = Cluster("local", cores=2)
 @final
 @dataclass(frozen=True)
 class Numbers(Task):
-    """Numbers whose answer is right if it has an even length."""
+    """Numbers; an answer is correct if it has an even length."""
 
     name: str = "numbers"
 
@@ -58,7 +58,7 @@ class Numbers(Task):
 
 @final
 class Deadly(LM):
-    """Kills its process before the first request on an adapter, once."""
+    """Kills its process before the first request on an adapter, but only once."""
 
     def __init__(self, lm: LM, killed: Path) -> None:
         self._lm, self._killed = lm, killed
@@ -80,7 +80,7 @@ class Deadly(LM):
 @final
 @dataclass(frozen=True)
 class CountedLoads:
-    """The tiny LM; leaves a line in a file whenever it is loaded."""
+    """Loads the tiny LM, and writes a line to a file each time."""
 
     path: Path
     notes: Path
@@ -98,7 +98,7 @@ class CountedLoads:
 
     @property
     def loads(self) -> list[int]:
-        """The processes that loaded it, in order."""
+        """Ids of the processes that loaded the LM, in order."""
         path = self.notes / "loads"
         return list(map(int, path.read_text().split())) if path.exists() else []
 
@@ -142,8 +142,8 @@ def test_the_result_of_two_workers_one_of_which_is_killed_is_that_of_one_process
     killed = int((notes / "killed").read_text())
     assert killed in first
     assert killed != os.getpid() not in first
-    assert (notes / "processes").read_text() == "2"  # each of the two takes half of what one would
-    assert len(first) == len(cells_of(spec)) + 1 + 1  # the cells, the one that was killed again, and the summary
+    assert (notes / "processes").read_text() == "2"  # each of the two uses half of the memory that one would
+    assert len(first) == len(cells_of(spec)) + 1 + 1  # the cells, the killed one a second time, and the summary
 
     heard = list[Event]()
     with closing(RunStore(notes / "alone", spec.config)) as store:
@@ -157,7 +157,7 @@ def test_the_result_of_two_workers_one_of_which_is_killed_is_that_of_one_process
     ended = {(event.stage, event.score) for event in told if isinstance(event, StageEnded)}
     assert ended == {(event.stage, event.score) for event in heard if isinstance(event, StageEnded)}
 
-    with closing(RunStore(spec.out, spec.config)) as store:  # once more: only the summary loads the LM
+    with closing(RunStore(spec.out, spec.config)) as store:  # the second time, only the summary loads the LM
         again = run_on_cluster(spec, store, workers)
     assert again == spread
     assert len(spec.models.loads) == len(first) + 2

@@ -1,4 +1,4 @@
-"""The report of a run with something to tell: scores that move, examples that change, searches, trainings, failures."""
+"""The report of a run with content in every section: gains, changed examples, searches, training and failures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COMMAND = "python -m benchmarks.rivers --strategy 'p -> w -> p' --out runs/river
 
 @pytest.fixture(scope="module")
 def ran(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
-    """A run of two seeds; the scripted LM answers, and a tiny one of its name is trained."""
+    """A run of two seeds; the scripted LM answers, and a tiny LM of the same name is trained."""
     out = tmp_path_factory.mktemp("rivers")
     settings = Settings(
         train=8,
@@ -49,10 +49,10 @@ def ran(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Re
     trained = LocalLM.from_pretrained(str(tiny_folder), name="reader")
     store = RunStore(out)
     spec = ExperimentSpec(RiversTask(), ModelSpec("scripted"), settings, table_rows(STRATEGIES), (0, 1), out)
-    found = run(spec, LoadedModels(ScriptedLM(reader, name="reader"), trained, WordOverlap()), store)
+    result = run(spec, LoadedModels(ScriptedLM(reader, name="reader"), trained, WordOverlap()), store)
     store.close()
-    write_report(found, out, "answer", COMMAND)
-    return found, out
+    write_report(result, out, "answer", COMMAND)
+    return result, out
 
 
 @pytest.fixture(scope="module")
@@ -68,27 +68,27 @@ PLOTS = ("scores", "by-stage", "gains", "measures", "candidates", "losses")
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with (Debian: chromium)")
 @pytest.mark.parametrize("width", [360, 1100])
 def test_a_browser_shows_all_of_it(ran: tuple[Result, Path], tmp_path: Path, width: int) -> None:
-    """On a phone and on a desk: nothing is wider than the page, and there is nothing on the console."""
-    found, console = look(ran[1] / "report.html", width, tmp_path)
+    """At the width of a phone and of a desktop, nothing is wider than the page, and the console is empty."""
+    measured, console = look(ran[1] / "report.html", width, tmp_path)
     assert console == []
-    assert {*SECTIONS, *TOLD} <= set(found["ids"])
-    assert len(set(found["ids"])) == len(found["ids"])
-    assert set(found["plots"]) == {f"plot-{name}" for name in PLOTS}
-    for wide, high in found["plots"].values():
+    assert {*SECTIONS, *TOLD} <= set(measured["ids"])
+    assert len(set(measured["ids"])) == len(measured["ids"])
+    assert set(measured["plots"]) == {f"plot-{name}" for name in PLOTS}
+    for wide, high in measured["plots"].values():
         assert 200 < wide < width
         assert high > 100
-    assert len(found["tables"]) >= 10
-    assert min(found["tables"]) >= 2
-    assert found["folded"] == found["open"] == width
+    assert len(measured["tables"]) >= 10
+    assert min(measured["tables"]) >= 2
+    assert measured["folded"] == measured["open"] == width
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with (Debian: chromium)")
-def test_what_is_looked_for_would_be_seen(tmp_path: Path) -> None:
+def test_the_browser_notices_wide_pages_and_console_messages(tmp_path: Path) -> None:
     bad = "<!doctype html><details><div style='width: 500px'>wide</div></details><script>console.error('no')</script>"
     (tmp_path / "bad.html").write_text(bad)
-    found, console = look(tmp_path / "bad.html", 360, tmp_path)
-    assert found["folded"] == 360
-    assert found["open"] >= 500
+    measured, console = look(tmp_path / "bad.html", 360, tmp_path)
+    assert measured["folded"] == 360
+    assert measured["open"] >= 500
     assert len(console) == 1
 
 
@@ -100,7 +100,7 @@ def test_it_needs_no_other_file_and_runs_nothing(page: str) -> None:
 
 
 def test_lists_are_shown_as_they_are_written(page: str) -> None:
-    """Letters and apostrophes of titles, not their codes."""
+    """Letters and apostrophes of titles are not escaped."""
     assert "\\u00" not in page
 
 
@@ -112,21 +112,21 @@ def test_costs_of_a_seed_are_those_of_the_seeds_that_have_a_score(ran: tuple[Res
 
 
 def test_it_is_the_same_every_time(ran: tuple[Result, Path]) -> None:
-    found, out = ran
+    result, out = ran
     names = ("report.html", "report.md", "results.csv", "scores.csv", "scores.svg")
     before = [(out / name).read_bytes() for name in names]
-    write_report(found, out, "answer", COMMAND)
+    write_report(result, out, "answer", COMMAND)
     assert [(out / name).read_bytes() for name in names] == before
-    assert "rivers --strategy" not in found.model_dump_json(), "a result is the same in every directory"
+    assert "rivers --strategy" not in result.model_dump_json(), "a result is the same in every directory"
 
 
-def test_scores_and_differences_stand_with_their_intervals(ran: tuple[Result, Path], page: str) -> None:
-    found, out = ran
+def test_scores_and_differences_are_shown_with_their_intervals(ran: tuple[Result, Path], page: str) -> None:
+    result, out = ran
     text = (out / "report.md").read_text()
-    for row in found.strategies:
+    for row in result.strategies:
         assert row.test.percent in page
         assert f"| `{row.strategy}` | {row.val.percent} | {row.test.percent} |" in text
-    for one in found.comparisons:
+    for one in result.comparisons:
         points = f"{100 * one.difference:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
         counts = f"{one.wins} | {one.losses} | {one.ties} |"
         assert f"| `{one.strategy}` | `{one.baseline}` | {points} | {one.p:.4f} |" in text
@@ -135,22 +135,22 @@ def test_scores_and_differences_stand_with_their_intervals(ran: tuple[Result, Pa
 
 
 def test_a_difference_can_be_read_from_either_side(ran: tuple[Result, Path]) -> None:
-    found, _ = ran
-    there, back = difference(found, "p", "vanilla"), difference(found, "vanilla", "p")
+    result, _ = ran
+    there, back = difference(result, "p", "vanilla"), difference(result, "vanilla", "p")
     assert there is not None
     assert back is not None
     assert (back.difference, back.low, back.high) == (-there.difference, -there.high, -there.low)
     assert (back.wins, back.losses, back.ties) == (there.losses, there.wins, there.ties)
-    assert difference(found, "p", "p") is None
+    assert difference(result, "p", "p") is None
 
 
 def test_gains_are_set_against_their_cost(ran: tuple[Result, Path]) -> None:
-    """In calls of one seed: the run has two."""
-    found, _ = ran
-    vanilla, prompts, *_ = efficiencies(found)
-    gain = difference(found, "p", "vanilla")
+    """The cost is that of one seed; the run has two."""
+    result, _ = ran
+    vanilla, prompts, *_ = efficiencies(result)
+    gain = difference(result, "p", "vanilla")
     assert gain is not None
-    calls = found.strategies[1].cost["lm_calls"] / 2
+    calls = result.strategies[1].cost["lm_calls"] / 2
     assert (vanilla.gain, vanilla.per_1000_calls, vanilla.per_minute) == ("—", "—", "—")
     assert prompts.per_1000_calls.split()[0] == f"{100 * gain.difference / (calls / 1000):+.2f}"
     assert prompts.per_minute != "—"
@@ -171,24 +171,24 @@ def read(out: Path) -> TraceReader:
 
 
 def test_classes_are_counted_over_all_seeds(ran: tuple[Result, Path]) -> None:
-    """Without learning Cairo's sea is known, and nothing else can be read."""
-    found, out = ran
-    vanilla, prompts, *_ = confusions(found, read(out), "answer")
+    """Without learning, the LM knows Cairo's sea, and all other answers are unreadable."""
+    result, out = ran
+    vanilla, prompts, *_ = confusions(result, read(out), "answer")
     assert vanilla.columns == (*sorted(SEAS.values()), "unreadable")
     assert vanilla.rows["Mediterranean"] == (0, 4, 0, 0, 0)
     assert all(row == (0, 0, 0, 0, 4) for name, row in vanilla.rows.items() if name != "Mediterranean")
     assert prompts.columns == tuple(sorted(SEAS.values()))
     assert prompts.rows["Mediterranean"] == (0, 0, 4, 0)
-    assert confusions(found, read(out), "river") == [], "no program answers with a river"
-    assert confusions(found, read(out), None) == []
+    assert confusions(result, read(out), "river") == [], "no program answers with a river"
+    assert confusions(result, read(out), None) == []
 
 
 def test_examples_that_changed_are_side_by_side(ran: tuple[Result, Path], page: str) -> None:
-    found, out = ran
-    pairs = {(pair.before, pair.after): pair for pair in changes(found, read(out))}
+    result, out = ran
+    pairs = {(pair.before, pair.after): pair for pair in changes(result, read(out))}
     assert ("vanilla", "p -> w -> p") in pairs
     for (old, new), pair in pairs.items():
-        compared = difference(found, new, old)
+        compared = difference(result, new, old)
         assert compared is not None
         assert (pair.num_gained, pair.num_lost) == (compared.wins, compared.losses)
     learned = pairs["vanilla", "p -> w -> p"]
@@ -202,8 +202,8 @@ def test_examples_that_changed_are_side_by_side(ran: tuple[Result, Path], page: 
 
 
 def test_prompts_are_those_that_were_sent(ran: tuple[Result, Path], page: str) -> None:
-    found, out = ran
-    for sent, row in zip(prompts(found, read(out)), found.strategies, strict=True):
+    result, out = ran
+    for sent, row in zip(prompts(result, read(out)), result.strategies, strict=True):
         first = next(read_trace_log(out / "blobs" / (row.outcomes[0].traces or "")))
         assert set(sent.modules) == {"query.0.predict", "query.1.predict", "answer.predict"}
         for path, messages in sent.modules.items():
@@ -214,48 +214,48 @@ def test_prompts_are_those_that_were_sent(ran: tuple[Result, Path], page: str) -
 
 
 def test_endings_and_modules_say_how_runs_failed(ran: tuple[Result, Path]) -> None:
-    found, out = ran
-    vanilla = endings(found, read(out))[0]
+    result, out = ran
+    vanilla = endings(result, read(out))[0]
     assert (vanilla.right, vanilla.wrong, vanilla.failed) == (4, 0, {"parse": 12})
     assert vanilla.reasons == [("ParseError: field 'answer': is absent", 12)]
-    answer = next(row for row in module_rows(found) if (row.strategy, row.path) == ("vanilla", "answer.predict"))
+    answer = next(row for row in module_rows(result) if (row.strategy, row.path) == ("vanilla", "answer.predict"))
     assert (answer.cost.calls, answer.unreadable) == (16, "75.0 %")
 
 
 def test_results_csv_has_a_line_for_every_strategy_and_seed(ran: tuple[Result, Path]) -> None:
-    found, out = ran
+    result, out = ran
     table = pandas.read_csv(out / "results.csv").set_index(["strategy", "seed"])
     assert list(table.index) == [(strategy, seed) for strategy in STRATEGIES for seed in (0, 1)]
-    for row in found.strategies:
-        own = table.loc[row.strategy]
-        assert list(own["test"]) == row.test.per_seed
-        assert list(own["recall@hop 2"]) == row.quality["recall@hop 2"].all.per_seed
-        assert own["lm_calls"].sum() == row.cost["lm_calls"]
+    for row in result.strategies:
+        lines = table.loc[row.strategy]
+        assert list(lines["test"]) == row.test.per_seed
+        assert list(lines["recall@hop 2"]) == row.quality["recall@hop 2"].all.per_seed
+        assert lines["lm_calls"].sum() == row.cost["lm_calls"]
 
 
 def test_scores_csv_has_a_line_for_every_test_run_and_none_of_the_data(ran: tuple[Result, Path]) -> None:
-    found, out = ran
+    result, out = ran
     table = pandas.read_csv(out / "scores.csv")
-    for (strategy, seed), own in table.groupby(["strategy", "seed"]):
-        row = next(row for row in found.strategies if row.strategy == strategy)
+    for (strategy, seed), lines in table.groupby(["strategy", "seed"]):
+        row = next(row for row in result.strategies if row.strategy == strategy)
         traces = {trace.example: trace for trace in read(out)(row.outcomes[seed])}
-        assert list(own["example"]) == list(traces)
-        assert own["score"].mean() == row.test.per_seed[seed]
-        for name in found.measures:
-            assert own[name].mean() == pytest.approx(row.quality[name].all.per_seed[seed])
-        assert list(own["failure"].fillna("")) == [trace.failure or "" for trace in traces.values()]
+        assert list(lines["example"]) == list(traces)
+        assert lines["score"].mean() == row.test.per_seed[seed]
+        for name in result.measures:
+            assert lines[name].mean() == pytest.approx(row.quality[name].all.per_seed[seed])
+        assert list(lines["failure"].fillna("")) == [trace.failure or "" for trace in traces.values()]
     assert set(table["strategy"]) == set(STRATEGIES)
     answers = {trace.labels["answer"] for trace in traces.values()}
     assert not answers & set(table.astype(str).to_numpy().flat)
 
 
-def test_without_the_traces_it_says_so(ran: tuple[Result, Path], tmp_path: Path) -> None:
+def test_missing_traces_are_reported(ran: tuple[Result, Path], tmp_path: Path) -> None:
     with pytest.raises(CorruptBlob, match=r"missing or damaged.*the evaluation is then done again"):
         write_report(ran[0], tmp_path)
 
 
 def test_a_result_of_one_strategy_that_learned_nothing_has_a_report(ran: tuple[Result, Path], tmp_path: Path) -> None:
-    """As from a run without a directory: no scores, no traces, nothing to compare with."""
+    """There are no scores, no traces, and nothing to compare with."""
     row = ran[0].strategies[2]
     nothing = Score(mean=None, stderr=None, low=None, high=None, n=0, per_seed=[None, None])
     unkept = [outcome.model_copy(update={"traces": None}) for outcome in row.outcomes]

@@ -1,4 +1,4 @@
-"""The comparison of optimizers: what both sides read, and a search of lmpipe as it is measured."""
+"""The comparison of optimizers: the workloads of both libraries, and the measured search of lmpipe."""
 
 from __future__ import annotations
 

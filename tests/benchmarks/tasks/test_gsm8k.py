@@ -1,4 +1,4 @@
-"""GSM8K as a task: its data, its metric, and the sums that are checked on the way."""
+"""The GSM8K task: its data, its metric, and the check of sums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lmpipe.errors import ConfigError
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    for part, first in (("train", 0), ("test", 7)):  # problem 7 stands in both parts
+    for part, first in (("train", 0), ("test", 7)):  # problem 7 is in both parts
         records = [
             {"question": f"What is 1000 plus {n}?", "answer": f"1000+{n}=<<1000+{n}={1000 + n}>>\n#### 1,{n:03}"}
             for n in range(first, first + 8)
@@ -30,7 +30,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def answer(request: Request) -> str:
-    """Adds right below 10, wrong from 10 on, and without a sum for 14."""
+    """Adds correctly below 10, incorrectly from 10 on, and answers 14 without a sum."""
     n = int(request.messages[-1].content.rpartition("plus ")[2].rstrip("?"))
     if n == 14:
         return "reasoning: I know it.\nanswer: it is $1014.00"
@@ -45,7 +45,7 @@ def test_answers_are_scored_by_their_last_number_and_sums_are_checked(data: Path
     program, session = task.program(), Session(lm=ScriptedLM(answer))
     state = initial_state(program, session)
     traces = rollout(program, [Job(state, example) for example in split.test], session, task.metric())
-    found = {
+    values = {
         int(trace.example.labels["answer"].replace(",", "")) - 1000: (
             trace.score,
             *(measure(trace) for measure in task.measures.values()),
@@ -53,10 +53,10 @@ def test_answers_are_scored_by_their_last_number_and_sums_are_checked(data: Path
         for trace in traces
     }
     assert list(task.measures) == ["right sums", "with sums"]
-    assert found == {n: (1, 1, 1) if n < 10 else (0, 0, 1) for n in range(7, 14)} | {14: (1, None, 0)}
+    assert values == {n: (1, 1, 1) if n < 10 else (0, 0, 1) for n in range(7, 14)} | {14: (1, None, 0)}
 
 
-def test_data_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_data_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gsm8k/train\.jsonl\.gz cannot be read"):
         Gsm8kTask(data=str(tmp_path)).examples()
 
@@ -88,17 +88,17 @@ def test_sums_in_texts(text: str, right: list[bool]) -> None:
 
 
 def test_sums_without_end_are_left_out() -> None:
-    """As an LM writes them that repeats itself."""
+    """An LM that repeats itself writes such sums."""
     endless = ["1" + 1100 * "+1" + "=1101", f"1/3=0.{5000 * '3'}", 5000 * "1" + "+1=2"]
     assert list(equations(". ".join([*endless, "2+2=4"]))) == [True]
 
 
 @given(st.integers(0, 10**6), st.integers(1, 10**6), st.sampled_from("+-*"), st.integers(-3, 3))
-def test_a_sum_is_right_if_it_is(left: int, right: int, sign: str, error: int) -> None:
+def test_a_sum_is_right_if_its_value_is(left: int, right: int, sign: str, error: int) -> None:
     value = {"+": left + right, "-": left - right, "*": left * right}[sign]
     assert list(equations(f"so {left:,} {sign} ${right} = {value + error:,} ")) == [not error]
 
 
 @given(st.text("0123456789+-*/=x ().,$", max_size=400))
-def test_any_text_is_looked_through(text: str) -> None:
+def test_any_text_can_be_checked(text: str) -> None:
     assert set(equations(text)) <= {True, False}

@@ -1,4 +1,4 @@
-"""HotPotQA as a task: its data, its splits, what is measured on the way, and its command."""
+"""The HotPotQA task: its data, its splits, its measures, and its command."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_parts_of_the_data_stay_apart(data: Path) -> None:
-    """London's question stands in the train and the test part: it is tested on, and not learned from."""
+    """London's question is in the train and the test part of the data; it stays in the test part only."""
     task = HotpotTask(data=str(data))
     split = task.split(4, 4, 4, seed=0)
-    for found, part in zip((split.train, split.val, split.test), PARTS, strict=True):
-        known = {one["question"] for one in RECORDS[part]}
-        assert {example.inputs["question"] for example in found} <= known
+    for examples, part in zip((split.train, split.val, split.test), PARTS, strict=True):
+        questions = {record["question"] for record in RECORDS[part]}
+        assert {example.inputs["question"] for example in examples} <= questions
     ids = [example.id for part in (split.train, split.val, split.test) for example in part]
     assert len(set(ids)) == len(ids) == 12
     assert split.test != task.split(4, 4, 4, seed=1).test
@@ -84,17 +84,17 @@ def test_an_example_knows_its_gold_titles_as_text(data: Path) -> None:
 
 
 def reader(request: Request) -> str:
-    """Finds the second passage in Paris and Cairo, the first alone in Rome, breaks off after it in London."""
-    asked, system = request.messages[-1].content, request.messages[0].content
-    city = next(city for city in CITIES if city in asked.rpartition("question: ")[2])
+    """Finds both passages for Paris and Cairo, only the first for Rome and London; then fails for London."""
+    prompt, system = request.messages[-1].content, request.messages[0].content
+    city = next(city for city in CITIES if city in prompt.rpartition("question: ")[2])
     if "\nsearch_query:" not in system:
         return f"answer: the {SEAS[CITIES[city]]}" if city == "Paris" else "answer: Black Sea"
-    if "lies on" not in asked:
+    if "lies on" not in prompt:
         return f"search_query: {city}"
     return {"Rome": "search_query: Rome", "London": "Well"}.get(city, f"search_query: {CITIES[city]}")
 
 
-def test_what_is_found_after_each_hop_is_measured(data: Path) -> None:
+def test_the_recall_after_each_hop_is_measured(data: Path) -> None:
     task = HotpotTask(data=str(data), k=1)
     session = Session(lm=ScriptedLM(reader), retriever=load_retriever("bm25", task.passages))
     program, examples = task.program(), task.examples().val
@@ -111,27 +111,27 @@ def test_what_is_found_after_each_hop_is_measured(data: Path) -> None:
         "Cairo": [0, 0.5, 1, 1],
     }
     assert traces["London?"].failure == "parse"
-    found = evaluate(program, jobs[0].state, examples, exact_match, session, measures=task.measures)
-    assert found.mean == 0.25
-    assert {name: sum(of.values()) / 4 for name, of in found.measures.items()} == {
+    evaluation = evaluate(program, jobs[0].state, examples, exact_match, session, measures=task.measures)
+    assert evaluation.mean == 0.25
+    assert {name: sum(of.values()) / 4 for name, of in evaluation.measures.items()} == {
         "F1": 0.375,
         "recall@hop 1": 0.5,
         "recall@hop 2": 0.75,
         "all gold": 0.5,
     }
-    assert found.measures["F1"].keys() == found.scores.keys()
+    assert evaluation.measures["F1"].keys() == evaluation.scores.keys()
 
 
-def test_other_measures_are_not_answered_from_memory(data: Path) -> None:
+def test_other_measures_are_not_recalled(data: Path) -> None:
     task = HotpotTask(data=str(data), k=1)
     session = Session(lm=ScriptedLM(reader), retriever=load_retriever("bm25", task.passages))
     program, examples = task.program(), task.examples().val
     state = initial_state(program, session)
     assert evaluate(program, state, examples, exact_match, session).measures == {}
-    made = session.ledger.total.lm_calls
+    calls = session.ledger.total.lm_calls
     first = evaluate(program, state, examples, exact_match, session, measures=task.measures)
     assert first.measures
-    assert session.ledger.total.lm_calls == 2 * made
+    assert session.ledger.total.lm_calls == 2 * calls
     assert evaluate(program, state, examples, exact_match, session, measures=task.measures) == first
 
 
@@ -145,16 +145,16 @@ configs:
 """
 
 
-def test_the_hub_gives_hard_questions_and_training_ones_are_divided(tmp_path: Path) -> None:
-    """A folder that the package datasets loads as it loads the hub's; in a process with a cache of its own."""
+def test_hard_questions_of_the_hub_are_used_and_training_questions_are_divided(tmp_path: Path) -> None:
+    """The package datasets loads a local folder as it loads the hub, in a process with a cache of its own."""
     hub = tmp_path / "hub"
     hub.mkdir()
     (hub / "README.md").write_text(HUB_CARD)
     asks = [f"Question {n} on {{}}?" for n in range(4)]
     records = [record(city, ask) for ask in asks for city in CITIES]
     others = [{**record("Rome", "Easy on {}?", "easy"), "context": {"title": ["Rome"]}}]
-    for part, own in (("train", [*records[:12], *others]), ("validation", [*records[12:], *others])):
-        lines = [json.dumps({"context": {"title": ["Paris"]}, **one}) for one in own]
+    for part, part_records in (("train", [*records[:12], *others]), ("validation", [*records[12:], *others])):
+        lines = [json.dumps({"context": {"title": ["Paris"]}, **one}) for one in part_records]
         (hub / f"{part}.jsonl").write_text("\n".join(lines))
     script = (
         "import sys, json\nfrom benchmarks.tasks.hotpotqa import HotpotTask\n"
@@ -170,10 +170,10 @@ def test_the_hub_gives_hard_questions_and_training_ones_are_divided(tmp_path: Pa
     )
     assert run.returncode == 0, run.stderr[-2000:]
     train, val, test = json.loads(run.stdout.splitlines()[-1])
-    asked = [one["question"] for one in records]
+    questions = [one["question"] for one in records]
     assert (len(train), len(val)) == (9, 3)
-    assert sorted(train + val) == sorted(asked[:12])
-    assert sorted(test) == sorted(asked[12:])
+    assert sorted(train + val) == sorted(questions[:12])
+    assert sorted(test) == sorted(questions[12:])
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def hotpotqa(*options: str, benchmark: str = "hotpotqa") -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_command_writes_what_was_found(data: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_command_writes_the_measures(data: Path, tiny_folder: Path, tmp_path: Path) -> None:
     sizes = ["--train", "2", "--val", "2", "--test", "3", "--max-tokens", "40", "--structured"]
     options = ["--lm", f"hf:{tiny_folder}", "--data", str(data), "--out", str(tmp_path / "run"), *sizes]
     run = hotpotqa(*options, "--strategy", "vanilla", "--strategy", "p", "--strategy", "w")
@@ -225,9 +225,9 @@ def test_the_command_writes_what_was_found(data: Path, tiny_folder: Path, tmp_pa
         assert row["quality"]["all gold"]["successful"]["n"] == 0
     assert skipped["quality"]["all gold"]["all"]["mean"] is None
     assert (skipped["outcomes"][0]["traces"], skipped["outcomes"][0]["modules"]) == (None, {})
-    for looking in ("trace", "prompt"):
+    for subcommand in ("trace", "prompt"):
         with pytest.raises(ConfigError, match="no traces of 'w', seed 0: w skipped on seed 0: none of"):
-            CliRunner().invoke(app, [looking, str(tmp_path / "run"), "--strategy", "w"], catch_exceptions=False)
+            CliRunner().invoke(app, [subcommand, str(tmp_path / "run"), "--strategy", "w"], catch_exceptions=False)
     assert searched["stages"][0]["cost"]["retrievals"] > 0
     assert "recall@hop 2" in run.stdout
     assert "recall@hop 2" in (tmp_path / "run" / "report.html").read_text()
