@@ -83,7 +83,7 @@ def test_waiting_queries_are_searched_together_in_the_order_of_the_jobs() -> Non
     assert lm.batch_sizes == [4, 4, 4]
 
 
-def test_calls_of_several_kinds_that_wait_together_go_out_together() -> None:
+def test_waiting_calls_of_several_kinds_are_sent_together() -> None:
     class Mixed(Module):
         def __init__(self) -> None:
             self.near, self.far = Retrieve(1), Retrieve(3)
@@ -234,7 +234,7 @@ class Server(LM):
         return
 
 
-def test_beside_a_server_a_query_does_not_wait_until_the_others_wait_too() -> None:
+def test_with_a_server_a_query_does_not_wait_for_all_other_jobs() -> None:
     retrieved, deadline = threading.Event(), time.monotonic() + 5
 
     class Busy(Module):

@@ -306,7 +306,7 @@ def test_changes_that_a_program_makes_to_its_inputs_do_not_reach_the_example() -
     assert example.inputs == {"question": (["a"],)}
 
 
-def test_a_list_that_two_attributes_hold_is_not_a_cycle() -> None:
+def test_a_list_that_two_attributes_share_is_not_a_cycle() -> None:
     program = Nested()
     program.other = program.hops  # type: ignore[attr-defined]
     assert list(predictors(program)) == ["hops.0.predict", "hops.1.deep", "answer"]
