@@ -165,7 +165,7 @@ class _FillerRetriever(Retriever):
 @final
 @dataclass(frozen=True)
 class _EverySecondSucceeds:
-    """A metric by which half of the examples succeed, whatever is predicted."""
+    """A metric by which half of the examples succeed, whatever the prediction."""
 
     def __call__(self, example: Example, prediction: Prediction) -> float:
         return float(int(digest(example.id), 16) % 2)
@@ -174,7 +174,7 @@ class _EverySecondSucceeds:
 @final
 @dataclass(frozen=True)
 class _TokenCountingTrainer(Trainer):
-    """Counts the tokens of its rows, and returns an adapter that holds nothing but a digest of them.
+    """Counts the tokens of its rows, and returns an adapter that contains only a digest of them.
 
     Args:
         epochs: Number of passes over the rows.

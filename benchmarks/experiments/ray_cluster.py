@@ -79,7 +79,7 @@ def run_on_cluster(
         callbacks: Called with the events of a cell when it has ended.
 
     Raises:
-        ClusterError: If no machine has what a cell needs, a worker does not see the run directory or has other
+        ClusterError: If no machine has enough for a cell, a worker does not see the run directory or has other
             versions, or the workers of a cell were lost again and again.
         LmpipeError: If a cell fails; the message names it.
     """

@@ -66,7 +66,7 @@ def versions() -> dict[str, str]:
 @final
 @dataclass(frozen=True)
 class ExperimentSpec:
-    """Everything that decides what an experiment does. It can be pickled.
+    """All choices that define an experiment. It can be pickled.
 
     Args:
         task: Data, program and metric.

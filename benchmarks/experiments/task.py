@@ -132,7 +132,7 @@ class Task(ABC):
 
 
 def _keep_copies_together(parts: Sequence[Sequence[Example]], label: str | None) -> list[tuple[Example, ...]]:
-    """Returns the parts with all examples of equal content in the part that holds the first of them.
+    """Returns the parts with all examples of equal content in the part with the first of them.
 
     Each copy changes places with an example of its class that occurs once in the data.
 

@@ -1,6 +1,6 @@
 """Counts why rollouts failed. Messages that differ only in numbers and quotations count as one kind of failure.
 
-This module knows nothing about who reports the counts.
+This module knows nothing about how the counts are reported.
 """
 
 from __future__ import annotations

@@ -208,8 +208,8 @@ def signature(source: SignatureLike, instructions: str = "", types: Mapping[str,
     """Creates a signature from a string or a class.
 
     Args:
-        source: ``"a, b: int -> c: list[str]"``; or a class whose docstring holds the instructions and whose annotated
-            attributes are set to `Input` and `Output`; or a signature, which is returned as it is.
+        source: ``"a, b: int -> c: list[str]"``; or a class whose docstring contains the instructions and whose
+            annotated attributes are set to `Input` and `Output`; or a signature, which is returned as it is.
         instructions: Instructions for a string; by default they are made from the field names.
         types: Additional type names for a string, such as those of pydantic models.
 

@@ -30,7 +30,7 @@ SearchFn = Callable[[str, int], Passages | EngineError]
 
 @final
 class CallContext:
-    """One call of a program on one example: what its modules read, and the steps that they leave.
+    """The context of one call of a program on one example: the data that its modules read, and the steps they append.
 
     Args:
         session: The session that the program runs in.

@@ -1,6 +1,6 @@
 """Identity by content: canonical JSON, digests, and seeds that derive from them.
 
-Two values are identical if and only if their canonical JSON is the same. Knows nothing about what the values mean.
+Two values are identical if and only if their canonical JSON is the same. Knows nothing about the meaning of the values.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def json_default(value: object) -> Any:
     if isinstance(value, range):
         return list(value)
     if isinstance(value, Iterator):
-        raise ConfigError(f"an iterator ({type(value).__qualname__}) can be read only once; give a list")
+        raise ConfigError(f"an iterator ({type(value).__qualname__}) can be read only once; pass a list")
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
         return value.tolist()

@@ -57,7 +57,7 @@ def reflection_record(trace: Trace) -> dict[str, Any]:
             {
                 "Inputs": _texts(step.inputs),
                 "Generated Outputs": _texts(step.outputs) if step.outputs is not None else "none that could be read",
-                "Feedback": clean_text(_feedback(trace, step)),  # may hold any text of the metric or the program
+                "Feedback": clean_text(_feedback(trace, step)),  # may contain any text of the metric or the program
             }
         )
     return {"score": trace.score, "calls": calls}

@@ -142,8 +142,8 @@ class BootstrapFinetune(WeightSettings):
     ) -> dict[str, list[TrainingRow]]:
         """Makes one training row from each module call of each trace.
 
-        A row holds the messages that inference would send for the same inputs with the vanilla prompt, and the outputs
-        of the call in the form that the template asks for.
+        A row contains the messages that inference would send for the same inputs with the vanilla prompt, and the
+        outputs of the call in the form that the template asks for.
 
         Returns:
             Weight key (a role, or ``"role/path"``) → its rows, in the order of the traces.

@@ -120,7 +120,7 @@ class GRPO(WeightSettings):
         return result.model_copy(update={"status": "skipped", "reason": reason})
 
     def _batch(self, train: Sequence[Example], number: int, seed: int) -> list[Example]:
-        """Returns the next training examples for a step; the examples are shuffled anew in each epoch."""
+        """Returns the next training examples for a step; the examples are reshuffled in each epoch."""
         size = min(self.examples_per_step, len(train))
         epoch, offset = divmod((number - 1) * size, max(len(train), 1))
         order = [*_epoch(train, seed, epoch), *_epoch(train, seed, epoch + 1)]

@@ -416,7 +416,7 @@ def test_the_order_of_dicts_and_sets_does_not_count(value: Any) -> None:
     ("value", "message"),
     [
         (object(), "'question.parts.1': a value of type object cannot be written as JSON"),
-        (iter([1]), r"'question.parts.1': an iterator \(list_iterator\) can be read only once; give a list"),
+        (iter([1]), r"'question.parts.1': an iterator \(list_iterator\) can be read only once; pass a list"),
         (len, "builtin_function_or_method"),
         (Node("a"), "a value of type Node"),
         ({1: "a", "1": "b"}, "several keys of a mapping have the same text, among 1"),

@@ -58,7 +58,7 @@ def product_rate(dtype: torch.dtype, size: int = 2048, repetitions: int = 9) -> 
 
 
 def cpu_seconds(work: Callable[[], Any]) -> float:
-    """Returns the CPU seconds that this process takes for a piece of work."""
+    """Returns the CPU seconds that this process spends on a piece of work."""
     started = process_time()
     work()
     return process_time() - started
