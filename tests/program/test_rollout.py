@@ -194,7 +194,7 @@ class ShortLM(LM):
 
 
 def test_an_engine_that_returns_too_few_answers_is_named() -> None:
-    with pytest.raises(EngineError, match="gave 19 answers to 20 requests"):
+    with pytest.raises(EngineError, match="returned 19 answers for 20 requests"):
         roll_out(ShortLM())
 
 

@@ -70,9 +70,9 @@ def test_a_program_runs_with_it_and_every_text_is_embedded_once() -> None:
 def test_a_session_without_the_embedder_of_a_state_refuses_it() -> None:
     state = ProgramState(prompts={"self": pool(1)}, weights={})
     lm = ScriptedLM(lambda request: "answer: yes")
-    with pytest.raises(SessionError, match=r"'number line' and this session has none"):
+    with pytest.raises(SessionError, match=r"'number line', but this session has none"):
         Session(lm=lm).register_adapters(state)
-    with pytest.raises(SessionError, match=r"'number line' and this session has 'another'"):
+    with pytest.raises(SessionError, match=r"'number line', but this session has 'another'"):
         Session(lm=lm, embedder=NumberLine("another")).register_adapters(state)
     Session(lm=lm, embedder=NumberLine()).register_adapters(state)
 
@@ -98,7 +98,7 @@ class Short(Embedder):
 
 def test_an_embedder_that_returns_too_few_vectors_is_named() -> None:
     with pytest.raises(EngineError, match="returned 1 answers for 2"):
-        EmbeddingCache().of(Short(), ["one", "two"])
+        EmbeddingCache().embed(Short(), ["one", "two"])
 
 
 class Slow(Embedder):
