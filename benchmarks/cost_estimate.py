@@ -1,4 +1,4 @@
-"""The cost of all experiments in the paper, and what sharing stages saves: ``python -m benchmarks.cost_estimate``.
+"""The cost of all experiments in the paper, and the savings from shared stages: ``python -m benchmarks.cost_estimate``.
 
 Nothing is run. `benchmarks.experiments.cost_estimate` has the arithmetic and says which figures are exact.
 """

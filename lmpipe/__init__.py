@@ -1,6 +1,6 @@
 """lmpipe: language-model pipelines that teach themselves.
 
-A program is frozen structure (`Module`); its prompts Π and weights Θ are one explicit value (`ProgramState`); an
+A program is a frozen structure (`Module`); its prompts Π and weights Θ are one explicit value (`ProgramState`); an
 `Optimizer` is a function from such a value to a better one; an `LM` and a `Retriever` answer batches. Importing this
 package does not load torch.
 """

@@ -24,7 +24,7 @@ class Example:
 
     Args:
         inputs: Keyword arguments of the program.
-        labels: Known correct outputs by field name; metrics see them, programs never do.
+        labels: Correct outputs by field name; metrics see them, programs never do.
         id: Stable name of the record; by default a digest of its content.
 
     Attributes:

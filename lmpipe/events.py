@@ -54,7 +54,7 @@ class CandidateScored:
 @final
 @dataclass(frozen=True)
 class EpochEnded:
-    """A training has completed an epoch.
+    """A training run has completed an epoch.
 
     Attributes:
         stage: The stage, as in `StageEnded`; empty outside a strategy.

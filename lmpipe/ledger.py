@@ -67,7 +67,7 @@ class Cost:
     """A cost. Two costs are equal if all fields but the measured ones (`MEASURED`) are equal.
 
     A number that is negative or not finite, for instance from a broken engine, counts as 0: it would reduce the total
-    of other costs, and no budget could hold.
+    of other costs, and budgets could not be enforced.
 
     Attributes:
         lm_calls: Number of LM calls.
@@ -155,9 +155,9 @@ class Budget:
     """Limits on the cost of a run or a stage; None means no limit.
 
     Args:
-        max_lm_calls: Most LM calls; no further call is made.
-        max_tokens: Most tokens of prompts, completions and training; the batch that exceeds it is the last.
-        max_seconds: Most wall time; the batch that exceeds it is the last, and its running calls are stopped. Two
+        max_lm_calls: Maximum number of LM calls; no further call is made.
+        max_tokens: Maximum number of prompt, completion and training tokens; the batch that exceeds it is the last.
+        max_seconds: Maximum wall time; the batch that exceeds it is the last, and its running calls are stopped. Two
             runs with this limit may have different results.
 
     Raises:

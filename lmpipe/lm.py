@@ -36,7 +36,7 @@ class Sampling:
     Args:
         temperature: Sampling temperature; 0 decodes greedily.
         top_p: Probability mass of the nucleus to sample from, in (0, 1].
-        max_tokens: Most new tokens.
+        max_tokens: Maximum number of new tokens.
         stop: Strings that end a completion; they are not part of it.
         top_k: Number of most likely tokens to sample from; None samples from all.
         logprobs: Whether completions include the log-probability of each token.
@@ -108,7 +108,7 @@ class Completion:
         finish_reason: ``"stop"`` if the LM or a stop string ended it, ``"length"`` if it was cut off at ``max_tokens``.
         usage: Tokens of the call.
         logprobs: If requested, the log-probability of each sampled token, including the one that ends the completion,
-            in nats. It is that of the LM's own distribution: before temperature, top-k, top-p and regex.
+            in nats. It belongs to the LM's own distribution: before temperature, top-k, top-p and regex.
     """
 
     text: str

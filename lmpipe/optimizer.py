@@ -70,8 +70,8 @@ class OptimizeResult(BaseModel):
     Attributes:
         state: The better state; the initial state if the optimizer was skipped.
         status: ``"done"``, or ``"skipped"`` if there was nothing to work with.
-        reason: Why the optimizer was skipped, in words.
-        stopped: Which budget ended the optimizer early, in words; the state is then the best one so far.
+        reason: Why the optimizer was skipped; empty if it was not.
+        stopped: A clause that names the budget that ended the optimizer early; the state is then the best one so far.
         evaluation: Evaluation of `state`, if the optimizer made one.
         candidates: The states that the optimizer chose from.
         details: Figures to report, as JSON.

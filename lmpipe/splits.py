@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def stratified(items: Sequence[T], group_of: Callable[[T], str], rng: random.Random) -> list[T]:
-    """Shuffles items so that each contiguous part of the list has the groups in proportion.
+    """Shuffles items so that each contiguous part of the list contains the groups in proportion.
 
     Args:
         items: Items to shuffle.
@@ -37,7 +37,7 @@ def shuffled(examples: Sequence[Example], seed: int, stratify_by: str | None = N
     Args:
         examples: Examples to shuffle.
         seed: Seed of the order.
-        stratify_by: Label whose classes each contiguous part of the list has in proportion; None does not stratify.
+        stratify_by: Label whose classes each contiguous part contains in proportion; None does not stratify.
 
     Raises:
         ConfigError: If an example lacks this label.

@@ -28,7 +28,7 @@ class SFTLoss:
 class DPOLoss:
     """Direct preference optimization (DPO; Rafailov et al. 2023, arXiv 2305.18290, equation 7).
 
-    It makes completions more likely than rejected ones. The reference model is the initial model of the training.
+    It makes completions more likely than rejected ones. The reference model is the one that training starts from.
 
     Args:
         beta: Strength of the constraint to stay close to the reference model.
@@ -50,7 +50,7 @@ class PolicyGradientLoss:
     """The clipped policy-gradient loss of GRPO (Shao et al. 2024, arXiv 2402.03300).
 
     It makes completions more likely in proportion to their advantage. It is equation 3 of the paper without the KL
-    term: the mean over completions of the mean over their tokens. The old policy is the initial model of the training.
+    term: the mean over completions of the mean over their tokens. The old policy is the one that training starts from.
 
     Args:
         clip: Maximum relative change of a token's probability, beyond which its gradient is zero.
@@ -69,7 +69,7 @@ class PolicyGradientLoss:
 
 
 Objective = SFTLoss | DPOLoss | PolicyGradientLoss
-"""The loss that a training minimizes."""
+"""The loss that a training run minimizes."""
 
 
 @final
@@ -99,7 +99,7 @@ class TrainingRow:
 @final
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """The result of a training.
+    """The result of a training run.
 
     Attributes:
         weights: The tuned weights; their adapter is in the session's store.
@@ -128,7 +128,7 @@ class Trainer(ABC):
     ) -> TrainingResult:
         """Fine-tunes the LM on rows.
 
-        When a budget of the session is spent, the training ends after the current step and keeps its weights.
+        When a budget of the session is spent, training ends after the current step and keeps its weights.
 
         Args:
             rows: Training rows, at least one.
@@ -140,5 +140,5 @@ class Trainer(ABC):
             ConfigError: If there are no rows, or they lack a value that the objective needs.
             SessionError: If the session has no store.
             TrainingDiverged: If a loss, a gradient or a weight became NaN or infinite; nothing is put into the store.
-            EngineError: If the training fails, for example because memory runs out.
+            EngineError: If training fails, for example because memory runs out.
         """

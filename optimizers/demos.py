@@ -1,4 +1,4 @@
-"""Pools of demonstrations, and how demonstrations are drawn from them.
+"""Pools of demonstrations, and random draws from them.
 
 Labelled demos are training examples as they are; bootstrapped demos are a program's own successful calls. Knows
 nothing about who runs the program, or about search.
@@ -22,7 +22,7 @@ class PooledDemo:
 
     Attributes:
         demo: The demonstration.
-        sources: The `content` of every example that gives this demo; prompts for these examples must not show it.
+        sources: Digests (`digest_without_id`) of the examples that the demo comes from; their prompts must not show it.
     """
 
     demo: Demo
@@ -36,15 +36,15 @@ DemoPool = Mapping[str, Sequence[PooledDemo]]
 def labelled_pool(
     program: Module, examples: Sequence[Example], *, partial: bool = False
 ) -> dict[str, list[PooledDemo]]:
-    """Makes demos from labels, for each predictor whose inputs and required outputs an example holds.
+    """Makes demos from labels, for each predictor whose inputs and required outputs an example contains.
 
-    A module in the middle of a program gets none if its outputs are not labelled. Equal demos of several examples
+    A module in the middle of a program gets no demos if its outputs are not labelled. Equal demos of several examples
     are in the pool once.
 
     Args:
         program: The program whose predictors show the demos.
         examples: The labelled examples.
-        partial: Whether some of the inputs suffice; a demo then lacks the others, such as retrieved passages.
+        partial: Whether some of the inputs suffice; the demo then lacks the others, such as retrieved passages.
     """
     keyed = [(digest_without_id(example), example) for example in examples]
     return {
@@ -54,7 +54,7 @@ def labelled_pool(
 
 
 def _deduplicated(demos: Iterable[tuple[str, Demo | None]]) -> list[PooledDemo]:
-    """Each demo once with all its sources, in order of first appearance."""
+    """Returns each demo once with all its sources, in order of first appearance."""
     sources: dict[Demo, set[str]] = {}
     for key, demo in demos:
         if demo is not None:
@@ -104,9 +104,9 @@ def draw_demos(
 
     Args:
         pool: The demos to draw from.
-        count: Most demos for each module.
-        rng: Draws the demos; without it the first ones are taken.
-        excluded: Demos that are chosen already; neither these nor other demos of their examples are drawn.
+        count: Maximum number of demos for each module.
+        rng: Source of randomness; None takes the first demos.
+        excluded: Demos that were already chosen; neither these nor other demos of their examples are drawn.
     """
     drawn = {}
     for path, pooled in pool.items():
@@ -127,13 +127,16 @@ def resample_demos(state: ProgramState, pool: DemoPool, rng: random.Random) -> d
 
 
 def with_demos_for(example: Example, state: ProgramState, demos: DemoPool) -> ProgramState:
-    """The state with these demos, except those made from the example itself; a module without any keeps its own."""
+    """Returns the state with these demos, except those of the example itself; other modules keep their demos."""
     if not any(demos.values()):
         return state
     key = digest_without_id(example)
-    shown = {
+    new_demos = {
         path: tuple(item.demo for item in pooled if key not in item.sources) for path, pooled in demos.items() if pooled
     }
     return state.with_prompts(
-        {path: state.prompts[path].model_copy(update={"demos": prompt_demos}) for path, prompt_demos in shown.items()}
+        {
+            path: state.prompts[path].model_copy(update={"demos": prompt_demos})
+            for path, prompt_demos in new_demos.items()
+        }
     )

@@ -1,7 +1,6 @@
-"""Rollouts to learn from: prompts take demonstrations from the successful ones, and weights their training rows.
+"""Rollouts to learn from: the successful ones become demonstrations of prompts, or training rows of weights.
 
-Knows who runs the program (the student itself, or a teacher) and which runs are kept; nothing about what is made of
-them.
+Knows who runs the program (the student itself, or a teacher) and which rollouts are kept, but not how they are used.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from typing import Any, final
 from lmpipe import LM, Example, Job, Metric, Module, ProgramState, Session, Trace, initial_state, predictors, rollout
 from lmpipe.extend import CommonFailure, ConfigError, Cost, ModuleCost, canonical_json, dominant_failure, module_costs
 
-_MAX_CLASSES = 20  # a label with more values than this, or than half of the examples, does not name classes
+_MAX_CLASSES = 20  # a label with more values than this, or than half the number of examples, does not name classes
 
 
 @final
 @dataclass(frozen=True)
 class Teacher:
-    """Runs the program in place of the student. Whatever is left out is the student's.
+    """Runs the program in place of the student. Parts that are not set are the student's.
 
     Args:
-        program: Another program. Only those of its predictors teach that have a path and signature of the student's.
-        state: Other prompts and weights; by default the student's, without its adapters if the LM is another one.
+        program: Another program. The student learns only from predictors that have the same path and signature in both.
+        state: Other prompts and weights; by default the student's, without its adapters if `lm` is set.
         lm: Another LM, or one for each role.
     """
 
@@ -59,11 +58,11 @@ class Teacher:
 @final
 @dataclass(frozen=True)
 class Rollouts:
-    """The runs of a program that an optimizer learns from.
+    """The rollouts of a program that an optimizer learns from.
 
     Attributes:
         kept: The successful traces, in the order of the examples.
-        tried: Number of runs.
+        tried: Number of all rollouts.
         examples: The examples that the program was run on.
         paths: Paths of the student's modules.
         failures: The most common kinds of failure, the most common first.
@@ -76,11 +75,11 @@ class Rollouts:
     failures: tuple[CommonFailure, ...] = ()
 
     def failure_cause(self) -> str:
-        """Why nearly all runs failed and what to do about it, in words; empty if they have no common cause."""
+        """Says why nearly all rollouts failed and what to do about it; empty if they have no common cause."""
         return failure_cause(self.failures, self.tried)
 
     def details(self) -> dict[str, Any]:
-        """The yield as JSON: by module, and by class where labels are classes."""
+        """Returns the numbers of rollouts as JSON, also by module, and by class where labels are classes."""
         steps = Counter(step.path for trace in self.kept for step in trace.lm_steps if step.outputs is not None)
         return {
             "tried": self.tried,
@@ -98,14 +97,19 @@ class Rollouts:
         return {value: kept[value] for value in sorted({str(example.labels[label]) for example in self.examples})}
 
 
-def failure_cause(failures: Sequence[CommonFailure], runs: int) -> str:
-    """Why nearly all of some runs failed and what to do about it, in words; empty if they have no common cause."""
-    failure = dominant_failure(failures, runs)
-    return "" if failure is None else f"{failure.summary(runs)}; {failure.advice}"
+def failure_cause(failures: Sequence[CommonFailure], total: int) -> str:
+    """Says why nearly all of some rollouts failed and what to do about it; empty if they have no common cause.
+
+    Args:
+        failures: Kinds of failure of the rollouts, the most common first.
+        total: Number of all rollouts.
+    """
+    failure = dominant_failure(failures, total)
+    return "" if failure is None else f"{failure.summary(total)}; {failure.advice}"
 
 
 def is_success(trace: Trace, threshold: float) -> bool:
-    """Whether a run ended without a failure and scored at least the threshold."""
+    """Whether a rollout ended without a failure and scored at least the threshold."""
     return trace.failure is None and trace.score >= threshold
 
 
@@ -113,7 +117,7 @@ def student_steps(traces: Sequence[Trace], student: Module, runner: Module) -> l
     """Returns the traces without the steps of modules that the student lacks, by path and signature.
 
     Args:
-        traces: Traces of runs of `runner`.
+        traces: Traces of rollouts of `runner`.
         student: The program that is to learn from them.
         runner: The program that was run: the student itself, or a teacher's program.
     """
@@ -130,10 +134,10 @@ def collect_traces(
     *,
     title: str,
 ) -> tuple[list[Trace], list[Trace]]:
-    """Runs a program to learn from its runs, and counts them in the session's ledger.
+    """Runs a program to learn from its rollouts, and counts them in the session's ledger.
 
     Returns:
-        The traces of all runs, of which a spent budget may leave out some; and those of the successful runs.
+        The traces of all rollouts except those that a spent budget ended; and the traces of the successful ones.
     """
     traces = [trace for trace in rollout(program, jobs, session, metric, title=title) if trace.failure != "budget"]
     kept = [trace for trace in traces if is_success(trace, threshold)]
@@ -148,9 +152,9 @@ def collect_traces(
 
 
 def _shared_paths(student: Module, teacher: Module) -> set[str]:
-    """Paths of the modules that two programs have with the same signature."""
-    own, theirs = predictors(student), predictors(teacher)
-    return {path for path in own if path in theirs and own[path].signature == theirs[path].signature}
+    """Returns the paths of the modules that two programs have with the same signature."""
+    taught, teaching = predictors(student), predictors(teacher)
+    return {path for path in taught if path in teaching and taught[path].signature == teaching[path].signature}
 
 
 def _class_labels(examples: Sequence[Example]) -> list[str]:
@@ -163,7 +167,7 @@ def _class_labels(examples: Sequence[Example]) -> list[str]:
 
 
 def _answer(trace: Trace) -> str:
-    """The outputs of a run that have labels, as JSON."""
+    """Returns the outputs of a rollout that have labels, as JSON."""
     prediction = trace.prediction
     return canonical_json(
         {name: prediction[name] for name in trace.example.labels if prediction and name in prediction}

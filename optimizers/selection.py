@@ -27,10 +27,10 @@ def selection_result(
 
     Args:
         start: The state that the search began with.
-        scored: All candidates, including those that a spent budget left without some of their scores.
+        scored: All candidates, including those with missing scores because a budget was spent.
         session: Session of the search.
-        details: Figures to report beside the selection.
-        winner: Index of the winning candidate, or none.
+        details: Figures to report in addition to the selection.
+        winner: Index of the winning candidate, or None.
     """
     if winner is None:
         spent = session.ledger.reached_limit()
@@ -51,5 +51,5 @@ def selection_result(
 
 
 def best_candidate(scored: Sequence[ScoredCandidate]) -> int | None:
-    """Index of the fully scored candidate with the best mean, the earliest of equals; none if there is none."""
+    """Returns the index of the fully scored candidate with the best mean, the earliest of equals, or None."""
     return best_index(evaluation.comparable_mean for _, _, evaluation in scored)

@@ -3,8 +3,8 @@
 A cell is one seed and the first stages of a strategy. It has a run directory of its own and depends on the cell with
 one stage less, its parent:
 
-    OUT/cells/0-p.w     takes over the results in OUT/cells/0-p, and runs the stage "p -> w" of seed 0
-    OUT/cells/summary   takes over the results in OUT, and makes the table
+    OUT/cells/0-p.w     copies the results in OUT/cells/0-p, and runs the stage "p -> w" of seed 0
+    OUT/cells/summary   copies the results in OUT, and makes the table
 
 If a worker is killed, a second attempt at its cell continues where it stopped. Does not depend on what runs the cells.
 """
@@ -36,13 +36,13 @@ SUMMARY = "summary"
 @final
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray cluster, and what a cell takes of one of its machines.
+    """A Ray cluster, and the resources that a cell needs on one of its machines.
 
     Args:
-        address: ``local`` starts a Ray on this machine; ``auto``, ``HOST:6379`` or ``ray://HOST:10001`` joins one.
+        address: ``local`` starts Ray on this machine; ``auto``, ``HOST:6379`` or ``ray://HOST:10001`` joins one.
         cpus: Cores of a cell; computations on a CPU use as many threads.
         gpus: GPUs of a cell; with a fraction, cells share one.
-        cores: Cores of a Ray that is started here; by default all cores of this machine.
+        cores: Number of cores for Ray if it is started here; by default all cores of this machine.
     """
 
     address: str
@@ -91,7 +91,7 @@ def run_cell(spec: ExperimentSpec, cell: Cell) -> list[Event]:
     """Runs the last stage of a cell whose parent has ended and, if its strategy is in the table, its test.
 
     Returns:
-        The events of the run; none if the cell had ended before.
+        The events of the run; empty if the cell had ended before.
 
     Raises:
         LmpipeError: If the run fails; the message begins with the cell.
@@ -107,9 +107,9 @@ def run_cell(spec: ExperimentSpec, cell: Cell) -> list[Event]:
         if store.get(key) is None:
             if cell.parent is not None:
                 store.merge_from(folder_of(spec, cell.parent.name))
-            alone = replace(spec, strategies=(cell.strategy,))
+            single = replace(spec, strategies=(cell.strategy,))
             test = cell.strategy in spec.strategies
-            run_seed(alone, spec.load(), cell.seed, store, callbacks=(events.append,), test=test)
+            run_seed(single, spec.load(), cell.seed, store, callbacks=(events.append,), test=test)
             store.put({key: True})
     return events
 
@@ -118,7 +118,7 @@ def summarize(spec: ExperimentSpec) -> Result:
     """Makes the table from the recorded results of all cells.
 
     Raises:
-        LmpipeError: If that fails; the message begins with "the summary".
+        LmpipeError: If it fails; the message begins with "the summary".
     """
     with _open_store(spec, SUMMARY, "the summary") as store:
         store.merge_from(spec.out)

@@ -1,4 +1,4 @@
-"""The command line that all benchmarks share: reads options, and starts what they ask for.
+"""The command line that all benchmarks share: reads options, and starts the experiment.
 
 Modules that take long to import are imported when an experiment begins, so that ``--help`` answers at once.
 """
@@ -34,7 +34,7 @@ def main(task: Task) -> None:
     app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
 
     @app.command(
-        help=f"Optimizes the {task.name} program by every strategy on every seed, and reports the test scores.\n\n"
+        help=f"Optimizes the {task.name} program with every strategy on every seed, and reports the test scores.\n\n"
         "The settings have the defaults of the paper, which are shown below, or those that suit the bundled LM. "
         "Lists are written as JSON, `none` stands for no value, and `--no-NAME` turns the flag NAME off."
     )
@@ -151,7 +151,7 @@ def main(task: Task) -> None:
             if out is None:
                 raise ConfigError("--out is missing: the run directory, such as --out runs/first")
             if cache is not None and ray not in (None, "local"):
-                raise ConfigError("--cache is a file for processes of one machine; leave it out with --ray ADDRESS")
+                raise ConfigError("--cache is a file for processes on one machine; leave it out with --ray ADDRESS")
             cluster = None if ray is None else Cluster(ray, cpus_per_cell, gpus_per_cell)
             trackers = [stack.enter_context(load_tracker(text)) for text in track or ()]
             result = run_experiment(spec, trackers, console, _typed_command(), cluster)
@@ -163,7 +163,7 @@ def main(task: Task) -> None:
 
 
 def _changes(task: Task, config: Path | None, options: Mapping[str, object]) -> dict[str, object]:
-    """Returns the settings that were given; those of the command line override those of a file.
+    """Returns the settings that were set; those of the command line override those of a file.
 
     Raises:
         ConfigError: If the settings of the file are invalid.
@@ -187,8 +187,8 @@ def _use_config(context: typer.Context, path: Path | None) -> Path | None:
     """
     if path is not None:
         parameters = {parameter.name or "": parameter for parameter in context.command.params}
-        known = {name for name in parameters if name != "config" and "__" not in name}  # no parts of a nested setting
-        options = read_config(path, known).options
+        option_names = {name for name in parameters if name != "config" and "__" not in name}  # no nested settings
+        options = read_config(path, option_names).options
         for name, value in options.items():
             _check_option(name, value, path, context, parameters[name])
         context.default_map = options
@@ -221,11 +221,11 @@ def _missing_packages_named() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{error}; run: pip install -e '.[local,benchmarks]', for --ray with cluster") from error
+        raise ConfigError(f"{error}; run: pip install -e '.[local,benchmarks]' (with cluster for --ray)") from error
 
 
 def _with_options(task: Task, options: Mapping[str, str | None]) -> Task:
-    """Returns the task with the options that were given.
+    """Returns the task with the options that were set.
 
     Raises:
         ConfigError: If the task has no such option.
@@ -233,7 +233,7 @@ def _with_options(task: Task, options: Mapping[str, str | None]) -> Task:
     values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     for name in values:
         if name not in task.options:
-            raise ConfigError(f"{task.name} takes no --{name}")
+            raise ConfigError(f"{task.name} has no option --{name}")
     return replace(task, **values)
 
 

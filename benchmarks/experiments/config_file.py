@@ -30,12 +30,12 @@ class ConfigFile:
     settings: dict[str, Any]
 
 
-def read_config(path: Path, known: Collection[str] | None = None) -> ConfigFile:
+def read_config(path: Path, option_names: Collection[str] | None = None) -> ConfigFile:
     """Reads a file.
 
     Args:
         path: Path of the file.
-        known: Names of the options that exist; by default any name is accepted.
+        option_names: Names of the options that exist; by default any name is accepted.
 
     Raises:
         ConfigError: If the file cannot be read, or names an option that does not exist.
@@ -52,10 +52,10 @@ def read_config(path: Path, known: Collection[str] | None = None) -> ConfigFile:
     options: dict[str, Any] = {}
     for written, value in content.items():
         name = written.replace("-", "_")
-        if known is not None and name not in known:
+        if option_names is not None and name not in option_names:
             raise ConfigError(f"--config {path}: there is no option {written!r}; settings go under [settings]")
         if name in options:
-            raise ConfigError(f"--config {path}: the option {written!r} is there twice")
+            raise ConfigError(f"--config {path}: the option {written!r} is set twice")
         if not _is_option(value):
             raise ConfigError(
                 f"--config {path}: {written} = {value!r} is neither a text, a number, true or false, nor a "

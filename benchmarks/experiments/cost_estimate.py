@@ -1,7 +1,7 @@
-"""An estimate of what experiments cost on one GPU, and of what sharing stages saves. Nothing is run.
+"""An estimate of the cost of experiments on one GPU, and of the savings from shared stages. Nothing is run.
 
 Runs and LM calls follow from the settings and are exact, as long as no stage is skipped and no two states are equal; a
-test compares them with a real run. Tokens and GPU-hours are estimates: each figure that they follow from is a field
+test compares them with a real run. Tokens and GPU-hours are estimates: each figure behind them is a field
 here, and its documentation says whether it is measured, from a source, or assumed.
 """
 
@@ -16,7 +16,7 @@ from benchmarks.experiments.strategies import VANILLA_STRATEGY
 from optimizers import Strategy, distinct_stages
 
 _FIXED_CANDIDATES = 3
-"""Candidates of a prompt search beside the random ones: no demos, labelled demos, the first bootstrapped demos."""
+"""Candidates of a prompt search besides the random ones: no demos, labelled demos, the first bootstrapped demos."""
 
 
 @final

@@ -1,4 +1,4 @@
-"""What an experiment would cost, before anything is spent: ``--dry-run``.
+"""The expected cost of an experiment, before anything is spent: ``--dry-run``.
 
 The whole schedule runs with stand-ins: an LM that fills in the reply form, a trainer that counts tokens, a retriever of
 filler text, and a metric by which every second run succeeds. Calls are therefore counted, not guessed. A real
@@ -34,9 +34,9 @@ from lmpipe.storage.store import RunStore
 from lmpipe.trainer import Objective, SFTLoss, Trainer, TrainingResult, TrainingRow
 from optimizers import Strategy
 
-_CHARACTERS_PER_TOKEN = 4  # about
+_CHARACTERS_PER_TOKEN = 4  # on average
 _TEXT = " ".join(["word"] * 40)  # fills a text field: fifty tokens
-_PASSAGE = " ".join(["word"] * 90)  # about as long as an introduction of Wikipedia
+_PASSAGE = " ".join(["word"] * 90)  # about as long as the introduction of a Wikipedia article
 
 
 @final
@@ -56,7 +56,7 @@ class StageCost:
 
 
 def dry_run(spec: ExperimentSpec) -> list[StageCost]:
-    """Goes through an experiment on its first seed, and returns the cost of each stage on all seeds.
+    """Simulates an experiment on its first seed, and returns the cost of each stage on all seeds.
 
     Raises:
         ConfigError: If there is too little data.
@@ -112,7 +112,7 @@ def _on_all_seeds(name: str, cost: Cost, seeds: int) -> StageCost:
 
 @final
 class _FormFillingLM(LM):
-    """Fills in the reply form of the module that asks; the system message tells which module it is."""
+    """Fills in the reply form of the calling module, which it recognizes by the system message."""
 
     name = "dry run"
 
@@ -141,9 +141,9 @@ def _reply(signature: Signature) -> str:
 
 
 def _filler(field: Field) -> Any:
-    """Returns a value of the field's type. Other JSON types get an empty object, so runs with them fail; they count."""
-    if (named := choices_of(field.type)) is not None:
-        return named.choices[0].value
+    """Returns a value of the field's type. For other JSON types it is an empty object; such runs fail, but count."""
+    if (choices := choices_of(field.type)) is not None:
+        return choices.choices[0].value
     fillers: Mapping[Any, Any] = {str: _TEXT if field.optional else "word", int: 1, float: 1.0, bool: True}
     return fillers.get(field.type, {})
 
@@ -165,7 +165,7 @@ class _FillerRetriever(Retriever):
 @final
 @dataclass(frozen=True)
 class _EverySecondSucceeds:
-    """A metric by which half of the examples succeed, whatever is predicted."""
+    """A metric by which half of the examples succeed, whatever the prediction."""
 
     def __call__(self, example: Example, prediction: Prediction) -> float:
         return float(int(digest(example.id), 16) % 2)
@@ -174,7 +174,7 @@ class _EverySecondSucceeds:
 @final
 @dataclass(frozen=True)
 class _TokenCountingTrainer(Trainer):
-    """Counts the tokens of its rows, and returns an adapter that holds nothing but a digest of them.
+    """Counts the tokens of its rows, and returns an adapter that contains only a digest of them.
 
     Args:
         epochs: Number of passes over the rows.

@@ -38,7 +38,7 @@ class ModelSpec:
 
     @property
     def identity(self) -> dict[str, str | None]:
-        """What decides results; the addresses of servers do not."""
+        """The settings that decide results; the addresses of servers do not."""
         return {
             "lm": self.lm.partition("@http")[0],
             "train_lm": self.train_lm,
@@ -47,11 +47,11 @@ class ModelSpec:
         }
 
     def load(self, *, to_train: bool, num_processes: int = 1) -> tuple[LM, LocalLM | None]:
-        """Returns the LM that generates and, if it can be trained, the one that is.
+        """Returns the LM that generates and, if there is one, the LM whose adapters are trained.
 
         Args:
             to_train: Whether weights are tuned.
-            num_processes: Number of processes on this machine that load models at the same time: on a CPU, each takes
+            num_processes: Number of processes on this machine that load models at the same time; on a CPU, each uses
                 its share of the memory.
 
         Raises:

@@ -1,6 +1,6 @@
 """Runs the cells of an experiment on the machines of a Ray cluster; if a worker is killed, its cell is run again.
 
-The driver takes the results of each finished cell over into the run directory. It loads no LM: workers do all that
+The driver copies the results of each finished cell into the run directory. It loads no LM: workers do all work that
 needs one. Does not depend on command lines or terminals.
 """
 
@@ -26,8 +26,8 @@ from lmpipe.results.result import Result
 from lmpipe.storage.store import RunStore
 
 _CHECKOUT = Path(__file__).parents[2]
-_RETRIES = 3  # of a cell whose worker is lost
-_OBJECT_STORE_BYTES = 100 * 2**20  # of a Ray that is started here; cells return little
+_RETRIES = 3  # retries of a cell whose worker is lost
+_OBJECT_STORE_BYTES = 100 * 2**20  # for Ray if it is started here; cells return little
 
 
 @contextmanager
@@ -37,8 +37,8 @@ def connected(cluster: Cluster) -> Iterator[None]:
     Raises:
         ClusterError: If there is no such cluster.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray started here reports nothing to anybody
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of cells after the one whose error is raised
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends no usage statistics
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # only the error of the first cell is shown
     local_options: dict[str, Any] = {
         "num_cpus": cluster.cores,
         "include_dashboard": False,
@@ -73,13 +73,13 @@ def run_on_cluster(
 
     Args:
         spec: The experiment.
-        store: Store of ``spec.out``, which holds all results in the end.
-        cluster: What a cell takes; this process must be connected to the cluster.
+        store: Store of ``spec.out``; it contains all results in the end.
+        cluster: Resources of a cell; this process must be connected to the cluster.
         progress: Shows the number of finished cells.
         callbacks: Called with the events of a cell when it has ended.
 
     Raises:
-        ClusterError: If no machine has what a cell needs, a worker does not see the run directory or has other
+        ClusterError: If no machine has enough for a cell, a worker does not see the run directory or has other
             versions, or the workers of a cell were lost again and again.
         LmpipeError: If a cell fails; the message names it.
     """
@@ -112,13 +112,13 @@ def _cells_per_machine(cluster: Cluster, num_cells: int) -> int:
     machines = [node["Resources"] for node in nodes if node["Alive"]]
     needed = {kind: amount for kind, amount in (("CPU", cluster.cpus), ("GPU", cluster.gpus)) if amount}
     fitting = [min([num_cells, *(machine.get(kind, 0) // needed[kind] for kind in needed)]) for machine in machines]
-    most = int(max(fitting, default=0))
-    if not most:
+    capacity = int(max(fitting, default=0))
+    if not capacity:
         listed = "; ".join(f"{machine.get('CPU', 0):g} CPUs, {machine.get('GPU', 0):g} GPUs" for machine in machines)
         raise ClusterError(
             f"a cell needs {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs of one machine; there are: {listed}"
         )
-    return most
+    return capacity
 
 
 def _result(ended: Any, title: str) -> Any:

@@ -59,7 +59,7 @@ def run(
     progress: Progress | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Result:
-    """Runs every strategy on every seed; what is in the store already is not run again.
+    """Runs every strategy on every seed; work that is already in the store is not repeated.
 
     Args:
         spec: The experiment.
@@ -99,7 +99,7 @@ def run_seed(
     *,
     test: bool = True,
 ) -> list[Trial]:
-    """Optimizes by every strategy on the split of one seed, and scores the final states on its test examples.
+    """Optimizes with every strategy on the split of one seed, and scores the final states on its test examples.
 
     Args:
         spec: The experiment.
@@ -231,7 +231,7 @@ def _details(trial: Trial, number: int) -> dict[str, Any]:
 
 
 def _comparisons(trials: Sequence[Trial], strategies: Sequence[Strategy]) -> list[Comparison]:
-    """Compares every strategy with every one before it, over the seeds in which both have a score.
+    """Compares every strategy with those before it, over the seeds in which both have a score.
 
     Differences from one of `BASELINES` are tests, whose p-values are corrected for the number of tests.
     """
@@ -251,9 +251,12 @@ def _comparisons(trials: Sequence[Trial], strategies: Sequence[Strategy]) -> lis
         if paired_differences(scores[strategy], scores[baseline])
     ]
     baselines = set(map(str, BASELINES))
-    tests = [one for one in comparisons if one.baseline in baselines]
-    corrected = iter(holm([one.p for one in tests]))
-    return [one.model_copy(update={"p_holm": next(corrected)}) if one in tests else one for one in comparisons]
+    tests = [comparison for comparison in comparisons if comparison.baseline in baselines]
+    corrected = iter(holm([test.p for test in tests]))
+    return [
+        comparison.model_copy(update={"p_holm": next(corrected)}) if comparison in tests else comparison
+        for comparison in comparisons
+    ]
 
 
 def _values(evaluation: Evaluation | None) -> list[float] | None:

@@ -28,18 +28,18 @@ def add_setting_options(function: Callable[..., None], defaults: Settings) -> No
     """Adds an option for each setting to a command.
 
     Args:
-        function: The command; it takes the options as ``**`` keyword arguments.
+        function: The command; it receives the options as ``**`` keyword arguments.
         defaults: Settings that ``--help`` shows as defaults.
     """
     signature = inspect.signature(function, eval_str=True)
-    own = [option for option in signature.parameters.values() if option.kind is not inspect.Parameter.VAR_KEYWORD]
+    explicit = [option for option in signature.parameters.values() if option.kind is not inspect.Parameter.VAR_KEYWORD]
     options = list(_options(defaults))
-    function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
-    function.__annotations__ = {option.name: option.annotation for option in (*own, *options)}
+    function.__signature__ = signature.replace(parameters=[*explicit, *options])  # type: ignore[attr-defined]
+    function.__annotations__ = {option.name: option.annotation for option in (*explicit, *options)}
 
 
 def settings_of_options(options: Mapping[str, str | bool | None]) -> dict[str, object]:
-    """Returns the settings of the options that were given, as `Settings.changed` takes them.
+    """Returns the settings of the options that were set, as `Settings.changed` accepts them.
 
     Raises:
         ConfigError: If a list is not valid JSON.
@@ -107,7 +107,7 @@ def _option_name(name: str) -> str:
 
 
 def _metavar(kind: Any) -> str:
-    """Returns how ``--help`` shows the type of a setting: ``int``, ``float``, ``text`` or ``list``."""
+    """Returns the name of a setting's type in ``--help``: ``int``, ``float``, ``text`` or ``list``."""
     if get_origin(kind) in (Union, UnionType):
         return _metavar([part for part in get_args(kind) if part is not NoneType][-1])
     if get_origin(kind) is Literal:

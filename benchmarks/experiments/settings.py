@@ -1,7 +1,7 @@
 """The settings of an experiment, as one plain value whose defaults are the paper's.
 
 Every field is also an option of the command line (`benchmarks.experiments.setting_options`), with the description and
-the panel that stand beside it. A run's ``result.json`` holds its settings.
+the help panel that are declared with it. A run's ``result.json`` contains its settings.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Settings(BaseModel):
     stop: tuple[str, ...] = _setting(_SAMPLING, (), "Texts that end a completion")
     structured: bool = _setting(_SAMPLING, False, "Constrain completions to the form that can be parsed")
 
-    num_candidate_programs: int = _setting(_SEARCH, 6, "Random sets of demonstrations, beside the three fixed ones")
+    num_candidate_programs: int = _setting(_SEARCH, 6, "Random sets of demonstrations, besides the three fixed ones")
     max_bootstrapped_demos: int = _setting(_SEARCH, 3, "Maximum number of demonstrations made by the program itself")
-    max_labeled_demos: int = _setting(_SEARCH, 3, "Maximum number of demonstrations made of labelled examples")
-    num_train: int = _setting(_SEARCH, 100, "Training examples that demonstrations are made of")
+    max_labeled_demos: int = _setting(_SEARCH, 3, "Maximum number of demonstrations made from labelled examples")
+    num_train: int = _setting(_SEARCH, 100, "Training examples that demonstrations are made from")
     num_val: int = _setting(_SEARCH, 250, "Validation examples that candidates are scored on")
     max_rounds: int = _setting(
         _SEARCH, 1, "Runs of each training example until one succeeds and becomes a demonstration"
@@ -68,7 +68,7 @@ class Settings(BaseModel):
     max_rollouts_per_example: int | None = _setting(
         _FINETUNE, None, "Maximum number of runs on an example that has not succeeded yet"
     )
-    rollout_temperature: float | None = _setting(_FINETUNE, None, "Temperature of these runs, if it is another one")
+    rollout_temperature: float | None = _setting(_FINETUNE, None, "Temperature of these runs, if it differs")
     vary_demos: bool = _setting(_FINETUNE, False, "Show other demonstrations in each run on an example")
     balance: bool = _setting(_FINETUNE, False, "Keep equally many rows of each class")
     deduplicate: bool = _setting(_FINETUNE, False, "Keep equal rows only once")
@@ -84,7 +84,9 @@ class Settings(BaseModel):
     prompts_from: Literal["original", "current"] = _setting(
         _SCHEDULE, "original", "Prompts that a prompt search after another stage starts from"
     )
-    select: Literal["last", "best"] = _setting(_SCHEDULE, "last", "Which stage's program a strategy ends in")
+    select: Literal["last", "best"] = _setting(
+        _SCHEDULE, "last", "State that a strategy ends with: the last or the best"
+    )
 
     def changed(self, changes: Mapping[str, object]) -> Settings:
         """Returns these settings with some of them changed.
@@ -103,17 +105,17 @@ class Settings(BaseModel):
                 new["tuning"] = {**asdict(self.tuning), **new["tuning"]}
             return Settings.model_validate({**current, **new})
         except ValidationError as error:
-            problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            problems = (f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors())
             raise ConfigError(f"invalid settings: {'; '.join(problems)}") from error
         except (TypeError, RecursionError) as error:
             raise ConfigError(f"invalid settings: {error}") from error
 
     def sampling(self) -> Sampling:
-        """Returns the sampling settings of all LM calls but those that make fine-tuning data."""
+        """Returns the sampling settings of all LM calls except those that make fine-tuning data."""
         return Sampling(self.temperature, self.top_p, self.max_tokens, self.stop)
 
     def budget(self) -> Budget | None:
-        """Returns the limit of what the stages of a strategy spend together, or None if there is no limit."""
+        """Returns the limit on the total cost of the stages of a strategy, or None if there is no limit."""
         limits = (self.max_lm_calls, self.max_total_tokens, self.max_seconds)
         return Budget(*limits) if any(limit is not None for limit in limits) else None
 
@@ -123,7 +125,7 @@ class Settings(BaseModel):
         Args:
             metric: Metric of the task.
             trainer: Trainer of the weights, if there is one.
-            label: Label whose classes are held in proportion, if there is one.
+            label: Label whose classes are kept in proportion, if there is one.
         """
         stages: dict[str, Optimizer] = {
             "p": BootstrapFewShotRandomSearch(

@@ -1,6 +1,6 @@
 """One experiment as a value: the strategies that are compared, the task, the models and the settings.
 
-The command line makes it; the dry run, a run in this process and the workers of a cluster read it.
+The command line creates it; the dry run, a run in this process and the workers of a cluster read it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class ModelLoader(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What decides results, as JSON values."""
+        """The settings that decide results, as JSON values."""
 
     def load(self, *, to_train: bool, num_processes: int = 1) -> tuple[LM, LocalLM | None]:
-        """Returns the LM that generates and, if it is needed, the one whose weights are tuned.
+        """Returns the LM that generates and, if weights are tuned, the LM whose adapters are trained.
 
         Args:
             to_train: Whether weights are tuned.
@@ -51,7 +51,7 @@ class LoadedModels:
         lm: LM that the program runs on.
         trained: LM whose adapters are trained, if any strategy tunes weights: `lm` itself, or another engine of the
             same model.
-        retriever: Retriever that the program searches, if it does.
+        retriever: Retriever of the program, if it searches.
     """
 
     lm: LM
@@ -68,7 +68,7 @@ def versions() -> dict[str, str]:
 @final
 @dataclass(frozen=True)
 class ExperimentSpec:
-    """Everything that decides what an experiment does. It can be pickled.
+    """All choices that define an experiment. It can be pickled.
 
     Args:
         task: Data, program and metric.
@@ -94,7 +94,7 @@ class ExperimentSpec:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the run directory is made with; a directory that was made with another one is refused."""
+        """The settings that the run directory records; a directory with other settings is refused."""
         task = replace(self.task, retriever=self.task.retriever and strip_credentials(self.task.retriever))
         return {
             "task": describe_settings(task),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from optimizers import Strategy
 
 STAGES = ("p", "w")
-"""The names of the stages that strategies are made of: ``p`` searches prompts, ``w`` tunes weights."""
+"""The names of the stages that strategies consist of: ``p`` searches prompts, ``w`` tunes weights."""
 
 VANILLA_STRATEGY = Strategy()
 """The strategy without stages: the program as it is written."""

@@ -1,4 +1,4 @@
-"""What a benchmark task is: data, a program, a metric, further measures of its runs, and settings.
+"""Benchmark tasks: data, a program, a metric, further measures of its rollouts, and settings.
 
 Does not depend on command lines or reports.
 """
@@ -16,9 +16,9 @@ from lmpipe import Example, Metric, Module
 from lmpipe.errors import ConfigError
 from lmpipe.program.evaluate import Measure
 from lmpipe.splits import shuffled
-from lmpipe.storage.hashing import digest
+from lmpipe.validation.checks import digest_without_id
 
-_DEV_SHARE = 0.25
+_VAL_SHARE = 0.25
 
 
 @final
@@ -32,17 +32,17 @@ class Split:
 
     @classmethod
     def of_two(cls, train: Sequence[Example], test: Sequence[Example], label: str | None = None) -> Split:
-        """Returns the split of data without a validation part: it takes a quarter of the training examples.
+        """Returns the split of data without a validation part: a quarter of the training examples becomes one.
 
         The quarter is the same in every run.
 
         Args:
             train: Training examples of the data.
             test: Test examples of the data.
-            label: Label whose classes the quarter holds in proportion, if there is one.
+            label: Label whose classes the quarter keeps in proportion, if there is one.
         """
         order = tuple(shuffled(train, seed=0, stratify_by=label))
-        num_val = round(_DEV_SHARE * len(order))
+        num_val = round(_VAL_SHARE * len(order))
         return cls(order[num_val:], order[:num_val], tuple(test))
 
     @property
@@ -57,11 +57,11 @@ class Task(ABC):
 
     Args:
         name: Name of the task.
-        label: Label whose classes all parts of a split hold in proportion, if there is one.
+        label: Label whose classes all parts of a split keep in proportion, if there is one.
         data: Folder that examples are read from, for tasks that need one.
-        retriever: Spec of the retriever that the program searches (`lmpipe.retrieval.load_retriever`), if it does.
+        retriever: Spec of the program's retriever (`lmpipe.retrieval.load_retriever`), if it searches.
         passages: File of passages for a retriever whose spec names none.
-        measures: Further measures of each test run, beside the metric: name → function of the run's trace.
+        measures: Further measures of each test rollout, besides the metric: name → function of the trace.
         options: Which of `data` and `retriever` are options of the command line.
         settings: The paper's settings of the task.
         bundled_settings: Settings for the bundled LM, if they differ from the paper's.
@@ -98,8 +98,8 @@ class Task(ABC):
     def split(self, train: int, val: int, test: int, seed: int) -> Split:
         """Draws examples into parts that are shuffled, stratified, and disjoint by content.
 
-        If the data hold an example several times, all copies are in one part. If the data have parts of their own and
-        several of them hold an example of the same id, it stays in the last of these parts.
+        If an example occurs several times in the data, all copies are in one part. If the data have parts of their own
+        and several of them contain an example with the same id, it stays in the last of these parts.
 
         Args:
             train: Number of training examples.
@@ -126,42 +126,38 @@ class Task(ABC):
         different = list({example.id: example for example in examples}.values())
         if len(different) < count:
             raise ConfigError(
-                f"{source} has {len(different)} different examples, but {count} were asked for; set train, val and test"
+                f"{source} has {len(different)} different examples, but {count} are needed; set train, val and test"
             )
         return tuple(shuffled(different, seed, self.label)[:count])
 
 
 def _keep_copies_together(parts: Sequence[Sequence[Example]], label: str | None) -> list[tuple[Example, ...]]:
-    """Returns the parts with all examples of equal content in the part that holds the first of them.
+    """Returns the parts with all examples of equal content in the part with the first of them.
 
-    Each copy changes places with an example of its class that the data hold once.
+    Each copy changes places with an example of its class that occurs once in the data.
 
     Raises:
         ConfigError: If there is no such example.
     """
     new_parts = [list(part) for part in parts]
-    copies = Counter(_content(example) for part in parts for example in part)
+    copies = Counter(digest_without_id(example) for part in parts for example in part)
     home: dict[str, int] = {}
 
     def can_replace(candidate: Example, example: Example) -> bool:
         same_class = label is None or candidate.labels[label] == example.labels[label]
-        return copies[_content(candidate)] == 1 and same_class
+        return copies[digest_without_id(candidate)] == 1 and same_class
 
     for number, part in enumerate(parts):
         for place, example in enumerate(part):
-            first = home.setdefault(_content(example), number)
+            first = home.setdefault(digest_without_id(example), number)
             if first != number:
-                swap = next((spot for spot, one in enumerate(new_parts[first]) if can_replace(one, example)), None)
+                swap = next((spot for spot, other in enumerate(new_parts[first]) if can_replace(other, example)), None)
                 if swap is None:
                     raise ConfigError(
-                        f"the data hold {example.id} several times, and too few examples of its class only once"
+                        f"{example.id} occurs several times in the data, and too few examples of its class only once"
                     )
                 new_parts[first][swap], new_parts[number][place] = example, new_parts[first][swap]
     return [tuple(part) for part in new_parts]
-
-
-def _content(example: Example) -> str:
-    return digest([dict(example.inputs), dict(example.labels)])
 
 
 def _without(taken: Collection[str], examples: Sequence[Example]) -> list[Example]:

@@ -1,5 +1,5 @@
-"""Measurements of what lmpipe costs: time and memory, against goals and against other libraries.
+"""Measurements of lmpipe's time and memory, against goals and against other libraries.
 
-Each script is run as ``python -m benchmarks.performance.NAME``. What is measured in a process of its own is in
-`workers`, and the libraries that lmpipe is compared with are in `baselines`.
+Each script is run as ``python -m benchmarks.performance.NAME``. Measurements that run in a process of their own are
+in `workers`, and the libraries that lmpipe is compared with are in `baselines`.
 """

@@ -3,7 +3,7 @@
 The floor is the time of the necessary operations at the rate of the processor's matrix products.
 
 Every measurement is a process of its own with the same number of threads; engines take turns. Baselines run in
-environments of their own, which make builds. Measured are CPU seconds of the whole process, without loading.
+environments of their own, which ``make`` builds. CPU seconds of the whole process are measured, without loading.
 """
 
 from __future__ import annotations

@@ -98,12 +98,12 @@ def qlora(model: str) -> dict[str, Measurement]:
 
 
 def budget(model: str) -> dict[str, Measurement]:
-    """Measures the memory of generation beside the weights, relative to the budget for keys and values."""
+    """Measures the memory of generation besides the weights, relative to the budget for keys and values."""
     memory = 2 * 2**30
     lm = LocalLM.from_pretrained(model, dtype=torch.bfloat16, memory=memory)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    lm.generate(rows_of(make_workload(lm.tokenizer, requests=512, prefix=1000, own=200, rows=0)))
+    lm.generate(rows_of(make_workload(lm.tokenizer, requests=512, prefix=1000, suffix=200, rows=0)))
     used = torch.cuda.max_memory_allocated() - before
     return {"memory of 512 requests over a budget of 2 GiB": Measurement(used / memory, 1.5, "lower", "×")}
 

@@ -1,6 +1,6 @@
 """Cost of optimizers on programs of many modules: ``python -m benchmarks.performance.modules [--picture FILE]``.
 
-The programs are generated: predictors in lists and dicts, beside lists of dicts of smaller programs of the same kind.
+The programs are generated: predictors in lists and dicts, and lists of dicts of smaller programs of the same kind.
 The LM answers at once, so only the framework is measured. The figures are exponents of growth: 1 is linear in modules.
 """
 
@@ -134,10 +134,10 @@ def examples(count: int, start: int = 0) -> list[Example]:
 @final
 @dataclass(frozen=True)
 class RowKeeper(Trainer):
-    """Trains nothing: what it writes as an adapter are its rows.
+    """Trains nothing, and writes its rows as the adapter.
 
     Attributes:
-        rows: Those of each training so far.
+        rows: The rows of each training so far.
     """
 
     rows: list[list[TrainingRow]] = field(default_factory=list, repr=False)
@@ -181,7 +181,7 @@ OPTIMIZERS: Mapping[str, Callable[[Trainer], Optimizer]] = {
         exact_match, {"p": random_search(), "w": BootstrapFinetune(exact_match, trainer)}, "p -> w -> p"
     ),
 }
-"""The optimizers that are measured and tested: name → makes the optimizer, given a trainer."""
+"""The optimizers that are measured and tested: name → function that makes the optimizer, given a trainer."""
 
 
 def seconds(optimizer: Callable[[Trainer], Optimizer], modules: int) -> float:
@@ -234,7 +234,7 @@ def main(
     for heading in ("optimizer", *map(str, SIZES)):
         table.add_column(heading, justify="left" if heading == "optimizer" else "right")
     for name, optimizer in OPTIMIZERS.items():
-        seconds(optimizer, SIZES[0])  # loads and compiles what is needed once
+        seconds(optimizer, SIZES[0])  # loads and compiles everything once
         runs = [{size: seconds(optimizer, size) for size in SIZES} for _ in range(repetitions)]
         cpu_seconds[name] = {size: min(run[size] for run in runs) for size in SIZES}  # other processes only add time
         table.add_row(name, *(f"{value:.3f}" for value in cpu_seconds[name].values()))

@@ -1,7 +1,7 @@
 """The optimizers against DSPy's of the same names: ``python -m benchmarks.performance.optimizers [--json]``.
 
 Two measurements: a random search with an LM that answers at once, and ``p -> w -> p`` on Iris with the bundled LM.
-Each is a process of its own on one core. DSPy runs in an environment of its own, which make builds.
+Each is a process of its own on one core. DSPy runs in an environment of its own, which ``make`` builds.
 Measurements are kept in a folder and repeated only if asked for: DSPy takes about an hour on Iris.
 """
 
@@ -45,7 +45,7 @@ class MeasurementCache:
     again: bool
 
     def cached(self, name: str, measure: Callable[[], Any]) -> Any:
-        """Returns the measurement of that name, and makes it if there is none."""
+        """Returns the measurement with a name, and makes it if it does not exist."""
         path = self.out / f"{name}.json"
         if self.again or not path.exists():
             path.write_text(json.dumps(measure()) + "\n")

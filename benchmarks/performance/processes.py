@@ -1,4 +1,4 @@
-"""Runs measurements in processes of their own: of lmpipe, and of other libraries in environments that make builds.
+"""Runs measurements in processes of their own: of lmpipe, and of other libraries in environments that ``make`` builds.
 
 A measured process prints one JSON object as its last line.
 """
@@ -38,7 +38,7 @@ def run_measured(command: list[str], threads: int) -> dict[str, Any]:
     """Runs a command, and returns the JSON object that it prints last, with the load of the machine before and after.
 
     Raises:
-        RuntimeError: If the command fails; the message has the end of its standard error.
+        RuntimeError: If the command fails; the message contains the end of its standard error.
     """
     console.print(f"running {' '.join(Path(part).name for part in command[1:4])} …", highlight=False)
     environment = {

@@ -164,7 +164,7 @@ def recorded(run: Path, orders: int, seed: int) -> Iterator[Table]:
 
 
 def measurements_of(name: str, summary: RaceSummary) -> dict[str, Measurement]:
-    """Returns the results of several races beside the goals."""
+    """Returns the results of several races with the goals."""
     return {
         f"{name}: same winner": Measurement(round(summary.same, 4), SAME_GOAL, "higher", ""),
         f"{name}: rollouts made": Measurement(round(summary.share, 4), SHARE_GOAL, "lower", ""),

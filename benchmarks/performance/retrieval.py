@@ -1,8 +1,8 @@
 """Retrieval, against other libraries and the floor: ``python -m benchmarks.performance.retrieval --data DIR``.
 
 Every measurement is a process of its own with the same number of threads. All libraries search the same vectors of the
-same passages. colbert-ai runs in lmpipe's environment, fast-plaid in one of its own, which make builds. Measured are
-CPU seconds, without loading.
+same passages. colbert-ai runs in lmpipe's environment, fast-plaid in one of its own, which ``make`` builds. CPU
+seconds are measured, without loading.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def show_growth(sizes: dict[int, dict[str, Any]], encoded: dict[str, Any], plaid
 
 
 def draw_growth(sizes: dict[int, dict[str, Any]], path: Path) -> None:
-    """Draws the CPU time of a query by the number of passages, beside the floor."""
+    """Draws the CPU time of a query by the number of passages, and that of the floor."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     for depth in ("10", "100"):
@@ -190,12 +190,12 @@ def _colbert_on_our_index(folder: Path, bits: int, threads: int) -> dict[str, An
         {
             "k": k,
             "settings": {
-                "ncells": own.cells,
-                "centroid_score_threshold": own.threshold,
-                "ndocs": max(own.candidates, 4 * k),
+                "ncells": search.cells,
+                "centroid_score_threshold": search.threshold,
+                "ndocs": max(search.candidates, 4 * k),
             },
         }
-        for k, own in settings.items()
+        for k, search in settings.items()
     ]
     return _colbert(folder, threads, index=str(folder / f"plaid-{bits}"), searches=searches)
 

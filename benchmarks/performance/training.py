@@ -1,7 +1,7 @@
 """LoRA training by the local engine, against TRL and the floor: ``python -m benchmarks.performance.training``.
 
 Every measurement is a process of its own with the same number of threads; the two take turns. TRL runs in an
-environment of its own, which make builds. Measured are CPU seconds of the whole process, without loading.
+environment of its own, which ``make`` builds. CPU seconds of the whole process are measured, without loading.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The workload of the engine benchmarks, and the number of operations that it takes at least."""
+"""The workload of the engine benchmarks, and the minimum number of operations that it needs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Workload:
 
 
 def make_workload(
-    tokenizer: Any, *, requests: int = 64, prefix: int = 600, own: int = 60, new_tokens: int = 64, rows: int = 32
+    tokenizer: Any, *, requests: int = 64, prefix: int = 600, suffix: int = 60, new_tokens: int = 64, rows: int = 32
 ) -> Workload:
     """Makes a workload of random words, the same every time.
 
@@ -46,7 +46,7 @@ def make_workload(
         tokenizer: Tokenizer of the LM.
         requests: Number of prompts.
         prefix: Number of tokens that the prompts share.
-        own: Number of further tokens of each prompt.
+        suffix: Number of further tokens of each prompt.
         new_tokens: Number of tokens to generate for each prompt.
         rows: Number of rows to train on; a row has 50 to 460 tokens, of which the last 10 to 60 are trained.
     """
@@ -60,7 +60,7 @@ def make_workload(
     trained = [rng.randint(10, 60) for _ in range(rows)]
     return Workload(
         prefix,
-        [shared + tokens(own, f" {number} ") for number in range(requests)],
+        [shared + tokens(suffix, f" {number} ") for number in range(requests)],
         new_tokens,
         [tokens(rng.randint(40, 400) + last, f"{number} ") for number, last in enumerate(trained)],
         trained,
@@ -72,15 +72,15 @@ def generation_flops(model: Any, workload: Workload) -> dict[str, float]:
     config = model.config
     linear, head = _sizes(model)
     wide = int(config.hidden_size * config.num_hidden_layers)
-    own = [len(prompt) - workload.prefix for prompt in workload.prompts]
+    lengths = [len(prompt) - workload.prefix for prompt in workload.prompts]
     steps = workload.new_tokens - 1  # the last new token is not fed back
 
     def attention(queries: float, keys: float) -> float:
         return 4.0 * wide * queries * keys
 
     prefix = 2 * linear * workload.prefix + attention(workload.prefix, workload.prefix / 2)
-    suffixes = sum(2 * linear * n + attention(n, workload.prefix + n / 2) + 2 * head for n in own)
-    decode = sum(steps * (2 * linear + 2 * head) + attention(steps, workload.prefix + n + steps / 2) for n in own)
+    suffixes = sum(2 * linear * n + attention(n, workload.prefix + n / 2) + 2 * head for n in lengths)
+    decode = sum(steps * (2 * linear + 2 * head) + attention(steps, workload.prefix + n + steps / 2) for n in lengths)
     return {"prefix": prefix, "suffixes": suffixes, "decode": decode}
 
 

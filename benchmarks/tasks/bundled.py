@@ -12,7 +12,7 @@ from types import MappingProxyType
 from lmpipe.engines.tuning_config import TuningConfig
 
 FEW_ROWS = TuningConfig(rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-3, beta2=0.95)
-"""Training on few rows."""
+"""Settings for training on few rows."""
 
 RARELY_CORRECT: Mapping[str, object] = MappingProxyType(
     {
@@ -29,7 +29,7 @@ RARELY_CORRECT: Mapping[str, object] = MappingProxyType(
         "num_train_scored": 0,
     }
 )
-"""Settings for tasks on which about one answer in thirty is correct, and zero-shot no reply has the right form.
+"""Settings for tasks on which about one answer in thirty is correct, and no zero-shot reply has the right form.
 
 Completions are therefore constrained to the form, and each example is run several times with sampling.
 """

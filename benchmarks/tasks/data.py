@@ -34,7 +34,7 @@ def _converted(line: bytes, convert: Callable[[dict[str, Any]], T], place: str) 
 
 
 def load_hub(name: str, config: str, parts: Sequence[str]) -> list[Any]:
-    """Loads parts of a data set of the hub.
+    """Loads parts of a data set on the hub.
 
     Args:
         name: Name of the data set, or a folder that the package datasets can load.
@@ -50,8 +50,8 @@ def load_hub(name: str, config: str, parts: Sequence[str]) -> list[Any]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise ConfigError(f"{error}; run: pip install 'lmpipe[hub]', or give --data") from error
+        raise ConfigError(f"{error}; run: pip install 'lmpipe[hub]', or pass --data") from error
     try:
         return [load_dataset(name, config, split=part) for part in parts]
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{name!r} cannot be loaded from the hub ({error}); or give --data") from error
+        raise ConfigError(f"{name!r} cannot be loaded from the hub ({error}); or pass --data") from error

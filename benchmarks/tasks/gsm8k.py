@@ -1,6 +1,6 @@
 """GSM8K: word problems of grade school mathematics (Cobbe et al. 2021, arXiv 2110.14168).
 
-Beside the answer, the sums in the reasoning are checked: a correct answer after a wrong sum is luck.
+Besides the answer, the sums in the reasoning are checked: a correct answer after a wrong sum is luck.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _BUNDLED = _PAPER.changed({**RARELY_CORRECT, "train": 40, "val": 40, "test": 60,
 
 
 def correct_sums(trace: Trace) -> float | None:
-    """Returns the share of the sums in a run's reasoning that are correct; None if it has no sum."""
+    """Returns the share of the sums in a rollout's reasoning that are correct; None if it has no sum."""
     texts = (str(step.outputs.get("reasoning", "")) for step in trace.lm_steps if step.outputs)
     sums = [is_correct for text in texts for is_correct in equations(text)]
     return sum(sums) / len(sums) if sums else None
 
 
 def with_sums(trace: Trace) -> float:
-    """Returns 1 if a run's reasoning has sums that can be checked, else 0."""
+    """Returns 1 if a rollout's reasoning has sums that can be checked, else 0."""
     return float(correct_sums(trace) is not None)
 
 
@@ -64,7 +64,7 @@ class Gsm8kTask(Task):
     hub: str = HUB
 
     def examples(self) -> Split:
-        """Returns the training and test problems; a quarter of the former are the validation part.
+        """Returns the training and test problems; a quarter of the former becomes the validation part.
 
         Raises:
             ConfigError: If the data cannot be read.

@@ -1,7 +1,7 @@
 """HotPotQA: questions whose answer needs two Wikipedia articles (Yang et al. 2018, arXiv 1809.09600).
 
-The program has to find both articles. Beside the answer, the share of them that it found is measured: without both, the
-answer is a guess.
+The program has to find both articles. Besides the answer, the share of the articles that it found is measured: without
+both, the answer is a guess.
 """
 
 from __future__ import annotations
@@ -120,19 +120,19 @@ def _example(record: Mapping[str, Any]) -> Example:
 
 
 def is_gold(text: str, title: str) -> bool:
-    """Whether a passage is from the article of that title; titles in passages may be escaped for HTML."""
+    """Whether a passage is from the article with a title; titles in passages may be escaped for HTML."""
     return html.unescape(text).startswith(f"{title} | ")
 
 
 def f1(trace: Trace) -> float:
-    """Returns the F1 score of the answer's words; 0 for a failed run."""
+    """Returns the F1 score of the answer's words; 0 for a failed rollout."""
     return answer_f1(trace.example, trace.prediction) if trace.prediction else 0.0
 
 
 @final
 @dataclass(frozen=True)
 class GoldRecall:
-    """Share of the gold passages that a run found in its first hops. Failed runs count too.
+    """Share of the gold passages that a rollout found in its first hops. Failed rollouts count too.
 
     Args:
         hop: Number of hops, from 1.
@@ -150,7 +150,7 @@ class GoldRecall:
 @final
 @dataclass(frozen=True)
 class AllGold:
-    """Whether a run found every gold passage. The mean limits the score: without both passages the answer is a guess.
+    """Whether a rollout found every gold passage. The mean limits the score: without both, the answer is a guess.
 
     Args:
         hops: Number of hops of the program.

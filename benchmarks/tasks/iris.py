@@ -14,7 +14,7 @@ from programs import Iris
 
 _PAPER = Settings(train=50, val=50, test=50, num_train=15, num_val=35)
 
-# Under one prompt it answers the same class for all flowers; only other demonstrations make it answer another class.
+# With one prompt, the bundled LM answers the same class for all flowers; only other demonstrations change the class.
 _BUNDLED = _PAPER.changed(
     {
         "temperature": 0.0,
@@ -36,7 +36,7 @@ FIELDS = ("sepal_length", "sepal_width", "petal_length", "petal_width")  # the o
 @final
 @dataclass(frozen=True)
 class IrisTask(Task):
-    """Fisher's 150 flowers (1936), fifty of each of three species; the data hold one flower twice."""
+    """Fisher's 150 flowers (1936), fifty of each of three species; one flower occurs twice in the data."""
 
     name: str = "iris"
     label: str | None = "answer"

@@ -1,7 +1,7 @@
 """Evaluation: a mean score with its standard error, the score of every example, and the failures.
 
-Evaluations are recorded in the session's store, so none is made twice in a run, unless something that decides its
-result cannot be identified (`lmpipe.program.identity`).
+Evaluations are recorded in the session's store, so no evaluation is made twice in a run, unless something that decides
+its result cannot be identified (`lmpipe.program.identity`).
 """
 
 from __future__ import annotations

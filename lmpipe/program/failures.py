@@ -1,6 +1,6 @@
 """Counts why rollouts failed. Messages that differ only in numbers and quotations count as one kind of failure.
 
-This module knows nothing about who reports the counts.
+This module knows nothing about how the counts are reported.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pydantic import BaseModel, ConfigDict
 from lmpipe.runtime.trace import Failure, Trace
 from lmpipe.text.cleaning import clean_text
 
-_DOMINANT_SHARE = 0.9  # from this share of the rollouts on, one kind of failure explains the outcome
+_DOMINANT_SHARE = 0.9  # if one kind of failure ended at least this share of the rollouts, it explains the outcome
 
 _ADVICE: Mapping[str, str] = {
     "engine": "nothing can be learned until the LM answers; its error message says what to do",
     "parse": "structured completions (Session(structured=True)), more max_tokens, or a simpler signature",
     "program": "fix the error in the program's own code",
     "metric": "fix the metric, so that it returns a number in [0, 1]",
-    "budget": "give it a larger budget",
+    "budget": "a larger budget",
 }
 _MAX_KINDS = 3
-_MAX_CHARACTERS = 300  # of a message
+_MAX_CHARACTERS = 300  # characters of a message that are compared
 _VARYING = "…"
 _VARYING_PARTS = re.compile(r"""((?<!\w)'(?:\\.|[^'\\])*'(?!\w)|(?<!\w)"(?:\\.|[^"\\])*"(?!\w)|\d+(?:[.,]\d+)*|…)""")
 
@@ -48,7 +48,7 @@ class CommonFailure(BaseModel):
 
     @property
     def advice(self) -> str:
-        """What to try against it."""
+        """Advice on how to prevent the failure."""
         return _ADVICE[self.kind]
 
     def summary(self, total: int) -> str:
@@ -86,7 +86,7 @@ class FailureCounts:
         )
 
     def _count(self, kind: Failure, message: str, count: int) -> None:
-        text, _, _ = message.partition("; the completion was")  # completions differ in every rollout, as ids do
+        text, _, _ = message.partition("; the completion was")  # completions differ in every rollout, and so do ids
         if kind == "metric":
             text = text.rpartition("; example ")[0] or text
         parts = _VARYING_PARTS.split(clean_text(text[:_MAX_CHARACTERS]))

@@ -39,7 +39,7 @@ class _FrozenMark:
 class Module(ABC):
     """Base class of programs and of their parts.
 
-    A subclass makes its parts in ``__init__`` and overrides `forward`; calling the module runs it. Once a module has
+    A subclass creates its parts in ``__init__`` and overrides `forward`; calling the module runs it. Once a module has
     run, it cannot be changed any more; a copy of it can.
     """
 
@@ -153,7 +153,7 @@ class Module(ABC):
 
 
 def check_prediction(program: Module, result: object) -> Prediction:
-    """Returns what a program returned, if it is a prediction.
+    """Returns the result of a program, after checking that it is a prediction.
 
     Raises:
         ModuleError: If the result is not a prediction.
@@ -170,7 +170,7 @@ def check_inputs(program: Module, examples: Iterable[Example]) -> None:
     """Checks that ``forward`` accepts the inputs of examples.
 
     Raises:
-        ConfigError: If it does not; the message names the inputs and the parameters.
+        ConfigError: If it does not accept them; the message names the inputs and the parameters.
     """
     signature = inspect.signature(program.forward, follow_wrapped=False)
     names: tuple[str, ...] = ()

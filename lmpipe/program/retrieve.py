@@ -39,7 +39,7 @@ class Retrieve(Module):
             EngineError: If the query could not be answered.
         """
         if not isinstance(query, str):
-            raise SignatureError(f"Retrieve takes a query that is text, and got {query!r}")
+            raise SignatureError(f"Retrieve needs a query that is text, not {query!r}")
         context = current_context()
         path, index, _ = context.next_call(self)
         query = clean_text(query)

@@ -40,13 +40,13 @@ from lmpipe.validation.contract import describe_error
 
 logger = logging.getLogger(__name__)
 
-_MIN_SCORED = 10  # a metric that failed on all of its first predictions ends the run after so many
+_MIN_SCORED = 10  # a metric that failed on all of its first predictions ends the run after this many
 
 
 @final
 @dataclass(frozen=True)
 class Job:
-    """One rollout to make.
+    """A rollout to run.
 
     Args:
         state: Prompts and weights to run under.
@@ -80,7 +80,7 @@ def rollout(
     Raises:
         EngineError: If an engine or the retriever failed as a whole.
         MetricError: If the metric fails on all of the first ten predictions or, once there are ten, on more than half
-            of the jobs: it is then wrong in general. Otherwise a failure of the metric only costs its example.
+            of the jobs: it is then wrong in general. Otherwise a failure of the metric only fails that example.
         ConfigError, SessionError, ModuleError: If the program cannot run on any example as it is.
     """
     check_type("program", program, Module)
@@ -144,7 +144,7 @@ class _Scorer:
 
         Raises:
             MetricError: If the metric failed on all of the first ten predictions or, once there are ten, on more than
-                half of the jobs; the message holds the first failure.
+                half of the jobs; the message contains the first failure.
         """
         failed, scored = len(self._failures), self._scored
         if scored >= _MIN_SCORED and (failed == scored or 2 * failed > jobs):
@@ -155,7 +155,7 @@ def check_metric_failures(traces: Sequence[Trace]) -> None:
     """Checks that the metric could score at least half of the predictions.
 
     Raises:
-        MetricError: If it could not; the message holds the first failure.
+        MetricError: If it failed on more than half of them; the message contains the first failure.
     """
     failed = [trace for trace in traces if trace.failure == "metric"]
     scored = len(failed) + sum(trace.failure is None for trace in traces)
@@ -202,7 +202,7 @@ def cost_of_traces(traces: Sequence[Trace]) -> Cost:
 
 
 def _log_warnings(traces: Sequence[Trace]) -> None:
-    """Warns about what the scores do not show: code that fails, and characters that were replaced."""
+    """Warns about problems that the scores do not show: code that fails, and characters that were replaced."""
     for kind in ("program", "metric"):
         failed = [trace for trace in traces if trace.failure == kind]
         if failed:

@@ -1,4 +1,4 @@
-"""Choices in text: which of several values a text names.
+"""Choices in text: finds which of several values a text names.
 
 The whole text is compared with each choice first: exactly, then without surrounding quotes and punctuation, then
 ignoring case and the characters between words. Otherwise a choice is searched as a phrase of the text; it does not

@@ -1,6 +1,7 @@
 """The regular expression of a signature's completions, for structured output.
 
-It is a regular expression and not a grammar because every engine and server with constrained decoding supports these.
+It is a regular expression and not a grammar because all engines and servers with constrained decoding support regular
+expressions.
 Knows nothing about how engines enforce it.
 """
 

@@ -208,9 +208,9 @@ def signature(source: SignatureLike, instructions: str = "", types: Mapping[str,
     """Creates a signature from a string or a class.
 
     Args:
-        source: ``"a, b: int -> c: list[str]"``; or a class whose docstring holds the instructions and whose annotated
-            attributes are set to `Input` and `Output`; or a signature, which is returned as it is.
-        instructions: Instructions for a string; by default they are made of the field names.
+        source: ``"a, b: int -> c: list[str]"``; or a class whose docstring contains the instructions and whose
+            annotated attributes are set to `Input` and `Output`; or a signature, which is returned as it is.
+        instructions: Instructions for a string; by default they are made from the field names.
         types: Additional type names for a string, such as those of pydantic models.
 
     Raises:
@@ -268,12 +268,12 @@ def _fields(side: str, text: str, types: Mapping[str, Any]) -> tuple[Field, ...]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about invalid escapes in strings, which are read as Python reads them
-            tree, *more = ast.parse(f"def _({side.strip()}\n): pass").body
+            tree, *rest = ast.parse(f"def _({side.strip()}\n): pass").body
     except SyntaxError as error:
         raise SignatureError(f"cannot read {where}: {error.msg}") from None
     except ValueError as error:  # NUL, and invalid Unicode
         raise SignatureError(f"cannot read {where}: {error}") from None
-    if more or not isinstance(tree, ast.FunctionDef) or not isinstance(tree.body[0], ast.Pass):
+    if rest or not isinstance(tree, ast.FunctionDef) or not isinstance(tree.body[0], ast.Pass):
         raise SignatureError(f"cannot read {where}")
     arguments = tree.args
     if arguments.defaults or arguments.kwonlyargs or arguments.posonlyargs or arguments.vararg or arguments.kwarg:
@@ -300,10 +300,10 @@ def _type(node: ast.expr | None, text: str, types: Mapping[str, Any]) -> Any:
             return _CONTAINERS[name][tuple(_item(item, text, types) for item in items)]
         case ast.Subscript(value=ast.Name(id=name), slice=item) if name in _CONTAINERS:
             return _CONTAINERS[name][_type(item, text, types)]
-    known = ", ".join([*_TYPE_NAMES, *_CONTAINERS, "Literal", *types])
+    type_names = ", ".join([*_TYPE_NAMES, *_CONTAINERS, "Literal", *types])
     raise SignatureError(
-        f"unknown type {shown(ast.unparse(node))} in signature {shown(text)}; known types are {shorten(known, 300)}; "
-        "pass others in types="
+        f"unknown type {shown(ast.unparse(node))} in signature {shown(text)}; known types are "
+        f"{shorten(type_names, 300)}; pass others in types="
     )
 
 

@@ -125,7 +125,7 @@ def _hint(field: Field) -> str:
 
 @lru_cache(maxsize=1024)
 def _header(signature: Signature) -> re.Pattern[str]:
-    """The pattern of the beginning of a line that opens a field; group 1 holds the backslashes that quote it."""
+    """The pattern of the beginning of a line that opens a field; group 1 contains the backslashes that quote it."""
     names = sorted((field.name for field in signature.inputs + signature.outputs), key=len, reverse=True)
     words = "|".join(re.escape(name).replace("_", "[_ ]") for name in names)
     bullet = r"(?:[*•][ \t]+|\d{1,3}[.)][ \t]+)?"

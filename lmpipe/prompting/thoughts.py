@@ -1,7 +1,7 @@
 """Separates the thoughts in a completion from its answer.
 
 Reasoning models write their thoughts between ``<think>`` and ``</think>``. Knows nothing about fields: the caller
-passes a pattern of how a field begins.
+passes a pattern that matches the beginning of a field.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Reader:
         self._thoughts: list[str] = []
         self._gap = first  # text between the last tag and the next one
         self._inside = False  # whether the gap is within a thought
-        self._begun_before, self._begun = False, False  # whether a field began before the last thought; until now
+        self._begun_before, self._begun = False, False  # whether a field began before the last thought, and so far
 
     def read(self, tag: str, after: str) -> None:
         """Reads a tag and the text after it, up to the next tag."""

@@ -169,7 +169,7 @@ def _parse_structured(type_: Any, text: str) -> Any:
     adapter = _adapter(type_)
     try:
         return _parse_json(adapter, text)
-    except ValueError as error:  # raised by pydantic or by us
+    except ValueError as error:  # raised by pydantic or by `_check_misread`
         problem = error
     try:
         value = adapter.validate_python(text)
@@ -196,7 +196,7 @@ def _list_items(text: str, problem: ValueError) -> list[str]:
     """Returns the items of a list with one item a line, if all lines or no lines have bullets or numbers.
 
     Raises:
-        ValueError: The given problem, if the text is ambiguous.
+        ValueError: If the text is ambiguous; the error is the one passed as `problem`.
     """
     lines = [line for line in text.split("\n") if line.strip()]
     bullets = [_BULLET.match(line) for line in lines]

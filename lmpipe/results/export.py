@@ -74,7 +74,7 @@ def _card(run: FinishedRun, outcome: StrategyOutcome, row: StrategyReport, adapt
     tuning = run.result.config.get("tuning")
     return environment.get_template(_CARD).render(
         result=run.result,
-        base=clean_text(run.result.lm.partition("@")[0]),  # the suffix says the dtype or quantization of the weights
+        base=clean_text(run.result.lm.partition("@")[0]),  # the suffix names the dtype or quantization of the weights
         rank=tuning.get("rank") if isinstance(tuning, dict) else None,
         row=row,
         seed=outcome.seed,

@@ -23,7 +23,7 @@ def _as_cost(value: dict[str, Any]) -> dict[str, Any]:
     """Checks that a value is the JSON of a `Cost`.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If the value is not a cost.
     """
     try:
         if Cost.from_json(value).to_json().keys() != value.keys():
@@ -42,7 +42,7 @@ class Score(BaseModel):
     """A mean over seeds.
 
     Attributes:
-        mean: The mean; None if there are no scores ("—").
+        mean: The mean; None (shown as "—") if there are no scores.
         stderr: Standard error of the mean: over seeds, or over examples if there is one seed.
         low: Lower end of the 95 % bootstrap interval over seeds × examples.
         high: Upper end of this interval.

@@ -140,7 +140,7 @@ def open_run(folder: Path) -> FinishedRun:
 
 
 def prompts_sent(traces: Iterable[TraceRecord]) -> dict[str, list[tuple[str, str]]]:
-    """Returns the prompt of each module: module path → messages of its first call without the last, the inputs.
+    """Returns the prompt of each module: its path → messages of its first call, without the last one (the inputs).
 
     Args:
         traces: Traces of an evaluation.

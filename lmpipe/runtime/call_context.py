@@ -1,6 +1,6 @@
 """The context of one call of a program on one example: its modules read from it and append their steps to it.
 
-A context variable carries it. This module knows nothing about modules, or about who answers requests and when.
+A context variable carries it. This code knows nothing about modules, or about who answers requests and when.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SearchFn = Callable[[str, int], Passages | EngineError]
 
 @final
 class CallContext:
-    """One call of a program on one example: what its modules read, and the steps that they leave.
+    """The context of one call of a program on one example: the data that its modules read, and the steps they append.
 
     Args:
         session: The session that the program runs in.
@@ -182,7 +182,7 @@ class CallContext:
 def _wrong_thread_error(module: object) -> ModuleError:
     return ModuleError(
         f"{type(module).__name__} was called from a thread that forward() started; call modules one after another in "
-        "forward() itself: examples run at once, so their calls do"
+        "forward() itself: examples already run at once, and so do their calls"
     )
 
 
@@ -204,7 +204,7 @@ def current_context() -> CallContext:
     """Returns the context of the program that the calling ``forward`` runs in.
 
     Raises:
-        ModuleError: If there is none.
+        ModuleError: If no program is running.
     """
     context = _context.get()
     if context is None:

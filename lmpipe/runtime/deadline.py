@@ -1,8 +1,8 @@
 """The deadline of the call under way: a time limit also ends calls that have already begun.
 
-The caller sets the deadline, and the code that answers the call asks `seconds_left` or `check_deadline`. The deadline
+The caller sets the deadline, and the code that answers the call calls `seconds_left` or `check_deadline`. The deadline
 belongs to the context, so work in other threads needs a copy of the context (`contextvars.copy_context`). This module
-knows nothing about what the time is spent on.
+knows nothing about how the time is spent.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def set_deadline(seconds: float | None) -> Iterator[None]:
 def seconds_left(grace: float = 0.0) -> float | None:
     """Returns the wall time that the call under way may still take.
 
-    Code that can wait for long asks this: an engine between its steps, a client before it waits.
+    Code that may wait for a long time should call this: an engine between its steps, a client before it waits.
 
     Args:
         grace: Seconds to add to the limit.
@@ -100,7 +100,7 @@ def run_before_deadline(work: Callable[[], T]) -> T:
 
     Raises:
         BudgetSpent: If the thread was abandoned.
-        BaseException: If the function raised it.
+        BaseException: Any exception that the function raises.
     """
     if seconds_left() is None:
         return work()
@@ -109,6 +109,6 @@ def run_before_deadline(work: Callable[[], T]) -> T:
     try:
         return future.result(seconds_left(GRACE))
     except FutureTimeout as error:
-        if future.done():  # it ended just now, or raised a TimeoutError itself
+        if future.done():  # the function ended just now, or raised a TimeoutError itself
             return future.result()
         raise BudgetSpent("max_seconds is spent; a call that did not return was abandoned") from error

@@ -27,8 +27,8 @@ class EmbeddingCache:
         """Returns a vector for each text, in order.
 
         Raises:
-            EngineError: If the embedder failed or broke its contract, or if the vector of one of these texts holds
-                a NaN or an infinity.
+            EngineError: If the embedder failed or broke its contract, or if the vector of one of these texts
+                contains a NaN or an infinity.
         """
         keys = [(embedder.name, text) for text in texts]
         missing = [key for key in keys if key not in self._vectors]

@@ -12,7 +12,7 @@ from lmpipe.retriever import Passages, Retriever, ask_retriever
 
 @final
 class SearchCache:
-    """Searches each query once, however often it is asked. Many threads may share it.
+    """Searches each query once, however often it is requested. Many threads may share it.
 
     Args:
         size: Largest number of results to keep; the least recently used are dropped. Errors are not kept.

@@ -41,7 +41,7 @@ class _Scope:
     """The internal part of a session, which users do not set.
 
     Attributes:
-        ledger: Counts what is spent, and may limit it.
+        ledger: Adds up costs, and may limit them.
         stage: Name of the stage that the session is for; empty outside of a stage.
         results: Results of finished work by key, for sessions without a store; shared with child sessions.
         embeddings: Embeddings computed so far; shared with child sessions.
@@ -145,7 +145,7 @@ class Session:
         return run_before_deadline(partial(self._scope.searches.search, self.retriever, queries, k))
 
     def inference_settings(self) -> Any:
-        """Returns, as JSON, what decides prompts, completions and passages. It is part of the keys of recorded work."""
+        """Returns, as JSON, the settings that decide prompts, completions and passages, for keys of recorded work."""
         names = [None if engine is None else engine.name for engine in (self.retriever, self.embedder)]
         return [describe_settings(self.sampling), self.structured, *names]
 
@@ -164,12 +164,12 @@ class Session:
         return self.template.messages(signature, select_demos(signature, prompt, inputs, embed), inputs)
 
     def untuned_weights(self) -> dict[str, WeightState]:
-        """Role → weights of its LM without an adapter."""
+        """Returns role → weights of its LM without an adapter."""
         return {role: WeightState(base=lm.name) for role, lm in self.roles.items()}
 
     @property
     def ledger(self) -> Ledger:
-        """Counts what is spent in the session, and holds the limits on it."""
+        """Adds up the costs of the session, and holds the limits on them."""
         return self._scope.ledger
 
     @property
@@ -183,7 +183,7 @@ class Session:
         return replace(self, seed=derive_seed(self.seed, stage), _scope=scope)
 
     def limited(self, budget: Budget) -> Session:
-        """Returns the session with a limit on what is spent; an optimizer then stops at its best state so far."""
+        """Returns the session with a limit on its costs; an optimizer then stops at its best state so far."""
         return self._with_ledger(self.ledger.child(budget))
 
     def metered(self) -> Session:
@@ -215,7 +215,7 @@ class Session:
             if weights.adapter is not None:
                 if self.store is None:
                     raise SessionError(
-                        f"{key!r} runs on adapter {weights.adapter}; give the session the store that has it"
+                        f"{key!r} runs on adapter {weights.adapter}; pass the session the store that has it"
                     )
                 lm.register_adapter(weights.adapter, self.store.folder(weights.adapter))
 
@@ -265,7 +265,7 @@ class Session:
             self.store.put(records)
 
     def track(self, description: str, total: int) -> AbstractContextManager[Callable[[float], None]]:
-        """Shows a progress bar during a block. The block calls the function that it gets to advance the bar."""
+        """Shows a progress bar during a block. The block receives a function that advances the bar."""
         return show_progress(self.progress, description, total)
 
     def __enter__(self) -> Session:

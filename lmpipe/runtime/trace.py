@@ -1,4 +1,4 @@
-"""What happened when a program ran on one example, step by step.
+"""Traces: step-by-step records of what a program did on one example.
 
 Every step carries the path of its module, so steps are never matched to modules by position. This module knows nothing
 about how programs are run.
@@ -16,7 +16,7 @@ from lmpipe.lm import Request, Usage
 from lmpipe.retriever import Passage
 
 Failure = Literal["parse", "engine", "program", "metric", "budget"]
-"""What ended a rollout: an unreadable completion, the engine, the program's own code, the metric, or a spent budget."""
+"""Cause that ended a rollout: an unreadable completion, the engine, the program's code, the metric, a spent budget."""
 
 
 @final
@@ -122,9 +122,9 @@ class Trace:
         state: Digest of the `ProgramState` that the program ran under.
         sample: Number of the repetition of this example, from 0.
         steps: LM calls and retrievals, in order.
-        prediction: What the program returned, or None if it failed.
+        prediction: The program's prediction, or None if the rollout failed before it.
         score: Value of the metric; 0 if the rollout failed.
-        failure: What ended the rollout, or None if it succeeded.
+        failure: The cause that ended the rollout, or None if it succeeded.
         error: Error message of the failure, or None.
         feedback: Feedback that the metric returned with the score.
     """
@@ -146,7 +146,7 @@ class Trace:
 
 
 def module_costs(steps: Iterable[TraceStep]) -> dict[str, ModuleCost]:
-    """Module path → cost of the calls of that module."""
+    """Returns module path → cost of the calls of that module."""
     costs: dict[str, list[ModuleCost]] = {}
     for step in steps:
         costs.setdefault(step.path, []).append(step.cost)
@@ -154,7 +154,7 @@ def module_costs(steps: Iterable[TraceStep]) -> dict[str, ModuleCost]:
 
 
 def total_cost(steps: Sequence[TraceStep]) -> Cost:
-    """Calls, tokens and failed calls of some steps, in total and by module. Times are left at 0."""
+    """Returns calls, tokens and failed calls of some steps, in total and by module. Times are left at 0."""
     modules = module_costs(steps)
     total = ModuleCost.total(modules.values())
     return Cost(

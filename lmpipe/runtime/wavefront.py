@@ -1,7 +1,7 @@
 """Runs many jobs at once, and answers their LM calls and retrievals in batches.
 
 Every job runs in a thread with a context of its own and blocks at its calls. When all live jobs are blocked, the
-waiting calls go out: one batch for each LM role and one for each number of passages, sorted by the number of the job.
+waiting calls are sent: one batch for each LM role and one for each number of passages, sorted by the number of the job.
 So the content of a batch depends neither on the number of cores nor on timing. A job that spends its time elsewhere (a
 tool, an HTTP call) is waited for only while other jobs still make progress; then the others go on without it. When a
 budget is spent, LM calls are refused. When the deadline has passed, calls under way are abandoned after a few seconds
@@ -37,9 +37,9 @@ T = TypeVar("T")
 Q = TypeVar("Q")
 A = TypeVar("A")
 
-_POLL_SECONDS = 0.02  # time between two looks at jobs that neither finish nor call
-_IDLE_POLLS = 10  # looks without any progress after which the waiting calls go out
-_WOKEN_AT_ONCE = 4  # jobs that go on at once after a batch
+_POLL_SECONDS = 0.02  # time between two checks of jobs that neither finish nor call
+_IDLE_POLLS = 10  # checks without any progress after which the waiting calls are sent
+_WOKEN_AT_ONCE = 4  # jobs that are woken at once after a batch
 
 
 @final
@@ -58,7 +58,7 @@ class _WaitingCall(Generic[Q, A]):
         question: The request or the query.
         limited: Whether budgets count the call.
         answered: Lock that is held until there is an answer.
-        answer: The answer, or the exception to raise instead; until there is an answer, that the wavefront has ended.
+        answer: The answer, or the exception to raise instead; until it is set, the exception for an ended wavefront.
     """
 
     batch_key: tuple[str, str | int]
@@ -124,9 +124,9 @@ class Wavefront(Generic[T]):
         self._progressed = threading.Condition()
         self._waiting: dict[int, _WaitingCall[Any, Any]] = {}
         self._asleep: deque[_WaitingCall[Any, Any]] = deque()  # answered, but the job's thread is not woken yet
-        self._eager = {lm.batched for lm in session.roles.values()} == {False}  # searches alone wait, so go out at once
+        self._eager = {lm.batched for lm in session.roles.values()} == {False}  # only searches wait: send them at once
         self._running = min(count, session.max_concurrency)  # threads that neither wait nor have ended
-        self._progress = 0  # counts all that the threads do, to see whether any of them still makes progress
+        self._progress = 0  # counts the steps of all threads, to see whether any of them still makes progress
         self._error: BaseException | None = None
         self._ended = False
 
@@ -169,7 +169,7 @@ class Wavefront(Generic[T]):
                 self._progressed.wait(_POLL_SECONDS)
                 idle, seen = (idle + 1 if self._progress == seen else 0), self._progress
                 if idle:
-                    self._wake(len(self._asleep))  # since the woken jobs take their time
+                    self._wake(len(self._asleep))  # the woken jobs are slow, so they do not wake the others
             if self._error:
                 raise self._error
             batch, self._waiting = dict(sorted(self._waiting.items())), {}
@@ -224,7 +224,7 @@ class Wavefront(Generic[T]):
                 self._advance(1)
         except _Abandoned:
             return
-        except BaseException as error:  # a fault of the whole, not of one job: it ends the wavefront
+        except BaseException as error:  # not the failure of one job: it ends the wavefront
             self._error = error
         finally:
             with self._progressed:

@@ -1,6 +1,6 @@
 """Identity by content: canonical JSON, digests, and seeds that derive from them.
 
-Two values are identical if and only if their canonical JSON is the same. Knows nothing about what the values mean.
+Two values are identical if and only if their canonical JSON is the same. Knows nothing about the meaning of the values.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def json_default(value: object) -> Any:
     if isinstance(value, range):
         return list(value)
     if isinstance(value, Iterator):
-        raise ConfigError(f"an iterator ({type(value).__qualname__}) can be read only once; give a list")
+        raise ConfigError(f"an iterator ({type(value).__qualname__}) can be read only once; pass a list")
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
         return value.tolist()
@@ -82,11 +82,11 @@ def json_default(value: object) -> Any:
 
 
 def _sorted_sets(converted: Any, value: object) -> Any:
-    """Sorts the lists that pydantic made of sets, wherever they are in the JSON of a value.
+    """Sorts the lists that pydantic made from sets, wherever they are in the JSON of a value.
 
     Args:
-        converted: JSON that pydantic made of the value.
-        value: Value itself, which says what was a set.
+        converted: JSON that pydantic made from the value.
+        value: The value itself, which shows which lists were sets.
     """
     if isinstance(value, RootModel):
         return _sorted_sets(converted, value.root)
@@ -135,7 +135,7 @@ def _key_text(key: object) -> str:
 
 
 def _no_json(value: object, error: Exception) -> ConfigError:
-    """The error of a value that has no JSON; it names the path to the invalid part."""
+    """Returns the error for a value that has no JSON; it names the path to the invalid part."""
     reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
     names: list[str] = []
     for _ in range(_DEPTH):

@@ -74,7 +74,7 @@ class Journal:
             file.truncate(self._length)
             self._file = _identity(file.fileno())
             tail = os.pread(file.fileno(), _TAIL, max(0, self._length - _TAIL))
-        self._end = self._length, tail  # of the complete lines: their number of bytes, and the last of these bytes
+        self._end = self._length, tail  # number of bytes of the complete lines, and the last of these bytes
         _write_length(self.path, self._length)
 
     def append(self, texts: Mapping[str, str], blobs: Mapping[str, Sequence[str]]) -> None:
@@ -125,7 +125,7 @@ class Journal:
 def read_journal(path: Path) -> tuple[dict[str, Record], int]:
     """Reads the records of a journal, and the number of bytes of its complete lines.
 
-    There are no records if the file does not exist. A warning says if lines were lost.
+    There are no records if the file does not exist. A warning is logged if lines were lost.
 
     Raises:
         StoreError: If the file cannot be read.
@@ -164,7 +164,7 @@ def _line(texts: Mapping[str, str], blobs: Mapping[str, Sequence[str]]) -> bytes
     body = "{" + ",".join(f"{canonical_json(key)}:{texts[key]}" for key in sorted(texts)) + "}"
     if blobs := {key: names for key, names in blobs.items() if names}:
         body += f',"blobs":{canonical_json(blobs)}'
-    data = body.encode(errors="backslashreplace")  # writes a lone surrogate as JSON escapes it
+    data = body.encode(errors="backslashreplace")  # writes a lone surrogate as its JSON escape
     return b'{"records":%b,"sum":"%b"}\n' % (data, digest_bytes(data).encode())
 
 

@@ -1,4 +1,4 @@
-"""Differences between two JSON values, as text. Knows nothing about what the values mean."""
+"""Differences between two JSON values, as text. Knows nothing about the meaning of the values."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from lmpipe.errors import ConfigError
 from lmpipe.text.cleaning import clean_text
 
 _GZIP = b"\x1f\x8b"
-_OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # that of UTF-16-LE begins UTF-32-LE's
+_OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-16-LE's begins UTF-32-LE's too
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yields number (from 1) and bytes of each line of a file that is not blank, without a byte order mark.
+    """Yields the number (from 1) and the bytes of each line that is not blank, without a byte order mark.
 
     Args:
         path: Path of a file in UTF-8; its first bytes decide whether it is gzipped.

@@ -167,7 +167,7 @@ class RunStore:
         """Deletes unused blobs, and removes the records that refer to them.
 
         Args:
-            unused: Function that says of a digest whether its blob is to be deleted.
+            unused: Function that returns whether the blob with a digest is to be deleted.
 
         Raises:
             StoreError: If a blob cannot be deleted.
@@ -226,7 +226,7 @@ class RunStore:
                 lock.acquire(timeout=0)
             except Timeout:
                 raise StoreError(_in_use(self.path, self._pid_file)) from None
-        with suppress(OSError):  # the file only serves for the message if the directory is opened twice
+        with suppress(OSError):  # the file is only read for the error message when the directory is opened twice
             self._pid_file.write_text(f"{os.getpid()} {platform.node()}")
         return lock
 

@@ -1,6 +1,6 @@
 """Escapes text for Markdown, so that it cannot open a heading, a link or a tag, or end the code that it stands in.
 
-Knows nothing about the documents.
+Knows nothing about the documents that contain the text.
 """
 
 from __future__ import annotations

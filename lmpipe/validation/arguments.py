@@ -1,7 +1,7 @@
 """Checks of arguments that many public calls share: collections, numbers, and values of a type.
 
-A string is also a collection of its characters, and a generator is empty after it was read once, so neither may pass
-unnoticed for a list of strings. Knows nothing about what the arguments are for.
+A string is also a collection of its characters, and a generator is empty after it was read once, so neither may be
+mistaken for a list of strings. Knows nothing about what the arguments are for.
 """
 
 from __future__ import annotations

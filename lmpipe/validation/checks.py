@@ -33,7 +33,7 @@ def check_examples(examples: Iterable[Example], name: str) -> list[Example]:
         name: Name of the argument in error messages.
 
     Raises:
-        ConfigError: If it is something else; the message names the first item that is not an example.
+        ConfigError: If an item is not an example; the message names the first such item.
     """
     return list(check_items(name, examples, Example))
 
@@ -82,7 +82,7 @@ def warn_about_overlap(train: Sequence[Example], val: Sequence[Example]) -> None
 
 
 def digest_without_id(example: Example) -> str:
-    """Digest of the inputs and labels of an example, without its id."""
+    """Returns the digest of the inputs and labels of an example, without its id."""
     return digest([dict(example.inputs), dict(example.labels)])
 
 
@@ -90,7 +90,7 @@ def check_settings(settings: object) -> None:
     """Checks the fields of a dataclass against their types; a type such as ``PositiveInt`` also limits the range.
 
     Raises:
-        ConfigError: If the value of a field does not fit its type; the message has the field's name and value. Also if
+        ConfigError: If the value of a field does not fit its type; the message names the field and its value. Also if
             a type cannot be resolved, such as one that is imported only under ``TYPE_CHECKING``.
     """
     kind: type = type(settings)
@@ -123,6 +123,6 @@ def _model(kind: type) -> type[BaseModel]:
 
 
 def _reword(message: str) -> str:
-    """A message of pydantic in the words of lmpipe's own messages."""
+    """Puts a message of pydantic into the words of lmpipe's own messages."""
     rule = message.removeprefix("Input ").replace("should be", "must be", 1)
     return rule.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")

@@ -34,7 +34,7 @@ def call_and_check(
     Args:
         who: Name of the engine in error messages.
         call: Function that calls the engine and returns all its answers.
-        count: Number of answers that there must be.
+        count: Required number of answers.
         expected: Description of a valid answer for error messages.
         fault: Function that describes what is wrong with an answer; an empty string means that it is valid.
 

@@ -1,6 +1,6 @@
 """Rollouts that a restarted search recalls from the store, as it recalls evaluations.
 
-Knows what identifies a rollout and which ones may be kept; nothing about the search.
+Knows what identifies a rollout and which rollouts may be kept, but nothing about the search.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def cached_rollout(
 ) -> list[Any]:
     """Runs a program on every job and extracts a value from each trace, or recalls the values of an earlier rollout.
 
-    If a spent budget or an engine error cut a run short, the values are not kept: a later rollout may complete it.
+    If a spent budget or an engine error cut a rollout short, the values are not kept: a later rollout may complete it.
 
     Args:
         program: The program.
-        jobs: The runs to make.
+        jobs: The rollouts to make.
         session: Provides LMs, the seed and, if it has one, the store that keeps the values.
         extract: Returns the value of a trace, as plain JSON.
-        metric: Scores a prediction; without it runs are not scored.
+        metric: Scores a prediction; without it rollouts are not scored.
         title: Title of the progress bar.
 
     Returns:

@@ -70,15 +70,15 @@ class BootstrapSettings(PromptOptimizer):
     """Settings and steps that the prompt optimizers with bootstrapped demonstrations share.
 
     Args:
-        metric: Scores runs and candidates.
-        metric_threshold: Minimum score of a successful run.
-        max_bootstrapped_demos: Maximum number of demos from successful runs, for each module.
-        max_labeled_demos: Maximum number of demos from labels, for each module. The prompts of the bootstrapping runs
-            show as many.
-        max_rounds: Maximum number of runs of an example until one succeeds.
+        metric: Scores predictions.
+        metric_threshold: Minimum score of a successful rollout.
+        max_bootstrapped_demos: Maximum number of demos from successful rollouts, for each module.
+        max_labeled_demos: Maximum number of demos from labels, for each module. The prompts of the bootstrapping
+            rollouts show as many.
+        max_rounds: Maximum number of rollouts of an example until one succeeds.
         temperature: Sampling temperature of the rounds after the first.
         partial_labels: Whether an example also makes a demo for a module with unlabelled inputs, such as retrieved
-            passages; the demo lacks these inputs. DSPy, and with it the paper, does so.
+            passages; the demo lacks these inputs. DSPy does so, and with it the paper.
         teacher: Runs the program in place of the student; by default the program runs as it is.
 
     Raises:
@@ -104,7 +104,7 @@ class BootstrapSettings(PromptOptimizer):
     def demo_pools(
         self, program: Module, state: ProgramState, train: Sequence[Example], session: Session
     ) -> tuple[DemoPool, DemoPool, Rollouts]:
-        """Returns all bootstrapped and all labelled demos of the training examples, and the bootstrapping runs."""
+        """Returns all bootstrapped and all labelled demos of the training examples, and the bootstrapping rollouts."""
         labelled = labelled_pool(program, train, partial=self.partial_labels)
         rollouts = self._bootstrap(program, state, train, labelled, session)
         return trace_pool(rollouts.kept, session.seed), labelled, rollouts
@@ -112,7 +112,7 @@ class BootstrapSettings(PromptOptimizer):
     def _bootstrap(
         self, program: Module, state: ProgramState, train: Sequence[Example], labelled: DemoPool, session: Session
     ) -> Rollouts:
-        """Keeps one successful run of each example. The prompt for an example never shows that example's labels."""
+        """Keeps one successful rollout of each example. The prompt for an example never shows that example's labels."""
         student, paths = program, tuple(predictors(program))
         if self.teacher is not None:
             program, state, session = self.teacher.bind(program, state, session)
@@ -167,9 +167,10 @@ class BootstrapSettings(PromptOptimizer):
 @final
 @dataclass(frozen=True)
 class BootstrapFewShot(BootstrapSettings):
-    """Shows every module its own calls in successful runs, and labelled examples where there are labels.
+    """Shows every module its own calls in successful rollouts, and labelled examples where there are labels.
 
-    If a module was called several times in a run, one of its calls is drawn. `BootstrapSettings` has the parameters.
+    If a module was called several times in a rollout, one of its calls is drawn. `BootstrapSettings` documents the
+    parameters.
     """
 
     def search(
@@ -187,14 +188,14 @@ def choose_demos(
     max_labelled: int,
     rng: random.Random | None,
 ) -> dict[str, list[Demo]]:
-    """Chooses different demos for each module: bootstrapped ones, then labelled ones of other examples.
+    """Chooses distinct demos for each module: bootstrapped ones, then labelled ones of other examples.
 
     Args:
         bootstrapped: Pool of bootstrapped demos.
         labelled: Pool of labelled demos.
         max_bootstrapped: Maximum number of bootstrapped demos for each module.
         max_labelled: Maximum number of labelled demos for each module.
-        rng: Draws the demos; without it the first ones are taken.
+        rng: Source of randomness; None takes the first demos.
     """
     first = draw_demos(bootstrapped, max_bootstrapped, rng)
     second = draw_demos(labelled, max_labelled, rng, first)

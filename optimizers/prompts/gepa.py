@@ -21,7 +21,7 @@ from optimizers.selection import best_candidate, selection_result
 @final
 @dataclass(frozen=True)
 class GEPA(PromptOptimizer):
-    """Lets an LM rewrite one instruction after another, from failed runs and the metric's feedback on them.
+    """Lets an LM rewrite one instruction after another, from failed rollouts and the metric's feedback on them.
 
     Each step takes a candidate from the Pareto front over validation examples, runs it on a few training examples,
     shows an LM the calls of one module with feedback, and keeps the instruction that the LM writes if it scores better
@@ -31,14 +31,14 @@ class GEPA(PromptOptimizer):
 
     Args:
         metric: Scores a prediction, and may explain what is wrong with it.
-        max_metric_calls: Number of scored runs after which no new step begins. Each step takes two for every example
-            that it reflects on, and one for every validation example if the new instruction is kept.
+        max_metric_calls: Number of scored rollouts after which no new step begins. Each step needs two for every
+            example that it reflects on, and one for every validation example if the new instruction is kept.
         reflection_minibatch_size: Number of training examples that a step reflects on.
         candidate_selection_strategy: How a step chooses the candidate that it starts from.
         module_selector: Whether a step rewrites one module, in turn, or all of them.
-        skip_perfect_score: Whether a step ends early if all its runs are perfect, and the search if a candidate is
-            perfect on all validation examples.
-        perfect_score: Score of a perfect run.
+        skip_perfect_score: Whether a step ends early if all its rollouts are perfect, and the search if a candidate
+            is perfect on all validation examples.
+        perfect_score: Score of a perfect rollout.
         use_merge: Whether candidates that improve different modules are merged; this needs five validation examples.
         max_merge_invocations: Maximum number of merges.
         acceptance_criterion: Whether a new instruction must score better on the examples reflected on, or at least as
@@ -46,9 +46,9 @@ class GEPA(PromptOptimizer):
         reflection_prompt_template: Prompt for the LM, with the placeholders ``<curr_param>`` for the instruction and
             ``<side_info>`` for the calls; by default gepa's own.
         proposer: The LM that reflects (gepa's ``reflection_lm``).
-        num_train: Number of training examples that the search uses; none means all.
-        num_val: Number of validation examples that candidates are scored on; none means all.
-        stratify_by: Label whose classes the subsets keep in proportion, or none.
+        num_train: Number of training examples that the search uses; None means all.
+        num_val: Number of validation examples that candidates are scored on; None means all.
+        stratify_by: Label whose classes the subsets keep in proportion; None does not stratify.
 
     Raises:
         ConfigError: If a setting is out of its range or the template lacks a placeholder; in `optimize`, if gepa is not
@@ -87,7 +87,7 @@ class GEPA(PromptOptimizer):
         try:
             from optimizers.prompts.gepa_adapter import ProgramAdapter, run_gepa
         except ImportError as error:
-            raise ConfigError(f'GEPA runs on the package gepa: pip install "lmpipe[search]" ({error})') from error
+            raise ConfigError(f'GEPA needs the package gepa: pip install "lmpipe[search]" ({error})') from error
         train = subsample(train, self.num_train, derive_seed(session.seed, "train"), self.stratify_by)
         val = subsample(val, self.num_val, derive_seed(session.seed, "val"), self.stratify_by)
         template = self.reflection_prompt_template

@@ -1,4 +1,4 @@
-"""The adapter between the package gepa and a program: scores candidates, records runs and rewrites instructions.
+"""The adapter between the package gepa and a program: scores candidates, records rollouts and rewrites instructions.
 
 Knows gepa's interfaces, and answers them with rollouts and evaluations in a session. Imported only when GEPA runs, so
 that only GEPA needs the package.
@@ -91,7 +91,7 @@ class ProgramAdapter:
 
     Attributes:
         scored: State of each candidate that was scored on all validation examples → its name and evaluation.
-        rewritten: Number of rewritten instructions that were asked for, and numbers of unusable ones.
+        rewritten: Number of requested instructions, and numbers of unusable ones.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class ProgramAdapter:
     def evaluate(
         self, batch: list[DataInst], candidate: Instructions, capture_traces: bool = False
     ) -> EvaluationBatch[Any, None]:
-        """Scores a candidate on examples; for examples to reflect on, the result also has the calls of the runs."""
+        """Scores a candidate on examples; for examples to reflect on, the result also has the calls."""
         state, examples = self.state_of(candidate), [item.example for item in batch]
         if not all(item.for_validation for item in batch):
             runs = self._run(state, examples)
@@ -144,7 +144,7 @@ class ProgramAdapter:
     def make_reflective_dataset(
         self, candidate: Instructions, eval_batch: EvaluationBatch[Any, None], components_to_update: list[int]
     ) -> dict[int, list[dict[str, Any]]]:
-        """Returns the calls of some modules in the runs of a batch, without modules that were not called."""
+        """Returns the calls of some modules in the rollouts of a batch, without modules that were not called."""
         runs = eval_batch.trajectories or []
         calls = {
             number: [call for run in runs for call in run["calls"].get(self._paths[number], ())]
@@ -169,7 +169,7 @@ class ProgramAdapter:
         return useful
 
     def stop(self, gepa_state: GEPAState[Any, Any]) -> bool:
-        """Whether a candidate is perfect or the budget is spent; raises an error that gepa continued after."""
+        """Whether a candidate is perfect or the budget is spent; raises an error that gepa ignored."""
         self._error.check()
         perfect = any(evaluation.mean >= self._perfect_mean for _, evaluation in self.scored.values())
         return perfect or bool(self._session.ledger.reached_limit())
@@ -193,7 +193,7 @@ class ProgramAdapter:
         key = (state, *(example.digest for example in examples))
         if key not in self._runs:
             jobs = [Job(state, example) for example in examples]
-            title = "runs to reflect on"
+            title = "rollouts to reflect on"
             self._runs[key] = cached_rollout(
                 self._program, jobs, self._session, reflection_record, self._metric, title=title
             )
@@ -260,7 +260,7 @@ def run_gepa(
 
 
 def _gepa_score(score: float) -> float:
-    """The score that gepa sees. One that is not a finite number is 0, because gepa adds scores up."""
+    """Returns the score that gepa sees. A score that is not a finite number becomes 0, because gepa adds scores up."""
     return (score if math.isfinite(score) else 0.0) + _SCORE_OFFSET
 
 

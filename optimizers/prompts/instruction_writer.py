@@ -1,6 +1,6 @@
 """The program that writes instructions for MIPROv2 (Opsahl-Ong et al. 2024, arXiv 2406.11695).
 
-Knows which texts the LM sees when it writes an instruction; nothing about where they come from. The docstrings and
+Knows which texts the LM sees when it writes an instruction, but not where they come from. The docstrings and
 descriptions of the signatures are the prompts of its calls.
 """
 
@@ -55,7 +55,7 @@ class ProposalContext:
         program_aware: Whether it sees descriptions of the program and the module.
         data_aware: Whether it sees a summary of training examples.
         tip_aware: Whether it sees a tip on the style of the instruction.
-        fewshot_aware: Whether it sees some of the module's own calls in successful runs.
+        fewshot_aware: Whether it sees some of the module's own calls in successful rollouts.
         view_data_batch_size: Number of training examples in each call that observes the data.
     """
 
@@ -86,7 +86,7 @@ class ProposalContext:
 
 @final
 class InstructionWriter(Module):
-    """Makes one call of the kind that ``step`` names: instructions are sampled, summaries and descriptions greedy."""
+    """Makes one call of the kind that ``step`` names: instructions are sampled, all other texts are greedy."""
 
     def __init__(self, context: ProposalContext, proposer: Proposer) -> None:
         kinds: Mapping[str, Any] = {
@@ -109,7 +109,7 @@ class InstructionWriter(Module):
 
 
 def written_text(trace: Trace) -> str:
-    """The text that a call wrote, without quotes or marks around the whole text; empty if it could not be parsed."""
+    """Returns the text that a call wrote, without quotes or marks around it; empty if it could not be parsed."""
     text = str(next(iter(trace.prediction.values()))).strip() if trace.prediction else ""
     for quote in _QUOTES:
         if text.startswith(quote) and text.endswith(quote) and text.count(quote) == 2:

@@ -20,16 +20,16 @@ class KNNFewShot(BootstrapSettings):
     """Gives every module a pool of demonstrations, of which each prompt shows the k nearest to the input.
 
     The pool is bootstrapped on the training examples once. The session's embedder decides which demonstrations are
-    near; its name is part of the state, so every later session needs the same embedder. `BootstrapSettings` has the
-    other parameters.
+    near; its name is part of the state, so every later session needs the same embedder. `BootstrapSettings`
+    documents the other parameters.
 
     Args:
-        max_bootstrapped_demos: Maximum number of demos from successful runs in the pool of each module. With 0 the
+        max_bootstrapped_demos: Maximum number of demos from successful rollouts in the pool of each module. With 0 the
             program is not run and the pool holds labelled demos only, as in the paper; its size is then
             `max_labeled_demos`.
         k: Number of demos that a prompt shows.
-        num_train: Number of training examples that demos are made from; none means all.
-        stratify_by: Label whose classes the subset keeps in proportion, or none.
+        num_train: Number of training examples that demos are made from; None means all.
+        stratify_by: Label whose classes the subset keeps in proportion; None does not stratify.
     """
 
     max_bootstrapped_demos: NonNegativeInt = 100
@@ -40,8 +40,10 @@ class KNNFewShot(BootstrapSettings):
     def search(
         self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
     ) -> OptimizeResult:
-        """Raises:
-        SessionError: If the session has no embedder.
+        """Makes the pools of demonstrations.
+
+        Raises:
+            SessionError: If the session has no embedder.
         """
         if session.embedder is None:
             raise SessionError("KNNFewShot needs an embedder to find the nearest demos; pass Session(embedder=...)")
@@ -57,8 +59,8 @@ class KNNFewShot(BootstrapSettings):
         details["pool"] = {path: len(pools.get(path, ())) for path in state.prompts}
         if not any(pools.values()):
             reason = (
-                f"no demonstration could be made from {len(train)} training examples, neither from a successful run "
-                "nor from labels"
+                f"no demonstration could be made from {len(train)} training examples, neither from a successful "
+                "rollout nor from labels"
             )
             reason += f": {cause}" if cause else ""
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)

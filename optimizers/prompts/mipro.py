@@ -34,7 +34,7 @@ class MIPROv2(BootstrapSettings):
     Then a tree-structured Parzen estimator chooses an instruction and a set of demonstrations for each module, trial
     after trial. Each trial is scored on a minibatch of validation examples; every few trials the one with the best mean
     is scored on all of them. The best fully scored state wins, the earliest of equals; the initial state is among them.
-    `BootstrapSettings` has the other parameters. Needs the extra ``lmpipe[search]``.
+    `BootstrapSettings` documents the other parameters. Needs the extra ``lmpipe[search]``.
 
     Args:
         num_candidates: Number of instructions, and of sets of demos, that each module chooses from. The first option is
@@ -48,12 +48,12 @@ class MIPROv2(BootstrapSettings):
         program_aware_proposer: Whether the LM sees descriptions of the program and the module.
         data_aware_proposer: Whether the LM sees a summary of training examples.
         tip_aware_proposer: Whether the LM sees a tip on the style of the instruction.
-        fewshot_aware_proposer: Whether the LM sees the module's own calls in successful runs.
+        fewshot_aware_proposer: Whether the LM sees the module's own calls in successful rollouts.
         view_data_batch_size: Number of training examples in each call that observes the data for the summary.
         proposer: The LM that proposes instructions.
-        num_train: Number of training examples that demos are made from; none means all.
-        num_val: Number of validation examples that the search uses; none means all.
-        stratify_by: Label whose classes the subsets keep in proportion, or none.
+        num_train: Number of training examples that demos are made from; None means all.
+        num_val: Number of validation examples that the search uses; None means all.
+        stratify_by: Label whose classes the subsets keep in proportion; None does not stratify.
 
     Raises:
         ConfigError: If a setting is out of its range; in `optimize`, if Optuna is not installed, or there are no
@@ -84,7 +84,7 @@ class MIPROv2(BootstrapSettings):
         try:
             from optimizers.prompts.tpe_sampler import TPESampler
         except ImportError as error:
-            raise ConfigError(f'MIPROv2 searches with Optuna: pip install "lmpipe[search]" ({error})') from error
+            raise ConfigError(f'MIPROv2 needs the package optuna: pip install "lmpipe[search]" ({error})') from error
         train = subsample(train, self.num_train, derive_seed(session.seed, "train"), self.stratify_by)
         val = subsample(val, self.num_val, derive_seed(session.seed, "val"), self.stratify_by)
         bootstrapped, labelled, rollouts = self.demo_pools(program, state, train, session)
@@ -114,7 +114,7 @@ class MIPROv2(BootstrapSettings):
     def _demo_options(
         self, state: ProgramState, bootstrapped: DemoPool, labelled: DemoPool, seed: int
     ) -> dict[str, tuple[tuple[Demo, ...], ...]]:
-        """Different sets of demos for each module; the first one is the current set."""
+        """Returns distinct sets of demos for each module; the first one is the current set."""
         current = {path: prompt.demos for path, prompt in state.prompts.items()}
         drawn = self.demo_sets(bootstrapped, labelled, self.num_candidates, seed).values()
         demo_sets: list[Mapping[str, Sequence[Demo]]] = [current, {}, *drawn]
@@ -238,7 +238,7 @@ class _TrialRunner:
                     sampler.add(choice, evaluation.mean)
 
     def _most_promising(self) -> list[ProgramState]:
-        """The state with the best mean over its minibatches among those that are not fully scored, if there is one."""
+        """Returns the state with the best mean over minibatches of those not fully scored; empty if there is none."""
         means = {
             state: sum(batch_means) / len(batch_means)
             for state, batch_means in self._means.items()

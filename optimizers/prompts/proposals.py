@@ -1,6 +1,6 @@
-"""Proposals of instructions from the data, the program and its runs (Opsahl-Ong et al. 2024, arXiv 2406.11695).
+"""Proposals of instructions from the data, the program and its rollouts (Opsahl-Ong et al. 2024, arXiv 2406.11695).
 
-A few rollouts of a program write them, so its LM calls are batched, seeded and counted like any others, and an
+They are written by rollouts of a program, so its LM calls are batched, seeded and counted like any others, and an
 unreadable completion is data. Knows nothing about how instructions are chosen.
 """
 
@@ -41,22 +41,22 @@ class Proposals:
     """The proposed instructions of all modules.
 
     Attributes:
-        instructions: Module path → different instructions; the first is the current one.
-        asked: Number of proposals that were asked for.
+        instructions: Module path → distinct instructions; the first is the current one.
+        requested: Number of requested proposals.
         unreadable: Number of proposals that could not be parsed or were empty.
         duplicates: Number of proposals that repeated another one.
-        context: The shared texts that they were written from, by name.
+        context: The texts that all proposals were written from, by name.
     """
 
     instructions: Mapping[str, tuple[str, ...]]
-    asked: int = 0
+    requested: int = 0
     unreadable: int = 0
     duplicates: int = 0
     context: Mapping[str, str] = field(default_factory=dict)
 
     def details(self) -> dict[str, Any]:
-        """The figures and the texts, as JSON."""
-        counts = {"asked": self.asked, "unreadable": self.unreadable, "duplicates": self.duplicates}
+        """Returns the figures and the texts, as JSON."""
+        counts = {"asked": self.requested, "unreadable": self.unreadable, "duplicates": self.duplicates}
         texts = {path: list(texts) for path, texts in self.instructions.items()}
         return {"proposals": counts, "instructions": texts, "grounds": dict(self.context)}
 
@@ -78,7 +78,7 @@ def propose(
         program: The program.
         state: The state with the current instructions.
         train: Examples that the summary of the data is made from.
-        bootstrapped: Demos from successful runs.
+        bootstrapped: Demos from successful rollouts.
         session: Session with the LMs and the seed.
         count: Number of instructions for each module, including the current one.
         proposer: The LM that writes.
@@ -134,13 +134,13 @@ class _InstructionProposer:
         """Returns the inputs of the call that writes one instruction."""
         rng = random.Random(derive_seed(self._seed, "proposal", path, number))
         demos = [pooled.demo for pooled in bootstrapped.get(path, ())]
-        shown = rng.sample(demos, min(_MAX_DEMOS_SHOWN, len(demos)))
+        drawn = rng.sample(demos, min(_MAX_DEMOS_SHOWN, len(demos)))
         inputs = {
             "dataset_summary": shared.get("data", ""),
             "program_description": shared.get("program", ""),
             "module_description": shared.get(f"module {path}", ""),
             "module": module_text(path, predictors(self._program)[path]),
-            "demonstrations": "\n\n".join(_text(demo.inputs, demo.outputs) for demo in shown),
+            "demonstrations": "\n\n".join(_text(demo.inputs, demo.outputs) for demo in drawn),
             "current_instruction": self._student.prompts[path].instructions,
             "tip": rng.choice(TIPS),
         }

@@ -18,7 +18,7 @@ class Proposer:
     """The LM that writes instructions; by default the LM of the program.
 
     Args:
-        lm: An LM to use in place of the session's.
+        lm: LM to use in place of the session's.
         role: Role of the session's LM that writes, if `lm` is not given.
         weights: Whether the session's LM writes with its base weights or with those of the state. An LM that was
             fine-tuned on a task may no longer write anything but answers.
@@ -49,9 +49,7 @@ class Proposer:
         return Sampling(temperature=self.temperature, max_tokens=self.max_tokens)
 
     def bind(self, state: ProgramState, session: Session) -> tuple[ProgramState, Session]:
-        """Returns the state and session in which the proposer's own program runs, for those of a program."""
-        own_session = replace(session, lm={self.role: self.lm or session.lm_of(self.role)})
-        weights = (
-            own_session.untuned_weights() if self.weights == "base" else {self.role: state.weights_of(self.role, "")}
-        )
-        return ProgramState(prompts={}, weights=weights), own_session
+        """Returns the state and session for the proposer's program, made from those of the optimized program."""
+        session = replace(session, lm={self.role: self.lm or session.lm_of(self.role)})
+        weights = session.untuned_weights() if self.weights == "base" else {self.role: state.weights_of(self.role, "")}
+        return ProgramState(prompts={}, weights=weights), session

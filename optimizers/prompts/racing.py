@@ -5,7 +5,7 @@ of their scores is the blocking of Moore and Lee 1994; comparing them with the l
 Birattari et al. 2002. A race should find the candidate that an exhaustive search would choose on the same finite set of
 examples, so the standard error of a mean difference is that of sampling without replacement (Cochran 1977, section
 2.6): it vanishes as the examples run out. Bounds that hold for every distribution (Hoeffding, Serfling, empirical
-Bernstein) are at least twice as wide on a few hundred examples, and would save few of the runs.
+Bernstein) are at least twice as wide on a few hundred examples, and would save few rollouts.
 
 Knows nothing about programs, states or sessions.
 """
@@ -20,7 +20,7 @@ from typing import final
 from lmpipe.extend import best_index
 
 Score = Callable[[Sequence[int], slice], Sequence[Sequence[float]] | None]
-"""Scores some candidates on a block of examples: one row of scores for each candidate, or none if scoring stopped."""
+"""Scores some candidates on a block of examples: one row of scores for each candidate, or None if scoring stopped."""
 
 
 @final
@@ -77,7 +77,7 @@ class RaceResult:
     """The result of a race.
 
     Attributes:
-        winner: Index of the winning candidate; none if nothing could be scored.
+        winner: Index of the winning candidate; None if nothing could be scored.
         scores: The scores of each candidate in the order of the examples, until it was dropped.
         blocks: Number of blocks that candidates were scored on.
     """
@@ -98,7 +98,7 @@ def race(score: Score, candidates: int, examples: int, rule: EliminationRule = E
     A candidate with a score that is not a finite number is dropped, because it cannot be compared with the others.
 
     Args:
-        score: Scores candidates on a block. If it returns none, the race ends and the blocks before decide.
+        score: Scores candidates on a block. If it returns None, the race ends and the earlier blocks decide.
         candidates: Number of candidates.
         examples: Number of examples; their order must be random.
         rule: Decides when candidates are compared and which are dropped.

@@ -25,16 +25,16 @@ class BootstrapFewShotRandomSearch(BootstrapSettings):
     The candidates are: no demos; labelled demos only; the first bootstrapped demos; and `num_candidate_programs`
     random sets of random size. All candidates run on all validation examples in one wavefront; the earliest of equals
     wins. With `racing` they run on one block of examples after another, and candidates that can no longer win are
-    dropped after each block. `BootstrapSettings` has the other parameters.
+    dropped after each block. `BootstrapSettings` documents the other parameters.
 
     Args:
         num_candidate_programs: Number of random sets.
-        num_train: Number of training examples that demos are made from; none means all.
-        num_val: Number of validation examples that candidates are scored on; none means all.
-        stratify_by: Label whose classes the subsets keep in proportion, or none.
+        num_train: Number of training examples that demos are made from; None means all.
+        num_val: Number of validation examples that candidates are scored on; None means all.
+        stratify_by: Label whose classes the subsets keep in proportion; None does not stratify.
         racing: Whether candidates that can no longer win are dropped early (`optimizers.prompts.racing`). This nearly
-            always finds the winner of the exhaustive search in less than half of the runs; the dropped candidates are
-            scored on fewer examples.
+            always finds the winner of the exhaustive search in less than half of the rollouts; the dropped candidates
+            are scored on fewer examples.
     """
 
     needs: ClassVar[tuple[Literal["train", "val"], ...]] = ("train", "val")

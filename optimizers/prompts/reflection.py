@@ -1,6 +1,6 @@
-"""Reflection: records of a program's runs with feedback, and the LM call that learns from them.
+"""Reflection: records of a program's rollouts with feedback, and the LM call that learns from them.
 
-Knows traces and feedback; nothing about candidates or how they evolve.
+Knows traces and feedback, but nothing about candidates or how they evolve.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _unparsed(text: str) -> dict[str, str]:
 
 @final
 class Reflect(Module):
-    """The program that rewrites instructions: its prompt shows runs, its completion holds the new instruction."""
+    """Rewrites instructions: the prompt shows calls with feedback, and the completion is the new instruction."""
 
     def __init__(self, proposer: Proposer) -> None:
         self.reflection = RawCall(proposer)
@@ -45,19 +45,19 @@ class Reflect(Module):
 
 
 def completion(trace: Trace) -> str:
-    """The completion of a reflection; empty if the call failed."""
+    """Returns the completion of a reflection; empty if the call failed."""
     return str(trace.prediction["text"]) if trace.prediction else ""
 
 
 def reflection_record(trace: Trace) -> dict[str, Any]:
-    """Returns the score of a run, and the calls of each module with feedback, under gepa's names."""
+    """Returns the score of a rollout, and the calls of each module with feedback, under gepa's names."""
     calls: dict[str, list[dict[str, Any]]] = {}
     for step in trace.lm_steps:
         calls.setdefault(step.path, []).append(
             {
                 "Inputs": _texts(step.inputs),
                 "Generated Outputs": _texts(step.outputs) if step.outputs is not None else "none that could be read",
-                "Feedback": clean_text(_feedback(trace, step)),  # may hold any text of the metric or the program
+                "Feedback": clean_text(_feedback(trace, step)),  # may contain any text of the metric or the program
             }
         )
     return {"score": trace.score, "calls": calls}

@@ -57,8 +57,8 @@ class BetterTogether(Optimizer):
         prompts_from: Whether a prompt stage starts from the original prompts, as in Algorithm 1, or from the current
             ones.
         select: Whether the result is the state after the last stage, or the state with the best validation score among
-            the initial one and those after each stage (the earliest of equals). A state that a spent budget left
-            without some of its validation scores is not selected.
+            the initial one and those after each stage (the earliest of equals). A state that lacks
+            validation scores because a budget was spent is not selected.
         budget: Budget of all stages together. Scoring the states between stages is neither limited nor counted.
         stage_budget: Budget of each stage, counted in the same way.
         num_train_scored: Number of training examples that the states are also scored on, to show over-fitting.
@@ -93,13 +93,13 @@ class BetterTogether(Optimizer):
         val: Sequence[Example],
         session: Session,
     ) -> dict[StrategyT, OptimizeResult]:
-        """Runs several strategies as a tree: stages that strategies have in common at their beginning are run once.
+        """Runs several strategies as a tree: stages that strategies share at their beginning are run once.
 
         The cost in each result is that of the strategy alone, including the shared stages.
 
         Args:
             strategies: The strategies to run in place of `strategy`.
-            program: See `optimize`, as for the other arguments.
+            program: See `optimize`, also for the other arguments.
 
         Returns:
             Strategy, as it was passed → result, in the same order.
@@ -172,7 +172,7 @@ class _StageRunner:
         self._scored = subsample(train, settings.num_train_scored, derive_seed(session.seed, "scored"))
 
     def run(self, strategy: Strategy, state: ProgramState, evaluation: Evaluation) -> StageResult:
-        """Runs the last stage of a strategy on the state that the stages before it left, and scores the new state."""
+        """Runs the last stage of a strategy on the state after the stages before it, and scores the new state."""
         path, name = str(strategy), strategy.stages[-1]
         optimizer = self._settings.optimizers[name]
         stage = self._spending.for_stage(path)

@@ -16,14 +16,14 @@ from lmpipe import Evaluation
 from lmpipe.extend import CommonFailure, Finding, StageResult, dominant_failure, finite_values
 from optimizers.schedule.strategy import VANILLA, Strategy
 
-MIN_SOLVED_SHARE = 0.1  # minimum share of examples with a successful run
+MIN_SOLVED_SHARE = 0.1  # minimum share of examples with a successful rollout
 _Z = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95 % interval, in standard errors
 
 
 def diagnose(
     strategy: Strategy, first: Evaluation, stages: Sequence[StageResult], tunes: Mapping[str, str]
 ) -> Iterator[Finding]:
-    """Finds what a researcher should know about a run.
+    """Yields the findings about a run that a researcher should know.
 
     Args:
         strategy: The strategy that ran.
@@ -49,7 +49,7 @@ def diagnose(
 
 
 def paired_interval(scores: Mapping[str, float], baseline: Mapping[str, float]) -> tuple[float, float, float]:
-    """Mean of the paired differences on the common examples, and its 95 % interval by the normal approximation.
+    """Returns the mean paired difference on the common examples, and its 95 % interval by the normal approximation.
 
     Differences that are not finite are left out. With fewer than two differences the bounds are infinite.
     """
@@ -64,25 +64,25 @@ def paired_interval(scores: Mapping[str, float], baseline: Mapping[str, float]) 
 def _stopped(path: str, stage: StageResult) -> Finding:
     ended_early = f"{stage.result.stopped}, so the stage ended early with the best state so far"
     message = ended_early if stage.result.status == "done" else stage.result.reason
-    return Finding(kind="budget", stage=path, message=message, advice="give it a larger budget, or compare at this one")
+    return Finding(kind="budget", stage=path, message=message, advice="a larger budget, or a comparison at this one")
 
 
 def no_choice_finding(strategy: Strategy, examples: int) -> Finding:
-    """Makes the finding that the best state was to be selected and no state was fully scored.
+    """Returns the finding for a run that should select the best state, but has no fully scored state.
 
     Args:
         strategy: The strategy that ran.
         examples: Number of validation examples.
     """
     message = f"no state was scored on all {examples} validation examples, so the initial state is the result"
-    return Finding(kind="no choice", stage=str(strategy), message=message, advice="give it a larger budget")
+    return Finding(kind="no choice", stage=str(strategy), message=message, advice="a larger budget")
 
 
 def _failing(path: str, evaluation: Evaluation) -> Iterator[Finding]:
-    runs = evaluation.n + evaluation.failures.get("budget", 0)
-    failure = dominant_failure(evaluation.common_failures, runs)
+    total = evaluation.n + evaluation.failures.get("budget", 0)
+    failure = dominant_failure(evaluation.common_failures, total)
     if failure is not None:
-        message = f"on validation examples {failure.summary(runs)}"
+        message = f"on validation examples {failure.summary(total)}"
         yield Finding(kind="failing", stage=path, message=message, advice=failure.advice)
 
 
@@ -118,10 +118,8 @@ def _collapse(path: str, details: Mapping[str, Any]) -> Iterator[Finding]:
         return
     several = any(len(counts) > 1 for counts in details["kept_by_label"].values())
     if several and details["answers"] == 1:
-        message = (
-            f"all {details['kept']} successful rollouts give the same answer, so training teaches only this answer"
-        )
-        advice = "vary_demos, max_rollouts_per_example and balance_by add runs and rows with other answers"
+        message = f"all {details['kept']} successful rollouts give the same answer, so training teaches only this one"
+        advice = "vary_demos, max_rollouts_per_example and balance_by add rollouts and rows with other answers"
         yield Finding(kind="class collapse", stage=path, message=message, advice=advice)
 
 
@@ -153,7 +151,7 @@ def _worse(path: str, before: Evaluation, after: Evaluation) -> Iterator[Finding
 
 
 def _no_gain(strategy: Strategy, stages: Sequence[StageResult]) -> Iterator[Finding]:
-    """Whether the last state is better than the one after the first stage alone."""
+    """Yields a finding if the last state is not shown to be better than the one after the first stage alone."""
     alone, last = stages[0].evaluation, stages[-1].evaluation
     gain, low, high = paired_interval(last.scores, alone.scores)
     if low <= 0 and all(map(math.isfinite, (low, alone.mean, last.mean))):

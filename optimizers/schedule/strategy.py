@@ -19,7 +19,7 @@ from lmpipe.extend import StrategyError, clean_text, shorten, shown
 VANILLA = "vanilla"
 MAX_STAGES = 100
 _MAX_DEPTH = 100  # of nested parentheses
-_CONTEXT = 60  # characters that a message shows before and after the place that it points at
+_CONTEXT = 60  # characters that a message shows before and after the position that it points to
 
 _TOKEN = re.compile(r"->|[()*]|(?:(?!->)[^()*\s])(?:(?:(?!->)[^()*])*(?:(?!->)[^()*\s]))?")
 
@@ -27,10 +27,10 @@ _TOKEN = re.compile(r"->|[()*]|(?:(?!->)[^()*\s])(?:(?:(?!->)[^()*])*(?:(?!->)[^
 @final
 @dataclass(frozen=True)
 class Strategy:
-    """The stages of a run, in order. ``str`` gives the canonical text, which `parse` reads back.
+    """The stages of a run, in order. ``str`` returns the canonical text, which `parse` reads back.
 
     Args:
-        stages: Names of the stages; none for ``"vanilla"``.
+        stages: Names of the stages; empty for ``"vanilla"``.
     """
 
     stages: tuple[str, ...] = ()
@@ -39,23 +39,23 @@ class Strategy:
         object.__setattr__(self, "stages", tuple(self.stages))
 
     @classmethod
-    def parse(cls, text: str, known: Collection[str]) -> Strategy:
+    def parse(cls, text: str, available: Collection[str]) -> Strategy:
         """Parses a strategy.
 
         Args:
             text: Stage names with ``->`` between them, ``*`` and a number to repeat, and parentheses; or ``"vanilla"``.
-            known: Names of the available stages.
+            available: Names of the available stages.
 
         Raises:
-            StrategyError: If the text cannot be parsed; the message points at the place.
+            StrategyError: If the text cannot be parsed; the message points to the position.
         """
         if not isinstance(text, str):
             raise StrategyError(f"a strategy is a text such as 'p -> w -> p', not {shown(text)}")
-        return cls(() if text.strip() == VANILLA else _Parser(text, known).parse())
+        return cls(() if text.strip() == VANILLA else _Parser(text, available).parse())
 
     @property
     def parent(self) -> Strategy | None:
-        """The strategy without its last stage; none for the strategy without stages."""
+        """The strategy without its last stage; None for the strategy without stages."""
         return Strategy(self.stages[:-1]) if self.stages else None
 
     def prefixes(self) -> list[Strategy]:
@@ -66,22 +66,22 @@ class Strategy:
         return " -> ".join(self.stages) or VANILLA
 
 
-def as_strategy(strategy: str | Strategy, known: Collection[str]) -> Strategy:
-    """Parses a text; returns a strategy that is parsed already as it is, once its stages are known to exist.
+def as_strategy(strategy: str | Strategy, available: Collection[str]) -> Strategy:
+    """Parses a text; returns an already parsed strategy as it is, after checking that its stages exist.
 
     Raises:
         StrategyError: If a text cannot be parsed, or a stage is unknown.
     """
     if not isinstance(strategy, Strategy):
-        return Strategy.parse(strategy, known)
-    unknown = [name for name in strategy.stages if name not in known]
+        return Strategy.parse(strategy, available)
+    unknown = [name for name in strategy.stages if name not in available]
     if unknown:
-        raise StrategyError(f"{_unknown_stage(unknown[0])}; {_listed(known)}")
+        raise StrategyError(f"{_unknown_stage(unknown[0])}; {_listed(available)}")
     return strategy
 
 
 def distinct_stages(strategies: Iterable[Strategy]) -> list[Strategy]:
-    """Each stage of some strategies once, as the strategy up to and including it; parents come before children.
+    """Returns each stage of some strategies once, as the strategy up to and including it; parents come before children.
 
     Strategies that begin with the same stages share them, so these are all the stages that must be run.
     """
@@ -100,8 +100,8 @@ class _Token:
 class _Parser:
     """Parses one strategy from left to right."""
 
-    def __init__(self, text: str, known: Collection[str]) -> None:
-        self._text, self._known = text, known
+    def __init__(self, text: str, available: Collection[str]) -> None:
+        self._text, self._available = text, available
         self._tokens = [_Token(match.group(), match.start()) for match in _TOKEN.finditer(text)]
         self._position = 0
         self._depth = 0
@@ -138,7 +138,7 @@ class _Parser:
         token = self._peek()
         if token is None or token.text in {"->", "(", ")", "*"}:
             self._fail("a stage name is missing", token)
-        if token.text not in self._known:
+        if token.text not in self._available:
             self._fail(_unknown_stage(token.text), token)
         self._position += 1
         return token.text
@@ -170,17 +170,17 @@ class _Parser:
         first, last = max(0, at - _CONTEXT), at + _CONTEXT
         before = "…" * (first > 0) + self._text[first:at]
         line = _line(before + self._text[at:last]) + "…" * (last < len(self._text))
-        raise StrategyError(f"{problem}; {_listed(self._known)}\n  {line}\n  {' ' * len(before)}^")
+        raise StrategyError(f"{problem}; {_listed(self._available)}\n  {line}\n  {' ' * len(before)}^")
 
 
 def _unknown_stage(name: str) -> str:
     return f"no stage is called {shown(name, 100)}"
 
 
-def _listed(known: Collection[str]) -> str:
-    return f"the stages are {shorten(', '.join(sorted(known)), 500)}"
+def _listed(available: Collection[str]) -> str:
+    return f"the stages are {shorten(', '.join(sorted(available)), 500)}"
 
 
 def _line(text: str) -> str:
-    """The text on one line, character for character, without terminal control characters."""
+    """Returns the text on one line, character for character, without terminal control characters."""
     return "".join(clean_text("\0" if character in "\t\r\n\x85\u2028\u2029" else character) for character in text)

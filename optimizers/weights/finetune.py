@@ -1,4 +1,4 @@
-"""The weight optimizer that fine-tunes on a program's own successful runs (the step Θ of arXiv 2407.10930).
+"""The weight optimizer that fine-tunes on a program's own successful rollouts (the step Θ of arXiv 2407.10930).
 
 Knows which calls become training rows; the trainer knows how to train on them.
 """
@@ -32,25 +32,25 @@ _ADVICE = "try more rollouts, a higher temperature, or a prompt stage before thi
 @final
 @dataclass(frozen=True)
 class BootstrapFinetune(WeightSettings):
-    """Runs the program with its current prompts and weights, and fine-tunes on the calls of the successful runs.
+    """Runs the program with its current prompts and weights, and fine-tunes on the calls of successful rollouts.
 
     With several rollouts per example this is rejection-sampled fine-tuning (RFT: Yuan et al. 2023, arXiv 2308.01825).
-    `WeightSettings` has the other parameters.
+    `WeightSettings` documents the other parameters.
 
     Args:
-        metric_threshold: Minimum score of a successful run.
-        rollouts_per_example: Number of runs of each training example in one round.
-        max_rollouts_per_example: Maximum number of runs of an example. Examples without a successful run are run in
-            further rounds; by default there is only one round.
-        min_yield: Share of successful runs below which a round counts as idle.
+        metric_threshold: Minimum score of a successful rollout.
+        rollouts_per_example: Number of rollouts of each training example in one round.
+        max_rollouts_per_example: Maximum number of rollouts of an example. Examples without a successful rollout are
+            run again in further rounds; by default there is only one round.
+        min_yield: Share of successful rollouts below which a round counts as idle.
         max_idle_rounds: Number of successive idle rounds after which no further round is made.
-        max_kept_per_example: Maximum number of successful runs of an example that give rows; runs with new outputs
-            come before runs that repeat others. By default all successful runs give rows.
-        temperature: Sampling temperature of the runs; by default the session's.
+        max_kept_per_example: Maximum number of successful rollouts of an example that become rows; those with new
+            outputs come before those that repeat others. By default all successful rollouts become rows.
+        temperature: Sampling temperature of the rollouts; by default the session's.
         vary_demos: Whether each round after the first replaces the demos of the current prompt with as many newly drawn
-            labelled ones. An LM that answers the same class for every input may answer another one with other demos.
+            labelled ones. An LM that answers the same class for every input may answer other classes with other demos.
         deduplicate: Whether equal rows are used once.
-        balance_by: Label whose classes get equally many rows, by repeating rows of the smaller classes; or none.
+        balance_by: Label whose classes get equally many rows, by repeating rows of the smaller classes; or None.
         include_demos: Whether rows show the current prompt with its demos, instead of the vanilla prompt.
         init: Whether training starts from the base or from the current weights.
         teacher: Runs the program in place of the student; by default the program runs as it is.
@@ -106,7 +106,7 @@ class BootstrapFinetune(WeightSettings):
         return self.tune_result(state, rows, session, details, init=self.init)
 
     def bootstrap(self, program: Module, state: ProgramState, train: Sequence[Example], session: Session) -> Rollouts:
-        """Runs the program on the training examples and keeps the successful runs."""
+        """Runs the program on the training examples and keeps the successful rollouts."""
         student, paths = program, tuple(predictors(program))
         if self.teacher is not None:
             program, state, session = self.teacher.bind(program, state, session)
@@ -140,10 +140,10 @@ class BootstrapFinetune(WeightSettings):
     def rows(
         self, program: Module, state: ProgramState, traces: Sequence[Trace], session: Session
     ) -> dict[str, list[TrainingRow]]:
-        """Makes one training row of each module call of each trace.
+        """Makes one training row from each module call of each trace.
 
-        A row holds the messages that inference would send for the same inputs with the vanilla prompt, and the outputs
-        of the call in the form that the template asks for.
+        A row contains the messages that inference would send for the same inputs with the vanilla prompt, and the
+        outputs of the call in the form that the template asks for.
 
         Returns:
             Weight key (a role, or ``"role/path"``) → its rows, in the order of the traces.
@@ -178,7 +178,7 @@ class BootstrapFinetune(WeightSettings):
 
 
 def _distinct_first(traces: Iterable[Trace]) -> list[Trace]:
-    """The traces in their order, those that repeat the outputs of an earlier trace last."""
+    """Returns the traces in their order, but those that repeat the outputs of an earlier trace last."""
     first: dict[str, Trace] = {}
     repeats: list[Trace] = []
     for trace in traces:

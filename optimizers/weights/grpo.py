@@ -1,4 +1,4 @@
-"""The weight optimizer that follows a policy gradient: it compares the calls of several runs of the same example.
+"""The weight optimizer that follows a policy gradient: it compares the calls of several rollouts of an example.
 
 Knows what the advantage of a call is; the trainer knows how to train with it.
 """
@@ -52,21 +52,21 @@ from optimizers.weights.settings import DIVERGED, WeightSettings, divergence_rea
 class GRPO(WeightSettings):
     """Group relative policy optimization (Shao et al. 2024, arXiv 2402.03300) of programs with several modules.
 
-    As in mmGRPO (Ziems et al. 2025, arXiv 2508.04660), a group is the calls of a module with the same index in the runs
-    of one example. The advantage of a call is the reward of its run minus the mean of the group, divided by the
-    standard deviation. Groups of equal rewards give no rows. Each step runs the program with the current weights and
-    continues their training once, with a new optimizer (AdamW). The state with the best score on validation examples is
-    kept; the initial state is among the candidates. `WeightSettings` has the other parameters.
+    As in mmGRPO (Ziems et al. 2025, arXiv 2508.04660), a group is the calls of a module with the same index in the
+    rollouts of one example. The advantage of a call is the reward of its rollout minus the mean of the group, divided
+    by the standard deviation. A group with equal rewards yields no rows. Each step runs the program with the current
+    weights and continues their training once, with a new optimizer (AdamW). The state with the best score on validation
+    examples is kept; the initial state is among the candidates. `WeightSettings` documents the other parameters.
 
     Args:
         steps: Number of steps; each runs the program and trains.
         examples_per_step: Number of training examples that a step runs.
-        group_size: Number of runs of each example.
-        temperature: Sampling temperature of the runs, which should not use top-p or top-k.
+        group_size: Number of rollouts of each example.
+        temperature: Sampling temperature of the rollouts, which should not use top-p or top-k.
         clip: See `lmpipe.trainer.PolicyGradientLoss`.
-        format_score: Reward of a run that ended in an unreadable completion.
-        eval_every: Number of steps after which the state is scored on validation examples, as after the last step.
-        num_val: Number of validation examples; none means all. With 0 nothing is scored and the last state is kept.
+        format_score: Reward of a rollout that ended in an unreadable completion.
+        eval_every: Number of steps between scorings on validation examples; the last state is always scored.
+        num_val: Number of validation examples; None means all. With 0 nothing is scored and the last state is kept.
 
     Raises:
         ConfigError: If a setting is out of its range; in `optimize`, if there are no training examples, no validation
@@ -120,7 +120,7 @@ class GRPO(WeightSettings):
         return result.model_copy(update={"status": "skipped", "reason": reason})
 
     def _batch(self, train: Sequence[Example], number: int, seed: int) -> list[Example]:
-        """Returns the next training examples for a step; the examples are shuffled anew in each epoch."""
+        """Returns the next training examples for a step; the examples are reshuffled in each epoch."""
         size = min(self.examples_per_step, len(train))
         epoch, offset = divmod((number - 1) * size, max(len(train), 1))
         order = [*_epoch(train, seed, epoch), *_epoch(train, seed, epoch + 1)]
@@ -130,7 +130,7 @@ class GRPO(WeightSettings):
     def _cached_step(
         self, program: Module, state: ProgramState, train: Sequence[Example], session: Session, number: int
     ) -> tuple[ProgramState, dict[str, Any]]:
-        """Runs a step or recalls it, so a search with more steps continues after those that it shares."""
+        """Runs a step or recalls it, so that a search with more steps continues after the recorded ones."""
         batch = self._batch(train, number, session.seed)
         key = work_key(
             "grpo step",
@@ -156,7 +156,7 @@ class GRPO(WeightSettings):
     ) -> tuple[ProgramState, dict[str, Any]]:
         session = replace(session, seed=derive_seed(session.seed, "step", number))
         jobs = [Job(state, example, sample, self.temperature) for example in batch for sample in range(self.group_size)]
-        all_traces = rollout(program, jobs, session, self.metric, title=f"runs of step {number}")
+        all_traces = rollout(program, jobs, session, self.metric, title=f"rollouts of step {number}")
         failures = FailureCounts()
         failures.add(all_traces)
         traces = [trace for trace in all_traces if trace.failure not in ("engine", "budget")]
@@ -179,10 +179,10 @@ class GRPO(WeightSettings):
     def rows(
         self, program: Module, traces: Sequence[Trace]
     ) -> tuple[dict[str, list[TrainingRow]], list[tuple[Trace, Step]]]:
-        """Makes training rows of the calls in groups with different rewards: messages and completions, unchanged.
+        """Makes training rows from the calls in groups with different rewards: messages and completions, unchanged.
 
         Returns:
-            Weight key → rows; and the calls that the rows come from.
+            Weight key → rows; and the calls that the rows were made from.
         """
         modules = predictors(program)
         groups: dict[tuple[str, str, int], list[tuple[Trace, Step]]] = {}
@@ -212,7 +212,7 @@ def _untrained_reason(history: Sequence[Mapping[str, Any]]) -> str:
     for step in history:
         counts.merge(map(CommonFailure.model_validate, step.get("failures", ())))
     why = failure_cause(counts.most_common(), sum(step.get("tried", 0) for step in history)) or (
-        "all runs of each example had the same reward, or no budget was left; try a larger group_size, a higher "
+        "all rollouts of each example had the same reward, or no budget was left; try a larger group_size, a higher "
         "temperature, or a metric with more values"
     )
     return f"in {len(history)} steps there was nothing to train on: {why}"

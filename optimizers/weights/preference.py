@@ -1,4 +1,4 @@
-"""The weight optimizer that prefers the calls of successful runs to those of failing runs on the same inputs.
+"""The weight optimizer that prefers calls of successful rollouts to calls of failing ones on the same inputs.
 
 Knows which calls make a pair; the trainer knows how to train on pairs.
 """
@@ -26,23 +26,23 @@ _COUNTS = ("pairs", "failing", "other_inputs", "same_completion", "not_at_fault"
 class PreferenceFinetune(WeightSettings):
     """Runs the program several times on each example, and tunes weights by DPO.
 
-    See Rafailov et al. 2023 (arXiv 2305.18290). A pair is a call of a module in a successful run, and a call of the
-    same module in a failing run of the same example *on the same inputs*: later modules of a program get different
-    inputs in each run, and a good answer to some inputs need not be a good answer to others. Completions are shown in
-    the form that the template asks for. A completion that a successful run gave to the same inputs is never rejected.
-    An unreadable completion is rejected as it was written; the calls before it in its run are not, since they did not
-    fail. `WeightSettings` has the other parameters.
+    See Rafailov et al. 2023 (arXiv 2305.18290). A pair is a call of a module in a successful rollout, and a call
+    of the same module in a failing rollout of the same example *on the same inputs*: later modules of a program get
+    different inputs in each rollout, and a good answer to some inputs need not be a good answer to others. Completions
+    are shown in the form that the template asks for. A completion that occurs in a successful rollout with the same
+    inputs is never rejected. An unreadable completion is rejected as it was written; the calls before it in its rollout
+    are not, since they did not fail. `WeightSettings` documents the other parameters.
 
     Args:
-        metric_threshold: Minimum score of a successful run.
-        rollouts_per_example: Number of runs of each training example.
-        temperature: Sampling temperature of the runs.
-        beta: How strongly DPO keeps the weights near those that training starts from.
+        metric_threshold: Minimum score of a successful rollout.
+        rollouts_per_example: Number of rollouts of each training example.
+        temperature: Sampling temperature of the rollouts.
+        beta: Strength with which DPO keeps the weights near those that training starts from.
         max_pairs_per_prompt: Maximum number of pairs of one example, module and inputs; they are drawn at random.
         reject_unreadable: Whether unreadable completions are rejected.
         include_demos: Whether rows show the current prompt with its demos, instead of the vanilla prompt.
         init: Whether training starts from the base or from the current weights.
-        teacher: Makes as many further runs of each example; they give preferred and rejected completions too.
+        teacher: Makes as many further rollouts of each example, which provide preferred and rejected completions too.
 
     Raises:
         ConfigError: If a setting is out of its range; in `optimize`, if there are no training examples or a role has no
@@ -76,7 +76,7 @@ class PreferenceFinetune(WeightSettings):
         if not rows:
             reason = (
                 f"of {len(traces)} rollouts on {len(train)} training examples {len(kept)} scored "
-                f"{self.metric_threshold} or more, and no failing run shares its inputs with one of them; "
+                f"{self.metric_threshold} or more, and no failing rollout shares its inputs with one of them; "
                 f"{rollouts.failure_cause() or 'try more rollouts or a higher temperature'}"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
@@ -85,7 +85,7 @@ class PreferenceFinetune(WeightSettings):
     def _collect_traces(
         self, program: Module, state: ProgramState, train: Sequence[Example], session: Session
     ) -> list[Trace]:
-        """The runs of the program and of its teacher."""
+        """Returns the traces of the program and of its teacher."""
         runners = [(program, state, session)]
         if self.teacher is not None:
             runners.append(self.teacher.bind(program, state, session))
@@ -94,7 +94,7 @@ class PreferenceFinetune(WeightSettings):
             samples = range(self.rollouts_per_example)
             jobs = [Job(runner_state, example, sample, self.temperature) for example in train for sample in samples]
             runner_traces, _ = collect_traces(
-                runner, jobs, runner_session, self.metric, self.metric_threshold, title="runs to compare"
+                runner, jobs, runner_session, self.metric, self.metric_threshold, title="rollouts to compare"
             )
             traces += student_steps(runner_traces, program, runner)
         return traces
@@ -102,12 +102,12 @@ class PreferenceFinetune(WeightSettings):
     def pairs(
         self, program: Module, state: ProgramState, traces: Sequence[Trace], session: Session
     ) -> tuple[dict[str, list[TrainingRow]], dict[str, dict[str, int]]]:
-        """Pairs the calls of successful and failing runs, and makes one training row of each pair.
+        """Pairs the calls of successful and failing rollouts, and makes one training row from each pair.
 
         Returns:
             Weight key → rows; and module path → counts: ``pairs``; ``failing`` calls; and the failing calls that were
-            left out: ``other_inputs`` if no successful run had their inputs, ``same_completion`` if a successful run
-            gave the same completion, and ``not_at_fault`` if a later call of the run was unreadable.
+            left out: ``other_inputs`` if no successful rollout had their inputs, ``same_completion`` if a successful
+            rollout had the same completion, and ``not_at_fault`` if a later call of the rollout was unreadable.
         """
         modules = predictors(program)
         counts = {path: Counter(dict.fromkeys(_COUNTS, 0)) for path in modules}
@@ -140,7 +140,7 @@ class PreferenceFinetune(WeightSettings):
         completions: _Completions,
         count: Counter[str],
     ) -> None:
-        """Adds the completion of a call to those of successful or of failing runs."""
+        """Adds the completion of a call to those of successful or of failing rollouts."""
         failed = not is_success(trace, self.metric_threshold)
         count["failing"] += failed
         if step.outputs is None:
@@ -162,8 +162,8 @@ class _Completions:
     """The completions of a module for the same inputs, on one example.
 
     Attributes:
-        successful: Completions in successful runs.
-        failed: Completions in failing runs, and whether each ended by itself.
+        successful: Completions in successful rollouts.
+        failed: Completions in failing rollouts, and whether each ended by itself.
     """
 
     successful: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What weight optimizers share: which rows train which weights, and the figures that a training reports.
+"""Settings and steps that weight optimizers share: which rows train which weights, and the figures of training.
 
 Knows nothing about where rows come from.
 """
@@ -37,7 +37,7 @@ from lmpipe.extend import (
 logger = logging.getLogger(__name__)
 
 DIVERGED = "diverged"
-"""Key of the figures of a training that diverged; its value is the error message."""
+"""Key in the figures of training that diverged; its value is the error message."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class WeightSettings(WeightOptimizer):
     """Settings and steps that all weight optimizers share.
 
     Args:
-        metric: Scores a run.
+        metric: Scores a prediction.
         trainer: Trains weights on rows; or one trainer for each role, if the roles have different LMs.
         adapters: Whether each LM role has one adapter, trained on the rows of all its modules, or each module has one.
     """
@@ -58,7 +58,7 @@ class WeightSettings(WeightOptimizer):
 
     @final
     def check_trainers(self, program: Module, session: Session) -> None:
-        """Checks before any run that every role of the program can be trained.
+        """Checks before any rollout that every role of the program can be trained.
 
         Raises:
             ConfigError: If trainers are given by role and one of the program's roles has none.
@@ -67,11 +67,11 @@ class WeightSettings(WeightOptimizer):
         if session.store is None:
             raise SessionError("trained weights are kept in a store; pass Session(lm=..., store=RunStore(...))")
         roles = dict.fromkeys(predictor.role for predictor in predictors(program).values())
-        known = roles if isinstance(self.trainer, Trainer) else self.trainer
-        if lacking := [role for role in roles if role not in known]:
+        trainable = roles if isinstance(self.trainer, Trainer) else self.trainer
+        if lacking := [role for role in roles if role not in trainable]:
             raise ConfigError(
                 f"{type(self).__name__}: there is no trainer for role {', '.join(map(repr, lacking))}; the program's "
-                f"roles are {', '.join(roles)}, and there are trainers for {', '.join(known) or 'none'}"
+                f"roles are {', '.join(roles)}, and there are trainers for {', '.join(trainable) or 'none'}"
             )
 
     @final
@@ -98,8 +98,8 @@ class WeightSettings(WeightOptimizer):
             init: Whether training starts from the base or from the current weights.
 
         Returns:
-            The state with the new weights, and weight key → figures of its training. A training that diverged leaves
-            the weights of its key unchanged, and its figures have the error message under `DIVERGED`.
+            The state with the new weights, and weight key → figures of its training. Training that diverged leaves
+            the weights of its key unchanged, and its figures contain the error message under `DIVERGED`.
         """
         details: dict[str, Any] = {}
         for key, key_rows in rows.items():
@@ -144,11 +144,11 @@ class WeightSettings(WeightOptimizer):
         objective: Objective = SFTLoss(),
         init: Literal["base", "current"] = "current",
     ) -> OptimizeResult:
-        """Trains as `tune` does and returns the result of the stage, which is skipped if no training succeeded.
+        """Trains as `tune` does, and returns the result of the stage; it is skipped if no training succeeded.
 
         Args:
-            state: See `tune`, as for the arguments that are not listed here.
-            details: Figures to report beside those of the training.
+            state: See `tune`, also for the arguments that are not listed here.
+            details: Figures to report in addition to those of the training.
         """
         state, training = self.tune(state, rows, session, objective, init)
         details = {**details, "training": training}

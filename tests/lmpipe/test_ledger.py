@@ -49,7 +49,7 @@ def test_costs_add_up_in_any_order_and_survive_json(one: Cost, two: Cost, three:
     assert (one + two).peak_memory == max(one.peak_memory, two.peak_memory)
 
 
-def test_what_is_spent_in_a_child_is_spent_in_its_parents() -> None:
+def test_costs_of_a_child_are_costs_of_its_parents() -> None:
     run = Ledger()
     stage = run.child()
     stage.child().add(Cost(lm_calls=2, modules={"a": ModuleCost(calls=2)}))
@@ -164,7 +164,7 @@ ODD = st.sampled_from([float("nan"), float("inf"), -5, -0.5])
 
 
 @given(costs, ODD, st.sampled_from(["prompt_tokens", "completion_tokens", "lm_calls", "seconds", "gpu_seconds"]))
-def test_figures_that_make_no_sense_take_nothing_away_from_a_budget(cost: Cost, odd: float, name: str) -> None:
+def test_invalid_figures_do_not_reduce_the_total_of_a_ledger(cost: Cost, odd: float, name: str) -> None:
     ledger = Ledger(limit=Budget(max_tokens=50, max_lm_calls=50))
     ledger.add(cost)
     before = (ledger.total.tokens, ledger.total.lm_calls)
@@ -176,7 +176,7 @@ def test_figures_that_make_no_sense_take_nothing_away_from_a_budget(cost: Cost, 
 
 @pytest.mark.parametrize("limit", [-1, float("nan"), float("inf"), True, "7", [7]])
 @pytest.mark.parametrize("name", ["max_lm_calls", "max_tokens", "max_seconds"])
-def test_a_limit_that_cannot_be_is_named(name: str, limit: object) -> None:
+def test_an_impossible_limit_is_named(name: str, limit: object) -> None:
     with pytest.raises(ConfigError, match=rf"{name} is .*; it must be a (finite|whole) number, at least 0"):
         Budget(**{name: limit})  # type: ignore[arg-type]
 
@@ -208,7 +208,7 @@ def test_a_record_of_costs_is_read_or_refused(record: object) -> None:
             Cost.from_json({**KNOWN, "modules": {"a": {"calls": record}}})
 
 
-def test_what_an_older_version_did_not_count_is_zero() -> None:
+def test_fields_that_an_older_version_did_not_count_are_zero() -> None:
     assert Cost.from_json({"lm_calls": 3, "modules": {}}) == Cost(lm_calls=3)
 
 

@@ -158,7 +158,7 @@ def test_numbers_score_as_in_the_official_script_of_gsm8k() -> None:
     assert 200 < agreed < 800
 
 
-def test_the_number_of_a_solution_stands_after_its_mark() -> None:
+def test_the_number_of_a_solution_is_the_one_after_its_mark() -> None:
     assert answer_number("1 + 2\n#### 3 apples, not 4") == 3
     assert answer_number("#### none, but 4") == 4
     assert answer_number("####−3") == -3

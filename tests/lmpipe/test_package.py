@@ -71,7 +71,7 @@ def test_optimizers_programs_and_docs_import_from_lmpipe_and_its_page_for_extend
     assert {module for module, _ in imports(sources()[path])} <= {"lmpipe", "lmpipe.extend"}
 
 
-def test_the_page_for_extenders_has_nothing_that_nobody_needs() -> None:
+def test_the_module_for_extenders_has_only_names_that_are_used() -> None:
     tasks = [path.read_text() for path in (ROOT / "benchmarks").rglob("*.py")]
     imported = {name for code in (*sources().values(), *tasks) for _, name in imports(code)}
     explained = set(re.findall(r"\w+", " ".join(page.read_text() for page in PAGES)))

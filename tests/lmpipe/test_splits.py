@@ -17,7 +17,7 @@ SORTED = [Example({"n": n}, {"answer": "abc"[n // 50]}) for n in range(150)]
 
 
 @given(seed=st.integers(min_value=0), size=st.integers(1, 150))
-def test_every_beginning_holds_the_classes_in_proportion(seed: int, size: int) -> None:
+def test_every_beginning_contains_the_classes_in_proportion(seed: int, size: int) -> None:
     labels = [example.labels["answer"] for example in subsample(SORTED, size, seed, "answer")]
     counts = [labels.count(label) for label in "abc"]
     assert max(counts) - min(counts) <= 1

@@ -67,7 +67,7 @@ def test_a_changed_copy_has_an_identity_of_its_own() -> None:
         ("[" * 100_000, "invalid ProgramState: Invalid JSON: recursion limit exceeded"),
     ],
 )
-def test_what_is_no_state_is_refused_in_our_words(text: str, message: str) -> None:
+def test_invalid_states_are_refused_with_a_config_error(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ProgramState.model_validate_json(text)
 
@@ -96,7 +96,7 @@ def test_a_state_follows_modules_that_were_renamed() -> None:
     assert renamed.with_renamed_modules({"steps": "hops", "last": "hops.1", "respond": "answer"}) == DEEP
 
 
-def test_names_may_be_swapped_but_not_joined() -> None:
+def test_paths_may_be_swapped_but_not_merged() -> None:
     swapped = DEEP.with_renamed_modules({"hops.0": "hops.1", "hops.1": "hops.0"})
     assert swapped.prompts["hops.1.query"].instructions == "hops.0.query"
     with pytest.raises(ConfigError, match="gives two modules the same path"):

@@ -1,4 +1,4 @@
-"""LMs that answer correctly only if an instruction holds a certain word, and that propose instructions."""
+"""LMs that answer correctly only if an instruction contains a certain word, and that propose instructions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompt optimizers choose demonstrations from successful runs."""
+"""Prompt optimizers choose demonstrations from successful rollouts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.scripted import Colour, NumberLine, examples, scripted
 
 
 def test_bootstrapped_demos_are_the_calls_of_successful_runs() -> None:
-    """With labelled demos in the prompt the LM is right on even numbers, so only those runs give demos."""
+    """With labelled demos in the prompt the LM is right on even numbers, so only those rollouts become demos."""
     program = ChainOfThought("number: int -> answer")
     lm = ScriptedLM(lambda request: f"reasoning: I see\nanswer: {even(request)}")
     session = Session(lm=lm)

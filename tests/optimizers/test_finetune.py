@@ -32,7 +32,7 @@ from tests.scripted import COLOURS, Colour, KeepingTrainer, examples, scripted
 
 
 def prompted(program: Colour, session: Session) -> ProgramState:
-    """A state whose hint module has a demo, so that runs on even numbers succeed."""
+    """A state whose hint module has a demo, so that rollouts on even numbers succeed."""
     demo = Demo(inputs={"number": 1}, outputs={"hint": "it is green"})
     state = initial_state(program, session)
     return state.with_prompt("hint", PromptState(instructions="Give a hint.", demos=(demo,)))
@@ -50,7 +50,7 @@ def last(row: TrainingRow) -> str:
 
 
 def test_each_module_gets_exactly_the_rows_of_its_own_calls(store: RunStore) -> None:
-    """Numbers 0, 2 and 4 succeed; each run calls the hint module twice and the answer module once."""
+    """Numbers 0, 2 and 4 succeed; each rollout calls the hint module twice and the answer module once."""
     _, trainer, _ = tune(store, adapters="module")
     (hints, _), (answers, _) = trainer.calls
     assert [(last(row), row.completion) for row in hints] == [

@@ -1,4 +1,4 @@
-"""GEPA rewrites instructions from the metric's feedback on runs."""
+"""GEPA rewrites instructions from the metric's feedback on rollouts."""
 
 from __future__ import annotations
 

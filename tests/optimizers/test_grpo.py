@@ -1,4 +1,4 @@
-"""GRPO compares the calls of a group of runs, and a tiny real LM learns what is rewarded."""
+"""GRPO compares the calls of a group of rollouts, and a tiny real LM learns what is rewarded."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_groups_with_equal_rewards_give_no_rows(store: RunStore) -> None:
     trainer = KeepingTrainer()
     result = improve(store, trainer, ScriptedLM(lambda request: "hint: none\nanswer: red"))
     assert (result.status, trainer.calls) == ("skipped", [])
-    assert "all runs of each example had the same reward" in result.reason
+    assert "all rollouts of each example had the same reward" in result.reason
     unreadable = improve(store, trainer, ScriptedLM(lambda request: "hint: none", "unreadable"))
     assert "rollouts failed: ParseError: field 'answer'" in unreadable.reason
     program, session = Colour(), Session(lm=ScriptedLM(guessing), store=store)

@@ -1,4 +1,4 @@
-"""Preferences are between calls of one module on the same inputs: in a successful run and in a failing one."""
+"""A preference is between calls of a module on the same inputs, in a successful and in a failing rollout."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_pair_is_a_right_and_a_wrong_answer_to_the_same_prompt(store: RunStore
 
 
 def test_calls_without_a_pair_are_counted(store: RunStore) -> None:
-    """A failing answer follows a wrong hint, which no successful run has; the second hint has no effect."""
+    """A failing answer follows a wrong hint, which no successful rollout has; the second hint has no effect."""
     result, _ = prefer(store)
     hint, answer = (result.details["pairs"][path] for path in ("hint", "answer"))
     tried, kept = result.details["tried"], result.details["kept"]

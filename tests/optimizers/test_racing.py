@@ -1,4 +1,4 @@
-"""A race finds the winner of the exhaustive search without most of its runs."""
+"""A race finds the winner of the exhaustive search without most of its rollouts."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_work_is_done_again_when_something_that_it_reaches_has_changed(store: Ru
 @pytest.mark.parametrize(
     "change", ["a helper of a helper", "forward", "the search of an optimizer", "a captured value"]
 )
-def test_what_is_done_again_is_recorded_beside_what_was_there(store: RunStore, change: str) -> None:
+def test_work_that_is_done_again_is_recorded_next_to_earlier_records(store: RunStore, change: str) -> None:
     changed = CODE.replace(*CHANGES[change])
     assert optimized(CODE, store) == 3
     again = optimized(changed, store)
@@ -72,7 +72,7 @@ def test_what_is_done_again_is_recorded_beside_what_was_there(store: RunStore, c
 
 
 @pytest.mark.parametrize("change", COSMETICS)
-def test_work_is_recalled_when_only_the_looks_of_code_have_changed(store: RunStore, change: str) -> None:
+def test_work_is_recalled_when_only_the_layout_of_code_has_changed(store: RunStore, change: str) -> None:
     before, after = COSMETICS[change]
     assert CODE.count(before) == 1
     assert [optimized(CODE, store), optimized(CODE.replace(before, after), store)] == [3, 0]
@@ -106,7 +106,18 @@ def test_attributes_of_any_kind_count_by_their_content() -> None:
     assert {name: identity(program=Holder(make())) for name, make in VALUES.items()} == known
 
 
-def test_a_program_that_has_run_is_the_same_one(store: RunStore) -> None:
+def test_every_attribute_of_a_module_counts_whatever_its_name() -> None:
+    class Route(Module):
+        def __init__(self, paths: list[str]) -> None:
+            self._paths, self._frozen = paths, True
+
+        def forward(self) -> Prediction:
+            return Prediction(paths=self._paths)
+
+    assert identity(program=Route(["a"])) == identity(program=Route(["a"])) != identity(program=Route(["b"]))
+
+
+def test_a_program_has_the_same_identity_after_it_has_run(store: RunStore) -> None:
     lm = ScriptedLM(lambda request: "answer: yes")
     session, program = Session(lm=lm, store=store), Holder(Pair())
     before = identity(program=program)
@@ -139,7 +150,7 @@ def test_work_is_recalled_in_other_processes_whatever_the_order_of_their_sets(tm
     assert one["known"] == {name: identity(program=Holder(make())) for name, make in VALUES.items()}
 
 
-def test_what_is_sent_to_another_process_by_value_keeps_its_identity() -> None:
+def test_objects_that_are_pickled_by_value_keep_their_identity() -> None:
     project = load(CODE)
     sent = [cloudpickle.loads(cloudpickle.dumps(each)) for each in (project.Search(), project.Answer)]
     assert [identity(it=each) for each in sent] == [identity(it=project.Search()), identity(it=project.Answer)]
@@ -197,7 +208,7 @@ def nested(depth: int) -> list[Any]:
     return top
 
 
-def test_what_cannot_be_identified_is_done_again_with_one_warning(
+def test_work_that_cannot_be_identified_is_done_again_with_one_warning(
     store: RunStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     lm, program = scripted(), Predict("question -> answer")
@@ -230,7 +241,7 @@ def test_what_cannot_be_identified_is_done_again_with_one_warning(
         lambda: nested(5000),
     ],
 )
-def test_what_has_no_content_of_its_own_is_never_taken_for_another(make: Callable[[], Any]) -> None:
+def test_objects_that_cannot_be_identified_have_no_identity(make: Callable[[], Any]) -> None:
     held = make()
     assert identity(program=Holder({"it": [held]})) is None
     assert identity(metric=lambda example, prediction: held) is None
@@ -238,7 +249,7 @@ def test_what_has_no_content_of_its_own_is_never_taken_for_another(make: Callabl
         held.close()
 
 
-def test_a_class_says_what_of_it_does_not_count() -> None:
+def test_a_class_decides_which_of_its_attributes_do_not_count() -> None:
     with closing(Client("a").connection), closing(Client("b").connection):
         assert identity(it=Client("a")) == identity(it=Client("a")) != identity(it=Client("b"))
 
@@ -345,7 +356,7 @@ def test_modules_of_the_user_are_read_and_packages_count_by_version(
     assert not set(identities()) & {*before, *seldom}
 
 
-def test_equal_values_are_alike_whether_they_are_one_object_or_two() -> None:
+def test_equal_values_have_one_identity_whether_they_are_one_object_or_two() -> None:
     one = Pair([1])
     assert identity(it=[one, one]) == identity(it=[Pair([1]), Pair([1])])
 
@@ -416,7 +427,7 @@ def test_the_order_of_dicts_and_sets_does_not_count(value: Any) -> None:
     ("value", "message"),
     [
         (object(), "'question.parts.1': a value of type object cannot be written as JSON"),
-        (iter([1]), r"'question.parts.1': an iterator \(list_iterator\) can be read only once; give a list"),
+        (iter([1]), r"'question.parts.1': an iterator \(list_iterator\) can be read only once; pass a list"),
         (len, "builtin_function_or_method"),
         (Node("a"), "a value of type Node"),
         ({1: "a", "1": "b"}, "several keys of a mapping have the same text, among 1"),

@@ -52,9 +52,9 @@ class TwoHops(Module):
 
 def script(request: Request) -> str:
     """Answers differently for every prompt and seed."""
-    asked = request.messages[-1].content
+    prompt = request.messages[-1].content
     mark = hashlib.sha256(f"{request.messages}{request.seed}".encode()).hexdigest()[:6]
-    return f"answer: {mark}" if "query: " in asked else f"query: {mark}"
+    return f"answer: {mark}" if "query: " in prompt else f"query: {mark}"
 
 
 def examples(count: int) -> list[Example]:
@@ -71,7 +71,7 @@ def texts(traces: Sequence[Trace]) -> list[list[str | None]]:
     return [[step.text for step in trace.steps] for trace in traces]
 
 
-def test_waiting_calls_go_out_as_one_batch_in_the_order_of_the_jobs() -> None:
+def test_waiting_calls_are_sent_as_one_batch_in_the_order_of_the_jobs() -> None:
     lm = ScriptedLM(script)
     roll_out(lm)
     assert lm.batch_sizes == [20, 20, 7]
@@ -80,7 +80,7 @@ def test_waiting_calls_go_out_as_one_batch_in_the_order_of_the_jobs() -> None:
     ]
 
 
-def test_steps_hold_the_path_and_the_number_of_the_call() -> None:
+def test_steps_contain_the_path_and_the_number_of_the_call() -> None:
     first = roll_out(ScriptedLM(script))[0]
     assert [(step.path, step.index) for step in first.steps] == [("query", 0), ("query", 1), ("answer", 0)]
 
@@ -236,10 +236,10 @@ class Queue(LM):
         if self.error:
             raise self.error
         assert len(requests) == 1
-        asked = requests[0].messages[-1].content
-        if "query: " in asked:
+        prompt = requests[0].messages[-1].content
+        if "query: " in prompt:
             self.second.set()
-        elif asked == "question: 2":
+        elif prompt == "question: 2":
             assert self.second.wait(timeout=60)
         return [Completion(script(requests[0]))]
 

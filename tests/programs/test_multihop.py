@@ -16,11 +16,11 @@ from tests.rivers import CITIES, CORPUS, SEAS, WordOverlap
 
 def reader(request: Request) -> str:
     """Searches for the city, then for its river, and answers with the sea if a passage names it."""
-    asked = request.messages[-1].content
-    city = asked.rpartition("The sea of ")[2].rstrip("?")
-    river = re.search(rf"{city} lies on the (\w+)", asked)
+    prompt = request.messages[-1].content
+    city = prompt.rpartition("The sea of ")[2].rstrip("?")
+    river = re.search(rf"{city} lies on the (\w+)", prompt)
     if "\nanswer:" in request.messages[0].content:
-        sea = re.search(rf"The {river[1]} flows into the (.+)\.", asked) if river else None
+        sea = re.search(rf"The {river[1]} flows into the (.+)\.", prompt) if river else None
         return f"answer: {sea[1] if sea else 'unknown'}"
     return f"reasoning: step by step\nsearch_query: {f'{river[1]} flows' if river else f'{city} lies'}"
 

@@ -40,7 +40,7 @@ def test_a_small_pool_is_shown_as_a_whole() -> None:
     assert shown(pool(10, 20, k=5), 19) == ["10", "20", "19"]
 
 
-def test_of_equally_near_ones_the_earlier_is_the_nearer() -> None:
+def test_of_equally_near_demos_the_earlier_one_counts_as_nearer() -> None:
     twins = tuple(Demo(inputs={"number": 7}, outputs={"answer": word}) for word in ("one", "two", "three"))
     session = Session(lm=ScriptedLM(lambda request: ""), embedder=NumberLine())
     prompt = pool(k=2).model_copy(update={"demos": twins})
@@ -96,7 +96,7 @@ class Short(Embedder):
         return [[1.0]] * (len(texts) - 1)
 
 
-def test_an_embedder_that_gives_too_few_vectors_is_found_out() -> None:
+def test_an_embedder_that_returns_too_few_vectors_is_named() -> None:
     with pytest.raises(EngineError, match="returned 1 answers for 2"):
         EmbeddingCache().embed(Short(), ["one", "two"])
 
@@ -117,7 +117,7 @@ class Slow(Embedder):
         return [[3.0, 4.0] for _ in texts]
 
 
-def test_what_programs_ask_for_while_a_batch_is_computed_is_computed_together() -> None:
+def test_texts_requested_while_a_batch_is_computed_are_computed_together() -> None:
     embedder = Slow()
     session = Session(lm=ScriptedLM(lambda request: "answer: yes"), embedder=embedder)
     state = initial_state(PROGRAM, session).with_prompt("self", pool(1, 2))
@@ -144,7 +144,7 @@ class Odd(Embedder):
         return [vectors.get(text, [3.0, 4.0]) for text in texts]
 
 
-def test_a_vector_without_numbers_fails_what_asks_for_it_and_nothing_else() -> None:
+def test_a_vector_that_is_not_finite_fails_only_the_calls_that_need_it() -> None:
     embeddings = EmbeddingCache()
     for text in ("nan", "inf"):
         with pytest.raises(

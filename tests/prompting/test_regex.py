@@ -46,7 +46,7 @@ TYPES = [
 
 
 @given(st.lists(st.tuples(st.sampled_from(TYPES), st.booleans()), min_size=1, max_size=3), st.data())
-def test_whatever_matches_can_be_parsed(kinds: list[tuple[Any, bool]], data: st.DataObject) -> None:
+def test_every_match_can_be_parsed(kinds: list[tuple[Any, bool]], data: st.DataObject) -> None:
     fields = tuple(Field(f"f{n}", kind, optional=optional) for n, (kind, optional) in enumerate(kinds))
     spec = Signature((Field("question"),), fields)
     text = data.draw(st.from_regex(re.compile(completion_regex(spec), re.ASCII), fullmatch=True))
@@ -67,7 +67,7 @@ def test_well_formed_completions_match(source: str, text: str) -> None:
 
 
 @given(st.text("<>/ \\tTthinkgx", max_size=12), st.booleans())
-def test_text_holds_anything_but_tags_of_thoughts(text: str, last: bool) -> None:
+def test_text_may_contain_anything_but_tags_of_thoughts(text: str, last: bool) -> None:
     spec = signature("q -> answer" if last else "q -> answer, n: int")
     matches = bool(re.fullmatch(completion_regex(spec), f"answer: {text}" if last else f"answer: {text}\nn: 1"))
     assert matches == (bool(text) and not re.search(r"<[ \t]*/?[ \t]*think", text, re.IGNORECASE))
@@ -88,7 +88,7 @@ def test_a_value_of_any_type_is_not_blank(blank: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["species: rose", "setosa", "species: setosa\nx", "reasoning: a\nb\nspecies: setosa"])
-def test_others_do_not(text: str) -> None:
+def test_malformed_completions_do_not_match(text: str) -> None:
     pattern = completion_regex(signature("q -> reasoning, species: Literal['setosa', 'virginica']"))
     assert not re.fullmatch(pattern, text)
 

@@ -48,7 +48,7 @@ def test_class_form_reads_docstring_annotations_and_descriptions() -> None:
     assert read.outputs == (Field("answer", Literal["yes", "no"], "the verdict"),)
 
 
-def test_both_forms_of_the_same_are_equal_by_digest() -> None:
+def test_equal_signatures_have_equal_digests() -> None:
     assert signature("a -> b: int").digest == signature("a: str ->  b: int").digest
     assert signature("a -> b: int").digest != signature("a -> b: float").digest
 
@@ -143,6 +143,6 @@ class Unknown:
 
 
 @pytest.mark.parametrize("source", [Unknown, 5, None, len])
-def test_what_is_no_signature_is_refused(source: Any) -> None:
+def test_values_that_are_not_signatures_are_refused(source: Any) -> None:
     with pytest.raises(SignatureError, match=r"Unknown cannot be resolved: name 'Nowhere'|is not a signature"):
         signature(source)

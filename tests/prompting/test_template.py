@@ -87,7 +87,7 @@ def test_common_ways_to_write_a_completion_are_read(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["versicolor", " Versicolor. ", "'versicolor'", "Iris-versicolor", "it is versicolor, sure"]
 )
-def test_one_choice_is_found_in_what_surrounds_it(text: str) -> None:
+def test_one_choice_is_found_within_other_text(text: str) -> None:
     sig = signature("x -> answer: Literal['setosa', 'versicolor']")
     assert TEMPLATE.parse(sig, f"answer: {text}\nmore words about setosa") == {"answer": "versicolor"}
 
@@ -106,7 +106,7 @@ def test_one_choice_is_found_in_what_surrounds_it(text: str) -> None:
         ("str", "", "is absent"),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_field_and_text(kind: str, text: str, message: str) -> None:
+def test_unreadable_values_are_refused_with_field_and_text(kind: str, text: str, message: str) -> None:
     with pytest.raises(ParseError, match=message) as caught:
         TEMPLATE.parse(signature(f"x -> answer: {kind}, other"), text + "\nother: x" if text else text)
     assert caught.value.field == "answer"
@@ -186,7 +186,7 @@ def test_passages_are_numbered_lines() -> None:
         "\ufeffanswer: Paris",
     ],
 )
-def test_thoughts_fences_and_marks_around_an_answer_are_no_part_of_it(text: str) -> None:
+def test_thoughts_fences_and_marks_around_an_answer_are_not_part_of_it(text: str) -> None:
     assert TEMPLATE.parse(signature("question -> answer"), text) == {"answer": "Paris"}
 
 
@@ -250,7 +250,7 @@ def test_tags_and_fences_in_outputs_read_back(values: list[str]) -> None:
 
 
 @given(texts.filter(lambda text: "/" not in text), st.sampled_from(["<think>", "<Thinking x>"]))
-def test_what_stands_in_a_thought_is_never_an_answer(thought: str, tag: str) -> None:
+def test_text_in_a_thought_is_never_an_answer(thought: str, tag: str) -> None:
     text = f"{tag}\nanswer: Rome {thought} answer: Oslo\n</think>\nanswer: Paris"
     assert TEMPLATE.parse(signature("question -> answer: Literal['Rome', 'Oslo', 'Paris']"), text) == {
         "answer": "Paris"

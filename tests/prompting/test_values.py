@@ -121,7 +121,7 @@ def test_a_number_in_text_is_read_exactly_and_as_metrics_read_it(number: float, 
 
 
 @given(st.text("0123456789.,-−$€ eE'/²½٣x\N{THIN SPACE}") | st.text())
-def test_any_text_is_looked_through_for_numbers(text: str) -> None:
+def test_any_text_can_be_searched_for_numbers(text: str) -> None:
     for number in find_numbers(text):
         assert any(character.isdigit() for character in text[number.start : number.end])
     last_number(text)
@@ -137,7 +137,7 @@ def test_truth_values_are_choices_of_true_yes_and_false_no(text: str, value: boo
 
 
 @pytest.mark.parametrize("text", ["not true", "isn't true", "yes and no", "1", "maybe", "there is no doubt"])
-def test_what_is_no_plain_truth_value_is_refused(text: str) -> None:
+def test_unclear_truth_values_are_refused(text: str) -> None:
     with pytest.raises(ParseError):
         read(bool, text)
 
@@ -192,7 +192,7 @@ def test_a_list_with_several_readings_is_refused(text: str) -> None:
         (int | float, "nan"),
     ],
 )
-def test_json_and_bare_text_are_not_read_as_what_they_do_not_say(kind: Any, text: str) -> None:
+def test_json_and_bare_text_are_not_misread(kind: Any, text: str) -> None:
     with pytest.raises(ParseError):
         read(kind, text)
 
@@ -238,7 +238,7 @@ def test_any_text_gives_a_value_or_a_parse_error(kind: Any, text: str) -> None:
     assert read(kind, render_output(Field("answer", kind), value)) == value
 
 
-def test_a_value_that_is_no_json_cannot_be_rendered() -> None:
+def test_a_value_that_is_not_json_cannot_be_rendered() -> None:
     cycle: list[Any] = []
     cycle.append(cycle)
     for value in (cycle, object(), {(1, 2): 3}, 10**5000):

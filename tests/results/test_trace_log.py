@@ -42,7 +42,7 @@ def session(store: RunStore | None = None) -> Session:
     return Session(lm=lm, retriever=Library(), store=store)
 
 
-def test_an_evaluation_keeps_what_was_sent_found_answered_and_read(tmp_path: Path) -> None:
+def test_an_evaluation_keeps_messages_passages_completions_and_outputs(tmp_path: Path) -> None:
     here = session(RunStore(tmp_path))
     program = Searching()
     state = initial_state(program, here)

@@ -25,7 +25,7 @@ def test_lines_are_numbered_without_marks_ends_and_blanks(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["absent", ".", "a\0b", "\ud800", "x" * 5000])
-def test_what_is_no_file_is_named(name: str, tmp_path: Path) -> None:
+def test_paths_that_are_not_files_are_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         list(numbered_lines(tmp_path / name))
 

@@ -35,7 +35,7 @@ def reopen(store: RunStore) -> RunStore:
 
 @given(records=RECORDS, cut=st.integers(min_value=0), tail=st.binary(max_size=8))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_a_journal_cut_off_anywhere_keeps_what_was_whole(
+def test_a_journal_cut_off_anywhere_keeps_its_complete_lines(
     tmp_path_factory: pytest.TempPathFactory, records: list[tuple[str, object]], cut: int, tail: bytes
 ) -> None:
     path = tmp_path_factory.mktemp("run")
@@ -148,7 +148,7 @@ def test_a_full_disk_leaves_no_part_of_a_blob_or_of_the_settings(store: RunStore
     RunStore(store.path / "other", {"lr": 0.2}).close()
 
 
-def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_values_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="file/run cannot be written: Not a directory"):
         RunStore(tmp_path / "file" / "run")
@@ -194,7 +194,7 @@ def test_other_settings_are_refused_with_the_difference(
     RunStore(tmp_path, before).close()
 
 
-def test_settings_may_be_put_right_while_nothing_is_finished(tmp_path: Path) -> None:
+def test_settings_may_be_corrected_while_nothing_is_finished(tmp_path: Path) -> None:
     RunStore(tmp_path, {"lm": "embeded"}).close()
     make_store(tmp_path, {"lm": "bundled"})
     with pytest.raises(ConfigChanged, match=r"lm: 'bundled' → 'embeded'"):
@@ -222,7 +222,7 @@ def test_a_directory_is_open_once(store: RunStore) -> None:
         RunStore(store.path)
 
 
-def test_a_store_takes_over_what_another_has(store: RunStore) -> None:
+def test_a_store_copies_the_records_of_another(store: RunStore) -> None:
     filled(store)
     store.put({"a": 1, "c": 3})
     other = RunStore(store.path / "other")
@@ -240,7 +240,7 @@ def test_a_store_takes_over_what_another_has(store: RunStore) -> None:
     again.close()
 
 
-def test_what_a_store_would_take_over_is_checked(store: RunStore) -> None:
+def test_the_records_that_a_merge_copies_are_checked(store: RunStore) -> None:
     filled(store)
     store.put({"a": 1})
     other = RunStore(store.path / "other", {"lr": 0.1})
@@ -264,7 +264,7 @@ def test_what_a_store_would_take_over_is_checked(store: RunStore) -> None:
     other.close()
 
 
-def test_a_kill_or_a_full_disk_leaves_no_part_of_what_is_taken_over(store: RunStore) -> None:
+def test_a_kill_or_a_full_disk_during_a_merge_leaves_no_incomplete_blob(store: RunStore) -> None:
     store.put({"a": "x" * 100})
     other = RunStore(store.path / "other")
     with full_disk(50), pytest.raises(StoreError, match=r"journal\.jsonl cannot be written"):

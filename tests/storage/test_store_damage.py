@@ -170,7 +170,9 @@ def littered(store: RunStore) -> Iterator[Path]:
         yield store.path
 
 
-def test_what_is_no_blob_is_named_once_and_left_alone(littered: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_that_are_not_blobs_are_reported_once_and_left_alone(
+    littered: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with RunStore(littered) as again:
         assert again.read_blob(str(again.get("a"))) == b"x"
         again.delete_blobs(lambda name: True)
@@ -181,14 +183,14 @@ def test_what_is_no_blob_is_named_once_and_left_alone(littered: Path, caplog: py
     assert "left alone" in warning
 
 
-def test_what_is_no_blob_is_not_taken_over(littered: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_blobs_are_not_merged(littered: Path, tmp_path: Path) -> None:
     with RunStore(tmp_path / "other") as other:
         other.merge_from(littered)
     assert not {path.name for path in other.path.glob("blobs/*")}.intersection(STRAYS)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/nowhere"), Path.mkdir])
-def test_what_bears_the_name_of_a_blob_and_is_none_is_named(store: RunStore, make: Callable[[Path], None]) -> None:
+def test_anything_else_with_the_name_of_a_blob_is_reported(store: RunStore, make: Callable[[Path], None]) -> None:
     name = digest_bytes(b"x")
     make(store.path / "blobs" / name)
     store.close()
@@ -220,7 +222,7 @@ def test_work_whose_blob_was_deleted_is_done_again(store: RunStore, caplog: pyte
     assert not caplog.messages
 
 
-def test_results_whose_blobs_are_dropped_on_purpose_are_taken_back(
+def test_results_whose_blobs_are_deleted_on_purpose_are_removed(
     store: RunStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept, dropped = store.put_blob(b"kept"), store.put_blob(b"dropped")
@@ -272,7 +274,7 @@ def test_settings_that_are_damaged_or_gone_are_named_and_the_advice_works(tmp_pa
 
 
 @pytest.mark.parametrize("lines", [None, 0, 1])
-def test_a_journal_that_lost_lines_is_said_to(
+def test_a_journal_that_lost_lines_is_reported(
     store: RunStore, lines: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The warning appears once, also if the file is missing."""
@@ -372,7 +374,7 @@ def test_names_that_no_file_can_have_are_named(tmp_path: Path, name: str) -> Non
         RunStore(tmp_path / name)
 
 
-def test_paths_that_are_links_or_files_are_followed_or_named(tmp_path: Path) -> None:
+def test_links_to_directories_are_followed_and_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to("run")
     with RunStore(tmp_path / "link") as store:
@@ -390,7 +392,7 @@ def test_paths_that_are_links_or_files_are_followed_or_named(tmp_path: Path) -> 
         RunStore(tmp_path / "other")
 
 
-def test_what_is_no_json_is_refused_and_half_characters_are_kept(store: RunStore) -> None:
+def test_values_that_are_not_json_are_refused_and_lone_surrogates_are_kept(store: RunStore) -> None:
     deep: list[object] = []
     deep.append(deep)
     for wrong in (object(), deep):
@@ -422,7 +424,7 @@ def test_damage_to_any_file_of_a_run_is_found_or_does_no_harm(tmp_path: Path) ->
     assert tally.refused > 190
 
 
-def test_directories_of_before_are_read(store: RunStore) -> None:
+def test_directories_of_older_versions_are_read(store: RunStore) -> None:
     """Lines without blobs have the format of versions that did not record blobs."""
     store.put({"a": {"b": [1, None, "ü"]}})
     body = '{"a":{"b":[1,null,"ü"]}}'

@@ -46,7 +46,7 @@ def test_a_url_without_credentials_is_the_same_for_all(url: str) -> None:
     assert strip_credentials("runs/index") == "runs/index"
 
 
-def test_keys_are_hidden_in_the_forms_that_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_redacted_in_all_their_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     key = 'sk-"quoted" /key'
     for text in (key, json.dumps({"key": key}), f"?key={quote(key, safe='')}"):
         assert "quoted" not in redact(text, [key])
@@ -71,7 +71,7 @@ def test_no_secret_is_left_anywhere(secret: str, before: str, after: str) -> Non
 
 
 @given(st.text(max_size=200), st.lists(st.text(max_size=5), max_size=3))
-def test_any_text_can_be_hidden_in(text: str, secrets: list[str]) -> None:
+def test_any_text_can_be_redacted(text: str, secrets: list[str]) -> None:
     redact(text, secrets)
     redact("://" + text + "://u:p@" + text, secrets)
     strip_credentials(text)

@@ -67,7 +67,7 @@ def test_an_example_is_text_at_any_depth(value: Any) -> None:
     assert example.id == Example({"value": cleaned}, {"answer": cleaned}).id
 
 
-def test_something_that_contains_itself_is_no_example() -> None:
+def test_a_value_that_contains_itself_is_refused_in_an_example() -> None:
     cycle: list[Any] = []
     cycle.append(cycle)
     with pytest.raises(ValueError, match="contains itself"):
@@ -93,7 +93,9 @@ def one_of(example: Example, prediction: Prediction) -> tuple[float, str]:
     return float("ok" in prediction.answer), f"half {HALF}"
 
 
-def test_a_run_replaces_and_counts_it_and_costs_nobody_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_evaluation_replaces_and_counts_invalid_characters_and_other_examples_are_unaffected(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def script(request: Request) -> str:
         json.dumps([message.content for message in request.messages], ensure_ascii=False).encode()
         return f"answer: ok {HALF}\x1b[31m" if "bad" in request.messages[-1].content else "answer: ok"
@@ -125,7 +127,7 @@ def test_instructions_are_text(text: str) -> None:
     assert ProgramState.model_validate_json(state.model_dump_json()) == state
 
 
-def test_what_is_within_an_input_is_text_too() -> None:
+def test_strings_within_an_input_are_cleaned_too() -> None:
     program = Predict("facts: dict[str, str] -> answer")
     sent: list[str] = []
     with Session(lm=ScriptedLM(lambda request: sent.append(request.messages[-1].content) or "answer: ok")) as session:
@@ -134,7 +136,7 @@ def test_what_is_within_an_input_is_text_too() -> None:
     assert session.ledger.total.replaced == 1
 
 
-def test_what_json_spells_is_text_too() -> None:
+def test_characters_that_json_escapes_are_cleaned_too() -> None:
     program, lm = Predict("question -> names: list[str]"), ScriptedLM(lambda request: r'names: ["a\u0000b", "\u001b"]')
     with Session(lm=lm) as session:
         assert program(question="?").names == ["a\ufffdb", "\ufffd"]
@@ -167,7 +169,7 @@ ANSWERS = [Rough(HALF), b"\xff", Note(text="a\x00"), KeyError(HALF), {HALF: [obj
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: type(answer).__name__)
-def test_whatever_a_program_answers_can_be_logged(answer: Any, store: RunStore) -> None:
+def test_any_prediction_can_be_logged(answer: Any, store: RunStore) -> None:
     program, session = Odd(answer), Session(lm=ScriptedLM(str), store=store, retriever=Halves())
     examples = [Example({"question": "a"}, {"answer": b"\xff"})]
     state = initial_state(program, session)
@@ -200,7 +202,7 @@ def test_an_exception_that_cannot_be_shown_costs_its_example() -> None:
     assert "Silent: its message cannot be shown" in str(evaluation.first_error)
 
 
-def test_an_error_that_is_no_text_is_data_as_any_other() -> None:
+def test_an_error_that_is_not_text_is_data_like_any_other() -> None:
     class Fails(Ask):
         def forward(self, question: str) -> Prediction:
             raise KeyError(HALF + "\x00")

@@ -10,7 +10,7 @@ from lmpipe.errors import ConfigError
 from lmpipe.validation.arguments import check_finite_number, check_items, check_whole_number
 
 
-def test_collections_come_as_they_are_and_generators_once() -> None:
+def test_sequences_are_returned_as_they_are_and_generators_are_read_once() -> None:
     texts = ["a", "b"]
     assert check_items("texts", texts, str) is texts
     assert check_items("texts", (text for text in texts), str) == texts
@@ -20,7 +20,7 @@ def test_collections_come_as_they_are_and_generators_once() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["10", b"10", bytearray(b"1"), {"a": 1}, 10, None, ["a", 5], ["a", b"b"], [None]])
-def test_what_is_no_collection_of_texts_is_refused_by_name(wrong: Any) -> None:
+def test_arguments_that_are_not_collections_of_texts_are_refused_by_name(wrong: Any) -> None:
     with pytest.raises(ConfigError, match=r"^ids"):
         check_items("ids", wrong, str)
 

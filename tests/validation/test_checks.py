@@ -24,26 +24,26 @@ def example(number: int, answer: str = "yes", key: str = "") -> Example:
 
 
 @pytest.mark.parametrize("wrong", ["texts", b"texts", None, 7, {"a": 1}, example(1), ["a"], [example(1), {"a": 1}]])
-def test_what_is_no_collection_of_examples_is_named(wrong: Any) -> None:
+def test_arguments_that_are_not_collections_of_examples_are_named(wrong: Any) -> None:
     with pytest.raises(ConfigError, match=r"^train(\[\d\])? is "):
         check_examples(wrong, "train")
 
 
-def test_evaluation_takes_what_can_be_gone_through_once_and_refuses_what_is_no_example() -> None:
+def test_evaluation_accepts_iterators_and_refuses_anything_but_examples() -> None:
     program, session = Predict("number: int -> answer"), Session(lm=ScriptedLM(lambda request: "answer: yes"))
     state = initial_state(program, session)
 
     def once() -> Iterator[Example]:
         yield from (example(number) for number in range(3))
 
-    found: Any = once()
-    assert evaluate(program, state, found, exact_match, session).n == 3
+    iterator: Any = once()
+    assert evaluate(program, state, iterator, exact_match, session).n == 3
     rows: Any = [{"number": 1}]
     with pytest.raises(ConfigError, match=r"examples\[0\] is {'number': 1}, not of the type Example"):
         evaluate(program, state, rows, exact_match, session)
 
 
-def test_an_example_that_is_there_again_counts_once_and_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repeated_example_counts_once_and_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert deduplicate([example(1), example(2), example(1)], "train") == [example(1), example(2)]
     assert "train: 1 of 3 examples are repeated" in caplog.text
@@ -51,7 +51,7 @@ def test_an_example_that_is_there_again_counts_once_and_is_counted(caplog: pytes
         deduplicate([example(1, key="a"), example(2, key="a")], "train")
 
 
-def test_an_overlap_is_told_by_content_and_not_by_id(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_overlap_is_detected_by_content_and_not_by_id(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         warn_about_overlap([example(1, key="a")], [example(2, key="a")])
         assert not caplog.text
@@ -85,14 +85,14 @@ def test_settings_out_of_their_range_are_named_with_their_values(settings: dict[
 
 
 @given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers())))
-def test_no_setting_meets_a_foreign_error(value: Any) -> None:
+def test_no_setting_raises_an_error_of_a_library(value: Any) -> None:
     for name in ("count", "share", "kind", "text"):
         settings: dict[str, Any] = {name: value}
         with suppress(ConfigError):
             check_settings(Some(**settings))
 
 
-def test_a_type_that_cannot_be_read_is_an_error_of_ours() -> None:
+def test_a_type_that_cannot_be_resolved_is_a_config_error() -> None:
     @dataclass(frozen=True)
     class Local:
         value: Unknown  # type: ignore[name-defined]  # noqa: F821
@@ -103,9 +103,9 @@ def test_a_type_that_cannot_be_read_is_an_error_of_ours() -> None:
 
 @given(st.lists(st.one_of(st.none(), st.floats(), st.sampled_from([0.0, 0.5, 1.0]))))
 def test_the_best_is_the_earliest_of_the_highest_and_never_without_a_score(scores: list[float | None]) -> None:
-    number, known = best_index(scores), finite_values(scores)
+    number, finite = best_index(scores), finite_values(scores)
     if number is None:
-        assert not known
+        assert not finite
     else:
-        assert scores[number] == max(known)
-        assert scores.index(max(known)) == number
+        assert scores[number] == max(finite)
+        assert scores.index(max(finite)) == number

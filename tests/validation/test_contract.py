@@ -106,7 +106,7 @@ def test_an_lm_that_breaks_its_contract_ends_the_run_and_is_named(wrong: str, ba
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_so_does_one_that_a_program_called_directly_asks(wrong: str) -> None:
+def test_an_lm_that_breaks_its_contract_in_a_direct_call_is_named(wrong: str) -> None:
     with Session(lm=Broken(WRONG[wrong])), pytest.raises(EngineError, match="'broken'"):
         Ask()(question="is it?")
 
@@ -146,7 +146,7 @@ def test_no_score_is_given_to_another_state() -> None:
 
 
 @given(st.lists(st.sampled_from([YES, EngineError("no"), None, "text", 3.0, {}]), max_size=6), st.integers(1, 5))
-def test_whatever_comes_back_is_an_answer_for_each_request_or_an_error(given_back: list[Any], count: int) -> None:
+def test_any_return_value_is_an_answer_for_each_request_or_an_error(given_back: list[Any], count: int) -> None:
     request = Request((), Session(lm=ScriptedLM(str)).sampling, WeightState(base="broken"))
     fits = len(given_back) == count and all(isinstance(answer, Completion | EngineError) for answer in given_back)
     lm = Broken(lambda requests: given_back)
@@ -178,7 +178,7 @@ class ReturningRetriever(Retriever):
 
 
 @pytest.mark.parametrize("result", [None, "a passage", ["a passage"], [{"text": "a"}], [None], 4])
-def test_a_retriever_that_finds_something_else_than_passages_is_named(result: Any) -> None:
+def test_a_retriever_that_returns_anything_but_passages_is_named(result: Any) -> None:
     with (
         Session(lm=ScriptedLM(str), retriever=ReturningRetriever(result)),
         pytest.raises(EngineError, match=r"the retriever 'found' \(ReturningRetriever\)"),
@@ -202,6 +202,6 @@ class Vectors(Embedder):
 
 
 @pytest.mark.parametrize("vectors", [(None, None), ([1.0],), ([1.0], ["x"]), ([1.0], [1.0, 2.0]), ([1.0], 3)])
-def test_an_embedder_that_gives_no_vectors_is_named(vectors: tuple[Any, ...]) -> None:
+def test_an_embedder_that_returns_no_vectors_is_named(vectors: tuple[Any, ...]) -> None:
     with pytest.raises(EngineError, match=r"the embedder 'vectors' \(Vectors\)"):
         EmbeddingCache().embed(Vectors(*vectors), ["one", "two"])

@@ -1,4 +1,4 @@
-"""Confusion tables: how often each class was answered for each class, for labels that have few classes."""
+"""Confusion tables: how often each answer was given for each class, for labels that have few classes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Confusion:
 
 
 def confusions(result: Result, traces_of: TraceReader, label: str | None) -> list[Confusion]:
-    """Returns the table of every strategy; none if there are many classes, or the program does not answer with a class.
+    """Returns the table of every strategy; empty if there are many classes, or the program does not answer with one.
 
     Args:
         result: The result.

@@ -33,7 +33,7 @@ def _scores(result: Result) -> Figure:
 
 
 def _measures(result: Result) -> Figure | None:
-    """Draws the further measures of test runs: of all runs, and of the right ones."""
+    """Draws the further measures of test runs: of all runs, and of the successful ones."""
     names = result.measures
     if not names:
         return None
@@ -43,7 +43,7 @@ def _measures(result: Result) -> Figure | None:
         qualities = [row.quality[name] for row in rows]
         pairs = {
             "all test runs": [quality.all for quality in qualities],
-            "right ones": [quality.successful for quality in qualities],
+            "successful ones": [quality.successful for quality in qualities],
         }
         _bars(axes, [row.strategy for row in rows], pairs)
         axes.set_title(name)
@@ -117,7 +117,7 @@ def _percent(score: Score) -> float:
 
 
 def _gains(result: Result) -> Figure | None:
-    """Draws points over vanilla on the test examples against the LM calls of a seed."""
+    """Draws the gain over vanilla on the test examples, in points, against the LM calls of a seed."""
     gains = [(number, row, difference(result, row.strategy, VANILLA)) for number, row in enumerate(result.strategies)]
     compared = [(number, row, gain) for number, row, gain in gains if gain is not None and row.cost["lm_calls"]]
     if not compared:
@@ -149,15 +149,15 @@ def _name_dots(axes: Axes, dots: Sequence[tuple[float, float, int]], strategies:
     """
     low, high = axes.get_ylim()
     gap = 0.08 * (high - low)
-    at: list[float] = []
+    heights: list[float] = []
     for points, _, _ in dots:
-        at.append(points if not at else max(points, at[-1] + gap))
-    down = max(0.0, at[-1] - high)
-    for height, (points, calls, number) in zip(at, dots, strict=True):
+        heights.append(points if not heights else max(points, heights[-1] + gap))
+    shift = max(0.0, heights[-1] - high)
+    for height, (points, calls, number) in zip(heights, dots, strict=True):
         axes.annotate(
             arrows(strategies[number]),
             (calls, points),
-            xytext=(1.04, (height - down - low) / (high - low)),
+            xytext=(1.04, (height - shift - low) / (high - low)),
             textcoords="axes fraction",
             va="center",
             color=colour_of(number),

@@ -41,7 +41,7 @@ class StageNode:
 
 
 def stages_of(result: Result) -> dict[tuple[str, ...], StageReport]:
-    """Returns the names of the stages up to each stage → the stage, each once."""
+    """Returns path of a stage (the names up to it) → the stage, each once."""
     stages: dict[tuple[str, ...], StageReport] = {}
     for row in result.strategies:
         names = tuple(stage.name for stage in row.stages)
@@ -56,7 +56,7 @@ def start_of(result: Result) -> StrategyReport | None:
 
 
 def stage_costs(result: Result) -> dict[tuple[str, ...], dict[str, Any]]:
-    """Returns the names up to each stage → its cost, after the cost of scoring the program as it is written."""
+    """Returns path of each stage → its cost, after the cost of scoring the program as it is written."""
     start = start_of(result)
     first = {} if start is None else {("start",): start.cost}
     return first | {path: stage.cost for path, stage in stages_of(result).items()}
@@ -75,9 +75,9 @@ def stage_tree(result: Result) -> StageNode:
 
     def below(path: tuple[str, ...]) -> tuple[StageNode, ...]:
         return tuple(
-            StageNode(own, stage, stage.val, stage.cost["lm_calls"], below(own))
-            for own, stage in stages.items()
-            if own[:-1] == path
+            StageNode(child, stage, stage.val, stage.cost["lm_calls"], below(child))
+            for child, stage in stages.items()
+            if child[:-1] == path
         )
 
     val, calls = (None, None) if start is None else (start.val, start.cost["lm_calls"])
@@ -86,13 +86,13 @@ def stage_tree(result: Result) -> StageNode:
 
 def difference(result: Result, strategy: str, baseline: str) -> Comparison | None:
     """Returns the comparison of a strategy with another, whichever of them was run first."""
-    for one in result.comparisons:
-        if (one.strategy, one.baseline) == (strategy, baseline):
-            return one
-        if (one.strategy, one.baseline) == (baseline, strategy):
-            swapped = {"strategy": strategy, "baseline": baseline, "difference": -one.difference}
-            ends = {"low": -one.high, "high": -one.low, "wins": one.losses, "losses": one.wins}
-            return one.model_copy(update=swapped | ends)
+    for row in result.comparisons:
+        if (row.strategy, row.baseline) == (strategy, baseline):
+            return row
+        if (row.strategy, row.baseline) == (baseline, strategy):
+            swapped = {"strategy": strategy, "baseline": baseline, "difference": -row.difference}
+            ends = {"low": -row.high, "high": -row.low, "wins": row.losses, "losses": row.wins}
+            return row.model_copy(update=swapped | ends)
     return None
 
 
@@ -187,5 +187,5 @@ def headline(result: Result) -> str:
     p = comparison.p_holm
     p_value = f"{comparison.p:.4f}" if p is None else f"{p:.4f} corrected for all tests"
     return (
-        f"{text} That is {comparison.format_points()} points against the program without any learning, p = {p_value}."
+        f"{text} That is {comparison.format_points()} points compared with the program without learning, p = {p_value}."
     )

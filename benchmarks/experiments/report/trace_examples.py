@@ -1,4 +1,4 @@
-"""What a report shows of the traces of test runs: how they ended, the prompts, and examples whose score changed."""
+"""The parts of a report that show traces of test runs: endings, prompts, and examples whose score changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lmpipe.results.trace_log import StepRecord, TraceRecord
 from optimizers import VANILLA
 
 TraceReader = Callable[[StrategyOutcome], Iterable[TraceRecord]]
-"""Reads the traces of an outcome's test runs, in the order of examples; none if they were not kept."""
+"""Reads the traces of an outcome's test runs, in the order of examples; empty if they were not kept."""
 
 _BEFORE = (VANILLA, "p")
 _MOST_CHANGES = 3  # examples shown of each kind
@@ -33,7 +33,7 @@ class Ending:
         right: Number of runs with the full score.
         wrong: Number of runs with a lower score.
         failed: Kind of failure → number of runs that failed.
-        reasons: The commonest messages of failed runs, and how often they occur.
+        reasons: The most common messages of failed runs, and how often they occur.
     """
 
     strategy: str

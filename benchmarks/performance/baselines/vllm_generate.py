@@ -19,7 +19,7 @@ def main(folder: str, path: str, dtype: str) -> None:
     workload = json.loads(Path(path).read_text())
     engine = LLM(folder, dtype=dtype, max_model_len=2048, enable_prefix_caching=True, generation_config="vllm")
     sampling = SamplingParams(temperature=0, max_tokens=workload["new_tokens"], ignore_eos=True)
-    engine.generate([TokensPrompt(prompt_token_ids=[1, 2, 3])], sampling, use_tqdm=False)  # compiles what it compiles
+    engine.generate([TokensPrompt(prompt_token_ids=[1, 2, 3])], sampling, use_tqdm=False)  # compiles kernels
     started, clock = process_time(), perf_counter()
     prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in workload["prompts"]]
     answers = engine.generate(prompts, sampling, use_tqdm=False)

@@ -58,7 +58,7 @@ def product_rate(dtype: torch.dtype, size: int = 2048, repetitions: int = 9) -> 
 
 
 def cpu_seconds(work: Callable[[], Any]) -> float:
-    """Returns the CPU seconds that this process takes for a piece of work."""
+    """Returns the CPU seconds that this process spends on a piece of work."""
     started = process_time()
     work()
     return process_time() - started
@@ -148,7 +148,9 @@ def growth() -> dict[str, Any]:
     lm = endless("float32")
 
     def seconds(requests: int = 32, prefix: int = 300, new_tokens: int = 16) -> float:
-        workload = make_workload(lm.tokenizer, requests=requests, prefix=prefix, own=30, new_tokens=new_tokens, rows=0)
+        workload = make_workload(
+            lm.tokenizer, requests=requests, prefix=prefix, suffix=30, new_tokens=new_tokens, rows=0
+        )
         return cpu_seconds(lambda: lm.generate(rows_of(workload)))
 
     def again(prefix: int) -> float:

@@ -165,7 +165,7 @@ def ranked(encoded: TokenEmbeddings, queries: Tensor, k: int = 100) -> np.ndarra
 def recall(rankings: Sequence[Sequence[int]], gold: np.ndarray[Any, Any]) -> float:
     """Returns the mean share of the gold passages that are in the rankings."""
     return float(
-        np.mean([len({*found} & {*best.tolist()}) / len(best) for found, best in zip(rankings, gold, strict=True)])
+        np.mean([len({*ranking} & {*best.tolist()}) / len(best) for ranking, best in zip(rankings, gold, strict=True)])
     )
 
 

@@ -18,19 +18,19 @@ from lmpipe.program.identity.walk import Walk
 
 logger = logging.getLogger(__name__)
 
-_warned: set[object] = set()  # warnings that this process has given: messages, and objects by type and id
+_warned: set[object] = set()  # warnings that this process has logged: messages, and objects by type and id
 
 
 def identity(**parts: object) -> str | None:
     """Returns the digest of everything that decides what some objects do; the same in every process.
 
-    Each call computes it anew, since attributes and globals may change between two calls.
+    Each call computes it again, since attributes and globals may change between two calls.
 
     Args:
         parts: Objects to identify, by the names to use for them in a warning.
 
     Returns:
-        The digest (32 hex characters), or None if something cannot be identified; a warning names it, once in a
+        The digest (32 hex characters), or None if something cannot be identified; a warning names it, once per
         process.
     """
     try:
@@ -49,7 +49,7 @@ def identity(**parts: object) -> str | None:
 
 
 def work_key(kind: str, **parts: object) -> str | None:
-    """Returns the key under which a piece of work is recorded: its kind and the identity of all that decides it.
+    """Returns the key under which a piece of work is recorded: its kind and the identity of everything that decides it.
 
     Args:
         kind: Kind of work.

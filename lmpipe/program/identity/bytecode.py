@@ -34,7 +34,7 @@ class Import:
     Attributes:
         module: Name of the module, relative to the package of the function if `level` is not 0.
         level: Number of dots before the name.
-        names: Names that are imported from the module; empty for the module itself.
+        names: Names that are imported from the module; empty if the module itself is imported.
     """
 
     module: str
@@ -104,7 +104,7 @@ def _summarize(code: CodeType) -> CodeSummary:
 
 
 def _instructions(steps: Sequence[dis.Instruction]) -> Iterator[str]:
-    """Each instruction with its argument, constants by value, without those that only set the position of a class."""
+    """Yields each instruction with its argument, except those that only set the position of a class."""
     for step, after in zip(steps, [*steps[1:], None], strict=True):
         if after is not None and after.opname == "STORE_NAME" and after.argval in _POSITIONS:
             continue

@@ -127,7 +127,7 @@ def _is_sunder(name: str) -> bool:
 
 
 def _validators(kind: type[BaseModel]) -> dict[str, object]:
-    """The fields of validators and serializers of a pydantic model; their functions are attributes of the class."""
+    """The settings of validators and serializers of a pydantic model; their functions are attributes of the class."""
     decorators = kind.__pydantic_decorators__
     return {
         f"{group.name} {name}": decorator.info
@@ -165,8 +165,8 @@ def _cell_content(cell: CellType) -> tuple[object, ...]:
 def _globals(namespace: Mapping[str, Any], reads: tuple[Chain, ...]) -> list[tuple[str, object]]:
     """The values of global names.
 
-    Of a module of the user, these are only the attributes that are read, unless the module is used as a whole. Missing
-    names are builtins, or errors when the code runs.
+    If a name is a module of the user, only the attributes that are read count, unless the module is used as a whole.
+    Missing names are builtins, or errors when the code runs.
     """
     values: dict[str, object] = {}
     for name, *attributes in reads:

@@ -1,6 +1,6 @@
 """The components of objects: a label, and the parts that decide what the object is and does.
 
-Each kind of object has a function here. Knows nothing about how parts are written, or about cycles.
+Each kind of object has a function here. Knows nothing about how parts are written as text, or about cycles.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from lmpipe.retriever import Retriever
 from lmpipe.storage.store import RunStore
 
 _NEW: Callable[..., object] = copyreg.__newobj__  # type: ignore[attr-defined]  # creates an object without __init__
-_BOOKKEEPING = {"_frozen", "_paths"}  # attributes that a module gets when it first runs
 
 
 @singledispatch
@@ -47,7 +46,7 @@ def components_of(value: object) -> Components:
     If no function is registered for its type, the components are its class and the state that pickle would save.
 
     Raises:
-        IdentityError: If nothing identifies it.
+        IdentityError: If nothing identifies the value.
     """
     kind = type(value)
     if kind.__module__ == typing.__name__ and typing.get_origin(value) is not None:
@@ -65,7 +64,7 @@ def components_of(value: object) -> Components:
 
 
 def _tensor(value: Any, torch: Any) -> Components:
-    """A tensor by its data; pickle would save the address of its storage."""
+    """A tensor is identified by its data; pickle would save the address of its storage."""
     try:
         data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     except Exception as error:  # a tensor without dense data
@@ -76,7 +75,7 @@ def _tensor(value: Any, torch: Any) -> Components:
 
 
 def _reduce(value: object) -> tuple[Any, Any, Any, Any, Any]:
-    """The data that pickle saves: the function that creates the object, its arguments, state, items and pairs."""
+    """Returns what pickle saves: the function that creates the object, its arguments, state, items and pairs."""
     try:
         reducer = copyreg.dispatch_table.get(type(value))
         reduced = reducer(value) if reducer else value.__reduce_ex__(4)
@@ -111,15 +110,16 @@ def _attributes(kind: type, state: object) -> list[tuple[str, object]]:
 
 
 def _included(kind: type, state: dict[str, object]) -> Iterable[tuple[str, object]]:
-    """The attributes without fields with ``repr=False``, cached properties and the bookkeeping of modules."""
+    """The attributes other than fields with ``repr=False``, cached properties and the bookkeeping of modules."""
     fields = getattr(kind, "__dataclass_fields__", {})
     excluded = {name for name in state.keys() & fields if not fields[name].repr}
     for base in kind.__mro__:
         excluded |= {name for name in state.keys() & vars(base).keys() if isinstance(vars(base)[name], cached_property)}
-    is_module = issubclass(kind, Module)
     for name, value in state.items():
-        is_bookkeeping = is_module and (name in _BOOKKEEPING or type(value).__module__ == Module.__module__)
-        if name not in excluded and not is_bookkeeping:
+        is_mark = (
+            issubclass(kind, Module) and type(value).__module__ == Module.__module__
+        )  # a module gets it when it runs
+        if name not in excluded and not is_mark:
             yield name, value
 
 

@@ -49,7 +49,7 @@ class Walk:
         """Returns the digest of a value (32 hex characters).
 
         Raises:
-            IdentityError: If an object that the value refers to cannot be identified; the message says what and where.
+            IdentityError: If an object that the value refers to cannot be identified; the message names its path.
         """
         try:
             texts = [self._text(value)]
@@ -142,7 +142,7 @@ class Walk:
 
 
 def _sketch(value: Any, depth: int) -> str:
-    """A text of a value down to a depth, independent of the walk; different values may have the same sketch."""
+    """Describes a value down to a depth, independently of the walk; different values may have the same sketch."""
     kind = type(value)
     if kind in _ATOMS:
         return _atom(value)
@@ -183,7 +183,7 @@ def _flat(value: Any) -> str | None:
 
 
 def _plain(value: Any) -> str:
-    """The `repr` of a value, also if it contains integers that are too large for `repr`."""
+    """The `repr` of a value, even if it contains integers that are too large for `repr`."""
     try:
         return repr(value)
     except ValueError:

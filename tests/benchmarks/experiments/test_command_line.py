@@ -118,7 +118,7 @@ def test_rows_are_strategies_in_their_plain_form_and_each_is_one_row() -> None:
 
 def test_a_dry_run_needs_no_lm_and_no_run_directory(tmp_path: Path) -> None:
     done = said("--dry-run", "--all-strategies", "--lm", "hf:no/such-lm", "--data", str(tmp_path))
-    assert "iris takes no --data" in done.stdout
+    assert "iris has no option --data" in done.stdout
     done = said("--dry-run", "--all-strategies", "--lm", "hf:no/such-lm")
     rows = re.findall(r"^ *((?:p|w)(?: -> \w)*|vanilla|test|total) +[\d,]+", done.stdout, re.MULTILINE)
     assert rows == ["p", "w", "p -> p", "w -> w", "p -> w", "w -> p", "p -> w -> p", "vanilla", "test", "total"]
@@ -180,7 +180,7 @@ def test_settings_survive_the_file() -> None:
         (b"a = " + b"[" * 50_000 + b"]" * 50_000, "nested too deeply"),
         (b"settings = 3", "settings = 3 is not a table"),
         (b"[[settings]]\nval = 3", "is not a table"),
-        (b"dry-run = true\ndry_run = true", "the option 'dry_run' is there twice"),
+        (b"dry-run = true\ndry_run = true", "the option 'dry_run' is set twice"),
         (b"[lm]\nname = 3", "is neither a text"),
         (b"seeds = 2024-01-01", "is neither a text"),
         (b"strategy = [[3]]", "is neither a text"),

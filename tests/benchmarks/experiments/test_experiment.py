@@ -180,7 +180,7 @@ def test_a_mistake_before_anything_was_done_may_be_put_right_in_the_same_directo
         ("--ray", "auto", "no Ray at 'auto'"),  # on a machine where a Ray runs it is joined, and this fails in time
         ("--ray", "nowhere", "no Ray at 'nowhere'"),
         ("--track", "comet:here", "unknown tracker 'comet:here'"),
-        ("--train", "500", "150 different examples, but 507 were asked for"),
+        ("--train", "500", "150 different examples, but 507 are needed"),
         ("--lm", "openai:m@http://127.0.0.1:9/v1", "cannot be fine-tuned here; add --train-lm with the same model"),
     ],
 )

@@ -73,7 +73,7 @@ def test_the_parts_of_the_data_stay_apart(data: Path) -> None:
     assert len(set(ids)) == len(ids) == 12
     assert split.test != task.split(4, 4, 4, seed=1).test
     assert task.split(4, 4, 4, seed=0) == split
-    with pytest.raises(ConfigError, match="train part, has 4 different examples, but 5 were asked for"):
+    with pytest.raises(ConfigError, match="train part, has 4 different examples, but 5 are needed"):
         task.split(5, 4, 4, seed=0)
 
 
@@ -241,7 +241,7 @@ def test_iris_has_no_such_options(tmp_path: Path) -> None:
     assert "--retriever" not in shown
     refused = hotpotqa("--out", str(tmp_path), "--data", "x", benchmark="iris")
     assert refused.returncode == 1
-    assert "iris takes no --data" in refused.stdout
+    assert "iris has no option --data" in refused.stdout
     assert "--retriever" in hotpotqa("--help").stdout
 
 
