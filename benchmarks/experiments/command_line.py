@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.experiments.config_file import read_config
-from benchmarks.experiments.setting_options import add_setting_options, settings_of_options
-from benchmarks.experiments.settings import as_toml
+from benchmarks.experiments.setting_options import add_setting_options, check_flags, settings_of_options
+from benchmarks.experiments.settings import Settings, as_toml
 from benchmarks.experiments.strategies import BASELINES, PAPER_STRATEGIES, table_rows
 from benchmarks.experiments.task import Task
 from lmpipe.cli.interrupts import run_command
@@ -39,6 +39,7 @@ def main(task: Task) -> None:
         "Lists are written as JSON, `none` stands for no value, and `--no-NAME` turns the flag NAME off."
     )
     def command(
+        context: typer.Context,
         out: Annotated[
             Path | None, typer.Option(help="Run directory. The same command continues an unfinished run in it.")
         ] = None,
@@ -132,6 +133,7 @@ def main(task: Task) -> None:
             from lmpipe.cli.tables import show_result
             from lmpipe.trackers import load_tracker
 
+            check_flags(context)
             changes = _changes(task, config, settings_of_options(setting_options))
             if paper:
                 print(as_toml(task.settings), end="")
@@ -169,10 +171,8 @@ def _changes(task: Task, config: Path | None, options: Mapping[str, object]) -> 
         ConfigError: If the settings of the file are invalid.
     """
     from_file = read_config(config).settings if config else {}
-    try:
-        task.settings.changed(from_file)
-    except ConfigError as error:
-        raise ConfigError(f"--config {config}: {error}") from error
+    if config is not None:
+        _check_settings(config, from_file)
     for name, value in options.items():
         earlier = from_file.get(name)
         from_file[name] = {**earlier, **value} if isinstance(earlier, dict) and isinstance(value, dict) else value
@@ -191,8 +191,21 @@ def _use_config(context: typer.Context, path: Path | None) -> Path | None:
         options = read_config(path, option_names).options
         for name, value in options.items():
             _check_option(name, value, path, context, parameters[name])
+        _check_settings(path, {name: value for name, value in options.items() if name in Settings.model_fields})
         context.default_map = options
     return path
+
+
+def _check_settings(path: Path, settings: Mapping[str, object]) -> None:
+    """Checks the settings in a file.
+
+    Raises:
+        ConfigError: If one of them does not exist or has an invalid value.
+    """
+    try:
+        Settings().changed(settings)
+    except ConfigError as error:
+        raise ConfigError(f"--config {path}: {error}") from error
 
 
 def _check_option(name: str, value: Any, path: Path, context: typer.Context, parameter: Any) -> None:

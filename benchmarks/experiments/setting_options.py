@@ -39,11 +39,7 @@ def add_setting_options(function: Callable[..., None], defaults: Settings) -> No
 
 
 def settings_of_options(options: Mapping[str, str | bool | None]) -> dict[str, object]:
-    """Returns the settings of the options that were set, as `Settings.changed` accepts them.
-
-    Raises:
-        ConfigError: If a list is not valid JSON.
-    """
+    """Returns the settings of the options that were set, as `Settings.changed` accepts them."""
     settings: dict[str, Any] = {}
     for name, value in options.items():
         if value is not None:
@@ -51,17 +47,31 @@ def settings_of_options(options: Mapping[str, str | bool | None]) -> dict[str, o
             table = settings
             for part in path:
                 table = table.setdefault(part, {})
-            table[last] = _parsed(name, value) if isinstance(value, str) else value != name.endswith(_OFF)
+            table[last] = _parsed(value) if isinstance(value, str) else value != name.endswith(_OFF)
     return settings
 
 
-def _parsed(name: str, value: str) -> object:
+def check_flags(context: typer.Context) -> None:
+    """Refuses flags that the command line both turns on and off.
+
+    Raises:
+        ConfigError: If there is such a flag.
+    """
+    for name, is_off in context.params.items():
+        flag = name.removesuffix(_OFF)
+        if is_off and name.endswith(_OFF) and context.get_parameter_source(flag) is ParameterSource.COMMANDLINE:
+            raise ConfigError(
+                f"{_option_name(flag)} and {_off_name(flag)} contradict each other; leave one of them out"
+            )
+
+
+def _parsed(value: str) -> object:
     if not value.startswith("["):
         return value
     try:
         return json.loads(value)
-    except ValueError as error:
-        raise ConfigError(f"{_option_name(name)} {value!r} is not a valid JSON list: {error}") from error
+    except ValueError:  # a regular expression, or a mistake that the settings report
+        return value
 
 
 def _options(defaults: Settings) -> Iterator[inspect.Parameter]:
@@ -92,8 +102,7 @@ def _option(name: str, kind: Any, default: object, text: str, panel: str | None)
     )
     yield _parameter(name, bool if is_flag else str, info)
     if is_flag:
-        turned_off = re.sub(r"(--|\.)([^.]*)$", r"\1no-\2", option)
-        yield _parameter(f"{name}{_OFF}", bool, typer.Option(turned_off, hidden=True))
+        yield _parameter(f"{name}{_OFF}", bool, typer.Option(_off_name(name), hidden=True))
 
 
 def _parameter(name: str, kind: Any, info: Any) -> inspect.Parameter:
@@ -104,6 +113,10 @@ def _parameter(name: str, kind: Any, info: Any) -> inspect.Parameter:
 
 def _option_name(name: str) -> str:
     return "--" + name.replace(_NESTED, ".").replace("_", "-")
+
+
+def _off_name(name: str) -> str:
+    return re.sub(r"(--|\.)([^.]*)$", r"\1no-\2", _option_name(name))
 
 
 def _metavar(kind: Any) -> str:

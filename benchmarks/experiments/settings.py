@@ -105,7 +105,11 @@ class Settings(BaseModel):
                 new["tuning"] = {**asdict(self.tuning), **new["tuning"]}
             return Settings.model_validate({**current, **new})
         except ValidationError as error:
-            problems = (f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors())
+            problems = (
+                f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+                + ', as a JSON list such as \'["a", "b"]\' on the command line' * (detail["type"] == "tuple_type")
+                for detail in error.errors()
+            )
             raise ConfigError(f"invalid settings: {'; '.join(problems)}") from error
         except (TypeError, RecursionError) as error:
             raise ConfigError(f"invalid settings: {error}") from error

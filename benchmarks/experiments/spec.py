@@ -14,6 +14,7 @@ from typing import Any, Protocol, final
 
 import lmpipe
 from benchmarks.experiments.settings import Settings
+from benchmarks.experiments.strategies import table_rows
 from benchmarks.experiments.task import Task
 from lmpipe import LM, Retriever
 from lmpipe.engines.local import LocalLM
@@ -68,13 +69,14 @@ def versions() -> dict[str, str]:
 @final
 @dataclass(frozen=True)
 class ExperimentSpec:
-    """All choices that define an experiment. It can be pickled.
+    """All choices that define an experiment. It can be pickled, by
+    cloudpickle at least.
 
     Args:
         task: Data, program and metric.
         models: Loads the LM that the program runs on and the one that is trained.
         settings: Settings of the data and of the stages.
-        strategies: Strategies to compare, in the order of the table (`table_rows`).
+        strategies: Strategies to compare; they are put in the order of the table, each once.
         seeds: Seeds; each has a data split of its own, and every strategy runs once on each.
         out: Run directory. Workers must see it under the same path.
         folder: Folder that relative paths in the other fields start from.
@@ -91,6 +93,9 @@ class ExperimentSpec:
     folder: Path = field(default_factory=Path.cwd)
     versions: Mapping[str, str] = field(default_factory=versions)
     cells_per_machine: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strategies", table_rows(self.strategies))
 
     @property
     def config(self) -> dict[str, Any]:

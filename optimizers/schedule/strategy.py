@@ -17,6 +17,7 @@ from typing import NoReturn, final
 from lmpipe.extend import StrategyError, clean_text, shorten, shown
 
 VANILLA = "vanilla"
+"""Text of the strategy without stages."""
 MAX_STAGES = 100
 _MAX_DEPTH = 100  # of nested parentheses
 _CONTEXT = 60  # characters that a message shows before and after the position that it points to

@@ -116,9 +116,7 @@ def _included(kind: type, state: dict[str, object]) -> Iterable[tuple[str, objec
     for base in kind.__mro__:
         excluded |= {name for name in state.keys() & vars(base).keys() if isinstance(vars(base)[name], cached_property)}
     for name, value in state.items():
-        is_mark = (
-            issubclass(kind, Module) and type(value).__module__ == Module.__module__
-        )  # a module gets it when it runs
+        is_mark = issubclass(kind, Module) and type(value).__module__ == Module.__module__
         if name not in excluded and not is_mark:
             yield name, value
 

@@ -77,8 +77,22 @@ def test_options_are_read_as_settings() -> None:
     assert Settings(max_seconds=3).changed(settings_from("--max-seconds", "none")) == Settings()
     with pytest.raises(ConfigError, match=r"^invalid settings: tuning\.rank: Input should be a valid integer"):
         Settings().changed(settings_from("--tuning.rank", "many"))
-    with pytest.raises(ConfigError, match=r"--stop .* is not a valid JSON list"):
-        settings_from("--stop", "[a")
+    assert settings_from("--tuning.target-modules", "[qk]_proj") == {"tuning": {"target_modules": "[qk]_proj"}}
+    with pytest.raises(ConfigError, match=r"stop: Input should be a valid tuple, as a JSON list such as"):
+        Settings().changed(settings_from("--stop", "[a"))
+
+
+def test_a_flag_cannot_be_turned_on_and_off() -> None:
+    for options in (["--structured", "--no-structured"], ["--no-structured", "--structured"]):
+        assert "--structured and --no-structured contradict each other" in said(*options, "--dry-run").stdout
+
+
+def test_a_setting_outside_of_the_table_of_settings_is_checked_like_those_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    for text in ('train = "many"\n', '[settings]\ntrain = "many"\n'):
+        file.write_text(text)
+        shown = " ".join(said("--config", str(file), "--dry-run").stdout.split())
+        assert "run.toml: invalid settings: train: Input should be a valid integer" in shown
 
 
 def test_options_override_the_file_field_by_field(tmp_path: Path) -> None:
@@ -114,6 +128,8 @@ def test_rows_are_strategies_in_their_plain_form_and_each_is_one_row() -> None:
     rows = table_rows(["p->w->p", "(p -> w)*1", "p", "p -> w", " vanilla "])
     assert list(map(str, rows)) == ["vanilla", "p", "p -> w -> p", "p -> w"]
     assert table_rows(map(str, PAPER_STRATEGIES)) == table_rows(PAPER_STRATEGIES) == PAPER_STRATEGIES
+    spec = ExperimentSpec(IrisTask(), ModelSpec("hf:no/such-lm"), Settings(), (rows[1], rows[0], rows[1]), (0,))
+    assert spec.strategies == rows[:2]
 
 
 def test_a_dry_run_needs_no_lm_and_no_run_directory(tmp_path: Path) -> None:
