@@ -59,10 +59,9 @@ def check_flags(context: typer.Context) -> None:
     """
     for name, is_off in context.params.items():
         flag = name.removesuffix(_OFF)
-        if is_off and name.endswith(_OFF) and context.get_parameter_source(flag) is ParameterSource.COMMANDLINE:
-            raise ConfigError(
-                f"{_option_name(flag)} and {_off_name(flag)} contradict each other; leave one of them out"
-            )
+        source = context.get_parameter_source(flag) if is_off and flag != name else None
+        if source is not None and source.name == "COMMANDLINE":
+            raise ConfigError(f"{_option_name(flag)} and {_off_name(flag)} contradict each other; leave one out")
 
 
 def _parsed(value: str) -> object:
