@@ -25,10 +25,10 @@ def train_eval_split(
     count = _eval_count(len(rows), eval_fraction)
     rng = random.Random(derive_seed(seed, "held out"))
     order = stratified(range(len(rows)), lambda number: rows[number].group, rng)
-    held_out = set(order[:count])
+    eval_indices = set(order[:count])
     return (
-        [row for number, row in enumerate(rows) if number not in held_out],
-        [row for number, row in enumerate(rows) if number in held_out],
+        [row for number, row in enumerate(rows) if number not in eval_indices],
+        [row for number, row in enumerate(rows) if number in eval_indices],
     )
 
 
