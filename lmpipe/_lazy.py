@@ -1,4 +1,4 @@
-"""Module attributes that are imported when they are first used, because they need the packages of an extra."""
+"""Module attributes that are imported when they are first used, because most need the packages of an extra."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def lazy_attributes(module: str, sources: Mapping[str, tuple[str, str]]) -> Call
         try:
             return getattr(import_module(source), name)
         except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] == "lmpipe":
+                raise
             raise ConfigError(
                 f"{module}.{name} needs the package {error.name}; run: pip install lmpipe[{extra}]"
             ) from error

@@ -123,6 +123,7 @@ def main(task: Task) -> None:
         ),
         **setting_options: str | bool | None,
     ) -> None:
+        check_flags(context)
         with _missing_packages_named(), ExitStack() as stack:
             from benchmarks.experiments.cells import Cluster
             from benchmarks.experiments.dry_run import dry_run as count_costs
@@ -133,7 +134,6 @@ def main(task: Task) -> None:
             from lmpipe.cli.tables import show_result
             from lmpipe.trackers import load_tracker
 
-            check_flags(context)
             changes = _changes(task, config, settings_of_options(setting_options))
             if paper:
                 print(as_toml(task.settings), end="")
@@ -191,7 +191,8 @@ def _use_config(context: typer.Context, path: Path | None) -> Path | None:
         options = read_config(path, option_names).options
         for name, value in options.items():
             _check_option(name, value, path, context, parameters[name])
-        _check_settings(path, {name: value for name, value in options.items() if name in Settings.model_fields})
+        in_options = {name: value for name, value in options.items() if name in Settings.model_fields}
+        _check_settings(path, settings_of_options(in_options))
         context.default_map = options
     return path
 

@@ -38,8 +38,12 @@ def add_setting_options(function: Callable[..., None], defaults: Settings) -> No
     function.__annotations__ = {option.name: option.annotation for option in (*explicit, *options)}
 
 
-def settings_of_options(options: Mapping[str, str | bool | None]) -> dict[str, object]:
-    """Returns the settings of the options that were set, as `Settings.changed` accepts them."""
+def settings_of_options(options: Mapping[str, object]) -> dict[str, object]:
+    """Returns the settings of the options that were set, as `Settings.changed` accepts them.
+
+    Raises:
+        ConfigError: If a list is not valid JSON.
+    """
     settings: dict[str, Any] = {}
     for name, value in options.items():
         if value is not None:
@@ -47,7 +51,7 @@ def settings_of_options(options: Mapping[str, str | bool | None]) -> dict[str, o
             table = settings
             for part in path:
                 table = table.setdefault(part, {})
-            table[last] = _parsed(value) if isinstance(value, str) else value != name.endswith(_OFF)
+            table[last] = value != name.endswith(_OFF) if isinstance(value, bool) else _parsed(name, value)
     return settings
 
 
@@ -64,13 +68,14 @@ def check_flags(context: typer.Context) -> None:
             raise ConfigError(f"{_option_name(flag)} and {_off_name(flag)} contradict each other; leave one out")
 
 
-def _parsed(value: str) -> object:
-    if not value.startswith("["):
+def _parsed(name: str, value: object) -> object:
+    """Returns the list that a value writes as JSON, or the value itself if it is none, such as ``[qk]_proj``."""
+    if not (isinstance(value, str) and re.match(r"""\[\s*(["'\]]|$)""", value)):
         return value
     try:
         return json.loads(value)
-    except ValueError:  # a regular expression, or a mistake that the settings report
-        return value
+    except ValueError as error:
+        raise ConfigError(f"{_option_name(name)} {value!r} is not a valid JSON list: {error}") from error
 
 
 def _options(defaults: Settings) -> Iterator[inspect.Parameter]:

@@ -69,8 +69,7 @@ def versions() -> dict[str, str]:
 @final
 @dataclass(frozen=True)
 class ExperimentSpec:
-    """All choices that define an experiment. It can be pickled, by
-    cloudpickle at least.
+    """All choices that define an experiment. cloudpickle can pickle it.
 
     Args:
         task: Data, program and metric.

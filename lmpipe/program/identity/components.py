@@ -110,7 +110,7 @@ def _attributes(kind: type, state: object) -> list[tuple[str, object]]:
 
 
 def _included(kind: type, state: dict[str, object]) -> Iterable[tuple[str, object]]:
-    """The attributes other than fields with ``repr=False``, cached properties and the bookkeeping of modules."""
+    """The attributes other than fields with ``repr=False``, cached properties and the mark of a module that has run."""
     fields = getattr(kind, "__dataclass_fields__", {})
     excluded = {name for name in state.keys() & fields if not fields[name].repr}
     for base in kind.__mro__:

@@ -78,8 +78,10 @@ def test_options_are_read_as_settings() -> None:
     with pytest.raises(ConfigError, match=r"^invalid settings: tuning\.rank: Input should be a valid integer"):
         Settings().changed(settings_from("--tuning.rank", "many"))
     assert settings_from("--tuning.target-modules", "[qk]_proj") == {"tuning": {"target_modules": "[qk]_proj"}}
-    with pytest.raises(ConfigError, match=r"stop: Input should be a valid tuple, as a JSON list such as"):
-        Settings().changed(settings_from("--stop", "[a"))
+    with pytest.raises(ConfigError, match=r"--stop .* is not a valid JSON list"):
+        settings_from("--stop", '["a"')
+    with pytest.raises(ConfigError, match=r"stop: Input should be a valid tuple; write a list, on the command line as"):
+        Settings().changed(settings_from("--stop", "a"))
 
 
 def test_a_flag_cannot_be_turned_on_and_off() -> None:
@@ -93,6 +95,8 @@ def test_a_setting_outside_of_the_table_of_settings_is_checked_like_those_in_it(
         file.write_text(text)
         shown = " ".join(said("--config", str(file), "--dry-run").stdout.split())
         assert "run.toml: invalid settings: train: Input should be a valid integer" in shown
+    file.write_text("""stop = '["a"]'\ntrain = 8\nval = 8\ntest = 8\nnum_val = 8\nnum_train = 8\n""")
+    assert said("--config", str(file), "--dry-run", "--strategy", "vanilla").returncode == 0
 
 
 def test_options_override_the_file_field_by_field(tmp_path: Path) -> None:
