@@ -107,7 +107,7 @@ class Settings(BaseModel):
         except ValidationError as error:
             problems = (
                 f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
-                + ', as a JSON list such as \'["a", "b"]\' on the command line' * (detail["type"] == "tuple_type")
+                + '; write a list, on the command line as JSON: \'["a", "b"]\'' * (detail["type"] == "tuple_type")
                 for detail in error.errors()
             )
             raise ConfigError(f"invalid settings: {'; '.join(problems)}") from error
