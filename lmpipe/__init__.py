@@ -86,3 +86,7 @@ __all__ = [
     "rollout",
     "signature",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -30,6 +30,7 @@ from lmpipe.state import DemoSelection
 from lmpipe.storage.hashing import canonical_json, derive_seed, digest
 from lmpipe.text.cleaning import clean_text
 from lmpipe.text.display import shorten, shown
+from lmpipe.trackers import Tracker, load_tracker
 from lmpipe.trainer import DPOLoss, Objective, PolicyGradientLoss, SFTLoss, TrainingResult, TrainingRow
 from lmpipe.validation.checks import UnitInterval, check_examples, check_settings, deduplicate, digest_without_id
 
@@ -82,6 +83,7 @@ __all__ = [
     "StageResult",
     "StrategyError",
     "Template",
+    "Tracker",
     "TrainingDiverged",
     "TrainingResult",
     "TrainingRow",
@@ -105,6 +107,7 @@ __all__ = [
     "identity",
     "load_embedder",
     "load_encoder",
+    "load_tracker",
     "module_costs",
     "number_match",
     "render_input",
@@ -114,3 +117,7 @@ __all__ = [
     "subsample",
     "work_key",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -34,9 +34,10 @@ def main(task: Task) -> None:
     app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
 
     @app.command(
-        help=f"Optimizes the {task.name} program with every strategy on every seed, and reports the test scores.\n\n"
-        "The settings have the defaults of the paper, which are shown below, or those that suit the bundled LM. "
-        "Lists are written as JSON, `none` stands for no value, and `--no-NAME` turns the flag NAME off."
+        help=f"Optimizes the {task.name} program with the chosen strategies on every seed, and reports the test "
+        "scores.\n\nThe settings have the defaults of the paper, which are shown below, or those that suit the bundled LM. "
+        "Lists are written as JSON, `none` stands for no value, and `--no-NAME` (or `--tuning.no-NAME`) turns a flag "
+        "off."
     )
     def command(
         context: typer.Context,
@@ -58,7 +59,8 @@ def main(task: Task) -> None:
         strategy: Annotated[
             list[str] | None,
             typer.Option(
-                help="`vanilla`, `p`, `w`, `p -> w -> p` … (p searches prompts, w tunes weights); repeatable."
+                help="`vanilla`, `p`, `w`, `p -> w -> p` … (p searches prompts, w tunes weights); repeatable. By "
+                "default vanilla, p, w and p -> w -> p."
             ),
         ] = None,
         all_strategies: Annotated[
