@@ -35,9 +35,9 @@ def main(task: Task) -> None:
 
     @app.command(
         help=f"Optimizes the {task.name} program with the chosen strategies on every seed, and reports the test "
-        "scores.\n\nThe settings have the defaults of the paper, which are shown below, or those that suit the bundled "
-        "LM. Lists are written as JSON, `none` stands for no value, and `--no-NAME` (or `--tuning.no-NAME`) turns a flag "
-        "off."
+        "scores.\n\nThe settings have the defaults of the paper, which are shown below, or those that suit the "
+        "bundled LM. Lists are written as JSON, `none` stands for no value, and `--no-NAME` (or `--tuning.no-NAME`) "
+        "turns a flag off."
     )
     def command(
         context: typer.Context,
