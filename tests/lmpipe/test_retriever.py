@@ -68,7 +68,7 @@ def test_invalid_k_and_queries_are_refused() -> None:
     for k in (0, True, 1.5, "3"):
         with pytest.raises(ConfigError, match=r"k of Retrieve is .*; it must be a whole number, at least 1"):
             Retrieve(k=k)  # type: ignore[arg-type]
-    with Session(lm={}, retriever=WordOverlap()), pytest.raises(SignatureError, match=r"text, and got \['a'\]"):
+    with Session(lm={}, retriever=WordOverlap()), pytest.raises(SignatureError, match=r"text, not \['a'\]"):
         Retrieve()(query=["a"])
 
 
