@@ -52,7 +52,7 @@ class Finding(BaseModel):
         kind: Kind of finding.
         stage: The strategy up to and including the stage that the finding is about.
         message: The finding in words, with figures.
-        advice: What to try next.
+        advice: Advice on what to change.
     """
 
     model_config = ConfigDict(frozen=True)

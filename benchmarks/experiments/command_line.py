@@ -174,7 +174,7 @@ def _changes(task: Task, config: Path | None, options: Mapping[str, object]) -> 
     """
     from_file = read_config(config).settings if config else {}
     if config is not None:
-        _check_settings(config, from_file)
+        _check_settings(config, from_file, task.settings)
     for name, value in options.items():
         earlier = from_file.get(name)
         from_file[name] = {**earlier, **value} if isinstance(earlier, dict) and isinstance(value, dict) else value
@@ -194,19 +194,19 @@ def _use_config(context: typer.Context, path: Path | None) -> Path | None:
         for name, value in options.items():
             _check_option(name, value, path, context, parameters[name])
         in_options = {name: value for name, value in options.items() if name in Settings.model_fields}
-        _check_settings(path, settings_of_options(in_options))
+        _check_settings(path, settings_of_options(in_options), Settings())
         context.default_map = options
     return path
 
 
-def _check_settings(path: Path, settings: Mapping[str, object]) -> None:
-    """Checks the settings in a file.
+def _check_settings(path: Path, changes: Mapping[str, object], settings: Settings) -> None:
+    """Checks the settings in a file, together with those that it does not change.
 
     Raises:
         ConfigError: If one of them does not exist or has an invalid value.
     """
     try:
-        Settings().changed(settings)
+        settings.changed(changes)
     except ConfigError as error:
         raise ConfigError(f"--config {path}: {error}") from error
 

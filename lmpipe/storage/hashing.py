@@ -47,7 +47,7 @@ def jsonable(value: object) -> Any:
     """Returns a value as plain JSON values, as in its canonical JSON.
 
     Raises:
-        ConfigError: See `canonical_json`.
+        ConfigError: If the value has no JSON form, as `canonical_json` describes.
     """
     return json.loads(canonical_json(value))
 

@@ -110,7 +110,7 @@ def train_encoder(
         ConfigError: If `out` exists, or if there are no gold passages.
         ConfigChanged: If a different training into `out` was started and not finished.
         StoreError: If a file cannot be written, or another process is training into `out`.
-        TrainingDiverged: See `fit`.
+        TrainingDiverged: If a loss, a gradient or a weight became NaN or infinite.
     """
     config, out = config or ColbertTrainingConfig(), Path(out)
     if out.exists():
