@@ -18,7 +18,8 @@ from lmpipe.errors import EngineError, LmpipeError, ParseError
 from lmpipe.ledger import Budget
 from lmpipe.lm import LM, Completion, Request, Sampling, ScriptedLM
 from lmpipe.metrics import Metric, exact_match
-from lmpipe.optimizer import Optimizer, OptimizeResult, PromptOptimizer, WeightOptimizer
+from lmpipe.optimize_result import OptimizeResult
+from lmpipe.optimizer import Optimizer, PromptOptimizer, WeightOptimizer
 from lmpipe.program.evaluate import Evaluation, evaluate
 from lmpipe.program.module import Module
 from lmpipe.program.predict import ChainOfThought, Predict, initial_state, predictors

@@ -15,7 +15,7 @@ from lmpipe.events import Callback, CandidateScored, EpochEnded, Event, StageEnd
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.lm import Message, Usage
 from lmpipe.metrics import answer_f1, best_index, finite_values, number_match
-from lmpipe.optimizer import Candidate, Finding, StageResult
+from lmpipe.optimize_result import Candidate, Finding, StageResult
 from lmpipe.program.evaluate import Measure, evaluate_many
 from lmpipe.program.failures import CommonFailure, FailureCounts, dominant_failure
 from lmpipe.program.identity import identity, work_key

@@ -175,7 +175,7 @@ class Comparison(BaseModel):
 
 @final
 class FindingReport(BaseModel):
-    """A finding about the run with one seed; for the other fields, see `lmpipe.optimizer.Finding`."""
+    """A finding about the run with one seed; for the other fields, see `lmpipe.optimize_result.Finding`."""
 
     seed: int
     kind: str

@@ -25,7 +25,7 @@ from lmpipe import (
     initial_state,
 )
 from lmpipe.events import CandidateScored, Event, StageEnded
-from lmpipe.optimizer import Finding
+from lmpipe.optimize_result import Finding
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
 from tests.scripted import COLOURS, Colour, KeepingTrainer, colour_script, examples, scheduler, scripted
 

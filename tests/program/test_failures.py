@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmpipe import EngineError, Example, Predict, Request, ScriptedLM, Session, evaluate, exact_match, initial_state
+from lmpipe import EngineError, Example, Predict, Request, ScriptedLM, Session, evaluate, exact_match
 from lmpipe.program.failures import CommonFailure, FailureCounts, dominant_failure
 from lmpipe.runtime.trace import Failure, Trace
 
@@ -63,7 +63,7 @@ def test_an_evaluation_lists_its_most_common_failures() -> None:
 
     program, session = Predict("number: int -> answer: bool"), Session(lm=ScriptedLM(reply))
     examples = [Example({"number": number}, {"answer": True}) for number in range(8)]
-    evaluation = evaluate(program, initial_state(program, session), examples, exact_match, session)
+    evaluation = evaluate(program, examples, exact_match, session)
     parse, engine = evaluation.common_failures
     assert (parse.kind, parse.count) == ("parse", 4)
     assert "no answer" not in parse.message
