@@ -23,7 +23,7 @@ from lmpipe.errors import ConfigError
 from lmpipe.program.identity import identity
 from lmpipe.runtime.trace import Step
 from optimizers import BootstrapFewShotRandomSearch
-from programs import MajorityVote
+from programs import MajorityVote, MultiHop
 from tests.programs.arithmetic import EXAMPLES, adder, said, score, session, traces
 
 QA = "question -> answer"
@@ -148,6 +148,14 @@ def test_a_program_that_votes_can_be_optimized_and_its_prompts_move_in_and_out()
     outside = result.state.with_renamed_modules({"program": "self"})
     assert score(single, outside, used).mean > score(single, in_session=used).mean
     assert outside.with_renamed_modules({"self": "program"}) == result.state
+
+
+def test_the_prompts_of_a_program_with_several_modules_move_into_a_vote_and_back() -> None:
+    used, program = session(), MultiHop(hops=2)
+    vote, state = MajorityVote(program, 3), initial_state(program, used)
+    moved = state.with_renamed_modules({"query": "program.query", "answer": "program.answer"})
+    assert moved == initial_state(vote, used)
+    assert moved.with_renamed_modules({"program.query": "query", "program.answer": "answer"}) == state
 
 
 def test_everything_that_decides_the_vote_is_part_of_its_identity() -> None:
