@@ -78,7 +78,7 @@ def _card(run: FinishedRun, outcome: StrategyOutcome, row: StrategyReport, adapt
         rank=tuning.get("rank") if isinstance(tuning, dict) else None,
         row=row,
         seed=outcome.seed,
-        score=row.test.per_seed[run.result.seeds.index(outcome.seed)],
+        score=row.test_score(outcome.seed),
         adapters=adapters,
         prompts=prompts_sent(run.records(outcome)),
     )
