@@ -157,7 +157,7 @@ def _local_trainers(session: Session) -> dict[str, Trainer]:
     Raises:
         ConfigError: If an LM does not run in this process.
     """
-    from lmpipe.extend import LocalLM  # noqa: PLC0415  (it loads torch)
+    from lmpipe.extend import LocalLM
 
     trainers: dict[str, Trainer] = {}
     for role, lm in session.roles.items():
