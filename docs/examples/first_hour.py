@@ -12,7 +12,19 @@ import argparse
 from typing import Literal
 
 import lmpipe
-from lmpipe import Example, Input, Module, Output, Predict, Prediction, Sampling, Session, evaluate, exact_match, load_lm
+from lmpipe import (
+    Example,
+    Input,
+    Module,
+    Output,
+    Predict,
+    Prediction,
+    Sampling,
+    Session,
+    evaluate,
+    exact_match,
+    load_lm,
+)
 from lmpipe.extend import shuffled
 from optimizers import optimize
 
