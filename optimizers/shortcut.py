@@ -15,7 +15,6 @@ from lmpipe import (
     LM,
     Budget,
     Example,
-    LocalTrainer,
     Metric,
     Module,
     Optimizer,
@@ -157,7 +156,8 @@ def _local_trainers(session: Session) -> dict[str, Trainer]:
     Raises:
         ConfigError: If an LM does not run in this process.
     """
-    from lmpipe.extend import LocalLM  # noqa: PLC0415  (it loads torch)
+    from lmpipe import LocalTrainer
+    from lmpipe.extend import LocalLM
 
     trainers: dict[str, Trainer] = {}
     for role, lm in session.roles.items():
