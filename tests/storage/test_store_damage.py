@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -108,8 +108,8 @@ def test_blobs_or_a_directory_that_are_gone_end_a_run_at_the_next_write(store: R
 
 
 @contextmanager
-def interrupted(before: int) -> Iterator[None]:
-    """Raises KeyboardInterrupt before the n-th executed line of the store, since Ctrl-C can interrupt any line."""
+def interrupted(before: int, files: Container[str] = STORING) -> Iterator[None]:
+    """Raises KeyboardInterrupt before the n-th executed line of some files, since Ctrl-C can interrupt any line."""
     left = before
 
     def local(frame: FrameType, event: str, argument: Any) -> Any:
@@ -120,7 +120,7 @@ def interrupted(before: int) -> Iterator[None]:
         return local
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        return local if frame.f_code.co_filename in STORING else None
+        return local if frame.f_code.co_filename in files else None
 
     sys.settrace(trace)
     try:
