@@ -72,14 +72,15 @@ class Directory:
         with self.write_lock, ExitStack() as unless_opened:
             if self._stores and not self._is_unchanged():
                 self._stores.clear()
-            if self._stores and not (shared and self._shared):
+            others = list(self._stores)  # references, since the last other store may be dropped meanwhile
+            if others and not (shared and self._shared):
                 raise StoreError(f"{self.path} is already open in this process; close that store first: store.close()")
             unless_opened.callback(self.close, store)
-            if not self._stores:
+            if not others:
                 self._acquire_lock()
                 self.journal.read()
             self._use_config(config)
-            if not self._stores:
+            if not others:
                 self._drop_unfinished()
                 self.blobs.verify()
                 usable_records(self.journal.records, self.blobs.names, self.path)  # for its warning
