@@ -209,6 +209,14 @@ def test_a_run_with_nothing_finished_says_what_there_is(tmp_path: Path) -> None:
             run_cli(command, tmp_path)
 
 
+def test_a_run_on_a_cluster_names_the_directories_of_its_cells(run: Path, tmp_path: Path) -> None:
+    with RunStore(tmp_path):
+        (tmp_path / "cells").mkdir()
+        (tmp_path / "cells" / "0").symlink_to(run)
+        assert f"its cells have run directories of their own: lmpipe show {tmp_path}/cells" in run_cli("show", tmp_path)
+    assert "Colour on scripted" in run_cli("show", tmp_path / "cells")
+
+
 def test_a_new_run_directory_is_empty(tmp_path: Path) -> None:
     with RunStore(tmp_path):
         assert "recorded so far: nothing" in run_cli("show", tmp_path)
@@ -265,7 +273,7 @@ def test_a_run_is_shown_while_another_process_writes_it(tmp_path: Path) -> None:
     assert open_run(folder).notes == ()
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.floats(0, 1))
 def test_any_beginning_of_a_journal_can_be_shown(run: Path, tmp_path: Path, part: float) -> None:
     """As it is while the run is going on, and after it was killed."""
