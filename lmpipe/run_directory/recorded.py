@@ -48,13 +48,13 @@ def read_recorded(folder: Path) -> FinishedRun:
     rows = _rows([*finished, *(trial for trial, _ in unfinished)])
     trials = [trial for row in rows for trial in row]
     origins = [origin for _, origin in records.results]
-    task = config.get("task")
+    task, settings, versions = (_mapping(config.get(name)) for name in ("task", "settings", "versions"))
     result = Result(
-        task=task["name"] if isinstance(task, dict) and "name" in task else _listed(one.program for one in origins),
+        task=str(task.get("name") or _listed(one.program for one in origins)),
         lm=_listed(name for one in origins for name in one.lm.values()),
         seeds=sorted({trial.seed for trial in trials}),
-        config=config.get("settings", {}),
-        versions=config.get("versions", {}),
+        config=settings,
+        versions={name: str(version) for name, version in versions.items()},
         strategies=[strategy_report(row, _score_of) for row in rows],
         comparisons=[],
         findings=findings_of(trials),
@@ -164,6 +164,11 @@ def _read(validate: Callable[[Any], Any], record: Any) -> Any | None:
         return None
 
 
+def _mapping(value: object) -> dict[str, Any]:
+    """Returns a JSON object as it is, and nothing of another value: scripts choose their settings freely."""
+    return value if isinstance(value, dict) else {}
+
+
 def _key(origin: Origin) -> tuple[str, str, int, str]:
     return origin.program, str(origin.lm), origin.seed, origin.stage
 
@@ -175,7 +180,7 @@ def _is_before(origin: Origin, other: Origin) -> bool:
 
 def _finished(result: OptimizeResult, origin: Origin) -> Trial:
     """Returns the result of a strategy, or that of a single optimizer as its only stage."""
-    if not origin.strategy:
+    if not origin.strategy and not result.stages:
         scores = result.evaluation or Evaluation(scores={})
         stage = StageResult(name=origin.optimizer, result=result, evaluation=scores, cost=result.cost)
         result = result.model_copy(update={"stages": (stage,)})

@@ -286,6 +286,17 @@ def test_any_beginning_of_a_journal_can_be_shown(run: Path, tmp_path: Path, part
         assert row.strategy in shown
 
 
+def test_a_script_may_have_any_settings(tmp_path: Path) -> None:
+    configs: list[dict[str, object]] = [{"task": "colours", "settings": 3, "versions": [1]}, {"versions": {"own": 2}}]
+    for number, config in enumerate(configs):
+        with RunStore(tmp_path / str(number), config) as store:
+            session = Session(lm=scripted(), store=store)
+            scheduler(KeepingTrainer(), "vanilla").optimize(Colour(), None, TRAIN, VAL, session)
+    shown = run_cli("diff", tmp_path / "0", tmp_path / "1")
+    assert '-  "settings": 3' in shown
+    assert '+  "own": "2"' in shown
+
+
 def test_damage_is_reported(run: Path, tmp_path: Path) -> None:
     journal = (run / "journal.jsonl").read_bytes()
     (tmp_path / "journal.jsonl").write_bytes(journal.replace(b"Colour", b"Color ", 1))
