@@ -15,7 +15,7 @@ from lmpipe import Example, Module, Optimizer, ProgramState, Session, Trainer, p
 from lmpipe.extend import CommonFailure, ModuleCost
 
 _MAX_CLAUSES = 4
-_NEAR_LIMIT = 0.9  # completions with at least this share of the maximum number of tokens on average were cut off
+_NEAR_LIMIT = 0.9  # unreadable completions that may have had this share of the maximum number of tokens were cut off
 
 
 @final
@@ -83,19 +83,17 @@ def listed(clauses: Iterable[str], otherwise: str) -> str:
     return f"{', '.join(chosen[:-1])} or {chosen[-1]}" if len(chosen) > 1 else (chosen or [otherwise])[0]
 
 
-def against_failure(
-    failure: CommonFailure, program: Module, session: Session, costs: Mapping[str, ModuleCost] | None = None
-) -> str:
+def against_failure(failure: CommonFailure, program: Module, session: Session, costs: Mapping[str, ModuleCost]) -> str:
     """Returns what to do about a failure that many rollouts share.
 
     Args:
         failure: The failure.
         program: The program that failed.
         session: Session that it ran in.
-        costs: Module path → cost of its calls, if known; shows whether completions were cut off.
+        costs: Module path → cost of its calls, which shows whether completions were cut off.
     """
     if failure.kind == "parse":
-        return against_unreadable(failure.modules, program, session, costs or {})
+        return against_unreadable(failure.modules, program, session, costs)
     return {
         "engine": "what the LM's error message says; nothing can be learned until the LM answers",
         "program": "a program whose own code handles these examples; the error is raised there",
@@ -112,10 +110,12 @@ def against_unreadable(paths: Iterable[str], program: Module, session: Session, 
         if not session.structured:
             yield "Session(structured=True)"
         for path in paths:
-            sampling = (modules[path].sampling if path in modules else None) or session.sampling
+            limit = ((modules[path].sampling if path in modules else None) or session.sampling).max_tokens
             cost = costs.get(path, ModuleCost())
-            if session.structured or 0 < _NEAR_LIMIT * cost.calls * sampling.max_tokens <= cost.completion_tokens:
-                yield f"max_tokens above {sampling.max_tokens}"
+            if cost.completion_tokens >= _NEAR_LIMIT * cost.parse_errors * limit:
+                yield f"max_tokens above {limit}"
+            elif session.structured:
+                yield "an engine that supports structured=True"
         yield "a simpler signature"
 
     return listed(clauses(), "")

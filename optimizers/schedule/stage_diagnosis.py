@@ -18,6 +18,7 @@ from optimizers.schedule.advice import StageContext, against_failure, less_fitti
 from optimizers.schedule.loss_curve import loss_curve
 
 MIN_SOLVED_SHARE = 0.1  # minimum share of examples with a successful rollout
+_ROLLOUT_FIGURES = {"tried", "kept", "examples", "solved", "kept_by_module", "kept_by_label", "answers"}
 _DIVERGED = "diverged"  # in figures of training: the error message, as in `optimizers.weights.settings`
 _Z = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95 % interval, in standard errors
 
@@ -44,10 +45,10 @@ class StageDiagnosis:
         result = self.stage.result
         if result.stopped:
             return self._stopped(result.reason)
-        rewards = [step.get("mean_reward") for step in self._details.get("steps", ())]
+        rewards, kept = [step.get("mean_reward") for step in self._steps], self._rollouts.get("kept", 0)
         if diverged := self._diverged():
             advice = more_learning(self.context, next(iter(diverged)), 0, diverging=True)
-        elif (rewards and set(rewards) == {1.0}) or 0 < self._details.get("kept", 0) == self._details.get("tried"):
+        elif (rewards and set(rewards) == {1.0}) or 0 < kept == self._rollouts["tried"]:
             advice = "training examples that the program does not always solve"
         else:
             advice = self._for_successes()
@@ -70,20 +71,36 @@ class StageDiagnosis:
     def _details(self) -> Mapping[str, Any]:
         return self.stage.result.details
 
-    def _trainings(self) -> list[Mapping[str, Mapping[str, Any]]]:
-        """Returns the figures of each training by weight key; some optimizers train once, others in each step."""
-        steps = self._details.get("steps", ())
-        return [details["training"] for details in (self._details, *steps) if "training" in details]
+    @property
+    def _rollouts(self) -> Mapping[str, Any]:
+        """Figures of the rollouts (`optimizers.rollouts.Rollouts.details`); empty if the optimizer reports none."""
+        return self._details if self._details.keys() >= _ROLLOUT_FIGURES else {}
+
+    @property
+    def _steps(self) -> list[Mapping[str, Any]]:
+        """Details of the steps of an optimizer that reports them, each with its rollouts and its training."""
+        steps = self._details.get("steps")
+        return [step for step in steps if isinstance(step, Mapping)] if isinstance(steps, list) else []
+
+    def _trainings(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Returns weight key and figures of each training; some optimizers train once, others in each step."""
+        return [
+            (key, figures)
+            for details in (self._details, *self._steps)
+            if isinstance(details.get("training"), Mapping)
+            for key, figures in details["training"].items()
+            if isinstance(figures, Mapping) and figures.keys() >= {"steps", "losses", "eval_losses"}
+        ]
 
     def _diverged(self) -> dict[str, str]:
         """Returns weight key → error message of its first training that diverged."""
-        figures = [item for trainings in self._trainings() for item in trainings.items()]
-        return {key: training[_DIVERGED] for key, training in reversed(figures) if _DIVERGED in training}
+        trainings = reversed(self._trainings())
+        return {key: figures[_DIVERGED] for key, figures in trainings if _DIVERGED in figures}
 
     def _failures(self) -> tuple[tuple[CommonFailure, ...], int]:
         """Returns the common failures of the rollouts that the stage learned from, and the number of rollouts."""
         counts, tried = FailureCounts(), 0
-        for details in (self._details, *self._details.get("steps", ())):
+        for details in (self._rollouts, *self._steps):
             counts.merge(map(CommonFailure.model_validate, details.get("failures", ())))
             tried += details.get("tried", 0)
         return counts.most_common(), tried
@@ -99,8 +116,8 @@ class StageDiagnosis:
         return more_successes(self.context, failures, partial_scores=partial_scores)
 
     def _few_traces(self) -> Iterator[Finding]:
-        details = self._details
-        if "solved" not in details:
+        details = self._rollouts
+        if not details:
             return
         lacking = [f"module {name}" for name, count in details["kept_by_module"].items() if not count] + [
             f"{label} = {value}"
@@ -119,7 +136,7 @@ class StageDiagnosis:
         yield Finding(kind="few traces", stage=self.path, message=message, advice=self._for_successes())
 
     def _collapse(self) -> Iterator[Finding]:
-        details = self._details
+        details = self._rollouts
         if details.get("kept", 0) < 2:
             return
         several = any(len(counts) > 1 for counts in details["kept_by_label"].values())
@@ -133,9 +150,9 @@ class StageDiagnosis:
         if self.context.optimizer.tunes != "weights":
             return
         problems = [(f"{key} keeps its weights: {error}", key, 0, True) for key, error in self._diverged().items()]
-        for key, figures in self._details.get("training", {}).items():
-            problems += self._flat_loss(key, figures)
-        steps = sum(figures["steps"] for trainings in self._trainings() for figures in trainings.values())
+        if not self._steps:  # the losses of a policy gradient have no direction
+            problems += [problem for training in self._trainings() for problem in self._flat_loss(*training)]
+        steps = sum(figures["steps"] for _, figures in self._trainings())
         problems += [] if problems else [(message, "", steps, False) for message in self._no_effect(steps)]
         for message, key, count, diverging in problems:
             advice = more_learning(self.context, key, count, diverging=diverging)
@@ -157,11 +174,11 @@ class StageDiagnosis:
         """Yields a message if the stage kept its weights, or if no completion seems to differ under the new ones."""
         after = self.stage.evaluation
         if self.stage.result.state.weights == self.context.state.weights:
-            yield f"no weights of {steps} training steps scored better, so those before the stage were kept"
+            yield f"after {steps} training steps the stage returned the weights that it started from"
         elif after.modules == self.before.modules and after.scores == self.before.scores and after.mean < 1:
             yield (
-                f"after {steps} training steps all {after.n} validation examples have the same scores and equally long "
-                "completions as before"
+                f"after {steps} training steps the scores and the lengths of completions are the same as before on all "
+                f"{after.n} validation examples"
             )
 
     def _over_fit(self) -> Iterator[Finding]:
@@ -171,7 +188,7 @@ class StageDiagnosis:
             if gap - _Z * error > 0:
                 message = f"{points(train.mean)} % on training examples and {points(val.mean)} % on validation examples"
                 yield Finding(kind="over-fit", stage=self.path, message=message, advice=less_fitting(self.context))
-        for key, training in self._details.get("training", {}).items():
+        for key, training in self._trainings():
             losses = finite_values(training["eval_losses"])
             if len(losses) > 1 and losses[-1] > 1.1 * min(losses):
                 best = losses.index(min(losses)) + 1
