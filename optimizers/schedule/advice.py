@@ -209,7 +209,7 @@ def _less_fitting(context: StageContext) -> Iterator[str]:
     if tuning.get("epochs", 0) > 1:
         yield f"epochs below {tuning['epochs']}"
     if tuning.get("eval_fraction") == 0:
-        yield "eval_fraction above 0, so that the best epoch is kept"
+        yield "eval_fraction above 0 (which keeps the best epoch)"
     if tuning.get("method") in ("lora", "qlora", "dora") and tuning["rank"] > 1:
         yield f"rank below {tuning['rank']}"
     if "trainer" in context.settings and not tuning:

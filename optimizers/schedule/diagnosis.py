@@ -136,10 +136,10 @@ class Diagnosis:
         """Yields what to do about a stage that lowers the score."""
         following = self.strategy.stages[len(prefix.stages) :][:1]
         if self.select == "last":
-            yield "select='best', which can keep the state before it"
+            yield "select='best' (which can keep the state before)"
         if context.optimizer.tunes == "weights":
             if not any(self.optimizers[name].tunes == "prompts" for name in following):
-                yield "a prompt stage after it, as tuned weights need other prompts"
+                yield "a prompt stage after it (tuned weights need other prompts)"
             if context.settings.get("include_demos") is False and context.shows_demos:
                 yield "include_demos=True"
             rate = context.tuning_of().get("learning_rate")

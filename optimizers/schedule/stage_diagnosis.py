@@ -172,14 +172,12 @@ class StageDiagnosis:
 
     def _no_effect(self, steps: int) -> Iterator[str]:
         """Yields a message if the stage kept its weights, or if no completion seems to differ under the new ones."""
-        after = self.stage.evaluation
+        after, trained = self.stage.evaluation, f"after {steps} training steps" if steps > 1 else "after training"
         if self.stage.result.state.weights == self.context.state.weights:
-            yield f"after {steps} training steps the stage returned the weights that it started from"
+            yield f"{trained} the stage returned the weights that it started from"
         elif after.modules == self.before.modules and after.scores == self.before.scores and after.mean < 1:
-            yield (
-                f"after {steps} training steps the scores and the lengths of completions are the same as before on all "
-                f"{after.n} validation examples"
-            )
+            same = "the scores and the lengths of completions are the same as before"
+            yield f"{trained} {same} on all {after.n} validation examples"
 
     def _over_fit(self) -> Iterator[Finding]:
         train, val = self.stage.train_evaluation, self.stage.evaluation

@@ -374,7 +374,7 @@ def test_a_stage_that_lowers_the_score_significantly_is_reported(store: RunStore
     (worse,) = findings(adapted(store, right, strategy), "worse")
     assert worse.stage == strategy
     assert "the score fell by 79.2 points (95 % interval 62.6 to 95.8)" in worse.message
-    keep, prompts = "select='best', which can keep the state before it", "a prompt stage after it, as tuned weights"
+    keep, prompts = "select='best' (which can keep the state before)", "a prompt stage after it (tuned weights"
     assert worse.advice.startswith(f"{keep} or {prompts}")
     (selected,) = findings(adapted(store, right, strategy, select="best"), "worse")
     assert selected.advice.startswith(prompts)
@@ -444,7 +444,7 @@ def test_weights_that_never_score_better_are_reported(store: RunStore) -> None:
     grpo = GRPO(exact_match, LosingTrainer((0.1,), TuningConfig()), steps=1, group_size=4)
     result = run(Session(lm=ScriptedLM(spoiled), store=store), {"g": grpo}, "g")
     (finding,) = findings(result, "no learning")
-    assert finding.message == "after 1 training steps the stage returned the weights that it started from"
+    assert finding.message == "after training the stage returned the weights that it started from"
     assert "group_size above 4" in finding.advice
 
 
@@ -473,7 +473,7 @@ def test_over_fitting_is_reported_from_the_loss_on_held_out_rows(store: RunStore
     found = trained(store, LosingTrainer(losses, tuning, (2.0, 1.0, 1.5)), learned)
     by_score, by_loss = [finding for finding in found if finding.kind == "over-fit"]
     assert by_score.advice == (
-        "epochs below 3, eval_fraction above 0, so that the best epoch is kept, rank below 8 or more training examples"
+        "epochs below 3, eval_fraction above 0 (which keeps the best epoch), rank below 8 or more training examples"
     )
     assert by_loss.message == "the loss of lm on held-out rows rose from 1.000 to 1.500"
     assert by_loss.advice == "epochs=2; the weights after epoch 2 were kept, and later epochs only took time"
