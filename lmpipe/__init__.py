@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmpipe import _lazy
+from lmpipe import _lazy, _neighbours
 from lmpipe._version import __version__ as __version__
 from lmpipe.data import Example, Prediction
 from lmpipe.engines import load_lm
@@ -18,7 +18,8 @@ from lmpipe.errors import EngineError, LmpipeError, ParseError
 from lmpipe.ledger import Budget
 from lmpipe.lm import LM, Completion, Request, Sampling, ScriptedLM
 from lmpipe.metrics import Metric, exact_match
-from lmpipe.optimizer import Optimizer, OptimizeResult, PromptOptimizer, WeightOptimizer
+from lmpipe.optimize_result import OptimizeResult
+from lmpipe.optimizer import Optimizer, PromptOptimizer, WeightOptimizer
 from lmpipe.program.evaluate import Evaluation, evaluate
 from lmpipe.program.module import Module
 from lmpipe.program.predict import ChainOfThought, Predict, initial_state, predictors
@@ -86,6 +87,8 @@ __all__ = [
     "rollout",
     "signature",
 ]
+
+_neighbours.warn_about_other_packages("optimizers", "programs")
 
 
 def __dir__() -> list[str]:

@@ -15,7 +15,7 @@ from lmpipe.events import Callback, CandidateScored, EpochEnded, Event, StageEnd
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.lm import Message, Usage
 from lmpipe.metrics import answer_f1, best_index, finite_values, number_match
-from lmpipe.optimizer import Candidate, Finding, StageResult
+from lmpipe.optimize_result import Candidate, Finding, StageResult
 from lmpipe.program.evaluate import Measure, evaluate_many
 from lmpipe.program.failures import CommonFailure, FailureCounts, dominant_failure
 from lmpipe.program.identity import identity, work_key
@@ -32,6 +32,7 @@ from lmpipe.text.cleaning import clean_text
 from lmpipe.text.display import shorten, shown
 from lmpipe.trackers import Tracker, load_tracker
 from lmpipe.trainer import DPOLoss, Objective, PolicyGradientLoss, SFTLoss, TrainingResult, TrainingRow
+from lmpipe.validation.arguments import check_type
 from lmpipe.validation.checks import UnitInterval, check_examples, check_settings, deduplicate, digest_without_id
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ __all__ = [
     "canonical_json",
     "check_examples",
     "check_settings",
+    "check_type",
     "clean_text",
     "current_context",
     "deduplicate",

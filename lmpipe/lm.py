@@ -7,11 +7,11 @@ about programs, signatures, or states beyond the weights that a request runs on.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.state import WeightState
@@ -117,6 +117,20 @@ class Completion:
     logprobs: tuple[float, ...] | None = None
 
 
+@final
+@dataclass(frozen=True)
+class LMSource:
+    """How an LM was loaded: the arguments of `lmpipe.load_lm` that load it again.
+
+    Attributes:
+        spec: The spec.
+        options: The options of the engine.
+    """
+
+    spec: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 class LM(ABC):
     """A language model that answers batches of requests.
 
@@ -127,9 +141,13 @@ class LM(ABC):
     Attributes:
         batched: Whether to collect requests into batches. An LM that schedules requests itself, such as a server, sets
             this to False: each request is then passed on at once, from many threads.
+        constrains: Whether completions can be constrained to the regular expression of their request.
+        loaded_from: How `lmpipe.load_lm` loaded it; None if it was made otherwise.
     """
 
     batched: bool = True
+    constrains: bool = False
+    loaded_from: LMSource | None = None
 
     @property
     @abstractmethod

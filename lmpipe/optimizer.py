@@ -10,120 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, final
 
-from pydantic import BaseModel, ConfigDict
-
 from lmpipe.data import Example
 from lmpipe.errors import ConfigError
-from lmpipe.ledger import Cost
-from lmpipe.program.evaluate import Evaluation
+from lmpipe.optimize_result import OptimizeResult, Origin
 from lmpipe.program.identity import work_key
 from lmpipe.program.module import Module, check_state
-from lmpipe.program.predict import predictors
+from lmpipe.program.predict import initial_state, predictors
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState
 from lmpipe.validation.arguments import check_type
 from lmpipe.validation.checks import check_examples, check_ids, deduplicate, warn_about_overlap
-
-
-@final
-class Candidate(BaseModel):
-    """A state that an optimizer scored.
-
-    Attributes:
-        name: Name of the candidate, as the optimizer calls it.
-        state: Digest of the state.
-        mean: Mean score.
-        n: Number of examples that it was scored on.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    state: str
-    mean: float
-    n: int
-
-
-@final
-class Finding(BaseModel):
-    """A remark about an optimization that a researcher should read.
-
-    Attributes:
-        kind: Kind of finding.
-        stage: The strategy up to and including the stage that the finding is about.
-        message: The finding in words, with figures.
-        advice: Advice on what to change.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    kind: Literal[
-        "failing",
-        "skipped",
-        "few traces",
-        "class collapse",
-        "no learning",
-        "over-fit",
-        "worse",
-        "no gain",
-        "no choice",
-        "budget",
-    ]
-    stage: str
-    message: str
-    advice: str
-
-
-@final
-class OptimizeResult(BaseModel):
-    """The result of an optimizer.
-
-    Attributes:
-        state: The better state; the initial state if the optimizer was skipped.
-        status: ``"done"``, or ``"skipped"`` if there was nothing to work with.
-        reason: Why the optimizer was skipped; empty if it was not.
-        stopped: A clause that names the budget that ended the optimizer early; the state is then the best one so far.
-        evaluation: Evaluation of `state`, if the optimizer made one.
-        candidates: The states that the optimizer chose from.
-        details: Figures to report, as JSON.
-        stages: The results of the stages of a composed optimizer.
-        findings: The findings of a composed optimizer about its stages.
-        cost: Cost of the optimization; set by `Optimizer.optimize`.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    state: ProgramState
-    status: Literal["done", "skipped"] = "done"
-    reason: str = ""
-    stopped: str = ""
-    evaluation: Evaluation | None = None
-    candidates: tuple[Candidate, ...] = ()
-    details: dict[str, Any] = {}
-    stages: tuple[StageResult, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    cost: Cost = Cost()
-
-
-@final
-class StageResult(BaseModel):
-    """One stage of a composed optimizer.
-
-    Attributes:
-        name: Name of the stage in the strategy.
-        result: Result of the stage's optimizer.
-        evaluation: Evaluation of the state after the stage, on the whole validation set.
-        train_evaluation: Evaluation of that state on training examples, if any are scored.
-        cost: Cost of the stage, including the evaluations.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    result: OptimizeResult
-    evaluation: Evaluation
-    train_evaluation: Evaluation | None = None
-    cost: Cost
 
 
 class Optimizer(ABC):
@@ -154,7 +50,7 @@ class Optimizer(ABC):
     def optimize(
         self,
         program: Module,
-        state: ProgramState,
+        state: ProgramState | None,
         train: Sequence[Example],
         val: Sequence[Example],
         session: Session,
@@ -163,7 +59,8 @@ class Optimizer(ABC):
 
         Args:
             program: The program. It is not changed.
-            state: The state to start from. It is not changed.
+            state: The state to start from. It is not changed. None stands for the session's state or, if it has none,
+                the initial state of the program.
             train: Examples to learn from. Repeated examples count once.
             val: Examples to choose by.
             session: LMs, seed and store.
@@ -176,8 +73,9 @@ class Optimizer(ABC):
                 argument is of the wrong type, or if the state is of another program.
         """
         check_type("program", program, Module)
-        check_type("state", state, ProgramState)
         check_type("session", session, Session)
+        state = session.state or initial_state(program, session) if state is None else state
+        check_type("state", state, ProgramState)
         train = deduplicate(check_examples(train, "train"), "train")
         val = check_examples(val, "val")
         check_ids(val, "val")
@@ -199,10 +97,32 @@ class Optimizer(ABC):
         def work(inner: Session) -> Any:
             result = self.search(program, state, train, val, inner)
             check_type(f"the result of {type(self).__name__}.search()", result, OptimizeResult)
-            update = {"stopped": result.stopped or inner.ledger.reached_limit(), "cost": inner.ledger.total}
+            update = {
+                "stopped": result.stopped or inner.ledger.reached_limit(),
+                "cost": inner.ledger.total,
+                "origin": self._origin(program, train, val, session),
+            }
             return result.model_copy(update=update).model_dump(mode="json")
 
-        return OptimizeResult.model_validate(session.cached(key, work))
+        return OptimizeResult.model_validate(session.cached(key, work)).with_session(session)
+
+    @property
+    def plan(self) -> str:
+        """The strategy of an optimizer that runs others as its stages; empty for others."""
+        return ""
+
+    @final
+    def _origin(self, program: Module, train: Sequence[Example], val: Sequence[Example], session: Session) -> Origin:
+        return Origin(
+            optimizer=type(self).__name__,
+            program=type(program).__name__,
+            lm={role: lm.name for role, lm in session.roles.items()},
+            strategy=self.plan,
+            stage=session.stage,
+            seed=session.run_seed,
+            train=len(train),
+            val=len(val),
+        )
 
     @final
     def require_examples(self, train: Sequence[Example], val: Sequence[Example]) -> None:
@@ -239,6 +159,3 @@ class WeightOptimizer(Optimizer):
     """Base class of optimizers of Θ: the weights of LM roles. They leave the prompts as they are."""
 
     tunes: ClassVar[Literal["prompts", "weights", "both"]] = "weights"
-
-
-OptimizeResult.model_rebuild()

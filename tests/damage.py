@@ -64,7 +64,7 @@ def make_run(folder: Path) -> None:
         state = initial_state(program, session)
         better = scheduler(KeepingTrainer(), "p -> w")
         result = better.optimize(program, state, learned, shown, session)
-        tested = evaluate(program, result.state, shown, exact_match, session, keep_traces=True)
+        tested = evaluate(program, shown, exact_match, session, state=result.state, keep_traces=True)
     score = Score(mean=tested.mean, stderr=None, low=0, high=1, n=tested.n, per_seed=[tested.mean])
     cost = Cost().to_json()
     outcome = StrategyOutcome(seed=0, state=result.state, modules=dict(tested.modules), traces=tested.traces, cost=cost)

@@ -174,7 +174,7 @@ class Search(Optimizer):
     metric: Judge = Judge()
 
     def search(self, program, state, train, val, session):
-        scored = evaluate(program, self.chosen(state), val, self.metric, session)
+        scored = evaluate(program, val, self.metric, session, state=self.chosen(state))
         return OptimizeResult(state=state, evaluation=scored)
 
     def chosen(self, state):
@@ -216,7 +216,7 @@ CHANGES = {
     "a signature": ('Predict("question -> answer")', 'Predict("question -> answer", "Be brief.")'),
     "the call of a metric": ('== example.labels["answer"]', '!= example.labels["answer"]'),
     "a setting of a metric": ("strict: bool = True", "strict: bool = False"),
-    "the search of an optimizer": ("self.chosen(state), val", "self.chosen(state), train"),
+    "the search of an optimizer": ("program, val, self.metric", "program, train, self.metric"),
     "a helper of an optimizer": ("states[0]", "states[-1]"),
 }
 

@@ -85,7 +85,7 @@ def dry_run(spec: ExperimentSpec) -> list[StageCost]:
         costs |= {str(strategy): result.cost for strategy, result in results.items() if not result.stages}
         test_session = session.metered()
         for result in results.values():
-            evaluate(program, result.state, split.test, metric, test_session, title="test")
+            evaluate(program, split.test, metric, test_session, state=result.state, title="test")
         store.close()
     costs["test"] = test_session.ledger.total
     return [_on_all_seeds(name, cost, len(spec.seeds)) for name, cost in costs.items()]

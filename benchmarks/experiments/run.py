@@ -132,7 +132,9 @@ def run_seed(
         return []
     score = partial(evaluate, metric=metric, session=session, title="test", measures=task.measures, keep_traces=True)
     tests = {
-        strategy: score(program, results[strategy].state, split.test) if results[strategy].status == "done" else None
+        strategy: score(program, split.test, state=results[strategy].state)
+        if results[strategy].status == "done"
+        else None
         for strategy in spec.strategies
     }
     vanilla = results[VANILLA_STRATEGY].cost

@@ -41,7 +41,7 @@ def main(count: int) -> None:
             for number in range(count)
         ]
         state = initial_state(program, session)
-        evaluation = evaluate(program, state, examples, exact_match, session, keep_traces=True)
+        evaluation = evaluate(program, examples, exact_match, session, state=state, keep_traces=True)
         made = _peak() - before
         read = sum(1 for _ in read_trace_log(Path(folder, "blobs", str(evaluation.traces))))
     print(json.dumps({"traces": read, "made": round(made, 1), "read": round(_peak() - before, 1)}))

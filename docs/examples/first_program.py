@@ -23,7 +23,6 @@ from lmpipe import (
     Session,
     evaluate,
     exact_match,
-    initial_state,
     load_lm,
 )
 
@@ -65,7 +64,7 @@ def main() -> None:
         print(program(review="I would watch it again tonight."))
 
     examples = [Example({"review": review}, {"answer": answer}) for review, answer in REVIEWS.items()]
-    evaluation = evaluate(program, initial_state(program, session), examples, exact_match, session)
+    evaluation = evaluate(program, examples, exact_match, session)
     print(f"accuracy {evaluation.mean:.2f} on {len(examples)} reviews; failed runs: {dict(evaluation.failures)}")
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 
-from lmpipe import Example, Predict, Sampling, Session, evaluate, exact_match, initial_state, load_lm
+from lmpipe import Example, Predict, Sampling, Session, evaluate, exact_match, load_lm
 
 CAPITALS = {"France": "Paris", "Austria": "Vienna", "Italy": "Rome", "Spain": "Madrid", "Norway": "Oslo"}
 
@@ -33,7 +33,7 @@ def main() -> None:
     session = Session(lm=lm, sampling=Sampling(max_tokens=32), max_concurrency=options.max_concurrency)
     program = Predict("country -> answer")
     examples = [Example({"country": country}, {"answer": capital}) for country, capital in CAPITALS.items()]
-    evaluation = evaluate(program, initial_state(program, session), examples, exact_match, session)
+    evaluation = evaluate(program, examples, exact_match, session)
     print(f"accuracy {evaluation.mean:.2f} on {len(examples)} questions; failed runs: {dict(evaluation.failures)}")
     print(f"{session.ledger.total.lm_calls} LM calls")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from lmpipe.embedder import Embedder
 from lmpipe.errors import ConfigError
-from lmpipe.lm import LM
+from lmpipe.lm import LM, LMSource
 from lmpipe.text.secrets import redact_spec
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM:
         CorruptBlob: If the cache is damaged.
     """
     lm = _load(spec, options)
+    lm.loaded_from = LMSource(spec, options)
     if cache is None:
         return lm
     from lmpipe.engines.cached import CachedLM

@@ -23,6 +23,7 @@ from lmpipe.metrics import Metric
 from lmpipe.program.failures import CommonFailure, FailureCounts
 from lmpipe.program.identity import work_key
 from lmpipe.program.module import Module
+from lmpipe.program.predict import initial_state
 from lmpipe.program.rollout import Job, check_metric_failures, compute_measures, cost_of_traces, rollout
 from lmpipe.results.trace_log import trace_log_chunks
 from lmpipe.runtime.session import Session
@@ -37,6 +38,9 @@ Measure = Callable[[Trace], float | None]
 
 A measure returns None or NaN if there is nothing to measure; such a trace does not count.
 """
+
+
+_Z = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95 % interval, in standard errors
 
 
 @final
@@ -91,19 +95,38 @@ class Evaluation(BaseModel):
             return math.nan
         return statistics.stdev(self.scores.values()) / math.sqrt(self.n)
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the mean over examples (Wilson 1927); NaN if there is no example.
+
+        It is exact in its coverage for scores of 0 and 1 alone, and too wide for others, whose variance is smaller.
+        """
+        if not self.n or not math.isfinite(self.mean):
+            return math.nan, math.nan
+        spread = _Z * _Z / self.n
+        centre = (self.mean + spread / 2) / (1 + spread)
+        half = math.sqrt(max(self.mean * (1 - self.mean), 0) * spread + spread * spread / 4) / (1 + spread)
+        return max(0.0, centre - half), min(1.0, centre + half)
+
 
 def evaluate(
     program: Module,
-    state: ProgramState,
     examples: Sequence[Example],
     metric: Metric,
     session: Session,
     *,
+    state: ProgramState | None = None,
     title: str = "evaluation",
     measures: Mapping[str, Measure] | None = None,
     keep_traces: bool = False,
 ) -> Evaluation:
-    """Scores one state of a program; see `evaluate_many`."""
+    """Scores a program; `evaluate_many` documents the other arguments.
+
+    Args:
+        state: The state to score; by default the session's or, if it has none, the initial state of the program.
+    """
+    check_type("session", session, Session)
+    state = session.state or initial_state(program, session) if state is None else state
     return evaluate_many(
         program, [state], examples, metric, session, title=title, measures=measures, keep_traces=keep_traces
     )[0]

@@ -17,7 +17,7 @@ from lmpipe.errors import ConfigError, ModuleError, SignatureError
 from lmpipe.runtime.call_context import CallContext, in_call
 from lmpipe.runtime.deadline import set_deadline
 from lmpipe.runtime.session import current_session, in_session
-from lmpipe.runtime.trace import total_cost
+from lmpipe.runtime.trace import Step, total_cost
 from lmpipe.state import ProgramState
 from lmpipe.text.display import shown
 
@@ -86,6 +86,7 @@ class Module(ABC):
                 return check_prediction(self, self._run_forward(inputs))
             finally:
                 session.ledger.add(total_cost(context.steps))
+                session.remember_calls(step for step in context.steps if isinstance(step, Step))
 
     def _run_forward(self, inputs: Mapping[str, Any]) -> Prediction:
         result = self.forward(**inputs)

@@ -40,6 +40,7 @@ from lmpipe.validation.contract import describe_error
 
 logger = logging.getLogger(__name__)
 
+_NUM_REMEMBERED = 100  # traces whose calls become part of the session's history
 _MIN_SCORED = 10  # a metric that failed on all of its first predictions ends the run after this many
 
 
@@ -99,6 +100,8 @@ def rollout(
 
         traces = Wavefront(session, run_job, lambda number: _timeout_trace(jobs[number]), len(jobs), advance).run()
     session.ledger.add(cost_of_traces(traces))
+    for trace in traces[-_NUM_REMEMBERED:]:
+        session.remember_calls(trace.lm_steps)
     _log_warnings(traces)
     return traces
 

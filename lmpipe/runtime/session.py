@@ -7,12 +7,14 @@ module knows nothing about modules, or about how a program runs on one example: 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral
+from pathlib import Path
 from types import NoneType, TracebackType
 from typing import Any, final
 
@@ -28,11 +30,15 @@ from lmpipe.prompting.template import Template
 from lmpipe.retriever import Passages, Retriever
 from lmpipe.runtime.deadline import run_before_deadline
 from lmpipe.runtime.embedding_cache import EmbeddingCache
+from lmpipe.runtime.history import CallHistory
 from lmpipe.runtime.search_cache import SearchCache
+from lmpipe.runtime.trace import Step
 from lmpipe.state import ProgramState, PromptState, WeightState
 from lmpipe.storage.hashing import canonical_json, derive_seed, describe_settings
 from lmpipe.storage.store import RunStore
 from lmpipe.validation.arguments import check_items, check_type, check_whole_number
+
+_MAX_HISTORY = 100  # LM calls that a session remembers
 
 
 @final
@@ -43,6 +49,9 @@ class _Scope:
     Attributes:
         ledger: Adds up costs, and may limit them.
         stage: Name of the stage that the session is for; empty outside of a stage.
+        run_seed: Seed of the session that the stages were derived from; None outside of a stage.
+        calls: The last LM calls; shared with child sessions.
+        adapters: Digest → folder of adapters that are not in the session's store.
         results: Results of finished work by key, for sessions without a store; shared with child sessions.
         embeddings: Embeddings computed so far; shared with child sessions.
         searches: Results of recent searches; shared with child sessions.
@@ -50,6 +59,9 @@ class _Scope:
 
     ledger: Ledger = field(default_factory=Ledger)
     stage: str = ""
+    run_seed: int | None = None
+    calls: deque[Step] = field(default_factory=partial(deque[Step], maxlen=_MAX_HISTORY))
+    adapters: Mapping[str, Path] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     embeddings: EmbeddingCache = field(default_factory=EmbeddingCache)
     searches: SearchCache = field(default_factory=SearchCache)
@@ -177,9 +189,32 @@ class Session:
         """Name of the stage that the session is for; empty outside of a stage."""
         return self._scope.stage
 
+    @property
+    def run_seed(self) -> int:
+        """The seed of the run: in a stage, that of the session which the stage was derived from."""
+        return self.seed if self._scope.run_seed is None else self._scope.run_seed
+
+    def using(self, state: ProgramState) -> Session:
+        """Returns the session with another state, which programs run with: ``with session.using(state): …``."""
+        return replace(self, state=state)
+
+    def history(self, n: int = 1) -> CallHistory:
+        """Returns the last LM calls as they were sent and answered, the oldest first; printing them shows them.
+
+        The calls of rollouts count once all rollouts of a batch have ended.
+
+        Args:
+            n: Number of calls; at most the last 100 are kept.
+        """
+        return CallHistory(tuple(self._scope.calls)[-check_whole_number("n", n) :])
+
+    def remember_calls(self, steps: Iterable[Step]) -> None:
+        """Adds LM calls to the history."""
+        self._scope.calls.extend(steps)
+
     def for_stage(self, stage: str) -> Session:
         """Returns a session for one stage, with its own ledger and a seed derived from this seed and the name."""
-        scope = replace(self._scope, ledger=self.ledger.child(), stage=stage)
+        scope = replace(self._scope, ledger=self.ledger.child(), stage=stage, run_seed=self.run_seed)
         return replace(self, seed=derive_seed(self.seed, stage), _scope=scope)
 
     def limited(self, budget: Budget) -> Session:
@@ -213,11 +248,28 @@ class Session:
             if weights.base != lm.name:
                 raise SessionError(f"the weights of {key!r} belong to {weights.base!r}, but its LM is {lm.name!r}")
             if weights.adapter is not None:
-                if self.store is None:
-                    raise SessionError(
-                        f"{key!r} runs on adapter {weights.adapter}; pass the session the store that has it"
-                    )
-                lm.register_adapter(weights.adapter, self.store.folder(weights.adapter))
+                lm.register_adapter(weights.adapter, self.adapter_folder(weights.adapter))
+
+    def adapter_folder(self, adapter: str) -> Path:
+        """Returns the folder of an adapter, by its digest.
+
+        Raises:
+            SessionError: If the session has no store, and the adapter was not loaded with the session.
+            CorruptBlob: If the store lacks the adapter.
+        """
+        if adapter in self._scope.adapters:
+            return self._scope.adapters[adapter]
+        if self.store is None:
+            raise SessionError(f"the state runs on adapter {adapter}; pass the session the store that has it")
+        return self.store.folder(adapter)
+
+    def with_adapters(self, folders: Mapping[str, Path]) -> Session:
+        """Returns the session with adapters that are not in its store.
+
+        Args:
+            folders: Digest → folder of the adapter in PEFT's format.
+        """
+        return replace(self, _scope=replace(self._scope, adapters={**self._scope.adapters, **folders}))
 
     def cached(
         self, key: str | None, work: Callable[[Session], Any], keep: Callable[[Any], bool] = lambda value: True

@@ -84,6 +84,10 @@ class BetterTogether(Optimizer):
         check_settings(self)
         object.__setattr__(self, "strategy", as_strategy(self.strategy, self.optimizers))
 
+    @property
+    def plan(self) -> str:
+        return str(self.strategy)
+
     def optimize_all(
         self,
         strategies: Sequence[StrategyT],
@@ -199,7 +203,15 @@ class _StageRunner:
     ) -> Evaluation:
         """Scores a state on the validation examples, or on other examples."""
         examples = self._val if examples is None else examples
-        return evaluate(self._program, state, examples, self._settings.metric, session, title=f"scoring {what}")
+        return evaluate(
+            self._program,
+            examples,
+            self._settings.metric,
+            session,
+            state=state,
+            title=f"scoring {what}",
+            keep_traces=True,
+        )
 
     def _optimize(self, optimizer: Optimizer, state: ProgramState, stage: Session) -> OptimizeResult:
         if reason := stage.ledger.reached_limit():

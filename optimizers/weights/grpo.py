@@ -103,7 +103,7 @@ class GRPO(WeightSettings):
                 history.append(figures)
             if val and (number % self.eval_every == 0 or number == self.steps):
                 name = f"step {number}"
-                evaluation = evaluate(program, state, val, self.metric, session, title=f"scoring {name}")
+                evaluation = evaluate(program, val, self.metric, session, state=state, title=f"scoring {name}")
                 scored.append((name, state, evaluation))
                 if evaluation.complete:
                     session.notify(CandidateScored(session.stage, name, evaluation.mean, evaluation.n))

@@ -52,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state = initial_state(program, session)
         examples = [Example({"question": HOSTILE}, {"answer": HOSTILE}, id=f"{n} {HOSTILE}") for n in range(3)]
         evaluation = evaluate(
-            program, state, examples, exact_match, session, measures={HOSTILE: _one}, keep_traces=True
+            program, examples, exact_match, session, state=state, measures={HOSTILE: _one}, keep_traces=True
         )
     score = Score(mean=0.5, stderr=None, low=0, high=1, n=3, per_seed=[0.5])
     cost = Cost().to_json()

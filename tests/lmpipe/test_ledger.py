@@ -156,7 +156,7 @@ def test_seconds_of_gpus_are_those_of_all_calls() -> None:
     examples = [Example({"question": str(n)}, {"answer": "yes"}) for n in range(3)]
     for lm, seconds in ((OnGPU(), 6.0), (ScriptedLM(lambda request: "answer: yes"), 0.0)):
         session = Session(lm=lm)
-        evaluate(program, initial_state(program, session), examples, exact_match, session)
+        evaluate(program, examples, exact_match, session)
         assert session.ledger.total.gpu_seconds == pytest.approx(seconds)
 
 

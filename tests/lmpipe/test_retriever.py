@@ -26,7 +26,6 @@ from lmpipe import (
     Session,
     evaluate,
     exact_match,
-    initial_state,
 )
 from lmpipe.errors import ConfigError, SessionError, SignatureError
 from lmpipe.program.identity import identity
@@ -259,7 +258,7 @@ def test_recorded_work_is_looked_up_by_the_collection_and_by_k(store: RunStore) 
 
     def mean(retriever: Retriever, program: Module) -> float:
         session = Session(lm=lm, retriever=retriever, store=store)
-        return evaluate(program, initial_state(program, session), EXAMPLES, exact_match, session).mean
+        return evaluate(program, EXAMPLES, exact_match, session).mean
 
     assert mean(WordOverlap(), program) == 1
     assert mean(WordOverlap(CORPUS[:5]), program) == 0.25

@@ -65,7 +65,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     while kills < 30:
         path = tmp_path / str(number)
         end = runs.run(
-            path, **{"seconds": rng.uniform(0, whole)} if where == "moments" else {"lines": rng.randint(1, 1000)}
+            path, **{"seconds": rng.uniform(0, whole)} if where == "moments" else {"lines": rng.randint(1, 2000)}
         )
         if end.killed:
             kills += 1

@@ -67,7 +67,8 @@ def test_each_of_many_modules_learns_from_its_own_calls(name: str, store: RunSto
     result, trainings = optimize(program, OPTIMIZERS[name], session)
     val = examples(8, start=50)
     before, after = (
-        evaluate(program, state, val, exact_match, session) for state in (initial_state(program, session), result.state)
+        evaluate(program, val, exact_match, session, state=state)
+        for state in (initial_state(program, session), result.state)
     )
     assert (before.mean, after.mean) == (0.5, 1.0)
     for number, path in enumerate(predictors(program)):

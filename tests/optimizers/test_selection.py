@@ -28,7 +28,7 @@ from lmpipe import (
     initial_state,
     rollout,
 )
-from lmpipe.optimizer import StageResult
+from lmpipe.optimize_result import StageResult
 from optimizers import GEPA, GRPO, BetterTogether, BootstrapFewShotRandomSearch, MIPROv2, Strategy
 from optimizers.prompts.racing import race
 from optimizers.prompts.tpe_sampler import TPESampler

@@ -42,7 +42,7 @@ def modulo_three(request: Request) -> str:
 
 def test_mean_error_and_failures_are_counted_over_examples() -> None:
     session = Session(lm=ScriptedLM(modulo_three))
-    result = evaluate(PROGRAM, initial_state(PROGRAM, session), EXAMPLES, exact_match, session)
+    result = evaluate(PROGRAM, EXAMPLES, exact_match, session)
     assert result.mean == pytest.approx(3 / 12)
     assert result.stderr == pytest.approx(math.sqrt(0.25 * 0.75 / 11))
     assert result.n == 12
@@ -55,7 +55,7 @@ def test_a_recorded_evaluation_is_not_repeated_but_its_cost_is_counted(store: Ru
     first = Session(lm=lm, store=store)
     state = initial_state(PROGRAM, first)
     other = state.with_prompt("self", PromptState(instructions="Guess."))
-    evaluation = evaluate(PROGRAM, state, EXAMPLES, exact_match, first)
+    evaluation = evaluate(PROGRAM, EXAMPLES, exact_match, first, state=state)
     second = Session(lm=lm, store=store)
     recalled, _ = evaluate_many(PROGRAM, [state, other], EXAMPLES, exact_match, second)
     assert recalled == evaluation
@@ -78,7 +78,7 @@ def test_changed_examples_or_a_changed_program_are_evaluated_again(store: RunSto
 
     def mean(examples: list[Example], by: int) -> float:
         program = Offset(by)
-        return evaluate(program, initial_state(program, session), examples, exact_match, session).mean
+        return evaluate(program, examples, exact_match, session).mean
 
     assert [mean(right, 0), mean(wrong, 0), mean(right, 1), mean(right, 0)] == [1, 0, 0, 1]
 
@@ -92,21 +92,19 @@ def test_an_evaluation_with_engine_errors_is_not_recorded(store: RunStore) -> No
         return reply
 
     session = Session(lm=ScriptedLM(flaky), store=store)
-    means = [
-        evaluate(PROGRAM, initial_state(PROGRAM, session), EXAMPLES[1:2], exact_match, session).mean for _ in range(3)
-    ]
+    means = [evaluate(PROGRAM, EXAMPLES[1:2], exact_match, session).mean for _ in range(3)]
     assert means == [0, 1, 1]
 
 
 def test_repeated_ids_are_refused() -> None:
     session = Session(lm=ScriptedLM(modulo_three))
     with pytest.raises(ConfigError, match="1 example ids are not unique"):
-        evaluate(PROGRAM, initial_state(PROGRAM, session), [EXAMPLES[0], EXAMPLES[0]], exact_match, session)
+        evaluate(PROGRAM, [EXAMPLES[0], EXAMPLES[0]], exact_match, session)
 
 
 def test_the_mean_of_no_examples_is_nan() -> None:
     session = Session(lm=ScriptedLM(modulo_three))
-    assert math.isnan(evaluate(PROGRAM, initial_state(PROGRAM, session), [], exact_match, session).mean)
+    assert math.isnan(evaluate(PROGRAM, [], exact_match, session).mean)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +138,7 @@ def test_a_metric_may_return_feedback() -> None:
     state = initial_state(program, session)
     first, second = rollout(program, [Job(state, example) for example in coloured(2)], session, with_reason)
     assert [(trace.score, trace.feedback) for trace in (first, second)] == [(1.0, ""), (0.0, "it is green")]
-    assert evaluate(program, state, coloured(2), with_reason, session).mean == 0.5
+    assert evaluate(program, coloured(2), with_reason, session, state=state).mean == 0.5
 
 
 def test_a_measure_that_fails_costs_its_value_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
@@ -152,7 +150,7 @@ def test_a_measure_that_fails_costs_its_value_and_nothing_else(caplog: pytest.Lo
         "not a number": lambda trace: math.nan if trace.example.inputs["n"] else 2,
         "none": lambda trace: None,
     }
-    values = evaluate(PROGRAM, state, few, exact_match, session, measures=measures).measures
+    values = evaluate(PROGRAM, few, exact_match, session, state=state, measures=measures).measures
     ids = [example.id for example in few]
     assert values == {
         "raises": {ids[1]: 1, ids[2]: 1 / 2, ids[3]: 1 / 3},

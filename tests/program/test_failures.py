@@ -19,7 +19,6 @@ from lmpipe import (
     Session,
     evaluate,
     exact_match,
-    initial_state,
 )
 from lmpipe.program.failures import CommonFailure, FailureCounts, dominant_failure
 from lmpipe.runtime.trace import Failure, Trace
@@ -79,7 +78,7 @@ def test_a_failure_names_the_modules_whose_calls_failed() -> None:
     session = Session(lm=ScriptedLM(lambda request: "answer: perhaps"))
     examples = [Example({"number": number}, {"answer": True}) for number in range(8)]
     for program, modules in ((Either(), " in even and odd"), (Predict("number: int -> answer: bool"), "")):
-        (failure,) = evaluate(program, initial_state(program, session), examples, exact_match, session).common_failures
+        (failure,) = evaluate(program, examples, exact_match, session).common_failures
         assert failure.summary(8).startswith(f"8 of 8 rollouts failed{modules}: ParseError: field 'answer'")
 
 
@@ -92,7 +91,7 @@ def test_an_evaluation_lists_its_most_common_failures() -> None:
 
     program, session = Predict("number: int -> answer: bool"), Session(lm=ScriptedLM(reply))
     examples = [Example({"number": number}, {"answer": True}) for number in range(8)]
-    evaluation = evaluate(program, initial_state(program, session), examples, exact_match, session)
+    evaluation = evaluate(program, examples, exact_match, session)
     parse, engine = evaluation.common_failures
     assert (parse.kind, parse.count) == ("parse", 4)
     assert "no answer" not in parse.message

@@ -84,7 +84,7 @@ def test_a_class_that_is_defined_anew_at_a_prompt_is_another_one(store: RunStore
     begin = "from lmpipe import *\ndef shout(text): return text\ndef metric(e, p): return float(p.answer == 'yes')\n"
     cell = "class QA(Module):\n  def __init__(self): self.p = Predict('question -> answer')\n"
     cell += "  def forward(self, question): return Prediction(answer=shout(self.p(question=question).answer))\n"
-    run = "means.append(evaluate(QA(), initial_state(QA(), session), ex, metric, session).mean)\n"
+    run = "means.append(evaluate(QA(), ex, metric, session).mean)\n"
     prompt.locals["means"] = means = []  # type: ignore[index]
     for text in (
         begin + cell + run,
@@ -123,7 +123,7 @@ def test_a_program_has_the_same_identity_after_it_has_run(store: RunStore) -> No
     before = identity(program=program)
     assert program._held.both is program._held.both  # computed once, from the rest
     for _ in range(2):
-        assert evaluate(program, initial_state(program, session), EXAMPLES, exact_match, session).mean == 1
+        assert evaluate(program, EXAMPLES, exact_match, session).mean == 1
     assert len(lm.requests) == 3
     assert identity(program=program) == before == identity(program=Holder(Pair()))
 
@@ -214,14 +214,16 @@ def test_work_that_cannot_be_identified_is_done_again_with_one_warning(
     lm, program = scripted(), Predict("question -> answer")
     session = Session(lm=lm, store=store)
     state = initial_state(program, session)
-    means = [evaluate(program, state, EXAMPLES, judge, session).mean for _ in range(2)]
+    means = [evaluate(program, EXAMPLES, judge, session, state=state).mean for _ in range(2)]
     assert means == [1, 1]
     assert len(lm.requests) == 6
     assert not (store.path / "journal.jsonl").read_bytes()
     (warning,) = caplog.messages
     assert "nothing identifies metric → judge → guarded → LOCK (_thread.lock)" in warning
     assert "__getstate__" in warning
-    assert evaluate(program, state, EXAMPLES, Guard(), session) == evaluate(program, state, EXAMPLES, Guard(), session)
+    assert evaluate(program, EXAMPLES, Guard(), session, state=state) == evaluate(
+        program, EXAMPLES, Guard(), session, state=state
+    )
     assert len(lm.requests) == 9
 
 
@@ -261,7 +263,7 @@ class Counting(Optimizer):
     lock: Any = field(default_factory=threading.Lock)
 
     def search(self, program: Module, state: ProgramState, train: Any, val: Any, session: Session) -> OptimizeResult:
-        return OptimizeResult(state=state, evaluation=evaluate(program, state, val, exact_match, session))
+        return OptimizeResult(state=state, evaluation=evaluate(program, val, exact_match, session, state=state))
 
 
 def test_an_optimizer_that_cannot_be_identified_works_without_being_recalled(store: RunStore) -> None:
@@ -369,7 +371,7 @@ def test_a_metric_that_is_a_lambda_or_captures_variables_is_recalled_by_what_it_
     def scoring(right: str) -> Callable[[Example, Prediction], float]:
         return lambda example, prediction: float(prediction.answer == right)
 
-    means = [evaluate(program, state, EXAMPLES, scoring(right), session).mean for right in ("yes", "no", "yes")]
+    means = [evaluate(program, EXAMPLES, scoring(right), session, state=state).mean for right in ("yes", "no", "yes")]
     assert means == [1, 0, 1]
     assert len(lm.requests) == 6
 
@@ -381,7 +383,9 @@ def test_measures_count_too(store: RunStore) -> None:
 
     def measured(by: int) -> float:
         measures = {"m": lambda trace: by}
-        return evaluate(program, state, EXAMPLES, exact_match, session, measures=measures).measures["m"][EXAMPLES[0].id]
+        return evaluate(program, EXAMPLES, exact_match, session, state=state, measures=measures).measures["m"][
+            EXAMPLES[0].id
+        ]
 
     assert [measured(next(factors)), measured(next(factors)), measured(1)] == [1, 2, 1]
     assert len(lm.requests) == 6

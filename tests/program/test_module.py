@@ -251,7 +251,7 @@ def test_metrics_and_threads_with_a_session_may_call_modules() -> None:
 
     program, session = Nested(), Session(lm=lm, max_concurrency=8)
     with session:
-        assert evaluate(program, initial_state(program, session), examples, metric, session).mean == 1
+        assert evaluate(program, examples, metric, session).mean == 1
 
     def ask(number: int) -> str:
         with Session(lm=lm):

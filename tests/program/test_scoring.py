@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lmpipe import Example, Module, Predict, Prediction, ScriptedLM, Session, evaluate, exact_match, initial_state
+from lmpipe import Example, Module, Predict, Prediction, ScriptedLM, Session, evaluate, exact_match
 from lmpipe.errors import EngineError, MetricError
 from lmpipe.metrics import Metric, score_prediction
 from lmpipe.program.evaluate import Evaluation
@@ -29,7 +29,7 @@ def scored(metric: Metric, count: int = 20) -> tuple[Evaluation, ScriptedLM]:
     program, lm = Ask(), ScriptedLM(lambda request: "answer: ok")
     session = Session(lm=lm, max_concurrency=4)
     examples = [Example({"question": f"q{number}"}, id=str(number)) for number in range(count)]
-    return evaluate(program, initial_state(program, session), examples, metric, session), lm
+    return evaluate(program, examples, metric, session), lm
 
 
 async def coroutine(example: Example, prediction: Prediction) -> float:
@@ -77,7 +77,7 @@ def test_a_metric_that_always_fails_costs_few_calls() -> None:
     program, session = Ask(), Session(lm=lm, max_concurrency=4)
     examples = [Example({"question": f"q{number}"}) for number in range(500)]
     with pytest.raises(MetricError, match=r"it failed on \d+ of \d+ predictions, so the run ends"):
-        evaluate(program, initial_state(program, session), examples, forgot_return, session)
+        evaluate(program, examples, forgot_return, session)
     assert len(lm.requests) < 30
 
 
@@ -127,5 +127,5 @@ def test_a_metric_that_the_program_calls_is_part_of_the_program() -> None:
 
     program, session = Checks(), Session(lm=ScriptedLM(lambda request: "answer: ok"))
     examples = [Example({"question": f"q{number}"}) for number in range(12)]
-    evaluation = evaluate(program, initial_state(program, session), examples, exact_match, session)
+    evaluation = evaluate(program, examples, exact_match, session)
     assert evaluation.failures == {"program": 12}

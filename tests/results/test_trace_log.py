@@ -46,8 +46,8 @@ def test_an_evaluation_keeps_messages_passages_completions_and_outputs(tmp_path:
     here = session(RunStore(tmp_path))
     program = Searching()
     state = initial_state(program, here)
-    assert evaluate(program, state, EXAMPLES, exact, here).traces is None
-    kept = evaluate(program, state, EXAMPLES, exact, here, keep_traces=True)
+    assert evaluate(program, EXAMPLES, exact, here, state=state).traces is None
+    kept = evaluate(program, EXAMPLES, exact, here, state=state, keep_traces=True)
     assert kept.modules["answer"].calls == kept.modules["search"].retrievals == 2
     assert kept.modules["answer"].parse_errors == 1
     right, wrong = read_trace_log(tmp_path / "blobs" / str(kept.traces))
@@ -60,7 +60,7 @@ def test_an_evaluation_keeps_messages_passages_completions_and_outputs(tmp_path:
     assert (wrong.failure, wrong.steps[1].text, wrong.steps[1].outputs) == ("parse", "hm", None)
     assert "field 'answer'" in str(wrong.steps[1].error)
     again = session(here.store)
-    assert evaluate(program, state, EXAMPLES, exact, again, keep_traces=True) == kept
+    assert evaluate(program, EXAMPLES, exact, again, state=state, keep_traces=True) == kept
     assert again.ledger.total.lm_calls == 2, "what is recalled has its cost"
 
 

@@ -25,7 +25,6 @@ from lmpipe import (
     ScriptedLM,
     Session,
     evaluate,
-    initial_state,
 )
 from lmpipe.errors import BudgetSpent
 from lmpipe.runtime.deadline import check_deadline
@@ -105,7 +104,7 @@ def evaluate_in_time(program: Module, session: Session) -> tuple[dict[str, float
     limited = session.limited(Budget(max_seconds=LIMIT))
     examples = [Example({"question": text}, id=text) for text in ("quick 1", "quick 2", "slow")]
     started = monotonic()
-    evaluation = evaluate(program, initial_state(program, session), examples, right, limited)
+    evaluation = evaluate(program, examples, right, limited)
     assert evaluation.failures["budget"] == 3 - evaluation.n
     assert not evaluation.complete
     return dict(evaluation.scores), monotonic() - started

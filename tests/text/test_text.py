@@ -104,7 +104,7 @@ def test_an_evaluation_replaces_and_counts_invalid_characters_and_other_examples
     session = Session(lm=ScriptedLM(script), store=store)
     examples = [Example({"question": "bad\x00"}, id="1"), Example({"question": "good"}, id="2")]
     with caplog.at_level(logging.WARNING):
-        evaluation = evaluate(program, initial_state(program, session), examples, one_of, session, keep_traces=True)
+        evaluation = evaluate(program, examples, one_of, session, keep_traces=True)
     assert evaluation.mean == 1
     assert session.ledger.total.replaced == 4  # two inputs of calls, and two characters of a completion
     assert session.ledger.total.modules["ask"].replaced == 4
@@ -117,7 +117,7 @@ def test_an_evaluation_replaces_and_counts_invalid_characters_and_other_examples
     assert records[0].feedback == "half \ufffd"
     store.close()
     again = Session(lm=ScriptedLM(lambda request: "never asked"), store=RunStore(tmp_path))
-    assert evaluate(program, initial_state(program, again), examples, one_of, again, keep_traces=True) == evaluation
+    assert evaluate(program, examples, one_of, again, keep_traces=True) == evaluation
 
 
 @given(ANY)
@@ -173,7 +173,7 @@ def test_any_prediction_can_be_logged(answer: Any, store: RunStore) -> None:
     program, session = Odd(answer), Session(lm=ScriptedLM(str), store=store, retriever=Halves())
     examples = [Example({"question": "a"}, {"answer": b"\xff"})]
     state = initial_state(program, session)
-    evaluation = evaluate(program, state, examples, lambda e, p: 1.0, session, keep_traces=True)
+    evaluation = evaluate(program, examples, lambda e, p: 1.0, session, state=state, keep_traces=True)
     [record] = read_trace_log(store.path / "blobs" / str(evaluation.traces))
     assert record.prediction is not None
     assert record.prediction["ids"] == ["1\ufffd"]
@@ -198,7 +198,7 @@ def test_an_exception_that_cannot_be_shown_costs_its_example() -> None:
             raise Silent
 
     program, session = Fails(), Session(lm=ScriptedLM(str))
-    evaluation = evaluate(program, initial_state(program, session), [Example({"question": "a"})], one_of, session)
+    evaluation = evaluate(program, [Example({"question": "a"})], one_of, session)
     assert "Silent: its message cannot be shown" in str(evaluation.first_error)
 
 
@@ -208,6 +208,6 @@ def test_an_error_that_is_not_text_is_data_like_any_other() -> None:
             raise KeyError(HALF + "\x00")
 
     program, session = Fails(), Session(lm=ScriptedLM(str))
-    evaluation = evaluate(program, initial_state(program, session), [Example({"question": "a"})], one_of, session)
+    evaluation = evaluate(program, [Example({"question": "a"})], one_of, session)
     assert evaluation.failures == {"program": 1}
     evaluation.model_dump_json().encode()

@@ -37,10 +37,10 @@ def test_evaluation_accepts_iterators_and_refuses_anything_but_examples() -> Non
         yield from (example(number) for number in range(3))
 
     iterator: Any = once()
-    assert evaluate(program, state, iterator, exact_match, session).n == 3
+    assert evaluate(program, iterator, exact_match, session, state=state).n == 3
     rows: Any = [{"number": 1}]
     with pytest.raises(ConfigError, match=r"examples\[0\] is {'number': 1}, not of the type Example"):
-        evaluate(program, state, rows, exact_match, session)
+        evaluate(program, rows, exact_match, session, state=state)
 
 
 def test_a_repeated_example_counts_once_and_is_reported(caplog: pytest.LogCaptureFixture) -> None:

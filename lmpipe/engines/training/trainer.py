@@ -111,7 +111,7 @@ class LocalTrainer(Trainer):
         checkpoints: Path,
     ) -> TrainingResult:
         if start.adapter is not None:
-            self.lm.register_adapter(start.adapter, store.folder(start.adapter))
+            self.lm.register_adapter(start.adapter, session.adapter_folder(start.adapter))
         with explain_write_errors(checkpoints):
             checkpoints.mkdir(parents=True, exist_ok=True)
         job = TrainingJob(

@@ -111,7 +111,7 @@ def test_what_is_found_after_each_hop_is_measured(data: Path) -> None:
         "Cairo": [0, 0.5, 1, 1],
     }
     assert traces["London?"].failure == "parse"
-    found = evaluate(program, jobs[0].state, examples, exact_match, session, measures=task.measures)
+    found = evaluate(program, examples, exact_match, session, state=jobs[0].state, measures=task.measures)
     assert found.mean == 0.25
     assert {name: sum(of.values()) / 4 for name, of in found.measures.items()} == {
         "F1": 0.375,
@@ -127,12 +127,12 @@ def test_other_measures_are_not_answered_from_memory(data: Path) -> None:
     session = Session(lm=ScriptedLM(reader), retriever=load_retriever("bm25", task.passages))
     program, examples = task.program(), task.examples().val
     state = initial_state(program, session)
-    assert evaluate(program, state, examples, exact_match, session).measures == {}
+    assert evaluate(program, examples, exact_match, session, state=state).measures == {}
     made = session.ledger.total.lm_calls
-    first = evaluate(program, state, examples, exact_match, session, measures=task.measures)
+    first = evaluate(program, examples, exact_match, session, state=state, measures=task.measures)
     assert first.measures
     assert session.ledger.total.lm_calls == 2 * made
-    assert evaluate(program, state, examples, exact_match, session, measures=task.measures) == first
+    assert evaluate(program, examples, exact_match, session, state=state, measures=task.measures) == first
 
 
 HUB_CARD = """---

@@ -1,0 +1,170 @@
+"""The values that optimizers return: the new state, the scores on the way, the findings and the cost.
+
+A result also answers for itself: `OptimizeResult.session` runs programs with the state that was found. This module
+knows nothing about how a state is found.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, final
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+from lmpipe.errors import SessionError
+from lmpipe.ledger import Cost
+from lmpipe.program.evaluate import Evaluation
+from lmpipe.runtime.session import Session
+from lmpipe.state import ProgramState
+
+
+@final
+class Candidate(BaseModel):
+    """A state that an optimizer scored.
+
+    Attributes:
+        name: Name of the candidate, as the optimizer calls it.
+        state: Digest of the state.
+        mean: Mean score.
+        n: Number of examples that it was scored on.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    state: str
+    mean: float
+    n: int
+
+
+@final
+class Finding(BaseModel):
+    """A remark about an optimization that a researcher should read.
+
+    Attributes:
+        kind: Kind of finding.
+        stage: The strategy up to and including the stage that the finding is about.
+        message: The finding in words, with figures.
+        advice: Advice on what to change.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal[
+        "failing",
+        "skipped",
+        "few traces",
+        "class collapse",
+        "no learning",
+        "over-fit",
+        "worse",
+        "no gain",
+        "no choice",
+        "budget",
+    ]
+    stage: str
+    message: str
+    advice: str
+
+
+@final
+class Origin(BaseModel):
+    """What a result was made with, for people who read a run directory.
+
+    Attributes:
+        optimizer: Class of the optimizer.
+        program: Class of the program.
+        lm: Names of the LMs, by role.
+        strategy: The strategy of a composed optimizer; empty for others.
+        stage: The strategy up to and including the stage that made the result; empty outside of a stage.
+        seed: Seed of the run.
+        train: Number of training examples.
+        val: Number of validation examples.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    optimizer: str
+    program: str
+    lm: dict[str, str]
+    strategy: str = ""
+    stage: str = ""
+    seed: int
+    train: int
+    val: int
+
+
+@final
+class OptimizeResult(BaseModel):
+    """The result of an optimizer.
+
+    Attributes:
+        state: The better state; the initial state if the optimizer was skipped.
+        status: ``"done"``, or ``"skipped"`` if there was nothing to work with.
+        reason: Why the optimizer was skipped; empty if it was not.
+        stopped: A clause that names the budget that ended the optimizer early; the state is then the best one so far.
+        evaluation: Evaluation of `state`, if the optimizer made one.
+        candidates: The states that the optimizer chose from.
+        details: Figures to report, as JSON.
+        stages: The results of the stages of a composed optimizer.
+        findings: The findings of a composed optimizer about its stages.
+        cost: Cost of the optimization; set by `Optimizer.optimize`.
+        origin: What the result was made with; set by `Optimizer.optimize`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    _session: Session | None = PrivateAttr(default=None)
+
+    state: ProgramState
+    status: Literal["done", "skipped"] = "done"
+    reason: str = ""
+    stopped: str = ""
+    evaluation: Evaluation | None = None
+    candidates: tuple[Candidate, ...] = ()
+    details: dict[str, Any] = {}
+    stages: tuple[StageResult, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    cost: Cost = Cost()
+    origin: Origin | None = None
+
+    @property
+    def session(self) -> Session:
+        """A session that runs programs with the state that was found: ``with result.session: program(…)``.
+
+        Raises:
+            SessionError: If the result was not returned by `Optimizer.optimize`.
+        """
+        if self._session is None:
+            raise SessionError("this result belongs to no session; write: with session.using(result.state): program(…)")
+        return self._session
+
+    def with_session(self, session: Session) -> OptimizeResult:
+        """Returns this result, and those of its stages, with a session to run their states in."""
+        stages = tuple(stage.model_copy(update={"result": stage.result.with_session(session)}) for stage in self.stages)
+        result = self.model_copy(update={"stages": stages})
+        result._session = session.using(self.state)
+        return result
+
+
+@final
+class StageResult(BaseModel):
+    """One stage of a composed optimizer.
+
+    Attributes:
+        name: Name of the stage in the strategy.
+        result: Result of the stage's optimizer.
+        evaluation: Evaluation of the state after the stage, on the whole validation set.
+        train_evaluation: Evaluation of that state on training examples, if any are scored.
+        cost: Cost of the stage, including the evaluations.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    result: OptimizeResult
+    evaluation: Evaluation
+    train_evaluation: Evaluation | None = None
+    cost: Cost
+
+
+OptimizeResult.model_rebuild()
