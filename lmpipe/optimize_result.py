@@ -49,7 +49,18 @@ class Finding(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["few traces", "class collapse", "over-fit", "worse", "no gain", "budget", "failing", "no choice"]
+    kind: Literal[
+        "failing",
+        "skipped",
+        "few traces",
+        "class collapse",
+        "no learning",
+        "over-fit",
+        "worse",
+        "no gain",
+        "no choice",
+        "budget",
+    ]
     stage: str
     message: str
     advice: str
