@@ -142,6 +142,9 @@ class OptimizeResult(BaseModel):
         """Compares the fields; results of two sessions may be equal."""
         return isinstance(other, OptimizeResult) and self.__dict__ == other.__dict__
 
+    def __hash__(self) -> int:
+        return hash(self.state)
+
     def with_session(self, session: Session) -> OptimizeResult:
         """Returns this result, and those of its stages, with a session to run their states in."""
         stages = tuple(stage.model_copy(update={"result": stage.result.with_session(session)}) for stage in self.stages)
