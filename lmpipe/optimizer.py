@@ -73,9 +73,9 @@ class Optimizer(ABC):
                 argument is of the wrong type, or if the state is of another program.
         """
         check_type("program", program, Module)
-        check_type("session", session, Session)
+        check_type("session", session, Session, "optimize(program, state, train, val, session)")
         state = session.state or initial_state(program, session) if state is None else state
-        check_type("state", state, ProgramState)
+        check_type("state", state, ProgramState, "optimize(program, {}, train, val, session)")
         train = deduplicate(check_examples(train, "train"), "train")
         val = check_examples(val, "val")
         check_ids(val, "val")
