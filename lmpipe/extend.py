@@ -35,6 +35,7 @@ from lmpipe.trainer import DPOLoss, Objective, PolicyGradientLoss, SFTLoss, Trai
 from lmpipe.validation.checks import UnitInterval, check_examples, check_settings, deduplicate, digest_without_id
 
 if TYPE_CHECKING:
+    from lmpipe.engines.bundled import bundled_lm_folder
     from lmpipe.engines.cached import CachedLM
     from lmpipe.engines.local import LocalLM
     from lmpipe.engines.server import ServerLM
@@ -47,6 +48,7 @@ else:
             "CachedLM": ("lmpipe.engines.cached", "local"),
             "LocalLM": ("lmpipe.engines.local", "local"),
             "ServerLM": ("lmpipe.engines.server", "server"),
+            "bundled_lm_folder": ("lmpipe.engines.bundled", "local"),
             "build_index": ("lmpipe.retrieval.index", "retrieval"),
             "load_encoder": ("lmpipe.retrieval.colbert", "retrieval"),
         },
@@ -92,6 +94,7 @@ __all__ = [
     "answer_f1",
     "best_index",
     "build_index",
+    "bundled_lm_folder",
     "canonical_json",
     "check_examples",
     "check_settings",

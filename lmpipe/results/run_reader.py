@@ -5,19 +5,17 @@ Nothing is written, so a run can be read while it continues. Knows nothing about
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from lmpipe.errors import ConfigError, CorruptBlob, StoreError
+from lmpipe.errors import ConfigError
 from lmpipe.metrics import best_index
 from lmpipe.results.result import Result, StrategyOutcome, StrategyReport
 from lmpipe.results.trace_log import TraceRecord, read_trace_log
-from lmpipe.storage.blobs import is_blob_name, is_intact
 from lmpipe.storage.checksummed_json import read_checksummed
-from lmpipe.storage.files import explain_read_errors, explain_write_errors, read_json_object
+from lmpipe.storage.files import read_json_object
 
 
 @final
@@ -98,29 +96,9 @@ class FinishedRun:
         """
         return iter(()) if outcome.traces is None else read_trace_log(self.folder / "blobs" / outcome.traces)
 
-    def copy_adapter(self, adapter: str, target: Path) -> None:
-        """Copies the adapter of tuned weights.
-
-        Args:
-            adapter: Digest of the adapter.
-            target: Path of the copy.
-
-        Raises:
-            CorruptBlob: If the adapter is missing or damaged.
-            StoreError: If the target already exists or cannot be written.
-        """
-        source = self.folder / "blobs" / adapter
-        with explain_read_errors(source):
-            intact = is_blob_name(adapter) and source.is_dir() and is_intact(source)
-        if not intact:
-            raise CorruptBlob(
-                f"{source} is missing or damaged; restore it from a copy, or delete what is left of it and start the "
-                "run again: the stage is then done again"
-            )
-        if target.exists():
-            raise StoreError(f"{target} already exists; name another folder")
-        with explain_write_errors(target):
-            shutil.copytree(source, target)
+    def adapter_folder(self, adapter: str) -> Path:
+        """Returns the folder of an adapter, by its digest; its content is not checked."""
+        return self.folder / "blobs" / adapter
 
 
 def open_run(folder: Path) -> FinishedRun:
