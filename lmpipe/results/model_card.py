@@ -126,7 +126,8 @@ class _Base:
 def _missing(state: ProgramState, session: Mapping[str, Any]) -> dict[str, str]:
     """Returns the arguments that `lmpipe.load` needs, as code → the name of what they stand for."""
     by_hand = {role: lm["name"] for role, lm in session["lm"].items() if lm["spec"] is None}
-    missing = {f"lm={{{role!r}: ...}}": name for role, name in by_hand.items()}
+    alone = len(session["lm"]) == 1
+    missing = {"lm=..." if alone else f"lm={{{role!r}: ...}}": name for role, name in by_hand.items()}
     if session["retriever"]:
         missing["retriever=..."] = session["retriever"]
     for prompt in state.prompts.values():

@@ -252,15 +252,25 @@ def read_saved(folder: Path) -> SavedState:
     try:
         content = _SessionFile.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{folder / SESSION_FILE} is invalid: {error}; save the session again") from error
-    state = ProgramState.model_validate(read_json_object(folder / STATE_FILE))
-    if state.digest != content.state:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{folder / SESSION_FILE} is invalid: {where}: {first['msg']}; save it again") from None
+    state = _read_state(folder / STATE_FILE)
+    if state is None or state.digest != content.state:
         raise CorruptBlob(
             f"{folder / STATE_FILE} is damaged or was edited; restore it from a copy, or change the state in code: "
             "session.using(session.state.with_prompt(...))"
         )
     adapters = {adapter: check_adapter(folder / name, adapter) for adapter, name in content.adapters.items()}
     return SavedState(state, content.session, adapters)
+
+
+def _read_state(path: Path) -> ProgramState | None:
+    """Reads a state; returns None if the JSON is not that of a state."""
+    try:
+        return ProgramState.model_validate(read_json_object(path))
+    except ConfigError:
+        return None
 
 
 def _without_credentials(spec: str) -> str | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
+import random
 import re
+import runpy
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,6 @@ import pytest
 import lmpipe
 from lmpipe import (
     LM,
-    Budget,
     Example,
     LocalTrainer,
     OptimizeResult,
@@ -31,14 +28,17 @@ from lmpipe import (
     exact_match,
     load_lm,
 )
-from lmpipe.errors import ConfigError, CorruptBlob, SessionError, StoreError
+from lmpipe.errors import ConfigError, CorruptBlob, LmpipeError, SessionError, StoreError
 from lmpipe.lm import LMSource
 from lmpipe.results.saved import SavedLM
+from lmpipe.storage.checksummed_json import read_checksummed, write_checksummed
+from lmpipe.storage.files import delete
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune, KNNFewShot
-from tests.scripted import Colour, KeepingTrainer, NumberLine, colour_script, examples, scheduler, scripted
+from tests.damage import DAMAGES
+from tests.rivers import EXAMPLES, ToTheSea, WordOverlap, reader
+from tests.scripted import Colour, NumberLine, colour_script, examples, scripted
 from tests.test_docs import run, snippets
 
-ROOT = Path(__file__).parents[2]
 TUNING = TuningConfig(rank=4, learning_rate=0.05, epochs=2)
 
 
@@ -65,19 +65,23 @@ def completions(session: Session) -> list[str | None]:
     return [step.text for step in session.history(9)]
 
 
-COMPLETIONS = """
+def load_lm_of(saved: Path) -> LM:
+    return lmpipe.load(saved).lm_of("lm")
+
+
+def script(folder: Path, code: str, *arguments: str | Path) -> str:
+    """What a script prints that runs in a process of its own, in a folder."""
+    path = folder.parent / "script.py"
+    path.write_text(code)
+    return run(path, folder, *map(str, arguments))
+
+
+LOADING = """
 import json, sys
 import lmpipe
 from tests.results.test_saving import completions
 print(json.dumps(completions(lmpipe.load(sys.argv[1]))))
 """
-
-
-def in_another_process(folder: Path, cwd: Path) -> list[str | None]:
-    script = cwd / "script.py"
-    script.write_text(COMPLETIONS)
-    written: list[str | None] = json.loads(run(script, cwd, str(folder)))
-    return written
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +101,7 @@ def saved(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_saved_result_answers_as_before_in_another_process(saved: Path, tmp_path: Path) -> None:
     before = json.loads((saved.parent / "completions.json").read_text())
     assert before != json.loads((saved.parent / "untuned.json").read_text()), "the adapter decides what is written"
-    assert in_another_process(saved, tmp_path) == before
+    assert json.loads(script(tmp_path, LOADING, saved)) == before
     session = lmpipe.load(saved)
     assert (session.seed, session.sampling, session.structured) == (3, Sampling(max_tokens=12), True)
     assert session.store is None
@@ -154,16 +158,15 @@ def test_a_loaded_session_can_be_optimized_further_and_saved_again(saved: Path, 
     loaded = lmpipe.load(saved)
     with RunStore(tmp_path / "run") as store:
         session = replace(loaded, store=store)
-        lm = session.lm_of("lm")
-        stages = {"w": BootstrapFinetune(always, LocalTrainer(lm, TUNING), init="current", adapters="module")}
+        trainer = LocalTrainer(session.lm_of("lm"), TUNING)  # type: ignore[arg-type]
+        stages = {"w": BootstrapFinetune(always, trainer, init="current", adapters="module")}
         result = BetterTogether(always, stages, "w").optimize(Colour(), None, examples(4), examples(2, 4), session)
         again = result.save(tmp_path / "again")
         # one module with its new adapter, which is in the store, and one with the old one, which is in the saved folder
         hint = result.state.weights["lm/hint"]
         mixed = session.using(loaded.state.with_weights("lm/hint", hint))  # type: ignore[union-attr]
-        limited = mixed.limited(Budget(max_lm_calls=0))
-        both = BootstrapFinetune(always, LocalTrainer(lm, TUNING)).optimize(Colour(), None, examples(4), [], limited)
-        both.save(tmp_path / "both")
+        assert mixed.state is not None
+        OptimizeResult(state=mixed.state).with_session(mixed).save(tmp_path / "both")
         expected, expected_of_both = completions(result.session), completions(mixed)
     shutil.rmtree(tmp_path / "run")
     assert completions(lmpipe.load(again)) == expected
@@ -187,10 +190,8 @@ def test_prompts_run_on_any_lm_but_only_in_their_program(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"how to load the LM 'scripted' .* lmpipe\.load\('.*prompts', lm=\.\.\.\)"):
         lmpipe.load(folder)
     loaded = lmpipe.load(folder, ScriptedLM(colour_script, name="another"))
-    with result.session as first, loaded as second:
-        assert program(number=20) is not None
-        assert second.history()[0].text == (program(number=20) and second.history()[0].text)
-        assert first.state is not None
+    with loaded:
+        assert program(number=20).answer == "blue"
     assert loaded.state is not None
     assert loaded.state.prompts == result.state.prompts
     assert loaded.state.weights["lm"].base == "another"
@@ -198,7 +199,7 @@ def test_prompts_run_on_any_lm_but_only_in_their_program(tmp_path: Path) -> None
         lmpipe.Predict("question -> reply")(question="?")
 
 
-def test_what_a_session_needs_besides_its_lm_is_asked_for(store: RunStore, tmp_path: Path) -> None:
+def test_an_embedder_or_a_retriever_is_asked_for(tmp_path: Path) -> None:
     session = Session(scripted(), embedder=NumberLine())
     result = KNNFewShot(exact_match).optimize(Colour(), None, examples(8), [], session)
     folder = result.save(tmp_path / "nearest")
@@ -206,34 +207,120 @@ def test_what_a_session_needs_besides_its_lm_is_asked_for(store: RunStore, tmp_p
         lmpipe.load(folder, scripted())
     with pytest.raises(ConfigError, match="with the embedder 'number line', and this one is 'other'"):
         lmpipe.load(folder, scripted(), embedder=NumberLine("other"))
-    loaded = lmpipe.load(folder, scripted(), embedder=NumberLine())
-    assert completions(loaded) == completions(result.session)
+    assert lmpipe.load(folder, scripted(), embedder=NumberLine()).state == result.state
+    assert "`embedder=...`: `number line`" in (folder / "README.md").read_text()
+    rivers = Session(ScriptedLM(reader), retriever=WordOverlap())
+    found = BootstrapFewShotRandomSearch(exact_match, num_candidate_programs=1).optimize(
+        ToTheSea(), None, EXAMPLES[:2], EXAMPLES[2:], rivers
+    )
+    folder = found.save(tmp_path / "rivers")
+    with pytest.raises(ConfigError, match=r"searches with the retriever .*; pass it: lmpipe\.load"):
+        lmpipe.load(folder, ScriptedLM(reader))
+    with lmpipe.load(folder, ScriptedLM(reader), retriever=WordOverlap()):
+        assert ToTheSea()(city="Rome").answer == "Tyrrhenian Sea"
 
 
-def damaged(saved: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(saved, tmp_path / "damaged")
+def test_keys_and_passwords_are_not_saved(tmp_path: Path) -> None:
+    """The LM is loaded again with the key in the environment."""
+    lm = load_lm("openai:m@https://me:pass@host/v1?api_key=abc, https://host2/v1", api_key="sk-1", timeout=9.0)
+    session = Session(lm)
+    state = lmpipe.initial_state(Colour(), session)
+    folder = OptimizeResult(state=state).with_session(session).save(tmp_path / "saved")
+    for path in folder.iterdir():
+        assert not re.search("pass@|abc|sk-1", path.read_text()), path.name
+    assert lmpipe.load(folder).lm_of("lm").loaded_from == LMSource(
+        "openai:m@https://host/v1,https://host2/v1", {"timeout": 9.0}
+    )
 
 
-def test_damaged_and_missing_files_are_named(saved: Path, tmp_path: Path) -> None:
-    for number, (name, error) in enumerate(
-        {
-            "session.json": r"session\.json is damaged or was edited",
-            "state.json": r"state\.json is damaged or was edited",
-            "adapter/adapter_config.json": "the adapter in .* is missing or damaged",
-            "adapter/adapter_model.safetensors": "the adapter in .* is missing or damaged",
-        }.items()
-    ):
-        copy = shutil.copytree(saved, tmp_path / f"edited-{number}")
-        content = (copy / name).read_bytes()
-        (copy / name).write_bytes(re.sub(rb"(\w)(?=[^\w]*$)", b"x", content.replace(b"Given", b"Gives")))
-        with pytest.raises(CorruptBlob, match=error):
-            lmpipe.load(copy)
-        if name != "session.json":
-            (copy / name).unlink()
-            with pytest.raises(CorruptBlob, match=name.partition("/")[0]):
-                lmpipe.load(copy)
-    shutil.rmtree(copy / "adapter")
-    with pytest.raises(CorruptBlob, match="the adapter in .* is missing or damaged"):
+def test_options_are_saved_if_json_can_hold_them(tmp_path: Path) -> None:
+    import torch
+
+    described = SavedLM.create("m", LMSource("hf:m", {"dtype": torch.bfloat16, "memory": 7}))
+    assert described == SavedLM(name="m", spec="hf:m", options={"dtype": "bfloat16", "memory": 7})
+    assert SavedLM.create("m", LMSource("vllm:m", {"compilation": object()})) == SavedLM(name="m")
+    assert SavedLM.create("m", LMSource("openai:m", {})) == SavedLM(name="m"), "no server is named"
+
+
+def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs the Python snippets of a model card in its folder, and returns them."""
+    card = snippets(folder / "README.md")
+    (folder.parent / "card.py").write_text(card)
+    monkeypatch.chdir(folder)
+    runpy.run_path(str(folder.parent / "card.py"))
+    return card
+
+
+def test_the_snippets_of_a_card_run_as_they_stand(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = run_card(saved, monkeypatch)
+    assert "lmpipe.load" in card
+    assert "PeftModel.from_pretrained" in card
+
+
+def test_the_bundled_lm_is_saved_with_an_adapter_that_its_card_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its base is not on the hub."""
+    lm = load_lm("bundled")
+    with RunStore(tmp_path / "run") as store:
+        session = Session(lm, sampling=Sampling(max_tokens=8), store=store, structured=True)
+        tune = BootstrapFinetune(always, LocalTrainer(lm, TuningConfig(rank=4, learning_rate=0.01, epochs=1)))
+        result = tune.optimize(Colour(), None, examples(1), [], session)
+        folder = result.save(tmp_path / "bundled")
+        expected = completions(result.session)
+    assert "bundled_lm_folder()" in run_card(folder, monkeypatch)
+    assert completions(lmpipe.load(folder)) == expected
+
+
+def test_a_card_of_a_whole_model_loads_it_without_peft(
+    tiny_folder: Path, store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = tiny_session(tiny_folder, store)
+    trainer = LocalTrainer(session.lm_of("lm"), TuningConfig(method="full", epochs=1))  # type: ignore[arg-type]
+    result = BootstrapFinetune(always, trainer).optimize(Colour(), None, examples(2), [], session)
+    folder = result.save(tmp_path / "full")
+    assert "PeftModel" not in run_card(folder, monkeypatch)
+    assert completions(lmpipe.load(folder)) == completions(result.session)
+
+
+def loaded_state(folder: Path, lm: LM) -> ProgramState | str | None:
+    """The state in a folder, or the error that refuses it."""
+    try:
+        return lmpipe.load(folder, lm).state
+    except LmpipeError as error:
+        return str(error)
+
+
+def test_every_damage_of_a_file_is_detected_or_harmless(saved: Path, tmp_path: Path) -> None:
+    rng, lm, undamaged = random.Random(0), load_lm_of(saved), lmpipe.load(saved).state
+    errors = 0
+    for name in ("session.json", "state.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"):
+        for number, damage in enumerate(DAMAGES.values()):
+            copy = shutil.copytree(saved, tmp_path / f"{Path(name).name}-{number}")
+            (copy / name).write_bytes(damage((saved / name).read_bytes(), rng))
+            state = loaded_state(copy, lm)
+            assert state == undamaged or str(copy) in str(state)
+            errors += isinstance(state, str)
+    assert errors > 3 * len(DAMAGES)
+
+
+def test_missing_files_are_named(saved: Path, tmp_path: Path) -> None:
+    lm = load_lm_of(saved)
+    for number, name in enumerate(("state.json", "adapter/adapter_config.json", "adapter")):
+        copy = shutil.copytree(saved, tmp_path / str(number))
+        delete(copy / name)
+        with pytest.raises(CorruptBlob, match=f"{copy}/{name.partition('/')[0]}"):
+            lmpipe.load(copy, lm)
+
+
+def test_a_folder_of_another_version_is_refused(saved: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    fields = read_checksummed(copy / "session.json")
+    write_checksummed(copy / "session.json", {**fields, "format": 2, "lmpipe": "9.0"})
+    with pytest.raises(ConfigError, match=r"its format is 2, and this lmpipe reads 1; load it with lmpipe 9\.0"):
+        lmpipe.load(copy)
+    write_checksummed(copy / "session.json", {**fields, "session": {"lm": 3}})
+    with pytest.raises(ConfigError, match=r"session\.json is invalid: session\.lm: Input"):
         lmpipe.load(copy)
 
 
@@ -246,25 +333,23 @@ def test_other_folders_are_refused(saved: Path, tmp_path: Path) -> None:
         lmpipe.load(saved, seed=0)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from lmpipe.errors import LmpipeError
-import lmpipe
-from lmpipe.storage import files
-from tests.results.test_saving import resaved
-resaved(Path(sys.argv[1]), Path(sys.argv[2]), kill_at=sys.argv[3])
-"""
+def test_a_save_that_is_killed_leaves_no_folder_or_a_whole_one(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    code = "import sys\nfrom pathlib import Path\nfrom tests.killed_saves import main\nmain(Path(sys.argv[1]))\n"
+    kills, rest = script(tmp_path / "out", code, tmp_path / "out").split(" ", 1)
+    assert int(kills) > 50
+    assert rest == "True ['run', 'saved']\n"
+    assert (tmp_path / "out" / "saved" / "adapter").is_dir()
 
 
-def test_a_save_that_fails_or_is_killed_leaves_no_folder(saved: Path, tmp_path: Path) -> None:
-    with RunStore(tmp_path / "run") as store:
-        session = replace(lmpipe.load(saved), store=store)
-        assert session.state is not None
-        result = OptimizeResult(state=session.state).with_session(session)
-        with pytest.raises(StoreError, match="cannot be written"):
-            result.save(saved / "state.json" / "folder")
-        broken = replace(session.with_adapters({str(session.state.weights["lm"].adapter): tmp_path}), store=store)
-        with pytest.raises(CorruptBlob, match="is missing or damaged"):
-            result.with_session(broken).save(tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+def test_a_save_that_fails_leaves_no_folder(saved: Path, tmp_path: Path) -> None:
+    session = lmpipe.load(saved)
+    assert session.state is not None
+    result = OptimizeResult(state=session.state).with_session(session)
+    with pytest.raises(StoreError, match="cannot be written"):
+        result.save(saved / "state.json" / "folder")
+    (adapter,) = {str(weights.adapter) for weights in session.state.weights.values()}
+    broken = session.with_adapters({adapter: tmp_path})
+    with pytest.raises(CorruptBlob, match="is missing or damaged"):
+        result.with_session(broken).save(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
