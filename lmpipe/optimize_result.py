@@ -20,6 +20,7 @@ from lmpipe.results.saved import SavedSession, write_saved
 from lmpipe.results.trace_log import read_trace_log
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState
+from lmpipe.text.figures import decimals, fixed
 from lmpipe.text.markdown import as_code, as_line
 
 
@@ -170,8 +171,8 @@ def _card_facts(result: OptimizeResult) -> CardFacts:
     scores = [f"The optimizer was skipped: {as_line(result.reason)}."] if result.status == "skipped" else []
     if evaluation is not None and evaluation.n:
         low, high = (100 * end for end in evaluation.interval)
-        interval = f"95 % interval {low:.1f}–{high:.1f}, {evaluation.n} examples"
-        scores.append(f"Validation score: {100 * evaluation.mean:.1f} % ({interval}).")
+        mean, low_end, high_end = (fixed(value, decimals(low, high)) for value in (100 * evaluation.mean, low, high))
+        scores.append(f"Validation score: {mean} % (95 % interval {low_end}–{high_end}, {evaluation.n} examples).")
     traces = None if evaluation is None or session.store is None else evaluation.traces
     return CardFacts(
         program=origin.program if origin else "program",

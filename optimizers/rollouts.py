@@ -87,7 +87,7 @@ class Rollouts:
             "examples": len(self.examples),
             "solved": len({trace.example.id for trace in self.kept}),
             "kept_by_module": {path: steps[path] for path in self.paths},
-            "kept_by_label": {name: self._by_class(name) for name in _class_labels(self.examples)},
+            "kept_by_label": {name: self._by_class(name) for name in class_labels(self.examples)},
             "answers": len({_answer(trace) for trace in self.kept}),
             "failures": [failure.model_dump(mode="json") for failure in self.failures],
         }
@@ -157,7 +157,8 @@ def _shared_paths(student: Module, teacher: Module) -> set[str]:
     return {path for path in taught if path in teaching and taught[path].signature == teaching[path].signature}
 
 
-def _class_labels(examples: Sequence[Example]) -> list[str]:
+def class_labels(examples: Sequence[Example]) -> list[str]:
+    """Returns the labels of some examples that name classes: all examples have them, with few different values."""
     values: dict[str, set[str]] = {}
     for example in examples:
         for name, value in example.labels.items():

@@ -12,6 +12,7 @@ from lmpipe.results.model_card import CardFacts
 from lmpipe.results.result import StrategyOutcome, StrategyReport
 from lmpipe.results.run_reader import FinishedRun, prompts_sent
 from lmpipe.results.saved import SavedLM, SavedSession, write_saved
+from lmpipe.text.figures import fixed, name_seeds
 from lmpipe.text.markdown import as_code
 
 
@@ -67,9 +68,9 @@ def session_of(run: FinishedRun, outcome: StrategyOutcome) -> SavedSession:
 def _scores(run: FinishedRun, outcome: StrategyOutcome, row: StrategyReport) -> list[str]:
     """Returns sentences about the test scores of a strategy."""
     score = row.test.per_seed[run.result.seeds.index(outcome.seed)]
-    alone = "— (there was nothing to learn from)" if score is None else f"{100 * score:.1f} %"
-    seeds = ", ".join(map(str, run.result.seeds))
+    alone = "— (there was nothing to learn from)" if score is None else f"{fixed(100 * score, row.test.decimals)} %"
     return [
         f"Test score of this seed: {alone}.",
-        f"Over seeds {seeds}: {row.test.percent} %, with the 95 % bootstrap interval over seeds and examples.",
+        f"Over {name_seeds(run.result.seeds)}: {row.test.percent} %, with the 95 % bootstrap interval over seeds and "
+        "examples.",
     ]
