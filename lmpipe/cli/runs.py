@@ -88,7 +88,7 @@ def export(
     strategy: Strategy = None,
     seed: Seed = None,
 ) -> None:
-    """Exports the final state of a strategy: prompts, LoRA adapters for transformers and vLLM, and a model card."""
+    """Exports the final state of a strategy, as `lmpipe.load` reads it: prompts, adapters, settings and a model card."""
     from lmpipe.results.export import export as write
     from lmpipe.results.run_reader import open_run
 
