@@ -23,6 +23,8 @@ from lmpipe.progress import Progress
 from lmpipe.prompting.signature import Field
 from lmpipe.prompting.template import Template
 from lmpipe.prompting.values import render_input
+from lmpipe.results.run_reader import FinishedRun
+from lmpipe.run_directory import open_run
 from lmpipe.runtime.call_context import current_context
 from lmpipe.runtime.trace import RetrievalStep, module_costs
 from lmpipe.splits import shuffled, subsample
@@ -71,6 +73,7 @@ __all__ = [
     "FailureCounts",
     "Field",
     "Finding",
+    "FinishedRun",
     "LocalLM",
     "Measure",
     "Message",
@@ -115,6 +118,7 @@ __all__ = [
     "load_tracker",
     "module_costs",
     "number_match",
+    "open_run",
     "render_input",
     "shorten",
     "shown",

@@ -13,7 +13,6 @@ from lmpipe.engines import load_lm
 from lmpipe.errors import ConfigError
 from lmpipe.lm import LM
 from lmpipe.results.export import session_of
-from lmpipe.results.run_reader import open_run
 from lmpipe.results.saved import (
     SESSION_FILE,
     SavedLM,
@@ -24,6 +23,7 @@ from lmpipe.results.saved import (
     read_saved,
 )
 from lmpipe.retriever import Retriever
+from lmpipe.run_directory import open_run
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState, WeightState
 from lmpipe.storage.hashing import canonical_json
@@ -87,10 +87,9 @@ def _read(path: Path, strategy: str | None, seed: int | None) -> SavedState:
         if strategy is not None or seed is not None:
             raise ConfigError(f"{path} holds one saved state, not a run; leave out strategy and seed")
         return read_saved(path)
-    if not any((path / name).exists() for name in ("result.json", "config.json", "journal.jsonl")):
-        clause = "has no session.json" if path.is_dir() else "does not exist"
+    if not path.is_dir():
         raise ConfigError(
-            f"{path} {clause}; pass a folder that result.save(...) or lmpipe export wrote, or a run directory"
+            f"{path} is not a folder; pass one that result.save(...) or lmpipe export wrote, or a run directory"
         )
     run = open_run(path)
     outcome = run.outcome(strategy, seed)

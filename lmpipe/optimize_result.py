@@ -15,7 +15,7 @@ from lmpipe.errors import SessionError
 from lmpipe.ledger import Cost
 from lmpipe.program.evaluate import Evaluation
 from lmpipe.results.model_card import CardFacts
-from lmpipe.results.run_reader import prompts_sent
+from lmpipe.results.run_reader import prompts_of, prompts_sent
 from lmpipe.results.saved import SavedSession, write_saved
 from lmpipe.results.trace_log import read_trace_log
 from lmpipe.runtime.session import Session
@@ -173,13 +173,14 @@ def _card_facts(result: OptimizeResult) -> CardFacts:
         low, high = (100 * end for end in evaluation.interval)
         mean, low_end, high_end = (fixed(value, decimals(low, high)) for value in (100 * evaluation.mean, low, high))
         scores.append(f"Validation score: {mean} % (95 % interval {low_end}–{high_end}, {evaluation.n} examples).")
-    traces = None if evaluation is None or session.store is None else evaluation.traces
+    traces = None if evaluation is None else evaluation.traces
+    sent = read_trace_log(session.store.path / "blobs" / traces) if session.store and traces else None
     return CardFacts(
         program=origin.program if origin else "program",
         found_by=_found_by(origin),
         seed=session.run_seed,
         scores=scores,
-        prompts=prompts_sent(read_trace_log(session.store.path / "blobs" / traces)) if session.store and traces else {},
+        prompts=prompts_of(result.state) if sent is None else prompts_sent(sent),
     )
 
 

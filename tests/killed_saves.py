@@ -51,7 +51,7 @@ def loads(folder: Path) -> bool:
     try:
         lmpipe.load(folder, scripted())
     except ConfigError as error:
-        if "does not exist" in str(error):
+        if "is not a folder" in str(error):
             return False
         raise
     return True

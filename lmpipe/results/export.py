@@ -10,7 +10,7 @@ from lmpipe.errors import ConfigError
 from lmpipe.lm import LMSource, Sampling
 from lmpipe.results.model_card import CardFacts
 from lmpipe.results.result import StrategyOutcome, StrategyReport
-from lmpipe.results.run_reader import FinishedRun, prompts_sent
+from lmpipe.results.run_reader import FinishedRun
 from lmpipe.results.saved import SavedLM, SavedSession, write_saved
 from lmpipe.text.figures import fixed, name_seeds
 from lmpipe.text.markdown import as_code
@@ -32,10 +32,10 @@ def export(run: FinishedRun, outcome: StrategyOutcome, row: StrategyReport, targ
     """
     facts = CardFacts(
         program=run.result.task,
-        found_by=f"the strategy {as_code(row.strategy)} (BetterTogether, arXiv 2407.10930)",
+        found_by=as_code(row.strategy) + " (BetterTogether, arXiv 2407.10930)" * (run.examples == "test"),
         seed=outcome.seed,
         scores=_scores(run, outcome, row),
-        prompts=prompts_sent(run.records(outcome)),
+        prompts=run.prompts(outcome),
         settings=run.result.config,
     )
     write_saved(target, outcome.state, session_of(run, outcome), run.adapter_folder, facts)
@@ -66,11 +66,12 @@ def session_of(run: FinishedRun, outcome: StrategyOutcome) -> SavedSession:
 
 
 def _scores(run: FinishedRun, outcome: StrategyOutcome, row: StrategyReport) -> list[str]:
-    """Returns sentences about the test scores of a strategy."""
-    score = row.test.per_seed[run.result.seeds.index(outcome.seed)]
+    """Returns sentences about the scores of a strategy."""
+    if run.examples == "validation":
+        return [f"Score: {row.val.percent} %, with {run.intervals}."]
+    score = row.test_score(outcome.seed)
     alone = "— (there was nothing to learn from)" if score is None else f"{fixed(100 * score, row.test.decimals)} %"
     return [
         f"Test score of this seed: {alone}.",
-        f"Over {name_seeds(run.result.seeds)}: {row.test.percent} %, with the 95 % bootstrap interval over seeds and "
-        "examples.",
+        f"Over {name_seeds(run.result.seeds)}: {row.test.percent} %, with {run.intervals}.",
     ]

@@ -12,14 +12,10 @@ from pathlib import Path
 from typing import Any, final
 
 from lmpipe.state import ProgramState
-from lmpipe.storage.hashing import canonical_json
 from lmpipe.text.cleaning import clean_text
 from lmpipe.text.markdown import as_block, as_code, as_line
 
 _CARD = "model_card.md.jinja"
-
-Prompts = Mapping[str, Sequence[tuple[str, str]]]
-"""Module path → messages of its prompt, each as ``(role, content)``."""
 
 
 @final
@@ -32,15 +28,15 @@ class CardFacts:
         found_by: The strategy or the optimizer that found the state, as Markdown.
         seed: Seed of the run.
         scores: Sentences about scores, as Markdown.
-        prompts: Prompts as they are sent; those of modules that are missing here are shown as the state has them.
+        prompts: Module path → messages of its prompt, each as ``(role, content)``.
         settings: Further settings of the run, as JSON; empty if there are none.
     """
 
     program: str
     found_by: str
     seed: int
-    scores: Sequence[str] = ()
-    prompts: Prompts = field(default_factory=dict)
+    scores: Sequence[str]
+    prompts: Mapping[str, Sequence[tuple[str, str]]]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -99,7 +95,6 @@ def render_card(
         bases={role: _Base.create(lm["name"], lm["spec"]) for role, lm in lms.items()},
         missing=_missing(state, session),
         adapters=adapters,
-        prompts={path: facts.prompts.get(path) or _as_messages(state, path) for path in state.prompts},
     )
 
 
@@ -134,16 +129,6 @@ def _missing(state: ProgramState, session: Mapping[str, Any]) -> dict[str, str]:
         if prompt.nearest is not None:
             missing["embedder=..."] = prompt.nearest.embedder
     return missing
-
-
-def _as_messages(state: ProgramState, path: str) -> list[tuple[str, str]]:
-    """The instruction and the demonstrations of a module, as the state has them."""
-    prompt = state.prompts[path]
-    demos = [
-        (f"demonstration {number}", f"{canonical_json(demo.inputs)}\n{canonical_json(demo.outputs)}")
-        for number, demo in enumerate(prompt.demos, start=1)
-    ]
-    return [("instruction", prompt.instructions), *demos]
 
 
 def _shell_word(text: object) -> str:

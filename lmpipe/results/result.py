@@ -111,7 +111,8 @@ class StrategyOutcome(BaseModel):
     Attributes:
         seed: The seed.
         state: Final prompts and weights; an adapter is in ``blobs/DIGEST`` of the run directory.
-        modules: Module path → calls, tokens and failures of the test evaluation.
+        modules: Module path → calls, tokens and failures of the test evaluation. Here and in `traces`, this is the
+            validation evaluation if the run has no ``result.json``.
         traces: Digest of the trace log of the test evaluation, which is in ``blobs/DIGEST`` of the run directory
             (`lmpipe.results.trace_log`).
         cost: Cost of the stages.
@@ -138,6 +139,10 @@ class StrategyReport(BaseModel):
     stages: list[StageReport]
     outcomes: list[StrategyOutcome]
     cost: CostFields
+
+    def test_score(self, seed: int) -> float | None:
+        """Returns the mean test score of a seed of this strategy; None if there is none."""
+        return self.test.per_seed[[outcome.seed for outcome in self.outcomes].index(seed)]
 
     @property
     def skips(self) -> list[str]:

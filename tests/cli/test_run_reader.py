@@ -33,7 +33,7 @@ from lmpipe.cli.terminal import show_error
 from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.program.evaluate import Measure
 from lmpipe.results.result import Result
-from lmpipe.results.run_reader import open_run
+from lmpipe.run_directory import open_run
 from lmpipe.storage.checksummed_json import read_checksummed, write_checksummed
 from lmpipe.storage.hashing import digest_bytes
 from programs import Iris

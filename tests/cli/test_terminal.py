@@ -30,7 +30,7 @@ from lmpipe.results.result import (
     StrategyOutcome,
     StrategyReport,
 )
-from lmpipe.results.run_reader import open_run
+from lmpipe.run_directory import open_run
 from lmpipe.text.display import escape_controls
 from lmpipe.text.markdown import as_block, as_code, as_line
 

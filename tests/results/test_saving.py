@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import lmpipe
 from lmpipe import (
@@ -28,6 +29,7 @@ from lmpipe import (
     exact_match,
     load_lm,
 )
+from lmpipe.cli import app
 from lmpipe.errors import ConfigError, CorruptBlob, LmpipeError, SessionError, StoreError
 from lmpipe.lm import LMSource
 from lmpipe.results.saved import SavedLM
@@ -171,6 +173,20 @@ def test_a_loaded_session_can_be_optimized_further_and_saved_again(saved: Path, 
     shutil.rmtree(tmp_path / "run")
     assert completions(lmpipe.load(again)) == expected
     assert completions(lmpipe.load(tmp_path / "both")) == expected_of_both
+
+
+def test_a_state_is_loaded_from_the_run_directory_of_a_script(tiny_folder: Path, tmp_path: Path) -> None:
+    with RunStore(tmp_path / "run") as store:
+        session = tiny_session(tiny_folder, store)
+        trainer = LocalTrainer(session.lm_of("lm"), TUNING)  # type: ignore[arg-type]
+        better = BetterTogether(always, {"w": BootstrapFinetune(always, trainer)}, "w")
+        result = better.optimize(Colour(), None, examples(4), examples(2, 4), session)
+        loaded = lmpipe.load(tmp_path / "run", strategy="w", seed=3)  # while the run has it open
+        assert (loaded.state, loaded.sampling, loaded.structured) == (result.state, session.sampling, True)
+        assert completions(loaded) == completions(result.session)
+    run_cli = CliRunner().invoke(app, ["export", str(tmp_path / "run"), str(tmp_path / "exported")])
+    assert run_cli.exit_code == 0
+    assert completions(lmpipe.load(tmp_path / "exported")) == completions(loaded)
 
 
 def test_an_lm_that_weights_were_not_tuned_on_is_refused(saved: Path, tiny_folder: Path) -> None:
@@ -325,9 +341,9 @@ def test_a_folder_of_another_version_is_refused(saved: Path, tmp_path: Path) -> 
 
 
 def test_other_folders_are_refused(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"missing does not exist; pass a folder that result\.save"):
+    with pytest.raises(ConfigError, match=r"missing is not a folder; pass one that result\.save"):
         lmpipe.load(tmp_path / "missing")
-    with pytest.raises(ConfigError, match=r"has no session\.json; pass a folder that result\.save"):
+    with pytest.raises(ConfigError, match="is not a run directory"):
         lmpipe.load(tmp_path)
     with pytest.raises(ConfigError, match="holds one saved state, not a run; leave out strategy and seed"):
         lmpipe.load(saved, seed=0)

@@ -1,0 +1,30 @@
+"""Reads the finished work in a run directory as it is now: without its lock, without writing, while others write it.
+
+Knows nothing about what the work is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lmpipe.storage.journal import read_journal
+
+
+def read_finished(folder: Path) -> dict[str, Any]:
+    """Returns key → result of the finished work in a run directory, in the order in which the work was first recorded.
+
+    Results that refer to blobs which do not exist are left out. The content of blobs is not checked.
+
+    Args:
+        folder: Path of the directory.
+
+    Raises:
+        StoreError: If the journal cannot be read.
+        CorruptBlob: If a line of the journal is damaged.
+    """
+    records, _ = read_journal(folder / "journal.jsonl")
+    blobs = folder / "blobs"
+    return {
+        key: record.value for key, record in records.items() if all((blobs / name).exists() for name in record.blobs)
+    }
