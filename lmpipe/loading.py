@@ -113,9 +113,8 @@ def _load_lms(path: Path, saved: SavedSession, lm: LM | str | Mapping[str, LM | 
         if isinstance(value, LM):
             lms[role] = value
             continue
-        source = SavedLM(name=value, spec=value) if value else described
-        key = canonical_json([source.spec, source.options])
-        lms[role] = loaded[key] = loaded.get(key) or _load_lm(path, role, source)
+        key = value or canonical_json([described.spec, described.options])
+        lms[role] = loaded[key] = loaded.get(key) or (load_lm(value) if value else _load_lm(path, role, described))
     return lms
 
 
@@ -126,7 +125,13 @@ def _load_lm(path: Path, role: str, saved: SavedLM) -> LM:
             f"it is not known how to load the LM {saved.name!r} of {path}, since load_lm did not make it or its server "
             f"was not recorded; pass the LM or its spec: lmpipe.load({str(path)!r}, lm={lm})"
         )
-    return load_lm(saved.spec, **saved.options)
+    try:
+        return load_lm(saved.spec, **saved.options)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the LM of {path} cannot be loaded: {error}; if it is elsewhere now, pass it: "
+            f"lmpipe.load({str(path)!r}, lm=load_lm(..., name={saved.name!r}))"
+        ) from error
 
 
 def _with_bases(path: Path, state: ProgramState, lms: Mapping[str, LM]) -> ProgramState:

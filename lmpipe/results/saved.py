@@ -44,7 +44,7 @@ SESSION_FILE = "session.json"
 STATE_FILE = "state.json"
 
 _FORMAT = 1
-_SECRET = re.compile(r"key|token|password|secret", re.IGNORECASE)  # at the end of the name of an option
+_SECRETS = ("key", "token", "password", "secret")  # ends of the names of options that are not saved
 _NOT_IN_NAME = re.compile(r"[^\w.-]")  # characters that are replaced in the name of a folder
 
 
@@ -74,7 +74,7 @@ class SavedLM(BaseModel):
         """
         if source is None:
             return cls(name=name)
-        options = {key: value for key, value in source.options.items() if not _SECRET.search(key.rpartition("_")[2])}
+        options = {key: value for key, value in source.options.items() if not key.endswith(_SECRETS)}
         if str(options.get("dtype")).startswith("torch."):
             options["dtype"] = str(options["dtype"]).removeprefix("torch.")
         kind, _, rest = source.spec.partition(":")

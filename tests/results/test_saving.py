@@ -252,8 +252,8 @@ def test_keys_and_passwords_are_not_saved(tmp_path: Path) -> None:
 def test_options_are_saved_if_json_can_hold_them(tmp_path: Path) -> None:
     import torch
 
-    described = SavedLM.create("m", LMSource("hf:m", {"dtype": torch.bfloat16, "memory": 7}))
-    assert described == SavedLM(name="m", spec="hf:m", options={"dtype": "bfloat16", "memory": 7})
+    described = SavedLM.create("m", LMSource("hf:m", {"dtype": torch.bfloat16, "tokenizer": Path("t")}))
+    assert described == SavedLM(name="m", spec="hf:m", options={"dtype": "bfloat16", "tokenizer": "t"})
     assert SavedLM.create("m", LMSource("vllm:m", {"compilation": object()})) == SavedLM(name="m")
     assert SavedLM.create("m", LMSource("openai:m", {})) == SavedLM(name="m"), "no server is named"
 
@@ -338,6 +338,17 @@ def test_a_folder_of_another_version_is_refused(saved: Path, tmp_path: Path) -> 
     write_checksummed(copy / "session.json", {**fields, "session": {"lm": 3}})
     with pytest.raises(ConfigError, match=r"session\.json is invalid: session\.lm: Input"):
         lmpipe.load(copy)
+
+
+def test_a_base_that_is_elsewhere_now_can_be_passed(tiny_folder: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_folder, tmp_path / "base")
+    session = Session(load_lm(f"hf:{base}"))
+    state = lmpipe.initial_state(Colour(), session)
+    folder = OptimizeResult(state=state).with_session(session).save(tmp_path / "saved")
+    moved = base.rename(tmp_path / "moved")
+    with pytest.raises(ConfigError, match=rf"cannot be loaded: .*no such folder; .* name='{base}'"):
+        lmpipe.load(folder)
+    assert lmpipe.load(folder, load_lm(f"hf:{moved}", name=str(base))).state == state
 
 
 def test_other_folders_are_refused(saved: Path, tmp_path: Path) -> None:
