@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 from typing import Literal
 
+from sklearn.datasets import load_wine
+
 import lmpipe
 from lmpipe import (
     Example,
@@ -55,8 +57,6 @@ class Wine(Module):
 
 def read_data() -> list[Example]:
     """Reads the table: one row a wine."""
-    from sklearn.datasets import load_wine
-
     table = load_wine(as_frame=True).frame
     return [
         Example({name: round(row[name], 2) for name in FEATURES}, {"answer": VARIETIES[int(row["target"])]})

@@ -139,9 +139,9 @@ def diff(
     common = [name for name in names if name in others]
     if not common:
         console.rule(styled(f"no strategy in common: {', '.join(names) or 'none'}; {', '.join(others) or 'none'}"))
-    seeds = [seed for seed in first.result.seeds if seed in second.result.seeds]
     for name in [strategy] if strategy else common:
-        for seed in seeds[:1]:
+        seeds = [[outcome.seed for outcome in run.strategy(name).outcomes] for run in (first, second)]
+        for seed in [seed for seed in seeds[0] if seed in seeds[1]][:1]:
             prompts = [run.prompts(run.outcome(name, seed)) for run in (first, second)]
             _show_difference(f"prompts of {name}, seed {seed}", *map(_prompt_lines, prompts))
 

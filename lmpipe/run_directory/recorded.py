@@ -64,6 +64,8 @@ def read_recorded(folder: Path) -> FinishedRun:
         f"{trial.strategy} on seed {trial.seed} is part of a strategy that is not finished; finished stages: {stages}"
         for trial, stages in unfinished
     ]
+    if (folder / "cells").is_dir():
+        notes.append(f"its cells have run directories of their own: lmpipe show {folder / 'cells'}")
     intervals = "95 % Wilson intervals over validation examples"
     return FinishedRun(folder, result, "validation", intervals, (*notes, *records.remarks))
 

@@ -31,6 +31,7 @@ from lmpipe import Example, Metric, Module, Prediction, ProgramState, Trace
 from lmpipe.cli import app
 from lmpipe.cli.terminal import show_error
 from lmpipe.errors import ConfigError, CorruptBlob
+from lmpipe.ledger import MEASURED
 from lmpipe.program.evaluate import Measure
 from lmpipe.results.result import Result
 from lmpipe.run_directory import open_run
@@ -203,8 +204,35 @@ def test_the_best_row_has_a_score_and_without_any_it_is_the_first(run: Path) -> 
 
     assert best_of(math.nan, 0.0, 0.5, 0.5, None) == "2"
     assert best_of(None, math.nan) == "0"
-    with pytest.raises(ConfigError, match="has no strategy"):
+    with pytest.raises(ConfigError, match="has no result yet"):
         best_of()
+
+
+def test_without_its_result_a_benchmark_is_read_from_its_journal(run: Path, tmp_path: Path) -> None:
+    """As while it is going on; its test scores are then unknown."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "result.json").unlink()
+    recorded, finished = open_run(copy), open_run(run)
+    assert (recorded.result.task, recorded.result.lm) == (finished.result.task, finished.result.lm)
+    assert recorded.result.seeds == finished.result.seeds
+    assert recorded.provenance == finished.provenance
+    assert recorded.notes == ()
+    assert _without_times(recorded.result.cost) == _without_times(finished.result.cost)
+    for row, other in zip(recorded.result.strategies, finished.result.strategies, strict=True):
+        assert row.strategy == other.strategy
+        assert row.val.per_seed == other.val.per_seed
+        assert [stage.per_seed for stage in row.stages] == [stage.per_seed for stage in other.stages]
+        assert [outcome.state for outcome in row.outcomes] == [outcome.state for outcome in other.outcomes]
+        assert row.test.percent == "—"
+    shown = run_cli("diff", run, copy)
+    assert "settings: no difference" in shown
+    assert "+p -> w: —" in shown
+    assert f"on {recorded.examples} examples" in run_cli("trace", copy)
+    assert recorded.traces("p -> w", seed=4)
+
+
+def _without_times(cost: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in cost.items() if name not in MEASURED}
 
 
 def test_a_failed_export_leaves_no_folder(run: Path, tmp_path: Path) -> None:
@@ -243,7 +271,7 @@ def test_a_difference_shows_settings_scores_and_prompts(run: Path, tiny_folder: 
 
 
 def test_damage_and_missing_names_are_reported(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no result\.json"):
+    with pytest.raises(ConfigError, match=r"neither result\.json nor journal\.jsonl"):
         run_cli("show", tmp_path)
     with pytest.raises(ConfigError, match=r"no strategy 'w'; it has vanilla, p -> w"):
         run_cli("trace", run, "--strategy", "w")
