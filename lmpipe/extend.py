@@ -23,6 +23,8 @@ from lmpipe.progress import Progress
 from lmpipe.prompting.signature import Field
 from lmpipe.prompting.template import Template
 from lmpipe.prompting.values import render_input
+from lmpipe.results.run_reader import FinishedRun
+from lmpipe.run_directory import open_run
 from lmpipe.runtime.call_context import current_context
 from lmpipe.runtime.trace import RetrievalStep, module_costs
 from lmpipe.splits import shuffled, subsample
@@ -36,6 +38,7 @@ from lmpipe.validation.arguments import check_type, check_whole_number
 from lmpipe.validation.checks import UnitInterval, check_examples, check_settings, deduplicate, digest_without_id
 
 if TYPE_CHECKING:
+    from lmpipe.engines.bundled import bundled_lm_folder
     from lmpipe.engines.cached import CachedLM
     from lmpipe.engines.local import LocalLM
     from lmpipe.engines.server import ServerLM
@@ -48,6 +51,7 @@ else:
             "CachedLM": ("lmpipe.engines.cached", "local"),
             "LocalLM": ("lmpipe.engines.local", "local"),
             "ServerLM": ("lmpipe.engines.server", "server"),
+            "bundled_lm_folder": ("lmpipe.engines.bundled", "local"),
             "build_index": ("lmpipe.retrieval.index", "retrieval"),
             "load_encoder": ("lmpipe.retrieval.colbert", "retrieval"),
         },
@@ -69,6 +73,7 @@ __all__ = [
     "FailureCounts",
     "Field",
     "Finding",
+    "FinishedRun",
     "LocalLM",
     "Measure",
     "Message",
@@ -93,6 +98,7 @@ __all__ = [
     "answer_f1",
     "best_index",
     "build_index",
+    "bundled_lm_folder",
     "canonical_json",
     "check_examples",
     "check_metric",
@@ -115,6 +121,7 @@ __all__ = [
     "load_tracker",
     "module_costs",
     "number_match",
+    "open_run",
     "render_input",
     "shorten",
     "shown",

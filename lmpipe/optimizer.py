@@ -16,6 +16,7 @@ from lmpipe.optimize_result import OptimizeResult, Origin
 from lmpipe.program.identity import work_key
 from lmpipe.program.module import Module, check_state
 from lmpipe.program.predict import initial_state, predictors
+from lmpipe.results.saved import SavedSession
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState
 from lmpipe.validation.arguments import check_type
@@ -122,6 +123,7 @@ class Optimizer(ABC):
             seed=session.run_seed,
             train=len(train),
             val=len(val),
+            session=SavedSession.of(session),
         )
 
     @final
