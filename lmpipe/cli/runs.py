@@ -109,7 +109,7 @@ def export(
     strategy: Strategy = None,
     seed: Seed = None,
 ) -> None:
-    """Exports the final state of a strategy: prompts, LoRA adapters for transformers and vLLM, and a model card."""
+    """Exports the final state of a strategy for `lmpipe.load`: prompts, adapters, settings and a model card."""
     from lmpipe.results.export import export as write
     from lmpipe.run_directory import open_run
 

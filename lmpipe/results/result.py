@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
-from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from lmpipe.errors import ConfigError
 from lmpipe.ledger import Cost, ModuleCost
+from lmpipe.results.saved import SavedSession
 from lmpipe.state import ProgramState
 from lmpipe.storage.checksummed_json import read_checksummed, write_checksummed
 from lmpipe.text.figures import decimals, fixed, name_seeds
@@ -115,6 +116,8 @@ class StrategyOutcome(BaseModel):
         traces: Digest of the trace log of the test evaluation, which is in ``blobs/DIGEST`` of the run directory
             (`lmpipe.results.trace_log`).
         cost: Cost of the stages.
+        session: LMs and settings that the state was found with, if the run is not a benchmark's, whose settings are in
+            `Result.config`.
     """
 
     seed: int
@@ -122,6 +125,7 @@ class StrategyOutcome(BaseModel):
     modules: dict[str, ModuleCost]
     traces: str | None
     cost: CostFields
+    session: SavedSession | None = Field(default=None, exclude=True)
 
 
 @final

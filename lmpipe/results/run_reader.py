@@ -7,20 +7,18 @@ run directories.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
-from lmpipe.errors import ConfigError, CorruptBlob, StoreError
+from lmpipe.errors import ConfigError
 from lmpipe.metrics import best_index
 from lmpipe.results.result import Result, StrategyOutcome, StrategyReport
 from lmpipe.results.trace_log import TraceRecord, read_trace_log
 from lmpipe.state import ProgramState
-from lmpipe.storage.blobs import is_blob_name, is_intact
 from lmpipe.storage.checksummed_json import read_checksummed
-from lmpipe.storage.files import explain_read_errors, explain_write_errors, read_json_object
+from lmpipe.storage.files import read_json_object
 
 BOOTSTRAP = "95 % bootstrap intervals over seeds and examples"
 """The kind of intervals that the scores of benchmarks have."""
@@ -139,15 +137,7 @@ class FinishedRun:
         Raises:
             CorruptBlob: If the trace log is missing or damaged.
         """
-        if outcome.traces is not None:
-            return prompts_sent(self.records(outcome))
-        return {
-            path: [
-                ("instructions", prompt.instructions),
-                *(("demonstration", _json(demo.model_dump(mode="json"))) for demo in prompt.demos),
-            ]
-            for path, prompt in outcome.state.prompts.items()
-        }
+        return prompts_of(outcome.state) if outcome.traces is None else prompts_sent(self.records(outcome))
 
     def records(self, outcome: StrategyOutcome) -> Iterator[TraceRecord]:
         """Yields the traces of an outcome, one at a time, in the order of example ids; none if they were not kept.
@@ -157,29 +147,9 @@ class FinishedRun:
         """
         return iter(()) if outcome.traces is None else read_trace_log(self.folder / "blobs" / outcome.traces)
 
-    def copy_adapter(self, adapter: str, target: Path) -> None:
-        """Copies the adapter of tuned weights.
-
-        Args:
-            adapter: Digest of the adapter.
-            target: Path of the copy.
-
-        Raises:
-            CorruptBlob: If the adapter is missing or damaged.
-            StoreError: If the target already exists or cannot be written.
-        """
-        source = self.folder / "blobs" / adapter
-        with explain_read_errors(source):
-            intact = is_blob_name(adapter) and source.is_dir() and is_intact(source)
-        if not intact:
-            raise CorruptBlob(
-                f"{source} is missing or damaged; restore it from a copy, or delete what is left of it and start the "
-                "run again: the stage is then done again"
-            )
-        if target.exists():
-            raise StoreError(f"{target} already exists; name another folder")
-        with explain_write_errors(target):
-            shutil.copytree(source, target)
+    def adapter_folder(self, adapter: str) -> Path:
+        """Returns the folder of an adapter, by its digest; its content is not checked."""
+        return self.folder / "blobs" / adapter
 
 
 def prompts_sent(traces: Iterable[TraceRecord]) -> dict[str, list[tuple[str, str]]]:
@@ -197,6 +167,17 @@ def prompts_sent(traces: Iterable[TraceRecord]) -> dict[str, list[tuple[str, str
             if step.kind == "lm":
                 prompts.setdefault(step.path, list(step.messages[:-1]))
     return prompts
+
+
+def prompts_of(state: ProgramState) -> dict[str, list[tuple[str, str]]]:
+    """Returns the prompt of each module of a state, as ``("instructions", text)`` and ``("demonstration", JSON)``."""
+    return {
+        path: [
+            ("instructions", prompt.instructions),
+            *(("demonstration", _json(demo.model_dump(mode="json"))) for demo in prompt.demos),
+        ]
+        for path, prompt in state.prompts.items()
+    }
 
 
 def _json(value: object) -> str:

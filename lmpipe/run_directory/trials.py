@@ -90,6 +90,7 @@ def _outcome(trial: Trial) -> StrategyOutcome:
         modules=dict(scored.modules) if scored else {},
         traces=scored.traces if scored else None,
         cost=trial.result.cost.to_json(),
+        session=None if trial.result.origin is None else trial.result.origin.session,
     )
 
 

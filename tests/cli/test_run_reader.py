@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import runpy
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+import lmpipe
 from benchmarks.experiments.experiment import run_experiment
 from benchmarks.experiments.models import ModelSpec
 from benchmarks.experiments.spec import ExperimentSpec
@@ -36,6 +38,7 @@ from lmpipe.run_directory import open_run
 from lmpipe.storage.checksummed_json import read_checksummed, write_checksummed
 from lmpipe.storage.hashing import digest_bytes
 from programs import Iris
+from tests.test_docs import snippets
 
 SPECIES = ("setosa", "versicolor", "virginica")
 SIZES = {"petal_length": 1.4, "petal_width": 0.2, "sepal_length": 5.1, "sepal_width": 3.5}
@@ -160,8 +163,32 @@ def test_an_export_is_loaded_by_peft_and_has_the_same_state(run: Path, tiny_fold
     assert next(iter(state.prompts.values())).instructions in card
     assert open_run(run).strategy("p -> w").test.percent in card
     assert re.search(r"vllm serve .* --max-lora-rank \d+ ", card)
-    with pytest.raises(ConfigError, match="already exists"):
+    with pytest.raises(ConfigError, match="already exists and holds something else"):
         run_cli("export", run, out)
+
+
+def test_an_outcome_is_loaded_from_its_run_and_from_its_export(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_cli("export", run, out := tmp_path / "out", "--strategy", "p -> w", "--seed", "4")
+    sessions = [lmpipe.load(run, strategy="p -> w", seed=4), lmpipe.load(out)]
+    outcome = open_run(run).outcome("p -> w", seed=4)
+    record = next(open_run(run).records(outcome))
+    for session in sessions:
+        assert session.state == outcome.state
+        assert (session.seed, session.structured) == (4, True)
+        assert session.sampling == Flowers().settings.changed({"max_tokens": 40}).sampling()
+        evaluation = lmpipe.evaluate(
+            Iris(), [flower for flower in Flowers().examples() if flower.id == record.example], easy, session
+        )
+        assert evaluation.scores == {record.example: record.score}
+        assert session.history()[0].text == record.steps[0].text, "the same call has the same answer"
+    card = snippets(out / "README.md")
+    (tmp_path / "card.py").write_text(card)
+    monkeypatch.chdir(out)
+    runpy.run_path(str(tmp_path / "card.py"))
+    with pytest.raises(ConfigError, match="has no seed 9; it has 3, 4"):
+        lmpipe.load(run, seed=9)
 
 
 def test_the_best_row_has_a_score_and_without_any_it_is_the_first(run: Path) -> None:
