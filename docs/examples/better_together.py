@@ -12,25 +12,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lmpipe import (
-    Example,
-    LocalTrainer,
-    Module,
-    Predict,
-    Prediction,
-    RunStore,
-    Sampling,
-    Session,
-    TuningConfig,
-    exact_match,
-    initial_state,
-    load_lm,
-)
-from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
+from lmpipe import Example, Module, Predict, Prediction, evaluate, exact_match
+from optimizers import optimize
 
 DATA = Path("colours.jsonl")
-RED = ["blood", "ruby", "tomato", "cherry", "strawberry", "brick", "lobster", "fire engine"]
-GREEN = ["grass", "emerald", "lime", "cucumber", "frog", "spinach", "leaf", "cactus"]
+RED = "blood ruby tomato cherry strawberry brick lobster ketchup raspberry rose cranberry rust wine chili ember lipstick"
+GREEN = "grass emerald lime cucumber frog spinach leaf cactus moss fern pea broccoli lettuce kale mint clover"
 
 
 class Colour(Module):
@@ -45,7 +32,7 @@ class Colour(Module):
 
 def write_data() -> None:
     """Writes red and green things in turn, one JSON object a line."""
-    pairs = [((red, "red"), (green, "green")) for red, green in zip(RED, GREEN, strict=True)]
+    pairs = [((red, "red"), (green, "green")) for red, green in zip(RED.split(), GREEN.split(), strict=True)]
     lines = [json.dumps({"thing": thing, "colour": colour}) for pair in pairs for thing, colour in pair]
     DATA.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -57,23 +44,14 @@ def read_data() -> list[Example]:
 
 
 def main() -> None:
-    """Runs the strategy and prints the validation score after each stage."""
+    """Runs the strategy, and scores the program before and after it on examples that it has not seen."""
     write_data()
-    train, val = read_data()[:8], read_data()[8:]
-    lm = load_lm("bundled")
-    tuning = TuningConfig(rank=8, alpha=16, target_modules="all-linear", learning_rate=1e-3, epochs=3, batch_size=4)
-    stages = {
-        "p": BootstrapFewShotRandomSearch(exact_match, num_candidate_programs=2),
-        "w": BootstrapFinetune(exact_match, LocalTrainer(lm, tuning), rollouts_per_example=2, temperature=0.7),
-    }
-    optimizer = BetterTogether(exact_match, stages, strategy="p -> w -> p")
+    train, test = read_data()[:24], read_data()[24:]
     program = Colour()
-    with RunStore("runs/colours") as store:
-        session = Session(lm=lm, sampling=Sampling(max_tokens=8), store=store)
-        result = optimizer.optimize(program, initial_state(program, session), train, val, session)
-    for stage in result.stages:
-        print(f"{stage.name:12} {stage.evaluation.mean:.2f}  {stage.result.status} {stage.result.reason}")
-    print("adapter:", result.state.weights["lm"].adapter)
+    result = optimize(program, train, exact_match, lm="bundled", out="runs/colours")
+    print(result)
+    for name, state in {"before": result.origin, "after": result.state}.items():
+        print(f"{name:7} {evaluate(program, test, exact_match, result.session, state=state).mean:.2f}")
 
 
 if __name__ == "__main__":
