@@ -127,6 +127,10 @@ class OptimizeResult(BaseModel):
             raise SessionError("this result belongs to no session; write: with session.using(result.state): program(…)")
         return self._session
 
+    def __eq__(self, other: object) -> bool:
+        """Compares the fields; results of two sessions may be equal."""
+        return isinstance(other, OptimizeResult) and self.__dict__ == other.__dict__
+
     def with_session(self, session: Session) -> OptimizeResult:
         """Returns this result, and those of its stages, with a session to run their states in."""
         stages = tuple(stage.model_copy(update={"result": stage.result.with_session(session)}) for stage in self.stages)
