@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -93,6 +94,20 @@ def test_examples_fit_on_a_page_and_say_how_to_run_them() -> None:
         assert len(code.splitlines()) <= 80, example.name
         assert f"    python {example.name}" in code, f"{example.name} does not say how to run it"
         assert f"examples/{example.stem}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), example.name
+
+
+def test_the_counts_beside_dspy_are_those_of_its_snippets() -> None:
+    """Counted as the page says: lines, and names of the library that are imported or reached as attributes."""
+    page = (ROOT / "docs" / "from_dspy.md").read_text(encoding="utf-8")
+    counts = []
+    for code in re.findall(r"^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        nodes = list(ast.walk(ast.parse(code)))
+        imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+        reached = {node.attr for node in nodes if isinstance(node, ast.Attribute)} - {"answer"}  # a field of the data
+        counts.append((sum(bool(line.strip()) for line in code.splitlines()), len(imported | reached)))
+    table = page.partition("| names of the library |")[2]
+    rows = [(int(lines), int(names)) for lines, names in re.findall(r"\| (\d+) \| (\d+) \|", table)]
+    assert len(rows) == 3 and counts == rows
 
 
 def test_links_between_pages_lead_somewhere() -> None:
