@@ -49,7 +49,18 @@ class Finding(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["few traces", "class collapse", "over-fit", "worse", "no gain", "budget", "failing", "no choice"]
+    kind: Literal[
+        "failing",
+        "skipped",
+        "few traces",
+        "class collapse",
+        "no learning",
+        "over-fit",
+        "worse",
+        "no gain",
+        "no choice",
+        "budget",
+    ]
     stage: str
     message: str
     advice: str
@@ -130,6 +141,9 @@ class OptimizeResult(BaseModel):
     def __eq__(self, other: object) -> bool:
         """Compares the fields; results of two sessions may be equal."""
         return isinstance(other, OptimizeResult) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash(self.state)
 
     def with_session(self, session: Session) -> OptimizeResult:
         """Returns this result, and those of its stages, with a session to run their states in."""

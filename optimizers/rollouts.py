@@ -75,7 +75,7 @@ class Rollouts:
     failures: tuple[CommonFailure, ...] = ()
 
     def failure_cause(self) -> str:
-        """Says why nearly all rollouts failed and what to do about it; empty if they have no common cause."""
+        """Says why nearly all rollouts failed; empty if they have no common cause."""
         return failure_cause(self.failures, self.tried)
 
     def details(self) -> dict[str, Any]:
@@ -98,14 +98,14 @@ class Rollouts:
 
 
 def failure_cause(failures: Sequence[CommonFailure], total: int) -> str:
-    """Says why nearly all of some rollouts failed and what to do about it; empty if they have no common cause.
+    """Says why nearly all of some rollouts failed; empty if they have no common cause.
 
     Args:
         failures: Kinds of failure of the rollouts, the most common first.
         total: Number of all rollouts.
     """
     failure = dominant_failure(failures, total)
-    return "" if failure is None else f"{failure.summary(total)}; {failure.advice}"
+    return "" if failure is None else failure.summary(total)
 
 
 def is_success(trace: Trace, threshold: float) -> bool:

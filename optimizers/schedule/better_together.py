@@ -34,7 +34,7 @@ from lmpipe.extend import (
     derive_seed,
     subsample,
 )
-from optimizers.schedule.diagnosis import diagnose, no_choice_finding
+from optimizers.schedule.diagnosis import Diagnosis
 from optimizers.schedule.strategy import VANILLA, Strategy, as_strategy, distinct_stages
 
 StrategyT = TypeVar("StrategyT", bound="str | Strategy")
@@ -132,19 +132,21 @@ class BetterTogether(Optimizer):
         for name in strategy.stages:
             self.optimizers[name].require_examples(train, val)
         runner = _StageRunner(self, program, state, train, val, session)
-        first = runner.score(state, session, VANILLA)
+        diagnosis = Diagnosis(strategy, self.optimizers, program, train, val, session, self.select, self.prompts_from)
+        outcomes = [(state, runner.score(state, session, VANILLA))]
+        findings = list(diagnosis.of_start(outcomes[0][1]))
         stages: list[StageResult] = []
         for prefix in strategy.prefixes():
-            before = (stages[-1].result.state, stages[-1].evaluation) if stages else (state, first)
-            stages.append(runner.run(prefix, *before))
-        outcomes = [(state, first), *((stage.result.state, stage.evaluation) for stage in stages)]
-        tunes = {name: self.optimizers[name].tunes for name in strategy.stages}
-        findings = list(diagnose(strategy, first, stages, tunes))
+            stage = runner.run(prefix, *outcomes[-1])
+            findings += diagnosis.of_stage(prefix, *outcomes[-1], stage)
+            stages.append(stage)
+            outcomes.append((stage.result.state, stage.evaluation))
+        findings += diagnosis.of_run(stages)
         chosen, evaluation = outcomes[-1]
         if self.select == "best":
             number = best_index(outcome[1].comparable_mean for outcome in outcomes)
             chosen, evaluation = outcomes[number or 0]
-            findings += [no_choice_finding(strategy, len(val))] if number is None else []
+            findings += [diagnosis.no_choice()] if number is None else []
         skipped = bool(stages) and all(stage.result.status == "skipped" for stage in stages)
         return OptimizeResult(
             state=chosen,

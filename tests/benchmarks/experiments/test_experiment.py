@@ -80,7 +80,7 @@ def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
     assert (stage["name"], stage["status"]) == ("w", "skipped")
     assert "nothing to train on" in stage["reason"]
     assert set(stage["cost"]["modules"]) == {"classify.predict"}
-    assert ("few traces", "p -> w") in {(finding["kind"], finding["stage"]) for finding in result["findings"]}
+    assert ("skipped", "p -> w") in {(finding["kind"], finding["stage"]) for finding in result["findings"]}
     first, second = result["strategies"][2]["stages"]
     assert first["cost"]["lm_calls"] == result["strategies"][1]["stages"][0]["cost"]["lm_calls"]
     start = result["strategies"][0]["cost"]["lm_calls"]
