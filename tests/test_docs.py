@@ -107,7 +107,8 @@ def test_the_counts_beside_dspy_are_those_of_its_snippets() -> None:
         counts.append((sum(bool(line.strip()) for line in code.splitlines()), len(imported | reached)))
     table = page.partition("| names of the library |")[2]
     rows = [(int(lines), int(names)) for lines, names in re.findall(r"\| (\d+) \| (\d+) \|", table)]
-    assert len(rows) == 3 and counts == rows
+    assert len(rows) == 3
+    assert counts == rows
 
 
 def test_links_between_pages_lead_somewhere() -> None:
