@@ -81,11 +81,14 @@ def test_snippets_and_examples_are_typed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
 def test_an_example_runs(example: Path, tmp_path: Path) -> None:
-    if example.stem != "server_and_cluster":
-        run(example, tmp_path)
+    if example.stem == "server_and_cluster":
+        with serving(model="m") as fake:
+            assert "failed runs: {}\n5 LM calls" in run(example, tmp_path, "--url", fake.url, "--model", "m")
         return
-    with serving(model="m") as fake:
-        assert "failed runs: {}\n5 LM calls" in run(example, tmp_path, "--url", fake.url, "--model", "m")
+    printed = run(example, tmp_path)
+    if example.stem == "better_together":
+        scores = dict(re.findall(r"^(untuned|p|best): (\S+)$", printed, re.MULTILINE))
+        assert float(scores["best"]) > float(scores["p"]) + 0.3, printed
 
 
 def test_examples_fit_on_a_page_and_say_how_to_run_them() -> None:
