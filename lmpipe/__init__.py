@@ -17,6 +17,7 @@ from lmpipe.engines.tuning_config import TuningConfig
 from lmpipe.errors import EngineError, LmpipeError, ParseError
 from lmpipe.ledger import Budget
 from lmpipe.lm import LM, Completion, Request, Sampling, ScriptedLM
+from lmpipe.loading import load
 from lmpipe.metrics import Metric, exact_match
 from lmpipe.optimize_result import OptimizeResult
 from lmpipe.optimizer import Optimizer, PromptOptimizer, WeightOptimizer
@@ -81,6 +82,7 @@ __all__ = [
     "evaluate",
     "exact_match",
     "initial_state",
+    "load",
     "load_lm",
     "load_retriever",
     "predictors",

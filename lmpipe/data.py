@@ -6,21 +6,28 @@ about signatures, LMs or metrics.
 
 from __future__ import annotations
 
+import operator
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, final
+
+from typing_extensions import Never
 
 from lmpipe.errors import ConfigError
 from lmpipe.storage.hashing import digest
 from lmpipe.text.cleaning import clean_value
-from lmpipe.text.display import shown
+from lmpipe.text.display import did_you_mean, shown
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @final
 @dataclass(frozen=True)
 class Example:
-    """One labelled record.
+    """One labelled record. Numbers and arrays of numpy become numbers and lists of Python.
 
     Args:
         inputs: Keyword arguments of the program.
@@ -31,7 +38,8 @@ class Example:
         replaced: Number of characters that were not valid text and were replaced by U+FFFD.
 
     Raises:
-        ConfigError: If inputs or labels are not a mapping, the id is not a string, or a value contains itself.
+        ConfigError: If inputs or labels are not a mapping of names to values, the id is not a string, a value contains
+            itself, or fields are passed as arguments.
     """
 
     inputs: Mapping[str, Any]
@@ -39,17 +47,25 @@ class Example:
     id: str = ""
     replaced: int = field(init=False, default=0, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        for name, value in (("inputs", self.inputs), ("labels", self.labels)):
-            if not isinstance(value, Mapping):
-                raise ConfigError(
-                    f"the {name} of an example are {shown(value, 100)}; pass a dict of field names to values"
-                )
-        if not isinstance(self.id, str):
-            raise ConfigError(f"the id of an example is {shown(self.id, 100)}; pass a string")
+    def __init__(
+        self,
+        inputs: Mapping[str, Any] = _NOTHING,
+        labels: Mapping[str, Any] = _NOTHING,
+        id: str = "",  # noqa: A002
+        **fields: Never,
+    ) -> None:
+        if fields or inputs is _NOTHING:
+            raise ConfigError(
+                f"an example has a dict of inputs and one of labels; write Example(inputs={dict(fields)!r}, "
+                "labels={…}), with the correct outputs in labels"
+            )
+        for name, value in (("inputs", inputs), ("labels", labels)):
+            _check_fields(name, value)
+        if not isinstance(id, str):
+            raise ConfigError(f"the id of an example is {shown(id, 100)}; pass a string, such as id={str(id)!r}")
         replaced: list[int] = []
         try:
-            values = clean_value([dict(self.inputs), dict(self.labels), self.id], replaced.append)
+            values = clean_value(without_numpy([dict(inputs), dict(labels), id]), replaced.append)
         except RecursionError:
             raise ConfigError("an example has a value that contains itself or is nested too deeply") from None
         for name, value in zip(("inputs", "labels", "id"), values, strict=True):
@@ -58,10 +74,50 @@ class Example:
         if not self.id:
             object.__setattr__(self, "id", digest([self.inputs, self.labels])[:12])
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            fields = [part for part in ("labels", "inputs") if name in self.__dict__.get(part, ())]
+            hint = f"; write example.{fields[0]}[{name!r}]" if fields else ""
+            raise AttributeError(f"an Example has no attribute {name!r}{hint}")
+
     @cached_property
     def digest(self) -> str:
         """Digest of inputs, labels and id."""
         return digest([self.id, self.inputs, self.labels])
+
+
+def _check_fields(part: str, fields: object) -> None:
+    """Raises a ConfigError if the inputs or the labels of an example are not a dict with names as keys."""
+    if not isinstance(fields, Mapping):
+        name = "question" if part == "inputs" else "answer"
+        raise ConfigError(
+            f"the {part} of an example are {shown(fields, 100)}; pass a dict of field names to values, such as "
+            f"{part}={{{name!r}: {shown(fields, 50)}}}"
+        )
+    unnamed = [key for key in fields if not isinstance(key, str)]
+    if unnamed:
+        raise ConfigError(
+            f"the {part} of an example have the field {shown(unnamed[0], 50)}; names of fields are strings, so write "
+            f"{str(unnamed[0])!r}"
+        )
+
+
+def without_numpy(value: Any) -> Any:
+    """Returns a value with numbers and arrays of numpy as those of Python, also in nested lists, dicts and tuples."""
+    if type(value) in _PLAIN or (numpy := sys.modules.get("numpy")) is None:
+        return value
+    if isinstance(value, (numpy.generic, numpy.ndarray)):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {without_numpy(key): without_numpy(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        items = type(value)(map(without_numpy, value))
+        return value if all(map(operator.is_, items, value)) else items
+    return value
+
+
+_PLAIN = frozenset([str, int, float, bool, type(None)])
 
 
 def snapshot(value: Any) -> Any:
@@ -83,20 +139,30 @@ class Prediction(Mapping[str, Any]):
     __slots__ = ("_values",)
     _values: dict[str, Any]
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, *unnamed: Never, **values: Any) -> None:
+        if unnamed:
+            raise ConfigError(f"an output has a name; write Prediction(answer={shown(unnamed[0], 100)})")
         object.__setattr__(self, "_values", values)
 
     def __getitem__(self, name: str) -> Any:
-        return self._values[name]
+        try:
+            return self._values[name]
+        except KeyError:
+            raise KeyError(self._no_field(name)) from None
 
     def __getattr__(self, name: str) -> Any:
         try:
             return self._values[name]
         except KeyError:
-            raise AttributeError(f"this prediction has no field {name!r}; it has {', '.join(self._values)}") from None
+            raise AttributeError(self._no_field(name)) from None
+
+    def _no_field(self, name: str) -> str:
+        known = ", ".join(self._values) or "none"
+        return f"this prediction has no field {name!r}; it has {known}{did_you_mean(name, self._values)}"
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("a Prediction cannot be changed; create a new one")
+        code = f"Prediction(**{{**prediction, {name!r}: {shown(value, 50)}}})"
+        raise AttributeError(f"a Prediction cannot be changed; create a new one: {code}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore_prediction, (self._values,)

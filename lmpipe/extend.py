@@ -14,7 +14,7 @@ from lmpipe.errors import ConfigError, SessionError, StrategyError, TrainingDive
 from lmpipe.events import Callback, CandidateScored, EpochEnded, Event, StageEnded
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.lm import Message, Usage
-from lmpipe.metrics import answer_f1, best_index, finite_values, number_match
+from lmpipe.metrics import answer_f1, best_index, check_metric, finite_values, number_match
 from lmpipe.optimize_result import Candidate, Finding, StageResult
 from lmpipe.program.evaluate import Measure, evaluate_many
 from lmpipe.program.failures import CommonFailure, FailureCounts, dominant_failure
@@ -23,19 +23,22 @@ from lmpipe.progress import Progress
 from lmpipe.prompting.signature import Field
 from lmpipe.prompting.template import Template
 from lmpipe.prompting.values import render_input
+from lmpipe.results.run_reader import FinishedRun
+from lmpipe.run_directory import open_run
 from lmpipe.runtime.call_context import current_context
 from lmpipe.runtime.trace import RetrievalStep, module_costs
 from lmpipe.splits import shuffled, subsample
 from lmpipe.state import DemoSelection
 from lmpipe.storage.hashing import canonical_json, derive_seed, digest
 from lmpipe.text.cleaning import clean_text
-from lmpipe.text.display import shorten, shown
+from lmpipe.text.display import did_you_mean, shorten, shown
 from lmpipe.trackers import Tracker, load_tracker
 from lmpipe.trainer import DPOLoss, Objective, PolicyGradientLoss, SFTLoss, TrainingResult, TrainingRow
-from lmpipe.validation.arguments import check_type
+from lmpipe.validation.arguments import check_type, check_whole_number
 from lmpipe.validation.checks import UnitInterval, check_examples, check_settings, deduplicate, digest_without_id
 
 if TYPE_CHECKING:
+    from lmpipe.engines.bundled import bundled_lm_folder
     from lmpipe.engines.cached import CachedLM
     from lmpipe.engines.local import LocalLM
     from lmpipe.engines.server import ServerLM
@@ -48,6 +51,7 @@ else:
             "CachedLM": ("lmpipe.engines.cached", "local"),
             "LocalLM": ("lmpipe.engines.local", "local"),
             "ServerLM": ("lmpipe.engines.server", "server"),
+            "bundled_lm_folder": ("lmpipe.engines.bundled", "local"),
             "build_index": ("lmpipe.retrieval.index", "retrieval"),
             "load_encoder": ("lmpipe.retrieval.colbert", "retrieval"),
         },
@@ -69,6 +73,7 @@ __all__ = [
     "FailureCounts",
     "Field",
     "Finding",
+    "FinishedRun",
     "LocalLM",
     "Measure",
     "Message",
@@ -93,14 +98,18 @@ __all__ = [
     "answer_f1",
     "best_index",
     "build_index",
+    "bundled_lm_folder",
     "canonical_json",
     "check_examples",
+    "check_metric",
     "check_settings",
     "check_type",
+    "check_whole_number",
     "clean_text",
     "current_context",
     "deduplicate",
     "derive_seed",
+    "did_you_mean",
     "digest",
     "digest_without_id",
     "dominant_failure",
@@ -112,6 +121,7 @@ __all__ = [
     "load_tracker",
     "module_costs",
     "number_match",
+    "open_run",
     "render_input",
     "shorten",
     "shown",

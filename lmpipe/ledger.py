@@ -52,6 +52,9 @@ class ModuleCost:
     def __add__(self, other: ModuleCost) -> ModuleCost:
         return ModuleCost(*map(operator.add, _counts(self), _counts(other)))
 
+    def __sub__(self, part: ModuleCost) -> ModuleCost:
+        return ModuleCost(*map(operator.sub, _counts(self), _counts(part)))
+
     @classmethod
     def total(cls, costs: Iterable[ModuleCost]) -> ModuleCost:
         """Returns the sum of several costs, computed in one pass."""
@@ -115,6 +118,12 @@ class Cost:
         changed = {path: self.modules.get(path, ModuleCost()) + cost for path, cost in other.modules.items()}
         modules = {**self.modules, **changed} if changed else self.modules
         return Cost(**summed, peak_memory=max(self.peak_memory, other.peak_memory), modules=modules)
+
+    def __sub__(self, part: Cost) -> Cost:
+        """Returns the rest of a total without one of its parts; the peak memory stays that of the total."""
+        rest = {name: getattr(self, name) - getattr(part, name) for name in _SUMMED}
+        modules = {path: cost - part.modules.get(path, ModuleCost()) for path, cost in self.modules.items()}
+        return Cost(**rest, peak_memory=self.peak_memory, modules=modules)
 
     @property
     def tokens(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any, Literal, final
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.state import WeightState
 from lmpipe.text.display import shown
+from lmpipe.validation.arguments import check_finite_number, check_items, check_whole_number
 from lmpipe.validation.contract import call_and_check
 
 
@@ -47,7 +48,7 @@ class Sampling:
         logprobs: Whether completions include the log-probability of each token.
 
     Raises:
-        ConfigError: If a value is out of range.
+        ConfigError: If a value is out of range or has the wrong type.
     """
 
     temperature: float = 0.0
@@ -58,8 +59,19 @@ class Sampling:
     logprobs: bool = False
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or min(self.max_tokens, self.top_k or 1) < 1:
-            raise ConfigError(f"{self}: temperature must be ≥ 0, top_p in (0, 1], max_tokens and top_k ≥ 1")
+        temperature = check_finite_number("Sampling: temperature", self.temperature)
+        top_p = check_finite_number("Sampling: top_p", self.top_p)
+        if not 0 < top_p <= 1:
+            raise ConfigError(f"Sampling: top_p is {top_p:g}; it must be above 0 and at most 1, and 1 samples from all")
+        max_tokens = check_whole_number("Sampling: max_tokens", self.max_tokens)
+        top_k = None if self.top_k is None else check_whole_number("Sampling: top_k", self.top_k)
+        if isinstance(self.stop, str):
+            raise ConfigError(f"Sampling: stop is {shown(self.stop)}; write stop=({shown(self.stop)},)")
+        stop = tuple(check_items("Sampling: stop", self.stop, str))
+        values = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "top_k": top_k, "stop": stop}
+        for name, value in values.items():
+            if value is not getattr(self, name):
+                object.__setattr__(self, name, value)
 
 
 @final

@@ -21,6 +21,7 @@ from lmpipe.errors import MetricError
 from lmpipe.prompting.numbers import Number, find_numbers
 from lmpipe.text.cleaning import clean_text
 from lmpipe.text.display import shorten, shown
+from lmpipe.validation.arguments import check_callable
 
 Metric = Callable[[Example, Prediction], float | tuple[float, str]]
 """A function that scores a prediction on an example, in [0, 1].
@@ -35,6 +36,15 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SPECIAL_ANSWERS = frozenset(["yes", "no", "noanswer"])
 _ANSWER_MARK = re.compile(r"#### *(?=[-−$€£¥.\d])")
 _SLASH = re.compile(r"\s?/\s?")
+
+
+def check_metric(metric: object) -> None:
+    """Checks that a metric is a function of an example and a prediction, before anything is scored with it.
+
+    Raises:
+        ConfigError: If it is not a function, or takes other arguments.
+    """
+    check_callable("metric", metric, ("example", "prediction"), "def metric(example, prediction): return 1.0")
 
 
 def score_prediction(metric: Metric, example: Example, prediction: Prediction) -> tuple[float, str]:
@@ -55,9 +65,15 @@ def _in_range(score: object) -> float:
     if inspect.iscoroutine(score):
         score.close()
         raise MetricError("it is async, so it returned a coroutine; write `def` instead of `async def`")
+    if getattr(score, "shape", ()):  # an array of numpy or torch
+        raise MetricError(f"it returned {shown(score, 100)}, an array; write `return float(scores.mean())` or the like")
     value = float(score) if isinstance(score, (float, int, SupportsFloat)) else math.nan
     if not -_ROUNDING <= value <= 1 + _ROUNDING:  # also true for NaN
-        raise MetricError(f"it returned {shown(score, 100)}; it must return a number in [0, 1], or (number, text)")
+        missing = "; does it lack a `return`?" if score is None else ""
+        percent = f"; for a percentage, write `return {shown(score, 50)} / 100`" if 1 < value <= 100 else ""
+        raise MetricError(
+            f"it returned {shown(score, 100)}; it must return a number in [0, 1], or (number, text){missing}{percent}"
+        )
     return min(max(value, 0.0), 1.0)
 
 
@@ -165,7 +181,10 @@ def _answers(metric: str, example: Example, prediction: Prediction) -> tuple[Any
     for name, fields in (("prediction", prediction), ("labels", example.labels)):
         if "answer" not in fields:
             listed = shorten(", ".join(map(repr, fields)), 300) or "none"
-            raise MetricError(f"{metric} needs the field 'answer' in the {name}; fields there: {listed}")
+            raise MetricError(
+                f"{metric} needs the field 'answer' in the {name}; fields there: {listed}; name it 'answer', or write "
+                "a metric for your fields: def metric(example, prediction): …"
+            )
     label = example.labels["answer"]
     golds = list(label) if isinstance(label, (list, tuple)) else [label]
     if not golds or None in golds:

@@ -6,6 +6,7 @@ knows nothing about how a state is found.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, final
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
@@ -13,8 +14,14 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 from lmpipe.errors import SessionError
 from lmpipe.ledger import Cost
 from lmpipe.program.evaluate import Evaluation
+from lmpipe.results.model_card import CardFacts
+from lmpipe.results.run_reader import prompts_of, prompts_sent
+from lmpipe.results.saved import SavedSession, write_saved
+from lmpipe.results.trace_log import read_trace_log
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState
+from lmpipe.text.figures import decimals, fixed
+from lmpipe.text.markdown import as_code, as_line
 
 
 @final
@@ -79,6 +86,7 @@ class Origin(BaseModel):
         seed: Seed of the run.
         train: Number of training examples.
         val: Number of validation examples.
+        session: LMs and settings of the session; None in results of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -91,6 +99,7 @@ class Origin(BaseModel):
     seed: int
     train: int
     val: int
+    session: SavedSession | None = None
 
 
 @final
@@ -151,6 +160,53 @@ class OptimizeResult(BaseModel):
         result = self.model_copy(update={"stages": stages})
         result._session = session.using(self.state)
         return result
+
+    def save(self, folder: str | Path) -> Path:
+        """Saves the state that was found, its adapters, and the LMs and settings that it runs on.
+
+        `lmpipe.load` reads the folder, which does not depend on the run directory. Keys of servers are not saved.
+
+        Args:
+            folder: Path of a new folder. A folder that holds this very state and session already stays as it is.
+
+        Returns:
+            The path of the folder.
+
+        Raises:
+            ConfigError: If the folder exists and holds anything else.
+            CorruptBlob: If an adapter is missing or damaged.
+            SessionError: If the result was not returned by `Optimizer.optimize`.
+            StoreError: If the folder cannot be written.
+        """
+        session = self.session
+        write_saved(Path(folder), self.state, SavedSession.of(session), session.adapter_folder, _card_facts(self))
+        return Path(folder)
+
+
+def _card_facts(result: OptimizeResult) -> CardFacts:
+    """What the model card says about a result."""
+    session, origin, evaluation = result.session, result.origin, result.evaluation
+    scores = [f"The optimizer was skipped: {as_line(result.reason)}."] if result.status == "skipped" else []
+    if evaluation is not None and evaluation.n:
+        low, high = (100 * end for end in evaluation.interval)
+        mean, low_end, high_end = (fixed(value, decimals(low, high)) for value in (100 * evaluation.mean, low, high))
+        scores.append(f"Validation score: {mean} % (95 % interval {low_end}–{high_end}, {evaluation.n} examples).")
+    traces = None if evaluation is None else evaluation.traces
+    sent = read_trace_log(session.store.path / "blobs" / traces) if session.store and traces else None
+    return CardFacts(
+        program=origin.program if origin else "program",
+        found_by=_found_by(origin),
+        seed=session.run_seed,
+        scores=scores,
+        prompts=prompts_of(result.state) if sent is None else prompts_sent(sent),
+    )
+
+
+def _found_by(origin: Origin | None) -> str:
+    if origin is None:
+        return "an optimizer"
+    strategy = f"the strategy {as_code(origin.strategy)} of " if origin.strategy else ""
+    return strategy + as_code(origin.optimizer)
 
 
 @final

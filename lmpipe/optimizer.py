@@ -16,6 +16,7 @@ from lmpipe.optimize_result import OptimizeResult, Origin
 from lmpipe.program.identity import work_key
 from lmpipe.program.module import Module, check_state
 from lmpipe.program.predict import initial_state, predictors
+from lmpipe.results.saved import SavedSession
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState
 from lmpipe.validation.arguments import check_type
@@ -73,9 +74,9 @@ class Optimizer(ABC):
                 argument is of the wrong type, or if the state is of another program.
         """
         check_type("program", program, Module)
-        check_type("session", session, Session)
+        check_type("session", session, Session, "optimize(program, state, train, val, session)")
         state = session.state or initial_state(program, session) if state is None else state
-        check_type("state", state, ProgramState)
+        check_type("state", state, ProgramState, "optimize(program, {}, train, val, session)")
         train = deduplicate(check_examples(train, "train"), "train")
         val = check_examples(val, "val")
         check_ids(val, "val")
@@ -122,6 +123,7 @@ class Optimizer(ABC):
             seed=session.run_seed,
             train=len(train),
             val=len(val),
+            session=SavedSession.of(session),
         )
 
     @final

@@ -19,11 +19,13 @@ from pydantic import (
     ValidationError,
     WrapSerializer,
 )
-from typing_extensions import Self
+from typing_extensions import Never, Self
 
 from lmpipe.errors import ConfigError, ModuleError, SessionError
 from lmpipe.storage.hashing import digest, jsonable
 from lmpipe.text.cleaning import clean_text, clean_value
+from lmpipe.text.display import did_you_mean, shown
+from lmpipe.text.rules import state_rule
 
 V = TypeVar("V")
 
@@ -53,7 +55,10 @@ class _Value(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, *unnamed: Never, **values: Any) -> None:
+        if unnamed:
+            name, first = next(iter(type(self).model_fields)), shown(unnamed[0], 100)
+            raise ConfigError(f"the fields of {type(self).__name__} have names; write {name}={first}")
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -113,13 +118,25 @@ class _Value(BaseModel):
 
 
 def _invalid(kind: type[_Value], error: ValidationError) -> ConfigError:
-    """The error for an invalid value; it names the invalid part."""
-    first = error.errors(include_url=False)[0]
-    inner = first.get("ctx", {}).get("error")
-    if isinstance(inner, ConfigError) and not first["loc"]:
-        return inner  # raised when the same value was created
-    problem = str(inner) if isinstance(inner, ConfigError) else first["msg"]
-    return ConfigError(": ".join([f"invalid {kind.__name__}", *map(str, first["loc"]), problem]))
+    """The error for an invalid value; it names all invalid parts."""
+    problems = []
+    for detail in error.errors(include_url=False):
+        inner = detail.get("ctx", {}).get("error")
+        if isinstance(inner, ConfigError) and not detail["loc"]:
+            return inner  # raised when the same value was created
+        place = ".".join(map(str, detail["loc"]))
+        if isinstance(inner, ConfigError):
+            problems.append(f"{place}: {str(inner).removeprefix('invalid ')}")
+        elif not place:
+            problems.append(state_rule(detail))
+        else:
+            value = "" if detail["type"] in _ABOUT_NAMES else f"is {shown(detail['input'], 100)}; it "
+            problems.append(f"{place} {value}{state_rule(detail, kind.model_fields)}")
+    return ConfigError(f"invalid {kind.__name__}: {'. '.join(problems).replace('?. ', '? ')}")
+
+
+_ABOUT_NAMES = ("missing", "extra_forbidden")
+"""Types of pydantic's errors that are about the name of a field, and not about its value."""
 
 
 def _unpickle(kind: type[_Value], values: Mapping[str, Any]) -> _Value:
@@ -218,7 +235,9 @@ class ProgramState(_Value):
             ModuleError: If the program has no module with one of the paths.
         """
         for path in prompts.keys() - self.prompts.keys():
-            raise ModuleError(f"no predictor at {path!r}; this state has {', '.join(self.prompts)}")
+            raise ModuleError(
+                f"no predictor at {path!r}; this state has {', '.join(self.prompts)}{did_you_mean(path, self.prompts)}"
+            )
         return ProgramState(prompts={**self.prompts, **prompts}, weights=self.weights)
 
     def with_prompts_of(self, other: ProgramState) -> ProgramState:
@@ -248,7 +267,9 @@ class ProgramState(_Value):
         state_paths = [*self.prompts, *(key.partition("/")[2] for key in self.weights)]
         for old in paths:
             if not any(_is_within(path, old) for path in state_paths):
-                raise ConfigError(f"no module at {old!r}; this state has {', '.join(self.prompts)}")
+                raise ConfigError(
+                    f"no module at {old!r}; this state has {', '.join(self.prompts)}{did_you_mean(old, state_paths)}"
+                )
         prompts = {_renamed(path, paths): prompt for path, prompt in self.prompts.items()}
         weights = {_renamed_key(key, paths): value for key, value in self.weights.items()}
         if len(prompts) < len(self.prompts) or len(weights) < len(self.weights):
@@ -267,7 +288,11 @@ class ProgramState(_Value):
         """
         weights = self.weights.get(f"{role}/{path}") or self.weights.get(role)
         if weights is None:
-            raise SessionError(f"{path!r} needs an LM of role {role!r}; this state has {', '.join(self.weights)}")
+            known = ", ".join(self.weights)
+            raise SessionError(
+                f"{path!r} needs an LM of role {role!r}; this state has {known}; write "
+                f"Session(lm={{…, {role!r}: lm}}), and make the state in that session"
+            )
         return weights
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Literal
 
 from lmpipe import (
@@ -27,9 +28,19 @@ from lmpipe import (
     load_lm,
     predictors,
 )
-from lmpipe.extend import ConfigError, check_examples, check_type, derive_seed, digest_without_id, shuffled
+from lmpipe.extend import (
+    ConfigError,
+    check_examples,
+    check_metric,
+    check_type,
+    check_whole_number,
+    derive_seed,
+    digest_without_id,
+    shuffled,
+)
 from optimizers.rollouts import class_labels
 from optimizers.schedule import BetterTogether, Strategy
+from optimizers.schedule.strategy import as_strategy
 from optimizers.small_lm import SMALL_LM_TUNING, small_lm_stages
 
 _MIN_EXAMPLES, _MAX_VAL = 4, 250
@@ -88,8 +99,11 @@ def optimize(
         ConfigChanged: If the run directory belongs to other work.
     """
     check_type("program", program, Module)
-    available = {"p", "w", *(stages or {})}
-    strategy = Strategy.parse(strategy, available) if isinstance(strategy, str) else strategy
+    check_metric(metric)
+    check_type("stages", stages, (dict, Mapping, NoneType), "optimize(…, stages={'p': optimizer})")
+    check_type("out", out, (str, Path, NoneType), "optimize(…, out='runs/first')")
+    seed = check_whole_number("seed", seed, None)
+    strategy = as_strategy(strategy, {"p", "w", *(stages or {})})
     train = _distinct(check_examples(train, "train"))
     label = _class_label(train)
     train, val = _split(train, label, seed) if val is None else (train, check_examples(val, "val"))

@@ -13,7 +13,7 @@ from lmpipe import RunStore, Session, evaluate, exact_match, initial_state
 from lmpipe.errors import LmpipeError
 from lmpipe.ledger import Cost
 from lmpipe.results.result import Result, Score, StrategyOutcome, StrategyReport
-from lmpipe.results.run_reader import open_run
+from lmpipe.run_directory import open_run
 from lmpipe.storage.checksummed_json import write_checksummed
 from tests.scripted import Colour, KeepingTrainer, examples, scheduler, scripted
 from tests.tally import Tally

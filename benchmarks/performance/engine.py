@@ -25,7 +25,7 @@ from rich.table import Table
 from benchmarks.performance.metrics_table import Measurement, show_measurements
 from benchmarks.performance.processes import EngineProcesses, median
 from benchmarks.performance.workload import make_workload
-from lmpipe.engines.bundled import bundled_folder, load_bundled
+from lmpipe.engines.bundled import bundled_lm_folder, load_bundled
 
 _BATCHES = (8, 16, 32)
 console = Console()
@@ -36,7 +36,7 @@ def engine_processes(threads: int, repetitions: int) -> Iterator[EngineProcesses
     """Writes a workload for the bundled LM, which exists while the block runs."""
     with TemporaryDirectory() as folder:
         workload = make_workload(load_bundled().tokenizer).write(Path(folder) / "workload.json")
-        yield EngineProcesses(threads, repetitions, str(bundled_folder()), str(workload))
+        yield EngineProcesses(threads, repetitions, str(bundled_lm_folder()), str(workload))
 
 
 def generation(

@@ -24,7 +24,7 @@ from benchmarks.performance.metrics_table import Measurement, show_measurements
 from benchmarks.performance.processes import median, run_baseline, run_worker
 from benchmarks.tasks.iris import IrisTask
 from lmpipe import Example
-from lmpipe.engines.bundled import bundled_folder
+from lmpipe.engines.bundled import bundled_lm_folder
 from lmpipe.splits import subsample
 
 STRATEGY, SEED = "p -> w -> p", 0
@@ -60,7 +60,7 @@ class MeasurementCache:
 
 def dspy(script: str, workload: str) -> dict[str, Any]:
     """Runs a measurement of DSPy."""
-    return run_baseline(".venv-dspy", script, str(bundled_folder()), workload)
+    return run_baseline(".venv-dspy", script, str(bundled_lm_folder()), workload)
 
 
 def search_workload() -> dict[str, Any]:

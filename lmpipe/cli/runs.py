@@ -1,27 +1,26 @@
-"""``lmpipe show``, ``trace``, ``prompt``, ``export`` and ``diff``: inspecting finished runs."""
+"""``lmpipe show``, ``trace``, ``prompt``, ``export`` and ``diff``: inspecting runs, finished or not."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from lmpipe.cli.terminal import new_console, styled
-from lmpipe.errors import ConfigError
+from lmpipe.errors import ConfigError, LmpipeError
 
 if TYPE_CHECKING:
-    from lmpipe.results.result import StrategyOutcome
+    from lmpipe.results.result import Result, StrategyOutcome, StrategyReport
     from lmpipe.results.run_reader import FinishedRun
     from lmpipe.results.trace_log import StepRecord, TraceRecord
 
 console = new_console(soft_wrap=True)
 _COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green"}
 
-RunFolder = Annotated[Path, typer.Argument(help="Run directory of a benchmark.")]
+RunFolder = Annotated[Path, typer.Argument(help="Run directory of a benchmark or a script.")]
 Strategy = Annotated[
     str | None, typer.Option(help="Strategy to use; by default the one with the best validation score.")
 ]
@@ -30,11 +29,23 @@ Module = Annotated[str | None, typer.Option(help="Path of a module, such as `ans
 
 
 def show(run: RunFolder) -> None:
-    """Shows the scores of all strategies with confidence intervals, their costs, and noteworthy findings."""
-    from lmpipe.cli.tables import show_result
-    from lmpipe.results.run_reader import open_run
+    """Shows the scores of all strategies with confidence intervals, their costs, and noteworthy findings.
 
-    show_result(open_run(run).result, new_console())
+    Of a folder with several runs, it shows what they are.
+    """
+    from lmpipe.cli.tables import show_result
+    from lmpipe.run_directory import find_runs, open_run
+
+    if runs := find_runs(run):
+        console.print(styled(f"{run} contains {len(runs)} runs; to see one: lmpipe show {runs[0]}"))
+        for path in runs:
+            console.print(styled((str(path), "bold"), f": {_summary(path)}"))
+        return
+    finished = open_run(run)
+    if finished.result.strategies:
+        show_result(finished.result, new_console(), finished.intervals)
+    for note in finished.notes:
+        console.print(styled(("note", "yellow"), f": {note}"))
 
 
 def trace(
@@ -48,33 +59,43 @@ def trace(
     ] = False,
     limit: Annotated[int, typer.Option(help="Maximum number of traces to show.")] = 5,
 ) -> None:
-    """Shows traces of test examples: the messages sent, the completions, the outputs parsed from them, the scores."""
-    from lmpipe.results.run_reader import open_run
+    """Shows traces of test examples: the messages sent, the completions, the outputs parsed from them, the scores.
+
+    Of a run without a result.json, it shows those of validation examples.
+    """
+    from lmpipe.run_directory import open_run
 
     finished = open_run(run)
     outcome, name = _select_outcome(finished, strategy, seed)
-    count, paths, selected = 0, set[str](), list["TraceRecord"]()
-    for record in _test_records(finished, outcome, name):
+    where = f" on {finished.examples} examples"
+    ids, paths, selected, count = [], set[str](), list["TraceRecord"](), 0
+    for record in finished.traces(name, seed):
+        ids.append(record.example)
         if example in (None, record.example) and (record.failure or not errors):
             count += 1
             paths |= {step.path for step in record.steps}
             selected += [record] if count <= limit else []
+    if example is not None and example not in ids:
+        raise ConfigError(f"{name!r}, seed {outcome.seed}, has no example {example!r}; it has {_some(ids)}")
     if not count:
-        raise ConfigError(f"{run} has no such trace of {name!r}, seed {outcome.seed}")
+        only = "" if example is None else f"example {example}: "
+        console.print(styled((name, "bold"), f", seed {outcome.seed}: {only}no failed traces among {len(ids)}{where}"))
+        return
     _check_module(module, paths)
-    console.print(styled((name, "bold"), f", seed {outcome.seed}: {len(selected)} of {count} traces"))
+    console.print(styled((name, "bold"), f", seed {outcome.seed}: {len(selected)} of {count} traces{where}"))
     for record in selected:
         _show_trace(record, module, errors)
 
 
 def prompt(run: RunFolder, strategy: Strategy = None, seed: Seed = None, module: Module = None) -> None:
     """Shows the final prompts of a strategy as they are sent: instructions, output format and demonstrations."""
-    from lmpipe.results.run_reader import open_run, prompts_sent
+    from lmpipe.run_directory import open_run
 
     finished = open_run(run)
     outcome, name = _select_outcome(finished, strategy, seed)
-    console.print(styled((name, "bold"), f", seed {outcome.seed}"))
-    prompts = prompts_sent(_test_records(finished, outcome, name))
+    unsent = "" if outcome.traces else ", from its state, since no traces were kept"
+    console.print(styled((name, "bold"), f", seed {outcome.seed}{unsent}"))
+    prompts = finished.prompts(outcome)
     _check_module(module, set(prompts))
     for path, messages in prompts.items():
         if _is_in(path, module):
@@ -88,9 +109,9 @@ def export(
     strategy: Strategy = None,
     seed: Seed = None,
 ) -> None:
-    """Exports the final state of a strategy: prompts, LoRA adapters for transformers and vLLM, and a model card."""
+    """Exports the final state of a strategy for `lmpipe.load`: prompts, adapters, settings and a model card."""
     from lmpipe.results.export import export as write
-    from lmpipe.results.run_reader import open_run
+    from lmpipe.run_directory import open_run
 
     finished = open_run(run)
     outcome, name = _select_outcome(finished, strategy, seed)
@@ -99,26 +120,29 @@ def export(
 
 
 def diff(
-    run_a: Annotated[Path, typer.Argument(help="Run directory of a benchmark.")],
+    run_a: Annotated[Path, typer.Argument(help="Run directory of a benchmark or a script.")],
     run_b: Annotated[Path, typer.Argument(help="Run directory to compare it with.")],
     strategy: Annotated[
         str | None, typer.Option(help="Strategy whose prompts are compared; by default all common strategies.")
     ] = None,
 ) -> None:
     """Shows how two runs differ: settings, versions, data splits, scores, and prompts of their first common seed."""
-    from lmpipe.results.run_reader import open_run, prompts_sent
+    from lmpipe.run_directory import open_run
 
     first, second = open_run(run_a), open_run(run_b)
     _show_difference("settings", _json_lines(first.provenance), _json_lines(second.provenance))
     _show_difference("versions", _json_lines(first.result.versions), _json_lines(second.result.versions))
     _show_difference("splits", _json_lines(first.splits), _json_lines(second.splits))
-    _show_difference("test scores", _score_lines(first), _score_lines(second))
-    names = {row.strategy for row in second.result.strategies}
-    common = [row.strategy for row in first.result.strategies if row.strategy in names]
-    seeds = [seed for seed in first.result.seeds if seed in second.result.seeds]
+    _show_difference("validation scores", *(_score_lines(run.result, "val") for run in (first, second)))
+    _show_difference("test scores", *(_score_lines(run.result, "test") for run in (first, second)))
+    names, others = ([row.strategy for row in run.result.strategies] for run in (first, second))
+    common = [name for name in names if name in others]
+    if not common:
+        console.rule(styled(f"no strategy in common: {', '.join(names) or 'none'}; {', '.join(others) or 'none'}"))
     for name in [strategy] if strategy else common:
-        for seed in seeds[:1]:
-            prompts = [prompts_sent(run.records(run.outcome(name, seed))) for run in (first, second)]
+        seeds = [[outcome.seed for outcome in run.strategy(name).outcomes] for run in (first, second)]
+        for seed in [seed for seed in seeds[0] if seed in seeds[1]][:1]:
+            prompts = [run.prompts(run.outcome(name, seed)) for run in (first, second)]
             _show_difference(f"prompts of {name}, seed {seed}", *map(_prompt_lines, prompts))
 
 
@@ -128,16 +152,25 @@ def _select_outcome(run: FinishedRun, strategy: str | None, seed: int | None) ->
     return run.outcome(name, seed), name
 
 
-def _test_records(run: FinishedRun, outcome: StrategyOutcome, name: str) -> Iterator[TraceRecord]:
-    """Reads the traces of the test examples of an outcome.
+def _summary(path: Path) -> str:
+    """Returns a line about the run in a directory."""
+    from lmpipe.run_directory import open_run
 
-    Raises:
-        ConfigError: If there are no traces.
-    """
-    if outcome.traces is None:
-        reason = "; ".join(run.strategy(name).skips) or "its traces were not kept"
-        raise ConfigError(f"{run.folder} has no traces of {name!r}, seed {outcome.seed}: {reason}")
-    return run.records(outcome)
+    try:
+        run = open_run(path)
+    except LmpipeError as error:
+        return str(error)
+    rows = ", ".join(f"{row.strategy} {_main_score(row)}" for row in run.result.strategies)
+    return f"{run.result.task} on {run.result.lm}: {rows}" if rows else "; ".join(run.notes)
+
+
+def _main_score(row: StrategyReport) -> str:
+    return f"test {row.test.percent}" if row.test.n else f"val {row.val.percent}"
+
+
+def _some(ids: list[str]) -> str:
+    """Lists the first ids."""
+    return ", ".join(ids[:5]) + f" and {len(ids) - 5} others" * (len(ids) > 5)
 
 
 def _is_in(path: str, module: str | None) -> bool:
@@ -155,8 +188,8 @@ def _json_lines(values: object) -> list[str]:
     return json.dumps(values, indent=2, ensure_ascii=False, sort_keys=True).splitlines()
 
 
-def _score_lines(run: FinishedRun) -> list[str]:
-    return [f"{row.strategy}: {row.test.percent}" for row in run.result.strategies]
+def _score_lines(result: Result, part: Literal["val", "test"]) -> list[str]:
+    return [f"{row.strategy}: {(row.val if part == 'val' else row.test).percent}" for row in result.strategies]
 
 
 def _prompt_lines(prompts: dict[str, list[tuple[str, str]]]) -> list[str]:

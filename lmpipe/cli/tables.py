@@ -8,12 +8,19 @@ from rich.table import Table
 
 from lmpipe.cli.terminal import styled
 from lmpipe.results.result import Result
+from lmpipe.results.run_reader import BOOTSTRAP
 from lmpipe.text.figures import name_seeds, p_value
 
 
-def show_result(result: Result, console: Console) -> None:
-    """Prints the tables and findings of a result; they fit into 80 columns."""
-    console.print(_scores(result))
+def show_result(result: Result, console: Console, intervals: str = BOOTSTRAP) -> None:
+    """Prints the tables and findings of a result; they fit into 80 columns.
+
+    Args:
+        result: The result.
+        console: The console.
+        intervals: The kind of intervals that the scores have.
+    """
+    console.print(_scores(result, intervals))
     console.print(_costs(result))
     if result.comparisons:
         console.print(_comparisons(result))
@@ -24,7 +31,7 @@ def show_result(result: Result, console: Console) -> None:
         console.print(styled((finding.kind, "yellow"), f" ({where}): {finding.message}. Try: {finding.advice}."))
 
 
-def _scores(result: Result) -> Table:
+def _scores(result: Result, intervals: str) -> Table:
     title = f"{result.task} on {result.lm}, {name_seeds(result.seeds)}"
     table = _table(title, "strategy", "test", "val", "LM calls", "seconds")
     for row in result.strategies:
@@ -36,7 +43,7 @@ def _scores(result: Result) -> Table:
             f"{cost['lm_calls']:,}",
             f"{cost['seconds']:,.0f}",
         )
-    notes = ["in brackets: 95 % bootstrap intervals over seeds and examples", *(f"* {note}" for note in result.skips)]
+    notes = [f"in brackets: {intervals}", *(f"* {note}" for note in result.skips)]
     table.caption = styled(("\n".join(notes), "table.caption"))
     return table
 
@@ -93,7 +100,7 @@ def _measures(result: Result) -> Table:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=styled((title, "table.title")) if title else None, box=SIMPLE, pad_edge=False)
     for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
     return table
 
 

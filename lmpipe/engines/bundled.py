@@ -37,10 +37,10 @@ def load_bundled(**options: Any) -> LocalLM:
         ConfigError: If the package is not installed or its file is damaged.
     """
     name = ModelSource.create(NAME, options.get("dtype"), options.get("quantization")).name
-    return LocalLM.from_pretrained(str(bundled_folder()), **{"name": name, **options})
+    return LocalLM.from_pretrained(str(bundled_lm_folder()), **{"name": name, **options})
 
 
-def bundled_folder() -> Path:
+def bundled_lm_folder() -> Path:
     """Returns the folder of the bundled LM in transformers' format; the first call creates it.
 
     Raises:

@@ -53,7 +53,10 @@ def loading_errors(what: str, id_or_path: object, make: Callable[[str], LmpipeEr
     """
     text = str(id_or_path)
     if text.startswith(("/", ".", "~")) and not os.path.exists(text):
-        raise make(f"cannot load {what} from {text!r}: there is no such folder")
+        raise make(
+            f"cannot load {what} from {text!r}: there is no such folder; check the path, or name a model of the hub, "
+            "such as 'hf:HuggingFaceTB/SmolLM2-135M-Instruct'"
+        )
     return ErrorTranslator(
         LOADING_ERRORS,
         lambda error: make(f"cannot load {what} from {text!r}: {library_message(error)}{_advice(error)}"),
@@ -98,6 +101,8 @@ def _advice(error: Exception) -> str:
         return "; request access on its page of the hub and log in with: hf auth login"
     if isinstance(error, ImportError):
         return "; install the missing package, for example with: pip install 'lmpipe[local,quantized]'"
+    if isinstance(error, OSError) and "huggingface.co" in str(error):
+        return "; check the id of the model and the connection, or give the folder of a copy"
     if is_out_of_memory(error):
         return "; free memory, or choose a smaller model, dtype='bfloat16' or a quantization"
     if isinstance(error, (SafetensorError, EOFError, pickle.UnpicklingError)):

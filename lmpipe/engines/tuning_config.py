@@ -5,18 +5,20 @@ Knows nothing about models or rows.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal, final, get_type_hints
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, final
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lmpipe.errors import ConfigError
+from lmpipe.validation.checks import check_settings
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 Method = Literal["lora", "qlora", "dora", "ia3", "prefix", "full"]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+"""Type of a setting from 0, included, to 1, excluded."""
 
 
 @final
@@ -33,7 +35,7 @@ class TuningConfig:
         alpha: Scale of a LoRA update, divided by the rank.
         dropout: Dropout probability at the input of a LoRA adapter.
         target_modules: Names of the layers that LoRA adapts, or ``"all-linear"``, or a regular expression for their
-            full names; for IA³, PEFT chooses the layers.
+            full names; for IA³, PEFT chooses the layers. A list becomes a tuple.
         virtual_tokens: Length of a learned prefix.
         learning_rate: Peak learning rate of AdamW.
         schedule: Learning-rate schedule after the peak.
@@ -57,51 +59,33 @@ class TuningConfig:
     """
 
     method: Method = "lora"
-    rank: int = 32
-    alpha: int = 64
-    dropout: float = 0.0
+    rank: PositiveInt = 32
+    alpha: PositiveInt = 64
+    dropout: Fraction = 0.0
     target_modules: str | tuple[str, ...] = ("q_proj", "k_proj")
-    virtual_tokens: int = 32
-    learning_rate: float = 1e-5
+    virtual_tokens: PositiveInt = 32
+    learning_rate: PositiveFloat = 1e-5
     schedule: Literal["constant_with_warmup", "linear", "cosine"] = "linear"
-    warmup_steps: int = 0
-    beta2: float = 0.999
-    weight_decay: float = 0.0
-    epochs: int = 5
-    batch_size: int = 8
-    micro_batch_size: int | None = None
+    warmup_steps: NonNegativeInt = 0
+    beta2: Fraction = 0.999
+    weight_decay: NonNegativeFloat = 0.0
+    epochs: PositiveInt = 5
+    batch_size: PositiveInt = 8
+    micro_batch_size: PositiveInt | None = None
     bf16: bool = True
     gradient_checkpointing: bool = False
-    checkpoint_steps: int = 50
-    eval_fraction: float = 0.0
-    patience: int = 1
+    checkpoint_steps: PositiveInt = 50
+    eval_fraction: Fraction = 0.0
+    patience: PositiveInt = 1
 
     def __post_init__(self) -> None:
-        self._check_types()
-        sizes = (self.rank, self.alpha, self.virtual_tokens, self.epochs, self.batch_size, self.checkpoint_steps)
-        micro_batch_size = 1 if self.micro_batch_size is None else self.micro_batch_size
-        if min(*sizes, micro_batch_size, self.patience) < 1 or self.warmup_steps < 0:
-            raise ConfigError(
-                f"{self}: rank, alpha, virtual_tokens, epochs, batch_size, micro_batch_size, checkpoint_steps and "
-                "patience must be at least 1, warmup_steps at least 0"
-            )
+        if isinstance(self.target_modules, list):
+            object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        check_settings(self)
         if self.batch_size % self.gradient_accumulation_steps:
             raise ConfigError(
                 f"batch_size={self.batch_size} is not a multiple of micro_batch_size={self.micro_batch_size}"
             )
-        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
-            raise ConfigError(f"{self}: learning_rate must be above 0 and weight_decay at least 0, both finite")
-        if not all(0 <= share < 1 for share in (self.dropout, self.beta2, self.eval_fraction)):
-            raise ConfigError(f"{self}: dropout, beta2 and eval_fraction must be in [0, 1)")
-
-    def _check_types(self) -> None:
-        types = get_type_hints(type(self))
-        for field in fields(self):
-            value = getattr(self, field.name)
-            try:
-                TypeAdapter(types[field.name]).validate_python(value, strict=True)
-            except ValidationError as error:
-                raise ConfigError(f"{field.name}={value!r} of a TuningConfig: {error.errors()[0]['msg']}") from error
 
     @property
     def gradient_accumulation_steps(self) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from time import perf_counter, process_time
+from types import NoneType
 from typing import Any, final
 
 from pydantic import BaseModel, ConfigDict
@@ -24,13 +25,13 @@ from lmpipe.program.failures import CommonFailure, FailureCounts
 from lmpipe.program.identity import work_key
 from lmpipe.program.module import Module
 from lmpipe.program.predict import initial_state
-from lmpipe.program.rollout import Job, check_metric_failures, compute_measures, cost_of_traces, rollout
+from lmpipe.program.rollout import Job, check_metric_failures, check_scorer, compute_measures, cost_of_traces, rollout
 from lmpipe.results.trace_log import trace_log_chunks
 from lmpipe.runtime.session import Session
 from lmpipe.runtime.trace import Failure, Trace
 from lmpipe.state import ProgramState
 from lmpipe.storage.store import RunStore
-from lmpipe.validation.arguments import check_items, check_type
+from lmpipe.validation.arguments import check_callable, check_items, check_type
 from lmpipe.validation.checks import check_examples, check_ids
 
 Measure = Callable[[Trace], float | None]
@@ -125,7 +126,7 @@ def evaluate(
     Args:
         state: The state to score; by default the session's or, if it has none, the initial state of the program.
     """
-    check_type("session", session, Session)
+    check_type("session", session, Session, "evaluate(program, examples, metric, session)")
     state = session.state or initial_state(program, session) if state is None else state
     return evaluate_many(
         program, [state], examples, metric, session, title=title, measures=measures, keep_traces=keep_traces
@@ -164,6 +165,10 @@ def evaluate_many(
     """
     check_type("program", program, Module)
     check_type("session", session, Session)
+    check_scorer(metric)
+    check_type("measures", measures, (dict, Mapping, NoneType), "measures={'length': lambda trace: …}")
+    for name, measure in (measures or {}).items():
+        check_callable(f"measures[{name!r}]", measure, ("trace",), "lambda trace: …")
     states = check_items("states", states, ProgramState)
     examples = check_examples(examples, "examples")
     check_ids(examples)

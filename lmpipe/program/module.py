@@ -19,7 +19,7 @@ from lmpipe.runtime.deadline import set_deadline
 from lmpipe.runtime.session import current_session, in_session
 from lmpipe.runtime.trace import Step, total_cost
 from lmpipe.state import ProgramState
-from lmpipe.text.display import shown
+from lmpipe.text.display import did_you_mean, shown
 
 
 @final
@@ -45,6 +45,8 @@ class Module(ABC):
 
     has_prompt: ClassVar[bool] = False
     """Whether the module makes LM calls with a prompt of its own."""
+    input_names: tuple[str, ...] = ()
+    """Names of the inputs, for modules whose `forward` does not name them because a signature does."""
 
     @abstractmethod
     def forward(self, *args: Any, **inputs: Any) -> Prediction:
@@ -56,7 +58,7 @@ class Module(ABC):
         Inputs are passed by name.
 
         Raises:
-            SignatureError: If an input is passed without its name.
+            SignatureError: If an input is passed without its name, is missing, or does not exist.
             SessionError: If no session is active.
             ConfigError: If the session's state does not fit the program.
             ModuleError: If `forward` does not return a prediction.
@@ -64,9 +66,16 @@ class Module(ABC):
             EngineError: If a request or a query could not be answered.
         """
         if values:
-            raise SignatureError(f"{shown(values[0], 50)} was passed to {type(self).__name__} without the input's name")
+            given = zip([*_parameters(self), *["…"] * len(values)], values, strict=False)
+            code = ", ".join(f"{name}={shown(value, 50)}" for name, value in given)
+            raise SignatureError(
+                f"{shown(values[0], 50)} was passed to {type(self).__name__} without the input's name; write "
+                f"{'self.…' if in_call() else 'program'}({code})"
+            )
         if in_call():
             return self._run_forward(inputs)
+        if problem := _input_problem(self, inputs):
+            raise SignatureError(f"{type(self).__name__} takes the inputs {_listed_inputs(self)}; {problem}")
         if not in_session():
             CallContext.refuse_wrong_thread(self)
         session = current_session()
@@ -148,7 +157,8 @@ class Module(ABC):
         if self._frozen_mark is not None:
             raise ModuleError(
                 f"{type(self).__name__}.{name} cannot be set: the module has run already. Structure is set in "
-                "__init__; prompts and weights belong to a ProgramState"
+                "__init__, prompts and weights belong to a ProgramState, and values of one example to variables of "
+                "forward() and to its Prediction"
             )
         super().__setattr__(name, value)
 
@@ -161,9 +171,14 @@ def check_prediction(program: Module, result: object) -> Prediction:
     """
     if isinstance(result, Prediction):
         return result
+    where = f"{type(program).__name__}.forward() returned {type(result).__name__}, not a Prediction"
+    if result is None:
+        raise ModuleError(f"{where}; does it lack a `return`, as in: return self.predict(…)?")
+    if isinstance(result, Mapping):
+        code = ", ".join(f"{name}={shown(value, 50)}" for name, value in result.items())
+        raise ModuleError(f"{where}; write: return Prediction({code})")
     raise ModuleError(
-        f"{type(program).__name__}.forward() returned {type(result).__name__}, not a Prediction; return what a module "
-        "returned, or make one: Prediction(answer=...)"
+        f"{where}; return what a module returned, or make one: return Prediction(answer={shown(result, 50)})"
     )
 
 
@@ -173,16 +188,40 @@ def check_inputs(program: Module, examples: Iterable[Example]) -> None:
     Raises:
         ConfigError: If it does not accept them; the message names the inputs and the parameters.
     """
-    signature = inspect.signature(program.forward, follow_wrapped=False)
-    names: tuple[str, ...] = ()
-    try:
-        for names in {tuple(example.inputs): None for example in examples}:
-            signature.bind(**dict.fromkeys(names))
-    except TypeError as error:
-        raise ConfigError(
-            f"examples have the inputs {', '.join(map(str, names)) or 'none'}, and {type(program).__name__}.forward() "
-            f"takes {', '.join(signature.parameters) or 'nothing'}: {error}"
-        ) from None
+    for names in {tuple(example.inputs): None for example in examples}:
+        if problem := _input_problem(program, names):
+            raise ConfigError(
+                f"examples have the inputs {', '.join(names) or 'none'}, and {type(program).__name__}.forward() takes "
+                f"{_listed_inputs(program)}: {problem}; rename them, or move what the program does not take to the "
+                "labels: Example(inputs={…}, labels={…})"
+            )
+
+
+def _parameters(module: Module) -> dict[str, bool]:
+    """Name of an input that a module takes → whether the input must be passed."""
+    if module.input_names:
+        return dict.fromkeys(module.input_names, True)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(module.forward, follow_wrapped=False).parameters.items()
+    return {name: part.default is inspect.Parameter.empty for name, part in parameters if part.kind in named}
+
+
+def _input_problem(module: Module, names: Iterable[str]) -> str:
+    """Says which inputs are missing or do not exist; empty if all is well."""
+    parameters, names = _parameters(module), list(names)
+    takes_any = not module.input_names and any(
+        part.kind is inspect.Parameter.VAR_KEYWORD
+        for part in inspect.signature(module.forward, follow_wrapped=False).parameters.values()
+    )
+    unknown = [] if takes_any else [name for name in names if name not in parameters]
+    missing = [name for name, required in parameters.items() if required and name not in names]
+    if unknown:
+        return f"{unknown[0]!r} is not one of them{did_you_mean(unknown[0], missing or parameters)}"
+    return f"{missing[0]!r} is missing" if missing else ""
+
+
+def _listed_inputs(module: Module) -> str:
+    return ", ".join(_parameters(module)) or "no input"
 
 
 def check_state(program: Module, state: ProgramState) -> None:

@@ -5,12 +5,17 @@ This module turns inputs into a request and a completion into outputs. It knows 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
+from types import NoneType
 from typing import Any, final
 
+from typing_extensions import Never
+
 from lmpipe.data import Prediction, snapshot
-from lmpipe.errors import ConfigError
+from lmpipe.errors import ConfigError, SignatureError
 from lmpipe.lm import Request, Sampling
 from lmpipe.program.module import Module
 from lmpipe.prompting.regex import completion_regex
@@ -19,6 +24,7 @@ from lmpipe.runtime.call_context import current_context
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState, PromptState
 from lmpipe.text.cleaning import REPLACEMENT, clean_value
+from lmpipe.text.display import did_you_mean, shown
 from lmpipe.validation.arguments import check_type
 
 
@@ -52,20 +58,36 @@ class Predict(Module):
         instructions: Instructions for a signature in string form.
         role: Role of the LM that answers.
         sampling: Sampling settings; by default those of the session.
+        types: Additional type names for a signature in string form, such as ``{"Colour": Colour}``.
 
     Attributes:
         initial_prompt: The instructions of the signature without demonstrations.
+
+    Raises:
+        ConfigError: If an argument has the wrong type or does not exist.
+        SignatureError: If the signature is invalid.
     """
 
     has_prompt = True
 
     def __init__(
-        self, source: SignatureLike, instructions: str = "", *, role: str = "lm", sampling: Sampling | None = None
+        self,
+        source: SignatureLike,
+        instructions: str = "",
+        *,
+        role: str = "lm",
+        sampling: Sampling | None = None,
+        types: Mapping[str, Any] | None = None,
+        **unknown: Never,
     ) -> None:
-        self.signature = signature(source, instructions)
+        _refuse_unknown(unknown)
+        check_type("role", role, str)
+        check_type("sampling", sampling, (Sampling, NoneType), "Predict(…, sampling={})")
+        self.signature = signature(source, instructions, types)
         self.role = role
         self.sampling = sampling
         self.initial_prompt = PromptState(instructions=self.signature.instructions)
+        self.input_names = tuple(field.name for field in self.signature.inputs)
 
     def forward(self, *args: Any, **inputs: Any) -> Prediction:
         """Renders the prompt, makes the LM call and parses its completion. A failed call stays in the trace as a step.
@@ -110,20 +132,53 @@ class ChainOfThought(Module):
         instructions: Instructions for a signature in string form.
         role: Role of the LM that answers.
         sampling: Sampling settings; by default those of the session.
+        types: Additional type names for a signature in string form, such as ``{"Colour": Colour}``.
+
+    Raises:
+        ConfigError: If an argument has the wrong type or does not exist.
+        SignatureError: If the signature is invalid, or already has an output ``reasoning``.
     """
 
     def __init__(
-        self, source: SignatureLike, instructions: str = "", *, role: str = "lm", sampling: Sampling | None = None
+        self,
+        source: SignatureLike,
+        instructions: str = "",
+        *,
+        role: str = "lm",
+        sampling: Sampling | None = None,
+        types: Mapping[str, Any] | None = None,
+        **unknown: Never,
     ) -> None:
+        base = signature(source, instructions, types)
+        if "reasoning" in (field.name for field in base.outputs):
+            raise SignatureError("ChainOfThought adds the output 'reasoning' itself; leave it out of the signature")
         reasoning = Field("reasoning", str, "think step by step", optional=True)
-        self.predict = Predict(signature(source, instructions).prepend(reasoning), role=role, sampling=sampling)
+        self.predict = Predict(base.prepend(reasoning), role=role, sampling=sampling, **unknown)
+        self.input_names = self.predict.input_names
 
     def forward(self, *args: Any, **inputs: Any) -> Prediction:
         return self.predict(**inputs)
 
 
+def _refuse_unknown(unknown: Mapping[str, object]) -> None:
+    """Raises a ConfigError if a predictor was given arguments that it does not have."""
+    for name, value in unknown.items():
+        if name in {field.name for field in dataclasses.fields(Sampling)}:
+            raise ConfigError(
+                f"a predictor has no argument {name!r}; write sampling=Sampling({name}={shown(value, 50)}), here or "
+                "in the Session"
+            )
+        known = ("instructions", "role", "sampling", "types")
+        raise ConfigError(f"a predictor has no argument {name!r}; it has {', '.join(known)}{did_you_mean(name, known)}")
+
+
 def predictors(program: Module) -> dict[str, Predict]:
-    """Returns path → predictor, in the order of the program's structure."""
+    """Returns path → predictor, in the order of the program's structure.
+
+    Raises:
+        ConfigError: If the argument is not a program.
+    """
+    check_type("program", program, Module)
     return {path: module for path, module in program.named_modules() if isinstance(module, Predict)}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import final
@@ -24,7 +24,7 @@ from lmpipe.errors import (
     SessionError,
 )
 from lmpipe.ledger import Cost
-from lmpipe.metrics import Metric, score_prediction
+from lmpipe.metrics import Metric, check_metric, score_prediction
 from lmpipe.program.module import Module, check_inputs, check_prediction, check_state
 from lmpipe.runtime.call_context import CallContext, CompleteFn, SearchFn
 from lmpipe.runtime.deadline import set_deadline
@@ -34,8 +34,9 @@ from lmpipe.runtime.wavefront import Wavefront
 from lmpipe.state import ProgramState
 from lmpipe.storage.hashing import derive_seed
 from lmpipe.text.cleaning import clean_text, clean_value
+from lmpipe.text.display import shorten
 from lmpipe.text.secrets import redact
-from lmpipe.validation.arguments import check_items, check_type
+from lmpipe.validation.arguments import callable_name, check_items, check_type
 from lmpipe.validation.contract import describe_error
 
 logger = logging.getLogger(__name__)
@@ -54,12 +55,19 @@ class Job:
         example: The example to run on.
         sample: Number of the repetition of this example; each repetition has its own seeds.
         temperature: Overrides the temperature of every LM call.
+
+    Raises:
+        ConfigError: If the state or the example has another type.
     """
 
     state: ProgramState
     example: Example
     sample: int = 0
     temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        check_type("the state of a job", self.state, ProgramState, "Job(state, example)")
+        check_type("the example of a job", self.example, Example, "Job(state, example)")
 
 
 def rollout(
@@ -87,6 +95,8 @@ def rollout(
     check_type("program", program, Module)
     check_type("session", session, Session)
     jobs = check_items("jobs", jobs, Job)
+    if metric is not None:
+        check_scorer(metric)
     check_inputs(program, [job.example for job in jobs])
     for state in {job.state for job in jobs}:
         check_state(program, state)
@@ -106,13 +116,26 @@ def rollout(
     return traces
 
 
+def check_scorer(metric: object) -> None:
+    """Checks that a metric is a function of an example and a prediction, and not the program.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if isinstance(metric, Module):
+        raise ConfigError(
+            f"metric is the program {type(metric).__name__}; the order is evaluate(program, examples, metric, session)"
+        )
+    check_metric(metric)
+
+
 @final
 class _Scorer:
     """Scores predictions with a metric, and counts on how many of them the metric fails."""
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
-        self._name = getattr(metric, "__name__", type(metric).__name__)
+        self._name = callable_name(metric)
         self._lock = Lock()
         self._scored = 0
         self._failures: list[str] = []
@@ -130,6 +153,8 @@ class _Scorer:
             raise
         except Exception as error:
             problem = str(error) if type(error) is MetricError else f"it raised {describe_error(error)}"
+            if type(error) is KeyError:
+                problem += f"; the labels are {_listed(example.labels)}, the prediction has {_listed(prediction)}"
             message = clean_text(redact(f"metric {self._name}: {problem}; example {example.id}"))
             with self._lock:
                 self._scored += 1
@@ -152,6 +177,10 @@ class _Scorer:
         failed, scored = len(self._failures), self._scored
         if scored >= _MIN_SCORED and (failed == scored or 2 * failed > jobs):
             raise _metric_error(self._failures[0], failed, scored)
+
+
+def _listed(names: Iterable[object]) -> str:
+    return shorten(", ".join(map(repr, names)), 300) or "none"
 
 
 def check_metric_failures(traces: Sequence[Trace]) -> None:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from types import NoneType
 from typing import Any, Literal, final, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
@@ -22,8 +23,10 @@ from pydantic.errors import PydanticUserError
 
 from lmpipe.errors import SignatureError
 from lmpipe.prompting.choices import choices_of
+from lmpipe.prompting.signature_hints import arrow_hint, syntax_hint, type_hint
 from lmpipe.storage.hashing import digest
-from lmpipe.text.display import shorten, shown
+from lmpipe.text.display import did_you_mean, shorten, shown
+from lmpipe.validation.arguments import check_type
 
 _TYPE_NAMES: Mapping[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "Any": Any}
 _CONTAINERS: Mapping[str, Any] = {"list": list, "dict": dict, "tuple": tuple}
@@ -84,7 +87,11 @@ class Signature:
             _check_field(field)
         names = [field.name.lower() for field in self.inputs + self.outputs]
         if not self.outputs:
-            raise SignatureError(f"signature with inputs {names} has no output field; write 'inputs -> outputs'")
+            example = ", ".join(field.name for field in self.inputs) or "question"
+            raise SignatureError(
+                f"signature with inputs {names} has no output field; write the outputs after the arrow, such as "
+                f"'{example} -> answer'"
+            )
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise SignatureError(f"field {repeated[0]!r} appears twice in a signature; give each field its own name")
@@ -121,9 +128,14 @@ class Signature:
             return
         missing = [field.name for field in self.inputs if field.name not in inputs]
         unknown = sorted(inputs.keys() - self._input_names)
-        problem = f"missing {', '.join(missing)}" if missing else f"unknown {', '.join(unknown)}"
-        expected = ", ".join(field.name for field in self.inputs)
-        raise SignatureError(f"inputs do not fit the signature: {problem}; its inputs are {expected}")
+        problems = [
+            f"{part} {', '.join(names)}" for part, names in (("missing", missing), ("unknown", unknown)) if names
+        ]
+        hint = did_you_mean(unknown[0], missing) if unknown else ""
+        expected = ", ".join(field.name for field in self.inputs) or "none"
+        raise SignatureError(
+            f"inputs do not fit the signature: {' and '.join(problems)}; its inputs are {expected}{hint}"
+        )
 
     @cached_property
     def _input_names(self) -> frozenset[str]:
@@ -216,6 +228,8 @@ def signature(source: SignatureLike, instructions: str = "", types: Mapping[str,
     Raises:
         SignatureError: If the string or the class is invalid; the message names the invalid part.
     """
+    check_type("instructions", instructions, str)
+    check_type("types", types, (dict, Mapping, NoneType))
     if isinstance(source, Signature):
         return source
     if isinstance(source, str):
@@ -224,13 +238,23 @@ def signature(source: SignatureLike, instructions: str = "", types: Mapping[str,
         except (RecursionError, MemoryError):
             raise SignatureError(f"signature {shown(source)} is nested too deeply") from None
     if not isinstance(source, type):
+        if any(isinstance(value, _Marker) for value in vars(type(source)).values()):
+            raise SignatureError(f"{shown(source)} is an object; pass the class itself: {type(source).__name__}")
         raise SignatureError(
-            f"{shown(source)} is not a signature; write 'inputs -> outputs' or a class with Input and Output"
+            f"{shown(source)} is not a signature; write 'question -> answer' with your own fields, or a class with "
+            "Input and Output"
         )
     return _from_class(source)
 
 
 def _from_class(source: type) -> Signature:
+    if issubclass(source, Signature):
+        raise SignatureError(f"a class of fields has no base class; write class {source.__name__}: …")
+    for name, value in vars(source).items():
+        if isinstance(value, _Marker) and name not in vars(source).get("__annotations__", {}):
+            raise SignatureError(
+                f"{source.__name__}.{name} has no type; write {name}: str = {value.side.capitalize()}()"
+            )
     try:
         hints = get_type_hints(source)
     except (
@@ -250,7 +274,10 @@ def _from_class(source: type) -> Signature:
     for name, hint in hints.items():
         marker = source.__dict__.get(name)
         if not isinstance(marker, _Marker):
-            raise SignatureError(f"{source.__name__}.{name} must be set to Input() or Output()")
+            raise SignatureError(
+                f"{source.__name__}.{name} must be set to Input() or Output(); write {name}: "
+                f"{getattr(hint, '__name__', hint)} = Input()"
+            )
         sides[marker.side].append(Field(name, hint, marker.desc, marker.optional))
     return Signature(tuple(sides["input"]), tuple(sides["output"]), inspect.cleandoc(source.__doc__ or ""))
 
@@ -258,7 +285,9 @@ def _from_class(source: type) -> Signature:
 def _from_string(text: str, instructions: str, types: Mapping[str, Any]) -> Signature:
     left, arrow, right = text.partition("->")
     if not arrow or "->" in right:
-        raise SignatureError(f"signature {shown(text)} needs exactly one '->' between inputs and outputs")
+        raise SignatureError(
+            f"signature {shown(text)} needs exactly one '->' between inputs and outputs; {arrow_hint(text)}"
+        )
     return Signature(_fields(left, text, types), _fields(right, text, types), instructions)
 
 
@@ -270,14 +299,14 @@ def _fields(side: str, text: str, types: Mapping[str, Any]) -> tuple[Field, ...]
             warnings.simplefilter("ignore")  # about invalid escapes in strings, which are read as Python reads them
             tree, *rest = ast.parse(f"def _({side.strip()}\n): pass").body
     except SyntaxError as error:
-        raise SignatureError(f"cannot read {where}: {error.msg}") from None
+        raise SignatureError(f"cannot read {where}: {error.msg}{syntax_hint(side)}") from None
     except ValueError as error:  # NUL, and invalid Unicode
         raise SignatureError(f"cannot read {where}: {error}") from None
     if rest or not isinstance(tree, ast.FunctionDef) or not isinstance(tree.body[0], ast.Pass):
         raise SignatureError(f"cannot read {where}")
     arguments = tree.args
     if arguments.defaults or arguments.kwonlyargs or arguments.posonlyargs or arguments.vararg or arguments.kwarg:
-        raise SignatureError(f"{where} may contain only 'name' and 'name: type'")
+        raise SignatureError(f"{where} may contain only 'name' and 'name: type'; leave out *, / and defaults")
     try:
         return tuple(Field(arg.arg, _type(arg.annotation, text, types)) for arg in arguments.args)
     except TypeError as error:  # None | None, dict[int]
@@ -300,10 +329,10 @@ def _type(node: ast.expr | None, text: str, types: Mapping[str, Any]) -> Any:
             return _CONTAINERS[name][tuple(_item(item, text, types) for item in items)]
         case ast.Subscript(value=ast.Name(id=name), slice=item) if name in _CONTAINERS:
             return _CONTAINERS[name][_type(item, text, types)]
-    type_names = ", ".join([*_TYPE_NAMES, *_CONTAINERS, "Literal", *types])
+    written, known = ast.unparse(node), [*_TYPE_NAMES, *_CONTAINERS, "Literal", *types]
     raise SignatureError(
-        f"unknown type {shown(ast.unparse(node))} in signature {shown(text)}; known types are "
-        f"{shorten(type_names, 300)}; pass others in types="
+        f"unknown type {shown(written)} in signature {shown(text)}; known types are {shorten(', '.join(known), 300)}"
+        f"{type_hint(written, known)}"
     )
 
 
@@ -319,7 +348,9 @@ def _constants(node: ast.expr, text: str) -> list[Any]:
     except (ValueError, TypeError, SyntaxError):
         constants = []
     if not constants or not all(map(_is_plain, constants)):
+        quoted = ", ".join(repr(item.id) if isinstance(item, ast.Name) else ast.unparse(item) for item in items)
         raise SignatureError(
-            f"Literal in signature {shown(text)} may contain only strings, finite numbers, True, False and None"
+            f"Literal in signature {shown(text)} may contain only strings, finite numbers, True, False and None; write "
+            f"Literal[{quoted}]"
         )
     return constants

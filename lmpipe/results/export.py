@@ -1,89 +1,77 @@
-"""Exports the final state of a strategy: a folder with the state, adapters in PEFT's format, and a model card."""
+"""Exports the final state of a strategy of a run, as a saved session with a model card."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shlex
-import shutil
-from contextlib import ExitStack
 from pathlib import Path
 
-import jinja2
+from pydantic import ValidationError
 
 from lmpipe.errors import ConfigError
+from lmpipe.lm import LMSource, Sampling
+from lmpipe.results.model_card import CardFacts
 from lmpipe.results.result import StrategyOutcome, StrategyReport
-from lmpipe.results.run_reader import FinishedRun, prompts_sent
-from lmpipe.storage.files import explain_write_errors, write_atomically
-from lmpipe.text.cleaning import clean_text
-from lmpipe.text.markdown import as_block, as_code, as_line
-
-_CARD = "model_card.md.jinja"
-_NOT_IN_NAME = re.compile(r"[^\w.-]")  # characters that are replaced in the name of a folder
+from lmpipe.results.run_reader import FinishedRun
+from lmpipe.results.saved import SavedLM, SavedSession, write_saved
+from lmpipe.text.figures import fixed, name_seeds
+from lmpipe.text.markdown import as_code
 
 
 def export(run: FinishedRun, outcome: StrategyOutcome, row: StrategyReport, target: Path) -> None:
-    """Writes ``state.json``, a folder for each adapter and ``README.md``.
+    """Writes the state of an outcome to a folder that `lmpipe.load` reads.
 
     Args:
         run: Run with the strategy.
         outcome: Outcome of the strategy on one seed.
         row: Report of the strategy.
-        target: Path of the folder, which must not exist.
+        target: Path of the folder.
 
     Raises:
-        ConfigError: If the folder exists.
+        ConfigError: If the folder exists and holds anything else.
         CorruptBlob: If an adapter is missing or damaged.
         StoreError: If the folder cannot be written.
     """
-    if os.path.lexists(target):
-        raise ConfigError(f"{target} already exists; name another folder")
-    with explain_write_errors(target):
-        target.mkdir(parents=True)
-    with ExitStack() as undo:
-        undo.callback(shutil.rmtree, target, ignore_errors=True)
-        adapters = _adapters(outcome)
-        for name, digest in adapters.items():
-            run.copy_adapter(digest, target / name)
-        state = json.dumps(outcome.state.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        write_atomically(target / "state.json", (state + "\n").encode(errors="backslashreplace"))
-        write_atomically(target / "README.md", _card(run, outcome, row, adapters).encode())
-        undo.pop_all()
-
-
-def _adapters(outcome: StrategyOutcome) -> dict[str, str]:
-    """Folder name → digest of its adapter.
-
-    A single adapter is in the folder ``adapter``; several have a folder each, named by role and module.
-    """
-    tuned = {key: weights.adapter for key, weights in outcome.state.weights.items() if weights.adapter}
-    if len(tuned) == 1:
-        return {"adapter": next(iter(tuned.values()))}
-    return {"adapter-" + _NOT_IN_NAME.sub("-", key): digest for key, digest in tuned.items()}
-
-
-def _card(run: FinishedRun, outcome: StrategyOutcome, row: StrategyReport, adapters: dict[str, str]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=jinja2.select_autoescape(),
-    )
-    environment.filters |= {"line": as_line, "code": as_code, "fenced": as_block, "shell": _shell_word}
-    tuning = run.result.config.get("tuning")
-    return environment.get_template(_CARD).render(
-        result=run.result,
-        base=clean_text(run.result.lm.partition("@")[0]),  # the suffix names the dtype or quantization of the weights
-        rank=tuning.get("rank") if isinstance(tuning, dict) else None,
-        row=row,
+    facts = CardFacts(
+        program=run.result.task,
+        found_by=as_code(row.strategy) + " (BetterTogether, arXiv 2407.10930)" * (run.examples == "test"),
         seed=outcome.seed,
-        score=row.test.per_seed[run.result.seeds.index(outcome.seed)],
-        adapters=adapters,
-        prompts=prompts_sent(run.records(outcome)),
+        scores=_scores(run, outcome, row),
+        prompts=run.prompts(outcome),
+        settings=run.result.config,
     )
+    write_saved(target, outcome.state, session_of(run, outcome), run.adapter_folder, facts)
 
 
-def _shell_word(text: object) -> str:
-    """Quotes a text as one word of a command line."""
-    return shlex.quote(" ".join(clean_text(str(text)).split()))
+def session_of(run: FinishedRun, outcome: StrategyOutcome) -> SavedSession:
+    """Returns the LMs and settings that a run used for an outcome.
+
+    Raises:
+        ConfigError: If the run's settings are of another version.
+    """
+    if outcome.session is not None:
+        return outcome.session
+    config, provenance = run.result.config, run.provenance
+    options = {name: provenance[name] for name in ("dtype", "quantization") if provenance.get(name)}
+    source = LMSource(str(provenance["lm"]), options) if "dtype" in provenance else None
+    task = provenance["task"]
+    try:
+        return SavedSession(
+            lm={"lm": SavedLM.create(run.result.lm, source)},
+            seed=outcome.seed,
+            sampling=Sampling(config["temperature"], config["top_p"], config["max_tokens"], tuple(config["stop"])),
+            structured=config["structured"],
+            retriever=(task.get("retriever") or None) if isinstance(task, dict) else None,
+        )
+    except (KeyError, ValidationError) as error:
+        raise ConfigError(f"{run.folder} has settings of another version: {error}; run it again") from error
+
+
+def _scores(run: FinishedRun, outcome: StrategyOutcome, row: StrategyReport) -> list[str]:
+    """Returns sentences about the scores of a strategy."""
+    if run.examples == "validation":
+        return [f"Score: {row.val.percent} %, with {run.intervals}."]
+    score = row.test_score(outcome.seed)
+    alone = "— (there was nothing to learn from)" if score is None else f"{fixed(100 * score, row.test.decimals)} %"
+    return [
+        f"Test score of this seed: {alone}.",
+        f"Over {name_seeds(run.result.seeds)}: {row.test.percent} %, with {run.intervals}.",
+    ]

@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
-from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from lmpipe.errors import ConfigError
 from lmpipe.ledger import Cost, ModuleCost
+from lmpipe.results.saved import SavedSession
 from lmpipe.state import ProgramState
 from lmpipe.storage.checksummed_json import read_checksummed, write_checksummed
 from lmpipe.text.figures import decimals, fixed, name_seeds
@@ -110,10 +111,13 @@ class StrategyOutcome(BaseModel):
     Attributes:
         seed: The seed.
         state: Final prompts and weights; an adapter is in ``blobs/DIGEST`` of the run directory.
-        modules: Module path → calls, tokens and failures of the test evaluation.
+        modules: Module path → calls, tokens and failures of the test evaluation. Here and in `traces`, this is the
+            validation evaluation if the run has no ``result.json``.
         traces: Digest of the trace log of the test evaluation, which is in ``blobs/DIGEST`` of the run directory
             (`lmpipe.results.trace_log`).
         cost: Cost of the stages.
+        session: LMs and settings that the state was found with, if the run is not a benchmark's, whose settings are in
+            `Result.config`.
     """
 
     seed: int
@@ -121,6 +125,7 @@ class StrategyOutcome(BaseModel):
     modules: dict[str, ModuleCost]
     traces: str | None
     cost: CostFields
+    session: SavedSession | None = Field(default=None, exclude=True)
 
 
 @final
@@ -134,6 +139,10 @@ class StrategyReport(BaseModel):
     stages: list[StageReport]
     outcomes: list[StrategyOutcome]
     cost: CostFields
+
+    def test_score(self, seed: int) -> float | None:
+        """Returns the mean test score of a seed of this strategy; None if there is none."""
+        return self.test.per_seed[[outcome.seed for outcome in self.outcomes].index(seed)]
 
     @property
     def skips(self) -> list[str]:

@@ -1,37 +1,48 @@
-"""Reads a finished run: its result and the other files in its directory.
+"""What is finished of a run: its result and the other files in its directory.
 
-Nothing is written, so a run can be read while it continues. Knows nothing about terminals.
+Nothing is written, so a run can be read while it continues. Knows nothing about terminals; `lmpipe.run_directory` opens
+run directories.
 """
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
-from lmpipe.errors import ConfigError, CorruptBlob, StoreError
+from lmpipe.errors import ConfigError
 from lmpipe.metrics import best_index
 from lmpipe.results.result import Result, StrategyOutcome, StrategyReport
 from lmpipe.results.trace_log import TraceRecord, read_trace_log
-from lmpipe.storage.blobs import is_blob_name, is_intact
+from lmpipe.state import ProgramState
 from lmpipe.storage.checksummed_json import read_checksummed
-from lmpipe.storage.files import explain_read_errors, explain_write_errors, read_json_object
+from lmpipe.storage.files import read_json_object
+
+BOOTSTRAP = "95 % bootstrap intervals over seeds and examples"
+"""The kind of intervals that the scores of benchmarks have."""
 
 
 @final
 @dataclass(frozen=True)
 class FinishedRun:
-    """The content of a run directory.
+    """What is finished of the run in a directory; `lmpipe.extend.open_run` returns it.
 
     Attributes:
         folder: Path of the directory.
-        result: Content of its ``result.json``.
+        result: Content of its ``result.json``. Without one, it is made from the journal: its scores are those on
+            validation examples, and there are no test scores.
+        examples: The examples that traces are of: test examples or, without a ``result.json``, validation examples.
+        intervals: The kind of intervals that its scores have.
+        notes: Sentences about what is not finished or cannot be shown.
     """
 
     folder: Path
     result: Result
+    examples: Literal["test", "validation"] = "test"
+    intervals: str = BOOTSTRAP
+    notes: tuple[str, ...] = ()
 
     def strategy(self, name: str | None = None) -> StrategyReport:
         """Returns the report of a strategy.
@@ -44,7 +55,9 @@ class FinishedRun:
             ConfigError: If the run has no such strategy.
         """
         rows = self.result.strategies
-        if name is None and rows:
+        if not rows:
+            raise ConfigError("; ".join([f"{self.folder} has no result yet", *self.notes]))
+        if name is None:
             return rows[best_index(row.val.mean for row in rows) or 0]
         matches = [row for row in rows if row.strategy == name]
         if not matches:
@@ -90,53 +103,53 @@ class FinishedRun:
         path = self.folder / "splits.json"
         return read_checksummed(path) if path.exists() else {}
 
+    def state(self, strategy: str | None = None, seed: int | None = None) -> ProgramState:
+        """Returns the final prompts and weights of a strategy on a seed; see `outcome` for the arguments."""
+        return self.outcome(strategy, seed).state
+
+    def traces(self, strategy: str | None = None, seed: int | None = None) -> Iterator[TraceRecord]:
+        """Yields the traces of the final state of a strategy on a seed, one at a time, in the order of example ids.
+
+        Args:
+            strategy: Name of the strategy; see `strategy` for the default.
+            seed: The seed; by default the first one.
+
+        Raises:
+            ConfigError: If the run has no such strategy or seed, or no traces of it.
+            CorruptBlob: If the trace log is missing or damaged.
+        """
+        row, outcome = self.strategy(strategy), self.outcome(strategy, seed)
+        if outcome.traces is None:
+            reason = "; ".join(row.skips) or "they were not kept; BetterTogether keeps those of its stages"
+            raise ConfigError(f"{self.folder} has no traces of {row.strategy!r}, seed {outcome.seed}: {reason}")
+        return self.records(outcome)
+
+    def scores(self, strategy: str | None = None, seed: int | None = None) -> dict[str, float]:
+        """Returns example id → score of the final state of a strategy on a seed; see `traces` for the rest."""
+        return {trace.example: trace.score for trace in self.traces(strategy, seed)}
+
+    def prompts(self, outcome: StrategyOutcome) -> dict[str, list[tuple[str, str]]]:
+        """Returns the prompt of each module: its path → messages before the inputs, as ``(role, content)``.
+
+        They are those of the traces. Without traces, they are the instructions and demonstrations of the state, as
+        ``("instructions", text)`` and ``("demonstration", JSON)``.
+
+        Raises:
+            CorruptBlob: If the trace log is missing or damaged.
+        """
+        return prompts_of(outcome.state) if outcome.traces is None else prompts_sent(self.records(outcome))
+
     def records(self, outcome: StrategyOutcome) -> Iterator[TraceRecord]:
-        """Yields the traces of the test evaluation of an outcome, one at a time, in the order of example ids.
+        """Yields the traces of an outcome, one at a time, in the order of example ids; none if they were not kept.
 
         Raises:
             CorruptBlob: If the trace log is missing or damaged.
         """
         return iter(()) if outcome.traces is None else read_trace_log(self.folder / "blobs" / outcome.traces)
 
-    def copy_adapter(self, adapter: str, target: Path) -> None:
-        """Copies the adapter of tuned weights.
-
-        Args:
-            adapter: Digest of the adapter.
-            target: Path of the copy.
-
-        Raises:
-            CorruptBlob: If the adapter is missing or damaged.
-            StoreError: If the target already exists or cannot be written.
-        """
-        source = self.folder / "blobs" / adapter
-        with explain_read_errors(source):
-            intact = is_blob_name(adapter) and source.is_dir() and is_intact(source)
-        if not intact:
-            raise CorruptBlob(
-                f"{source} is missing or damaged; restore it from a copy, or delete what is left of it and start the "
-                "run again: the stage is then done again"
-            )
-        if target.exists():
-            raise StoreError(f"{target} already exists; name another folder")
-        with explain_write_errors(target):
-            shutil.copytree(source, target)
-
-
-def open_run(folder: Path) -> FinishedRun:
-    """Reads a run directory.
-
-    Raises:
-        ConfigError: If the directory has no result of this version.
-        CorruptBlob: If its result or its splits are damaged or were edited.
-    """
-    path = folder / "result.json"
-    if not path.exists():
-        clause = "is a run directory without" if (folder / "config.json").exists() else "has no"
-        raise ConfigError(f"{folder} {clause} result.json; a benchmark writes it when all its strategies are finished")
-    run = FinishedRun(folder, Result.read(path))
-    _ = run.splits  # raises an error if they are damaged
-    return run
+    def adapter_folder(self, adapter: str) -> Path:
+        """Returns the folder of an adapter, by its digest; its content is not checked."""
+        return self.folder / "blobs" / adapter
 
 
 def prompts_sent(traces: Iterable[TraceRecord]) -> dict[str, list[tuple[str, str]]]:
@@ -154,3 +167,18 @@ def prompts_sent(traces: Iterable[TraceRecord]) -> dict[str, list[tuple[str, str
             if step.kind == "lm":
                 prompts.setdefault(step.path, list(step.messages[:-1]))
     return prompts
+
+
+def prompts_of(state: ProgramState) -> dict[str, list[tuple[str, str]]]:
+    """Returns the prompt of each module of a state, as ``("instructions", text)`` and ``("demonstration", JSON)``."""
+    return {
+        path: [
+            ("instructions", prompt.instructions),
+            *(("demonstration", _json(demo.model_dump(mode="json"))) for demo in prompt.demos),
+        ]
+        for path, prompt in state.prompts.items()
+    }
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -15,6 +15,7 @@ from pathlib import Path
 from lmpipe.errors import ConfigError
 from lmpipe.retriever import Retriever
 from lmpipe.text.secrets import redact_spec
+from lmpipe.validation.arguments import check_type
 
 
 def load_retriever(spec: str | Path, passages: str | Path | None = None, *, header: bool = False) -> Retriever:
@@ -33,6 +34,7 @@ def load_retriever(spec: str | Path, passages: str | Path | None = None, *, head
         ConfigError: If `spec` does not describe a retriever, or the retriever cannot be created.
         CorruptBlob: If an index is damaged.
     """
+    check_type("spec", spec, (str, Path), "load_retriever('bm25:passages.jsonl')")
     spec = str(spec)
     kind, _, rest = spec.partition(":")
     if kind in ("bm25", "dense"):

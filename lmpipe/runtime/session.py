@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from types import NoneType, TracebackType
 from typing import Any, final
@@ -36,6 +35,7 @@ from lmpipe.runtime.trace import Step
 from lmpipe.state import ProgramState, PromptState, WeightState
 from lmpipe.storage.hashing import canonical_json, derive_seed, describe_settings
 from lmpipe.storage.store import RunStore
+from lmpipe.text.display import did_you_mean
 from lmpipe.validation.arguments import check_items, check_type, check_whole_number
 
 _MAX_HISTORY = 100  # LM calls that a session remembers
@@ -106,16 +106,17 @@ class Session:
     _scope: _Scope = field(default_factory=_Scope, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_whole_number("max_concurrency", self.max_concurrency)
-        check_type("seed", self.seed, Integral)
         for role, lm in self.roles.items():
-            check_type(f"the LM of role {role!r}", lm, LM)
-            check_type(f"the name of the LM of role {role!r}", lm.name, str)
-        check_type("sampling", self.sampling, Sampling)
-        check_type("state", self.state, (ProgramState, NoneType))
-        check_type("store", self.store, (RunStore, NoneType))
-        check_type("embedder", self.embedder, (Embedder, NoneType))
-        check_type("retriever", self.retriever, (Retriever, NoneType))
+            name, around = ("lm", "lm={}") if lm is self.lm else (f"the LM of role {role!r}", f"lm={{{role!r}: {{}}}}")
+            check_type(name, lm, LM, f"Session({around})")
+            check_type(f"the name of {name}", lm.name, str)
+        optional = {"state": ProgramState, "store": RunStore, "embedder": Embedder, "retriever": Retriever}
+        for name, kind in {"sampling": Sampling, "template": Template, **optional}.items():
+            kinds = (kind, NoneType) if name in optional else kind
+            check_type(name, getattr(self, name), kinds, f"Session(…, {name}={{}})")
+        check_type("structured", self.structured, bool, "structured=True or structured=False")
+        for name, least in (("seed", None), ("max_concurrency", 1)):
+            object.__setattr__(self, name, check_whole_number(name, getattr(self, name), least))
         object.__setattr__(self, "callbacks", tuple(check_items("callbacks", self.callbacks, Callable)))  # type: ignore[arg-type]
 
     @property
@@ -132,7 +133,11 @@ class Session:
         try:
             return self.roles[role]
         except KeyError:
-            raise SessionError(f"no LM for role {role!r}; this session has {', '.join(self.roles)}") from None
+            known = ", ".join(self.roles)
+            raise SessionError(
+                f"no LM for role {role!r}; this session has {known}{did_you_mean(role, self.roles)}; write "
+                f"Session(lm={{…, {role!r}: lm}})"
+            ) from None
 
     def complete(self, role: str, requests: Sequence[Request]) -> list[Completion | EngineError]:
         """Answers a batch of requests with the LM of a role, in order.
@@ -153,7 +158,7 @@ class Session:
             BudgetSpent: If the deadline of the call under way passes.
         """
         if self.retriever is None:
-            raise SessionError("the program retrieves; write: Session(lm=..., retriever=...)")
+            raise SessionError("the program retrieves; write: Session(…, retriever=load_retriever('bm25:PASSAGES'))")
         return run_before_deadline(partial(self._scope.searches.search, self.retriever, queries, k))
 
     def inference_settings(self) -> Any:
@@ -246,7 +251,10 @@ class Session:
         for key, weights in state.weights.items():
             lm = self.lm_of(key.partition("/")[0])
             if weights.base != lm.name:
-                raise SessionError(f"the weights of {key!r} belong to {weights.base!r}, but its LM is {lm.name!r}")
+                raise SessionError(
+                    f"the weights of {key!r} belong to {weights.base!r}, but its LM is {lm.name!r}; load the LM that "
+                    "the state was made with, or start from initial_state(program, session)"
+                )
             if weights.adapter is not None:
                 lm.register_adapter(weights.adapter, self.adapter_folder(weights.adapter))
 
@@ -254,13 +262,20 @@ class Session:
         """Returns the folder of an adapter, by its digest.
 
         Raises:
-            SessionError: If the session has no store, and the adapter was not loaded with the session.
-            CorruptBlob: If the store lacks the adapter.
+            SessionError: If neither the session's store has the adapter, nor was it loaded with the session.
         """
         if adapter in self._scope.adapters:
             return self._scope.adapters[adapter]
         if self.store is None:
-            raise SessionError(f"the state runs on adapter {adapter}; pass the session the store that has it")
+            raise SessionError(
+                f"the state runs on adapter {adapter}; pass the session the store that has it: "
+                "Session(…, store=RunStore('the run directory that it was trained in'))"
+            )
+        if not self.store.has_blob(adapter):
+            raise SessionError(
+                f"the state runs on adapter {adapter}, and the session's store {self.store.path} does not have it; "
+                "pass the store that it was trained in, or copy its work with store.merge_from('that run directory')"
+            )
         return self.store.folder(adapter)
 
     def with_adapters(self, folders: Mapping[str, Path]) -> Session:
@@ -346,5 +361,5 @@ def current_session() -> Session:
     """
     sessions = _sessions.get()
     if not sessions:
-        raise SessionError("no session is active; write: with Session(lm=...): program(...)")
+        raise SessionError("no session is active; write: with Session(lm=lm): program(…)")
     return sessions[-1]

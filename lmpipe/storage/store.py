@@ -45,15 +45,15 @@ class RunStore:
         shared: Whether this process may have other stores open on the directory at the same time.
 
     Raises:
-        StoreError: If another process has the directory open, if this process does and one of its stores is not shared,
-            or if the directory cannot be read or written.
+        StoreError: If the path is not that of a directory, if another process has the directory open, if this process
+            does and one of its stores is not shared, or if the directory cannot be read or written.
         ConfigError: If the settings are not JSON.
         ConfigChanged: If the directory contains finished work of other settings; the message shows the differences.
         CorruptBlob: If blobs, a journal line or the settings are damaged; the message names them.
     """
 
     def __init__(self, path: str | Path, config: Mapping[str, Any] | None = None, *, shared: bool = True) -> None:
-        self.path = Path(path).absolute()
+        self.path = _checked_path(path).absolute()
         self._config = canonical_record(dict(config or {}))
         self._directory: Directory | None = shared_directory(self.path)
         self._blobs, self._journal = self._directory.blobs, self._directory.journal
@@ -135,6 +135,10 @@ class RunStore:
         with self._write_lock:
             self._check_open()
             return self._blobs.put_folder(folder)
+
+    def has_blob(self, name: str) -> bool:
+        """Whether the store has a file or a folder with a digest."""
+        return name in self._blobs.names
 
     def folder(self, name: str) -> Path:
         """Returns the path of a stored folder; its files were verified when the store was opened.
@@ -221,3 +225,18 @@ class RunStore:
             raise ConfigChanged(
                 f"{self.path} was opened again with other settings ({differences}); use the store that was opened last"
             )
+
+
+def _checked_path(path: object) -> Path:
+    """Returns the path of a directory that may be opened or created.
+
+    Raises:
+        StoreError: If it is not a path, or is that of a file.
+    """
+    if isinstance(path, RunStore):
+        raise StoreError(f"{path.path} is open already; use that store as it is: Session(…, store=store)")
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise StoreError(f"{path!r:.100} is not the path of a directory; write RunStore('runs/first')")
+    if os.path.isfile(path):
+        raise StoreError(f"{os.fspath(path)} is a file; write the path of a directory, such as RunStore('runs/first')")
+    return Path(path)

@@ -1,8 +1,10 @@
-"""Prepares values and text for messages and terminals: shortens them and escapes control characters."""
+"""Prepares values and text for messages and terminals: shortens them, escapes control characters, suggests names."""
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 _ESCAPED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"  # control characters except tab and line feed; lone surrogates
@@ -41,3 +43,15 @@ def error_message(error: BaseException) -> str:
 def escape_controls(text: str) -> str:
     """Escapes control characters and marks that reorder text, as ``\\x1b``, so that a terminal shows them."""
     return _ESCAPED.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text.replace("\r\n", "\n"))
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Returns the clause ``"; did you mean 'lora'?"`` for a misspelt name; empty if no known name is close to it.
+
+    Args:
+        name: The name as it was written. Case does not count.
+        known: The names that exist.
+    """
+    by_lower = {text.lower(): text for text in known}
+    closest = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[closest[0]]!r}?" if closest else ""

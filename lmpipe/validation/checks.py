@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
 
-from lmpipe.data import Example
+from lmpipe.data import Example, without_numpy
 from lmpipe.errors import ConfigError
 from lmpipe.storage.hashing import digest
 from lmpipe.text.display import shown
-from lmpipe.validation.arguments import check_items
+from lmpipe.text.rules import state_rule
+from lmpipe.validation.arguments import check_callable, check_items
+from lmpipe.validation.replacements import or_write
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 """Type of a setting from 0 to 1, both included."""
@@ -35,6 +40,10 @@ def check_examples(examples: Iterable[Example], name: str) -> list[Example]:
     Raises:
         ConfigError: If an item is not an example; the message names the first such item.
     """
+    if isinstance(examples, (int, float)):
+        raise ConfigError(
+            f"{name} is {examples}; pass a list of Example, such as half of a shuffled list: {name}=examples[:50]"
+        )
     return list(check_items(name, examples, Example))
 
 
@@ -89,40 +98,65 @@ def digest_without_id(example: Example) -> str:
 def check_settings(settings: object) -> None:
     """Checks the fields of a dataclass against their types; a type such as ``PositiveInt`` also limits the range.
 
+    Numbers and arrays of numpy become those of Python.
+
     Raises:
-        ConfigError: If the value of a field does not fit its type; the message names the field and its value. Also if
-            a type cannot be resolved, such as one that is imported only under ``TYPE_CHECKING``.
+        ConfigError: If the value of a field does not fit its type; the message names the field and its value, and says
+            what to write. Also if a type cannot be resolved, such as one that is imported only under ``TYPE_CHECKING``.
     """
     kind: type = type(settings)
     try:
-        model = _model(kind)
+        hints, model = _hints(kind), _model(kind)
     except (NameError, TypeError, PydanticUserError) as error:
         raise ConfigError(f"the types of the fields of {kind.__name__} cannot be resolved: {error}") from error
-    values = {name: getattr(settings, name) for name in model.model_fields}
+    values = {name: without_numpy(getattr(settings, name)) for name in hints}
+    for name, value in values.items():
+        if value is not getattr(settings, name):
+            object.__setattr__(settings, name, value)
     try:
         model.model_validate(values)
     except ValidationError as error:
-        problems: dict[str, list[str]] = {}
-        for detail in error.errors():
-            problems.setdefault(str(detail["loc"][0]), []).append(_reword(detail["msg"]))
-        texts = [f"{name} is {shown(values[name])}; it {' or '.join(rules)}" for name, rules in problems.items()]
-        raise ConfigError(f"{kind.__name__}: {'. '.join(texts)}") from error
+        details = error.errors(include_url=False)
+        problems = [_problem(name, hints[name], values[name], details) for name in hints]
+        raise ConfigError(f"{kind.__name__}: {'. '.join(filter(None, problems))}") from error
+    for name, hint in hints.items():
+        if get_origin(hint) is Callable and isinstance(parameters := get_args(hint)[0], list):
+            names = [parameter.__name__.lower() for parameter in parameters]
+            check_callable(f"{kind.__name__}: {name}", values[name], names, f"def {name}({', '.join(names)}): …")
+
+
+def _problem(name: str, hint: Any, value: object, details: Sequence[ErrorDetails]) -> str:
+    """Says what is wrong with the value of a field, or with items of it; empty if it is valid."""
+    details = [detail for detail in details if detail["loc"][0] == name]
+    inner = [detail for detail in details if detail["input"] is not value]
+    places: dict[str, tuple[object, list[str]]] = {}
+    for detail in inner or details:
+        place = f"{name}[{detail['loc'][-1]!r}]" if inner else name
+        places.setdefault(place, (detail["input"], []))[1].append(state_rule(detail))
+    around = "{'…': {}}" if get_origin(hint) is Mapping and not inner else "{}"
+    return ". ".join(
+        f"{place} is {shown(wrong)}; it {' or '.join(rules)}{_advice(wrong, hint, around)}"
+        for place, (wrong, rules) in places.items()
+    )
+
+
+def _advice(value: object, hint: Any, around: str) -> str:
+    """Says what to write in place of a value, for the first class in its type for which there is something to say."""
+    if isinstance(hint, type) or get_origin(hint) is Callable:
+        return or_write(value, hint if isinstance(hint, type) else Callable, around)  # type: ignore[arg-type]
+    return next(filter(None, (_advice(value, part, around) for part in get_args(hint))), "")
+
+
+@lru_cache(maxsize=256)
+def _hints(kind: type) -> dict[str, Any]:
+    """Field of a dataclass → its type."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: hint for name, hint in hints.items() if get_origin(hint) is not ClassVar}
 
 
 @lru_cache(maxsize=256)
 def _model(kind: type) -> type[BaseModel]:
     """A pydantic model with the fields of a dataclass; NaN and infinite values are refused everywhere."""
-    hints = {
-        name: hint
-        for name, hint in get_type_hints(kind, include_extras=True).items()
-        if get_origin(hint) is not ClassVar
-    }
     config = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False, protected_namespaces=())
-    fields: dict[str, Any] = {name: (hint, ...) for name, hint in hints.items()}
+    fields: dict[str, Any] = {name: (hint, ...) for name, hint in _hints(kind).items()}
     return create_model(kind.__name__, __config__=config, **fields)
-
-
-def _reword(message: str) -> str:
-    """Puts a message of pydantic into the words of lmpipe's own messages."""
-    rule = message.removeprefix("Input ").replace("should be", "must be", 1)
-    return rule.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")

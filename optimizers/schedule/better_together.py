@@ -81,6 +81,8 @@ class BetterTogether(Optimizer):
     num_train_scored: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.strategy, Strategy):
+            Strategy.check_text(self.strategy)
         check_settings(self)
         object.__setattr__(self, "strategy", as_strategy(self.strategy, self.optimizers))
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NoReturn, final
 
-from lmpipe.extend import StrategyError, clean_text, shorten, shown
+from lmpipe.extend import StrategyError, clean_text, did_you_mean, shorten, shown
 
 VANILLA = "vanilla"
 """Text of the strategy without stages."""
@@ -50,9 +50,21 @@ class Strategy:
         Raises:
             StrategyError: If the text cannot be parsed; the message points to the position.
         """
-        if not isinstance(text, str):
-            raise StrategyError(f"a strategy is a text such as 'p -> w -> p', not {shown(text)}")
+        cls.check_text(text)
         return cls(() if text.strip() == VANILLA else _Parser(text, available).parse())
+
+    @staticmethod
+    def check_text(text: object) -> None:
+        """Checks that a strategy is text, before it is parsed.
+
+        Raises:
+            StrategyError: If it is not; the message says how to write a list of stages.
+        """
+        if isinstance(text, str):
+            return
+        listed = isinstance(text, (list, tuple)) and text and all(isinstance(name, str) for name in text)
+        example = " -> ".join(text) if isinstance(text, (list, tuple)) and listed else "p -> w -> p"
+        raise StrategyError(f"strategy is {shown(text)}; it must be a text, so write {example!r}")
 
     @property
     def parent(self) -> Strategy | None:
@@ -77,7 +89,8 @@ def as_strategy(strategy: str | Strategy, available: Collection[str]) -> Strateg
         return Strategy.parse(strategy, available)
     unknown = [name for name in strategy.stages if name not in available]
     if unknown:
-        raise StrategyError(f"{_unknown_stage(unknown[0])}; {_listed(available)}")
+        hint = did_you_mean(unknown[0], available)
+        raise StrategyError(f"{_unknown_stage(unknown[0])}{hint}; {_listed(available)}")
     return strategy
 
 
@@ -138,9 +151,10 @@ class _Parser:
     def _name(self) -> str:
         token = self._peek()
         if token is None or token.text in {"->", "(", ")", "*"}:
-            self._fail("a stage name is missing", token)
+            hint = f"; write {VANILLA!r} for a run without stages" if not self._text.strip() else ""
+            self._fail(f"a stage name is missing{hint}", token)
         if token.text not in self._available:
-            self._fail(_unknown_stage(token.text), token)
+            self._fail(f"{_unknown_stage(token.text)}{_intended(token.text, self._available)}", token)
         self._position += 1
         return token.text
 
@@ -176,6 +190,14 @@ class _Parser:
 
 def _unknown_stage(name: str) -> str:
     return f"no stage is called {shown(name, 100)}"
+
+
+def _intended(name: str, available: Collection[str]) -> str:
+    """Says what was probably meant: stages without the arrow between them, or one whose name is close."""
+    stages = re.split(r"\s*(?:[,;>→⇒+/\s]|=>|-)\s*", name)
+    if len(stages) > 1 and all(stage in available for stage in stages):
+        return f"; write {' -> '.join(stages)!r}"
+    return did_you_mean(name, available)
 
 
 def _listed(available: Collection[str]) -> str:

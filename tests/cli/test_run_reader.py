@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import runpy
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+import lmpipe
 from benchmarks.experiments.experiment import run_experiment
 from benchmarks.experiments.models import ModelSpec
 from benchmarks.experiments.spec import ExperimentSpec
@@ -29,12 +31,14 @@ from lmpipe import Example, Metric, Module, Prediction, ProgramState, Trace
 from lmpipe.cli import app
 from lmpipe.cli.terminal import show_error
 from lmpipe.errors import ConfigError, CorruptBlob
+from lmpipe.ledger import MEASURED
 from lmpipe.program.evaluate import Measure
 from lmpipe.results.result import Result
-from lmpipe.results.run_reader import open_run
+from lmpipe.run_directory import open_run
 from lmpipe.storage.checksummed_json import read_checksummed, write_checksummed
 from lmpipe.storage.hashing import digest_bytes
 from programs import Iris
+from tests.test_docs import snippets
 
 SPECIES = ("setosa", "versicolor", "virginica")
 SIZES = {"petal_length": 1.4, "petal_width": 0.2, "sepal_length": 5.1, "sepal_width": 3.5}
@@ -159,8 +163,32 @@ def test_an_export_is_loaded_by_peft_and_has_the_same_state(run: Path, tiny_fold
     assert next(iter(state.prompts.values())).instructions in card
     assert open_run(run).strategy("p -> w").test.percent in card
     assert re.search(r"vllm serve .* --max-lora-rank \d+ ", card)
-    with pytest.raises(ConfigError, match="already exists"):
+    with pytest.raises(ConfigError, match="already exists and holds something else"):
         run_cli("export", run, out)
+
+
+def test_an_outcome_is_loaded_from_its_run_and_from_its_export(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_cli("export", run, out := tmp_path / "out", "--strategy", "p -> w", "--seed", "4")
+    sessions = [lmpipe.load(run, strategy="p -> w", seed=4), lmpipe.load(out)]
+    outcome = open_run(run).outcome("p -> w", seed=4)
+    record = next(open_run(run).records(outcome))
+    for session in sessions:
+        assert session.state == outcome.state
+        assert (session.seed, session.structured) == (4, True)
+        assert session.sampling == Flowers().settings.changed({"max_tokens": 40}).sampling()
+        evaluation = lmpipe.evaluate(
+            Iris(), [flower for flower in Flowers().examples() if flower.id == record.example], easy, session
+        )
+        assert evaluation.scores == {record.example: record.score}
+        assert session.history()[0].text == record.steps[0].text, "the same call has the same answer"
+    card = snippets(out / "README.md")
+    (tmp_path / "card.py").write_text(card)
+    monkeypatch.chdir(out)
+    runpy.run_path(str(tmp_path / "card.py"))
+    with pytest.raises(ConfigError, match="has no seed 9; it has 3, 4"):
+        lmpipe.load(run, seed=9)
 
 
 def test_the_best_row_has_a_score_and_without_any_it_is_the_first(run: Path) -> None:
@@ -176,8 +204,35 @@ def test_the_best_row_has_a_score_and_without_any_it_is_the_first(run: Path) -> 
 
     assert best_of(math.nan, 0.0, 0.5, 0.5, None) == "2"
     assert best_of(None, math.nan) == "0"
-    with pytest.raises(ConfigError, match="has no strategy"):
+    with pytest.raises(ConfigError, match="has no result yet"):
         best_of()
+
+
+def test_without_its_result_a_benchmark_is_read_from_its_journal(run: Path, tmp_path: Path) -> None:
+    """As while it is going on; its test scores are then unknown."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "result.json").unlink()
+    recorded, finished = open_run(copy), open_run(run)
+    assert (recorded.result.task, recorded.result.lm) == (finished.result.task, finished.result.lm)
+    assert recorded.result.seeds == finished.result.seeds
+    assert recorded.provenance == finished.provenance
+    assert recorded.notes == ()
+    assert _without_times(recorded.result.cost) == _without_times(finished.result.cost)
+    for row, other in zip(recorded.result.strategies, finished.result.strategies, strict=True):
+        assert row.strategy == other.strategy
+        assert row.val.per_seed == other.val.per_seed
+        assert [stage.per_seed for stage in row.stages] == [stage.per_seed for stage in other.stages]
+        assert [outcome.state for outcome in row.outcomes] == [outcome.state for outcome in other.outcomes]
+        assert row.test.percent == "—"
+    shown = run_cli("diff", run, copy)
+    assert "settings: no difference" in shown
+    assert "+p -> w: —" in shown
+    assert f"on {recorded.examples} examples" in run_cli("trace", copy)
+    assert recorded.traces("p -> w", seed=4)
+
+
+def _without_times(cost: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in cost.items() if name not in MEASURED}
 
 
 def test_a_failed_export_leaves_no_folder(run: Path, tmp_path: Path) -> None:
@@ -216,7 +271,7 @@ def test_a_difference_shows_settings_scores_and_prompts(run: Path, tiny_folder: 
 
 
 def test_damage_and_missing_names_are_reported(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no result\.json"):
+    with pytest.raises(ConfigError, match=r"neither result\.json nor journal\.jsonl"):
         run_cli("show", tmp_path)
     with pytest.raises(ConfigError, match=r"no strategy 'w'; it has vanilla, p -> w"):
         run_cli("trace", run, "--strategy", "w")

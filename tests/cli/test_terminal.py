@@ -30,7 +30,7 @@ from lmpipe.results.result import (
     StrategyOutcome,
     StrategyReport,
 )
-from lmpipe.results.run_reader import open_run
+from lmpipe.run_directory import open_run
 from lmpipe.text.display import escape_controls
 from lmpipe.text.markdown import as_block, as_code, as_line
 
@@ -40,6 +40,7 @@ HOSTILE = (
 )
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 SHOWN = r"[bold]x[/] [/] [link=http://e] :smile: \u202eevil\r over \x9b2J"
+_SAMPLING = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 9, "stop": [HOSTILE], "structured": False}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         task=HOSTILE,
         lm=HOSTILE,
         seeds=[0],
-        config={HOSTILE: HOSTILE},
+        config={HOSTILE: HOSTILE, **_SAMPLING},
         versions={HOSTILE: HOSTILE},
         strategies=[row],
         comparisons=[],

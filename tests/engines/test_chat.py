@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lmpipe.engines.bundled import bundled_folder
+from lmpipe.engines.bundled import bundled_lm_folder
 from lmpipe.engines.chat import ChatTokens, fold_system
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import Message
@@ -20,7 +20,7 @@ from tests.tiny import CHAT
 
 
 def smollm2() -> Any:
-    return AutoTokenizer.from_pretrained(bundled_folder())
+    return AutoTokenizer.from_pretrained(bundled_lm_folder())
 
 
 TOKENIZERS: list[Callable[[], Any]] = [smollm2, byte_level, sentencepiece, wordpiece]

@@ -300,25 +300,24 @@ def test_target_modules_that_do_not_exist_are_reported_when_the_trainer_is_creat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rank": "8"}, "rank='8' of a TuningConfig: Input should be a valid integer"),
-        ({"rank": True}, "rank=True of a TuningConfig"),
-        ({"learning_rate": "fast"}, "learning_rate='fast' of a TuningConfig: Input should be a valid number"),
-        ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
-        ({"learning_rate": -1e-4}, "learning_rate must be above 0"),
-        ({"method": "lorra"}, "method='lorra' of a TuningConfig: Input should be 'lora'"),
-        ({"schedule": "sine"}, "schedule='sine' of a TuningConfig"),
-        ({"target_modules": ["q_proj"]}, r"target_modules=\['q_proj'\] of a TuningConfig"),
-        ({"target_modules": None}, "target_modules=None of a TuningConfig"),
-        ({"batch_size": 0}, "batch_size, .* must be at least 1"),
-        ({"micro_batch_size": 0}, "micro_batch_size, .* must be at least 1"),
-        ({"micro_batch_size": -2}, "micro_batch_size, .* must be at least 1"),
-        ({"eval_fraction": 1.0}, r"eval_fraction must be in \[0, 1\)"),
-        ({"dropout": 1.5}, r"dropout, beta2 and eval_fraction must be in \[0, 1\)"),
-        ({"warmup_steps": -1}, "warmup_steps at least 0"),
+        ({"rank": "8"}, "rank is '8'; it must be a whole number"),
+        ({"rank": True}, "rank is True; it must be a whole number"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'; it must be a number"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be a finite number"),
+        ({"learning_rate": -1e-4}, "learning_rate is -0.0001; it must be greater than 0"),
+        ({"method": "lorra"}, "method is 'lorra'; it must be 'lora', .*; did you mean 'lora'"),
+        ({"schedule": "sine"}, "schedule is 'sine'; it must be 'constant_with_warmup', "),
+        ({"target_modules": [3]}, r"target_modules\[0\] is 3; it must be text"),
+        ({"target_modules": None}, "target_modules is None; it must be text or must be a tuple"),
+        ({"batch_size": 0}, "batch_size is 0; it must be greater than 0"),
+        ({"micro_batch_size": -2}, "micro_batch_size is -2; it must be greater than 0"),
+        ({"eval_fraction": 1.0}, "eval_fraction is 1.0; it must be less than 1"),
+        ({"dropout": 1.5}, "dropout is 1.5; it must be less than 1"),
+        ({"warmup_steps": -1}, "warmup_steps is -1; it must be at least 0"),
     ],
 )
 def test_settings_of_a_wrong_type_or_out_of_range_are_reported(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=f"^TuningConfig: {message}"):
         TuningConfig(**settings)
 
 

@@ -60,9 +60,12 @@ def test_a_changed_copy_has_an_identity_of_its_own() -> None:
     [
         (
             '{"prompts": {"a": {"instructions": 3}}, "weights": {}}',
-            "invalid ProgramState: prompts: a: invalid PromptState",
+            "invalid ProgramState: prompts.a: PromptState: instructions is 3; it must be text",
         ),
-        ('{"prompts": {}, "weights": {}, "more": 1}', "invalid ProgramState: more: Extra inputs"),
+        (
+            '{"prompts": {}, "weights": {}, "more": 1}',
+            "invalid ProgramState: more does not exist; there are prompts, weights",
+        ),
         ("{", "invalid ProgramState: Invalid JSON"),
         ("[" * 100_000, "invalid ProgramState: Invalid JSON: recursion limit exceeded"),
     ],

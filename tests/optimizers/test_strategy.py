@@ -92,8 +92,8 @@ def test_an_error_points_at_its_place(text: str, message: str, column: int) -> N
         (" " * 1_000_000, "a stage name is missing"),
         ("p -> \x1b[31mred\n\t -> w", "no stage is called"),
         ("p*²", "'*' needs a number of repetitions"),
-        (None, "a strategy is a text"),
-        (["p", "w"], "a strategy is a text"),
+        (None, "it must be a text, so write"),
+        (["p", "w"], "it must be a text, so write"),
     ],
 )
 def test_an_error_message_is_short_and_printable_for_any_strategy(text: str, message: str) -> None:

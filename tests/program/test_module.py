@@ -63,7 +63,7 @@ def test_a_single_predictor_is_a_program() -> None:
 
 
 def test_outside_a_session_the_error_says_what_to_write() -> None:
-    with pytest.raises(SessionError, match=r"with Session\(lm=\.\.\.\)"):
+    with pytest.raises(SessionError, match=r"with Session\(lm=lm\)"):
         Nested()(question="Why?")
 
 
@@ -86,7 +86,7 @@ def test_a_module_made_in_forward_is_refused() -> None:
 
 
 def test_wrong_inputs_are_named() -> None:
-    with Session(lm=echo()), pytest.raises(SignatureError, match="missing question; its inputs are question"):
+    with Session(lm=echo()), pytest.raises(SignatureError, match="takes the inputs question; 'questoin' is not one"):
         Predict("question -> answer")(questoin="Why?")
 
 
@@ -284,7 +284,7 @@ def test_forward_may_be_decorated_and_have_defaults() -> None:
     assert trace.prediction == {"answer": "a!"}
 
 
-@pytest.mark.parametrize("inputs", [{"q": "a"}, {}, {"question": "a", "more": 1}, {1: "a"}])
+@pytest.mark.parametrize("inputs", [{"q": "a"}, {}, {"question": "a", "more": 1}])
 def test_inputs_that_forward_does_not_accept_are_named_before_any_call(inputs: Any) -> None:
     program, session = Nested(), Session(lm=echo())
     jobs = [Job(initial_state(program, session), Example(inputs))]

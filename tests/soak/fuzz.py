@@ -20,10 +20,10 @@ from lmpipe import Example, Prediction, ProgramState, PromptState, RunStore, sig
 from lmpipe.errors import LmpipeError
 from lmpipe.metrics import last_number, score_prediction
 from lmpipe.prompting.template import Template
-from lmpipe.results.run_reader import open_run
 from lmpipe.results.trace_log import read_trace_log
 from lmpipe.retrieval.passages import read_passages
 from lmpipe.retrieval.training.questions import read_questions
+from lmpipe.run_directory import open_run
 from lmpipe.storage.hashing import canonical_json
 from lmpipe.text.cleaning import clean_text, clean_value
 from optimizers import Strategy

@@ -390,8 +390,8 @@ def test_links_to_directories_are_followed_and_files_are_named(tmp_path: Path) -
             assert same.get("a") == 1
     (tmp_path / "broken").symlink_to("nowhere")
     (tmp_path / "file").write_bytes(b"")
-    for name in ("broken", "file"):
-        with pytest.raises(StoreError, match=f"{name} cannot be written: "):
+    for name, problem in (("broken", "cannot be written: "), ("file", "is a file; write the path of a directory")):
+        with pytest.raises(StoreError, match=f"{name} {problem}"):
             RunStore(tmp_path / name)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "lock").mkdir()

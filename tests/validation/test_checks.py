@@ -71,8 +71,8 @@ class Some:
     ("settings", "message"),
     [
         ({"count": 0}, "Some: count is 0; it must be greater than 0"),
-        ({"count": 1.5}, "count is 1.5; it must be a valid integer"),
-        ({"count": "3"}, "count is '3'; it must be a valid integer"),
+        ({"count": 1.5}, "count is 1.5; it must be a whole number"),
+        ({"count": "3"}, "count is '3'; it must be a whole number"),
         ({"share": 1.5}, "share is 1.5; it must be at most 1"),
         ({"share": float("nan")}, "share is nan; it must be a finite number"),
         ({"kind": "c"}, "kind is 'c'; it must be 'a' or 'b'"),

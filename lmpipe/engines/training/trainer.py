@@ -35,12 +35,14 @@ from lmpipe.engines.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError, EngineError, SessionError, TrainingDiverged
 from lmpipe.events import EpochEnded
 from lmpipe.ledger import Cost
+from lmpipe.lm import LM
 from lmpipe.program.identity import work_key
 from lmpipe.runtime.session import Session
 from lmpipe.state import WeightState
 from lmpipe.storage.files import explain_write_errors
 from lmpipe.storage.store import RunStore
 from lmpipe.trainer import Objective, PolicyGradientLoss, SFTLoss, Trainer, TrainingResult, TrainingRow
+from lmpipe.validation.arguments import check_type
 
 _RESULT = TypeAdapter(TrainingResult)
 
@@ -137,8 +139,13 @@ class LocalTrainer(Trainer):
         )
 
     def __post_init__(self) -> None:
+        check_type("lm", self.lm, (LM, LocalLM), "LocalTrainer({}, TuningConfig())")
+        check_type("tuning", self.tuning, TuningConfig, "LocalTrainer(lm, {})")
         if not isinstance(self.lm, LocalLM):
-            raise ConfigError(f"{type(self.lm).__name__} cannot be trained; pass the LocalLM itself, without a cache")
+            raise ConfigError(
+                f"{type(self.lm).__name__} cannot be trained; pass the LocalLM itself, without a cache, such as "
+                "load_lm('bundled')"
+            )
         if self.lm.tokenizer.eos_token_id is None:
             raise ConfigError(f"the tokenizer of {self.lm.name} has no token that ends a message (eos_token)")
         check_target_modules(self.lm.model, self.lm.name, self.tuning)
