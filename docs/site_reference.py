@@ -62,7 +62,7 @@ def members(parent: griffe.Object) -> Iterator[griffe.Object]:
 
 
 def show_fields(cls: griffe.Class) -> None:
-    """Hides private arguments of a class, and gives a state class, a pydantic model, the signature of its fields."""
+    """Hides private and refused arguments of a class, and gives a state class the signature of its fields."""
     if is_state(cls):
         fields = [
             griffe.Parameter(
@@ -75,7 +75,11 @@ def show_fields(cls: griffe.Class) -> None:
         cls.bases = []  # private
     elif "__init__" in cls.members:
         init = cls["__init__"]
-        init.parameters = griffe.Parameters(*(each for each in init.parameters if not each.name.startswith("_")))
+        shown = [each for each in init.parameters if not each.name.startswith("_") and str(each.annotation) != "Never"]
+        for argument in shown:
+            if str(argument.default).startswith("_"):
+                argument.default = cls[argument.name].value  # that of the field
+        init.parameters = griffe.Parameters(*shown)
 
 
 def is_state(cls: griffe.Class) -> bool:
