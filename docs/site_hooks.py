@@ -26,10 +26,30 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Points links to the pages that are made here, and shows links to source files as text."""
+    """Points links to the pages that are made here, names them by title, and shows links to source files as text."""
     for source, page in PAGES.items():
         markdown = markdown.replace(f"](../{source}", f"]({page}")
+    markdown = re.sub(r"\]\((examples/\w+)\.py\)", r"](\1.md)", markdown)
+    markdown = re.sub(r"\[`?[\w./-]*\.(?:md|py)`?\]\(([\w./-]+\.md)(#[\w-]+)?\)", titled, markdown)
+    markdown = markdown.replace("[docs/examples/](", "[Examples](")
     return re.sub(r"\[([^\]]*)\]\((?:\.\./)[^)]*\)", r"\1", markdown)
+
+
+def titled(link: re.Match[str]) -> str:
+    """A link whose text was the path of a page, with the title of the page for a text."""
+    page, anchor = link[1], link[2] or ""
+    sources = {made: ROOT / source for source, made in PAGES.items()}
+    script = ROOT / "docs" / page.replace(".md", ".py")
+    if script.exists():
+        title = (
+            (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or page)
+            .splitlines()[0]
+            .partition(":")[0]
+            .rstrip(".")
+        )
+    else:
+        title = sources.get(page, ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+    return f"[{title}]({page}{anchor})"
 
 
 def relocated(markdown: str) -> str:

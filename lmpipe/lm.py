@@ -23,7 +23,12 @@ from lmpipe.validation.contract import call_and_check
 @final
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One chat message."""
+    """One chat message.
+
+    Args:
+        role: Who speaks.
+        content: What is said.
+    """
 
     role: Literal["system", "user", "assistant"]
     content: str

@@ -157,7 +157,10 @@ def _identity(part: Any) -> Any:
 class Demo(_Value):
     """One demonstration of a module: inputs and outputs as plain JSON values.
 
-    Outputs may lack optional fields: a demonstration from a label has no reasoning.
+    Args:
+        inputs: Values of the input fields.
+        outputs: Values of the output fields. Optional ones may be missing: a demonstration from a label has no
+            reasoning.
     """
 
     inputs: _FrozenJson
@@ -168,7 +171,7 @@ class Demo(_Value):
 class DemoSelection(_Value):
     """Selection of the demonstrations that are nearest to the input; see `lmpipe.prompting.demo_selection`.
 
-    Attributes:
+    Args:
         k: Number of demonstrations that are shown.
         embedder: Name of the embedder whose vectors decide which demonstrations are near.
     """
@@ -181,7 +184,7 @@ class DemoSelection(_Value):
 class PromptState(_Value):
     """The prompt π of one module.
 
-    Attributes:
+    Args:
         instructions: Instructions for the LM. Characters that are not valid text are replaced by U+FFFD.
         demos: Demonstrations that the prompt shows; with `nearest`, the pool that they are selected from.
         nearest: How to select the demonstrations for an input; None shows all.
@@ -196,7 +199,7 @@ class PromptState(_Value):
 class WeightState(_Value):
     """The weights θ of one LM role.
 
-    Attributes:
+    Args:
         base: Name of the base LM.
         adapter: Digest of the LoRA adapter in the run store; None for the base LM alone.
     """
@@ -209,7 +212,7 @@ class WeightState(_Value):
 class ProgramState(_Value):
     """The state ⟨Π, Θ⟩ of a whole program.
 
-    Attributes:
+    Args:
         prompts: Module path → prompt.
         weights: LM role → weights; a key ``"role/path"`` overrides the weights of the role for one module.
     """

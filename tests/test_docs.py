@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -80,11 +81,14 @@ def test_snippets_and_examples_are_typed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
 def test_an_example_runs(example: Path, tmp_path: Path) -> None:
-    if example.stem != "server_and_cluster":
-        run(example, tmp_path)
+    if example.stem == "server_and_cluster":
+        with serving(model="m") as fake:
+            assert "failed runs: {}\n5 LM calls" in run(example, tmp_path, "--url", fake.url, "--model", "m")
         return
-    with serving(model="m") as fake:
-        assert "failed runs: {}\n5 LM calls" in run(example, tmp_path, "--url", fake.url, "--model", "m")
+    printed = run(example, tmp_path)
+    if example.stem == "better_together":
+        scores = dict(re.findall(r"^(untuned|p|best): (\S+)$", printed, re.MULTILINE))
+        assert float(scores["best"]) > float(scores["p"]) + 0.3, printed
 
 
 def test_examples_fit_on_a_page_and_say_how_to_run_them() -> None:
@@ -93,6 +97,21 @@ def test_examples_fit_on_a_page_and_say_how_to_run_them() -> None:
         assert len(code.splitlines()) <= 80, example.name
         assert f"    python {example.name}" in code, f"{example.name} does not say how to run it"
         assert f"examples/{example.stem}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), example.name
+
+
+def test_the_counts_beside_dspy_are_those_of_its_snippets() -> None:
+    """Counted as the page says: lines, and names of the library that are imported or reached as attributes."""
+    page = (ROOT / "docs" / "from_dspy.md").read_text(encoding="utf-8")
+    counts = []
+    for code in re.findall(r"^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        nodes = list(ast.walk(ast.parse(code)))
+        imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+        reached = {node.attr for node in nodes if isinstance(node, ast.Attribute)} - {"answer"}  # a field of the data
+        counts.append((sum(bool(line.strip()) for line in code.splitlines()), len(imported | reached)))
+    table = page.partition("| names of the library |")[2]
+    rows = [(int(lines), int(names)) for lines, names in re.findall(r"\| (\d+) \| (\d+) \|", table)]
+    assert len(rows) == 3
+    assert counts == rows
 
 
 def test_links_between_pages_lead_somewhere() -> None:

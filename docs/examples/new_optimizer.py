@@ -24,7 +24,6 @@ from lmpipe import (
     Sampling,
     Session,
     exact_match,
-    initial_state,
     load_lm,
 )
 from lmpipe.extend import best_index, evaluate_many
@@ -70,7 +69,7 @@ def main() -> None:
     program = Predict("word -> answer: Literal['animal', 'plant']")
     session = Session(lm=load_lm("bundled"), sampling=Sampling(max_tokens=8))
     optimizer = GreedyDemos(exact_match, path="self")
-    result = optimizer.optimize(program, initial_state(program, session), examples[:3], examples[3:], session)
+    result = optimizer.optimize(program, None, examples[:3], examples[3:], session)
     print(*result.state.prompts["self"].demos, sep="\n")
     print(f"{result.cost.lm_calls} LM calls")
 
