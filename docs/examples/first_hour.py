@@ -1,32 +1,21 @@
 """The first hour: from a table of one's own to a tuned program that is saved, loaded and looked at.
 
 The data are 178 wines of three grape varieties and what a laboratory measured in them, which come with scikit-learn;
-read your own table in `read_data`. The small LM that comes with lmpipe needs some ten minutes of two cores.
+read your own table in `read_data`. The small LM that comes with lmpipe needs some minutes of two cores; name another one,
+in the form that `load_lm` reads, as the argument.
 
     python first_hour.py
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from typing import Literal
 
 from sklearn.datasets import load_wine
 
 import lmpipe
-from lmpipe import (
-    Example,
-    Input,
-    Module,
-    Output,
-    Predict,
-    Prediction,
-    Sampling,
-    Session,
-    evaluate,
-    exact_match,
-    load_lm,
-)
+from lmpipe import Example, Input, Module, Output, Predict, Prediction, Session, evaluate, exact_match, load_lm
 from lmpipe.extend import shuffled
 from optimizers import optimize
 
@@ -66,20 +55,15 @@ def read_data() -> list[Example]:
 
 def main() -> None:
     """Runs the steps of docs/first_task.md."""
-    parser = argparse.ArgumentParser(description="Tune a program on a table of wines.")
-    parser.add_argument("--lm", default="bundled", help="the LM, in the form that load_lm reads")
-    parser.add_argument("--strategy", default="p -> w -> p", help="the order of the stages")
-    options = parser.parse_args()
-
     order = shuffled(read_data(), seed=0, stratify_by="answer")
     test, data = order[:60], order[60:]
-    program, lm = Wine(), load_lm(options.lm)
+    program, lm = Wine(), load_lm(sys.argv[1] if len(sys.argv) > 1 else "bundled")
 
-    untuned = Session(lm=lm, sampling=Sampling(temperature=0.0, max_tokens=24), structured=True)
+    untuned = Session(lm=lm, structured=True)
     print("untuned:", evaluate(program, test, exact_match, untuned))
     print(untuned.history())  # the last call, as it was sent
 
-    result = optimize(program, data, exact_match, lm=lm, strategy=options.strategy, out="runs/wine")
+    result = optimize(program, data, exact_match, lm=lm, strategy="p -> w -> p", out="runs/wine")
     print(result)
     print("tuned:", evaluate(program, test, exact_match, result.session))
 
