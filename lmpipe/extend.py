@@ -11,7 +11,16 @@ from lmpipe import _lazy
 from lmpipe.embedder import Embedder
 from lmpipe.engines import load_embedder
 from lmpipe.errors import ConfigError, SessionError, StrategyError, TrainingDiverged
-from lmpipe.events import Callback, CandidateScored, EpochEnded, Event, StageEnded
+from lmpipe.events import (
+    Callback,
+    CandidateScored,
+    EpochEnded,
+    Event,
+    FindingMade,
+    ResultRecalled,
+    StageEnded,
+    StageStarted,
+)
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.lm import Message, Usage
 from lmpipe.metrics import answer_f1, best_index, finite_values, number_match
@@ -23,6 +32,7 @@ from lmpipe.progress import Progress
 from lmpipe.prompting.signature import Field
 from lmpipe.prompting.template import Template
 from lmpipe.prompting.values import render_input
+from lmpipe.reporter import Reporter
 from lmpipe.runtime.call_context import current_context
 from lmpipe.runtime.trace import RetrievalStep, module_costs
 from lmpipe.splits import shuffled, subsample
@@ -68,6 +78,7 @@ __all__ = [
     "FailureCounts",
     "Field",
     "Finding",
+    "FindingMade",
     "LocalLM",
     "Measure",
     "Message",
@@ -75,12 +86,15 @@ __all__ = [
     "Objective",
     "PolicyGradientLoss",
     "Progress",
+    "Reporter",
+    "ResultRecalled",
     "RetrievalStep",
     "SFTLoss",
     "ServerLM",
     "SessionError",
     "StageEnded",
     "StageResult",
+    "StageStarted",
     "StrategyError",
     "Template",
     "Tracker",

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, final
 
 from lmpipe.data import Example
 from lmpipe.errors import ConfigError
+from lmpipe.events import ResultRecalled
 from lmpipe.optimize_result import OptimizeResult, Origin
 from lmpipe.program.identity import work_key
 from lmpipe.program.module import Module, check_state
@@ -94,7 +95,11 @@ class Optimizer(ABC):
             limits=session.ledger.limits,
         )
 
+        recalled = True
+
         def work(inner: Session) -> Any:
+            nonlocal recalled
+            recalled = False
             result = self.search(program, state, train, val, inner)
             check_type(f"the result of {type(self).__name__}.search()", result, OptimizeResult)
             update = {
@@ -104,7 +109,11 @@ class Optimizer(ABC):
             }
             return result.model_copy(update=update).model_dump(mode="json")
 
-        return OptimizeResult.model_validate(session.cached(key, work)).with_session(session)
+        result = OptimizeResult.model_validate(session.cached(key, work)).with_session(session)
+        if recalled:
+            name = type(self).__name__
+            session.notify(ResultRecalled(session.stage, f"{name}, {self.plan}" if self.plan else name))
+        return result
 
     @property
     def plan(self) -> str:

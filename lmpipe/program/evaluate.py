@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lmpipe.data import Example
 from lmpipe.ledger import Cost, ModuleCost
-from lmpipe.metrics import Metric
+from lmpipe.metrics import Metric, wilson_interval
 from lmpipe.program.failures import CommonFailure, FailureCounts
 from lmpipe.program.identity import work_key
 from lmpipe.program.module import Module
@@ -38,9 +38,6 @@ Measure = Callable[[Trace], float | None]
 
 A measure returns None or NaN if there is nothing to measure; such a trace does not count.
 """
-
-
-_Z = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95 % interval, in standard errors
 
 
 @final
@@ -97,16 +94,8 @@ class Evaluation(BaseModel):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the mean over examples (Wilson 1927); NaN if there is no example.
-
-        It is exact in its coverage for scores of 0 and 1 alone, and too wide for others, whose variance is smaller.
-        """
-        if not self.n or not math.isfinite(self.mean):
-            return math.nan, math.nan
-        spread = _Z * _Z / self.n
-        centre = (self.mean + spread / 2) / (1 + spread)
-        half = math.sqrt(max(self.mean * (1 - self.mean), 0) * spread + spread * spread / 4) / (1 + spread)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        """95 % interval of the mean over examples (`lmpipe.metrics.wilson_interval`); NaN if there is no example."""
+        return wilson_interval(self.mean, self.n)
 
 
 def evaluate(

@@ -5,7 +5,7 @@ Knows nothing about prompts or LoRA, except whether an optimizer tunes prompts o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar, cast, final
 
@@ -24,9 +24,13 @@ from lmpipe import (
     evaluate,
 )
 from lmpipe.extend import (
+    CandidateScored,
     ConfigError,
+    Finding,
+    FindingMade,
     StageEnded,
     StageResult,
+    StageStarted,
     best_index,
     check_examples,
     check_settings,
@@ -133,18 +137,19 @@ class BetterTogether(Optimizer):
             self.optimizers[name].require_examples(train, val)
         runner = _StageRunner(self, program, state, train, val, session)
         first = runner.score(state, session, VANILLA)
+        session.notify(CandidateScored(VANILLA, "initial state", first.mean, first.n))
         stages: list[StageResult] = []
         for prefix in strategy.prefixes():
             before = (stages[-1].result.state, stages[-1].evaluation) if stages else (state, first)
             stages.append(runner.run(prefix, *before))
         outcomes = [(state, first), *((stage.result.state, stage.evaluation) for stage in stages)]
         tunes = {name: self.optimizers[name].tunes for name in strategy.stages}
-        findings = list(diagnose(strategy, first, stages, tunes))
+        findings = _report(session, diagnose(strategy, first, stages, tunes))
         chosen, evaluation = outcomes[-1]
         if self.select == "best":
             number = best_index(outcome[1].comparable_mean for outcome in outcomes)
             chosen, evaluation = outcomes[number or 0]
-            findings += [no_choice_finding(strategy, len(val))] if number is None else []
+            findings += _report(session, [no_choice_finding(strategy, len(val))] if number is None else [])
         skipped = bool(stages) and all(stage.result.status == "skipped" for stage in stages)
         return OptimizeResult(
             state=chosen,
@@ -155,6 +160,14 @@ class BetterTogether(Optimizer):
             stages=tuple(stages),
             findings=tuple(findings),
         )
+
+
+def _report(session: Session, findings: Iterable[Finding]) -> list[Finding]:
+    """Returns findings as a list, and notifies the session of each."""
+    reported = list(findings)
+    for finding in reported:
+        session.notify(FindingMade(finding.stage, finding.kind, finding.message, finding.advice))
+    return reported
 
 
 @final
@@ -179,6 +192,9 @@ class _StageRunner:
         """Runs the last stage of a strategy on the state after the stages before it, and scores the new state."""
         path, name = str(strategy), strategy.stages[-1]
         optimizer = self._settings.optimizers[name]
+        total = len(cast(Strategy, self._settings.strategy).stages)
+        number, seed = len(strategy.stages), self._session.run_seed
+        self._session.notify(StageStarted(path, type(optimizer).__name__, number, total, seed))
         stage = self._spending.for_stage(path)
         result = self._optimize(optimizer, state, stage)
         cost = stage.ledger.total
@@ -191,7 +207,8 @@ class _StageRunner:
             if self._scored:
                 train_evaluation = self.score(result.state, measuring, f"{path}, training examples", self._scored)
             cost += measuring.ledger.total
-        self._session.notify(StageEnded(path, result.status, evaluation.mean, evaluation.stderr, cost))
+        score = (evaluation.mean, evaluation.stderr, cost, evaluation.interval, evaluation.n)
+        self._session.notify(StageEnded(path, result.status, *score, result.reason))
         return StageResult(
             name=name, result=result, evaluation=evaluation, train_evaluation=train_evaluation, cost=cost
         )
