@@ -120,7 +120,8 @@ class Reporter:
             self._held, self._skipped = None, event.stage
             return
         self._release()
-        if isinstance(event, StageEnded) and event.stage == self._skipped:
+        skipped, self._skipped = self._skipped, ""
+        if isinstance(event, StageEnded) and event.stage == skipped:
             return
         if _key(event) not in self._told or not event.stage or isinstance(event, StageEnded):
             self._told.add(_key(event))
@@ -131,12 +132,13 @@ class Reporter:
     def _release(self) -> None:
         """Prints a stage that was held back and is run again, as are all after it."""
         if self._held is not None:
-            held, self._held, self._skipped = self._held, None, ""
+            held, self._held = self._held, None
             self._told = {_key(held)}
             self._print(held)
 
     def _print(self, event: Event) -> None:
-        self._write(lambda display: display.line(*_describe(event)))
+        text, style = _describe(event)
+        self._write(lambda display: display.line(escape_controls(text.replace("\n", " ")), style))
 
     def _write(self, write: Callable[[_Display], None]) -> None:
         if self._closed:
@@ -323,17 +325,17 @@ def _describe(event: Event) -> tuple[str, str]:
         case ResultRecalled(stage, optimizer):
             return f"{_indent(stage)}{optimizer} was not run again: its result is recalled", "dim"
         case CandidateScored(stage, name, score, n):
-            return f"{_indent(stage)}{escape_controls(name)}: {_score(score, n)}", ""
+            return f"{_indent(stage)}{name}: {_score(score, n)}", ""
         case EpochEnded(stage, epoch, loss, eval_loss):
             held_out = "" if eval_loss is None else f", {eval_loss:.3f} on held-out rows"
             return f"{_indent(stage)}epoch {epoch}: loss {loss:.3f}{held_out}", ""
         case StageEnded(stage, "skipped", reason=reason):
-            return f"  {stage} was skipped: {escape_controls(reason)}", "yellow"
+            return f"  {stage} was skipped: {reason}", "yellow"
         case StageEnded(stage, score=score, cost=cost, interval=interval, n=n):
             examples = figures.count(n, "validation example")
             return f"  {stage}: {figures.percent(score, *interval)} of {examples}; {_cost(cost)}", "green"
         case FindingMade(stage, kind, message, advice):
-            return f"  {kind} ({stage}): {escape_controls(message)}. Try: {escape_controls(advice)}.", "yellow"
+            return f"  {kind} ({stage}): {message}. Try: {advice}.", "yellow"
 
 
 def _indent(stage: str) -> str:

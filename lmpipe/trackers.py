@@ -205,7 +205,7 @@ def _scalars(event: StageEnded | CandidateScored | EpochEnded) -> tuple[Kind, di
     """Returns the kind of an event and its values by name."""
     match event:
         case StageEnded(stage=stage, status=status, score=score, stderr=stderr, cost=cost, interval=(low, high)):
-            values = {"score": score, "stderr": stderr, "low": low, "high": high, "skipped": status == "skipped"}
+            values = {"score": score, "stderr": stderr, "low": low, "high": high, "skipped": int(status == "skipped")}
             values |= {"lm_calls": cost.lm_calls, "tokens": cost.tokens, "seconds": cost.seconds}
             return "stage", {**_prefixed("stage", values), _joined("stages", stage): score}
         case CandidateScored(stage=stage, name=name, score=score, n=n):
