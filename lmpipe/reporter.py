@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import sys
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import TextIOWrapper
 from itertools import count
 from threading import Event as Flag
@@ -86,14 +87,14 @@ class Reporter:
         return number
 
     def advance(self, task_id: int, advance: float = 1) -> None:
-        """Counts steps of a task; any thread may call it."""
-        with self._lock:
-            self._tasks[task_id].done += advance
+        """Counts steps of a task; any thread may call it, and none waits for another."""
+        self._tasks[task_id].new_steps.append(advance)
 
     def remove_task(self, task_id: int) -> None:
         """Ends a task."""
         with self._lock:
             task = self._tasks.pop(task_id)
+            task.count_steps()
             if task.lines:
                 self._write(lambda display: display.end(task))
             if not self._tasks and self._ticker is not None:
@@ -107,6 +108,8 @@ class Reporter:
             if delay is None:
                 delay = 2.0 if _is_terminal(self._stream or sys.stderr) else 10.0
             lasting = [task for task in self._tasks.values() if now - task.started >= delay]
+            for task in self._tasks.values():
+                task.count_steps()
             if lasting:
                 self._write(lambda display: display.show(lasting, now, self._interval))
 
@@ -164,7 +167,8 @@ class _Task:
         description: What is done.
         total: Number of steps, or None.
         started: When it began, on the monotonic clock.
-        done: Number of steps that are done.
+        done: Number of steps that were counted.
+        new_steps: Steps that are done and not yet counted.
         lines: Number of times that it was shown.
         next_line: When it is shown next.
     """
@@ -173,19 +177,28 @@ class _Task:
     total: float | None
     started: float
     done: float = 0.0
+    new_steps: deque[float] = field(default_factory=deque)
     lines: int = 0
     next_line: float = 0.0
+
+    def count_steps(self) -> None:
+        """Counts new steps, while other threads may add some."""
+        for _ in range(len(self.new_steps)):
+            self.done += self.new_steps.popleft()
 
     @property
     def amount(self) -> str:
         """The steps that are done, and all steps; empty if there are none to count."""
         return "" if self.total is None else f"{self.done:,.0f}/{self.total:,.0f}"
 
-    def left(self, now: float) -> float | None:
-        """Estimates the remaining seconds from those so far; None before the first step."""
-        if self.total is None or not self.done:
-            return None
-        return (now - self.started) / self.done * max(0.0, self.total - self.done)
+    def status(self, now: float) -> str:
+        """Says how much is done, how long it took, and how long the rest will take at this speed."""
+        seconds = now - self.started
+        parts = [self.amount, f"{figures.duration(seconds)} so far"]
+        if self.total is not None and self.done:
+            left = seconds / self.done * max(0.0, self.total - self.done)
+            parts.append(f"about {figures.duration(left)} left")
+        return ", ".join(filter(None, parts))
 
 
 @final
@@ -248,10 +261,7 @@ class _Log(_Display):
             return
         task.next_line = now + min(interval * _GROWTH**task.lines, max(interval, _LONGEST))
         task.lines += 1
-        left = task.left(now)
-        parts = [task.amount, f"{figures.duration(now - task.started)} so far"]
-        parts += [] if left is None else [f"about {figures.duration(left)} left"]
-        self.line(f"{task.description}: {', '.join(filter(None, parts))}", "")
+        self.line(f"{task.description}: {task.status(now)}", "")
 
     def end(self, task: _Task) -> None:
         self.line(f"{task.description}: {task.amount or 'done'} in {figures.duration(monotonic() - task.started)}", "")
@@ -263,7 +273,7 @@ class _Terminal(_Display):
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         super().__init__(stream)
         self._console = Console(
@@ -273,8 +283,6 @@ class _Terminal(_Display):
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[amount]}", markup=False),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
             console=self._console,
             transient=True,
             auto_refresh=False,
@@ -293,9 +301,9 @@ class _Terminal(_Display):
     def show(self, tasks: Sequence[_Task], now: float, interval: float) -> None:
         for task in tasks:
             if id(task) not in self._numbers:
-                self._numbers[id(task)] = self._bars.add_task(task.description, total=task.total, amount=task.amount)
+                self._numbers[id(task)] = self._bars.add_task(task.description, total=task.total, amount="")
             task.lines += 1
-            self._bars.update(self._numbers[id(task)], completed=task.done, amount=task.amount)
+            self._bars.update(self._numbers[id(task)], completed=task.done, amount=task.status(now))
         self._bars.start()
         self._bars.refresh()
 

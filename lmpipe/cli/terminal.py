@@ -41,11 +41,10 @@ def show_error(error: Exception, console: Console) -> None:
 
 
 def show_warnings(console: Console) -> None:
-    """Prints log records of level WARNING and above, except bitsandbytes' warning that CPU kernels are slow."""
+    """Prints log records of level WARNING and above."""
     handler = RichHandler(console=console, show_time=False, show_path=False)
     handler.setFormatter(_EscapingFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def escape_unencodable() -> None:
