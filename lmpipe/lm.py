@@ -16,6 +16,7 @@ from typing import Any, Literal, final
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.state import WeightState
 from lmpipe.text.display import shown
+from lmpipe.text.reprs import settings_repr, short_repr
 from lmpipe.validation.contract import call_and_check
 
 
@@ -26,6 +27,9 @@ class Message:
 
     role: Literal["system", "user", "assistant"]
     content: str
+
+    def __repr__(self) -> str:
+        return short_repr(self, self.role, self.content)
 
 
 @final
@@ -56,6 +60,9 @@ class Sampling:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or min(self.max_tokens, self.top_k or 1) < 1:
             raise ConfigError(f"{self}: temperature must be ≥ 0, top_p in (0, 1], max_tokens and top_k ≥ 1")
 
+    def __repr__(self) -> str:
+        return settings_repr(self)
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,11 @@ class Request:
     weights: WeightState
     seed: int = 0
     regex: str | None = None
+
+    def __repr__(self) -> str:
+        return short_repr(
+            self, self.messages[-1].content if self.messages else "", messages=len(self.messages), weights=self.weights
+        )
 
 
 @final
@@ -116,6 +128,9 @@ class Completion:
     usage: Usage = field(default=Usage(1))
     logprobs: tuple[float, ...] | None = None
 
+    def __repr__(self) -> str:
+        return short_repr(self, self.text, finish_reason=self.finish_reason, tokens=self.usage.completion_tokens)
+
 
 @final
 @dataclass(frozen=True)
@@ -146,6 +161,9 @@ class LM(ABC):
 
     batched: bool = True
     loaded_from: LMSource | None = None
+
+    def __repr__(self) -> str:
+        return short_repr(self, self.name)
 
     @property
     @abstractmethod

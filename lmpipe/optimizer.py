@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from typing import Any, ClassVar, Literal, final
 
 from lmpipe.data import Example
@@ -19,12 +20,16 @@ from lmpipe.program.module import Module, check_state
 from lmpipe.program.predict import initial_state, predictors
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState
+from lmpipe.text.reprs import settings_repr, short_repr
 from lmpipe.validation.arguments import check_type
 from lmpipe.validation.checks import check_examples, check_ids, deduplicate, warn_about_overlap
 
 
 class Optimizer(ABC):
-    """Base class of optimizers. A subclass is a frozen dataclass of its settings and overrides `search`."""
+    """Base class of optimizers. A subclass is a frozen dataclass of its settings and overrides `search`.
+
+    With ``@dataclass(frozen=True, repr=False)`` an optimizer is shown by the settings that are not at their default.
+    """
 
     tunes: ClassVar[Literal["prompts", "weights", "both"]] = "both"
     """The part of the state that the optimizer changes."""
@@ -114,6 +119,9 @@ class Optimizer(ABC):
             name = type(self).__name__
             session.notify(ResultRecalled(session.stage, f"{name}, {self.plan}" if self.plan else name))
         return result
+
+    def __repr__(self) -> str:
+        return settings_repr(self) if is_dataclass(self) else short_repr(self)
 
     @property
     def plan(self) -> str:

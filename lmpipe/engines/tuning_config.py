@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, final, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from lmpipe.errors import ConfigError
+from lmpipe.text.reprs import settings_repr
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -93,6 +94,9 @@ class TuningConfig:
             raise ConfigError(f"{self}: learning_rate must be above 0 and weight_decay at least 0, both finite")
         if not all(0 <= share < 1 for share in (self.dropout, self.beta2, self.eval_fraction)):
             raise ConfigError(f"{self}: dropout, beta2 and eval_fraction must be in [0, 1)")
+
+    def __repr__(self) -> str:
+        return settings_repr(self)
 
     def _check_types(self) -> None:
         types = get_type_hints(type(self))

@@ -30,6 +30,9 @@ from lmpipe.runtime.session import Session
 from lmpipe.runtime.trace import Failure, Trace
 from lmpipe.state import ProgramState
 from lmpipe.storage.store import RunStore
+from lmpipe.text.figures import percent
+from lmpipe.text.reprs import Name, short_repr
+from lmpipe.text.tables import Table
 from lmpipe.validation.arguments import check_items, check_type
 from lmpipe.validation.checks import check_examples, check_ids
 
@@ -64,6 +67,22 @@ class Evaluation(BaseModel):
     measures: Mapping[str, Mapping[str, float]] = {}
     modules: Mapping[str, ModuleCost] = {}
     traces: str | None = None
+
+    def __repr__(self) -> str:
+        failures = dict(self.failures) or None
+        return short_repr(self, Name(percent(self.mean, *self.interval)), n=self.n, failures=failures)
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def _repr_html_(self) -> str:
+        """The score and a table of the modules, for notebooks."""
+        costs = [
+            (path, f"{cost.calls:,}", f"{cost.prompt_tokens + cost.completion_tokens:,}", f"{cost.parse_errors:,}")
+            for path, cost in self.modules.items()
+        ]
+        failures = [f"{failure.kind}: {failure.message} ({failure.count:,} times)" for failure in self.common_failures]
+        return Table(("module", "LM calls", "tokens", "unreadable"), costs, repr(self), failures).html()
 
     @property
     def n(self) -> int:

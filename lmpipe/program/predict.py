@@ -19,6 +19,7 @@ from lmpipe.runtime.call_context import current_context
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState, PromptState
 from lmpipe.text.cleaning import REPLACEMENT, clean_value
+from lmpipe.text.reprs import Name, short_repr
 from lmpipe.validation.arguments import check_type
 
 
@@ -66,6 +67,9 @@ class Predict(Module):
         self.role = role
         self.sampling = sampling
         self.initial_prompt = PromptState(instructions=self.signature.instructions)
+
+    def __repr__(self) -> str:
+        return short_repr(self, Name(self.signature.text))
 
     def forward(self, *args: Any, **inputs: Any) -> Prediction:
         """Renders the prompt, makes the LM call and parses its completion. A failed call stays in the trace as a step.
@@ -117,6 +121,9 @@ class ChainOfThought(Module):
     ) -> None:
         reasoning = Field("reasoning", str, "think step by step", optional=True)
         self.predict = Predict(signature(source, instructions).prepend(reasoning), role=role, sampling=sampling)
+
+    def __repr__(self) -> str:
+        return short_repr(self, Name(self.predict.signature.text))
 
     def forward(self, *args: Any, **inputs: Any) -> Prediction:
         return self.predict(**inputs)

@@ -34,6 +34,7 @@ from lmpipe.runtime.wavefront import Wavefront
 from lmpipe.state import ProgramState
 from lmpipe.storage.hashing import derive_seed
 from lmpipe.text.cleaning import clean_text, clean_value
+from lmpipe.text.reprs import short_repr
 from lmpipe.text.secrets import redact
 from lmpipe.validation.arguments import check_items, check_type
 from lmpipe.validation.contract import describe_error
@@ -60,6 +61,11 @@ class Job:
     example: Example
     sample: int = 0
     temperature: float | None = None
+
+    def __repr__(self) -> str:
+        return short_repr(
+            self, self.example.id, state=self.state.digest[:8], sample=self.sample, temperature=self.temperature
+        )
 
 
 def rollout(

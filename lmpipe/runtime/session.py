@@ -37,6 +37,7 @@ from lmpipe.runtime.trace import Step
 from lmpipe.state import ProgramState, PromptState, WeightState
 from lmpipe.storage.hashing import canonical_json, derive_seed, describe_settings
 from lmpipe.storage.store import RunStore
+from lmpipe.text.reprs import short_repr
 from lmpipe.validation.arguments import check_items, check_type, check_whole_number
 
 _MAX_HISTORY = 100  # LM calls that a session remembers
@@ -123,6 +124,17 @@ class Session:
         check_type("embedder", self.embedder, (Embedder, NoneType))
         check_type("retriever", self.retriever, (Retriever, NoneType))
         object.__setattr__(self, "callbacks", tuple(check_items("callbacks", self.callbacks, Callable)))  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        return short_repr(
+            self,
+            lm=self.lm if isinstance(self.lm, LM) else dict(self.lm),
+            seed=self.seed,
+            state=self.state,
+            store=self.store,
+            retriever=self.retriever,
+            sampling=None if self.sampling == Sampling() else self.sampling,
+        )
 
     @property
     def roles(self) -> Mapping[str, LM]:

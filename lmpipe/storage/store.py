@@ -40,6 +40,7 @@ from lmpipe.storage.files import (
 )
 from lmpipe.storage.journal import Journal, Record, canonical_record, read_journal
 from lmpipe.storage.json_diff import diff_json
+from lmpipe.text.reprs import short_repr
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,9 @@ class RunStore:
             self._records = self._usable(self._journal.records, self.path)
             self._journal.prepare()
             unless_opened.pop_all()
+
+    def __repr__(self) -> str:
+        return short_repr(self, str(self.path))
 
     def close(self) -> None:
         """Closes the directory, so that other processes can open it; this object can no longer write."""

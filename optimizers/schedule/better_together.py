@@ -45,7 +45,7 @@ StrategyT = TypeVar("StrategyT", bound="str | Strategy")
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BetterTogether(Optimizer):
     """Runs the stages of a strategy one after another, each from the state that the previous one returned.
 
@@ -157,6 +157,7 @@ class BetterTogether(Optimizer):
             reason=stages[-1].result.reason if skipped else "",
             stopped=next((stage.result.stopped for stage in stages if stage.result.stopped), ""),
             evaluation=evaluation,
+            initial=first,
             stages=tuple(stages),
             findings=tuple(findings),
         )

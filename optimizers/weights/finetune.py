@@ -30,7 +30,7 @@ _ADVICE = "try more rollouts, a higher temperature, or a prompt stage before thi
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BootstrapFinetune(WeightSettings):
     """Runs the program with its current prompts and weights, and fine-tunes on the calls of successful rollouts.
 
