@@ -157,6 +157,12 @@ class OptimizeResult(BaseModel):
         """The same table, for notebooks."""
         return _table(self).html()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OptimizeResult) and self.__dict__ == other.__dict__  # whatever their sessions are
+
+    def __hash__(self) -> int:
+        return hash(self.state)
+
     @property
     def session(self) -> Session:
         """A session that runs programs with the state that was found: ``with result.session: program(…)``.
