@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmpipe import _lazy
+from lmpipe import _lazy, _neighbours
 from lmpipe._version import __version__ as __version__
 from lmpipe.data import Example, Prediction
 from lmpipe.engines import load_lm
@@ -87,6 +87,8 @@ __all__ = [
     "rollout",
     "signature",
 ]
+
+_neighbours.warn_about_other_packages("optimizers", "programs")
 
 
 def __dir__() -> list[str]:

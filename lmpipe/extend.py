@@ -42,6 +42,7 @@ from lmpipe.text.cleaning import clean_text
 from lmpipe.text.display import shorten, shown
 from lmpipe.trackers import Tracker, load_tracker
 from lmpipe.trainer import DPOLoss, Objective, PolicyGradientLoss, SFTLoss, TrainingResult, TrainingRow
+from lmpipe.validation.arguments import check_type
 from lmpipe.validation.checks import UnitInterval, check_examples, check_settings, deduplicate, digest_without_id
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ __all__ = [
     "canonical_json",
     "check_examples",
     "check_settings",
+    "check_type",
     "clean_text",
     "current_context",
     "deduplicate",

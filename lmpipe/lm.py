@@ -156,10 +156,12 @@ class LM(ABC):
     Attributes:
         batched: Whether to collect requests into batches. An LM that schedules requests itself, such as a server, sets
             this to False: each request is then passed on at once, from many threads.
+        constrains: Whether completions can be constrained to the regular expression of their request.
         loaded_from: How `lmpipe.load_lm` loaded it; None if it was made otherwise.
     """
 
     batched: bool = True
+    constrains: bool = False
     loaded_from: LMSource | None = None
 
     def __repr__(self) -> str:

@@ -60,7 +60,18 @@ class Finding(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["few traces", "class collapse", "over-fit", "worse", "no gain", "budget", "failing", "no choice"]
+    kind: Literal[
+        "failing",
+        "skipped",
+        "few traces",
+        "class collapse",
+        "no learning",
+        "over-fit",
+        "worse",
+        "no gain",
+        "no choice",
+        "budget",
+    ]
     stage: str
     message: str
     advice: str
@@ -157,12 +168,6 @@ class OptimizeResult(BaseModel):
         """The same table, for notebooks."""
         return _table(self).html()
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, OptimizeResult) and self.__dict__ == other.__dict__  # whatever their sessions are
-
-    def __hash__(self) -> int:
-        return hash(self.state)
-
     @property
     def session(self) -> Session:
         """A session that runs programs with the state that was found: ``with result.session: program(…)``.
@@ -173,6 +178,13 @@ class OptimizeResult(BaseModel):
         if self._session is None:
             raise SessionError("this result belongs to no session; write: with session.using(result.state): program(…)")
         return self._session
+
+    def __eq__(self, other: object) -> bool:
+        """Compares the fields; results of two sessions may be equal."""
+        return isinstance(other, OptimizeResult) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash(self.state)
 
     def with_session(self, session: Session) -> OptimizeResult:
         """Returns this result, and those of its stages, with a session to run their states in."""

@@ -13,11 +13,14 @@ from optimizers.prompts import (
 )
 from optimizers.rollouts import Teacher
 from optimizers.schedule import VANILLA, BetterTogether, Strategy, distinct_stages
+from optimizers.shortcut import optimize
+from optimizers.small_lm import SMALL_LM_TUNING, small_lm_stages
 from optimizers.weights import GRPO, BootstrapFinetune, PreferenceFinetune
 
 __all__ = [
     "GEPA",
     "GRPO",
+    "SMALL_LM_TUNING",
     "VANILLA",
     "BetterTogether",
     "BootstrapFewShot",
@@ -31,4 +34,6 @@ __all__ = [
     "Strategy",
     "Teacher",
     "distinct_stages",
+    "optimize",
+    "small_lm_stages",
 ]

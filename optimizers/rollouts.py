@@ -75,7 +75,7 @@ class Rollouts:
     failures: tuple[CommonFailure, ...] = ()
 
     def failure_cause(self) -> str:
-        """Says why nearly all rollouts failed and what to do about it; empty if they have no common cause."""
+        """Says why nearly all rollouts failed; empty if they have no common cause."""
         return failure_cause(self.failures, self.tried)
 
     def details(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Rollouts:
             "examples": len(self.examples),
             "solved": len({trace.example.id for trace in self.kept}),
             "kept_by_module": {path: steps[path] for path in self.paths},
-            "kept_by_label": {name: self._by_class(name) for name in _class_labels(self.examples)},
+            "kept_by_label": {name: self._by_class(name) for name in class_labels(self.examples)},
             "answers": len({_answer(trace) for trace in self.kept}),
             "failures": [failure.model_dump(mode="json") for failure in self.failures],
         }
@@ -98,14 +98,14 @@ class Rollouts:
 
 
 def failure_cause(failures: Sequence[CommonFailure], total: int) -> str:
-    """Says why nearly all of some rollouts failed and what to do about it; empty if they have no common cause.
+    """Says why nearly all of some rollouts failed; empty if they have no common cause.
 
     Args:
         failures: Kinds of failure of the rollouts, the most common first.
         total: Number of all rollouts.
     """
     failure = dominant_failure(failures, total)
-    return "" if failure is None else f"{failure.summary(total)}; {failure.advice}"
+    return "" if failure is None else failure.summary(total)
 
 
 def is_success(trace: Trace, threshold: float) -> bool:
@@ -157,7 +157,8 @@ def _shared_paths(student: Module, teacher: Module) -> set[str]:
     return {path for path in taught if path in teaching and taught[path].signature == teaching[path].signature}
 
 
-def _class_labels(examples: Sequence[Example]) -> list[str]:
+def class_labels(examples: Sequence[Example]) -> list[str]:
+    """Returns the labels of some examples that name classes: all examples have them, with few different values."""
     values: dict[str, set[str]] = {}
     for example in examples:
         for name, value in example.labels.items():

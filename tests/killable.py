@@ -31,7 +31,14 @@ from tests.scripted import Colour, KeepingTrainer, examples, scheduler, slow_scr
 
 STORING = {
     str(Path(lmpipe.__file__).parent / name)
-    for name in ("storage/store.py", "storage/blobs.py", "storage/journal.py", "storage/files.py", "runtime/session.py")
+    for name in (
+        "storage/store.py",
+        "storage/directory.py",
+        "storage/blobs.py",
+        "storage/journal.py",
+        "storage/files.py",
+        "runtime/session.py",
+    )
 }
 """Files of the code that stores results."""
 

@@ -35,8 +35,8 @@ def main(task: Task) -> None:
 
     @app.command(
         help=f"Optimizes the {task.name} program with the chosen strategies on every seed, and reports the test "
-        "scores.\n\nThe settings have the defaults of the paper, which are shown below, or those that suit the "
-        "bundled LM. Lists are written as JSON, `none` stands for no value, and `--no-NAME` (or `--tuning.no-NAME`) "
+        "scores.\n\nThe settings have the defaults of the paper or, with the bundled LM, those that suit it; both are "
+        "shown below. Lists are written as JSON, `none` stands for no value, and `--no-NAME` (or `--tuning.no-NAME`) "
         "turns a flag off."
     )
     def command(
@@ -162,7 +162,7 @@ def main(task: Task) -> None:
             show_result(result, console)
             console.print(styled(f"written: {out / 'result.json'}, {out / 'report.html'}"))
 
-    add_setting_options(command, task.settings)
+    add_setting_options(command, task.settings, task.settings_for("bundled"))
     run_command(app, console)
 
 

@@ -24,16 +24,17 @@ _NESTED = "__"  # stands for the dot of an option's name in the name of a parame
 _OFF = "__off"  # ends the name of the parameter whose flag turns a setting off
 
 
-def add_setting_options(function: Callable[..., None], defaults: Settings) -> None:
+def add_setting_options(function: Callable[..., None], paper: Settings, bundled: Settings) -> None:
     """Adds an option for each setting to a command.
 
     Args:
         function: The command; it receives the options as ``**`` keyword arguments.
-        defaults: Settings that ``--help`` shows as defaults.
+        paper: Settings that ``--help`` shows as defaults.
+        bundled: Settings for the bundled LM, which ``--help`` shows where they differ.
     """
     signature = inspect.signature(function, eval_str=True)
     explicit = [option for option in signature.parameters.values() if option.kind is not inspect.Parameter.VAR_KEYWORD]
-    options = list(_options(defaults))
+    options = list(_options(paper, bundled))
     function.__signature__ = signature.replace(parameters=[*explicit, *options])  # type: ignore[attr-defined]
     function.__annotations__ = {option.name: option.annotation for option in (*explicit, *options)}
 
@@ -78,22 +79,22 @@ def _parsed(name: str, value: object) -> object:
         raise ConfigError(f"{_option_name(name)} {value!r} is not a valid JSON list: {error}") from error
 
 
-def _options(defaults: Settings) -> Iterator[inspect.Parameter]:
+def _options(paper: Settings, bundled: Settings) -> Iterator[inspect.Parameter]:
     for name, field in Settings.model_fields.items():
-        default, extra = getattr(defaults, name), field.json_schema_extra
+        default, for_bundled, extra = getattr(paper, name), getattr(bundled, name), field.json_schema_extra
         panel = str(extra["panel"]) if isinstance(extra, dict) else None
         if is_dataclass(default):
             types, texts = get_type_hints(type(default)), _argument_docs(type(default))
             for part in fields(default):
-                value = getattr(default, part.name)
-                yield from _option(
-                    f"{name}{_NESTED}{part.name}", types[part.name], value, texts.get(part.name, ""), panel
-                )
+                shown = _shown_defaults(getattr(default, part.name), getattr(for_bundled, part.name))
+                text = f"{texts.get(part.name, '')} {shown}"
+                yield from _option(f"{name}{_NESTED}{part.name}", types[part.name], text, panel)
         else:
-            yield from _option(name, field.annotation, default, f"{field.description}.", panel)
+            text = f"{field.description}. {_shown_defaults(default, for_bundled)}"
+            yield from _option(name, field.annotation, text, panel)
 
 
-def _option(name: str, kind: Any, default: object, text: str, panel: str | None) -> Iterator[inspect.Parameter]:
+def _option(name: str, kind: Any, text: str, panel: str | None) -> Iterator[inspect.Parameter]:
     option, is_flag = _option_name(name), kind is bool
     if choices := [str(choice) for choice in get_args(kind) if get_origin(kind) is Literal]:
         text += f" One of {', '.join(choices)}."
@@ -101,7 +102,6 @@ def _option(name: str, kind: Any, default: object, text: str, panel: str | None)
         option,
         help=text,
         metavar="flag" if is_flag else _metavar(kind),
-        show_default=_shown_default(default),
         rich_help_panel=panel,
     )
     yield _parameter(name, bool if is_flag else str, info)
@@ -130,6 +130,12 @@ def _metavar(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "text"
     return {str: "text", tuple: "list"}.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
+
+
+def _shown_defaults(paper: object, bundled: object) -> str:
+    """Returns the defaults in brackets: that of the paper and, if it differs, that for the bundled LM."""
+    other = "" if bundled == paper else f"; bundled LM: {_shown_default(bundled)}"
+    return f"[default: {_shown_default(paper)}{other}]"
 
 
 def _shown_default(value: object) -> str:

@@ -9,10 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from lmpipe.engines.tuning_config import TuningConfig
-
-FEW_ROWS = TuningConfig(rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-3, beta2=0.95)
-"""Settings for training on few rows."""
+from optimizers import SMALL_LM_TUNING
 
 RARELY_CORRECT: Mapping[str, object] = MappingProxyType(
     {
@@ -25,7 +22,7 @@ RARELY_CORRECT: Mapping[str, object] = MappingProxyType(
         "max_rollouts_per_example": 4,
         "rollout_temperature": 0.7,
         "deduplicate": True,
-        "tuning": replace(FEW_ROWS, warmup_steps=2, epochs=3, batch_size=4),
+        "tuning": replace(SMALL_LM_TUNING, warmup_steps=2, epochs=3, batch_size=4),
         "num_train_scored": 0,
     }
 )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import final
 
 from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.task import Task
-from benchmarks.tasks.bundled import FEW_ROWS
 from lmpipe import Example, Metric, Module, exact_match
+from optimizers import SMALL_LM_TUNING
 from programs import Iris
 
 _PAPER = Settings(train=50, val=50, test=50, num_train=15, num_val=35)
@@ -26,7 +26,7 @@ _BUNDLED = _PAPER.changed(
         "vary_demos": True,
         "balance": True,
         "deduplicate": True,
-        "tuning": replace(FEW_ROWS, warmup_steps=6, epochs=7, batch_size=6),
+        "tuning": SMALL_LM_TUNING,
     }
 )
 

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from lmpipe.cli.terminal import styled
 from lmpipe.results.result import Result
+from lmpipe.text.figures import name_seeds, p_value
 from lmpipe.text.tables import new_table
 
 
@@ -24,14 +25,14 @@ def show_result(result: Result, console: Console) -> None:
 
 
 def _scores(result: Result) -> Table:
-    title = f"{result.task} on {result.lm}, seeds {', '.join(map(str, result.seeds))}"
-    table = new_table(title, "strategy", "val", "test", "LM calls", "seconds")
+    title = f"{result.task} on {result.lm}, {name_seeds(result.seeds)}"
+    table = new_table(title, "strategy", "test", "val", "LM calls", "seconds")
     for row in result.strategies:
         cost = row.cost
         table.add_row(
             styled(row.strategy + " *" * bool(row.skips)),
-            row.val.percent,
             row.test.percent,
+            row.val.percent,
             f"{cost['lm_calls']:,}",
             f"{cost['seconds']:,.0f}",
         )
@@ -75,7 +76,7 @@ def _comparisons(result: Result) -> Table:
                 comparison.format_points(),
                 f"{comparison.wins:,}",
                 f"{comparison.losses:,}",
-                "< 0.001" if comparison.p_holm < 0.001 else f"{comparison.p_holm:.3f}",
+                p_value(comparison.p_holm),
             )
     return table
 

@@ -52,7 +52,7 @@ class CachedLM(LM):
         self.lm = lm
         self.path = Path(path)
         self.batched = lm.batched
-        self.loaded_from = lm.loaded_from
+        self.constrains, self.loaded_from = lm.constrains, lm.loaded_from
         self._lock = Lock()
         self._in_flight = InFlight()
         with _file_errors(self.path):

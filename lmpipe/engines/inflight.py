@@ -6,10 +6,10 @@ kept afterwards; a cache does that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from threading import Lock
+from threading import RLock
 from typing import TypeAlias, final
 
 from lmpipe.errors import BudgetSpent, EngineError
@@ -24,7 +24,7 @@ class InFlight:
     """The requests that are being answered at the moment."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()  # not a Lock: an interrupt between its blocks must not stop the next call
         self._futures: dict[Request, Future[Completion | EngineError]] = {}
 
     def answer(self, requests: Sequence[Request], work: Callable[[Sequence[Request]], Answers]) -> Answers:
@@ -47,38 +47,52 @@ class InFlight:
         """
         answers: dict[Request, Completion | EngineError] = {}
         while missing := [request for request in dict.fromkeys(requests) if request not in answers]:
-            claimed: dict[Request, Future[Completion | EngineError]] = {}
-            with self._lock:
-                for request in missing:
-                    if request not in self._futures:
-                        self._futures[request] = claimed[request] = Future()
-                futures = {request: self._futures[request] for request in missing}
-            if claimed:
-                self._settle(claimed, work)
-            results = {request: _result(future) for request, future in futures.items()}
+            results = {request: _result(future) for request, future in self._futures_of(missing, work).items()}
             answers |= {request: answer for request, answer in results.items() if answer is not None}
         return [answers[request] for request in requests]
 
-    def _settle(
-        self,
-        futures: Mapping[Request, Future[Completion | EngineError]],
-        work: Callable[[Sequence[Request]], Answers],
-    ) -> None:
-        """Answers requests and sets the results of their futures, even if `work` fails."""
+    def _futures_of(
+        self, requests: Sequence[Request], work: Callable[[Sequence[Request]], Answers]
+    ) -> dict[Request, Future[Completion | EngineError]]:
+        """Answers the requests that no thread is answering yet; returns the futures of all of them.
+
+        Wherever an interrupt ends this, no future is left that nothing will complete.
+        """
+        claimed: dict[Request, Future[Completion | EngineError]] = {}
         try:
-            for future, answer in zip(futures.values(), work(list(futures)), strict=True):
-                future.set_result(answer)
+            futures = self._claim(requests, claimed)
+            if claimed:
+                for future, answer in zip(claimed.values(), work(list(claimed)), strict=True):
+                    future.set_result(answer)
         except BaseException as error:
-            for future in futures.values():
-                if isinstance(error, BudgetSpent) or not isinstance(error, Exception):
-                    future.cancel()  # the error concerns this thread only; other waiting threads ask again
-                elif not future.done():
-                    future.set_exception(error)
+            _fail(claimed.values(), error)
             raise
         finally:
             with self._lock:
-                for request in futures:
-                    del self._futures[request]
+                for request, future in claimed.items():
+                    if self._futures.get(request) is future:
+                        del self._futures[request]
+        return futures
+
+    def _claim(
+        self, requests: Sequence[Request], claimed: dict[Request, Future[Completion | EngineError]]
+    ) -> dict[Request, Future[Completion | EngineError]]:
+        """Adds a future to `claimed` for each request that no thread is answering; returns the futures of all."""
+        with self._lock:
+            for request in requests:
+                future = self._futures.get(request)
+                if future is None or future.cancelled():
+                    claimed[request] = self._futures[request] = Future()
+            return {request: self._futures[request] for request in requests}
+
+
+def _fail(futures: Iterable[Future[Completion | EngineError]], error: BaseException) -> None:
+    """Ends futures that an error left without an answer."""
+    for future in futures:
+        if isinstance(error, BudgetSpent) or not isinstance(error, Exception):
+            future.cancel()  # the error concerns this thread only; other waiting threads ask again
+        elif not future.done():
+            future.set_exception(error)
 
 
 def _result(future: Future[Completion | EngineError]) -> Completion | EngineError | None:

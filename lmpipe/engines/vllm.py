@@ -34,6 +34,8 @@ class VllmLM(LM):
         ConfigError: If the model has no working chat template.
     """
 
+    constrains = True
+
     def __init__(self, engine: Any, name: str) -> None:
         self.engine = engine
         self.tokenizer = engine.get_tokenizer()

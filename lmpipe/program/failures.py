@@ -1,13 +1,13 @@
 """Counts why rollouts failed. Messages that differ only in numbers and quotations count as one kind of failure.
 
-This module knows nothing about how the counts are reported.
+This module knows nothing about how the counts are reported, or about what to do about a failure.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import final
 
 from pydantic import BaseModel, ConfigDict
@@ -18,13 +18,6 @@ from lmpipe.text.reprs import short_repr
 
 _DOMINANT_SHARE = 0.9  # if one kind of failure ended at least this share of the rollouts, it explains the outcome
 
-_ADVICE: Mapping[str, str] = {
-    "engine": "nothing can be learned until the LM answers; its error message says what to do",
-    "parse": "structured completions (Session(structured=True)), more max_tokens, or a simpler signature",
-    "program": "fix the error in the program's own code",
-    "metric": "fix the metric, so that it returns a number in [0, 1]",
-    "budget": "a larger budget",
-}
 _MAX_KINDS = 3
 _MAX_CHARACTERS = 300  # characters of a message that are compared
 _VARYING = "…"
@@ -39,6 +32,7 @@ class CommonFailure(BaseModel):
         kind: Kind of failure.
         message: Message of the first failure, with ``…`` for the parts that differ in the others.
         count: Number of rollouts that it ended.
+        modules: Paths of the modules whose calls failed, in order of first appearance; empty if no call did.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,6 +40,7 @@ class CommonFailure(BaseModel):
     kind: Failure
     message: str
     count: int
+    modules: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return short_repr(self, self.kind, count=self.count, message=self.message)
@@ -53,18 +48,14 @@ class CommonFailure(BaseModel):
     def __str__(self) -> str:
         return repr(self)
 
-    @property
-    def advice(self) -> str:
-        """Advice on how to prevent the failure."""
-        return _ADVICE[self.kind]
-
     def summary(self, total: int) -> str:
-        """Describes the failure in words, with its count.
+        """Describes the failure in words, with its count and the modules that failed.
 
         Args:
             total: Number of all rollouts.
         """
-        return f"{self.count} of {total} rollouts failed: {self.message}"
+        failed = "failed" if self.modules in ((), ("self",)) else f"failed in {' and '.join(self.modules)}"
+        return f"{self.count} of {total} rollouts {failed}: {self.message}"
 
 
 @final
@@ -78,21 +69,24 @@ class FailureCounts:
         """Counts the traces that failed."""
         for trace in traces:
             if trace.failure is not None:
-                self._count(trace.failure, trace.error or "", 1)
+                self._count(trace.failure, trace.error or "", 1, _failed_module(trace))
 
     def merge(self, failures: Iterable[CommonFailure]) -> None:
         """Adds failures that were counted elsewhere."""
         for failure in failures:
-            self._count(failure.kind, failure.message, failure.count)
+            self._count(failure.kind, failure.message, failure.count, failure.modules)
 
     def most_common(self) -> tuple[CommonFailure, ...]:
         """Returns the three most common kinds of failure, the most common first."""
         groups = sorted(self._groups.values(), key=lambda group: -group.count)[:_MAX_KINDS]
         return tuple(
-            CommonFailure(kind=group.kind, message="".join(group.parts), count=group.count) for group in groups
+            CommonFailure(
+                kind=group.kind, message="".join(group.parts), count=group.count, modules=tuple(group.modules)
+            )
+            for group in groups
         )
 
-    def _count(self, kind: Failure, message: str, count: int) -> None:
+    def _count(self, kind: Failure, message: str, count: int, modules: Sequence[str]) -> None:
         text, _, _ = message.partition("; the completion was")  # completions differ in every rollout, and so do ids
         if kind == "metric":
             text = text.rpartition("; example ")[0] or text
@@ -100,6 +94,7 @@ class FailureCounts:
         group = self._groups.setdefault((kind, *parts[::2]), _Group(kind, parts))
         group.parts = [old if old == new else _VARYING for old, new in zip(group.parts, parts, strict=True)]
         group.count += count
+        group.modules |= dict.fromkeys(modules)
 
 
 @dataclass
@@ -107,6 +102,14 @@ class _Group:
     kind: Failure
     parts: list[str]
     count: int = 0
+    modules: dict[str, None] = field(default_factory=dict)
+
+
+def _failed_module(trace: Trace) -> tuple[str, ...]:
+    """Returns the path of the module whose call ended a rollout; empty if no call did."""
+    if trace.failure not in ("parse", "engine"):
+        return ()
+    return next(((step.path,) for step in reversed(trace.steps) if step.error is not None), ())
 
 
 def dominant_failure(failures: Sequence[CommonFailure], total: int) -> CommonFailure | None:

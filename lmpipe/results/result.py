@@ -15,6 +15,7 @@ from lmpipe.errors import ConfigError
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.state import ProgramState
 from lmpipe.storage.checksummed_json import read_checksummed, write_checksummed
+from lmpipe.text.figures import decimals, fixed, name_seeds
 
 _SCHEMA_VERSION = 5
 
@@ -58,11 +59,17 @@ class Score(BaseModel):
     per_seed: list[float | None]
 
     @property
+    def decimals(self) -> int:
+        """Number of decimals of the score in percent that its interval carries (`lmpipe.text.figures`)."""
+        return 0 if self.low is None or self.high is None else decimals(100 * self.low, 100 * self.high)
+
+    @property
     def percent(self) -> str:
-        """The mean in percent with its interval, as ``"84.0 (79.5–88.2)"``, or "—"."""
+        """The mean in percent with its interval, as ``"84 (79–88)"`` or ``"84.2 (83.4–85.1)"``, or "—"."""
         if self.mean is None or self.low is None or self.high is None:
             return "—"
-        return f"{100 * self.mean:.1f} ({100 * self.low:.1f}–{100 * self.high:.1f})"
+        mean, low, high = (fixed(100 * value, self.decimals) for value in (self.mean, self.low, self.high))
+        return f"{mean} ({low}–{high})"
 
 
 @final
@@ -92,8 +99,8 @@ class StageReport(BaseModel):
     @property
     def skips(self) -> str:
         """A clause that says on which seeds the stage was skipped, and why; empty if it never was."""
-        seeds = [str(entry["seed"]) for entry in self.per_seed if entry["status"] == "skipped"]
-        return f"{self.name} skipped on seed {', '.join(seeds)}: {self.reason}" if seeds else ""
+        seeds = [entry["seed"] for entry in self.per_seed if entry["status"] == "skipped"]
+        return f"{self.name} skipped on {name_seeds(seeds)}: {self.reason}" if seeds else ""
 
 
 @final
@@ -162,15 +169,16 @@ class Comparison(BaseModel):
     losses: int
     ties: int
 
-    def format_points(self, per: float = 1, digits: int = 1) -> str:
-        """Formats the difference and its interval in points, as ``"+5.0 (+1.0 to +10.0)"``.
+    def format_points(self, per: float = 1) -> str:
+        """Formats the difference and its interval in points, as ``"+5 (+1 to +10)"``, with the decimals it carries.
 
         Args:
             per: Divisor of all three numbers.
-            digits: Number of digits after the decimal point.
         """
-        mean, low, high = (f"{100 * value / per:+,.{digits}f}" for value in (self.difference, self.low, self.high))
-        return f"{mean} ({low} to {high})"
+        low, high = 100 * self.low / per, 100 * self.high / per
+        digits = decimals(low, high)
+        mean, low_end, high_end = (fixed(value, digits, "+") for value in (100 * self.difference / per, low, high))
+        return f"{mean} ({low_end} to {high_end})"
 
 
 @final

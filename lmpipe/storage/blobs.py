@@ -38,7 +38,7 @@ _SYSTEM_FILES = (".DS_Store", "._*", ".nfs*", ".fuse_hidden*", "Thumbs.db", "des
 
 @final
 class BlobStore:
-    """A directory of blobs, created if it does not exist. A blob is renamed into place when it is complete.
+    """A directory of blobs. A blob is renamed into place when it is complete.
 
     Args:
         path: Path of the directory.
@@ -49,13 +49,16 @@ class BlobStore:
         names: Names of the blobs that `verify` found and of those added since.
 
     Raises:
-        StoreError: If the directory cannot be created. Methods raise it if they cannot write.
+        StoreError: Methods raise it if they cannot write.
     """
 
     def __init__(self, path: Path, write_lock: AbstractContextManager[Any]) -> None:
         self.path, self.names, self._write_lock = path, set[str](), write_lock
-        with explain_write_errors(path.parent, (OSError, ValueError)):  # ValueError: NUL in the path
-            path.mkdir(parents=True, exist_ok=True)
+
+    def create(self) -> None:
+        """Creates the directory if it does not exist."""
+        with explain_write_errors(self.path.parent):
+            self.path.mkdir(parents=True, exist_ok=True)
 
     def verify(self) -> None:
         """Compares every blob with its name; a warning lists the files that are not blobs.

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,17 +53,22 @@ class Journal:
         path: Path of the file.
 
     Attributes:
-        records: Key → last record of the key, as they were when the file was read.
-
-    Raises:
-        StoreError: If the file cannot be read.
-        CorruptBlob: If a line is damaged.
+        records: Key → last record of the key; keys whose record was removed are absent.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.records, self._length = read_journal(path)
-        self._torn = False  # whether an incomplete line may follow
+        self.records: dict[str, Record] = {}
+        self._length = 0
+
+    def read(self) -> None:
+        """Reads the file.
+
+        Raises:
+            StoreError: If the file cannot be read.
+            CorruptBlob: If a line is damaged.
+        """
+        self.records, self._length = read_journal(self.path)
 
     def prepare(self) -> None:
         """Creates the file if it does not exist, and cuts off an incomplete last line (from a kill or a full disk).
@@ -75,6 +81,7 @@ class Journal:
             self._file = _identity(file.fileno())
             tail = os.pread(file.fileno(), _TAIL, max(0, self._length - _TAIL))
         self._end = self._length, tail  # number of bytes of the complete lines, and the last of these bytes
+        self._torn = False  # whether an incomplete line may follow
         _write_length(self.path, self._length)
 
     def append(self, texts: Mapping[str, str], blobs: Mapping[str, Sequence[str]]) -> None:
@@ -91,7 +98,8 @@ class Journal:
         with explain_write_errors(self.path):
             try:
                 with self.path.open("r+b") as file:
-                    self._check(file.fileno())
+                    if not self._is_unchanged(file.fileno()):
+                        raise self._changed()
                     self._torn = True
                     file.truncate(length)
                     file.seek(length)
@@ -106,14 +114,29 @@ class Journal:
                 raise
         self._end = length + len(line), (tail + line)[-_TAIL:]
         self._torn = False
+        for key, text in texts.items():
+            self._remember(key, Record(json.loads(text), tuple(blobs.get(key, ()))))
         _write_length(self.path, length + len(line))
 
-    def _check(self, file: int) -> None:
-        """Checks that the file is the one that this object wrote last."""
+    def is_unchanged(self) -> bool:
+        """Whether the file is the prepared one, as this object wrote it last.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        with self.path.open("rb") as file:
+            return self._is_unchanged(file.fileno())
+
+    def _is_unchanged(self, file: int) -> bool:
         (length, tail), size = self._end, os.fstat(file).st_size
         same = _identity(file) == self._file and (size == length or (self._torn and size > length))
-        if not same or os.pread(file, len(tail), length - len(tail)) != tail:
-            raise self._changed()
+        return same and os.pread(file, len(tail), length - len(tail)) == tail
+
+    def _remember(self, key: str, record: Record) -> None:
+        if record.value is None:
+            self.records.pop(key, None)
+        else:
+            self.records[key] = record
 
     def _changed(self) -> StoreError:
         return StoreError(
@@ -146,6 +169,26 @@ def read_journal(path: Path) -> tuple[dict[str, Record], int]:
             "%s has lost %d of %d bytes; the work of the lost lines is done again", path, expected - length, expected
         )
     return {key: record for key, record in records.items() if record.value is not None}, length
+
+
+def usable_records(records: Mapping[str, Record], blobs: AbstractSet[str], path: Path) -> dict[str, Record]:
+    """Returns the records of a run directory whose blobs exist; a warning lists the blobs that do not.
+
+    Args:
+        records: Key → record.
+        blobs: Names of the existing blobs.
+        path: Path of the directory.
+    """
+    usable = {key: record for key, record in records.items() if blobs >= {*record.blobs}}
+    if len(usable) < len(records):
+        missing = sorted({name for record in records.values() for name in record.blobs} - blobs)
+        logger.warning(
+            "%s lacks the blobs %s; %d pieces of work that need them are done again",
+            path,
+            ", ".join(missing),
+            len(records) - len(usable),
+        )
+    return usable
 
 
 def canonical_record(value: object) -> str:

@@ -38,7 +38,7 @@ from lmpipe.extend import (
     derive_seed,
     subsample,
 )
-from optimizers.schedule.diagnosis import diagnose, no_choice_finding
+from optimizers.schedule.diagnosis import Diagnosis
 from optimizers.schedule.strategy import VANILLA, Strategy, as_strategy, distinct_stages
 
 StrategyT = TypeVar("StrategyT", bound="str | Strategy")
@@ -136,20 +136,23 @@ class BetterTogether(Optimizer):
         for name in strategy.stages:
             self.optimizers[name].require_examples(train, val)
         runner = _StageRunner(self, program, state, train, val, session)
-        first = runner.score(state, session, VANILLA)
+        diagnosis = Diagnosis(strategy, self.optimizers, program, train, val, session, self.select, self.prompts_from)
+        outcomes = [(state, runner.score(state, session, VANILLA))]
+        first = outcomes[0][1]
         session.notify(CandidateScored(VANILLA, "initial state", first.mean, first.n))
+        findings = _report(session, diagnosis.of_start(first))
         stages: list[StageResult] = []
         for prefix in strategy.prefixes():
-            before = (stages[-1].result.state, stages[-1].evaluation) if stages else (state, first)
-            stages.append(runner.run(prefix, *before))
-        outcomes = [(state, first), *((stage.result.state, stage.evaluation) for stage in stages)]
-        tunes = {name: self.optimizers[name].tunes for name in strategy.stages}
-        findings = _report(session, diagnose(strategy, first, stages, tunes))
+            stage = runner.run(prefix, *outcomes[-1])
+            findings += _report(session, diagnosis.of_stage(prefix, *outcomes[-1], stage))
+            stages.append(stage)
+            outcomes.append((stage.result.state, stage.evaluation))
+        findings += _report(session, diagnosis.of_run(stages))
         chosen, evaluation = outcomes[-1]
         if self.select == "best":
             number = best_index(outcome[1].comparable_mean for outcome in outcomes)
             chosen, evaluation = outcomes[number or 0]
-            findings += _report(session, [no_choice_finding(strategy, len(val))] if number is None else [])
+            findings += _report(session, [diagnosis.no_choice()] if number is None else [])
         skipped = bool(stages) and all(stage.result.status == "skipped" for stage in stages)
         return OptimizeResult(
             state=chosen,

@@ -26,8 +26,6 @@ from optimizers.demos import labelled_pool, resample_demos, with_demos_for
 from optimizers.rollouts import Rollouts, Teacher, collect_traces, student_steps
 from optimizers.weights.settings import WeightSettings, step_messages
 
-_ADVICE = "try more rollouts, a higher temperature, or a prompt stage before this one"
-
 
 @final
 @dataclass(frozen=True, repr=False)
@@ -97,9 +95,10 @@ class BootstrapFinetune(WeightSettings):
         rollouts = self.bootstrap(program, state, train, session)
         details = rollouts.details()
         if not rollouts.kept:
+            cause = rollouts.failure_cause()
             reason = (
                 f"none of {rollouts.tried} rollouts on {len(train)} training examples scored {self.metric_threshold} "
-                f"or more, so there is nothing to train on; {rollouts.failure_cause() or _ADVICE}"
+                f"or more, so there is nothing to train on{cause and f': {cause}'}"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
         rows = self.rows(program, state, rollouts.kept, session)

@@ -212,8 +212,7 @@ def _untrained_reason(history: Sequence[Mapping[str, Any]]) -> str:
     for step in history:
         counts.merge(map(CommonFailure.model_validate, step.get("failures", ())))
     why = failure_cause(counts.most_common(), sum(step.get("tried", 0) for step in history)) or (
-        "all rollouts of each example had the same reward, or no budget was left; try a larger group_size, a higher "
-        "temperature, or a metric with more values"
+        "all rollouts of each example had the same reward, or no budget was left"
     )
     return f"in {len(history)} steps there was nothing to train on: {why}"
 

@@ -74,10 +74,11 @@ class PreferenceFinetune(WeightSettings):
         rows, counts = self.pairs(program, state, traces, session)
         details: dict[str, Any] = {**rollouts.details(), "pairs": counts}
         if not rows:
+            cause = rollouts.failure_cause()
             reason = (
                 f"of {len(traces)} rollouts on {len(train)} training examples {len(kept)} scored "
-                f"{self.metric_threshold} or more, and no failing rollout shares its inputs with one of them; "
-                f"{rollouts.failure_cause() or 'try more rollouts or a higher temperature'}"
+                f"{self.metric_threshold} or more, and no failing rollout shares its inputs with one of them"
+                f"{cause and f': {cause}'}"
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
         return self.tune_result(state, rows, session, details, DPOLoss(self.beta), self.init)

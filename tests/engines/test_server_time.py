@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from lmpipe import Completion, EngineError
+from lmpipe import Completion, EngineError, Request
+from lmpipe.engines import inflight
 from lmpipe.engines.cached import CachedLM
 from lmpipe.engines.inflight import InFlight
 from lmpipe.engines.server import ServerLM
@@ -19,6 +20,7 @@ from lmpipe.runtime.deadline import check_deadline, set_deadline
 from tests.engines.faulty_answers import RawRequest, RawResponse, always, answering, completion, http, once
 from tests.engines.openai_server import NOWHERE, FakeServer, client, request, texts
 from tests.engines.test_server_adapters import adapter_folder
+from tests.storage.test_store_damage import interrupted
 
 DRIBBLE = RawResponse((b"HTTP/1.1 200 OK\r\n\r\n", *[b" "] * 100_000), pause=0.05)
 SILENCE = RawResponse((), end="stay")
@@ -138,6 +140,24 @@ def test_a_call_that_waits_for_an_equal_one_keeps_its_own_limit() -> None:
             lm.complete([request()])
         lm.close()
         first.join()
+
+
+def test_requests_are_answered_after_an_interrupt_anywhere_in_an_earlier_call() -> None:
+    def answer(requests: Sequence[Request]) -> list[Completion | EngineError]:
+        return [Completion(str(asked.seed)) for asked in requests]
+
+    requests = [request(seed=seed) for seed in range(2)]
+    for before in range(1, 200):
+        in_flight = InFlight()
+        try:
+            with interrupted(before, {inflight.__file__}):
+                in_flight.answer(requests, answer)
+        except KeyboardInterrupt:
+            with set_deadline(5):
+                assert in_flight.answer(requests, answer) == answer(requests)
+        else:
+            break
+    assert 20 < before < 199
 
 
 @pytest.mark.parametrize(

@@ -112,9 +112,7 @@ def test_without_a_successful_run_nothing_is_trained_and_the_reason_is_given(sto
     result = optimizer.optimize(program, state, examples(6), [], session)
     assert (result.status, result.state, trainer.calls) == ("skipped", state, [])
     assert "none of 12 rollouts on 6 training examples scored 1.0 or more" in result.reason
-    assert "12 of 12 rollouts failed: ParseError: field 'answer': names none of the choices" in result.reason
-    assert "structured completions" in result.reason
-    assert "more rollouts" not in result.reason
+    assert "12 of 12 rollouts failed in answer: ParseError: field 'answer': names none of" in result.reason
 
 
 def test_examples_are_run_until_one_run_succeeds_or_the_limit_is_reached(store: RunStore) -> None:

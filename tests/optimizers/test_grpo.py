@@ -123,7 +123,7 @@ def test_groups_with_equal_rewards_give_no_rows(store: RunStore) -> None:
     assert (result.status, trainer.calls) == ("skipped", [])
     assert "all rollouts of each example had the same reward" in result.reason
     unreadable = improve(store, trainer, ScriptedLM(lambda request: "hint: none", "unreadable"))
-    assert "rollouts failed: ParseError: field 'answer'" in unreadable.reason
+    assert "rollouts failed in answer: ParseError: field 'answer'" in unreadable.reason
     program, session = Colour(), Session(lm=ScriptedLM(guessing), store=store)
     state = initial_state(program, session)
     with pytest.raises(ConfigError, match="no training examples to learn from"):

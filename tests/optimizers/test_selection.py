@@ -17,10 +17,9 @@ from lmpipe import (
     Example,
     Job,
     Optimizer,
+    OptimizeResult,
     Predict,
     Prediction,
-    ProgramState,
-    PromptState,
     Request,
     RunStore,
     ScriptedLM,
@@ -33,7 +32,8 @@ from lmpipe.optimize_result import StageResult
 from optimizers import GEPA, GRPO, BetterTogether, BootstrapFewShotRandomSearch, MIPROv2, Strategy
 from optimizers.prompts.racing import race
 from optimizers.prompts.tpe_sampler import TPESampler
-from optimizers.schedule.diagnosis import diagnose, paired_interval
+from optimizers.schedule.diagnosis import Diagnosis
+from optimizers.schedule.stage_diagnosis import paired_interval
 from optimizers.selection import best_candidate, selection_result
 from tests.optimizers.proposing import Student, Two, is_right, numbers
 from tests.scripted import Colour, KeepingTrainer, examples, scripted
@@ -196,13 +196,9 @@ def test_intervals_leave_out_differences_that_are_not_finite() -> None:
     one, other = {"a": 1.0, "b": NAN, "c": 0.5}, {"a": 0.0, "b": 0.0, "c": 0.5, "d": 1.0}
     assert paired_interval(one, other) == paired_interval({"a": 1.0, "c": 0.5}, other)
     assert paired_interval({"a": NAN}, {"a": 1.0})[1:] == (-math.inf, math.inf)
-    state = ProgramState(prompts={"self": PromptState(instructions="")}, weights={})
-    session = Session(lm=scripted()).limited(Budget(max_lm_calls=0))
-    empty = of([], prevented=4)
-    stage = StageResult(
-        name="p",
-        result=selection_result(state, [], session, {}, winner=None),
-        evaluation=empty,
-        cost=session.ledger.total,
-    )
-    assert not list(diagnose(Strategy(("p",)), empty, [stage], {"p": "prompts"}))
+    session, strategy, optimizer = Session(lm=scripted()), Strategy(("p",)), BootstrapFewShotRandomSearch(exact_match)
+    state, empty = initial_state(PROGRAM, session), of([], prevented=4)
+    result = OptimizeResult(state=state)
+    stage = StageResult(name="p", result=result, evaluation=empty, cost=session.ledger.total)
+    diagnosis = Diagnosis(strategy, {"p": optimizer}, PROGRAM, ANY, ANY, session)
+    assert not list(diagnosis.of_stage(strategy, state, empty, stage))

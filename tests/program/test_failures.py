@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmpipe import EngineError, Example, Predict, Request, ScriptedLM, Session, evaluate, exact_match
+from lmpipe import (
+    EngineError,
+    Example,
+    Module,
+    Predict,
+    Prediction,
+    Request,
+    ScriptedLM,
+    Session,
+    evaluate,
+    exact_match,
+)
 from lmpipe.program.failures import CommonFailure, FailureCounts, dominant_failure
 from lmpipe.runtime.trace import Failure, Trace
 
@@ -52,6 +63,23 @@ def test_a_failure_is_dominant_if_it_ended_nearly_all_rollouts(count: int, total
     failure = CommonFailure(kind="parse", message="m", count=count)
     assert (dominant_failure([failure], total) is not None) == dominant
     assert dominant_failure([], 0) is None
+
+
+def test_a_failure_names_the_modules_whose_calls_failed() -> None:
+    """A program of one predictor needs no name; both modules of the other one fail with the same message."""
+
+    class Either(Module):
+        def __init__(self) -> None:
+            self.even, self.odd = Predict("number: int -> answer: bool"), Predict("number: int -> answer: bool")
+
+        def forward(self, number: int) -> Prediction:
+            return (self.odd if number % 2 else self.even)(number=number)
+
+    session = Session(lm=ScriptedLM(lambda request: "answer: perhaps"))
+    examples = [Example({"number": number}, {"answer": True}) for number in range(8)]
+    for program, modules in ((Either(), " in even and odd"), (Predict("number: int -> answer: bool"), "")):
+        (failure,) = evaluate(program, examples, exact_match, session).common_failures
+        assert failure.summary(8).startswith(f"8 of 8 rollouts failed{modules}: ParseError: field 'answer'")
 
 
 def test_an_evaluation_lists_its_most_common_failures() -> None:

@@ -217,11 +217,6 @@ def test_settings_are_refused_exactly_when_they_differ(before: dict[str, object]
             RunStore(folder, after).close()
 
 
-def test_a_directory_is_open_once(store: RunStore) -> None:
-    with pytest.raises(StoreError, match="is already open in this process"):
-        RunStore(store.path)
-
-
 def test_a_store_copies_the_records_of_another(store: RunStore) -> None:
     filled(store)
     store.put({"a": 1, "c": 3})

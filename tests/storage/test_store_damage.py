@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,7 @@ from lmpipe.errors import ConfigError, CorruptBlob, StoreError
 from lmpipe.storage.hashing import digest_bytes
 from tests.damage import damage_run, make_run
 from tests.killable import STORING
+from tests.storage.locks import is_locked
 
 
 def _deleted(path: Path) -> None:
@@ -107,8 +108,8 @@ def test_blobs_or_a_directory_that_are_gone_end_a_run_at_the_next_write(store: R
 
 
 @contextmanager
-def interrupted(before: int) -> Iterator[None]:
-    """Raises KeyboardInterrupt before the n-th executed line of the store, since Ctrl-C can interrupt any line."""
+def interrupted(before: int, files: Container[str] = STORING) -> Iterator[None]:
+    """Raises KeyboardInterrupt before the n-th executed line of some files, since Ctrl-C can interrupt any line."""
     left = before
 
     def local(frame: FrameType, event: str, argument: Any) -> Any:
@@ -119,7 +120,7 @@ def interrupted(before: int) -> Iterator[None]:
         return local
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        return local if frame.f_code.co_filename in STORING else None
+        return local if frame.f_code.co_filename in files else None
 
     sys.settrace(trace)
     try:
@@ -320,12 +321,14 @@ def copied(store: RunStore) -> Path:
 
 
 def test_a_store_that_is_dropped_or_closed_elsewhere_can_be_opened_again(tmp_path: Path) -> None:
-    opened = RunStore(tmp_path)
+    opened = RunStore(tmp_path, shared=False)
     with pytest.raises(StoreError, match="is already open in this process"):
         RunStore(tmp_path / ".." / tmp_path.name)
     del opened
     gc.collect()
     again = RunStore(tmp_path)
+    with pytest.raises(StoreError, match="is already open in this process"):
+        RunStore(tmp_path, shared=False)
     closing = threading.Thread(target=again.close)
     closing.start()
     closing.join()
@@ -349,10 +352,12 @@ def test_another_process_that_has_it_open_is_named(tmp_path: Path) -> None:
 
 
 def _write(store: RunStore, errors: multiprocessing.SimpleQueue[str]) -> None:
-    try:
+    with pytest.raises(StoreError) as written:
         store.put({"b": 2})
-    except StoreError as error:
-        errors.put(str(error))
+    with pytest.raises(StoreError) as opened:
+        RunStore(store.path)
+    errors.put(str(written.value))
+    errors.put(str(opened.value))
     store.close()
 
 
@@ -363,9 +368,11 @@ def test_a_fork_writes_nothing_and_leaves_the_store_open(store: RunStore) -> Non
     child.start()
     child.join()
     assert "its forks cannot write there" in errors.get()
+    assert f"in use by another process ({os.getpid()} on " in errors.get()
     store.put({"a": 1})
-    with pytest.raises(StoreError, match="is already open in this process"):
-        RunStore(store.path)
+    assert is_locked(store.path)
+    with RunStore(store.path) as again:
+        assert again.get("a") == 1
 
 
 @pytest.mark.parametrize("name", ["nul\0", "lone \ud800", "x" * 300])
@@ -379,8 +386,8 @@ def test_links_to_directories_are_followed_and_files_are_named(tmp_path: Path) -
     (tmp_path / "link").symlink_to("run")
     with RunStore(tmp_path / "link") as store:
         store.put({"a": 1})
-        with pytest.raises(StoreError, match="is already open in this process"):
-            RunStore(tmp_path / "run")
+        with RunStore(tmp_path / "run") as same:
+            assert same.get("a") == 1
     (tmp_path / "broken").symlink_to("nowhere")
     (tmp_path / "file").write_bytes(b"")
     for name in ("broken", "file"):

@@ -17,19 +17,21 @@ from benchmarks.experiments.report.plot_style import themed
 from benchmarks.experiments.report.plots import PLOTS, draw
 from benchmarks.experiments.report.rows import (
     arrows,
-    best_of,
+    contenders,
     efficiencies,
     headline,
     module_rows,
     stage_costs,
     stage_tree,
     stages_of,
+    winner_of,
 )
 from benchmarks.experiments.report.trace_examples import changes, endings, prompts
 from lmpipe.results.result import Result
 from lmpipe.results.run_reader import FinishedRun
 from lmpipe.storage.files import write_atomically
 from lmpipe.text.cleaning import clean_text
+from lmpipe.text.figures import fixed, name_seeds, p_value
 from lmpipe.text.markdown import as_block, as_code, as_line
 
 _HERE = Path(__file__).parent
@@ -54,7 +56,8 @@ def write_report(result: Result, folder: Path, label: str | None = None, command
     values: dict[str, Any] = {
         "result": result,
         "command": command,
-        "best": best_of(result),
+        "best": winner_of(result),
+        "contenders": contenders(result),
         "headline": headline(result),
         "tree": stage_tree(result),
         "stages": stages_of(result),
@@ -92,6 +95,7 @@ def _environment(*, escape: bool) -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"count": "{:,.0f}".format, "arrows": arrows, "json": _json}
+    environment.filters |= {"fixed": fixed, "p_value": p_value, "seeds": name_seeds}
     environment.filters |= {"line": as_line, "code": as_code, "fenced": as_block}
     return environment
 

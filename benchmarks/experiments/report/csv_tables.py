@@ -23,7 +23,7 @@ def results_csv(result: Result) -> str:
 
     Scores are in [0, 1], and empty if every stage was skipped.
     """
-    return _csv(["task", "lm", "strategy", "seed", "val", "test", *result.measures, *_COSTS], _results(result))
+    return _csv(["task", "lm", "strategy", "seed", "test", "val", *result.measures, *_COSTS], _results(result))
 
 
 def scores_csv(result: Result, traces_of: TraceReader) -> str:
@@ -53,8 +53,8 @@ def _results(result: Result) -> Iterator[dict[str, Any]]:
                 "lm": result.lm,
                 "strategy": row.strategy,
                 "seed": outcome.seed,
-                "val": row.val.per_seed[number],
                 "test": row.test.per_seed[number],
+                "val": row.val.per_seed[number],
                 **{name: quality.all.per_seed[number] for name, quality in row.quality.items()},
                 **{name: outcome.cost[name] for name in _COSTS},
             }

@@ -25,7 +25,7 @@ def draw(name: str, result: Result) -> str | None:
 
 
 def _scores(result: Result) -> Figure:
-    pairs = {"validation": [row.val for row in result.strategies], "test": [row.test for row in result.strategies]}
+    pairs = {"test": [row.test for row in result.strategies], "validation": [row.val for row in result.strategies]}
     figure, (axes,) = panels(1, 0.9 + 0.5 * len(result.strategies))
     _bars(axes, [row.strategy for row in result.strategies], pairs)
     legend(figure, axes)
@@ -53,7 +53,7 @@ def _measures(result: Result) -> Figure | None:
 
 def _bars(axes: Axes, strategies: Sequence[str], series: Mapping[str, Sequence[Score]]) -> None:
     """Draws two bars with whiskers for each strategy, the first on top, and "—" where there is no score."""
-    for offset, colour, (name, scores) in zip((-0.19, 0.19), (GREY, colour_of(0)), series.items(), strict=True):
+    for offset, colour, (name, scores) in zip((-0.19, 0.19), (colour_of(0), GREY), series.items(), strict=True):
         for number, score in enumerate(scores):
             if score.mean is None:
                 axes.text(1, number + offset, "—", va="center", color=INK)

@@ -12,6 +12,7 @@ from typing import Any, final
 from lmpipe.ledger import ModuleCost
 from lmpipe.metrics import best_index
 from lmpipe.results.result import Comparison, Result, Score, StageReport, StrategyReport
+from lmpipe.text.figures import p_value
 from optimizers import VANILLA
 
 
@@ -126,7 +127,7 @@ def _efficiency(result: Result, row: StrategyReport) -> Efficiency:
     calls, minutes = cost_of_seed(row, "lm_calls"), cost_of_seed(row, "seconds") / 60
 
     def per(amount: float) -> str:
-        return "—" if comparison is None or amount <= 0 else comparison.format_points(amount, digits=2)
+        return "—" if comparison is None or amount <= 0 else comparison.format_points(amount)
 
     gain = "—" if comparison is None else comparison.format_points()
     return Efficiency(row.strategy, gain, f"{calls:,.0f}", per(calls / 1000), per(minutes))
@@ -149,8 +150,9 @@ class ModuleRow:
 
     @property
     def unreadable(self) -> str:
-        """Share of the calls whose completion could not be parsed."""
-        return f"{100 * self.cost.parse_errors / self.cost.calls:.1f} %"
+        """Number of the calls whose completion could not be parsed, and their share."""
+        number = self.cost.parse_errors
+        return f"{number:,} ({100 * number / self.cost.calls:.0f} %)" if number else "0"
 
     @property
     def length(self) -> str:
@@ -175,17 +177,53 @@ def best_of(result: Result) -> StrategyReport | None:
     return None if number is None else result.strategies[number]
 
 
+def contenders(result: Result) -> list[StrategyReport]:
+    """Returns the strategy with the highest test score, and then those that may be as good; empty without scores.
+
+    A strategy may be as good if the 95 % interval of its paired difference from the highest contains 0 or, where the
+    run has no such difference, if the intervals of the two scores overlap.
+    """
+    best = best_of(result)
+    if best is None:
+        return []
+    return [best, *(row for row in result.strategies if row is not best and _may_equal(result, row, best))]
+
+
+def _may_equal(result: Result, row: StrategyReport, best: StrategyReport) -> bool:
+    compared = difference(result, best.strategy, row.strategy)
+    if compared is not None:
+        return compared.low <= 0
+    return row.test.high is not None and best.test.low is not None and row.test.high >= best.test.low
+
+
+def winner_of(result: Result) -> StrategyReport | None:
+    """Returns the strategy that scores higher than all others on the test examples; None if another may be as good."""
+    level = contenders(result)
+    return level[0] if len(level) == 1 < len(result.strategies) else None
+
+
 def headline(result: Result) -> str:
     """Returns the result in a sentence or two."""
-    winner = best_of(result)
-    if winner is None:
+    names = [f"“{arrows(row.strategy)}”" for row in contenders(result)]
+    best = best_of(result)
+    if best is None:
         return "No strategy had anything to learn from."
-    text = f"“{arrows(winner.strategy)}” scores best on the test examples: {winner.test.percent} percent."
-    comparison = difference(result, winner.strategy, VANILLA)
-    if comparison is None:
-        return text
-    p = comparison.p_holm
-    p_value = f"{comparison.p:.4f}" if p is None else f"{p:.4f} corrected for all tests"
-    return (
-        f"{text} That is {comparison.format_points()} points compared with the program without learning, p = {p_value}."
-    )
+    if winner_of(result):
+        text = f"{names[0]} scores best on the test examples: {best.test.percent} percent."
+    elif len(names) == 1:
+        text = f"{names[0]} scores {best.test.percent} percent on the test examples."
+    else:
+        text = (
+            f"No strategy is clearly the best on the test examples: {names[0]} scores {best.test.percent} percent, and "
+            f"{', '.join(names[1:])} may be as good."
+        )
+    comparison = difference(result, best.strategy, VANILLA)
+    return text if comparison is None else f"{text} {names[0]} {_against_vanilla(comparison)}"
+
+
+def _against_vanilla(comparison: Comparison) -> str:
+    p = comparison.p if comparison.p_holm is None else comparison.p_holm
+    corrected = "" if comparison.p_holm is None else " corrected for all tests"
+    sign = "" if p < 0.001 else "= "
+    points = comparison.format_points()
+    return f"differs from the program without learning by {points} points, p {sign}{p_value(p)}{corrected}."

@@ -62,6 +62,8 @@ class LocalLM(LM):
             support the architecture.
     """
 
+    constrains = True
+
     def __init__(
         self,
         model: Any,

@@ -6,7 +6,7 @@ the code reads: other functions and classes, globals, closures, defaults. It cov
 retrievers and embedders by their names.
 
 Some objects, such as a lock or an open file, cannot be identified; work that depends on them is neither recorded nor
-recalled.
+recalled. A warning names functions and classes that were defined again while older objects still use them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 
 from lmpipe.program.identity.code import IdentityError
+from lmpipe.program.identity.redefined import warn_of_earlier_definitions
 from lmpipe.program.identity.walk import Walk
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ def identity(**parts: object) -> str | None:
         process.
     """
     try:
-        return Walk().digest(parts)
+        walk = Walk()
+        digest = walk.digest(parts)
     except IdentityError as error:
         warnings: set[object] = {str(error), (error.description, error.object_id)}
         if not warnings & _warned:
@@ -46,6 +48,8 @@ def identity(**parts: object) -> str | None:
             )
         _warned.update(warnings)
         return None
+    warn_of_earlier_definitions(walk.code)
+    return digest
 
 
 def work_key(kind: str, **parts: object) -> str | None:

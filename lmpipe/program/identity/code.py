@@ -87,12 +87,12 @@ def package_label(value: FunctionType | type | ModuleType) -> str | None:
     if package is None:
         return None
     is_static = isinstance(value, type) and not value.__flags__ & _HEAP_TYPE
-    if is_static or _lookup(str(owner), value.__qualname__) is value:
+    if is_static or lookup(str(owner), value.__qualname__) is value:
         return f"{package} {owner}.{value.__qualname__} {code}"
     return None
 
 
-def _lookup(module: str, qualname: str) -> object:
+def lookup(module: str, qualname: str) -> object:
     """Looks up a dotted name in a module; None if it does not exist."""
     value: object = sys.modules.get(module)
     for name in qualname.split("."):

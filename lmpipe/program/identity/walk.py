@@ -62,6 +62,11 @@ class Walk:
             raise IdentityError("values nested too deeply", id(value), self._path[:_NAMES]) from None
         return digest_bytes("\n".join(texts).encode("utf-8", "surrogatepass"))
 
+    @property
+    def code(self) -> list[tuple[object, list[str]]]:
+        """Functions, classes and modules of the user that were reached, each with the names that lead to it."""
+        return self._entries
+
     def _text(self, value: object) -> str:
         if type(value) in _ATOMS:
             return _short(_atom(value))

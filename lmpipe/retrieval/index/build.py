@@ -98,7 +98,7 @@ def build_index(
         raise ConfigError(f"{passages} contains no passages")
     identity: dict[str, Any] = {"passages": content, "encoder": encoder.digest, "settings": vars(settings)}
     identity |= {"header": True} if header else {}
-    with closing(RunStore(out, identity)) as store:
+    with closing(RunStore(out, identity, shared=False)) as store:
         if (out / "index.json").exists():
             return Manifest.read(out)
         with show_progress(progress, "encoding passages", total) as advance:

@@ -89,7 +89,7 @@ def _open_for_edit(folder: Path) -> Iterator[tuple[RunStore, Manifest]]:
     manifest = Manifest.read(folder)
     if manifest.plaid is not None:
         raise ConfigError(f"{folder} is a PLAID index, which cannot be changed; build it again")
-    with closing(RunStore(folder, read_json_object(folder / "config.json"))) as store:
+    with closing(RunStore(folder, read_json_object(folder / "config.json"), shared=False)) as store:
         yield store, Manifest.read(folder)
 
 

@@ -119,7 +119,7 @@ def train_encoder(
     digests = [digest([describe_settings(item) for item in part]) for part in parts]
     identity = {"encoder": encoder.digest, "data": digests, "tuning": asdict(config), "seed": seed}
     work = out.with_name(UNFINISHED_PREFIX + out.name)
-    with closing(RunStore(work, identity)) as store:
+    with closing(RunStore(work, identity, shared=False)) as store:
         training = _Training(encoder, data, config, seed, store, progress)
         results = training.run()
         best = max(results, key=lambda result: (result.score, result.number))

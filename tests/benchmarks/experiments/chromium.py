@@ -31,12 +31,14 @@ const frame = document.getElementById("page");
 frame.addEventListener("load", () => {
   const page = frame.contentDocument, all = selector => [...page.querySelectorAll(selector)];
   const box = part => { const size = part.getBoundingClientRect(); return [size.width, size.height]; };
+  const shadowed = part => getComputedStyle(part).backgroundAttachment.includes("local");
   const width = () => page.documentElement.scrollWidth;
   const found = {
     folded: width(),
     ids: all("[id]").map(part => part.id),
     plots: Object.fromEntries(all("figure").map(part => [part.id, box(part.querySelector("svg"))])),
     tables: all("table").map(part => part.rows.length),
+    cut: all("table").map(part => part.parentElement).filter(part => part.scrollWidth > part.clientWidth).map(shadowed),
   };
   all("details").forEach(part => { part.open = true; });
   found.open = width();
@@ -55,7 +57,8 @@ def look(page: Path, width: int, folder: Path) -> tuple[dict[str, Any], list[str
 
     Returns:
         A dict with the width of the page when its details are closed (``folded``) and ``open``, its ``ids``, the width
-        and height of each of its ``plots``, and the number of rows of its ``tables``; and the messages on the console.
+        and height of each of its ``plots``, the number of rows of its ``tables``, and for each table that is ``cut``
+        off, whether a shadow shows it; and the messages on the console.
     """
     text = json.dumps(page.read_text()).replace("</", "<\\/")  # it would end the script
     framed = (

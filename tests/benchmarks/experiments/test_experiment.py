@@ -80,7 +80,7 @@ def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
     assert (stage["name"], stage["status"]) == ("w", "skipped")
     assert "nothing to train on" in stage["reason"]
     assert set(stage["cost"]["modules"]) == {"classify.predict"}
-    assert ("few traces", "p -> w") in {(finding["kind"], finding["stage"]) for finding in result["findings"]}
+    assert ("skipped", "p -> w") in {(finding["kind"], finding["stage"]) for finding in result["findings"]}
     first, second = result["strategies"][2]["stages"]
     assert first["cost"]["lm_calls"] == result["strategies"][1]["stages"][0]["cost"]["lm_calls"]
     start = result["strategies"][0]["cost"]["lm_calls"]
@@ -89,10 +89,10 @@ def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
     splits = json.loads((finished / "splits.json").read_text())
     assert {part: len(ids) for part, ids in splits["1"].items()} == {"train": 6, "val": 4, "test": 3}
     page = (finished / "report.html").read_text()
-    assert page.count("<h2>What to know") == page.count("<h2>Costs") == 1
+    assert page.count("<h2>Findings") == page.count("<h2>Costs") == 1
     assert set(re.findall(r'id="plot-([a-z-]+)"', page)) == {"scores", "by-stage", "gains", "candidates"}
     for written in (page, (finished / "report.md").read_text()):
-        assert re.search(r"\* p (→|->) w: w skipped on seed 0, 1: .*nothing to train on", written)
+        assert re.search(r"\* p (→|->) w: w skipped on seeds 0, 1: .*nothing to train on", written)
     assert f"python -m benchmarks.iris --out {finished} " in page
     assert not re.search(r"""(src|href)=["']https?:""", page), "the page must be self-contained"
 
@@ -244,7 +244,7 @@ def test_scores_over_seeds() -> None:
     assert several.low == 0.25
     assert several.high == 1
     assert score_of([None]).percent == "—"
-    assert score_of([[1.0] * 9, [1.0] * 9]).percent == "100.0 (100.0–100.0)"
+    assert score_of([[1.0] * 9, [1.0] * 9]).percent == "100 (100–100)"
 
 
 def test_a_paired_difference_has_an_interval() -> None:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import re
+import shutil
 from pathlib import Path
 
 import pandas
 import pytest
 from markupsafe import escape
+from rich.console import Console
 
 from benchmarks.experiments.models import ModelSpec
 from benchmarks.experiments.report import write_report
 from benchmarks.experiments.report.confusion import confusions
-from benchmarks.experiments.report.rows import cost_of_seed, difference, efficiencies, module_rows, stage_tree
+from benchmarks.experiments.report.rows import (
+    cost_of_seed,
+    difference,
+    efficiencies,
+    headline,
+    module_rows,
+    stage_tree,
+    winner_of,
+)
 from benchmarks.experiments.report.trace_examples import TraceReader, changes, endings, prompts
 from benchmarks.experiments.run import run
 from benchmarks.experiments.settings import Settings
 from benchmarks.experiments.spec import ExperimentSpec, LoadedModels
 from benchmarks.experiments.strategies import table_rows
 from lmpipe import ScriptedLM
+from lmpipe.cli.tables import show_result
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.training import TuningConfig
 from lmpipe.errors import CorruptBlob
@@ -66,9 +78,10 @@ PLOTS = ("scores", "by-stage", "gains", "measures", "candidates", "losses")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with (Debian: chromium)")
-@pytest.mark.parametrize("width", [360, 1100])
+@pytest.mark.parametrize("width", [390, 1100])
 def test_a_browser_shows_all_of_it(ran: tuple[Result, Path], tmp_path: Path, width: int) -> None:
-    """At the width of a phone and of a desktop, nothing is wider than the page, and the console is empty."""
+    """At the width of a phone and of a desktop, nothing is wider than the page, what is cut off has a shadow at that
+    edge, and the console is empty."""
     found, console = look(ran[1] / "report.html", width, tmp_path)
     assert console == []
     assert {*SECTIONS, *TOLD} <= set(found["ids"])
@@ -80,15 +93,20 @@ def test_a_browser_shows_all_of_it(ran: tuple[Result, Path], tmp_path: Path, wid
     assert len(found["tables"]) >= 10
     assert min(found["tables"]) >= 2
     assert found["folded"] == found["open"] == width
+    assert all(found["cut"])
+    assert len(found["cut"]) >= 5 or width > 390
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with (Debian: chromium)")
 def test_what_is_looked_for_would_be_seen(tmp_path: Path) -> None:
-    bad = "<!doctype html><details><div style='width: 500px'>wide</div></details><script>console.error('no')</script>"
+    table = "<div style='overflow-x: auto'><table><tr><td style='min-width: 500px'>cut</table></div>"
+    folded = "<details><div style='width: 500px'>wide</div></details>"
+    bad = f"<!doctype html>{table}{folded}<script>console.error('no')</script>"
     (tmp_path / "bad.html").write_text(bad)
     found, console = look(tmp_path / "bad.html", 360, tmp_path)
     assert found["folded"] == 360
     assert found["open"] >= 500
+    assert found["cut"] == [False]
     assert len(console) == 1
 
 
@@ -125,13 +143,113 @@ def test_scores_and_differences_stand_with_their_intervals(ran: tuple[Result, Pa
     text = (out / "report.md").read_text()
     for row in found.strategies:
         assert row.test.percent in page
-        assert f"| `{row.strategy}` | {row.val.percent} | {row.test.percent} |" in text
+        assert f"| `{row.strategy}` | {row.test.percent} | {row.val.percent} |" in text
     for one in found.comparisons:
-        points = f"{100 * one.difference:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+        points = one.format_points()
+        p = "< 0.001" if one.p < 0.001 else f"{one.p:.3f}"
         counts = f"{one.wins} | {one.losses} | {one.ties} |"
-        assert f"| `{one.strategy}` | `{one.baseline}` | {points} | {one.p:.4f} |" in text
+        assert f"| `{one.strategy}` | `{one.baseline}` | {points} | {p} |" in text
         assert counts in text
         assert points in page
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "shown"),
+    [
+        (0.842, 0.76, 0.918, "84 (76–92)"),
+        (0.842, 0.826, 0.857, "84 (83–86)"),
+        (0.842, 0.832, 0.852, "84 (83–85)"),
+        (0.842, 0.834, 0.851, "84.2 (83.4–85.1)"),
+        (0.842, 0.841, 0.843, "84.2 (84.1–84.3)"),
+        (0.8422, 0.8418, 0.8426, "84.22 (84.18–84.26)"),
+        (1, 1, 1, "100 (100–100)"),
+        (None, None, None, "—"),
+    ],
+)
+def test_a_score_has_the_digits_that_its_interval_carries(
+    mean: float | None, low: float | None, high: float | None, shown: str
+) -> None:
+    """Down to the first significant digit of the half-width, and no tens."""
+    assert Score(mean=mean, stderr=None, low=low, high=high, n=50, per_seed=[mean]).percent == shown
+
+
+def test_a_difference_has_the_digits_that_its_interval_carries(ran: tuple[Result, Path]) -> None:
+    one = ran[0].comparisons[0].model_copy(update={"difference": 0.0461, "low": -0.0004, "high": 0.0922})
+    assert one.format_points() == "+5 (+0 to +9)", "an end that is rounded to zero has the sign of zero"
+    assert one.format_points(10) == "+0.5 (+0.0 to +0.9)"
+    assert one.format_points(0.001) == "+4,610 (-40 to +9,220)"
+
+
+def test_test_scores_stand_before_validation_scores(ran: tuple[Result, Path], page: str) -> None:
+    found, out = ran
+    terminal = Console(width=80, record=True, file=io.StringIO())
+    show_result(found, terminal)
+    assert "<th>strategy</th><th>test</th><th>validation</th>" in page
+    assert "| strategy | test | validation |" in (out / "report.md").read_text()
+    assert re.search(r"strategy +test +val +LM calls", terminal.export_text())
+    assert re.findall(r">(test|validation)</text>", (out / "scores.svg").read_text()) == ["test", "validation"]
+    assert list(pandas.read_csv(out / "results.csv"))[4:6] == ["test", "val"]
+
+
+def test_links_have_the_names_of_their_headings(page: str) -> None:
+    links = re.findall(r'<a href="#(\w+)">([^<]+)</a>', page)
+    assert links == re.findall(r'<section id="(\w+)"><h2>([^<]+)</h2>', page)
+    assert len(links) == 12
+
+
+def test_seeds_are_named_in_the_number_they_have(ran: tuple[Result, Path], page: str) -> None:
+    assert "Seeds 0, 1." in page
+    skipped = ran[0].strategies[2].stages[0]
+    entries = [{**entry, "status": "skipped"} for entry in skipped.per_seed]
+    both, one = (skipped.model_copy(update={"per_seed": seeds, "reason": "why"}) for seeds in (entries, entries[:1]))
+    assert both.skips == "w skipped on seeds 0, 1: why"
+    assert one.skips == "w skipped on seed 0: why"
+
+
+def with_tests(result: Result, *intervals: tuple[float, float, float]) -> Result:
+    """The result with other test scores (mean and interval) of its first strategies, and without comparisons."""
+    rows = [
+        row.model_copy(update={"test": row.test.model_copy(update={"mean": mean, "low": low, "high": high})})
+        for row, (mean, low, high) in zip(result.strategies, intervals, strict=False)
+    ]
+    return result.model_copy(update={"strategies": rows, "comparisons": []})
+
+
+def test_the_best_strategy_is_marked_only_if_no_other_may_be_as_good(ran: tuple[Result, Path]) -> None:
+    """Equal scores tie, and so do those whose paired difference, or else whose intervals, leave it open."""
+    apart = with_tests(ran[0], (0.2, 0.1, 0.3), (0.6, 0.4, 0.8))
+    near = with_tests(ran[0], (0.2, 0.1, 0.5), (0.6, 0.4, 0.8))
+    equal = with_tests(ran[0], (0.6, 0.6, 0.6), (0.6, 0.6, 0.6))
+    winner = winner_of(apart)
+    assert winner is not None
+    assert winner.strategy == "p"
+    assert headline(apart) == "“p” scores best on the test examples: 60 (40–80) percent."
+    assert winner_of(near) is winner_of(equal) is None
+    assert headline(near) == (
+        "No strategy is clearly the best on the test examples: "
+        "“p” scores 60 (40–80) percent, and “vanilla” may be as good."
+    )
+    compared = difference(ran[0], "p", "vanilla")
+    assert compared is not None
+    for low, best in [(0.01, "p"), (-0.01, None), (0.0, None)]:
+        paired = compared.model_copy(update={"difference": 0.4, "low": low, "high": 0.8, "p_holm": 0.0004})
+        found = winner_of(near.model_copy(update={"comparisons": [paired]}))
+        assert (found and found.strategy) == best
+    assert headline(near.model_copy(update={"comparisons": [paired]})).endswith(
+        " “p” differs from the program without learning by +40 (+0 to +80) points, p < 0.001 corrected for all tests."
+    )
+
+
+def test_a_tie_is_not_marked_on_the_page(ran: tuple[Result, Path], tmp_path: Path) -> None:
+    shutil.copytree(ran[1], tmp_path / "run")
+    write_report(with_tests(ran[0], (0.6, 0.4, 0.8), (0.6, 0.4, 0.8)), tmp_path / "run")
+    assert 'class="best"' not in (tmp_path / "run" / "report.html").read_text()
+    write_report(with_tests(ran[0], (0.2, 0.1, 0.3), (0.6, 0.4, 0.8)), tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").read_text().count('<tr class="best"><td>p</td>') == 1
+    write_report(with_tests(ran[0], (0.2, 0.1, 0.3)), tmp_path / "run")
+    only = (tmp_path / "run" / "report.html").read_text()
+    assert "“vanilla” scores 20 (10–30) percent on the test examples." in only
+    assert 'class="best"' not in only
 
 
 def test_a_difference_can_be_read_from_either_side(ran: tuple[Result, Path]) -> None:
@@ -152,7 +270,7 @@ def test_gains_are_set_against_their_cost(ran: tuple[Result, Path]) -> None:
     assert gain is not None
     calls = found.strategies[1].cost["lm_calls"] / 2
     assert (vanilla.gain, vanilla.per_1000_calls, vanilla.per_minute) == ("—", "—", "—")
-    assert prompts.per_1000_calls.split()[0] == f"{100 * gain.difference / (calls / 1000):+.2f}"
+    assert prompts.per_1000_calls == gain.format_points(calls / 1000)
     assert prompts.per_minute != "—"
 
 
@@ -219,7 +337,7 @@ def test_endings_and_modules_say_how_runs_failed(ran: tuple[Result, Path]) -> No
     assert (vanilla.right, vanilla.wrong, vanilla.failed) == (4, 0, {"parse": 12})
     assert vanilla.reasons == [("ParseError: field 'answer': is absent", 12)]
     answer = next(row for row in module_rows(found) if (row.strategy, row.path) == ("vanilla", "answer.predict"))
-    assert (answer.cost.calls, answer.unreadable) == (16, "75.0 %")
+    assert (answer.cost.calls, answer.unreadable) == (16, "12 (75 %)")
 
 
 def test_results_csv_has_a_line_for_every_strategy_and_seed(ran: tuple[Result, Path]) -> None:

@@ -1,0 +1,170 @@
+"""The shortest way from a program and examples to a better program: one function over the classes of this package.
+
+It makes a session, a store, a trainer, the stages and `BetterTogether`, with settings for a small LM
+(`optimizers.small_lm`). Everything that it does can be done with these classes, and more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from lmpipe import (
+    LM,
+    Budget,
+    Example,
+    Metric,
+    Module,
+    Optimizer,
+    OptimizeResult,
+    Retriever,
+    RunStore,
+    Sampling,
+    Session,
+    Trainer,
+    load_lm,
+    predictors,
+)
+from lmpipe.extend import ConfigError, check_examples, check_type, derive_seed, digest_without_id, shuffled
+from optimizers.rollouts import class_labels
+from optimizers.schedule import BetterTogether, Strategy
+from optimizers.small_lm import SMALL_LM_TUNING, small_lm_stages
+
+_MIN_EXAMPLES, _MAX_VAL = 4, 250
+_TOKENS_OF_TEXT, _TOKENS_OF_VALUE = 128, 24
+
+
+def optimize(
+    program: Module,
+    train: Sequence[Example],
+    metric: Metric,
+    *,
+    val: Sequence[Example] | None = None,
+    lm: str | LM | Mapping[str, LM] = "bundled",
+    strategy: str | Strategy = "p -> w -> p",
+    out: str | Path | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+    stages: Mapping[str, Optimizer] | None = None,
+    trainer: Trainer | Mapping[str, Trainer] | None = None,
+    retriever: Retriever | None = None,
+    sampling: Sampling | None = None,
+    structured: bool | None = None,
+    select: Literal["last", "best"] = "best",
+    budget: Budget | None = None,
+) -> OptimizeResult:
+    """Optimizes the prompts and weights of a program on examples, and returns the best state on validation examples.
+
+    ``with result.session: program(…)`` runs the program with the state that was found; ``result.save(…)`` keeps it.
+    A run that is started again with the same arguments recalls what it has finished.
+
+    Args:
+        program: The program.
+        train: Examples to learn from.
+        metric: Scores a prediction on an example, in [0, 1]; any function of the two.
+        val: Examples to choose by. By default half of the training examples, at most 250, are set aside for this:
+            shuffled, and stratified by class if the examples have one label with a few classes.
+        lm: An LM; its spec, as `lmpipe.load_lm` reads it; or a mapping from roles to LMs.
+        strategy: The order of the stages; see `BetterTogether`.
+        out: Run directory; by default ``runs/`` and the name of the program's class.
+        seed: Seed of every random choice.
+        quiet: Whether nothing is reported while it runs.
+        stages: Further stages by name, or others in the place of ``p`` and ``w``, which `small_lm_stages` makes.
+        trainer: Trainer of the weights; by default a `LocalTrainer`, if the LM runs in this process.
+        retriever: Searches passages, for programs that retrieve.
+        sampling: Sampling settings of predictors that have none of their own. By default decoding is greedy, and a call
+            gets 24 new tokens for each typed output and 128 for each text.
+        structured: Whether completions are constrained to the format that can be parsed. By default they are if an
+            output of the program is not a text and the engine can.
+        select: Whether the result is the best state or the last one; see `BetterTogether`.
+        budget: Budget of all stages together.
+
+    Raises:
+        ConfigError: If an argument is of the wrong kind, if there are too few examples, or if the strategy tunes
+            weights and the LM cannot be trained here.
+        StoreError: If the run directory cannot be written, or another process has it open.
+        ConfigChanged: If the run directory belongs to other work.
+    """
+    check_type("program", program, Module)
+    available = {"p", "w", *(stages or {})}
+    strategy = Strategy.parse(strategy, available) if isinstance(strategy, str) else strategy
+    train = _distinct(check_examples(train, "train"))
+    label = _class_label(train)
+    train, val = _split(train, label, seed) if val is None else (train, check_examples(val, "val"))
+    session = Session(
+        lm=load_lm(lm) if isinstance(lm, str) else lm,
+        seed=seed,
+        sampling=sampling or Sampling(temperature=0.0, max_tokens=_max_tokens(program)),
+        store=RunStore(out or Path("runs") / type(program).__name__.lower()),
+        retriever=retriever,
+    )
+    session = replace(session, structured=_can_constrain(session, program) if structured is None else structured)
+    if trainer is None and "w" in strategy.stages and "w" not in (stages or {}):
+        trainer = _local_trainers(session)
+    stages = {**small_lm_stages(metric, trainer, label), **(stages or {})}
+    better = BetterTogether(metric, stages, strategy=strategy, select=select, budget=budget)
+    return better.optimize(program, None, train, val, session)
+
+
+def _distinct(examples: Sequence[Example]) -> list[Example]:
+    """Returns one example of each content, so that no copy is in both parts of a split."""
+    return list({digest_without_id(example): example for example in reversed(examples)}.values())[::-1]
+
+
+def _class_label(examples: Sequence[Example]) -> str | None:
+    """Returns the label that names the class of an example; None if there is none, or more than one."""
+    labels = class_labels(examples)
+    return labels[0] if len(labels) == 1 else None
+
+
+def _split(examples: Sequence[Example], label: str | None, seed: int) -> tuple[list[Example], list[Example]]:
+    """Sets examples aside for validation.
+
+    Raises:
+        ConfigError: If there are fewer than four.
+    """
+    if len(examples) < _MIN_EXAMPLES:
+        raise ConfigError(
+            f"there are {len(examples)} different examples, too few to set some aside; pass at least {_MIN_EXAMPLES}, "
+            "or examples to choose by: val=[…]"
+        )
+    order = shuffled(examples, derive_seed(seed, "split"), label)
+    num_val = min(len(order) // 2, _MAX_VAL)
+    return order[num_val:], order[:num_val]
+
+
+def _max_tokens(program: Module) -> int:
+    """Returns the number of new tokens that the longest completion of the program needs."""
+    needed = [
+        sum(_TOKENS_OF_TEXT if field.type is str else _TOKENS_OF_VALUE for field in predictor.signature.outputs)
+        for predictor in predictors(program).values()
+    ]
+    return max(needed, default=_TOKENS_OF_TEXT)
+
+
+def _can_constrain(session: Session, program: Module) -> bool:
+    """Whether an output is typed, and all LMs can constrain completions to the format."""
+    outputs = [field for predictor in predictors(program).values() for field in predictor.signature.outputs]
+    return any(field.type is not str for field in outputs) and all(lm.constrains for lm in session.roles.values())
+
+
+def _local_trainers(session: Session) -> dict[str, Trainer]:
+    """Returns a trainer for the LM of each role.
+
+    Raises:
+        ConfigError: If an LM does not run in this process.
+    """
+    from lmpipe import LocalTrainer
+    from lmpipe.extend import LocalLM
+
+    trainers: dict[str, Trainer] = {}
+    for role, lm in session.roles.items():
+        if not isinstance(lm, LocalLM):
+            raise ConfigError(
+                f"{lm.name!r} ({type(lm).__name__}) cannot be trained here; pass trainer=…, such as a LocalTrainer of "
+                "the same base, or tune prompts alone: strategy='p'"
+            )
+        trainers[role] = LocalTrainer(lm, SMALL_LM_TUNING)
+    return trainers

@@ -1,0 +1,162 @@
+"""The shortest way: `optimize` makes a session, a store, a trainer and the stages, and does what the classes do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.tasks.iris import IrisTask
+from lmpipe import (
+    Budget,
+    Example,
+    LocalTrainer,
+    Module,
+    Predict,
+    Prediction,
+    Request,
+    RunStore,
+    Sampling,
+    ScriptedLM,
+    Session,
+    evaluate,
+    exact_match,
+    load_lm,
+)
+from lmpipe.errors import ConfigError, StrategyError
+from optimizers import SMALL_LM_TUNING, BetterTogether, LabeledFewShot, optimize, small_lm_stages
+from tests.tiny import tiny_llama
+
+
+class Rivers(Module):
+    def __init__(self) -> None:
+        self.name = Predict("river -> answer: Literal['sea', 'lake']")
+
+    def forward(self, river: str) -> Prediction:
+        return self.name(river=river)
+
+
+def rivers(count: int) -> list[Example]:
+    return [Example({"river": f"river {n}"}, {"answer": "lake" if n % 4 == 0 else "sea"}) for n in range(count)]
+
+
+def by_demos(request: Request) -> str:
+    """Right as soon as the prompt shows demonstrations of both classes."""
+    shown = {message.content for message in request.messages[1:] if message.role == "assistant"}
+    number = int(request.messages[-1].content.rpartition(" ")[2])
+    return "answer: lake" if number % 4 == 0 and len(shown) == 2 else "answer: sea"
+
+
+def test_one_call_finds_a_better_state_and_a_session_to_run_it_in(tmp_path: Path) -> None:
+    lm = ScriptedLM(by_demos)
+    result = optimize(Rivers(), rivers(24), exact_match, lm=lm, strategy="p", out=tmp_path)
+    assert result.evaluation is not None
+    assert result.evaluation.mean == 1
+    assert evaluate(Rivers(), rivers(40)[24:], exact_match, result.session).mean == 1
+    with result.session:
+        assert Rivers()(river="river 100").answer == "lake"
+    last = result.session.history()[0]
+    assert last.inputs == {"river": "river 100"}
+    assert "river 100" in str(result.session.history())
+
+
+def test_it_does_what_the_classes_do(tmp_path: Path) -> None:
+    examples = rivers(24)
+    short = optimize(
+        Rivers(),
+        examples[:12],
+        exact_match,
+        val=examples[12:],
+        lm=ScriptedLM(by_demos),
+        strategy="p",
+        out=tmp_path / "a",
+    )
+    better = BetterTogether(exact_match, small_lm_stages(exact_match, label="answer"), strategy="p", select="best")
+    session = Session(
+        lm=ScriptedLM(by_demos), sampling=Sampling(temperature=0.0, max_tokens=24), store=RunStore(tmp_path / "b")
+    )
+    long = better.optimize(Rivers(), None, examples[:12], examples[12:], session)
+    assert (short.state, short.evaluation, short.cost) == (long.state, long.evaluation, long.cost)
+
+
+def test_weights_are_tuned_where_the_lm_runs_here(tmp_path: Path) -> None:
+    result = optimize(
+        Rivers(),
+        rivers(8),
+        exact_match,
+        lm=f"hf:{tiny_llama(tmp_path / 'lm')}",
+        strategy="w",
+        out=tmp_path / "run",
+        budget=Budget(max_lm_calls=400),
+    )
+    assert result.stages[0].result.details["tried"] > 0
+    assert result.session.structured, "a typed output, and an engine that can constrain completions to it"
+
+
+def test_validation_examples_are_set_aside_in_proportion_and_without_copies(tmp_path: Path) -> None:
+
+    class Watching(Module):
+        def __init__(self) -> None:
+            self.name = Predict("river -> answer")
+
+        def forward(self, river: str) -> Prediction:
+            return self.name(river=river)
+
+    stages = {"p": LabeledFewShot(k=100)}
+    examples = [*rivers(16), *(Example(example.inputs, example.labels, id="copy") for example in rivers(1))]
+    result = optimize(
+        Watching(), examples, exact_match, lm=ScriptedLM(by_demos), strategy="p", stages=stages, out=tmp_path
+    )
+    assert result.origin is not None
+    assert (result.origin.train, result.origin.val) == (8, 8)
+    demos = result.stages[0].result.state.prompts["name"].demos
+    assert sorted(str(demo.outputs["answer"]) for demo in demos) == ["lake"] * 2 + ["sea"] * 6
+
+
+def test_a_second_run_recalls_the_first(tmp_path: Path) -> None:
+    first, second = ScriptedLM(by_demos), ScriptedLM(by_demos)
+    results = [optimize(Rivers(), rivers(16), exact_match, lm=lm, strategy="p", out=tmp_path) for lm in (first, second)]
+    assert results[0] == results[1]
+    assert first.requests
+    assert not second.requests
+
+
+def test_any_function_is_a_metric(tmp_path: Path) -> None:
+    wanted = ["sea", "lake"]
+    lm = ScriptedLM(by_demos)
+    result = optimize(
+        Rivers(),
+        rivers(16),
+        lambda example, prediction: prediction.answer in wanted and prediction.answer == example.labels["answer"],
+        lm=lm,
+        strategy="p",
+        out=tmp_path,
+    )
+    assert result.evaluation is not None
+    assert result.evaluation.mean == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"strategy": "p -> w"}, ConfigError, "cannot be trained here; pass trainer=…"),
+        ({"strategy": "p -> q"}, StrategyError, "no stage is called 'q'"),
+        ({"train": rivers(3)}, ConfigError, "there are 3 different examples, too few to set some aside"),
+        ({"program": Rivers}, ConfigError, "program"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_call(
+    changes: dict[str, object], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    lm = ScriptedLM(by_demos)
+    arguments = {"program": Rivers(), "train": rivers(8), "metric": exact_match, "lm": lm, "out": tmp_path, **changes}
+    with pytest.raises(error, match=message):
+        optimize(**arguments)  # type: ignore[arg-type]
+    assert not lm.requests
+
+
+def test_the_settings_are_those_of_iris_for_the_bundled_lm(tmp_path: Path) -> None:
+    settings = IrisTask().settings_for("bundled")
+    trainer = LocalTrainer(load_lm(f"hf:{tiny_llama(tmp_path)}"), SMALL_LM_TUNING)
+    assert settings.tuning == SMALL_LM_TUNING
+    assert small_lm_stages(exact_match, trainer, "answer") == settings.optimizers(exact_match, trainer, "answer")
