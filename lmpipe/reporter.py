@@ -281,10 +281,11 @@ class _Terminal(_Display):
         )
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=None),
             TextColumn("{task.fields[amount]}", markup=False),
             console=self._console,
             transient=True,
+            expand=True,
             auto_refresh=False,
             redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),  # a pipe's output stays in the pipe
             redirect_stderr=stream is sys.stderr,
