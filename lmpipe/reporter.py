@@ -274,6 +274,7 @@ class _Terminal(_Display):
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
 
         super().__init__(stream)
         self._console = Console(
@@ -281,7 +282,7 @@ class _Terminal(_Display):
         )
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TextColumn("{task.fields[amount]}", markup=False),
             console=self._console,
             transient=True,
