@@ -20,6 +20,7 @@ from lmpipe.errors import ConfigError
 from lmpipe.storage.hashing import digest
 from lmpipe.text.cleaning import clean_value
 from lmpipe.text.display import did_you_mean, shown
+from lmpipe.text.reprs import short_repr
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -73,6 +74,9 @@ class Example:
         object.__setattr__(self, "replaced", sum(replaced))
         if not self.id:
             object.__setattr__(self, "id", digest([self.inputs, self.labels])[:12])
+
+    def __repr__(self) -> str:
+        return short_repr(self, id=self.id, inputs=dict(self.inputs), labels=dict(self.labels))
 
     if not TYPE_CHECKING:
 
@@ -174,7 +178,7 @@ class Prediction(Mapping[str, Any]):
         return len(self._values)
 
     def __repr__(self) -> str:
-        return f"Prediction({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
+        return short_repr(self, **self._values)
 
 
 def _restore_prediction(values: dict[str, Any]) -> Prediction:

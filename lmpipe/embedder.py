@@ -13,6 +13,7 @@ from numbers import Real
 from operator import mul
 
 from lmpipe.errors import EngineError, SessionError
+from lmpipe.text.reprs import short_repr
 from lmpipe.validation.contract import call_and_check
 
 Vector = tuple[float, ...]
@@ -23,6 +24,9 @@ class Embedder(ABC):
 
     The vector of a text depends only on that text, not on the batch, up to float rounding.
     """
+
+    def __repr__(self) -> str:
+        return short_repr(self, self.name)
 
     @property
     @abstractmethod

@@ -11,7 +11,16 @@ from lmpipe import _lazy
 from lmpipe.embedder import Embedder
 from lmpipe.engines import load_embedder
 from lmpipe.errors import ConfigError, SessionError, StrategyError, TrainingDiverged
-from lmpipe.events import Callback, CandidateScored, EpochEnded, Event, StageEnded
+from lmpipe.events import (
+    Callback,
+    CandidateScored,
+    EpochEnded,
+    Event,
+    FindingMade,
+    ResultRecalled,
+    StageEnded,
+    StageStarted,
+)
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.lm import Message, Usage
 from lmpipe.metrics import answer_f1, best_index, check_metric, finite_values, number_match
@@ -23,6 +32,7 @@ from lmpipe.progress import Progress
 from lmpipe.prompting.signature import Field
 from lmpipe.prompting.template import Template
 from lmpipe.prompting.values import render_input
+from lmpipe.reporter import Reporter
 from lmpipe.results.run_reader import FinishedRun
 from lmpipe.run_directory import open_run
 from lmpipe.runtime.call_context import current_context
@@ -73,6 +83,7 @@ __all__ = [
     "FailureCounts",
     "Field",
     "Finding",
+    "FindingMade",
     "FinishedRun",
     "LocalLM",
     "Measure",
@@ -81,12 +92,15 @@ __all__ = [
     "Objective",
     "PolicyGradientLoss",
     "Progress",
+    "Reporter",
+    "ResultRecalled",
     "RetrievalStep",
     "SFTLoss",
     "ServerLM",
     "SessionError",
     "StageEnded",
     "StageResult",
+    "StageStarted",
     "StrategyError",
     "Template",
     "Tracker",

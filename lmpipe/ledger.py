@@ -15,6 +15,7 @@ from time import perf_counter, process_time
 from typing import Any, final
 
 from lmpipe.errors import StoreError
+from lmpipe.text.reprs import settings_repr
 from lmpipe.validation.arguments import check_finite_number, check_whole_number
 
 if sys.platform != "win32":
@@ -113,6 +114,9 @@ class Cost:
             if not 0 <= getattr(self, name) < math.inf:
                 object.__setattr__(self, name, 0)
 
+    def __repr__(self) -> str:
+        return settings_repr(self)
+
     def __add__(self, other: Cost) -> Cost:
         summed = {name: getattr(self, name) + getattr(other, name) for name in _SUMMED}
         changed = {path: self.modules.get(path, ModuleCost()) + cost for path, cost in other.modules.items()}
@@ -186,6 +190,9 @@ class Budget:
             limit = getattr(self, name)
             if limit is not None:
                 object.__setattr__(self, name, check(name, limit, 0))
+
+    def __repr__(self) -> str:
+        return settings_repr(self)
 
     def reached_limit(self, cost: Cost) -> str:
         """Returns a clause that names the limit that a cost has reached; an empty string if it has reached none."""

@@ -16,6 +16,7 @@ from typing import Any, Literal, final
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.state import WeightState
 from lmpipe.text.display import shown
+from lmpipe.text.reprs import settings_repr, short_repr
 from lmpipe.validation.arguments import check_finite_number, check_items, check_whole_number
 from lmpipe.validation.contract import call_and_check
 
@@ -32,6 +33,9 @@ class Message:
 
     role: Literal["system", "user", "assistant"]
     content: str
+
+    def __repr__(self) -> str:
+        return short_repr(self, self.role, self.content)
 
 
 @final
@@ -73,6 +77,9 @@ class Sampling:
             if value is not getattr(self, name):
                 object.__setattr__(self, name, value)
 
+    def __repr__(self) -> str:
+        return settings_repr(self)
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,11 @@ class Request:
     weights: WeightState
     seed: int = 0
     regex: str | None = None
+
+    def __repr__(self) -> str:
+        return short_repr(
+            self, self.messages[-1].content if self.messages else "", messages=len(self.messages), weights=self.weights
+        )
 
 
 @final
@@ -133,6 +145,9 @@ class Completion:
     usage: Usage = field(default=Usage(1))
     logprobs: tuple[float, ...] | None = None
 
+    def __repr__(self) -> str:
+        return short_repr(self, self.text, finish_reason=self.finish_reason, tokens=self.usage.completion_tokens)
+
 
 @final
 @dataclass(frozen=True)
@@ -165,6 +180,9 @@ class LM(ABC):
     batched: bool = True
     constrains: bool = False
     loaded_from: LMSource | None = None
+
+    def __repr__(self) -> str:
+        return short_repr(self, self.name)
 
     @property
     @abstractmethod

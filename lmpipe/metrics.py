@@ -10,6 +10,7 @@ import enum
 import inspect
 import math
 import re
+import statistics
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +33,7 @@ resumed run identifies a metric by its code (`lmpipe.program.identity`).
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ROUNDING = 1e-6
+_Z = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95 % interval, in standard errors
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SPECIAL_ANSWERS = frozenset(["yes", "no", "noanswer"])
 _ANSWER_MARK = re.compile(r"#### *(?=[-−$€£¥.\d])")
@@ -220,3 +222,20 @@ def best_index(scores: Iterable[float | None]) -> int | None:
 def finite_values(values: Iterable[float | None]) -> list[float]:
     """Returns the values that are neither None, NaN nor infinite, in their order; JSON has no NaN or infinity."""
     return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def wilson_interval(mean: float, n: int) -> tuple[float, float]:
+    """Returns the 95 % interval of a mean score (Wilson 1927); NaN if there is no score.
+
+    It is exact in its coverage for scores of 0 and 1 alone, and too wide for others, whose variance is smaller.
+
+    Args:
+        mean: The mean, from 0 to 1.
+        n: Number of scores.
+    """
+    if not n or not math.isfinite(mean):
+        return math.nan, math.nan
+    spread = _Z * _Z / n
+    centre = (mean + spread / 2) / (1 + spread)
+    half = math.sqrt(max(mean * (1 - mean), 0) * spread + spread * spread / 4) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -6,6 +6,7 @@ knows nothing about how a state is found.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from lmpipe.errors import SessionError
 from lmpipe.ledger import Cost
+from lmpipe.metrics import wilson_interval
 from lmpipe.program.evaluate import Evaluation
 from lmpipe.results.model_card import CardFacts
 from lmpipe.results.run_reader import prompts_of, prompts_sent
@@ -20,8 +22,10 @@ from lmpipe.results.saved import SavedSession, write_saved
 from lmpipe.results.trace_log import read_trace_log
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState
-from lmpipe.text.figures import decimals, fixed
+from lmpipe.text.figures import count, decimals, duration, fixed, percent
 from lmpipe.text.markdown import as_code, as_line
+from lmpipe.text.reprs import Name, short_repr
+from lmpipe.text.tables import Table
 
 
 @final
@@ -41,6 +45,12 @@ class Candidate(BaseModel):
     state: str
     mean: float
     n: int
+
+    def __repr__(self) -> str:
+        return short_repr(self, self.name, mean=self.mean, n=self.n)
+
+    def __str__(self) -> str:
+        return repr(self)
 
 
 @final
@@ -72,6 +82,12 @@ class Finding(BaseModel):
     message: str
     advice: str
 
+    def __repr__(self) -> str:
+        return short_repr(self, self.kind, stage=self.stage, message=self.message)
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.stage}): {self.message}. Try: {self.advice}."
+
 
 @final
 class Origin(BaseModel):
@@ -101,6 +117,12 @@ class Origin(BaseModel):
     val: int
     session: SavedSession | None = None
 
+    def __repr__(self) -> str:
+        return short_repr(self, self.optimizer, self.program, lm=self.lm, strategy=self.strategy, stage=self.stage)
+
+    def __str__(self) -> str:
+        return repr(self)
+
 
 @final
 class OptimizeResult(BaseModel):
@@ -112,6 +134,7 @@ class OptimizeResult(BaseModel):
         reason: Why the optimizer was skipped; empty if it was not.
         stopped: A clause that names the budget that ended the optimizer early; the state is then the best one so far.
         evaluation: Evaluation of `state`, if the optimizer made one.
+        initial: Evaluation of the initial state, if a composed optimizer made one.
         candidates: The states that the optimizer chose from.
         details: Figures to report, as JSON.
         stages: The results of the stages of a composed optimizer.
@@ -129,12 +152,29 @@ class OptimizeResult(BaseModel):
     reason: str = ""
     stopped: str = ""
     evaluation: Evaluation | None = None
+    initial: Evaluation | None = None
     candidates: tuple[Candidate, ...] = ()
     details: dict[str, Any] = {}
     stages: tuple[StageResult, ...] = ()
     findings: tuple[Finding, ...] = ()
     cost: Cost = Cost()
     origin: Origin | None = None
+
+    def __repr__(self) -> str:
+        optimizer, strategy = (self.origin.optimizer, self.origin.strategy) if self.origin else (self.status, "")
+        parts = {"stages": self.stages, "candidates": self.candidates, "findings": self.findings}
+        figures = {name: len(items) for name, items in parts.items() if items}
+        return short_repr(
+            self, Name(optimizer or self.status), strategy=strategy, score=_score(self.evaluation), **figures
+        )
+
+    def __str__(self) -> str:
+        """A table of the stages or candidates with their scores, which state was chosen, and the findings."""
+        return str(_table(self))
+
+    def _repr_html_(self) -> str:
+        """The same table, for notebooks."""
+        return _table(self).html()
 
     @property
     def session(self) -> Session:
@@ -228,6 +268,73 @@ class StageResult(BaseModel):
     evaluation: Evaluation
     train_evaluation: Evaluation | None = None
     cost: Cost
+
+    def __repr__(self) -> str:
+        return short_repr(self, self.name, self.result, self.evaluation)
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+def _table(result: OptimizeResult) -> Table:
+    """Returns the table that shows a result."""
+    notes = [f"chosen: {_chosen(result)}"] if result.status == "done" else [f"skipped: {result.reason}"]
+    notes += [f"ended early: {result.stopped}"] if result.stopped else []
+    notes += [f"{name} was skipped: {stage.result.reason}" for name, stage in _named(result.stages) if _skipped(stage)]
+    cost = (count(result.cost.lm_calls, "LM call"), count(result.cost.tokens, "token"), duration(result.cost.seconds))
+    notes += [f"cost: {', '.join(cost)}", *map(str, result.findings)]
+    if not result.stages:
+        columns: Sequence[str] = ("candidate", "score", "examples")
+        return Table(columns, [_candidate_row(each) for each in result.candidates], _title(result), notes)
+    columns = ("stage", "status", "score", "examples", "LM calls", "tokens", "seconds")
+    first = result.initial
+    rows = [] if first is None else [("initial state", "", _score(first) or "", f"{first.n:,}", "", "", "")]
+    rows += [_stage_row(name, stage) for name, stage in _named(result.stages)]
+    return Table(columns, rows, _title(result), notes)
+
+
+def _candidate_row(candidate: Candidate) -> tuple[str, str, str]:
+    interval = wilson_interval(candidate.mean, candidate.n)
+    return candidate.name, percent(candidate.mean, *interval), f"{candidate.n:,}"
+
+
+def _stage_row(name: str, stage: StageResult) -> tuple[str, str, str, str, str, str, str]:
+    cost = (f"{stage.cost.lm_calls:,}", f"{stage.cost.tokens:,}", f"{stage.cost.seconds:,.0f}")
+    return name, stage.result.status, _score(stage.evaluation) or "", f"{stage.evaluation.n:,}", *cost
+
+
+def _title(result: OptimizeResult) -> str:
+    origin = result.origin
+    if origin is None:
+        return "result of an optimizer"
+    strategy = f", {origin.strategy}," if origin.strategy else ""
+    examples = f"{origin.train:,} training and {origin.val:,} validation examples"
+    return f"{origin.optimizer}{strategy} for {origin.program} on {', '.join(origin.lm.values())}: {examples}"
+
+
+def _named(stages: Sequence[StageResult]) -> list[tuple[str, StageResult]]:
+    """Returns each stage with the strategy up to and including it."""
+    names = [stage.name for stage in stages]
+    return [(" -> ".join(names[: number + 1]), stage) for number, stage in enumerate(stages)]
+
+
+def _skipped(stage: StageResult) -> bool:
+    return stage.result.status == "skipped"
+
+
+def _chosen(result: OptimizeResult) -> str:
+    """Says which state the result is, and its score."""
+    after = [name for name, stage in _named(result.stages) if stage.result.state == result.state]
+    chosen = [each.name for each in result.candidates if each.state == result.state.digest]
+    found = f"the state after {after[0]}" if after else chosen[0] if chosen else f"state {result.state.digest[:8]}"
+    if result.stages and not after:
+        found = "the initial state"
+    score = _score(result.evaluation)
+    return f"{found}, {score}" if score else found
+
+
+def _score(evaluation: Evaluation | None) -> str | None:
+    return None if evaluation is None else percent(evaluation.mean, *evaluation.interval)
 
 
 OptimizeResult.model_rebuild()

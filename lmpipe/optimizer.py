@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from typing import Any, ClassVar, Literal, final
 
 from lmpipe.data import Example
 from lmpipe.errors import ConfigError
+from lmpipe.events import ResultRecalled
 from lmpipe.optimize_result import OptimizeResult, Origin
 from lmpipe.program.identity import work_key
 from lmpipe.program.module import Module, check_state
@@ -19,12 +21,16 @@ from lmpipe.program.predict import initial_state, predictors
 from lmpipe.results.saved import SavedSession
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState
+from lmpipe.text.reprs import settings_repr, short_repr
 from lmpipe.validation.arguments import check_type
 from lmpipe.validation.checks import check_examples, check_ids, deduplicate, warn_about_overlap
 
 
 class Optimizer(ABC):
-    """Base class of optimizers. A subclass is a frozen dataclass of its settings and overrides `search`."""
+    """Base class of optimizers. A subclass is a frozen dataclass of its settings and overrides `search`.
+
+    With ``@dataclass(frozen=True, repr=False)`` an optimizer is shown by the settings that are not at their default.
+    """
 
     tunes: ClassVar[Literal["prompts", "weights", "both"]] = "both"
     """The part of the state that the optimizer changes."""
@@ -95,7 +101,11 @@ class Optimizer(ABC):
             limits=session.ledger.limits,
         )
 
+        recalled = True
+
         def work(inner: Session) -> Any:
+            nonlocal recalled
+            recalled = False
             result = self.search(program, state, train, val, inner)
             check_type(f"the result of {type(self).__name__}.search()", result, OptimizeResult)
             update = {
@@ -105,7 +115,14 @@ class Optimizer(ABC):
             }
             return result.model_copy(update=update).model_dump(mode="json")
 
-        return OptimizeResult.model_validate(session.cached(key, work)).with_session(session)
+        result = OptimizeResult.model_validate(session.cached(key, work)).with_session(session)
+        if recalled:
+            name = type(self).__name__
+            session.notify(ResultRecalled(session.stage, f"{name}, {self.plan}" if self.plan else name))
+        return result
+
+    def __repr__(self) -> str:
+        return settings_repr(self) if is_dataclass(self) else short_repr(self)
 
     @property
     def plan(self) -> str:

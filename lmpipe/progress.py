@@ -10,7 +10,7 @@ from lmpipe.text.display import escape_controls
 
 
 class Progress(Protocol):
-    """A display of progress bars; `rich.progress.Progress` is one."""
+    """A display of progress bars, such as `lmpipe.reporter.Reporter` or `rich.progress.Progress`."""
 
     def add_task(self, description: str, *, total: float | None = None) -> Any: ...
     def advance(self, task_id: Any, advance: float = 1) -> None: ...
@@ -18,13 +18,13 @@ class Progress(Protocol):
 
 
 @contextmanager
-def show_progress(progress: Progress | None, description: str, total: int) -> Iterator[Callable[[float], None]]:
+def show_progress(progress: Progress | None, description: str, total: int | None) -> Iterator[Callable[[float], None]]:
     """Shows a progress bar while the block runs and yields a function that advances it.
 
     Args:
         progress: The display; None shows nothing.
         description: Label of the bar.
-        total: Number of steps of the task.
+        total: Number of steps of the task; None if there are none to count.
     """
     if progress is None:
         yield lambda steps: None

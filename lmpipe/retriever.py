@@ -12,6 +12,7 @@ from typing import final
 
 from lmpipe.errors import EngineError
 from lmpipe.text.cleaning import clean_text, is_clean
+from lmpipe.text.reprs import short_repr
 from lmpipe.validation.contract import call_and_check
 
 
@@ -30,6 +31,9 @@ class Passage:
     text: str
     score: float
 
+    def __repr__(self) -> str:
+        return short_repr(self, self.id, score=self.score, text=self.text)
+
 
 class Retriever(ABC):
     """A collection of passages that answers batches of queries.
@@ -40,6 +44,9 @@ class Retriever(ABC):
     does raise an `EngineError`, every query of the batch has failed. Results depend only on the query and on `k`, not
     on the batch, up to float rounding.
     """
+
+    def __repr__(self) -> str:
+        return short_repr(self, self.name)
 
     @property
     @abstractmethod

@@ -25,7 +25,9 @@ from lmpipe.errors import ConfigError, ModuleError, SessionError
 from lmpipe.storage.hashing import digest, jsonable
 from lmpipe.text.cleaning import clean_text, clean_value
 from lmpipe.text.display import did_you_mean, shown
+from lmpipe.text.reprs import short_repr
 from lmpipe.text.rules import state_rule
+from lmpipe.text.tables import Table
 
 V = TypeVar("V")
 
@@ -110,6 +112,9 @@ class _Value(BaseModel):
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle, (type(self), self.model_dump(mode="json"))
 
+    def __str__(self) -> str:
+        return repr(self)
+
     def __hash__(self) -> int:
         return hash(self.digest)
 
@@ -166,6 +171,9 @@ class Demo(_Value):
     inputs: _FrozenJson
     outputs: _FrozenJson
 
+    def __repr__(self) -> str:
+        return short_repr(self, inputs=dict(self.inputs), outputs=dict(self.outputs))
+
 
 @final
 class DemoSelection(_Value):
@@ -194,6 +202,9 @@ class PromptState(_Value):
     demos: tuple[Demo, ...] = ()
     nearest: DemoSelection | None = None
 
+    def __repr__(self) -> str:
+        return short_repr(self, self.instructions, demos=len(self.demos), nearest=self.nearest)
+
 
 @final
 class WeightState(_Value):
@@ -207,6 +218,9 @@ class WeightState(_Value):
     base: str
     adapter: str | None = None
 
+    def __repr__(self) -> str:
+        return short_repr(self, self.base, adapter=self.adapter and self.adapter[:8])
+
 
 @final
 class ProgramState(_Value):
@@ -219,6 +233,19 @@ class ProgramState(_Value):
 
     prompts: _FrozenMapping[PromptState]
     weights: _FrozenMapping[WeightState]
+
+    def __repr__(self) -> str:
+        weights = {key: (value.adapter or value.base)[-24:] for key, value in self.weights.items()}
+        return short_repr(self, self.digest[:8], prompts=list(self.prompts), weights=weights)
+
+    def _repr_html_(self) -> str:
+        """The prompts and weights as a table, for notebooks."""
+        rows = [(path, prompt.instructions, str(len(prompt.demos))) for path, prompt in self.prompts.items()]
+        weights = [
+            f"weights of {key}: {value.base}" + (f" with adapter {value.adapter}" if value.adapter else "")
+            for key, value in self.weights.items()
+        ]
+        return Table(("module", "instructions", "demos"), rows, f"state {self.digest[:8]}", weights).html()
 
     def with_prompt(self, path: str, prompt: PromptState) -> ProgramState:
         """Returns a new state in which one module has another prompt.

@@ -9,8 +9,11 @@ events in `lmpipe.events`, but nothing about what causes them.
 The logged names are below; the step of a value is the number of events of its kind so far, from 1:
 
     stage/score, stage/stderr, stage/lm_calls, stage/tokens, stage/seconds; stages/p-w is the score of "p -> w"
+    stage/low, stage/high: the 95 % interval of the score; stage/skipped: 1 for a skipped stage, else 0
     candidate/score, candidate/examples; candidates/p-w/shuffled 1 is the score of one candidate
     epoch/loss, epoch/eval_loss
+
+Other events have no figures and are not logged.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from typing import Any, Literal, final
 from typing_extensions import Self
 
 from lmpipe.errors import ConfigError
-from lmpipe.events import CandidateScored, EpochEnded, Event, StageEnded
+from lmpipe.events import CandidateScored, EpochEnded, Event, FindingMade, ResultRecalled, StageEnded, StageStarted
 from lmpipe.text.secrets import redact, redact_spec, secrets_in_url
 
 Kind = Literal["stage", "candidate", "epoch"]
@@ -47,7 +50,9 @@ class Tracker(ABC):
 
     @final
     def __call__(self, event: Event) -> None:
-        """Logs one event, without values that are not finite."""
+        """Logs the figures of an event that has some, without values that are not finite."""
+        if isinstance(event, (StageStarted, ResultRecalled, FindingMade)):
+            return
         kind, values = _scalars(event)
         self._counts[kind] += 1
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
@@ -196,11 +201,11 @@ def load_tracker(spec: str) -> Tracker:
     )
 
 
-def _scalars(event: Event) -> tuple[Kind, dict[str, float]]:
+def _scalars(event: StageEnded | CandidateScored | EpochEnded) -> tuple[Kind, dict[str, float]]:
     """Returns the kind of an event and its values by name."""
     match event:
-        case StageEnded(stage=stage, score=score, stderr=stderr, cost=cost):
-            values = {"score": score, "stderr": stderr}
+        case StageEnded(stage=stage, status=status, score=score, stderr=stderr, cost=cost, interval=(low, high)):
+            values = {"score": score, "stderr": stderr, "low": low, "high": high, "skipped": int(status == "skipped")}
             values |= {"lm_calls": cost.lm_calls, "tokens": cost.tokens, "seconds": cost.seconds}
             return "stage", {**_prefixed("stage", values), _joined("stages", stage): score}
         case CandidateScored(stage=stage, name=name, score=score, n=n):

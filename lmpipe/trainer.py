@@ -15,6 +15,7 @@ from lmpipe.errors import ConfigError
 from lmpipe.lm import Message
 from lmpipe.runtime.session import Session
 from lmpipe.state import WeightState
+from lmpipe.text.reprs import short_repr
 
 
 @final
@@ -94,6 +95,11 @@ class TrainingRow:
     advantage: float | None = None
     complete: bool = True
     rejected_complete: bool = True
+
+    def __repr__(self) -> str:
+        return short_repr(
+            self, self.completion, messages=len(self.messages), group=self.group, advantage=self.advantage
+        )
 
 
 @final

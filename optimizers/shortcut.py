@@ -108,11 +108,12 @@ def optimize(
     label = _class_label(train)
     train, val = _split(train, label, seed) if val is None else (train, check_examples(val, "val"))
     session = Session(
-        lm=load_lm(lm) if isinstance(lm, str) else lm,
+        lm=load_lm(lm, quiet=quiet) if isinstance(lm, str) else lm,
         seed=seed,
         sampling=sampling or Sampling(temperature=0.0, max_tokens=_max_tokens(program)),
         store=RunStore(out or Path("runs") / type(program).__name__.lower()),
         retriever=retriever,
+        quiet=quiet,
     )
     session = replace(session, structured=_can_constrain(session, program) if structured is None else structured)
     if trainer is None and "w" in strategy.stages and "w" not in (stages or {}):

@@ -30,7 +30,7 @@ from lmpipe import (
     rollout,
 )
 from lmpipe.cli.interrupts import run_command
-from lmpipe.cli.terminal import new_console, progress_bars
+from lmpipe.cli.terminal import new_console
 from tests.scripted import examples
 
 _LONG = 600.0  # seconds
@@ -82,10 +82,9 @@ class Hanging(LM):
 
 
 def _run(program: Module, lm: LM, store: RunStore) -> None:
-    with progress_bars(new_console(errors=True)) as progress:
-        session = Session(lm=lm, store=store, progress=progress)
-        state = initial_state(program, session)
-        rollout(program, [Job(state, example) for example in examples(4)], session)
+    session = Session(lm=lm, store=store)
+    state = initial_state(program, session)
+    rollout(program, [Job(state, example) for example in examples(4)], session)
 
 
 def tool(store: RunStore) -> None:

@@ -158,7 +158,7 @@ def main(task: Task) -> None:
                 raise ConfigError("--cache is a file for processes on one machine; leave it out with --ray ADDRESS")
             cluster = None if ray is None else Cluster(ray, cpus_per_cell, gpus_per_cell)
             trackers = [stack.enter_context(load_tracker(text)) for text in track or ()]
-            result = run_experiment(spec, trackers, console, _typed_command(), cluster)
+            result = run_experiment(spec, trackers, _typed_command(), cluster)
             show_result(result, console)
             console.print(styled(f"written: {out / 'result.json'}, {out / 'report.html'}"))
 

@@ -70,6 +70,7 @@ def dry_run(spec: ExperimentSpec) -> list[StageCost]:
             sampling=settings.sampling(),
             store=store,
             retriever=_FillerRetriever(),
+            quiet=True,
         )
         split = task.split(settings.train, settings.val, settings.test, spec.seeds[0])
         trainer = _TokenCountingTrainer(settings.tuning.epochs)

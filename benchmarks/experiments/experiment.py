@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from benchmarks.experiments.cells import Cluster
 from benchmarks.experiments.report import write_report
 from benchmarks.experiments.run import run
 from benchmarks.experiments.spec import ExperimentSpec
-from lmpipe.cli.terminal import new_console, progress_bars
 from lmpipe.events import Callback
+from lmpipe.progress import show_progress
+from lmpipe.reporter import Reporter
 from lmpipe.results.result import Result
 from lmpipe.storage.checksummed_json import write_checksummed
 from lmpipe.storage.store import RunStore
@@ -20,16 +19,14 @@ from lmpipe.storage.store import RunStore
 def run_experiment(
     spec: ExperimentSpec,
     callbacks: Sequence[Callback] = (),
-    console: Console | None = None,
     command: str = "",
     cluster: Cluster | None = None,
 ) -> Result:
-    """Runs an experiment, with progress on the terminal, and writes its result and report into its run directory.
+    """Runs an experiment, reports on it on standard error, and writes its result and report into its run directory.
 
     Args:
         spec: The experiment.
-        callbacks: Called when stages, candidates and epochs end.
-        console: Console that shows progress.
+        callbacks: Called with each event.
         command: The command that was typed. The report holds it; the result, which is the same in every directory,
             does not.
         cluster: Cluster that cells run on; by default they run in this process, one after another.
@@ -37,19 +34,19 @@ def run_experiment(
     Raises:
         LmpipeError: If the experiment fails.
     """
-    console = console or new_console()
+    reporter = Reporter()
+    callbacks = (reporter, *callbacks)
     store = RunStore(spec.out, spec.config)
     try:
         if cluster is None:
-            with console.status("loading the LM"):
+            with show_progress(reporter, "loading the LM", None):
                 models = spec.load()
-            with progress_bars(console) as progress:
-                result = run(spec, models, store, progress, callbacks)
+            result = run(spec, models, store, reporter, callbacks)
         else:
             from benchmarks.experiments.ray_cluster import connected, run_on_cluster
 
-            with connected(cluster), progress_bars(console) as progress:
-                result = run_on_cluster(spec, store, cluster, progress, callbacks)
+            with connected(cluster):
+                result = run_on_cluster(spec, store, cluster, reporter, callbacks)
         write_checksummed(spec.out / "splits.json", _splits(spec), indent=1)
         result.write(spec.out / "result.json")
         write_report(result, spec.out, spec.task.label, command)

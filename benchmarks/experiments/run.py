@@ -36,7 +36,7 @@ def run(
         models: Its models and its retriever.
         store: Store of results and adapters.
         progress: Shows progress.
-        callbacks: Called when stages, candidates and epochs end.
+        callbacks: Called with each event.
 
     Returns:
         The table, its stages, and the paired differences of all strategies.
@@ -77,7 +77,7 @@ def run_seed(
         seed: The seed.
         store: Store of results and adapters.
         progress: Shows progress.
-        callbacks: Called when stages, candidates and epochs end.
+        callbacks: Called with each event.
         test: Whether the final states are scored; if not, there are no trials.
     """
     task, settings = spec.task, spec.settings
@@ -92,6 +92,7 @@ def run_seed(
         retriever=models.retriever,
         progress=progress,
         callbacks=tuple(callbacks),
+        quiet=True,  # the caller reports, once for all seeds
     )
     trainer = None if models.trained is None else LocalTrainer(models.trained, settings.tuning)
     start = initial_state(program, session)

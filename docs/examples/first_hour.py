@@ -1,8 +1,8 @@
 """The first hour: from a table of one's own to a tuned program that is saved, loaded and looked at.
 
 The data are 178 wines of three grape varieties and what a laboratory measured in them, which come with scikit-learn;
-read your own table in `read_data`. The small LM that comes with lmpipe needs some minutes of two cores; name another one,
-in the form that `load_lm` reads, as the argument.
+read your own table in `read_data`. The small LM that comes with lmpipe needs some minutes of two cores; the argument
+names another one, in the form that `load_lm` reads.
 
     python first_hour.py
 """

@@ -9,7 +9,8 @@ import typer
 from rich.table import Table
 
 from lmpipe.cli.index import ENCODER_HELP, HEADER_HELP, PASSAGES_HELP
-from lmpipe.cli.terminal import new_console, progress_bars, styled
+from lmpipe.cli.terminal import new_console, styled
+from lmpipe.reporter import Reporter
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tunes ColBERT checkpoints.")
 console = new_console()
@@ -62,8 +63,7 @@ def train(
         projection_rate=projection_rate,
         temperature=temperature,
     )
-    with progress_bars() as progress:
-        results = train_encoder(load_encoder(encoder), data, out, config, seed=seed, progress=progress)
+    results = train_encoder(load_encoder(encoder), data, out, config, seed=seed, progress=Reporter())
     table = Table("round", "first loss", "last loss", *(f"recall@{k}" for k in RECALL_CUTOFFS), title=styled(str(out)))
     for result in results:
         losses = [f"{loss:.3f}" for loss in (result.losses[0], result.losses[-1])] if result.losses else ["", ""]

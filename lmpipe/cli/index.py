@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from lmpipe.cli.terminal import new_console, progress_bars, styled
+from lmpipe.cli.terminal import new_console, styled
 from lmpipe.errors import ConfigError, EngineError
+from lmpipe.reporter import Reporter
 
 logger = logging.getLogger(__name__)
 app = typer.Typer(no_args_is_help=True, help="Builds, inspects, searches and changes indexes of passages.")
@@ -49,16 +50,15 @@ def build(
     from lmpipe.retrieval.index import BuildSettings, build_index
 
     settings = BuildSettings(engine, bits, memory_mb * 1_000_000, chunk)
-    with progress_bars() as progress:
-        build_index(
-            passages,
-            out,
-            load_encoder(encoder),
-            settings,
-            on_malformed=_warn if skip_malformed else None,
-            progress=progress,
-            header=header,
-        )
+    build_index(
+        passages,
+        out,
+        load_encoder(encoder),
+        settings,
+        on_malformed=_warn if skip_malformed else None,
+        progress=Reporter(),
+        header=header,
+    )
     info(out)
 
 
@@ -118,8 +118,7 @@ def add(
     from lmpipe.retrieval.passages import read_passages
 
     encoder = load_encoder(Manifest.read(folder).encoder.spec)
-    with progress_bars() as progress:
-        add_passages(folder, list(read_passages(passages, header=header)), encoder, progress)
+    add_passages(folder, list(read_passages(passages, header=header)), encoder, Reporter())
     info(folder, verify=False)
 
 

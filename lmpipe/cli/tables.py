@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -10,6 +9,7 @@ from lmpipe.cli.terminal import styled
 from lmpipe.results.result import Result
 from lmpipe.results.run_reader import BOOTSTRAP
 from lmpipe.text.figures import name_seeds, p_value
+from lmpipe.text.tables import new_table
 
 
 def show_result(result: Result, console: Console, intervals: str = BOOTSTRAP) -> None:
@@ -33,7 +33,7 @@ def show_result(result: Result, console: Console, intervals: str = BOOTSTRAP) ->
 
 def _scores(result: Result, intervals: str) -> Table:
     title = f"{result.task} on {result.lm}, {name_seeds(result.seeds)}"
-    table = _table(title, "strategy", "test", "val", "LM calls", "seconds")
+    table = new_table(title, "strategy", "test", "val", "LM calls", "seconds")
     for row in result.strategies:
         cost = row.cost
         table.add_row(
@@ -53,7 +53,7 @@ def _costs(result: Result) -> Table:
 
     In the last row, stages that several strategies share are counted once.
     """
-    table = _table("", "cost of", "tokens", "trained", "unreadable", "kept / tried", "CPU s", "GiB")
+    table = new_table("", "cost of", "tokens", "trained", "unreadable", "kept / tried", "CPU s", "GiB")
     for name, cost in [*((row.strategy, row.cost) for row in result.strategies), ("all together", result.cost)]:
         table.add_row(
             styled(name),
@@ -74,7 +74,7 @@ def _costs(result: Result) -> Table:
 
 def _comparisons(result: Result) -> Table:
     """Returns a table of paired differences from the baselines in percentage points, with their p-values."""
-    table = _table("", "strategy", "baseline", "difference (points)", "wins", "losses", "p (Holm)")
+    table = new_table("", "strategy", "baseline", "difference (points)", "wins", "losses", "p (Holm)")
     for comparison in result.comparisons:
         if comparison.p_holm is not None:
             table.add_row(
@@ -90,17 +90,10 @@ def _comparisons(result: Result) -> Table:
 
 def _measures(result: Result) -> Table:
     """Returns a table of the measures of test traces: means over all traces, and over those with the full score."""
-    table = _table("", "strategy", "measure", "all traces", "full score")
+    table = new_table("", "strategy", "measure", "all traces", "full score")
     for row in result.strategies:
         for name, quality in row.quality.items():
             table.add_row(styled(row.strategy), styled(name), quality.all.percent, quality.successful.percent)
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=styled((title, "table.title")) if title else None, box=SIMPLE, pad_edge=False)
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
     return table
 
 

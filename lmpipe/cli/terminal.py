@@ -1,4 +1,4 @@
-"""Output of commands in a terminal: text without control characters, progress bars, errors and warnings.
+"""Output of commands in a terminal: text without control characters, errors and warnings.
 
 Text from runs, files and users is never interpreted as markup: consoles ignore markup, and styles are passed
 separately from texts.
@@ -13,7 +13,6 @@ from typing import final
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from lmpipe.text.display import escape_controls
@@ -36,30 +35,16 @@ def styled(*parts: str | tuple[str, str]) -> Text:
     return Text.assemble(*((escape_controls(text), style) for text, style in pairs))
 
 
-def progress_bars(console: Console | None = None) -> Progress:
-    """Returns progress bars with the completed and total amounts, and the elapsed and remaining time."""
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console or new_console(errors=True),
-        transient=True,
-    )
-
-
 def show_error(error: Exception, console: Console) -> None:
     """Prints the class of an error and its message, without secrets."""
     console.print(styled((f"{type(error).__name__}:", "bold red"), f" {redact(str(error))}"))
 
 
 def show_warnings(console: Console) -> None:
-    """Prints log records of level WARNING and above, except bitsandbytes' warning that CPU kernels are slow."""
+    """Prints log records of level WARNING and above."""
     handler = RichHandler(console=console, show_time=False, show_path=False)
     handler.setFormatter(_EscapingFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def escape_unencodable() -> None:

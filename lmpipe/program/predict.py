@@ -25,6 +25,7 @@ from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState, PromptState
 from lmpipe.text.cleaning import REPLACEMENT, clean_value
 from lmpipe.text.display import did_you_mean, shown
+from lmpipe.text.reprs import Name, short_repr
 from lmpipe.validation.arguments import check_type
 
 
@@ -88,6 +89,9 @@ class Predict(Module):
         self.sampling = sampling
         self.initial_prompt = PromptState(instructions=self.signature.instructions)
         self.input_names = tuple(field.name for field in self.signature.inputs)
+
+    def __repr__(self) -> str:
+        return short_repr(self, Name(self.signature.text))
 
     def forward(self, *args: Any, **inputs: Any) -> Prediction:
         """Renders the prompt, makes the LM call and parses its completion. A failed call stays in the trace as a step.
@@ -155,6 +159,9 @@ class ChainOfThought(Module):
         reasoning = Field("reasoning", str, "think step by step", optional=True)
         self.predict = Predict(base.prepend(reasoning), role=role, sampling=sampling, **unknown)
         self.input_names = self.predict.input_names
+
+    def __repr__(self) -> str:
+        return short_repr(self, Name(self.predict.signature.text))
 
     def forward(self, *args: Any, **inputs: Any) -> Prediction:
         return self.predict(**inputs)

@@ -10,6 +10,7 @@ from lmpipe.program.module import Module
 from lmpipe.runtime.call_context import current_context
 from lmpipe.runtime.trace import RetrievalStep
 from lmpipe.text.cleaning import clean_text
+from lmpipe.text.reprs import short_repr
 from lmpipe.validation.arguments import check_whole_number
 
 
@@ -29,6 +30,9 @@ class Retrieve(Module):
 
     def __init__(self, k: int = 3) -> None:
         self.k = check_whole_number("k of Retrieve", k)
+
+    def __repr__(self) -> str:
+        return short_repr(self, k=self.k)
 
     def forward(self, query: str) -> Prediction:
         """Searches the query. A failed search stays in the trace as a step.

@@ -35,6 +35,7 @@ from lmpipe.state import ProgramState
 from lmpipe.storage.hashing import derive_seed
 from lmpipe.text.cleaning import clean_text, clean_value
 from lmpipe.text.display import shorten
+from lmpipe.text.reprs import short_repr
 from lmpipe.text.secrets import redact
 from lmpipe.validation.arguments import callable_name, check_items, check_type
 from lmpipe.validation.contract import describe_error
@@ -68,6 +69,11 @@ class Job:
     def __post_init__(self) -> None:
         check_type("the state of a job", self.state, ProgramState, "Job(state, example)")
         check_type("the example of a job", self.example, Example, "Job(state, example)")
+
+    def __repr__(self) -> str:
+        return short_repr(
+            self, self.example.id, state=self.state.digest[:8], sample=self.sample, temperature=self.temperature
+        )
 
 
 def rollout(

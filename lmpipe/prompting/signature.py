@@ -26,6 +26,7 @@ from lmpipe.prompting.choices import choices_of
 from lmpipe.prompting.signature_hints import arrow_hint, syntax_hint, type_hint
 from lmpipe.storage.hashing import digest
 from lmpipe.text.display import did_you_mean, shorten, shown
+from lmpipe.text.reprs import Name, short_repr
 from lmpipe.validation.arguments import check_type
 
 _TYPE_NAMES: Mapping[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "Any": Any}
@@ -102,6 +103,9 @@ class Signature:
                 self, "instructions", f"Given {inputs}, produce {outputs}." if inputs else f"Produce {outputs}."
             )
 
+    def __repr__(self) -> str:
+        return short_repr(self, Name(self.text))
+
     @cached_property
     def digest(self) -> str:
         """Digest of the content of the signature."""
@@ -113,6 +117,15 @@ class Signature:
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Signature) and other.digest == self.digest)
+
+    @property
+    def text(self) -> str:
+        """The signature in string form, without instructions and descriptions: ``"question -> answer"``."""
+        sides = (
+            [f.name if f.type is str else f"{f.name}: {f.type_name}" for f in side]
+            for side in (self.inputs, self.outputs)
+        )
+        return " -> ".join(", ".join(side) for side in sides).strip()
 
     def prepend(self, field: Field) -> Signature:
         """Returns a signature with an additional output field before the other outputs."""

@@ -7,6 +7,7 @@ from typing import final, overload
 
 from lmpipe.runtime.trace import Step
 from lmpipe.text.display import escape_controls
+from lmpipe.text.tables import preformatted
 
 
 @final
@@ -32,6 +33,10 @@ class CallHistory(Sequence[Step]):
 
     def __repr__(self) -> str:
         return "\n\n".join("\n".join(_lines(step)) for step in self._steps) or "no LM call yet"
+
+    def _repr_html_(self) -> str:
+        """The calls, for notebooks."""
+        return preformatted(repr(self))
 
 
 def _lines(step: Step) -> Iterator[str]:

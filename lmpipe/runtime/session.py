@@ -26,6 +26,7 @@ from lmpipe.progress import Progress, show_progress
 from lmpipe.prompting.demo_selection import select_demos
 from lmpipe.prompting.signature import Signature
 from lmpipe.prompting.template import Template
+from lmpipe.reporter import Reporter
 from lmpipe.retriever import Passages, Retriever
 from lmpipe.runtime.deadline import run_before_deadline
 from lmpipe.runtime.embedding_cache import EmbeddingCache
@@ -36,6 +37,7 @@ from lmpipe.state import ProgramState, PromptState, WeightState
 from lmpipe.storage.hashing import canonical_json, derive_seed, describe_settings
 from lmpipe.storage.store import RunStore
 from lmpipe.text.display import did_you_mean
+from lmpipe.text.reprs import short_repr
 from lmpipe.validation.arguments import check_items, check_type, check_whole_number
 
 _MAX_HISTORY = 100  # LM calls that a session remembers
@@ -55,6 +57,7 @@ class _Scope:
         results: Results of finished work by key, for sessions without a store; shared with child sessions.
         embeddings: Embeddings computed so far; shared with child sessions.
         searches: Results of recent searches; shared with child sessions.
+        reporter: Reports events and progress; shared with child sessions.
     """
 
     ledger: Ledger = field(default_factory=Ledger)
@@ -65,6 +68,7 @@ class _Scope:
     results: dict[str, Any] = field(default_factory=dict)
     embeddings: EmbeddingCache = field(default_factory=EmbeddingCache)
     searches: SearchCache = field(default_factory=SearchCache)
+    reporter: Reporter = field(default_factory=Reporter)
 
 
 @final
@@ -87,8 +91,10 @@ class Session:
         embedder: Decides which demonstrations are nearest to an input, for prompts that show the nearest ones.
         retriever: Searches passages, for programs that `Retrieve`.
         template: Renders prompts and parses completions.
-        progress: Shows progress bars. By default none are shown.
+        progress: Shows progress bars in place of the session's own.
         callbacks: Functions that are called with each event, such as the end of a stage; see `lmpipe.events`.
+        quiet: Whether nothing is reported. By default events and progress are reported on standard error
+            (`lmpipe.reporter.Reporter`).
     """
 
     lm: LM | Mapping[str, LM]
@@ -103,6 +109,7 @@ class Session:
     template: Template = field(default=Template(), repr=False)
     progress: Progress | None = field(default=None, repr=False)
     callbacks: tuple[Callback, ...] = field(default=(), repr=False)
+    quiet: bool = field(default=False, repr=False)
     _scope: _Scope = field(default_factory=_Scope, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -118,6 +125,17 @@ class Session:
         for name, least in (("seed", None), ("max_concurrency", 1)):
             object.__setattr__(self, name, check_whole_number(name, getattr(self, name), least))
         object.__setattr__(self, "callbacks", tuple(check_items("callbacks", self.callbacks, Callable)))  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        return short_repr(
+            self,
+            lm=self.lm if isinstance(self.lm, LM) else dict(self.lm),
+            seed=self.seed,
+            state=self.state,
+            store=self.store,
+            retriever=self.retriever,
+            sampling=None if self.sampling == Sampling() else self.sampling,
+        )
 
     @property
     def roles(self) -> Mapping[str, LM]:
@@ -234,7 +252,9 @@ class Session:
         return replace(self, _scope=replace(self._scope, ledger=ledger))
 
     def notify(self, event: Event) -> None:
-        """Calls the callbacks with an event."""
+        """Reports an event, unless the session is quiet, and calls the callbacks with it."""
+        if not self.quiet:
+            self._scope.reporter(event)
         for callback in self.callbacks:
             callback(event)
 
@@ -333,7 +353,8 @@ class Session:
 
     def track(self, description: str, total: int) -> AbstractContextManager[Callable[[float], None]]:
         """Shows a progress bar during a block. The block receives a function that advances the bar."""
-        return show_progress(self.progress, description, total)
+        reporter = None if self.quiet else self._scope.reporter
+        return show_progress(reporter if self.progress is None else self.progress, description, total)
 
     def __enter__(self) -> Session:
         _sessions.set((*_sessions.get(), self))

@@ -14,6 +14,9 @@ from lmpipe.data import Example, Prediction
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.lm import Request, Usage
 from lmpipe.retriever import Passage
+from lmpipe.text.display import shown
+from lmpipe.text.reprs import short_repr
+from lmpipe.text.tables import Table
 
 Failure = Literal["parse", "engine", "program", "metric", "budget"]
 """Cause that ended a rollout: an unreadable completion, the engine, the program's code, the metric, a spent budget."""
@@ -48,6 +51,9 @@ class Step:
     usage: Usage
     error: str | None = None
     replaced: int = 0
+
+    def __repr__(self) -> str:
+        return short_repr(self, self.path, self.index, outputs=self.outputs, error=self.error)
 
     @property
     def cost(self) -> ModuleCost:
@@ -85,6 +91,9 @@ class RetrievalStep:
     k: int
     passages: tuple[Passage, ...] | None
     error: str | None = None
+
+    def __repr__(self) -> str:
+        return short_repr(self, self.path, self.index, query=self.query, k=self.k, error=self.error)
 
     @property
     def inputs(self) -> Mapping[str, Any]:
@@ -138,6 +147,19 @@ class Trace:
     failure: Failure | None = None
     error: str | None = None
     feedback: str = ""
+
+    def __repr__(self) -> str:
+        return short_repr(
+            self, self.example.id, score=self.score, steps=len(self.steps), prediction=self.prediction, error=self.error
+        )
+
+    def _repr_html_(self) -> str:
+        """The steps as a table, for notebooks."""
+        rows = [
+            (step.path, shown(dict(step.inputs)), shown(dict(step.outputs)) if step.outputs else step.error or "")
+            for step in self.steps
+        ]
+        return Table(("module", "inputs", "outputs"), rows, repr(self), [self.error] if self.error else []).html()
 
     @property
     def lm_steps(self) -> list[Step]:

@@ -29,6 +29,7 @@ from lmpipe.storage.directory import Directory, check_same_config, shared_direct
 from lmpipe.storage.files import UNFINISHED_PREFIX, explain_read_errors, explain_write_errors
 from lmpipe.storage.journal import canonical_record, read_journal, usable_records
 from lmpipe.storage.json_diff import diff_json
+from lmpipe.text.reprs import short_repr
 
 
 @final
@@ -59,6 +60,9 @@ class RunStore:
         self._blobs, self._journal = self._directory.blobs, self._directory.journal
         self._write_lock = self._directory.write_lock
         self._directory.open(self, self._config, shared=shared)
+
+    def __repr__(self) -> str:
+        return short_repr(self, str(self.path))
 
     def close(self) -> None:
         """Closes the store; it can no longer write. After the last one, other processes can open the directory."""

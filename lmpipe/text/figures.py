@@ -40,3 +40,30 @@ def p_value(p: float) -> str:
 def name_seeds(seeds: Sequence[int]) -> str:
     """Names seeds, as ``"seed 0"`` or ``"seeds 0, 1, 2"``."""
     return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
+
+
+def percent(mean: float, low: float, high: float) -> str:
+    """Formats a share and its interval in percent, as ``"84 % (79–88)"``; "—" if there is none.
+
+    Args:
+        mean: The share, from 0 to 1.
+        low: Lower end of its interval.
+        high: Upper end.
+    """
+    if not math.isfinite(mean):
+        return "—"
+    digits = decimals(100 * low, 100 * high)
+    share, low_end, high_end = (fixed(100 * value, digits) for value in (mean, low, high))
+    return f"{share} % ({low_end}–{high_end})"
+
+
+def duration(seconds: float) -> str:
+    """Formats a time, as ``"4.2 s"``, ``"42 s"``, ``"12 min"`` or ``"3.5 h"``."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def count(number: float, noun: str) -> str:
+    """Formats a number with its noun, as ``"1 LM call"`` or ``"1,200 LM calls"``."""
+    return f"{number:,.0f} {noun}{'s' * (number != 1)}"

@@ -39,6 +39,7 @@ T = TypeVar("T")
 _MAX_BACKOFF = 60.0  # seconds
 _MAX_DOUBLINGS = 30
 _RETRIABLE = frozenset({408, 409, 425, 429})  # and all status codes from 500 on
+_LONG_WAIT = 3.0  # seconds; a longer one is worth a warning
 _MAX_UNUSABLE = 10  # consecutive calls that receive only unusable responses before the service counts as broken
 
 
@@ -182,6 +183,7 @@ class EndpointPool:
         self._advice = advice
         self._changed = Condition()
         self._succeeded = 0  # calls
+        self._warned = False  # of a long wait
         self._unusable = 0  # calls since the last success that failed with an unusable response
 
     def close(self) -> None:
@@ -220,7 +222,25 @@ class EndpointPool:
                 if failures > self._retries or self._all_failing:
                     break
             logger.info("%s: %s; retrying the call", endpoint.url, failure)
+            self._warn_of_long_wait(endpoint, failure)
         raise self._retries_exhausted(endpoint, failure, self._succeeded > succeeded_before)
+
+    def _warn_of_long_wait(self, endpoint: Endpoint, failure: RequestError) -> None:
+        """Says once that calls wait for servers that have failed, so that nobody wonders why nothing happens."""
+        with self._changed:
+            wait = min(each.backoff_left for each in self.endpoints)
+            if wait < _LONG_WAIT or self._warned:
+                return
+            self._warned = True
+            pauses = (self._backoff * 2.0**n for n in range(endpoint.failures, self._retries))
+            longest = wait + sum(min(pause, _MAX_BACKOFF) for pause in pauses)
+        logger.warning(
+            "%s: %s; trying again in %.0f s, and for about %.0f s before the call counts as failed",
+            endpoint.url,
+            failure,
+            wait,
+            longest,
+        )
 
     def same_failure(self, error: RetriesExhausted) -> RetriesExhausted:
         """Returns the error of a call that was skipped because an equal concurrent call just failed with `error`."""

@@ -31,7 +31,7 @@ from optimizers.rollouts import Rollouts, Teacher, collect_traces, student_steps
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LabeledFewShot(PromptOptimizer):
     """Shows every module training examples that have labels for its inputs and outputs.
 
@@ -65,7 +65,7 @@ class LabeledFewShot(PromptOptimizer):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BootstrapSettings(PromptOptimizer):
     """Settings and steps that the prompt optimizers with bootstrapped demonstrations share.
 
@@ -165,7 +165,7 @@ class BootstrapSettings(PromptOptimizer):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BootstrapFewShot(BootstrapSettings):
     """Shows every module its own calls in successful rollouts, and labelled examples where there are labels.
 

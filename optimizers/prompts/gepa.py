@@ -19,7 +19,7 @@ from optimizers.selection import best_candidate, selection_result
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GEPA(PromptOptimizer):
     """Lets an LM rewrite one instruction after another, from failed rollouts and the metric's feedback on them.
 

@@ -15,7 +15,7 @@ from optimizers.prompts.few_shot import BootstrapSettings, choose_demos
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KNNFewShot(BootstrapSettings):
     """Gives every module a pool of demonstrations, of which each prompt shows the k nearest to the input.
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MIPROv2(BootstrapSettings):
     """Lets an LM propose instructions, and searches over instructions and demonstrations of all modules together.
 

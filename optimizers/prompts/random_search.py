@@ -18,7 +18,7 @@ from optimizers.selection import selection_result
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BootstrapFewShotRandomSearch(BootstrapSettings):
     """Tries several sets of demonstrations and keeps the one that scores best on validation examples.
 

@@ -5,7 +5,7 @@ Knows nothing about prompts or LoRA, except whether an optimizer tunes prompts o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar, cast, final
 
@@ -24,9 +24,13 @@ from lmpipe import (
     evaluate,
 )
 from lmpipe.extend import (
+    CandidateScored,
     ConfigError,
+    Finding,
+    FindingMade,
     StageEnded,
     StageResult,
+    StageStarted,
     best_index,
     check_examples,
     check_settings,
@@ -41,7 +45,7 @@ StrategyT = TypeVar("StrategyT", bound="str | Strategy")
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BetterTogether(Optimizer):
     """Runs the stages of a strategy one after another, each from the state that the previous one returned.
 
@@ -136,19 +140,21 @@ class BetterTogether(Optimizer):
         runner = _StageRunner(self, program, state, train, val, session)
         diagnosis = Diagnosis(strategy, self.optimizers, program, train, val, session, self.select, self.prompts_from)
         outcomes = [(state, runner.score(state, session, VANILLA))]
-        findings = list(diagnosis.of_start(outcomes[0][1]))
+        first = outcomes[0][1]
+        session.notify(CandidateScored(VANILLA, "initial state", first.mean, first.n))
+        findings = _report(session, diagnosis.of_start(first))
         stages: list[StageResult] = []
         for prefix in strategy.prefixes():
             stage = runner.run(prefix, *outcomes[-1])
-            findings += diagnosis.of_stage(prefix, *outcomes[-1], stage)
+            findings += _report(session, diagnosis.of_stage(prefix, *outcomes[-1], stage))
             stages.append(stage)
             outcomes.append((stage.result.state, stage.evaluation))
-        findings += diagnosis.of_run(stages)
+        findings += _report(session, diagnosis.of_run(stages))
         chosen, evaluation = outcomes[-1]
         if self.select == "best":
             number = best_index(outcome[1].comparable_mean for outcome in outcomes)
             chosen, evaluation = outcomes[number or 0]
-            findings += [diagnosis.no_choice()] if number is None else []
+            findings += _report(session, [diagnosis.no_choice()] if number is None else [])
         skipped = bool(stages) and all(stage.result.status == "skipped" for stage in stages)
         return OptimizeResult(
             state=chosen,
@@ -156,9 +162,18 @@ class BetterTogether(Optimizer):
             reason=stages[-1].result.reason if skipped else "",
             stopped=next((stage.result.stopped for stage in stages if stage.result.stopped), ""),
             evaluation=evaluation,
+            initial=first,
             stages=tuple(stages),
             findings=tuple(findings),
         )
+
+
+def _report(session: Session, findings: Iterable[Finding]) -> list[Finding]:
+    """Returns findings as a list, and notifies the session of each."""
+    reported = list(findings)
+    for finding in reported:
+        session.notify(FindingMade(finding.stage, finding.kind, finding.message, finding.advice))
+    return reported
 
 
 @final
@@ -183,6 +198,9 @@ class _StageRunner:
         """Runs the last stage of a strategy on the state after the stages before it, and scores the new state."""
         path, name = str(strategy), strategy.stages[-1]
         optimizer = self._settings.optimizers[name]
+        total = len(cast(Strategy, self._settings.strategy).stages)
+        number, seed = len(strategy.stages), self._session.run_seed
+        self._session.notify(StageStarted(path, type(optimizer).__name__, number, total, seed))
         stage = self._spending.for_stage(path)
         result = self._optimize(optimizer, state, stage)
         cost = stage.ledger.total
@@ -195,7 +213,8 @@ class _StageRunner:
             if self._scored:
                 train_evaluation = self.score(result.state, measuring, f"{path}, training examples", self._scored)
             cost += measuring.ledger.total
-        self._session.notify(StageEnded(path, result.status, evaluation.mean, evaluation.stderr, cost))
+        score = (evaluation.mean, evaluation.stderr, cost, evaluation.interval, evaluation.n)
+        self._session.notify(StageEnded(path, result.status, *score, result.reason))
         return StageResult(
             name=name, result=result, evaluation=evaluation, train_evaluation=train_evaluation, cost=cost
         )

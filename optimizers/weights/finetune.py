@@ -28,7 +28,7 @@ from optimizers.weights.settings import WeightSettings, step_messages
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BootstrapFinetune(WeightSettings):
     """Runs the program with its current prompts and weights, and fine-tunes on the calls of successful rollouts.
 

@@ -48,7 +48,7 @@ from optimizers.weights.settings import DIVERGED, WeightSettings, divergence_rea
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GRPO(WeightSettings):
     """Group relative policy optimization (Shao et al. 2024, arXiv 2402.03300) of programs with several modules.
 

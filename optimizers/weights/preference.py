@@ -22,7 +22,7 @@ _COUNTS = ("pairs", "failing", "other_inputs", "same_completion", "not_at_fault"
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PreferenceFinetune(WeightSettings):
     """Runs the program several times on each example, and tunes weights by DPO.
 

@@ -40,7 +40,7 @@ DIVERGED = "diverged"
 """Key in the figures of training that diverged; its value is the error message."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeightSettings(WeightOptimizer):
     """Settings and steps that all weight optimizers share.
 

@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 from lmpipe import Example, Predict, RunStore, ScriptedLM, Session, evaluate, exact_match, initial_state
 from lmpipe.cli import app
-from lmpipe.cli.terminal import progress_bars, show_error, styled
+from lmpipe.cli.terminal import show_error, styled
 from lmpipe.errors import ConfigError
+from lmpipe.events import FindingMade, StageEnded
 from lmpipe.ledger import Cost
-from lmpipe.progress import show_progress
+from lmpipe.reporter import Reporter
 from lmpipe.results.result import (
     FindingReport,
     MeasureReport,
@@ -130,15 +131,14 @@ def test_terminals_of_any_encoding_are_written_to(run: Path, encoding: str) -> N
     assert b"strategy '" in refused.stderr
 
 
-def test_errors_logs_and_progress_are_shown_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_and_events_are_shown_as_they_are() -> None:
     text = io.StringIO()
     console = Console(file=text, width=400, force_terminal=False)
     show_error(ConfigError(HOSTILE), console)
-    with progress_bars(console) as progress, show_progress(progress, HOSTILE, 2) as advance:
-        advance(2)
-        progress.refresh()
-        console.print(progress.get_renderable())
-    assert text.getvalue().count(SHOWN) >= 2
+    reporter = Reporter(text)
+    reporter(StageEnded("p", "skipped", 0.5, 0.1, Cost(), reason=HOSTILE))
+    reporter(FindingMade("p", "worse", HOSTILE, HOSTILE))
+    assert text.getvalue().count(SHOWN) == 4
     assert not COMMANDS.search(text.getvalue())
 
 

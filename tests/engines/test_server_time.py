@@ -79,6 +79,22 @@ def test_a_call_that_waits_for_the_end_of_a_backoff_ends_in_time() -> None:
         lm.complete([request()])
 
 
+def test_a_long_wait_for_a_dead_server_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    with client(NOWHERE, dialect="vllm", backoff=60.0, retries=3) as lm:
+        for _ in range(2):
+            with set_deadline(0.2), pytest.raises(BudgetSpent):
+                lm.complete([request()])
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert NOWHERE.partition("//")[2].partition("/")[0] in record.message
+    assert record.message.endswith("trying again in 60 s, and for about 180 s before the call counts as failed")
+
+
+def test_a_short_wait_is_not_said(caplog: pytest.LogCaptureFixture) -> None:
+    with client(NOWHERE, dialect="vllm", backoff=0.001, retries=2) as lm, pytest.raises(EngineError):
+        lm.complete([request()])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_calls_that_wait_for_an_adapter_end_in_time(tmp_path: Path) -> None:
     def answer(received: RawRequest) -> RawResponse:
         return SILENCE if received.path.endswith("adapter") else http(completion())

@@ -13,7 +13,7 @@ import pytest
 
 from lmpipe import Session, initial_state
 from lmpipe.errors import ConfigError
-from lmpipe.events import CandidateScored, EpochEnded, Event, StageEnded
+from lmpipe.events import CandidateScored, EpochEnded, Event, FindingMade, StageEnded, StageStarted
 from lmpipe.ledger import Cost
 from lmpipe.storage.store import RunStore
 from lmpipe.trackers import Tracker, WandbTracker, load_tracker
@@ -23,10 +23,12 @@ Series = dict[str, list[tuple[int, float]]]
 EVENTS: list[Event] = [
     CandidateScored("p", "zero-shot", 0.25, 8),
     CandidateScored("p", "shuffled 1", 0.5, 8),
+    StageStarted("p", "BootstrapFewShot", 1, 2, 0),
     StageEnded("p", "done", 0.5, float("nan"), Cost(lm_calls=20, prompt_tokens=90, completion_tokens=10, seconds=1.5)),
     EpochEnded("p -> w", 1, 2.0, 2.5),
     EpochEnded("p -> w", 2, 1.5),
-    StageEnded("p -> w", "done", 0.75, 0.125, Cost(lm_calls=30, training_tokens=7, seconds=2.5)),
+    StageEnded("p -> w", "skipped", 0.75, 0.125, Cost(lm_calls=30, training_tokens=7, seconds=2.5), (0.5, 1.0), 8),
+    FindingMade("p -> w", "worse", "the score fell", "another strategy"),
 ]
 LOGGED: Series = {
     "candidate/score": [(1, 0.25), (2, 0.5)],
@@ -35,6 +37,9 @@ LOGGED: Series = {
     "candidates/p/shuffled 1": [(2, 0.5)],
     "stage/score": [(1, 0.5), (2, 0.75)],
     "stage/stderr": [(2, 0.125)],
+    "stage/low": [(2, 0.5)],
+    "stage/high": [(2, 1.0)],
+    "stage/skipped": [(1, 0), (2, 1)],
     "stage/lm_calls": [(1, 20), (2, 30)],
     "stage/tokens": [(1, 100), (2, 7)],
     "stage/seconds": [(1, 1.5), (2, 2.5)],
@@ -125,7 +130,7 @@ def test_a_session_reports_stages_and_candidates_to_its_trackers(tmp_path: Path,
     assert series["stage/score"][-1][1] == pytest.approx(result.stages[-1].evaluation.mean)
     assert [value for _, value in series["stage/lm_calls"]] == [stage.cost.lm_calls for stage in result.stages]
     means = [candidate.mean for stage in result.stages for candidate in stage.result.candidates]
-    assert [value for _, value in series["candidate/score"]] == pytest.approx(means)
+    assert [value for _, value in series["candidate/score"]][1:] == pytest.approx(means)  # after the initial state
     assert "candidates/p-w-p/zero-shot" in series
 
 

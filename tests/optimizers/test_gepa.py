@@ -108,7 +108,7 @@ def test_nothing_is_printed_or_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    optimize(Session(lm=ScriptedLM(Student())))
+    optimize(Session(lm=ScriptedLM(Student()), quiet=True))
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
 

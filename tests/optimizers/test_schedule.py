@@ -9,11 +9,12 @@ from lmpipe import (
     Budget,
     OptimizeResult,
     RunStore,
+    ScriptedLM,
     Session,
     exact_match,
     initial_state,
 )
-from lmpipe.events import CandidateScored, Event, StageEnded
+from lmpipe.events import CandidateScored, Event, FindingMade, StageEnded, StageStarted
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch
 from tests.scripted import Colour, KeepingTrainer, examples, scheduler, scripted
 
@@ -97,7 +98,8 @@ def test_a_stage_budget_does_not_stop_the_next_stage(store: RunStore) -> None:
 def test_callbacks_get_candidates_and_stages(store: RunStore) -> None:
     events: list[Event] = []
     result = all_strategies(Session(lm=scripted(), store=store, callbacks=(events.append,)), ["p -> w"])["p -> w"]
-    candidates = [event for event in events if isinstance(event, CandidateScored)]
+    start, *candidates = [event for event in events if isinstance(event, CandidateScored)]
+    assert start == CandidateScored("vanilla", "initial state", result.initial.mean if result.initial else -1, len(VAL))
     assert [(event.stage, event.name, event.score) for event in candidates] == [
         ("p", candidate.name, candidate.mean) for candidate in result.stages[0].result.candidates
     ]
@@ -106,3 +108,24 @@ def test_callbacks_get_candidates_and_stages(store: RunStore) -> None:
         ("p", result.stages[0].evaluation.mean),
         ("p -> w", result.stages[1].evaluation.mean),
     ]
+    assert [(event.stage, event.interval, event.n) for event in stages] == [
+        (name, stage.evaluation.interval, len(VAL)) for name, stage in zip(["p", "p -> w"], result.stages, strict=True)
+    ]
+    started = [event for event in events if isinstance(event, StageStarted)]
+    assert started == [
+        StageStarted("p", "BootstrapFewShotRandomSearch", 1, 2, 0),
+        StageStarted("p -> w", "BootstrapFinetune", 2, 2, 0),
+    ]
+    findings_made = [(event.stage, event.kind) for event in events if isinstance(event, FindingMade)]
+    assert findings_made == [(finding.stage, finding.kind) for finding in result.findings]
+    order = [type(event).__name__ for event in events if isinstance(event, (StageStarted, StageEnded))]
+    assert order == ["StageStarted", "StageEnded"] * 2
+
+
+def test_a_skipped_stage_is_told_with_its_reason(store: RunStore) -> None:
+    events: list[Event] = []
+    session = Session(lm=ScriptedLM(lambda request: "?"), store=store, callbacks=(events.append,))
+    result = all_strategies(session, ["w"])["w"]
+    (ended,) = [event for event in events if isinstance(event, StageEnded)]
+    assert (ended.status, ended.reason) == ("skipped", result.reason)
+    assert result.reason

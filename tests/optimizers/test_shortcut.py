@@ -60,6 +60,13 @@ def test_one_call_finds_a_better_state_and_a_session_to_run_it_in(tmp_path: Path
     assert "river 100" in str(result.session.history())
 
 
+def test_it_reports_unless_it_is_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    optimize(Rivers(), rivers(24), exact_match, lm=ScriptedLM(by_demos), strategy="p", out=tmp_path / "a", quiet=True)
+    assert capsys.readouterr() == ("", "")
+    optimize(Rivers(), rivers(24), exact_match, lm=ScriptedLM(by_demos), strategy="p", out=tmp_path / "b")
+    assert "stage 1 of 1, p: " in capsys.readouterr().err
+
+
 def test_it_does_what_the_classes_do(tmp_path: Path) -> None:
     examples = rivers(24)
     short = optimize(

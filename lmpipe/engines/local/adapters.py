@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from lmpipe.engines.chat import unregistered_adapter_error
 from lmpipe.engines.loading import loading_errors
+from lmpipe.engines.notices import no_weight_bars
 from lmpipe.errors import EngineError
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
@@ -238,7 +239,8 @@ def save_weights(model: Any, folder: Path, base: str) -> Path:
         The folder.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(str(folder), **({"save_embedding_layers": False} if isinstance(model, PeftModel) else {}))
+    with no_weight_bars():
+        model.save_pretrained(str(folder), **({"save_embedding_layers": False} if isinstance(model, PeftModel) else {}))
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     if path.is_file():

@@ -19,6 +19,7 @@ from lmpipe.engines.loading import check_no_missing_weights, loading_errors
 from lmpipe.engines.local.forward_batch import PrefillBatch, PromptSegment
 from lmpipe.engines.local.kv_cache import KVCache
 from lmpipe.engines.local.prefixes import PrefixNode
+from lmpipe.engines.notices import no_weight_bars
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.errors import ConfigError
 
@@ -87,7 +88,7 @@ def load_model(source: ModelSource) -> tuple[Any, PreTrainedTokenizerBase]:
     if quantization:
         options |= {"quantization_config": _bitsandbytes_config(quantization, dtype), "device_map": {"": device}}
     model: Any
-    with loading_errors("a causal LM", id_or_path):
+    with loading_errors("a causal LM", id_or_path), no_weight_bars():
         tokenizer = AutoTokenizer.from_pretrained(id_or_path)
         loaded: Any = AutoModelForCausalLM.from_pretrained(id_or_path, output_loading_info=True, **options)
         model, loading_info = loaded

@@ -41,6 +41,7 @@ from lmpipe.runtime.session import Session
 from lmpipe.state import WeightState
 from lmpipe.storage.files import explain_write_errors
 from lmpipe.storage.store import RunStore
+from lmpipe.text.reprs import settings_repr
 from lmpipe.trainer import Objective, PolicyGradientLoss, SFTLoss, Trainer, TrainingResult, TrainingRow
 from lmpipe.validation.arguments import check_type
 
@@ -69,6 +70,9 @@ class LocalTrainer(Trainer):
     lm: LocalLM = field(repr=False)
     tuning: TuningConfig = field(default=TuningConfig())
     launcher: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return settings_repr(self)
 
     def train(
         self, rows: Sequence[TrainingRow], start: WeightState, session: Session, objective: Objective = SFTLoss()
