@@ -185,7 +185,7 @@ class OptimizeResult(BaseModel):
         """
         if self._session is None:
             raise SessionError("this result belongs to no session; write: with session.using(result.state): program(…)")
-        return self._session
+        return self._session.using(self.state)
 
     def __eq__(self, other: object) -> bool:
         """Compares the fields; results of two sessions may be equal."""
@@ -194,11 +194,18 @@ class OptimizeResult(BaseModel):
     def __hash__(self) -> int:
         return hash(self.state)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles have no session: its LMs and its store belong to this process."""
+        return OptimizeResult.model_validate, (self.model_dump(mode="json"),)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> OptimizeResult:
+        return self  # nothing in it changes
+
     def with_session(self, session: Session) -> OptimizeResult:
         """Returns this result, and those of its stages, with a session to run their states in."""
         stages = tuple(stage.model_copy(update={"result": stage.result.with_session(session)}) for stage in self.stages)
         result = self.model_copy(update={"stages": stages})
-        result._session = session.using(self.state)
+        result._session = session
         return result
 
     def save(self, folder: str | Path) -> Path:
@@ -283,12 +290,12 @@ def _table(result: OptimizeResult) -> Table:
     notes += [f"{name} was skipped: {stage.result.reason}" for name, stage in _named(result.stages) if _skipped(stage)]
     cost = (count(result.cost.lm_calls, "LM call"), count(result.cost.tokens, "token"), duration(result.cost.seconds))
     notes += [f"cost: {', '.join(cost)}", *map(str, result.findings)]
-    if not result.stages:
+    first = result.initial
+    if first is None and not result.stages:
         columns: Sequence[str] = ("candidate", "score", "examples")
         return Table(columns, [_candidate_row(each) for each in result.candidates], _title(result), notes)
-    columns = ("stage", "status", "score", "examples", "LM calls", "tokens", "seconds")
-    first = result.initial
-    rows = [] if first is None else [("initial state", "", _score(first) or "", f"{first.n:,}", "", "", "")]
+    columns = ("stage", "score", "examples", "LM calls", "tokens", "seconds")
+    rows = [] if first is None else [("initial state", _score(first) or "", f"{first.n:,}", "", "", "")]
     rows += [_stage_row(name, stage) for name, stage in _named(result.stages)]
     return Table(columns, rows, _title(result), notes)
 
@@ -298,9 +305,11 @@ def _candidate_row(candidate: Candidate) -> tuple[str, str, str]:
     return candidate.name, percent(candidate.mean, *interval), f"{candidate.n:,}"
 
 
-def _stage_row(name: str, stage: StageResult) -> tuple[str, str, str, str, str, str, str]:
+def _stage_row(name: str, stage: StageResult) -> tuple[str, str, str, str, str, str]:
     cost = (f"{stage.cost.lm_calls:,}", f"{stage.cost.tokens:,}", f"{stage.cost.seconds:,.0f}")
-    return name, stage.result.status, _score(stage.evaluation) or "", f"{stage.evaluation.n:,}", *cost
+    if _skipped(stage):
+        return name, "skipped", "", *cost
+    return name, _score(stage.evaluation) or "", f"{stage.evaluation.n:,}", *cost
 
 
 def _title(result: OptimizeResult) -> str:
@@ -324,10 +333,11 @@ def _skipped(stage: StageResult) -> bool:
 
 def _chosen(result: OptimizeResult) -> str:
     """Says which state the result is, and its score."""
-    after = [name for name, stage in _named(result.stages) if stage.result.state == result.state]
+    done = [(name, stage) for name, stage in _named(result.stages) if not _skipped(stage)]
+    after = [name for name, stage in done if stage.result.state == result.state]
     chosen = [each.name for each in result.candidates if each.state == result.state.digest]
     found = f"the state after {after[0]}" if after else chosen[0] if chosen else f"state {result.state.digest[:8]}"
-    if result.stages and not after:
+    if result.initial is not None and not after:
         found = "the initial state"
     score = _score(result.evaluation)
     return f"{found}, {score}" if score else found

@@ -87,8 +87,10 @@ class Reporter:
         return number
 
     def advance(self, task_id: int, advance: float = 1) -> None:
-        """Counts steps of a task; any thread may call it, and none waits for another."""
-        self._tasks[task_id].new_steps.append(advance)
+        """Counts steps of a task, unless it has ended; any thread may call it, and none waits for another."""
+        task = self._tasks.get(task_id)
+        if task is not None:
+            task.new_steps.append(advance)
 
     def remove_task(self, task_id: int) -> None:
         """Ends a task."""
@@ -106,7 +108,7 @@ class Reporter:
         with self._lock:
             now, delay = monotonic(), self._delay
             if delay is None:
-                delay = 2.0 if _is_terminal(self._stream or sys.stderr) else 10.0
+                delay = 2.0 if self._has_bars() or _is_terminal(self._stream or sys.stderr) else 10.0
             lasting = [task for task in self._tasks.values() if now - task.started >= delay]
             for task in self._tasks.values():
                 task.count_steps()
@@ -150,6 +152,10 @@ class Reporter:
             write(self._current_display())
         except (OSError, ValueError):  # the stream is closed, or the reader of a pipe has gone
             self._closed = True
+
+    def _has_bars(self) -> bool:
+        """Whether bars are drawn; rich has then replaced ``sys.stderr``."""
+        return self._display is not None and self._display.active
 
     def _current_display(self) -> _Display:
         stream = self._stream or sys.stderr
@@ -199,6 +205,10 @@ class _Task:
             left = seconds / self.done * max(0.0, self.total - self.done)
             parts.append(f"about {figures.duration(left)} left")
         return ", ".join(filter(None, parts))
+
+    def ending(self) -> str:
+        """Says how much was done when the task ended, and how long it took."""
+        return f"{self.description}: {self.amount or 'done'} in {figures.duration(monotonic() - self.started)}"
 
 
 @final
@@ -264,7 +274,7 @@ class _Log(_Display):
         self.line(f"{task.description}: {task.status(now)}", "")
 
     def end(self, task: _Task) -> None:
-        self.line(f"{task.description}: {task.amount or 'done'} in {figures.duration(monotonic() - task.started)}", "")
+        self.line(task.ending(), "")
 
 
 @final
@@ -310,7 +320,11 @@ class _Terminal(_Display):
         self._bars.refresh()
 
     def end(self, task: _Task) -> None:
-        self._bars.remove_task(self._numbers.pop(id(task)))
+        number = self._numbers.pop(id(task), None)
+        if number is None:  # it was shown in a log, before standard error became this terminal
+            self.line(task.ending(), "")
+            return
+        self._bars.remove_task(number)
         if not self.active:
             self._bars.stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
@@ -158,6 +159,36 @@ def test_threads_end_with_the_tasks() -> None:
         with show_progress(Reporter(io.StringIO()), "scoring", 8):
             pass
     wait_for(lambda: threading.active_count() == before)
+
+
+def test_standard_error_may_become_another_stream_while_a_task_lasts(
+    terminal: tuple[io.TextIOWrapper, Callable[[], str]],
+) -> None:
+    stream, received = terminal
+    log = io.StringIO()
+    reporter = Reporter(delay=0)
+    with contextlib.redirect_stderr(stream):
+        with show_progress(reporter, "scoring", 8):
+            with contextlib.redirect_stderr(log):
+                wait_for(lambda: "scoring: 0/8" in log.getvalue())
+        wait_for(lambda: "scoring: 0/8 in" in received())
+
+
+def test_bars_come_as_soon_while_others_are_drawn(terminal: tuple[io.TextIOWrapper, Callable[[], str]]) -> None:
+    stream, received = terminal
+    reporter = Reporter()
+    with contextlib.redirect_stderr(stream), show_progress(reporter, "all stages", 8):
+        wait_for(lambda: "all stages" in received())
+        started = time.monotonic()
+        with show_progress(reporter, "scoring", 8):
+            wait_for(lambda: "scoring" in received())
+        assert time.monotonic() - started < 8  # a log would show it after 10 seconds
+
+
+def test_steps_after_the_end_of_a_task_do_no_harm() -> None:
+    with show_progress(Reporter(io.StringIO()), "scoring", 8) as advance:
+        pass
+    advance(1)
 
 
 def test_a_closed_stream_ends_the_reports_and_not_the_run() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +46,7 @@ from lmpipe import (
     signature,
 )
 from lmpipe.engines.local import LocalLM
+from lmpipe.errors import SessionError
 from lmpipe.extend import Candidate, Cost, Finding, Message, Reporter, TrainingRow, Usage
 from lmpipe.text.reprs import MAX_REPR, short_repr
 from optimizers import GRPO, BetterTogether, BootstrapFewShot, BootstrapFinetune, MIPROv2
@@ -175,8 +178,9 @@ def test_a_printed_result_is_a_table_of_a_screen(result: OptimizeResult) -> None
         assert part in " ".join(text.split())
     rows = [line.split() for line in lines]
     assert ["initial", "state", "0", "%", "(0–14)", "24"] in rows
-    (p,) = [row for row in rows if row[:2] == ["p", "done"]]
-    assert p[2:7] == ["50", "%", "(31–69)", "24", "252"]
+    (p,) = [row for row in rows if row[:2] == ["p", "50"]]
+    assert p[1:6] == ["50", "%", "(31–69)", "24", "252"]
+    assert any(row[:5] == ["p", "->", "w", "->", "p"] and row[5] == "100" for row in rows)  # on one line
     assert "chosen: the state after p -> w -> p, 100 % (86–100)" in text
     assert f"cost: {result.cost.lm_calls:,} LM calls" in text
     for finding in result.findings:
@@ -196,7 +200,32 @@ def test_a_skipped_stage_is_shown_with_its_reason(store: RunStore) -> None:
     assert result.status == "skipped"
     words = " ".join(str(result).split())
     assert f"w was skipped: {' '.join(result.reason.split())}" in words
-    assert "skipped 0 % (0–32)" in words
+    assert any(line.split()[:2] == ["w", "skipped"] for line in str(result).splitlines())
+    assert "0 % (0–32)" in words
+
+
+def test_the_initial_state_is_shown_as_the_chosen_one() -> None:
+    session = Session(lm=scripted(), quiet=True)
+    vanilla = scheduler(KeepingTrainer(), "vanilla").optimize(Colour(), None, examples(8), examples(8, 50), session)
+    assert "chosen: the initial state, 0 % (0–32)" in str(vanilla)
+    assert "initial state" in str(vanilla).partition("chosen")[0]
+
+
+def test_a_stage_that_was_skipped_is_not_the_chosen_one(store: RunStore) -> None:
+    session = Session(lm=ScriptedLM(lambda request: "?"), store=store, quiet=True)
+    better = replace(scheduler(KeepingTrainer(), "w -> p"), select="best")
+    result = better.optimize(Colour(), None, examples(8), examples(8, 50), session)
+    assert result.stages[0].result.status == "skipped"
+    assert "chosen: the state after w -> p, 0 % (0–32)" in str(result)
+
+
+def test_results_can_be_copied_and_pickled(result: OptimizeResult) -> None:
+    for copied in (copy.copy(result), copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
+        assert copied == result
+    with pytest.raises(SessionError, match=r"session.using\(result.state\)"):
+        _ = pickle.loads(pickle.dumps(result)).session
+    changed = result.model_copy(update={"state": result.stages[0].result.state})
+    assert changed.session.state == changed.state
 
 
 def test_notebooks_show_tables_with_escaped_text(result: OptimizeResult) -> None:
