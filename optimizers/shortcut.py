@@ -105,8 +105,10 @@ def optimize(
     seed = check_whole_number("seed", seed, None)
     strategy = as_strategy(strategy, {"p", "w", *(stages or {})})
     train = _distinct(check_examples(train, "train"))
-    label = _class_label(train)
+    label = _class_label(train, program)
     train, val = _split(train, label, seed) if val is None else (train, check_examples(val, "val"))
+    if any(label not in example.labels for example in val):
+        label = None  # validation examples have other labels
     session = Session(
         lm=load_lm(lm, quiet=quiet) if isinstance(lm, str) else lm,
         seed=seed,
@@ -117,7 +119,7 @@ def optimize(
     )
     session = replace(session, structured=_can_constrain(session, program) if structured is None else structured)
     if trainer is None and "w" in strategy.stages and "w" not in (stages or {}):
-        trainer = _local_trainers(session)
+        trainer = _local_trainers(session, program)
     stages = {**small_lm_stages(metric, trainer, label), **(stages or {})}
     better = BetterTogether(metric, stages, strategy=strategy, select=select, budget=budget)
     return better.optimize(program, None, train, val, session)
@@ -128,9 +130,14 @@ def _distinct(examples: Sequence[Example]) -> list[Example]:
     return list({digest_without_id(example): example for example in reversed(examples)}.values())[::-1]
 
 
-def _class_label(examples: Sequence[Example]) -> str | None:
-    """Returns the label that names the class of an example; None if there is none, or more than one."""
+def _class_label(examples: Sequence[Example], program: Module) -> str | None:
+    """Returns the label that names the class of an example; None if there is none, or more than one.
+
+    Labels that the program predicts come before others.
+    """
+    outputs = {field.name for predictor in predictors(program).values() for field in predictor.signature.outputs}
     labels = class_labels(examples)
+    labels = [label for label in labels if label in outputs] or labels
     return labels[0] if len(labels) == 1 else None
 
 
@@ -165,21 +172,23 @@ def _can_constrain(session: Session, program: Module) -> bool:
     return any(field.type is not str for field in outputs) and all(lm.constrains for lm in session.roles.values())
 
 
-def _local_trainers(session: Session) -> dict[str, Trainer]:
-    """Returns a trainer for the LM of each role.
+def _local_trainers(session: Session, program: Module) -> dict[str, Trainer]:
+    """Returns a trainer for the LM of each role of a program; an LM with a cache is trained without it.
 
     Raises:
         ConfigError: If an LM does not run in this process.
     """
     from lmpipe import LocalTrainer
-    from lmpipe.extend import LocalLM
+    from lmpipe.extend import CachedLM, LocalLM
 
     trainers: dict[str, Trainer] = {}
-    for role, lm in session.roles.items():
-        if not isinstance(lm, LocalLM):
+    for role in dict.fromkeys(predictor.role for predictor in predictors(program).values()):
+        lm = session.lm_of(role)
+        model = lm.lm if isinstance(lm, CachedLM) else lm
+        if not isinstance(model, LocalLM):
             raise ConfigError(
-                f"{lm.name!r} ({type(lm).__name__}) cannot be trained here; pass trainer=…, such as a LocalTrainer of "
-                "the same base, or tune prompts alone: strategy='p'"
+                f"{model.name!r} ({type(model).__name__}) cannot be trained here; pass trainer=…, such as a "
+                "LocalTrainer of the same base, or tune prompts alone: strategy='p'"
             )
-        trainers[role] = LocalTrainer(lm, SMALL_LM_TUNING)
+        trainers[role] = LocalTrainer(model, SMALL_LM_TUNING)
     return trainers

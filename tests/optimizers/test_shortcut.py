@@ -120,6 +120,44 @@ def test_validation_examples_are_set_aside_in_proportion_and_without_copies(tmp_
     assert sorted(str(demo.outputs["answer"]) for demo in demos) == ["lake"] * 2 + ["sea"] * 6
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_classes_are_those_of_the_label_that_the_program_predicts(tmp_path: Path, seed: int) -> None:
+    examples = [Example(each.inputs, {**each.labels, "kind": f"{n % 3}"}) for n, each in enumerate(rivers(16))]
+    stages = {"p": LabeledFewShot(k=100)}
+    lm = ScriptedLM(by_demos)
+    result = optimize(Rivers(), examples, exact_match, lm=lm, strategy="p", stages=stages, out=tmp_path, seed=seed)
+    demos = result.stages[0].result.state.prompts["name"].demos
+    assert sorted(str(demo.outputs["answer"]) for demo in demos) == ["lake"] * 2 + ["sea"] * 6
+
+
+def test_validation_examples_may_lack_the_label_of_the_classes(tmp_path: Path) -> None:
+    val = [Example({"river": f"river {n}"}) for n in range(30, 40)]
+
+    def is_lake(example: Example, prediction: Prediction) -> bool:
+        return bool(prediction.answer == "lake")
+
+    result = optimize(
+        Rivers(), rivers(24), is_lake, val=val, lm=ScriptedLM(by_demos), strategy="p", out=tmp_path, quiet=True
+    )
+    assert result.evaluation is not None
+    assert result.evaluation.n == 10
+
+
+def test_an_lm_with_a_cache_is_trained_without_it_and_other_roles_are_left_alone(tmp_path: Path) -> None:
+    cached = load_lm(f"hf:{tiny_llama(tmp_path / 'lm')}", cache=tmp_path / "completions.sqlite")
+    result = optimize(
+        Rivers(),
+        rivers(8),
+        exact_match,
+        lm={"lm": cached, "judge": ScriptedLM(by_demos)},
+        strategy="w",
+        out=tmp_path / "run",
+        budget=Budget(max_lm_calls=40),
+        quiet=True,
+    )
+    assert result.stages[0].result.details["tried"] > 0
+
+
 def test_a_second_run_recalls_the_first(tmp_path: Path) -> None:
     first, second = ScriptedLM(by_demos), ScriptedLM(by_demos)
     results = [optimize(Rivers(), rivers(16), exact_match, lm=lm, strategy="p", out=tmp_path) for lm in (first, second)]
