@@ -108,13 +108,18 @@ def _check_fields(part: str, fields: object) -> None:
 
 
 def without_numpy(value: Any) -> Any:
-    """Returns a value with numbers and arrays of numpy as those of Python, also in nested lists, dicts and tuples."""
+    """Returns a value with numbers and arrays of numpy as those of Python, also in nested lists, dicts and tuples.
+
+    A value without any is returned itself.
+    """
     if type(value) in _PLAIN or (numpy := sys.modules.get("numpy")) is None:
         return value
     if isinstance(value, (numpy.generic, numpy.ndarray)):
         return value.tolist()
     if isinstance(value, dict):
-        return {without_numpy(key): without_numpy(item) for key, item in value.items()}
+        pairs = [(without_numpy(key), without_numpy(item)) for key, item in value.items()]
+        same = all(key is old and item is value[old] for (key, item), old in zip(pairs, value, strict=True))
+        return value if same else dict(pairs)
     if type(value) in (list, tuple):
         items = type(value)(map(without_numpy, value))
         return value if all(map(operator.is_, items, value)) else items

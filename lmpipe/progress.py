@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lmpipe.text.display import escape_controls
 
 
+@runtime_checkable
 class Progress(Protocol):
     """A display of progress bars, such as `lmpipe.reporter.Reporter` or `rich.progress.Progress`."""
 

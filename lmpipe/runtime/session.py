@@ -121,7 +121,9 @@ class Session:
         for name, kind in {"sampling": Sampling, "template": Template, **optional}.items():
             kinds = (kind, NoneType) if name in optional else kind
             check_type(name, getattr(self, name), kinds, f"Session(…, {name}={{}})")
-        check_type("structured", self.structured, bool, "structured=True or structured=False")
+        check_type("progress", self.progress, (Progress, NoneType), "Session(…, quiet=True) to report nothing")
+        for name in ("structured", "quiet"):
+            check_type(name, getattr(self, name), bool, f"{name}=True or {name}=False")
         for name, least in (("seed", None), ("max_concurrency", 1)):
             object.__setattr__(self, name, check_whole_number(name, getattr(self, name), least))
         object.__setattr__(self, "callbacks", tuple(check_items("callbacks", self.callbacks, Callable)))  # type: ignore[arg-type]

@@ -98,7 +98,7 @@ def digest_without_id(example: Example) -> str:
 def check_settings(settings: object) -> None:
     """Checks the fields of a dataclass against their types; a type such as ``PositiveInt`` also limits the range.
 
-    Numbers and arrays of numpy become those of Python.
+    Numbers and arrays of numpy become those of Python, unless the type of the field is one of numpy.
 
     Raises:
         ConfigError: If the value of a field does not fit its type; the message names the field and its value, and says
@@ -109,7 +109,11 @@ def check_settings(settings: object) -> None:
         hints, model = _hints(kind), _model(kind)
     except (NameError, TypeError, PydanticUserError) as error:
         raise ConfigError(f"the types of the fields of {kind.__name__} cannot be resolved: {error}") from error
-    values = {name: without_numpy(getattr(settings, name)) for name in hints}
+    values = {name: getattr(settings, name) for name in hints}
+    values = {
+        name: value if type(value) in (hints[name], *get_args(hints[name])) else without_numpy(value)
+        for name, value in values.items()
+    }
     for name, value in values.items():
         if value is not getattr(settings, name):
             object.__setattr__(settings, name, value)

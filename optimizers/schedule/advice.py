@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from numbers import Real
 from typing import Any, final
 
 from lmpipe import Example, Module, Optimizer, ProgramState, Session, Trainer, predictors
@@ -65,7 +66,7 @@ class StageContext:
 
     def wider(self, name: str, available: int) -> Iterator[str]:
         """Yields the advice to raise a number of examples, if the optimizer has this setting and more are available."""
-        number = self.settings.get(name)
+        number = number_of(self.settings, name)
         if number is not None and number < available:
             yield f"{name} above {number}"
 
@@ -75,6 +76,12 @@ def settings_of(value: object) -> dict[str, Any]:
     if not is_dataclass(value) or isinstance(value, type):
         return {}
     return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def number_of(settings: Mapping[str, Any], name: str) -> Any:
+    """Returns a setting that is a number; None for others, which optimizers of users may have under the same name."""
+    value = settings.get(name)
+    return value if isinstance(value, Real) and not isinstance(value, bool) else None
 
 
 def listed(clauses: Iterable[str], otherwise: str) -> str:
@@ -136,7 +143,7 @@ def _more_successes(context: StageContext, failures: Sequence[CommonFailure], pa
     settings = context.settings
     if not context.session.structured and any(failure.kind == "parse" for failure in failures):
         yield "Session(structured=True)"
-    if partial_scores and settings.get("metric_threshold"):
+    if partial_scores and number_of(settings, "metric_threshold"):
         yield f"metric_threshold below {settings['metric_threshold']}"
     for name in ("max_bootstrapped_demos", "max_labeled_demos"):
         if settings.get(name) == 0:
@@ -160,8 +167,8 @@ def _more_rollouts(settings: Mapping[str, Any]) -> Iterator[str]:
     """Yields the setting that holds the number of rollouts of an example."""
     for name in ("max_rollouts_per_example", "rollouts_per_example", "max_rounds", "group_size"):
         if name in settings:
-            number = settings[name] or settings.get("rollouts_per_example")
-            yield f"{name} above {number}"
+            number = number_of(settings, name) or number_of(settings, "rollouts_per_example")
+            yield f"{name} above {number}" if number else f"a higher {name}"
             return
 
 
@@ -169,9 +176,10 @@ def _hotter(context: StageContext) -> Iterator[str]:
     """Yields a higher temperature of the rollouts, unless it is at least 1, or the optimizer does not use it yet."""
     if "temperature" not in context.settings or context.settings.get("max_rounds") == 1:
         return
-    value = context.settings["temperature"]
-    value = context.session.sampling.temperature if value is None else value
-    if value < 1:
+    value = context.session.sampling.temperature
+    if context.settings["temperature"] is not None:
+        value = number_of(context.settings, "temperature")
+    if value is not None and value < 1:
         yield f"temperature above {value}"
 
 
@@ -185,7 +193,7 @@ def more_learning(context: StageContext, key: str, steps: int, *, diverging: boo
         diverging: Whether its loss rose.
     """
     tuning = context.tuning_of(key)
-    rate, warmup = tuning.get("learning_rate"), tuning.get("warmup_steps")
+    rate, warmup = tuning.get("learning_rate"), number_of(tuning, "warmup_steps")
     if diverging:
         return "a lower learning rate" if rate is None else f"learning_rate below {rate}"
 
@@ -206,11 +214,11 @@ def less_fitting(context: StageContext) -> str:
 
 def _less_fitting(context: StageContext) -> Iterator[str]:
     tuning = context.tuning_of()
-    if tuning.get("epochs", 0) > 1:
+    if (number_of(tuning, "epochs") or 0) > 1:
         yield f"epochs below {tuning['epochs']}"
     if tuning.get("eval_fraction") == 0:
         yield "eval_fraction above 0 (which keeps the best epoch)"
-    if tuning.get("method") in ("lora", "qlora", "dora") and tuning["rank"] > 1:
+    if tuning.get("method") in ("lora", "qlora", "dora") and (number_of(tuning, "rank") or 0) > 1:
         yield f"rank below {tuning['rank']}"
     if "trainer" in context.settings and not tuning:
         yield "fewer steps of training"

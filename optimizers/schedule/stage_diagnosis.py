@@ -14,7 +14,14 @@ from typing import Any, final
 
 from lmpipe import Evaluation
 from lmpipe.extend import CommonFailure, FailureCounts, Finding, StageResult, dominant_failure, finite_values
-from optimizers.schedule.advice import StageContext, against_failure, less_fitting, more_learning, more_successes
+from optimizers.schedule.advice import (
+    StageContext,
+    against_failure,
+    less_fitting,
+    more_learning,
+    more_successes,
+    number_of,
+)
 from optimizers.schedule.loss_curve import loss_curve
 
 MIN_SOLVED_SHARE = 0.1  # minimum share of examples with a successful rollout
@@ -111,7 +118,7 @@ class StageDiagnosis:
         common = dominant_failure(failures, tried)
         if common is not None:
             return against_failure(common, self.context.program, self.context.session, self.stage.cost.modules)
-        threshold = self.context.settings.get("metric_threshold", 0)
+        threshold = number_of(self.context.settings, "metric_threshold") or 0
         partial_scores = any(0 < score < threshold for score in self.before.scores.values())
         return more_successes(self.context, failures, partial_scores=partial_scores)
 

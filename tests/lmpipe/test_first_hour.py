@@ -98,6 +98,8 @@ SESSIONS = [
     ("Session(lm=lm, template='{question}')", "write Session(…, template=Template())"),
     ("Session(lm=lm, callbacks=print)", "pass a list of Callable, also for a single one; write it in brackets"),
     ("Session(lm=lm, structured='yes')", "write structured=True or structured=False"),
+    ("Session(lm=lm, quiet='yes')", "write quiet=True or quiet=False"),
+    ("Session(lm=lm, progress=False)", "progress is False; it must be of the type Progress; write Session(…, quiet=T"),
     ("Session(lm=lm, seed='1')", "seed is '1'; it must be a whole number"),
     ("Session(lm=lm, max_concurrency=0)", "max_concurrency is 0; it must be a whole number, at least 1"),
     ("RunStore(file)", "is a file; write the path of a directory, such as RunStore('runs/first')"),

@@ -168,9 +168,8 @@ def test_standard_error_may_become_another_stream_while_a_task_lasts(
     log = io.StringIO()
     reporter = Reporter(delay=0)
     with contextlib.redirect_stderr(stream):
-        with show_progress(reporter, "scoring", 8):
-            with contextlib.redirect_stderr(log):
-                wait_for(lambda: "scoring: 0/8" in log.getvalue())
+        with show_progress(reporter, "scoring", 8), contextlib.redirect_stderr(log):
+            wait_for(lambda: "scoring: 0/8" in log.getvalue())
         wait_for(lambda: "scoring: 0/8 in" in received())
 
 

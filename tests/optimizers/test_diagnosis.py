@@ -24,6 +24,7 @@ from lmpipe import (
     Predict,
     Prediction,
     ProgramState,
+    PromptOptimizer,
     Request,
     RunStore,
     Sampling,
@@ -303,6 +304,29 @@ class Nothing(WeightOptimizer):
     ) -> OptimizeResult:
         details = {"steps": 3, "training": "none", "kept": [], "solved": 0}
         return OptimizeResult(state=state, status="skipped", reason="there was nothing to do", details=details)
+
+
+@final
+@dataclass(frozen=True)
+class Schedules(PromptOptimizer):
+    """A user's optimizer whose settings have the names of others and values of other kinds."""
+
+    metric_threshold: float | None = None
+    temperature: tuple[float, float] = (0.5, 1.0)
+    num_train: str = "half"
+    max_rounds: str = "many"
+
+    def search(
+        self, program: Module, state: ProgramState, train: Sequence[Example], val: Sequence[Example], session: Session
+    ) -> OptimizeResult:
+        return OptimizeResult(state=state, status="skipped", reason="there was nothing to do")
+
+
+def test_settings_that_are_no_numbers_are_advised_without_them(store: RunStore) -> None:
+    session = Session(lm=ScriptedLM(read), store=store, quiet=True)
+    better = BetterTogether(lambda example, prediction: 0.5, {"p": Schedules()}, "p")
+    (finding,) = better.optimize(Colour(), None, TRAIN, VAL, session).findings
+    assert finding.advice == "a higher max_rounds"
 
 
 @pytest.mark.parametrize("reply", [read, always_wrong, unreadable], ids=lambda reply: reply.__name__)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,22 @@ from lmpipe.validation.checks import UnitInterval, check_examples, check_setting
 
 def example(number: int, answer: str = "yes", key: str = "") -> Example:
     return Example({"number": number}, {"answer": answer}, id=key)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    weights: np.ndarray | None = None
+    names: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def test_settings_whose_type_is_one_of_numpy_or_a_kind_of_dict_keep_it() -> None:
+    weights, names = np.zeros(3), Counter("aab")
+    settings = Weighted(weights, names)
+    assert settings.weights is weights
+    assert settings.names is names
 
 
 @pytest.mark.parametrize("wrong", ["texts", b"texts", None, 7, {"a": 1}, example(1), ["a"], [example(1), {"a": 1}]])
