@@ -34,9 +34,9 @@ VARIANTS: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
         "free": {"structured": False},
         "structured": {"structured": True},
+        "patient": {"structured": True, "max_idle_rounds": 16},
         "all examples": {"structured": True, "num_train": 40, "num_val": 40},
         "16 rollouts": {"structured": True, "max_rollouts_per_example": 16},
-        "4 rollouts": {"structured": True, "max_rollouts_per_example": 4},
     }
 )
 """Variant → changes of the settings for a small LM. ``"paper"`` stands for the paper's settings."""
