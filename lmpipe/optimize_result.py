@@ -286,9 +286,9 @@ def _table(result: OptimizeResult) -> Table:
     if not result.stages:
         columns: Sequence[str] = ("candidate", "score", "examples")
         return Table(columns, [_candidate_row(each) for each in result.candidates], _title(result), notes)
-    columns = ("stage", "status", "score", "examples", "LM calls", "tokens", "seconds")
+    columns = ("stage", "status", "score", "examples", "LM calls", "seconds")
     first = result.initial
-    rows = [] if first is None else [("initial state", "", _score(first) or "", f"{first.n:,}", "", "", "")]
+    rows = [] if first is None else [("initial state", "", _score(first) or "", f"{first.n:,}", "", "")]
     rows += [_stage_row(name, stage) for name, stage in _named(result.stages)]
     return Table(columns, rows, _title(result), notes)
 
@@ -298,8 +298,8 @@ def _candidate_row(candidate: Candidate) -> tuple[str, str, str]:
     return candidate.name, percent(candidate.mean, *interval), f"{candidate.n:,}"
 
 
-def _stage_row(name: str, stage: StageResult) -> tuple[str, str, str, str, str, str, str]:
-    cost = (f"{stage.cost.lm_calls:,}", f"{stage.cost.tokens:,}", f"{stage.cost.seconds:,.0f}")
+def _stage_row(name: str, stage: StageResult) -> tuple[str, str, str, str, str, str]:
+    cost = (f"{stage.cost.lm_calls:,}", f"{stage.cost.seconds:,.0f}")
     return name, stage.result.status, _score(stage.evaluation) or "", f"{stage.evaluation.n:,}", *cost
 
 
