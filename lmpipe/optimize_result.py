@@ -294,8 +294,8 @@ def _table(result: OptimizeResult) -> Table:
     if first is None and not result.stages:
         columns: Sequence[str] = ("candidate", "score", "examples")
         return Table(columns, [_candidate_row(each) for each in result.candidates], _title(result), notes)
-    columns = ("stage", "score", "examples", "LM calls", "tokens", "seconds")
-    rows = [] if first is None else [("initial state", _score(first) or "", f"{first.n:,}", "", "", "")]
+    columns = ("stage", "status", "score", "examples", "LM calls", "seconds")
+    rows = [] if first is None else [("initial state", "", _score(first) or "", f"{first.n:,}", "", "")]
     rows += [_stage_row(name, stage) for name, stage in _named(result.stages)]
     return Table(columns, rows, _title(result), notes)
 
@@ -306,10 +306,8 @@ def _candidate_row(candidate: Candidate) -> tuple[str, str, str]:
 
 
 def _stage_row(name: str, stage: StageResult) -> tuple[str, str, str, str, str, str]:
-    cost = (f"{stage.cost.lm_calls:,}", f"{stage.cost.tokens:,}", f"{stage.cost.seconds:,.0f}")
-    if _skipped(stage):
-        return name, "skipped", "", *cost
-    return name, _score(stage.evaluation) or "", f"{stage.evaluation.n:,}", *cost
+    cost = (f"{stage.cost.lm_calls:,}", f"{stage.cost.seconds:,.0f}")
+    return name, stage.result.status, _score(stage.evaluation) or "", f"{stage.evaluation.n:,}", *cost
 
 
 def _title(result: OptimizeResult) -> str:

@@ -7,12 +7,16 @@ import os
 import re
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
+from nbclient import NotebookClient
 
 from tests.engines.openai_server import serving
+from tests.tiny import tiny_llama
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -85,10 +89,41 @@ def test_an_example_runs(example: Path, tmp_path: Path) -> None:
         with serving(model="m") as fake:
             assert "failed runs: {}\n5 LM calls" in run(example, tmp_path, "--url", fake.url, "--model", "m")
         return
+    if example.stem == "first_hour":  # with the small LM it takes minutes
+        printed = run(example, tmp_path, f"hf:{tiny_llama(tmp_path / 'lm')}")
+        assert re.search(r"^(barolo|grignolino|barbera), and it is (barolo|grignolino|barbera)$", printed, re.MULTILINE)
+        return
     printed = run(example, tmp_path)
     if example.stem == "better_together":
         scores = dict(re.findall(r"^(untuned|p|best): (\S+)$", printed, re.MULTILINE))
         assert float(scores["best"]) > float(scores["p"]) + 0.3, printed
+
+
+def test_the_first_hour_runs_as_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell, and then every cell again: the second time, all that was finished is recalled."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(ROOT / "docs" / "examples" / "first_hour.ipynb", as_version=4)
+    given = nbformat.v4.new_code_cell(f"LM = 'hf:{tiny_llama(tmp_path / 'lm')}'")
+    cells = [cell for cell in notebook.cells for cell in ([cell, given] if "parameters" in tags(cell) else [cell])]
+    notebook.cells = [*cells, *map(deepcopy, cells)]
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = ["".join(output.get("text", "") for output in cell.get("outputs", ())) for cell in notebook.cells]
+    first, second = printed[: len(cells)], printed[len(cells) :]
+    assert any("p -> w" in text for text in first)
+    assert any("recalled" in text for text in second)
+
+
+def tags(cell: nbformat.NotebookNode) -> list[str]:
+    return list(cell.metadata.get("tags", ()))
+
+
+def test_the_first_real_task_shows_the_code_of_its_example() -> None:
+    page = (ROOT / "docs" / "first_task.md").read_text(encoding="utf-8")
+    code = (ROOT / "docs" / "examples" / "first_hour.py").read_text(encoding="utf-8")
+    shown = re.findall(r"^```python title=\"first_hour.py\"\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(shown) >= 4
+    for snippet in shown:
+        assert snippet in code
 
 
 def test_examples_fit_on_a_page_and_say_how_to_run_them() -> None:

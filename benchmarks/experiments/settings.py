@@ -68,6 +68,9 @@ class Settings(BaseModel):
     max_rollouts_per_example: int | None = _setting(
         _FINETUNE, None, "Maximum number of runs on an example that has not succeeded yet"
     )
+    max_idle_rounds: PositiveInt = _setting(
+        _FINETUNE, 3, "Rounds in a row with hardly any success after which no further runs are made"
+    )
     rollout_temperature: float | None = _setting(_FINETUNE, None, "Temperature of these runs, if it differs")
     vary_demos: bool = _setting(_FINETUNE, False, "Show other demonstrations in each run on an example")
     balance: bool = _setting(_FINETUNE, False, "Keep equally many rows of each class")
@@ -150,6 +153,7 @@ class Settings(BaseModel):
                 trainer,
                 rollouts_per_example=self.rollouts_per_example,
                 max_rollouts_per_example=self.max_rollouts_per_example,
+                max_idle_rounds=self.max_idle_rounds,
                 temperature=self.rollout_temperature,
                 vary_demos=self.vary_demos,
                 deduplicate=self.deduplicate,

@@ -277,7 +277,7 @@ OPTIMIZERS = [
     ("BetterTogether(exact_match, {'p': LabeledFewShot}, 'p')", "write LabeledFewShot(…), not the class itself"),
     (
         "BetterTogether(exact_match, [LabeledFewShot()], 'p')",
-        "optimizers is [LabeledFewShot(k=16, sample=True)]; it must",
+        "optimizers is [LabeledFewShot()]; it must",
     ),
     ("BetterTogether(exact_match, {'p': LabeledFewShot()}, 'p', budget=100)", "write Budget(max_lm_calls=1000)"),
     ("BetterTogether(exact_match, {'p': LabeledFewShot()}, 'p → p')", "no stage is called 'p → p'; write 'p -> p'"),

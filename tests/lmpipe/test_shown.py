@@ -178,9 +178,8 @@ def test_a_printed_result_is_a_table_of_a_screen(result: OptimizeResult) -> None
         assert part in " ".join(text.split())
     rows = [line.split() for line in lines]
     assert ["initial", "state", "0", "%", "(0–14)", "24"] in rows
-    (p,) = [row for row in rows if row[:2] == ["p", "50"]]
-    assert p[1:6] == ["50", "%", "(31–69)", "24", "252"]
-    assert any(row[:5] == ["p", "->", "w", "->", "p"] and row[5] == "100" for row in rows)  # on one line
+    (p,) = [row for row in rows if row[:2] == ["p", "done"]]
+    assert p[2:7] == ["50", "%", "(31–69)", "24", "252"]
     assert "chosen: the state after p -> w -> p, 100 % (86–100)" in text
     assert f"cost: {result.cost.lm_calls:,} LM calls" in text
     for finding in result.findings:
@@ -200,8 +199,7 @@ def test_a_skipped_stage_is_shown_with_its_reason(store: RunStore) -> None:
     assert result.status == "skipped"
     words = " ".join(str(result).split())
     assert f"w was skipped: {' '.join(result.reason.split())}" in words
-    assert any(line.split()[:2] == ["w", "skipped"] for line in str(result).splitlines())
-    assert "0 % (0–32)" in words
+    assert "skipped 0 % (0–32)" in words
 
 
 def test_the_initial_state_is_shown_as_the_chosen_one() -> None:

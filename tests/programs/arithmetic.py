@@ -54,7 +54,7 @@ def said(*texts: str) -> Session:
 
 def score(program: Module, state: ProgramState | None = None, in_session: Session | None = None) -> Evaluation:
     in_session = in_session or session()
-    return evaluate(program, state or initial_state(program, in_session), EXAMPLES, exact_match, in_session)
+    return evaluate(program, EXAMPLES, exact_match, in_session, state=state)
 
 
 def traces(

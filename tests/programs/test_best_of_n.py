@@ -95,7 +95,7 @@ def test_a_reward_that_is_not_a_number_ends_the_evaluation() -> None:
 def test_invalid_arguments_are_named() -> None:
     with pytest.raises(ConfigError, match="BestOfN: n is 0"):
         BestOfN(QA, 0, longest)
-    with pytest.raises(ConfigError, match=r"reward is 0\.5; it must be callable"):
+    with pytest.raises(ConfigError, match=r"BestOfN: reward is 0\.5; it must be a function"):
         BestOfN(QA, 2, 0.5)  # type: ignore[arg-type]
 
 

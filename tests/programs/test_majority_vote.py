@@ -174,10 +174,10 @@ def test_everything_that_decides_the_vote_is_part_of_its_identity() -> None:
     ("arguments", "message"),
     [
         ({"n": 0}, "MajorityVote: n is 0; it must be greater than 0"),
-        ({"program": MajorityVote}, "program is .*; it must be an instance of Module"),
-        ({"field": 3}, "field is 3; it must be a valid string"),
+        ({"program": MajorityVote}, r"program is .*; it must be of the type Module; write MajorityVote\(…\)"),
+        ({"field": 3}, "field is 3; it must be text"),
         ({"temperature": 0.0}, "temperature is 0.0; it must be greater than 0"),
-        ({"normalize": "lower"}, "normalize is 'lower'; it must be callable"),
+        ({"normalize": "lower"}, "normalize is 'lower'; it must be a function; write lower, the function itself"),
     ],
 )
 def test_invalid_arguments_are_named(arguments: dict[str, object], message: str) -> None:
