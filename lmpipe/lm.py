@@ -17,6 +17,7 @@ from lmpipe.errors import ConfigError, EngineError
 from lmpipe.state import WeightState
 from lmpipe.text.display import shown
 from lmpipe.text.reprs import settings_repr, short_repr
+from lmpipe.text.secrets import redact_spec
 from lmpipe.validation.arguments import check_finite_number, check_items, check_whole_number
 from lmpipe.validation.contract import call_and_check
 
@@ -161,6 +162,9 @@ class LMSource:
 
     spec: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return short_repr(self, redact_spec(self.spec))  # options may hold keys of servers
 
 
 class LM(ABC):

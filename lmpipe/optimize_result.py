@@ -335,7 +335,7 @@ def _chosen(result: OptimizeResult) -> str:
     after = [name for name, stage in done if stage.result.state == result.state]
     chosen = [each.name for each in result.candidates if each.state == result.state.digest]
     found = f"the state after {after[0]}" if after else chosen[0] if chosen else f"state {result.state.digest[:8]}"
-    if result.initial is not None and not after:
+    if (result.stages or result.initial is not None) and not after:
         found = "the initial state"
     score = _score(result.evaluation)
     return f"{found}, {score}" if score else found

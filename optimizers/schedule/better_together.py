@@ -222,16 +222,15 @@ class _StageRunner:
     def score(
         self, state: ProgramState, session: Session, what: str, examples: Sequence[Example] | None = None
     ) -> Evaluation:
-        """Scores a state on the validation examples, or on other examples."""
-        examples = self._val if examples is None else examples
+        """Scores a state on the validation examples, whose traces are kept, or on other examples."""
         return evaluate(
             self._program,
-            examples,
+            self._val if examples is None else examples,
             self._settings.metric,
             session,
             state=state,
             title=f"scoring {what}",
-            keep_traces=True,
+            keep_traces=examples is None,
         )
 
     def _optimize(self, optimizer: Optimizer, state: ProgramState, stage: Session) -> OptimizeResult:

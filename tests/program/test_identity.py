@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -448,3 +449,63 @@ def test_text_that_is_not_unicode_and_numbers_that_are_none_have_ids() -> None:
     values = ["\ud800", float("nan"), float("inf"), b"\xff", b"\xfe", "a"]
     assert len({Example({"question": value}).id for value in values}) == len(values)
     assert canonical_json({"b": {2, 1}, "a": (None,)}) == '{"a":[null],"b":[1,2]}'
+
+
+def unnamed(function: Callable[..., float]) -> Callable[..., float]:
+    """A decorator that gives its function a name of its own."""
+
+    def inner(example: Example, prediction: Prediction) -> float:
+        return function(example, prediction)
+
+    return inner
+
+
+def named(function: Callable[..., float]) -> Callable[..., float]:
+    @functools.wraps(function)
+    def inner(example: Example, prediction: Prediction) -> float:
+        return function(example, prediction)
+
+    return inner
+
+
+@unnamed
+def decorated(example: Example, prediction: Prediction) -> float:
+    return 1.0
+
+
+@functools.singledispatch
+def by_type(value: object) -> float:
+    return 0.0
+
+
+@by_type.register
+def _(value: int) -> float:
+    return 1.0
+
+
+@by_type.register
+def _(value: str) -> float:
+    return 0.5
+
+
+def dispatching(example: Example, prediction: Prediction) -> float:
+    return by_type(prediction.answer)
+
+
+@pytest.mark.parametrize("metric", [decorated, dispatching])
+def test_decorators_define_nothing_again(metric: Callable[..., float], caplog: pytest.LogCaptureFixture) -> None:
+    assert identity(metric=metric) is not None
+    assert "earlier definition" not in caplog.text
+
+
+def test_a_decorated_function_that_is_defined_again_as_it_was_is_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    interpreter = InteractiveInterpreter(globals())
+    cell = "@named\ndef rerun(example, prediction): return {}\n"
+    interpreter.runsource(cell.format(1.0), symbol="exec")
+    first = globals()["rerun"]
+    interpreter.runsource(cell.format(1.0), symbol="exec")
+    assert identity(metric=first) is not None
+    assert "earlier definition" not in caplog.text
+    interpreter.runsource(cell.format(0.5), symbol="exec")
+    assert identity(metric=first) is not None
+    assert "is an earlier definition of rerun" in caplog.text

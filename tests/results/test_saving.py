@@ -239,6 +239,7 @@ def test_an_embedder_or_a_retriever_is_asked_for(tmp_path: Path) -> None:
 def test_keys_and_passwords_are_not_saved(tmp_path: Path) -> None:
     """The LM is loaded again with the key in the environment."""
     lm = load_lm("openai:m@https://me:pass@host/v1?api_key=abc, https://host2/v1", api_key="sk-1", timeout=9.0)
+    assert not any(secret in repr(lm.loaded_from) for secret in ("pass", "abc", "sk-1"))
     session = Session(lm)
     state = lmpipe.initial_state(Colour(), session)
     folder = OptimizeResult(state=state).with_session(session).save(tmp_path / "saved")

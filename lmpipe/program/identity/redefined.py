@@ -37,7 +37,7 @@ def warn_of_earlier_definitions(code: Iterable[tuple[object, Sequence[str]]]) ->
         latest = _latest(value)
         if latest is not None and _compared.get(value) != ref(latest):
             _compared[value] = ref(latest)
-            if _has_values(value) or _digest(value) != _digest(latest):
+            if _has_values(value) or _digest(value) not in (_digest(latest), _digest(inspect.unwrap(latest))):
                 logger.warning(
                     "%s is an earlier definition of %s, which was defined again since, and results come from the "
                     "earlier one; also make the objects again that use it (in a notebook: run their cells again)",
@@ -46,13 +46,22 @@ def warn_of_earlier_definitions(code: Iterable[tuple[object, Sequence[str]]]) ->
                 )
 
 
-def _latest(value: object) -> object | None:
-    """The object that now has the name of a class or of a function of a module; None if it is the same one."""
-    if isinstance(value, type) or (isinstance(value, FunctionType) and "." not in value.__qualname__):
+def _latest(value: object) -> type | FunctionType | None:
+    """The object that now has the name of a class or of a function of a module; None if it is the same one.
+
+    A decorator may have put a function of another name in its place, and functions called ``_`` are not meant to be
+    found by their names.
+    """
+    if isinstance(value, type) or (isinstance(value, FunctionType) and _is_global(value)):
         latest = lookup(str(value.__module__), value.__qualname__)
-        if type(latest) is type(value) and inspect.unwrap(latest) is not value:
-            return latest
+        same_name = getattr(latest, "__qualname__", None) == value.__qualname__
+        if isinstance(latest, (type, FunctionType)) and type(latest) is type(value) and same_name:
+            return None if inspect.unwrap(latest) is value else latest
     return None
+
+
+def _is_global(function: FunctionType) -> bool:
+    return "." not in function.__qualname__ and function.__qualname__ != "_"
 
 
 def _has_values(value: object) -> bool:
