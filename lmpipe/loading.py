@@ -27,7 +27,7 @@ from lmpipe.run_directory import open_run
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState, WeightState
 from lmpipe.storage.hashing import canonical_json
-from lmpipe.validation.arguments import check_type
+from lmpipe.validation.arguments import check_type, check_whole_number
 
 
 def load(
@@ -59,8 +59,9 @@ def load(
             that weights were tuned on, or a retriever or an embedder is needed and not passed.
         CorruptBlob: If a file is missing, damaged or was edited.
     """
-    path = Path(folder)
-    saved = _read(path, strategy, seed)
+    check_type("folder", folder, (str, Path), "lmpipe.load('folder')")
+    path = Path(folder).absolute()  # adapters are read when they are needed, perhaps from another working directory
+    saved = _read(path, strategy, None if seed is None else check_whole_number("seed", seed, None))
     lms = _load_lms(path, saved.session, lm)
     _check_embedder(path, saved.state, embedder)
     if saved.session.retriever is not None and retriever is None:

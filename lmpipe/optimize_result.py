@@ -22,10 +22,11 @@ from lmpipe.results.saved import SavedSession, write_saved
 from lmpipe.results.trace_log import read_trace_log
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState
-from lmpipe.text.figures import count, decimals, duration, fixed, percent
+from lmpipe.text.figures import cost, count, percent
 from lmpipe.text.markdown import as_code, as_line
 from lmpipe.text.reprs import Name, short_repr
 from lmpipe.text.tables import Table
+from lmpipe.validation.arguments import check_type
 
 
 @final
@@ -225,6 +226,7 @@ class OptimizeResult(BaseModel):
             SessionError: If the result was not returned by `Optimizer.optimize`.
             StoreError: If the folder cannot be written.
         """
+        check_type("folder", folder, (str, Path), "result.save('folder')")
         session = self.session
         write_saved(Path(folder), self.state, SavedSession.of(session), session.adapter_folder, _card_facts(self))
         return Path(folder)
@@ -235,9 +237,8 @@ def _card_facts(result: OptimizeResult) -> CardFacts:
     session, origin, evaluation = result.session, result.origin, result.evaluation
     scores = [f"The optimizer was skipped: {as_line(result.reason)}."] if result.status == "skipped" else []
     if evaluation is not None and evaluation.n:
-        low, high = (100 * end for end in evaluation.interval)
-        mean, low_end, high_end = (fixed(value, decimals(low, high)) for value in (100 * evaluation.mean, low, high))
-        scores.append(f"Validation score: {mean} % (95 % interval {low_end}–{high_end}, {evaluation.n} examples).")
+        share, examples = percent(evaluation.mean, *evaluation.interval), count(evaluation.n, "example")
+        scores.append(f"Validation score: {share} of {examples}, with a 95 % Wilson interval.")
     traces = None if evaluation is None else evaluation.traces
     sent = read_trace_log(session.store.path / "blobs" / traces) if session.store and traces else None
     return CardFacts(
@@ -288,8 +289,8 @@ def _table(result: OptimizeResult) -> Table:
     notes = [f"chosen: {_chosen(result)}"] if result.status == "done" else [f"skipped: {result.reason}"]
     notes += [f"ended early: {result.stopped}"] if result.stopped else []
     notes += [f"{name} was skipped: {stage.result.reason}" for name, stage in _named(result.stages) if _skipped(stage)]
-    cost = (count(result.cost.lm_calls, "LM call"), count(result.cost.tokens, "token"), duration(result.cost.seconds))
-    notes += [f"cost: {', '.join(cost)}", *map(str, result.findings)]
+    spent = cost(result.cost.lm_calls, result.cost.tokens, result.cost.seconds)
+    notes += [f"cost: {spent}", *map(str, result.findings)]
     first = result.initial
     if first is None and not result.stages:
         columns: Sequence[str] = ("candidate", "score", "examples")
@@ -306,8 +307,8 @@ def _candidate_row(candidate: Candidate) -> tuple[str, str, str]:
 
 
 def _stage_row(name: str, stage: StageResult) -> tuple[str, str, str, str, str, str]:
-    cost = (f"{stage.cost.lm_calls:,}", f"{stage.cost.seconds:,.0f}")
-    return name, stage.result.status, _score(stage.evaluation) or "", f"{stage.evaluation.n:,}", *cost
+    spent = (f"{stage.cost.lm_calls:,}", f"{stage.cost.seconds:,.0f}")
+    return name, stage.result.status, _score(stage.evaluation) or "", f"{stage.evaluation.n:,}", *spent
 
 
 def _title(result: OptimizeResult) -> str:

@@ -29,7 +29,6 @@ from lmpipe.events import (
     StageEnded,
     StageStarted,
 )
-from lmpipe.ledger import Cost
 from lmpipe.metrics import wilson_interval
 from lmpipe.text import figures
 from lmpipe.text.display import escape_controls
@@ -357,7 +356,8 @@ def _describe(event: Event) -> tuple[str, str]:
             return f"  {stage} was skipped: {reason}", "yellow"
         case StageEnded(stage, score=score, cost=cost, interval=interval, n=n):
             examples = figures.count(n, "validation example")
-            return f"  {stage}: {figures.percent(score, *interval)} of {examples}; {_cost(cost)}", "green"
+            spent = figures.cost(cost.lm_calls, cost.tokens, cost.seconds)
+            return f"  {stage}: {figures.percent(score, *interval)} of {examples}; {spent}", "green"
         case FindingMade(stage, kind, message, advice):
             return f"  {kind} ({stage}): {message}. Try: {advice}.", "yellow"
 
@@ -368,8 +368,3 @@ def _indent(stage: str) -> str:
 
 def _score(score: float, n: int) -> str:
     return f"{figures.percent(score, *wilson_interval(score, n))} of {figures.count(n, 'example')}"
-
-
-def _cost(cost: Cost) -> str:
-    parts = [figures.count(cost.lm_calls, "LM call"), f"{figures.count(cost.tokens, 'token')}"]
-    return f"{', '.join(parts)}, {figures.duration(cost.seconds)}"

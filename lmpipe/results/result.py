@@ -16,7 +16,7 @@ from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.results.saved import SavedSession
 from lmpipe.state import ProgramState
 from lmpipe.storage.checksummed_json import read_checksummed, write_checksummed
-from lmpipe.text.figures import decimals, fixed, name_seeds
+from lmpipe.text.figures import decimals, fixed, name_seeds, percent
 
 _SCHEMA_VERSION = 5
 
@@ -69,8 +69,7 @@ class Score(BaseModel):
         """The mean in percent with its interval, as ``"84 (79–88)"`` or ``"84.2 (83.4–85.1)"``, or "—"."""
         if self.mean is None or self.low is None or self.high is None:
             return "—"
-        mean, low, high = (fixed(100 * value, self.decimals) for value in (self.mean, self.low, self.high))
-        return f"{mean} ({low}–{high})"
+        return percent(self.mean, self.low, self.high, unit="")
 
 
 @final

@@ -7,6 +7,7 @@ from pathlib import Path
 from lmpipe.errors import ConfigError
 from lmpipe.results.result import Result
 from lmpipe.results.run_reader import FinishedRun
+from lmpipe.results.saved import SESSION_FILE
 from lmpipe.run_directory.recorded import read_recorded
 from lmpipe.storage.files import explain_read_errors
 from lmpipe.text.display import shorten
@@ -51,6 +52,10 @@ def find_runs(folder: Path) -> list[Path]:
 def _no_run(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder} {'is a file' if folder.exists() else 'does not exist'}; pass the path of a run directory"
+    if (folder / SESSION_FILE).exists():
+        return (
+            f"{folder} is a saved state, not a run directory; README.md shows it, and lmpipe.load('{folder}') loads it"
+        )
     if runs := find_runs(folder):
         return f"{folder} is not a run directory, but contains some: {', '.join(map(str, runs))}"
     with explain_read_errors(folder):

@@ -27,6 +27,7 @@ from lmpipe.run_directory.trials import Trial, findings_of, strategy_report, tot
 from lmpipe.state import ProgramState
 from lmpipe.storage.files import read_json_object
 from lmpipe.storage.snapshot import read_finished
+from lmpipe.text.figures import count
 
 _KEY = re.compile(r"(?P<kind>.+?) [0-9a-f]{32}(?: of (?P<state>[0-9a-f]{32}))?")
 _ARROW = " -> "
@@ -89,11 +90,12 @@ class _Records:
         self.results = [(result, result.origin) for result in results if result and result.origin]
         self._evaluations = [(state, record) for kind, state, record in recorded if kind == "evaluation"]
         counts = Counter(kind for kind, _, _ in recorded if kind != "optimize")
-        listed = ", ".join(f"{count} {kind}{'s' * (count != 1)}" for kind, count in counts.items()) or "nothing"
+        listed = ", ".join(count(number, kind) for kind, number in counts.items()) or "nothing"
         self.remarks: list[str] = []
         if unknown := len(results) - len(self.results):
             others = "" if self.results else f"; also recorded: {listed}"
-            self.remarks.append(f"{unknown} results of optimizers are of another version of lmpipe, not shown{others}")
+            are = f"{count(unknown, 'result')} of optimizers {'is' if unknown == 1 else 'are'}"
+            self.remarks.append(f"{are} of another version of lmpipe and not shown{others}")
         elif not self.results:
             self.remarks.append(f"no optimizer and no stage has finished; recorded so far: {listed}")
 

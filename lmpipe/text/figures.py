@@ -42,19 +42,20 @@ def name_seeds(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
 
 
-def percent(mean: float, low: float, high: float) -> str:
+def percent(mean: float, low: float, high: float, unit: str = " %") -> str:
     """Formats a share and its interval in percent, as ``"84 % (79–88)"``; "—" if there is none.
 
     Args:
         mean: The share, from 0 to 1.
         low: Lower end of its interval.
         high: Upper end.
+        unit: Text after the share.
     """
     if not math.isfinite(mean):
         return "—"
     digits = decimals(100 * low, 100 * high)
     share, low_end, high_end = (fixed(100 * value, digits) for value in (mean, low, high))
-    return f"{share} % ({low_end}–{high_end})"
+    return f"{share}{unit} ({low_end}–{high_end})"
 
 
 def duration(seconds: float) -> str:
@@ -62,6 +63,11 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def cost(lm_calls: int, tokens: int, seconds: float) -> str:
+    """Formats a cost, as ``"1,200 LM calls, 61,240 tokens, 12 min"``."""
+    return f"{count(lm_calls, 'LM call')}, {count(tokens, 'token')}, {duration(seconds)}"
 
 
 def count(number: float, noun: str) -> str:

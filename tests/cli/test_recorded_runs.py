@@ -231,7 +231,7 @@ def test_results_of_earlier_versions_are_counted(tmp_path: Path) -> None:
         evaluate(Colour(), VAL, exact_match, Session(lm=scripted(), store=store))
     shown = " ".join(run_cli("show", tmp_path / "old").split())
     assert shown == (
-        "note: 2 results of optimizers are of another version of lmpipe, not shown; also recorded: 1 evaluation"
+        "note: 2 results of optimizers are of another version of lmpipe and not shown; also recorded: 1 evaluation"
     )
 
 

@@ -9,6 +9,7 @@ import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -33,6 +34,7 @@ from lmpipe.cli import app
 from lmpipe.errors import ConfigError, CorruptBlob, LmpipeError, SessionError, StoreError
 from lmpipe.lm import LMSource
 from lmpipe.results.saved import SavedLM
+from lmpipe.run_directory import open_run
 from lmpipe.storage.checksummed_json import read_checksummed, write_checksummed
 from lmpipe.storage.files import delete
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune, KNNFewShot
@@ -113,6 +115,16 @@ def test_a_folder_can_be_moved(saved: Path, tmp_path: Path) -> None:
     before = json.loads((saved.parent / "completions.json").read_text())
     moved = shutil.copytree(saved, tmp_path / "moved")
     assert completions(lmpipe.load(moved)) == before
+
+
+def test_a_relative_path_stays_valid_when_the_working_directory_changes(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = json.loads((saved.parent / "completions.json").read_text())
+    monkeypatch.chdir(saved.parent)
+    session = lmpipe.load(saved.name)
+    monkeypatch.chdir(tmp_path)
+    assert completions(session) == before
 
 
 def test_a_folder_that_holds_the_same_result_stays_as_it_is(tmp_path: Path) -> None:
@@ -352,7 +364,17 @@ def test_a_base_that_is_elsewhere_now_can_be_passed(tiny_folder: Path, tmp_path:
     assert lmpipe.load(folder, load_lm(f"hf:{moved}", name=str(base))).state == state
 
 
+def test_a_saved_state_is_no_run_directory(saved: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is a saved state, not a run directory; .* lmpipe.load\("):
+        open_run(saved)
+
+
 def test_other_folders_are_refused(saved: Path, tmp_path: Path) -> None:
+    wrong: Any = None
+    with pytest.raises(ConfigError, match=r"folder is None; .*; write lmpipe.load\('folder'\)"):
+        lmpipe.load(wrong)
+    with pytest.raises(ConfigError, match="seed is '0'; it must be a whole number"):
+        lmpipe.load(saved, seed="0")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"missing is not a folder; pass one that result\.save"):
         lmpipe.load(tmp_path / "missing")
     with pytest.raises(ConfigError, match="is not a run directory"):
