@@ -81,7 +81,8 @@ class Session:
 
     Args:
         lm: The LM, or one for each role that the program's predictors name (``{"lm": …, "judge": …}``).
-        state: Prompts and weights of programs that are called directly. By default they are untuned.
+        state: Prompts and weights that programs run with, and that `lmpipe.evaluate` scores and optimizers start from
+            unless they get another state. By default programs are untuned.
         seed: Seed that every random choice derives from.
         sampling: Sampling settings of predictors that have none of their own.
         store: Run directory. It makes stages resumable and holds adapters.

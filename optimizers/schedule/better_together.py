@@ -98,7 +98,7 @@ class BetterTogether(Optimizer):
         self,
         strategies: Sequence[StrategyT],
         program: Module,
-        state: ProgramState,
+        state: ProgramState | None,
         train: Sequence[Example],
         val: Sequence[Example],
         session: Session,
