@@ -317,7 +317,8 @@ def _title(result: OptimizeResult) -> str:
         return "result of an optimizer"
     strategy = f", {origin.strategy}," if origin.strategy else ""
     examples = f"{origin.train:,} training and {origin.val:,} validation examples"
-    return f"{origin.optimizer}{strategy} for {origin.program} on {', '.join(origin.lm.values())}: {examples}"
+    lms = ", ".join(dict.fromkeys(origin.lm.values()))
+    return f"{origin.optimizer}{strategy} for {origin.program} on {lms}: {examples}"
 
 
 def _named(stages: Sequence[StageResult]) -> list[tuple[str, StageResult]]:

@@ -106,12 +106,13 @@ class Optimizer(ABC):
         def work(inner: Session) -> Any:
             nonlocal recalled
             recalled = False
+            origin = self._origin(program, train, val, session)
             result = self.search(program, state, train, val, inner)
             check_type(f"the result of {type(self).__name__}.search()", result, OptimizeResult)
             update = {
                 "stopped": result.stopped or inner.ledger.reached_limit(),
                 "cost": inner.ledger.total,
-                "origin": self._origin(program, train, val, session),
+                "origin": origin,
             }
             return result.model_copy(update=update).model_dump(mode="json")
 

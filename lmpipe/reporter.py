@@ -41,7 +41,7 @@ class Reporter:
     """Shows events and progress on standard error; it is both a callback and a display of progress.
 
     A task that ends soon is not shown, so short evaluations print nothing. If the stream is closed, nothing more is
-    reported.
+    reported on it.
 
     Args:
         stream: Stream to write to; by default whatever is ``sys.stderr`` at the time.
@@ -59,7 +59,7 @@ class Reporter:
         self._told: set[tuple[str, ...]] = set()
         self._held: StageStarted | None = None
         self._skipped = ""  # stage whose end is no news
-        self._closed = False
+        self._closed: TextIO | None = None  # stream that could not be written to
 
     def __repr__(self) -> str:
         return "Reporter()"
@@ -145,21 +145,21 @@ class Reporter:
         self._write(lambda display: display.line(escape_controls(text.replace("\n", " ")), style))
 
     def _write(self, write: Callable[[_Display], None]) -> None:
-        if self._closed:
+        stream = self._stream or sys.stderr
+        if stream is not None and stream is self._closed:
             return
         try:
-            write(self._current_display())
+            write(self._current_display(stream))
         except (OSError, ValueError):  # the stream is closed, or the reader of a pipe has gone
-            self._closed = True
+            self._closed, self._display = stream, None
 
     def _has_bars(self) -> bool:
         """Whether bars are drawn; rich has then replaced ``sys.stderr``."""
         return self._display is not None and self._display.active
 
-    def _current_display(self) -> _Display:
-        stream = self._stream or sys.stderr
+    def _current_display(self, stream: TextIO | None) -> _Display:
         if self._display is None or not (self._display.active or self._display.stream is stream):
-            self._display = _Terminal(stream) if _is_terminal(stream) else _Log(stream)
+            self._display = _Terminal(stream) if stream and _is_terminal(stream) else _Log(stream)
         return self._display
 
 

@@ -18,7 +18,7 @@ def hide_kernel_notice() -> None:
 
 
 def _is_no_kernel_notice(record: logging.LogRecord) -> bool:
-    return not record.msg.startswith("Failed to load CPU gemm_4bit_forward")
+    return not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward")
 
 
 @contextmanager

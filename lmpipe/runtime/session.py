@@ -115,6 +115,7 @@ class Session:
 
     def __post_init__(self) -> None:
         for role, lm in self.roles.items():
+            check_type("the name of a role", role, str)
             name, around = ("lm", "lm={}") if lm is self.lm else (f"the LM of role {role!r}", f"lm={{{role!r}: {{}}}}")
             check_type(name, lm, LM, f"Session({around})")
             check_type(f"the name of {name}", lm.name, str)
@@ -122,6 +123,8 @@ class Session:
         for name, kind in {"sampling": Sampling, "template": Template, **optional}.items():
             kinds = (kind, NoneType) if name in optional else kind
             check_type(name, getattr(self, name), kinds, f"Session(…, {name}={{}})")
+        if self.retriever is not None:
+            check_type("the name of the retriever", self.retriever.name, str)
         check_type("progress", self.progress, (Progress, NoneType), "Session(…, quiet=True) to report nothing")
         for name in ("structured", "quiet"):
             check_type(name, getattr(self, name), bool, f"{name}=True or {name}=False")

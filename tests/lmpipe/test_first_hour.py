@@ -89,6 +89,7 @@ def names(tmp_path: Path) -> dict[str, Any]:
 SESSIONS = [
     ("Session(lm='bundled')", "write Session(lm=load_lm('bundled'))"),
     ("Session(lm={'judge': 'bundled'})", "write Session(lm={'judge': load_lm('bundled')})"),
+    ("Session(lm={1: lm})", "the name of a role is 1; it must be of the type str"),
     ("Session(lm=load_lm)", "write Session(lm=load_lm('bundled'))"),
     ("Session(lm=lm, store='runs/x')", "write Session(…, store=RunStore('runs/x'))"),
     ("Session(lm=lm, sampling={'temperature': 0.7})", "write Session(…, sampling=Sampling(temperature=0.7))"),

@@ -158,7 +158,7 @@ def test_threads_end_with_the_tasks() -> None:
     for _ in range(20):
         with show_progress(Reporter(io.StringIO()), "scoring", 8):
             pass
-    wait_for(lambda: threading.active_count() == before)
+    wait_for(lambda: threading.active_count() <= before)
 
 
 def test_standard_error_may_become_another_stream_while_a_task_lasts(
@@ -196,6 +196,15 @@ def test_a_closed_stream_ends_the_reports_and_not_the_run() -> None:
     stream.close()
     with show_progress(reporter, "scoring", 8):
         reporter(EVENTS[0])
+
+
+def test_reports_go_on_when_standard_error_is_open_again() -> None:
+    reporter, closed, opened = Reporter(), io.StringIO(), io.StringIO()
+    closed.close()
+    for stream, event in ((closed, EVENTS[0]), (opened, EVENTS[1])):
+        with contextlib.redirect_stderr(stream):
+            reporter(event)
+    assert without_times(opened.getvalue()) == [LINES[1]]
 
 
 def run(session: Session, strategy: str = "p -> w") -> OptimizeResult:
