@@ -42,6 +42,7 @@ from lmpipe.state import DemoSelection
 from lmpipe.storage.hashing import canonical_json, derive_seed, digest
 from lmpipe.text.cleaning import clean_text
 from lmpipe.text.display import did_you_mean, shorten, shown
+from lmpipe.text.figures import percent, points
 from lmpipe.trackers import Tracker, load_tracker
 from lmpipe.trainer import DPOLoss, Objective, PolicyGradientLoss, SFTLoss, TrainingResult, TrainingRow
 from lmpipe.validation.arguments import check_type, check_whole_number
@@ -136,6 +137,8 @@ __all__ = [
     "module_costs",
     "number_match",
     "open_run",
+    "percent",
+    "points",
     "render_input",
     "shorten",
     "shown",

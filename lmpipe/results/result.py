@@ -16,7 +16,7 @@ from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.results.saved import SavedSession
 from lmpipe.state import ProgramState
 from lmpipe.storage.checksummed_json import read_checksummed, write_checksummed
-from lmpipe.text.figures import decimals, fixed, name_seeds, percent
+from lmpipe.text.figures import decimals, name_seeds, percent, points
 
 _SCHEMA_VERSION = 5
 
@@ -183,10 +183,7 @@ class Comparison(BaseModel):
         Args:
             per: Divisor of all three numbers.
         """
-        low, high = 100 * self.low / per, 100 * self.high / per
-        digits = decimals(low, high)
-        mean, low_end, high_end = (fixed(value, digits, "+") for value in (100 * self.difference / per, low, high))
-        return f"{mean} ({low_end} to {high_end})"
+        return points(self.difference / per, self.low / per, self.high / per)
 
 
 @final

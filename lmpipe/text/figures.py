@@ -58,6 +58,20 @@ def percent(mean: float, low: float, high: float, unit: str = " %") -> str:
     return f"{share}{unit} ({low_end}–{high_end})"
 
 
+def points(mean: float, low: float, high: float, sign: str = "+") -> str:
+    """Formats a difference of shares and its interval in points, as ``"+5 (+1 to +10)"``.
+
+    Args:
+        mean: The difference, from -1 to 1.
+        low: Lower end of its interval.
+        high: Upper end.
+        sign: "+" if positive numbers shall have a sign.
+    """
+    digits = decimals(100 * low, 100 * high)
+    difference, low_end, high_end = (fixed(100 * value, digits, sign) for value in (mean, low, high))
+    return f"{difference} ({low_end} to {high_end})"
+
+
 def duration(seconds: float) -> str:
     """Formats a time, as ``"4.2 s"``, ``"42 s"``, ``"12 min"`` or ``"3.5 h"``."""
     if seconds < 100:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from lmpipe import Evaluation, Example, Module, Optimizer, ProgramState, Session
-from lmpipe.extend import Finding, ModuleCost, StageResult, dominant_failure
+from lmpipe.extend import Finding, ModuleCost, StageResult, dominant_failure, percent, points
 from optimizers.schedule.advice import StageContext, against_failure, against_unreadable, listed
-from optimizers.schedule.stage_diagnosis import StageDiagnosis, paired_interval, points
+from optimizers.schedule.stage_diagnosis import StageDiagnosis, paired_interval
 from optimizers.schedule.strategy import VANILLA, Strategy
 
 _UNREADABLE_SHARE = 0.5  # share of a module's calls that cannot be read, from which the module is reported
@@ -89,8 +89,8 @@ class Diagnosis:
         gain, low, high = paired_interval(last.scores, alone.scores)
         if low <= 0 and all(map(math.isfinite, (low, alone.mean, last.mean))):
             message = (
-                f"after {name} alone {points(alone.mean)} %, after all stages {points(last.mean)} %: "
-                f"a difference of {points(gain)} points (95 % interval {points(low)} to {points(high)}) does not show "
+                f"after {name} alone {percent(alone.mean, *alone.interval)}, after all stages "
+                f"{percent(last.mean, *last.interval)}: a difference of {points(gain, low, high)} points does not show "
                 "a gain"
             )
             advice = "more validation examples to see smaller gains; otherwise the shorter strategy, which is cheaper"
@@ -128,7 +128,7 @@ class Diagnosis:
     ) -> Iterator[Finding]:
         change, low, high = paired_interval(after.scores, before.scores)
         if high < 0:
-            message = f"the score fell by {points(-change)} points (95 % interval {points(-high)} to {points(-low)})"
+            message = f"the score fell by {points(-change, -high, -low, sign='')} points"
             advice = listed(self._against_loss(prefix, context), "another optimizer for this stage, or none")
             yield Finding(kind="worse", stage=str(prefix), message=message, advice=advice)
 

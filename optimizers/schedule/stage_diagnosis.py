@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lmpipe import Evaluation
-from lmpipe.extend import CommonFailure, FailureCounts, Finding, StageResult, dominant_failure, finite_values
+from lmpipe.extend import (
+    CommonFailure,
+    FailureCounts,
+    Finding,
+    StageResult,
+    dominant_failure,
+    finite_values,
+    percent,
+)
 from optimizers.schedule.advice import (
     StageContext,
     against_failure,
@@ -191,7 +199,8 @@ class StageDiagnosis:
         if train is not None and train.n > 1 and val.n > 1:
             gap, error = train.mean - val.mean, math.hypot(train.stderr, val.stderr)
             if gap - _Z * error > 0:
-                message = f"{points(train.mean)} % on training examples and {points(val.mean)} % on validation examples"
+                shares = [percent(part.mean, *part.interval) for part in (train, val)]
+                message = f"{shares[0]} on training examples and {shares[1]} on validation examples"
                 yield Finding(kind="over-fit", stage=self.path, message=message, advice=less_fitting(self.context))
         for key, training in self._trainings():
             losses = finite_values(training["eval_losses"])
@@ -213,8 +222,3 @@ def paired_interval(scores: Mapping[str, float], baseline: Mapping[str, float]) 
     mean = statistics.fmean(differences)
     half = _Z * statistics.stdev(differences) / math.sqrt(len(differences))
     return mean, mean - half, mean + half
-
-
-def points(share: float) -> str:
-    """Formats a score or a difference of scores in points, with one digit after the decimal point."""
-    return f"{100 * share:.1f}"

@@ -397,7 +397,7 @@ def test_a_stage_that_lowers_the_score_significantly_is_reported(store: RunStore
     strategy = "good -> slightly worse -> good -> bad"
     (worse,) = findings(adapted(store, right, strategy), "worse")
     assert worse.stage == strategy
-    assert "the score fell by 79.2 points (95 % interval 62.6 to 95.8)" in worse.message
+    assert "the score fell by 79 (63 to 96) points" in worse.message
     keep, prompts = "select='best' (which can keep the state before)", "a prompt stage after it (tuned weights"
     assert worse.advice.startswith(f"{keep} or {prompts}")
     (selected,) = findings(adapted(store, right, strategy, select="best"), "worse")
@@ -410,14 +410,14 @@ def test_over_fitting_is_reported_from_the_training_score(store: RunStore) -> No
     result = adapted(store, {"rote": range(24)}, "rote")
     assert result.stages[0].train_evaluation is not None
     (finding,) = findings(result, "over-fit")
-    assert "100.0 % on training examples and 0.0 % on validation examples" in finding.message
+    assert "100 % (86–100) on training examples and 0 % (0–14) on validation examples" in finding.message
     assert finding.advice == "more training examples"
     assert not findings(adapted(store, {"sound": range(100)}, "sound"), "over-fit")
 
 
 def test_no_gain_from_alternating_is_reported(store: RunStore) -> None:
     without = adapted(store, {"none": range(50, 74, 2)}, "p -> none")
-    assert "after p alone 50.0 %, after all stages 50.0 %" in findings(without, "no gain")[0].message
+    assert "after p alone 50 % (31–69), after all stages 50 % (31–69)" in findings(without, "no gain")[0].message
     assert not findings(adapted(store, {"much": range(100)}, "p -> much"), "no gain")
 
 
