@@ -101,10 +101,10 @@ def test_a_setting_outside_of_the_table_of_settings_is_checked_like_those_in_it(
 
 def test_options_override_the_file_field_by_field(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text("structured = true\nnum_val = 8\n[settings]\ntrain = 9\n[settings.tuning]\nrank = 3\nbatch_size = 6\n")
-    refused = said("--config", str(file), "--tuning.micro-batch-size", "4", "--no-structured", "--dry-run").stdout
+    file.write_text("structured = true\nnum_val = 8\n[settings]\ntrain = 9\n[settings.tuning]\nbatch_size = 8\n")
+    refused = said("--config", str(file), "--tuning.micro-batch-size", "3", "--no-structured", "--dry-run").stdout
     shown = " ".join(refused.split())
-    assert "batch_size=6 is not a multiple of micro_batch_size=4" in shown
+    assert "batch_size=8 is not a multiple of micro_batch_size=3" in shown
     assert said("--config", str(file), "--train", "0", "--dry-run").stdout.count("train: Input should be greater") == 1
 
 
