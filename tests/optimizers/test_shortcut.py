@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import lmpipe
 from benchmarks.tasks.iris import IrisTask
 from lmpipe import (
     Budget,
@@ -205,3 +206,22 @@ def test_the_settings_are_those_of_iris_for_the_bundled_lm(tmp_path: Path) -> No
     trainer = LocalTrainer(load_lm(f"hf:{tiny_llama(tmp_path)}"), SMALL_LM_TUNING)
     assert settings.tuning == SMALL_LM_TUNING
     assert small_lm_stages(exact_match, trainer, "answer") == settings.optimizers(exact_match, trainer, "answer")
+
+
+def test_scores_of_validation_examples_keep_their_traces_and_those_of_training_examples_do_not(tmp_path: Path) -> None:
+    examples = rivers(16)
+    better = BetterTogether(exact_match, small_lm_stages(exact_match, label="answer"), strategy="p", num_train_scored=4)
+    session = Session(lm=ScriptedLM(by_demos), store=RunStore(tmp_path), quiet=True)
+    [stage] = better.optimize(Rivers(), None, examples[:8], examples[8:], session).stages
+    assert stage.evaluation.traces is not None
+    assert stage.train_evaluation is not None
+    assert stage.train_evaluation.traces is None
+
+
+@pytest.mark.parametrize("folder", [None, 3])
+def test_a_folder_to_save_in_or_load_from_is_a_path(folder: object, tmp_path: Path) -> None:
+    result = optimize(Rivers(), rivers(8), exact_match, lm=ScriptedLM(by_demos), strategy="p", out=tmp_path)
+    with pytest.raises(ConfigError, match="folder is"):
+        result.save(folder)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="folder is"):
+        lmpipe.load(folder)  # type: ignore[arg-type]
