@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -24,9 +25,10 @@ from lmpipe import (
 )
 from lmpipe.engines import load_lm
 from lmpipe.engines.local import LocalLM
-from lmpipe.engines.local.constrained import token_bytes
+from lmpipe.engines.local.constrained import can_constrain, token_bytes
 from lmpipe.lm import Message
 from lmpipe.prompting.signature import Field, Signature
+from tests.engines.small_tokenizers import byte_level, sentencepiece, unigram, wordpiece
 
 
 class Flower(BaseModel):
@@ -116,3 +118,15 @@ def test_tokens_of_a_real_tokenizer_are_mapped_to_their_bytes() -> None:
     )[0]
     assert isinstance(answer, Completion)
     assert re.fullmatch("(yes|no), [a-z]{1,9}", answer.text)
+
+
+def test_completions_can_be_constrained_if_the_bytes_of_the_tokens_are_known(tiny_lm: LocalLM) -> None:
+    assert tiny_lm.constrains
+    assert [can_constrain(make()) for make in (byte_level, sentencepiece, unigram, wordpiece)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+    with pytest.raises(EngineError, match="structured output does not support the tokenizer"):
+        token_bytes(wordpiece())

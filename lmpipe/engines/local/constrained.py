@@ -124,6 +124,15 @@ class Guide:
         self._state = self._automaton.next(self._state, token)
 
 
+def can_constrain(tokenizer: Any) -> bool:
+    """Whether the bytes of a tokenizer's tokens are known: byte-level BPE, or SentencePiece with byte fallback."""
+    return _is_byte_level(tokenizer) or "▁" in "".join(tokenizer.get_vocab())
+
+
+def _is_byte_level(tokenizer: Any) -> bool:
+    return "ByteLevel" in str(tokenizer.backend_tokenizer.decoder)
+
+
 def token_bytes(tokenizer: Any) -> dict[bytes, list[int]]:
     """Maps byte strings to the ids of the ordinary tokens that stand for them.
 
@@ -133,8 +142,8 @@ def token_bytes(tokenizer: Any) -> dict[bytes, list[int]]:
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     vocabulary = tokenizer.get_vocab()
     byte_of = _byte_decoder()
-    byte_level = "ByteLevel" in str(tokenizer.backend_tokenizer.decoder)
-    if not byte_level and "▁" not in "".join(vocabulary):
+    byte_level = _is_byte_level(tokenizer)
+    if not can_constrain(tokenizer):
         raise EngineError(f"structured output does not support the tokenizer {type(tokenizer).__name__}")
     tokens_of: dict[bytes, list[int]] = defaultdict(list)
     for text, token in vocabulary.items():

@@ -23,7 +23,7 @@ from lmpipe.engines.library_errors import ErrorTranslator, is_out_of_memory, lib
 from lmpipe.engines.loading import vocabulary_size
 from lmpipe.engines.local.adapters import ActiveModel, AdapterPool
 from lmpipe.engines.local.attention import use_lmpipe_attention
-from lmpipe.engines.local.constrained import Automaton, Guide, token_bytes
+from lmpipe.engines.local.constrained import Automaton, Guide, can_constrain, token_bytes
 from lmpipe.engines.local.generate import BatchLimits, ContinuousBatch
 from lmpipe.engines.local.models import (
     ModelSource,
@@ -62,8 +62,6 @@ class LocalLM(LM):
             support the architecture.
     """
 
-    constrains = True
-
     def __init__(
         self,
         model: Any,
@@ -92,6 +90,7 @@ class LocalLM(LM):
         eos = model.generation_config.eos_token_id
         end_tokens = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
         self._end_tokens = frozenset(token for token in end_tokens if token is not None)
+        self.constrains = bool(self._end_tokens) and can_constrain(tokenizer)
         self._automaton = lru_cache(maxsize=64)(self._compile)
 
     @classmethod
