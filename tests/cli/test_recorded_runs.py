@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -104,6 +105,10 @@ def test_strategies_and_single_optimizers_are_rows_with_validation_scores(run: P
         assert row.strategy in shown
         assert row.val.percent in shown
         assert row.test.percent == "—"
+    assert "val %" in shown
+    assert "test %" not in shown, "no row has test scores"
+    assert "unreadable: LM calls whose completion could not be parsed" in shown
+    assert "kept / tried: traces used for training, of those made for it" in shown
     assert opened.notes == ()
 
 
@@ -345,6 +350,11 @@ def test_the_stages_of_a_finished_strategy_can_be_looked_at(tmp_path: Path) -> N
         assert row.val == whole.stages[number].val
         assert run_cli("trace", tmp_path, "--strategy", row.strategy).startswith(f"{row.strategy}, seed 0: 5 of 24")
         assert "Reply with these lines:" in run_cli("prompt", tmp_path, "--strategy", row.strategy)
+    shown = run_cli("show", tmp_path)
+    table = [re.split(r" {2,}", line.strip()) for line in shown.splitlines()]
+    stages = [report.stages[-1] for report in (*opened.beginnings, whole)]
+    for name, stage in zip(("p", "p -> w", "p -> w -> p"), stages, strict=True):
+        assert [name, "done", stage.val.percent, f"{stage.cost['lm_calls']:,}"] in [cells[:4] for cells in table]
     assert opened.beginnings[0].cost["lm_calls"] < opened.beginnings[1].cost["lm_calls"] < whole.cost["lm_calls"]
     assert opened.strategy() == whole, "by default it is the result of the run"
     with pytest.raises(ConfigError, match="no strategy 'w'; it has p -> w -> p, p, p -> w"):
@@ -409,6 +419,9 @@ def test_a_folder_of_runs_lists_them(run: Path, tmp_path: Path) -> None:
     assert f"{tmp_path / 'b'}: Colour on scripted: p val " in shown
     assert f"{tmp_path / 'c'}: no optimizer and no stage has finished" in shown
     assert f"{tmp_path / 'd' / 'result.json'} is damaged" in shown
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a").symlink_to(run)
+    assert "one contains 1 run; to see one" in run_cli("show", tmp_path / "one")
     with pytest.raises(ConfigError, match=r"is not a run directory, but contains some: .*/a, .*/b, .*/c"):
         run_cli("trace", tmp_path)
 
