@@ -104,6 +104,9 @@ class Origin(BaseModel):
         train: Number of training examples.
         val: Number of validation examples.
         session: LMs and settings of the session; None in results of earlier versions.
+        digests: Digests of what the seed does not decide: ``"program"``, ``"optimizer"``, ``"metric"``, ``"data"``,
+            ``"start"`` (the initial state), ``"settings"`` of the session and, outside of a stage, its ``"budget"``.
+            Empty in results of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -117,6 +120,7 @@ class Origin(BaseModel):
     train: int
     val: int
     session: SavedSession | None = None
+    digests: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return short_repr(self, self.optimizer, self.program, lm=self.lm, strategy=self.strategy, stage=self.stage)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Literal, final
 
 from lmpipe.data import Example
 from lmpipe.errors import ConfigError
 from lmpipe.events import ResultRecalled
 from lmpipe.optimize_result import OptimizeResult, Origin
-from lmpipe.program.identity import work_key
+from lmpipe.program.identity import identity, work_key
 from lmpipe.program.module import Module, check_state
 from lmpipe.program.predict import initial_state, predictors
 from lmpipe.results.saved import SavedSession
@@ -106,7 +106,7 @@ class Optimizer(ABC):
         def work(inner: Session) -> Any:
             nonlocal recalled
             recalled = False
-            origin = self._origin(program, train, val, session)
+            origin = self._origin(program, state, train, val, session)
             result = self.search(program, state, train, val, inner)
             check_type(f"the result of {type(self).__name__}.search()", result, OptimizeResult)
             update = {
@@ -131,7 +131,27 @@ class Optimizer(ABC):
         return ""
 
     @final
-    def _origin(self, program: Module, train: Sequence[Example], val: Sequence[Example], session: Session) -> Origin:
+    def _origin(
+        self,
+        program: Module,
+        state: ProgramState,
+        train: Sequence[Example],
+        val: Sequence[Example],
+        session: Session,
+    ) -> Origin:
+        own: dict[str, object] = (
+            {field.name: getattr(self, field.name) for field in fields(self)} if is_dataclass(self) else {}
+        )
+        parts = {
+            "program": program,
+            "optimizer": self,
+            "data": [[example.digest for example in examples] for examples in (train, val)],
+            "start": state.digest,
+            "settings": session.inference_settings(),
+            **({} if session.stage else {"budget": session.ledger.limits}),
+            **({"metric": own["metric"]} if "metric" in own else {}),
+        }
+        digests = {name: identity(**{name: part}) for name, part in parts.items()}
         return Origin(
             optimizer=type(self).__name__,
             program=type(program).__name__,
@@ -142,6 +162,7 @@ class Optimizer(ABC):
             train=len(train),
             val=len(val),
             session=SavedSession.of(session),
+            digests={name: digest for name, digest in digests.items() if digest is not None},
         )
 
     @final

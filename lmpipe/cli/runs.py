@@ -11,6 +11,7 @@ import typer
 
 from lmpipe.cli.terminal import new_console, styled
 from lmpipe.errors import ConfigError, LmpipeError
+from lmpipe.text.figures import count
 
 if TYPE_CHECKING:
     from lmpipe.results.result import Result, StrategyOutcome, StrategyReport
@@ -22,7 +23,7 @@ _COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green"}
 
 RunFolder = Annotated[Path, typer.Argument(help="Run directory of a benchmark or a script.")]
 Strategy = Annotated[
-    str | None, typer.Option(help="Strategy to use; by default the one with the best validation score.")
+    str | None, typer.Option(help="Strategy to use, or its first stages; by default the best by validation score.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed to use; by default the first.")]
 Module = Annotated[str | None, typer.Option(help="Path of a module, such as `answer`; by default all modules.")]
@@ -37,13 +38,13 @@ def show(run: RunFolder) -> None:
     from lmpipe.run_directory import find_runs, open_run
 
     if runs := find_runs(run):
-        console.print(styled(f"{run} contains {len(runs)} runs; to see one: lmpipe show {runs[0]}"))
+        console.print(styled(f"{run} contains {count(len(runs), 'run')}; to see one: lmpipe show {runs[0]}"))
         for path in runs:
             console.print(styled((str(path), "bold"), f": {_summary(path)}"))
         return
     finished = open_run(run)
     if finished.result.strategies:
-        show_result(finished.result, new_console(), finished.intervals)
+        show_result(finished.result, new_console(), finished.intervals, finished.beginnings)
     for note in finished.notes:
         console.print(styled(("note", "yellow"), f": {note}"))
 
@@ -59,30 +60,32 @@ def trace(
     ] = False,
     limit: Annotated[int, typer.Option(help="Maximum number of traces to show.")] = 5,
 ) -> None:
-    """Shows traces of test examples: the messages sent, the completions, the outputs parsed from them, the scores.
+    """Shows traces: the messages sent, the completions, the outputs parsed from them, the scores.
 
-    Of a run without a result.json, it shows those of validation examples.
+    They are those of validation examples; of a benchmark that has ended, those of test examples.
     """
     from lmpipe.run_directory import open_run
 
     finished = open_run(run)
     outcome, name = _select_outcome(finished, strategy, seed)
     where = f" on {finished.examples} examples"
-    ids, paths, selected, count = [], set[str](), list["TraceRecord"](), 0
+    ids, paths, selected, num_matches = [], set[str](), list["TraceRecord"](), 0
     for record in finished.traces(name, seed):
         ids.append(record.example)
         if example in (None, record.example) and (record.failure or not errors):
-            count += 1
+            num_matches += 1
             paths |= {step.path for step in record.steps}
-            selected += [record] if count <= limit else []
+            selected += [record] if num_matches <= limit else []
     if example is not None and example not in ids:
         raise ConfigError(f"{name!r}, seed {outcome.seed}, has no example {example!r}; it has {_some(ids)}")
-    if not count:
+    if not num_matches:
         only = "" if example is None else f"example {example}: "
         console.print(styled((name, "bold"), f", seed {outcome.seed}: {only}no failed traces among {len(ids)}{where}"))
         return
     _check_module(module, paths)
-    console.print(styled((name, "bold"), f", seed {outcome.seed}: {len(selected)} of {count} traces{where}"))
+    console.print(
+        styled((name, "bold"), f", seed {outcome.seed}: {len(selected)} of {count(num_matches, 'trace')}{where}")
+    )
     for record in selected:
         _show_trace(record, module, errors)
 
@@ -165,7 +168,8 @@ def _summary(path: Path) -> str:
 
 
 def _main_score(row: StrategyReport) -> str:
-    return f"test {row.test.percent}" if row.test.n else f"val {row.val.percent}"
+    part, score = ("test", row.test) if row.test.n else ("val", row.val)
+    return f"{part} {score.percent}" + " %" * (score.mean is not None)
 
 
 def _some(ids: list[str]) -> str:
@@ -189,7 +193,8 @@ def _json_lines(values: object) -> list[str]:
 
 
 def _score_lines(result: Result, part: Literal["val", "test"]) -> list[str]:
-    return [f"{row.strategy}: {(row.val if part == 'val' else row.test).percent}" for row in result.strategies]
+    scores = {row.strategy: row.val if part == "val" else row.test for row in result.strategies}
+    return [f"{name}: {score.percent}" + " %" * (score.mean is not None) for name, score in scores.items()]
 
 
 def _prompt_lines(prompts: dict[str, list[tuple[str, str]]]) -> list[str]:

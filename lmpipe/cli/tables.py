@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
 from lmpipe.cli.terminal import styled
-from lmpipe.results.result import Result
+from lmpipe.results.result import Result, StrategyReport
 from lmpipe.results.run_reader import BOOTSTRAP
-from lmpipe.text.figures import name_seeds, p_value
+from lmpipe.text.figures import count, name_seeds, p_value
 from lmpipe.text.tables import new_table
 
 
-def show_result(result: Result, console: Console, intervals: str = BOOTSTRAP) -> None:
+def show_result(
+    result: Result, console: Console, intervals: str = BOOTSTRAP, beginnings: Sequence[StrategyReport] = ()
+) -> None:
     """Prints the tables and findings of a result; they fit into 80 columns.
 
     Args:
         result: The result.
         console: The console.
         intervals: The kind of intervals that the scores have.
+        beginnings: Reports of the first stages of the strategies, where these are not strategies of the result. With
+            any, a table of the stages is printed too.
     """
     console.print(_scores(result, intervals))
+    if beginnings:
+        console.print(_stages([*beginnings, *result.strategies]))
     console.print(_costs(result))
     if result.comparisons:
         console.print(_comparisons(result))
@@ -33,18 +41,35 @@ def show_result(result: Result, console: Console, intervals: str = BOOTSTRAP) ->
 
 def _scores(result: Result, intervals: str) -> Table:
     title = f"{result.task} on {result.lm}, {name_seeds(result.seeds)}"
-    table = new_table(title, "strategy", "test", "val", "LM calls", "seconds")
+    tested = any(row.test.n for row in result.strategies)
+    table = new_table(title, "strategy", *["test %"] * tested, "val %", "LM calls", "seconds")
     for row in result.strategies:
         cost = row.cost
         table.add_row(
             styled(row.strategy + " *" * bool(row.skips)),
-            row.test.percent,
+            *[row.test.percent] * tested,
             row.val.percent,
             f"{cost['lm_calls']:,}",
             f"{cost['seconds']:,.0f}",
         )
     notes = [f"in brackets: {intervals}", *(f"* {note}" for note in result.skips)]
     table.caption = styled(("\n".join(notes), "table.caption"))
+    return table
+
+
+def _stages(reports: Sequence[StrategyReport]) -> Table:
+    """Returns a table of the stages, each named by the strategy up to it, with the cost of this stage alone."""
+    table = new_table("", "stage", "status", "val %", "LM calls", "seconds")
+    for report in reports:
+        for stage in report.stages[-1:]:
+            cost = stage.cost
+            table.add_row(
+                styled(report.strategy),
+                stage.status,
+                stage.val.percent,
+                f"{cost['lm_calls']:,}",
+                f"{cost['seconds']:,.0f}",
+            )
     return table
 
 
@@ -64,11 +89,16 @@ def _costs(result: Result) -> Table:
             f"{cost['cpu_seconds']:,.0f}",
             f"{cost['peak_memory'] / 2**30:.1f}",
         )
-    kinds = {"engine_errors": "failed", "cached_calls": "were answered from the cache"}
-    notes = [f"{result.cost[name]:,} LM calls {verb}" for name, verb in kinds.items() if result.cost[name]]
+    kinds = {"engine_errors": "failed", "cached_calls": "answered from the cache"}
+    explained = {
+        "parse_errors": "unreadable: LM calls whose completion could not be parsed",
+        "traces_tried": "kept / tried: traces used for training, of those made for it",
+    }
+    notes = [text for name, text in explained.items() if result.cost[name]]
+    notes += [f"{count(result.cost[name], 'LM call')} {verb}" for name, verb in kinds.items() if result.cost[name]]
     if result.cost.get("gpu_seconds"):
         notes.append(f"{result.cost['gpu_seconds']:,.0f} GPU seconds")
-    table.caption = "; ".join(notes) or None
+    table.caption = styled(("\n".join(notes), "table.caption")) if notes else None
     return table
 
 

@@ -35,7 +35,11 @@ class FinishedRun:
             validation examples, and there are no test scores.
         examples: The examples that traces are of: test examples or, without a ``result.json``, validation examples.
         intervals: The kind of intervals that its scores have.
-        notes: Sentences about what is not finished or cannot be shown.
+        notes: Sentences about what is not finished or cannot be shown, and how experiments differ.
+        beginnings: Reports of the first stages of the strategies, such as ``p`` of ``p -> w``, where these are not
+            strategies of the run. They are found by their names, and are not in `result`.
+        latest: Names of the strategies that can be compared with the latest result of a directory with several
+            experiments: those of the same program, metric and examples. Empty stands for all.
     """
 
     folder: Path
@@ -43,13 +47,15 @@ class FinishedRun:
     examples: Literal["test", "validation"] = "test"
     intervals: str = BOOTSTRAP
     notes: tuple[str, ...] = ()
+    beginnings: tuple[StrategyReport, ...] = ()
+    latest: tuple[str, ...] = ()
 
     def strategy(self, name: str | None = None) -> StrategyReport:
-        """Returns the report of a strategy.
+        """Returns the report of a strategy, or of the first stages of one.
 
         Args:
             name: Name of the strategy; by default the one with the best validation score, or the first if none has a
-                score.
+                score. Of several experiments in one directory, it is one of the latest.
 
         Raises:
             ConfigError: If the run has no such strategy.
@@ -58,10 +64,12 @@ class FinishedRun:
         if not rows:
             raise ConfigError("; ".join([f"{self.folder} has no result yet", *self.notes]))
         if name is None:
+            rows = [row for row in rows if not self.latest or row.strategy in self.latest]
             return rows[best_index(row.val.mean for row in rows) or 0]
-        matches = [row for row in rows if row.strategy == name]
+        known = [*rows, *self.beginnings]
+        matches = [row for row in known if row.strategy == name]
         if not matches:
-            raise ConfigError(f"{self.folder} has no strategy {name!r}; it has {', '.join(r.strategy for r in rows)}")
+            raise ConfigError(f"{self.folder} has no strategy {name!r}; it has {', '.join(r.strategy for r in known)}")
         return matches[0]
 
     def outcome(self, strategy: str | None = None, seed: int | None = None) -> StrategyOutcome:

@@ -23,14 +23,14 @@ from lmpipe.optimize_result import OptimizeResult, Origin, StageResult
 from lmpipe.program.evaluate import Evaluation
 from lmpipe.results.result import Result, Score
 from lmpipe.results.run_reader import FinishedRun
+from lmpipe.run_directory.experiments import ARROW, beginnings, rows_of
 from lmpipe.run_directory.trials import Trial, findings_of, strategy_report, total_cost
 from lmpipe.state import ProgramState
 from lmpipe.storage.files import read_json_object
 from lmpipe.storage.snapshot import read_finished
-from lmpipe.text.figures import count
+from lmpipe.text.figures import count, percent
 
 _KEY = re.compile(r"(?P<kind>.+?) [0-9a-f]{32}(?: of (?P<state>[0-9a-f]{32}))?")
-_ARROW = " -> "
 _DIGITS = 6
 
 
@@ -46,8 +46,9 @@ def read_recorded(folder: Path) -> FinishedRun:
     records = _Records(read_finished(folder))
     finished = [_finished(result, origin) for result, origin in records.results if not origin.stage]
     unfinished = list(records.unfinished())
-    rows = _rows([*finished, *(trial for trial, _ in unfinished)])
-    trials = [trial for row in rows for trial in row]
+    trials = [*finished, *(trial for trial, _ in unfinished)]
+    rows = rows_of(trials)
+    stages = rows_of(list(beginnings(trials)), taken=[row.name for row in rows])
     origins = [origin for _, origin in records.results]
     task, settings, versions = (_mapping(config.get(name)) for name in ("task", "settings", "versions"))
     result = Result(
@@ -56,19 +57,32 @@ def read_recorded(folder: Path) -> FinishedRun:
         seeds=sorted({trial.seed for trial in trials}),
         config=settings,
         versions={name: str(version) for name, version in versions.items()},
-        strategies=[strategy_report(row, _score_of) for row in rows],
+        strategies=[strategy_report(row.trials, _score_of) for row in rows],
         comparisons=[],
         findings=findings_of(trials),
         cost=total_cost(trials).to_json(),
     )
-    notes = [
-        f"{trial.strategy} on seed {trial.seed} is part of a strategy that is not finished; finished stages: {stages}"
-        for trial, stages in unfinished
+    notes = [row.difference for row in rows if row.difference]
+    drawn = [row.name for row in rows if row.has_drawn_examples]
+    if drawn and not (folder / "splits.json").exists():  # a benchmark always draws them by seed
+        notes.append(f"the seeds of {', '.join(drawn)} have different examples")
+    notes += [
+        f"{trial.strategy} on seed {trial.seed} is part of a strategy that is not finished; finished stages: {names}"
+        for trial, names in unfinished
     ]
     if (folder / "cells").is_dir():
         notes.append(f"its cells have run directories of their own: lmpipe show {folder / 'cells'}")
     intervals = "95 % Wilson intervals over validation examples"
-    return FinishedRun(folder, result, "validation", intervals, (*notes, *records.remarks))
+    latest = origins[-1] if origins else None
+    return FinishedRun(
+        folder,
+        result,
+        "validation",
+        intervals,
+        (*notes, *records.remarks),
+        beginnings=tuple(strategy_report(row.trials, _score_of) for row in stages),
+        latest=tuple(row.name for row in rows if latest and row.is_comparable(latest)),
+    )
 
 
 @final
@@ -98,6 +112,16 @@ class _Records:
             self.remarks.append(f"{are} of another version of lmpipe and not shown{others}")
         elif not self.results:
             self.remarks.append(f"no optimizer and no stage has finished; recorded so far: {listed}")
+            self.remarks += self._first_score()
+
+    def _first_score(self) -> Iterator[str]:
+        """Yields a sentence about the first evaluation whose traces were kept, usually that of the initial state."""
+        for _, record in self._evaluations:
+            evaluation = _read(Evaluation.model_validate, record)
+            if evaluation is not None and evaluation.n and evaluation.traces:
+                score = percent(evaluation.mean, *evaluation.interval)
+                yield f"the first evaluation scored {score} on {count(evaluation.n, 'example')}"
+                return
 
     def unfinished(self) -> Iterator[tuple[Trial, str]]:
         """Yields the strategies of which only some stages are recorded, and the list of these stages.
@@ -122,11 +146,11 @@ class _Records:
 
     def _unfinished(self, last: Origin) -> tuple[Trial, str]:
         latest = {_key(origin): result for result, origin in self.results}
-        names = last.stage.split(_ARROW)
+        names = last.stage.split(ARROW)
         found: dict[str, StageResult] = {}
         state: ProgramState | None = None
         for number, name in enumerate(names, 1):
-            path = _ARROW.join(names[:number])
+            path = ARROW.join(names[:number])
             result = latest.get(_key(last.model_copy(update={"stage": path})))
             if result is not None:
                 state = state if state and result.status == "skipped" else result.state
@@ -177,7 +201,7 @@ def _key(origin: Origin) -> tuple[str, str, int, str]:
 
 def _is_before(origin: Origin, other: Origin) -> bool:
     """Whether a stage comes before another one in the same strategy."""
-    return _key(origin)[:3] == _key(other)[:3] and other.stage.startswith(origin.stage + _ARROW)
+    return _key(origin)[:3] == _key(other)[:3] and other.stage.startswith(origin.stage + ARROW)
 
 
 def _finished(result: OptimizeResult, origin: Origin) -> Trial:
@@ -187,33 +211,6 @@ def _finished(result: OptimizeResult, origin: Origin) -> Trial:
         stage = StageResult(name=origin.optimizer, result=result, evaluation=scores, cost=result.cost)
         result = result.model_copy(update={"stages": (stage,)})
     return Trial(origin.strategy or origin.optimizer, origin.seed, result)
-
-
-def _rows(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """Returns the trials by strategy, with one seed once in each row; later ones are named ``p -> w (2)``.
-
-    Where a run directory has several programs or LMs, rows are also named by these.
-    """
-    origins = [trial.result.origin for trial in trials]
-    programs, lms = ({part(one) for one in origins if one} for part in (lambda one: one.program, _lms))
-    rows: dict[str, list[Trial]] = {}
-    for trial in trials:
-        name, origin = trial.strategy, trial.result.origin
-        if origin is not None:
-            name += f" of {origin.program}" * (len(programs) > 1) + f" on {_lms(origin)}" * (len(lms) > 1)
-        names = (name if number == 1 else f"{name} ({number})" for number in range(1, len(trials) + 1))
-        name = next(name for name in names if _fits(trial, rows.setdefault(name, [])))
-        rows[name].append(Trial(name, trial.seed, trial.result))
-    return list(rows.values())
-
-
-def _fits(trial: Trial, row: Sequence[Trial]) -> bool:
-    """Whether a trial is of the same strategy as those of a row, and of another seed."""
-    return all(trial.seed != other.seed and len(trial.result.stages) == len(other.result.stages) for other in row)
-
-
-def _lms(origin: Origin) -> str:
-    return _listed(origin.lm.values())
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -14,6 +14,8 @@ from lmpipe.optimize_result import OptimizeResult, StageResult
 from lmpipe.program.evaluate import Evaluation
 from lmpipe.results.result import FindingReport, MeasureReport, Score, StageReport, StrategyOutcome, StrategyReport
 
+_SCORING = ("program", "start", "metric", "data", "settings")  # digests that decide the score of the start
+
 ScoreOf: TypeAlias = Callable[[Sequence[Sequence[float] | None]], Score]
 """Summarizes the scores of the examples of each seed; None stands for a seed that was not scored."""
 
@@ -77,9 +79,23 @@ def total_cost(trials: Sequence[Trial]) -> Cost:
         for stage in trial.result.stages:
             names += (stage.name,)
             start -= stage.cost
-            costs.setdefault((trial.seed, names, stage.result.state), stage.cost)
-        costs.setdefault((trial.seed, trial.result.origin and trial.result.origin.program), start)
+            costs.setdefault((trial.seed, names, work_of(stage)), stage.cost)
+        costs.setdefault((trial.seed, _start_of(trial.result)), start)
     return sum(costs.values(), Cost())
+
+
+def work_of(stage: StageResult) -> object:
+    """Returns a value that is equal for two stages of one seed and path only if they are the same recorded work."""
+    origin = stage.result.origin
+    made_with = () if origin is None else (origin.program, str(origin.lm), frozenset(origin.digests.items()))
+    return made_with, stage.result.state, frozenset(stage.evaluation.scores.items())
+
+
+def _start_of(result: OptimizeResult) -> object:
+    """Returns a value that is equal for two results of one seed only if the score of their start is the same work."""
+    origin = result.origin
+    made_with = origin and (origin.program, str(origin.lm), *map(origin.digests.get, _SCORING))
+    return made_with, result.initial and frozenset(result.initial.scores.items())
 
 
 def _outcome(trial: Trial) -> StrategyOutcome:

@@ -125,7 +125,7 @@ class BootstrapFinetune(WeightSettings):
             ]
             if not jobs or idle == self.max_idle_rounds or session.ledger.reached_limit():
                 break
-            title = f"traces, {len(kept)} examples solved"
+            title = f"traces, {len(kept)} example{'s' * (len(kept) != 1)} solved"
             traces, successful = collect_traces(program, jobs, session, self.metric, self.metric_threshold, title=title)
             tried += len(traces)
             failures.add(traces)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,30 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from lmpipe import OptimizeResult, ProgramState, Request, RunStore, ScriptedLM, Session, evaluate, exact_match
+from lmpipe import (
+    Example,
+    Module,
+    OptimizeResult,
+    Prediction,
+    ProgramState,
+    Request,
+    RunStore,
+    ScriptedLM,
+    Session,
+    evaluate,
+    exact_match,
+)
 from lmpipe.cli import app
 from lmpipe.errors import ConfigError, CorruptBlob
 from lmpipe.extend import open_run
-from optimizers import BootstrapFewShotRandomSearch
+from optimizers import BetterTogether, BootstrapFewShotRandomSearch
 from programs import MajorityVote
-from tests.scripted import Colour, KeepingTrainer, colour_script, examples, scheduler, scripted
+from tests.scripted import COLOURS, Colour, KeepingTrainer, colour_script, examples, scheduler, scripted
+
+
+class Shouting(Colour):
+    """Another program with the same modules."""
+
 
 TRAIN, VAL = examples(24), examples(24, start=50)
 RUNNING = """
@@ -86,6 +105,10 @@ def test_strategies_and_single_optimizers_are_rows_with_validation_scores(run: P
         assert row.strategy in shown
         assert row.val.percent in shown
         assert row.test.percent == "—"
+    assert "val %" in shown
+    assert "test %" not in shown, "no row has test scores"
+    assert "unreadable: LM calls whose completion could not be parsed" in shown
+    assert "kept / tried: traces used for training, of those made for it" in shown
     assert opened.notes == ()
 
 
@@ -203,7 +226,8 @@ def test_a_run_with_nothing_finished_says_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         optimize(tmp_path, ["p"], max_calls=80)
     note = "no optimizer and no stage has finished; recorded so far: 1 evaluation"
-    assert run_cli("show", tmp_path) == f"note: {note}\n"
+    score = "the first evaluation scored 0 % (0–14) on 24 examples"
+    assert run_cli("show", tmp_path) == f"note: {note}\nnote: {score}\n"
     for command in ("trace", "prompt"):
         with pytest.raises(ConfigError, match=f"has no result yet; {note}"):
             run_cli(command, tmp_path)
@@ -256,6 +280,85 @@ def test_repeated_seeds_and_several_programs_have_rows_of_their_own(tmp_path: Pa
     names = [row.strategy for row in opened.result.strategies]
     assert names == ["vanilla of Colour", "vanilla of Colour (2)", "vanilla of MajorityVote"]
     assert opened.result.task == "Colour, MajorityVote"
+
+
+def test_different_experiments_in_one_directory_are_rows_of_their_own(tmp_path: Path) -> None:
+    """As when a script is changed and run again: only what differs in its seed alone is one row."""
+
+    def lenient(example: Example, prediction: Prediction) -> float:
+        return 1.0 if prediction.answer in COLOURS else 0.0
+
+    calls = 0
+    plain = scheduler(KeepingTrainer(), "p")
+    changed = replace(plain, metric=lenient)
+    runs: list[tuple[BetterTogether, Module, int, int]] = [
+        (plain, Colour(), 0, 24),
+        (plain, Colour(), 1, 24),
+        (changed, Colour(), 2, 24),
+        (plain, Shouting(), 3, 24),
+        (plain, Shouting(), 4, 12),
+    ]
+    with RunStore(tmp_path) as store:
+        for optimizer, program, seed, num_val in runs:
+            session = Session(lm=scripted(), store=store, seed=seed)
+            calls += optimizer.optimize(program, None, TRAIN, VAL[:num_val], session).cost.lm_calls
+    opened = open_run(tmp_path)
+    assert [(row.strategy, [one.seed for one in row.outcomes]) for row in opened.result.strategies] == [
+        ("p of Colour", [0, 1]),
+        ("p of Colour (2)", [2]),
+        ("p of Shouting", [3]),
+        ("p of Shouting (2)", [4]),
+    ]
+    assert opened.notes == (
+        "p of Colour (2) differs from p of Colour in: metric",
+        "p of Shouting (2) differs from p of Shouting in: data",
+    )
+    assert opened.strategy().strategy == "p of Shouting (2)", "the latest, not the one with the easiest metric"
+    assert opened.result.cost["lm_calls"] == calls == sum(row.cost["lm_calls"] for row in opened.result.strategies)
+
+
+def test_a_changed_program_of_the_same_name_is_another_experiment_on_the_same_seed(tmp_path: Path) -> None:
+    """Its stages have the same names and the same state as before, and still count."""
+    calls = 0
+    with RunStore(tmp_path) as store:
+        for times in (2, 3):
+            session = Session(lm=scripted(), store=store)
+            program = MajorityVote(Colour(), times)
+            calls += scheduler(KeepingTrainer(), "p").optimize(program, None, TRAIN, VAL, session).cost.lm_calls
+    opened = open_run(tmp_path)
+    assert opened.result.cost["lm_calls"] == calls
+    assert opened.notes == ("p (2) differs from p in: program",)
+    assert "p (2) differs from p in: program" in run_cli("show", tmp_path)
+
+
+def test_seeds_with_examples_of_their_own_are_one_row(tmp_path: Path) -> None:
+    with RunStore(tmp_path) as store:
+        for seed in range(2):
+            session = Session(lm=scripted(), store=store, seed=seed)
+            scheduler(KeepingTrainer(), "p").optimize(Colour(), None, TRAIN, VAL[12 * seed :][:12], session)
+    assert [row.val.n for row in open_run(tmp_path).result.strategies] == [24]
+    assert open_run(tmp_path).notes == ("the seeds of p have different examples",)
+
+
+def test_the_stages_of_a_finished_strategy_can_be_looked_at(tmp_path: Path) -> None:
+    optimize(tmp_path, ["p -> w -> p"])
+    opened = open_run(tmp_path)
+    assert [row.strategy for row in opened.result.strategies] == ["p -> w -> p"]
+    assert [row.strategy for row in opened.beginnings] == ["p", "p -> w"]
+    (whole,) = opened.result.strategies
+    for number, row in enumerate(opened.beginnings):
+        assert row.val == whole.stages[number].val
+        assert run_cli("trace", tmp_path, "--strategy", row.strategy).startswith(f"{row.strategy}, seed 0: 5 of 24")
+        assert "Reply with these lines:" in run_cli("prompt", tmp_path, "--strategy", row.strategy)
+    shown = run_cli("show", tmp_path)
+    table = [re.split(r" {2,}", line.strip()) for line in shown.splitlines()]
+    stages = [report.stages[-1] for report in (*opened.beginnings, whole)]
+    for name, stage in zip(("p", "p -> w", "p -> w -> p"), stages, strict=True):
+        assert [name, "done", stage.val.percent, f"{stage.cost['lm_calls']:,}"] in [cells[:4] for cells in table]
+    assert opened.beginnings[0].cost["lm_calls"] < opened.beginnings[1].cost["lm_calls"] < whole.cost["lm_calls"]
+    assert opened.strategy() == whole, "by default it is the result of the run"
+    with pytest.raises(ConfigError, match="no strategy 'w'; it has p -> w -> p, p, p -> w"):
+        opened.strategy("w")
 
 
 def test_a_run_is_shown_while_another_process_writes_it(tmp_path: Path) -> None:
@@ -316,6 +419,9 @@ def test_a_folder_of_runs_lists_them(run: Path, tmp_path: Path) -> None:
     assert f"{tmp_path / 'b'}: Colour on scripted: p val " in shown
     assert f"{tmp_path / 'c'}: no optimizer and no stage has finished" in shown
     assert f"{tmp_path / 'd' / 'result.json'} is damaged" in shown
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a").symlink_to(run)
+    assert "one contains 1 run; to see one" in run_cli("show", tmp_path / "one")
     with pytest.raises(ConfigError, match=r"is not a run directory, but contains some: .*/a, .*/b, .*/c"):
         run_cli("trace", tmp_path)
 

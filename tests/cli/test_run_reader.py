@@ -97,6 +97,7 @@ def test_the_table_is_the_one_of_the_benchmark(run: Path) -> None:
         assert row.strategy in table
         assert row.test.percent in table
         assert row.quality["words written"].all.percent in table
+    assert "test %" in table
     assert "…" not in table, "80 columns are enough"
 
 

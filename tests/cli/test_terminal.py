@@ -16,6 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from lmpipe import Example, Predict, RunStore, ScriptedLM, Session, evaluate, exact_match, initial_state
+from lmpipe._version import __version__
 from lmpipe.cli import app
 from lmpipe.cli.terminal import show_error, styled
 from lmpipe.errors import ConfigError
@@ -179,3 +180,8 @@ def test_text_stays_in_its_place_in_markdown(text: str) -> None:
     marks = re.match("`+", as_code(text))
     assert marks is not None
     assert as_code(text).count(marks[0]) == 2
+
+
+def test_the_version_is_printed() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.stdout) == (0, f"lmpipe {__version__}\n")

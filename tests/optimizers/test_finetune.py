@@ -263,3 +263,20 @@ def test_a_teacher_lm_runs_without_the_adapters_of_the_student(store: RunStore) 
     assert [start for _, start in trainer.calls] == [WeightState(base="scripted")] * 2
     assert {weights.base for weights in result.state.weights.values()} == {"scripted"}
     session.register_adapters(result.state)
+
+
+def test_the_titles_of_rounds_count_the_solved_examples(store: RunStore) -> None:
+    titles: list[str] = []
+
+    class Titles:
+        def add_task(self, description: str, *, total: float | None = None) -> None:
+            titles.append(description)
+
+        def advance(self, task_id: object, advance: float = 1) -> None: ...
+        def remove_task(self, task_id: object) -> None: ...
+
+    lm = ScriptedLM(lambda request: "answer: red")
+    session = Session(lm=lm, store=store, progress=Titles())
+    tuner = BootstrapFinetune(exact_match, KeepingTrainer(), max_rollouts_per_example=2, temperature=1.0)
+    tuner.optimize(Predict("number: int -> answer"), None, examples(2), [], session)
+    assert [title for title in titles if "solved" in title] == ["traces, 0 examples solved", "traces, 1 example solved"]

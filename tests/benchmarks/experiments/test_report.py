@@ -186,7 +186,7 @@ def test_test_scores_stand_before_validation_scores(ran: tuple[Result, Path], pa
     show_result(found, terminal)
     assert "<th>strategy</th><th>test</th><th>validation</th>" in page
     assert "| strategy | test | validation |" in (out / "report.md").read_text()
-    assert re.search(r"strategy +test +val +LM calls", terminal.export_text())
+    assert re.search(r"strategy +test % +val % +LM calls", terminal.export_text())
     assert re.findall(r">(test|validation)</text>", (out / "scores.svg").read_text()) == ["test", "validation"]
     assert list(pandas.read_csv(out / "results.csv"))[4:6] == ["test", "val"]
 
