@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, Literal, final
 
 from lmpipe import LM, Example, Job, Metric, Module, ProgramState, Session, Trace, initial_state, predictors, rollout
 from lmpipe.extend import CommonFailure, ConfigError, Cost, ModuleCost, canonical_json, dominant_failure, module_costs
@@ -66,6 +66,8 @@ class Rollouts:
         examples: The examples that the program was run on.
         paths: Paths of the student's modules.
         failures: The most common kinds of failure, the most common first.
+        ended: Why no further rollouts were made of examples without a success: the maximum number was reached, several
+            rounds in a row brought next to nothing, or a budget was spent.
     """
 
     kept: tuple[Trace, ...]
@@ -73,6 +75,7 @@ class Rollouts:
     examples: tuple[Example, ...]
     paths: tuple[str, ...]
     failures: tuple[CommonFailure, ...] = ()
+    ended: Literal["limit", "idle", "budget"] = "limit"
 
     def failure_cause(self) -> str:
         """Says why nearly all rollouts failed; empty if they have no common cause."""
@@ -81,11 +84,13 @@ class Rollouts:
     def details(self) -> dict[str, Any]:
         """Returns the numbers of rollouts as JSON, also by module, and by class where labels are classes."""
         steps = Counter(step.path for trace in self.kept for step in trace.lm_steps if step.outputs is not None)
+        solved = len({trace.example.id for trace in self.kept})
         return {
             "tried": self.tried,
             "kept": len(self.kept),
             "examples": len(self.examples),
-            "solved": len({trace.example.id for trace in self.kept}),
+            "solved": solved,
+            "ended": "solved" if solved == len(self.examples) else self.ended,
             "kept_by_module": {path: steps[path] for path in self.paths},
             "kept_by_label": {name: self._by_class(name) for name in class_labels(self.examples)},
             "answers": len({_answer(trace) for trace in self.kept}),

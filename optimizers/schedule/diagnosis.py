@@ -70,6 +70,7 @@ class Diagnosis:
             train=self.train,
             val=self.val,
             after_prompts=any(optimizer.tunes == "prompts" for optimizer in earlier),
+            ended=stage.result.details.get("ended", "limit"),
         )
         path = str(prefix)
         diagnosis = StageDiagnosis(path, context, before, stage)

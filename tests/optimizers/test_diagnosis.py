@@ -153,7 +153,27 @@ def test_a_stage_gets_advice_on_its_own_settings_only(store: RunStore) -> None:
         cold == f"max_rollouts_per_example above 1, temperature above 0.0, a prompt stage before this one or {teacher}"
     )
     assert prompts == f"max_labeled_demos above 0, max_rounds above 1 or {teacher}"
-    assert warm == f"max_rollouts_per_example above 8 or {teacher}"
+    assert warm == f"max_idle_rounds above 3 or {teacher}"
+
+
+def test_the_limit_that_ended_the_rollouts_is_advised(store: RunStore) -> None:
+    """Three idle rounds end the rollouts long before the maximum number, so a higher maximum would change nothing."""
+    session = Session(lm=ScriptedLM(always_wrong), store=store, structured=True)
+    optimizer = BootstrapFinetune(exact_match, KeepingTrainer(), max_rollouts_per_example=8, temperature=1.0)
+
+    def stage(optimizer: BootstrapFinetune, **settings: Any) -> tuple[object, str]:
+        result = run(session, {"w": optimizer}, "w", **settings)
+        return result.stages[0].result.details["ended"], result.findings[0].advice
+
+    ended, advice = stage(optimizer)
+    assert (ended, advice.split(",")[0]) == ("idle", "max_idle_rounds above 3")
+    assert "max_rollouts_per_example" not in advice
+    ended, advice = stage(replace(optimizer, max_idle_rounds=64))
+    assert (ended, advice.split(",")[0]) == ("limit", "max_rollouts_per_example above 8")
+    assert stage(replace(optimizer, max_idle_rounds=64), stage_budget=Budget(max_lm_calls=100)) == (
+        "budget",
+        "a larger budget, or a comparison of all strategies at this one",
+    )
 
 
 def test_a_lower_threshold_and_other_demos_are_advised_where_they_can_help(store: RunStore) -> None:
