@@ -51,12 +51,13 @@ class Diagnosis:
         yield from self._failing(VANILLA, evaluation)
 
     def of_stage(
-        self, prefix: Strategy, state: ProgramState, before: Evaluation, stage: StageResult
+        self, prefix: Strategy, initial: Evaluation, state: ProgramState, before: Evaluation, stage: StageResult
     ) -> Iterator[Finding]:
         """Yields the findings about one stage.
 
         Args:
             prefix: The strategy up to and including the stage.
+            initial: Evaluation of the state before all stages.
             state: The state before the stage.
             before: Evaluation of that state.
             stage: Result of the stage.
@@ -73,7 +74,7 @@ class Diagnosis:
             ended=stage.result.details.get("ended", "limit"),
         )
         path = str(prefix)
-        diagnosis = StageDiagnosis(path, context, before, stage)
+        diagnosis = StageDiagnosis(path, context, initial, before, stage)
         if stage.result.status == "skipped":
             yield diagnosis.skipped()
             return

@@ -38,12 +38,14 @@ class StageDiagnosis:
     Args:
         path: The strategy up to and including the stage.
         context: Settings of the stage.
+        initial: Evaluation of the state before all stages.
         before: Evaluation of the state before the stage.
         stage: Result of the stage.
     """
 
     path: str
     context: StageContext
+    initial: Evaluation
     before: Evaluation
     stage: StageResult
 
@@ -65,10 +67,20 @@ class StageDiagnosis:
         """Yields the findings about a stage that was not skipped."""
         if stopped := self.stage.result.stopped:
             yield self._stopped(f"{stopped}, so the stage ended early with the best state so far")
-        yield from self._few_traces()
-        yield from self._collapse()
+        if not (self._prompts and self._did_well()):
+            yield from self._few_traces()
+            yield from self._collapse()
         yield from self._no_learning()
         yield from self._over_fit()
+
+    @property
+    def _prompts(self) -> bool:
+        return self.context.optimizer.tunes == "prompts"
+
+    def _did_well(self) -> bool:
+        """Whether all answers are right after the stage, or significantly more than before all stages."""
+        after = self.stage.evaluation
+        return after.mean == 1 or paired_interval(after.scores, self.initial.scores)[1] > 0
 
     def _stopped(self, message: str) -> Finding:
         advice = "a larger budget, or a comparison of all strategies at this one"
@@ -149,6 +161,8 @@ class StageDiagnosis:
         several = any(len(counts) > 1 for counts in details["kept_by_label"].values())
         if several and details["answers"] == 1:
             message = f"all {details['kept']} successful rollouts give the same answer, so nothing else can be learned"
+            if self._prompts:
+                message = "all bootstrapped demonstrations show the same answer"
             advice = more_successes(self.context, (), partial_scores=False)
             yield Finding(kind="class collapse", stage=self.path, message=message, advice=advice)
 

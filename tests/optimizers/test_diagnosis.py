@@ -267,6 +267,23 @@ def test_equal_answers_of_all_runs_are_reported_as_class_collapse(store: RunStor
     )
 
 
+def test_a_prompt_stage_is_not_blamed_for_its_demonstrations_if_it_did_well(store: RunStore) -> None:
+    """The LM answers red, so all demonstrations that are bootstrapped do; any demonstration may make it right."""
+
+    def reply(request: Request) -> str:
+        return always_right(request) if len(request.messages) > 2 and taught else read(request)
+
+    def found(name: str) -> list[tuple[str, str]]:
+        session = Session(lm=ScriptedLM(reply, name), store=store)
+        result = run(session, {"p": BootstrapFewShot(exact_match, max_labeled_demos=0)}, "p")
+        return [(finding.kind, finding.message) for finding in result.findings]
+
+    taught = True
+    assert found("taught") == []
+    taught = False
+    assert ("class collapse", "all bootstrapped demonstrations show the same answer") in found("untaught")
+
+
 def skipped_advice(optimizer: Optimizer, script: Script, store: RunStore, **settings: Any) -> str:
     session = Session(lm=scripted_as(script), store=store, embedder=NumberLine(), **settings)
     (finding,) = findings(run(session, {"s": optimizer}, "s"), "skipped")
