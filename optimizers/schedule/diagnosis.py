@@ -81,6 +81,7 @@ class Diagnosis:
         yield from diagnosis.findings()
         yield from self._failing(path, stage.evaluation)
         yield from self._worse(prefix, context, before, stage.evaluation)
+        yield from self._all_alike(prefix, context, before, stage)
 
     def of_run(self, stages: Sequence[StageResult]) -> Iterator[Finding]:
         """Yields the findings about all stages together: whether alternating was worth it."""
@@ -133,6 +134,33 @@ class Diagnosis:
             message = f"the score fell by {points(-change)} points (95 % interval {points(-high)} to {points(-low)})"
             advice = listed(self._against_loss(prefix, context), "another optimizer for this stage, or none")
             yield Finding(kind="worse", stage=str(prefix), message=message, advice=advice)
+
+    def _all_alike(
+        self, prefix: Strategy, context: StageContext, before: Evaluation, stage: StageResult
+    ) -> Iterator[Finding]:
+        """Yields a finding about a prompt search whose candidates all have the same score, none better than before."""
+        candidates, after = stage.result.candidates, stage.evaluation
+        scores = {(candidate.mean, candidate.n) for candidate in candidates}
+        distinct = len({candidate.state for candidate in candidates}) > 1
+        if context.optimizer.tunes != "prompts" or not distinct or len(scores) > 1 or after.mean == 1:
+            return
+        unread = dominant_failure(after.common_failures, after.n) is not None  # which is a finding of its own
+        if not unread and after.mean == before.mean:
+            message = (
+                f"all {len(candidates)} candidates scored {points(candidates[0].mean)} %, and the validation score is "
+                "the same as before, so the prompts that were tried do not matter to this LM"
+            )
+            advice = listed(self._against_indifference(prefix, context), "a stronger LM")
+            yield Finding(kind="no gain", stage=str(prefix), message=message, advice=advice)
+
+    def _against_indifference(self, prefix: Strategy, context: StageContext) -> Iterator[str]:
+        """Yields what to do about an LM that scores the same with any prompt."""
+        kinds = [self.optimizers[name].tunes for name in self.strategy.stages]
+        if "weights" not in kinds:
+            yield "a weight stage"
+        elif "prompts" not in kinds[len(prefix.stages) :] and "weights" in kinds[len(prefix.stages) :]:
+            yield "a prompt stage after the weight stage"
+        yield from context.wider("num_val", len(self.val))
 
     def _against_loss(self, prefix: Strategy, context: StageContext) -> Iterator[str]:
         """Yields what to do about a stage that lowers the score."""

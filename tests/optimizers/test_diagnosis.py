@@ -454,8 +454,22 @@ def test_over_fitting_is_reported_from_the_training_score(store: RunStore) -> No
 
 def test_no_gain_from_alternating_is_reported(store: RunStore) -> None:
     without = adapted(store, {"none": range(50, 74, 2)}, "p -> none")
-    assert "after p alone 50.0 %, after all stages 50.0 %" in findings(without, "no gain")[0].message
-    assert not findings(adapted(store, {"much": range(100)}, "p -> much"), "no gain")
+    assert "after p alone 50.0 %, after all stages 50.0 %" in findings(without, "no gain", "p -> none")[0].message
+    assert not findings(adapted(store, {"much": range(100)}, "p -> much"), "no gain", "p -> much")
+
+
+def test_prompts_that_do_not_matter_are_reported(store: RunStore) -> None:
+    (finding,) = findings(adapted(store, {}, "p"), "no gain")
+    assert (finding.stage, finding.advice) == ("p", "a weight stage or num_val above 8")
+    assert finding.message == (
+        "all 6 candidates scored 75.0 %, and the validation score is the same as before, so the prompts that were "
+        "tried do not matter to this LM"
+    )
+    (followed,) = findings(adapted(store, {"good": range(100)}, "p -> good"), "no gain")
+    assert followed.advice == "a prompt stage after the weight stage or num_val above 8"
+    assert not findings(adapted(store, {"good": range(100)}, "good -> p"), "no gain", "good -> p")  # all right
+    unread = Session(lm=scripted_as(unreadable), store=store)
+    assert not findings(run(unread, {"p": scheduler(KeepingTrainer()).optimizers["p"]}, "p"), "no gain")
 
 
 def trained(store: RunStore, trainer: Trainer, script: Script = read, **settings: Any) -> list[Finding]:
