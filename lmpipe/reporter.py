@@ -28,6 +28,7 @@ from lmpipe.events import (
     ResultRecalled,
     StageEnded,
     StageStarted,
+    TracesCollected,
 )
 from lmpipe.metrics import wilson_interval
 from lmpipe.text import figures
@@ -347,6 +348,12 @@ def _describe(event: Event) -> tuple[str, str]:
             return f"stage {number} of {total}, {stage}: {optimizer}, seed {seed}", "bold"
         case ResultRecalled(stage, optimizer):
             return f"{_indent(stage)}{optimizer} was not run again: its result is recalled", "dim"
+        case TracesCollected(stage, kept, tried, solved, examples, rows):
+            made = "" if rows is None else f"; {figures.count(rows, 'training row')}"
+            share = (
+                f"{kept:,} of {figures.count(tried, 'rollout')}, on {solved:,} of {figures.count(examples, 'example')}"
+            )
+            return f"{_indent(stage)}kept {share}{made}", ""
         case CandidateScored(stage, name, score, n):
             return f"{_indent(stage)}{name}: {_score(score, n)}", ""
         case EpochEnded(stage, epoch, loss, eval_loss):

@@ -11,7 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 from lmpipe import LM, Example, Job, Metric, Module, ProgramState, Session, Trace, initial_state, predictors, rollout
-from lmpipe.extend import CommonFailure, ConfigError, Cost, ModuleCost, canonical_json, dominant_failure, module_costs
+from lmpipe.extend import (
+    CommonFailure,
+    ConfigError,
+    Cost,
+    ModuleCost,
+    TracesCollected,
+    canonical_json,
+    dominant_failure,
+    module_costs,
+)
 
 _MAX_CLASSES = 20  # a label with more values than this, or than half the number of examples, does not name classes
 
@@ -77,6 +86,20 @@ class Rollouts:
     failures: tuple[CommonFailure, ...] = ()
     ended: Literal["limit", "idle", "budget"] = "limit"
 
+    @property
+    def solved(self) -> int:
+        """Number of examples with a successful rollout."""
+        return len({trace.example.id for trace in self.kept})
+
+    def event(self, stage: str, rows: int | None = None) -> TracesCollected:
+        """Returns the event that tells of the rollouts.
+
+        Args:
+            stage: The stage that learns from them.
+            rows: Number of training rows that they make; None if weights are not trained.
+        """
+        return TracesCollected(stage, len(self.kept), self.tried, self.solved, len(self.examples), rows)
+
     def failure_cause(self) -> str:
         """Says why nearly all rollouts failed; empty if they have no common cause."""
         return failure_cause(self.failures, self.tried)
@@ -84,13 +107,12 @@ class Rollouts:
     def details(self) -> dict[str, Any]:
         """Returns the numbers of rollouts as JSON, also by module, and by class where labels are classes."""
         steps = Counter(step.path for trace in self.kept for step in trace.lm_steps if step.outputs is not None)
-        solved = len({trace.example.id for trace in self.kept})
         return {
             "tried": self.tried,
             "kept": len(self.kept),
             "examples": len(self.examples),
-            "solved": solved,
-            "ended": "solved" if solved == len(self.examples) else self.ended,
+            "solved": self.solved,
+            "ended": "solved" if self.solved == len(self.examples) else self.ended,
             "kept_by_module": {path: steps[path] for path in self.paths},
             "kept_by_label": {name: self._by_class(name) for name in class_labels(self.examples)},
             "answers": len({_answer(trace) for trace in self.kept}),

@@ -102,6 +102,7 @@ class BootstrapFinetune(WeightSettings):
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
         rows = self.rows(program, state, rollouts.kept, session)
+        session.notify(rollouts.event(session.stage, sum(map(len, rows.values()))))
         return self.tune_result(state, rows, session, details, init=self.init)
 
     def bootstrap(self, program: Module, state: ProgramState, train: Sequence[Example], session: Session) -> Rollouts:
