@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from lmpipe import Evaluation, Example, Module, Optimizer, ProgramState, Session
-from lmpipe.extend import Finding, ModuleCost, StageResult, dominant_failure
+from lmpipe.extend import CommonFailure, Finding, ModuleCost, StageResult, dominant_failure
 from optimizers.schedule.advice import StageContext, against_failure, against_unreadable, listed
-from optimizers.schedule.stage_diagnosis import StageDiagnosis, paired_interval, points
+from optimizers.schedule.stage_diagnosis import StageDiagnosis, paired_interval, points, same_failure
 from optimizers.schedule.strategy import VANILLA, Strategy
 
 _UNREADABLE_SHARE = 0.5  # share of a module's calls that cannot be read, from which the module is reported
@@ -79,7 +79,8 @@ class Diagnosis:
             yield diagnosis.skipped()
             return
         yield from diagnosis.findings()
-        yield from self._failing(path, stage.evaluation)
+        if not same_failure(_dominant(stage.evaluation), _dominant(before)):  # which was reported then
+            yield from self._failing(path, stage.evaluation)
         yield from self._worse(prefix, context, before, stage.evaluation)
         yield from self._all_alike(prefix, context, before, stage)
 
@@ -106,8 +107,7 @@ class Diagnosis:
 
     def _failing(self, path: str, evaluation: Evaluation) -> Iterator[Finding]:
         """Yields a finding if nearly all rollouts failed alike, or if half of a module's calls could not be read."""
-        total = evaluation.n + evaluation.failures.get("budget", 0)
-        failure = dominant_failure(evaluation.common_failures, total)
+        total, failure = _total(evaluation), _dominant(evaluation)
         share = _UNREADABLE_SHARE if failure is None else 0.0
         modules = {
             module: cost
@@ -179,6 +179,15 @@ class Diagnosis:
             if self.prompts_from == "original" and context.after_prompts:
                 yield "prompts_from='current'"
             yield from context.wider("num_val", len(self.val))
+
+
+def _total(evaluation: Evaluation) -> int:
+    return evaluation.n + evaluation.failures.get("budget", 0)
+
+
+def _dominant(evaluation: Evaluation) -> CommonFailure | None:
+    """Returns the failure of nearly all rollouts, if they have one in common."""
+    return dominant_failure(evaluation.common_failures, _total(evaluation))
 
 
 def _unreadable(module: str, cost: ModuleCost) -> str:

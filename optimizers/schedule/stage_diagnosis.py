@@ -151,6 +151,8 @@ class StageDiagnosis:
         if kept and lacking:
             message += f"; none for {', '.join(lacking)}"
         common = dominant_failure(self._failures()[0], tried)
+        if same_failure(common, dominant_failure(self.before.common_failures, self.before.n)):
+            return  # it was reported before the stage
         message += f": {common.summary(tried)}" if common else ""
         yield Finding(kind="few traces", stage=self.path, message=message, advice=self._for_successes())
 
@@ -227,6 +229,12 @@ def paired_interval(scores: Mapping[str, float], baseline: Mapping[str, float]) 
     mean = statistics.fmean(differences)
     half = _Z * statistics.stdev(differences) / math.sqrt(len(differences))
     return mean, mean - half, mean + half
+
+
+def same_failure(failure: CommonFailure | None, earlier: CommonFailure | None) -> bool:
+    """Whether there are two failures and they have the same cause, however often they occurred."""
+    causes = [(each.kind, each.message, set(each.modules)) for each in (failure, earlier) if each is not None]
+    return len(causes) == 2 and causes[0] == causes[1]
 
 
 def points(share: float) -> str:

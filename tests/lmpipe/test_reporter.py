@@ -44,6 +44,7 @@ EVENTS: list[Event] = [
     TracesCollected("p -> w", 22, 160, 11, 12, 44),
     EpochEnded("p -> w", 1, 2.0, 2.5),
     StageEnded("p -> w", "skipped", 0.5, 0.1, Cost(), reason="no rollout succeeded"),
+    FindingMade("p -> w", "skipped", "no rollout succeeded", "a teacher"),
 ]
 LINES = [
     "  initial state: 25 % (7–59) of 8 examples",
@@ -56,6 +57,7 @@ LINES = [
     "  kept 22 of 160 rollouts, on 11 of 12 examples; 44 training rows",
     "  epoch 1: loss 2.000, 2.500 on held-out rows",
     "  p -> w was skipped: no rollout succeeded",
+    "  Try: a teacher.",
 ]
 
 

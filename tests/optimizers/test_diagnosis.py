@@ -257,6 +257,12 @@ def test_failures_of_the_scoring_runs_after_a_stage_are_reported(store: RunStore
     assert [finding.stage for finding in findings(result, "failing")] == ["a"]
 
 
+def test_a_failure_that_a_prompt_stage_does_not_mend_is_reported_once(store: RunStore) -> None:
+    session = Session(lm=scripted_as(unreadable), store=store)
+    result = run(session, {"p": BootstrapFewShot(exact_match)}, "p -> p")
+    assert [(finding.kind, finding.stage) for finding in result.findings] == [("failing", "vanilla")]
+
+
 def test_equal_answers_of_all_runs_are_reported_as_class_collapse(store: RunStore) -> None:
     session = Session(lm=ScriptedLM(read), store=store, sampling=Sampling(temperature=1.0))
     result = run(session, {"w": BootstrapFinetune(exact_match, KeepingTrainer(), adapters="module")}, "w")
