@@ -77,6 +77,28 @@ class ResultRecalled:
 
 @final
 @dataclass(frozen=True)
+class TracesCollected:
+    """An optimizer has run the program on training examples, to learn from the successful rollouts.
+
+    Attributes:
+        stage: The stage, as in `StageStarted`; empty outside a strategy.
+        kept: Number of successful rollouts that are learned from.
+        tried: Number of all rollouts.
+        solved: Number of examples with a successful rollout.
+        examples: Number of examples.
+        rows: Number of training rows that they make; None if weights are not trained.
+    """
+
+    stage: str
+    kept: int
+    tried: int
+    solved: int
+    examples: int
+    rows: int | None = None
+
+
+@final
+@dataclass(frozen=True)
 class CandidateScored:
     """An optimizer has scored a candidate, or a strategy its initial state.
 
@@ -129,7 +151,7 @@ class FindingMade:
     advice: str
 
 
-Event = StageStarted | StageEnded | ResultRecalled | CandidateScored | EpochEnded | FindingMade
+Event = StageStarted | StageEnded | ResultRecalled | TracesCollected | CandidateScored | EpochEnded | FindingMade
 """An event that a callback receives."""
 Callback = Callable[[Event], None]
 """A function that a session calls with each event."""

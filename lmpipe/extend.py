@@ -20,6 +20,7 @@ from lmpipe.events import (
     ResultRecalled,
     StageEnded,
     StageStarted,
+    TracesCollected,
 )
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.lm import Message, Usage
@@ -104,6 +105,7 @@ __all__ = [
     "StageStarted",
     "StrategyError",
     "Template",
+    "TracesCollected",
     "Tracker",
     "TrainingDiverged",
     "TrainingResult",

@@ -290,9 +290,12 @@ class StageResult(BaseModel):
 
 def _table(result: OptimizeResult) -> Table:
     """Returns the table that shows a result."""
-    notes = [f"chosen: {_chosen(result)}"] if result.status == "done" else [f"skipped: {result.reason}"]
+    told = {finding.message for finding in result.findings}
+    skipped = [("", result)] if result.status == "skipped" and not result.stages else []
+    skipped += [(f"{name} was ", stage.result) for name, stage in _named(result.stages) if _skipped(stage)]
+    notes = [f"chosen: {_chosen(result)}"] if result.status == "done" else []
     notes += [f"ended early: {result.stopped}"] if result.stopped else []
-    notes += [f"{name} was skipped: {stage.result.reason}" for name, stage in _named(result.stages) if _skipped(stage)]
+    notes += [f"{name}skipped: {each.reason}" for name, each in skipped if each.reason not in told]
     spent = cost(result.cost.lm_calls, result.cost.tokens, result.cost.seconds)
     notes += [f"cost: {spent}", *map(str, result.findings)]
     first = result.initial

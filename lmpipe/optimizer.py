@@ -16,6 +16,7 @@ from lmpipe.errors import ConfigError
 from lmpipe.events import ResultRecalled
 from lmpipe.optimize_result import OptimizeResult, Origin
 from lmpipe.program.identity import identity, work_key
+from lmpipe.program.labels import check_labels
 from lmpipe.program.module import Module, check_state
 from lmpipe.program.predict import initial_state, predictors
 from lmpipe.results.saved import SavedSession
@@ -77,7 +78,8 @@ class Optimizer(ABC):
 
         Raises:
             ConfigError: If a set of examples that the optimizer needs is empty, if two examples have the same id, if an
-                argument is of the wrong type, or if the state is of another program.
+                argument is of the wrong type, if the state is of another program, or if a label of a program that is a
+                single predictor is not among the choices of the output.
         """
         check_type("program", program, Module)
         check_type("session", session, Session, "optimize(program, state, train, val, session)")
@@ -90,6 +92,7 @@ class Optimizer(ABC):
         _check_prompts(program, state)
         if not session.stage:
             warn_about_overlap(train, val)
+            check_labels(program, [*train, *val])
         key = work_key(
             "optimize",
             optimizer=self,

@@ -28,6 +28,7 @@ from lmpipe.events import (
     ResultRecalled,
     StageEnded,
     StageStarted,
+    TracesCollected,
 )
 from lmpipe.metrics import wilson_interval
 from lmpipe.text import figures
@@ -59,6 +60,7 @@ class Reporter:
         self._told: set[tuple[str, ...]] = set()
         self._held: StageStarted | None = None
         self._skipped = ""  # stage whose end is no news
+        self._reason = ""  # why the last stage was skipped, which a finding repeats
         self._closed: TextIO | None = None  # stream that could not be written to
 
     def __repr__(self) -> str:
@@ -142,6 +144,9 @@ class Reporter:
 
     def _print(self, event: Event) -> None:
         text, style = _describe(event)
+        if isinstance(event, FindingMade) and event.message == self._reason:
+            text = f"  Try: {event.advice}."
+        self._reason = event.reason if isinstance(event, StageEnded) else ""
         self._write(lambda display: display.line(escape_controls(text.replace("\n", " ")), style))
 
     def _write(self, write: Callable[[_Display], None]) -> None:
@@ -347,6 +352,10 @@ def _describe(event: Event) -> tuple[str, str]:
             return f"stage {number} of {total}, {stage}: {optimizer}, seed {seed}", "bold"
         case ResultRecalled(stage, optimizer):
             return f"{_indent(stage)}{optimizer} was not run again: its result is recalled", "dim"
+        case TracesCollected(stage, kept, tried, solved, total, rows):
+            made = "" if rows is None else f"; {figures.count(rows, 'training row')}"
+            share = f"{kept:,} of {figures.count(tried, 'rollout')}, on {solved:,} of {figures.count(total, 'example')}"
+            return f"{_indent(stage)}kept {share}{made}", ""
         case CandidateScored(stage, name, score, n):
             return f"{_indent(stage)}{name}: {_score(score, n)}", ""
         case EpochEnded(stage, epoch, loss, eval_loss):

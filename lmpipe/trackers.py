@@ -10,6 +10,7 @@ The logged names are below; the step of a value is the number of events of its k
 
     stage/score, stage/stderr, stage/lm_calls, stage/tokens, stage/seconds; stages/p-w is the score of "p -> w"
     stage/low, stage/high: the 95 % interval of the score; stage/skipped: 1 for a skipped stage, else 0
+    trace/kept, trace/tried, trace/solved, trace/examples, trace/rows: the rollouts that a stage learns from
     candidate/score, candidate/examples; candidates/p-w/shuffled 1 is the score of one candidate
     epoch/loss, epoch/eval_loss
 
@@ -32,10 +33,19 @@ from typing import Any, Literal, final
 from typing_extensions import Self
 
 from lmpipe.errors import ConfigError
-from lmpipe.events import CandidateScored, EpochEnded, Event, FindingMade, ResultRecalled, StageEnded, StageStarted
+from lmpipe.events import (
+    CandidateScored,
+    EpochEnded,
+    Event,
+    FindingMade,
+    ResultRecalled,
+    StageEnded,
+    StageStarted,
+    TracesCollected,
+)
 from lmpipe.text.secrets import redact, redact_spec, secrets_in_url
 
-Kind = Literal["stage", "candidate", "epoch"]
+Kind = Literal["stage", "trace", "candidate", "epoch"]
 
 
 class Tracker(ABC):
@@ -168,7 +178,7 @@ class WandbTracker(Tracker):
         )
         with self._errors():
             self._run = wandb.init(project=project, reinit="create_new", **options)
-            for names in ("stage", "stages", "candidate", "candidates", "epoch"):
+            for names in ("stage", "stages", "trace", "candidate", "candidates", "epoch"):
                 self._run.define_metric(f"{names}/*", step_metric=f"{names.removesuffix('s')}/number")
 
     def log(self, kind: Kind, values: Mapping[str, float], step: int) -> None:
@@ -201,13 +211,16 @@ def load_tracker(spec: str) -> Tracker:
     )
 
 
-def _scalars(event: StageEnded | CandidateScored | EpochEnded) -> tuple[Kind, dict[str, float]]:
+def _scalars(event: StageEnded | TracesCollected | CandidateScored | EpochEnded) -> tuple[Kind, dict[str, float]]:
     """Returns the kind of an event and its values by name."""
     match event:
         case StageEnded(stage=stage, status=status, score=score, stderr=stderr, cost=cost, interval=(low, high)):
             values = {"score": score, "stderr": stderr, "low": low, "high": high, "skipped": int(status == "skipped")}
             values |= {"lm_calls": cost.lm_calls, "tokens": cost.tokens, "seconds": cost.seconds}
             return "stage", {**_prefixed("stage", values), _joined("stages", stage): score}
+        case TracesCollected(kept=kept, tried=tried, solved=solved, examples=examples, rows=rows):
+            values = {"kept": kept, "tried": tried, "solved": solved, "examples": examples}
+            return "trace", _prefixed("trace", values if rows is None else {**values, "rows": rows})
         case CandidateScored(stage=stage, name=name, score=score, n=n):
             values = {"score": score, "examples": n}
             return "candidate", {**_prefixed("candidate", values), _joined("candidates", stage, name): score}

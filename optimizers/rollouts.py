@@ -8,10 +8,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, Literal, final
 
 from lmpipe import LM, Example, Job, Metric, Module, ProgramState, Session, Trace, initial_state, predictors, rollout
-from lmpipe.extend import CommonFailure, ConfigError, Cost, ModuleCost, canonical_json, dominant_failure, module_costs
+from lmpipe.extend import (
+    CommonFailure,
+    ConfigError,
+    Cost,
+    ModuleCost,
+    TracesCollected,
+    canonical_json,
+    dominant_failure,
+    module_costs,
+)
 
 _MAX_CLASSES = 20  # a label with more values than this, or than half the number of examples, does not name classes
 
@@ -66,6 +75,8 @@ class Rollouts:
         examples: The examples that the program was run on.
         paths: Paths of the student's modules.
         failures: The most common kinds of failure, the most common first.
+        ended: Why no further rollouts were made of examples without a success: the maximum number was reached, several
+            rounds in a row brought next to nothing, or a budget was spent.
     """
 
     kept: tuple[Trace, ...]
@@ -73,6 +84,21 @@ class Rollouts:
     examples: tuple[Example, ...]
     paths: tuple[str, ...]
     failures: tuple[CommonFailure, ...] = ()
+    ended: Literal["limit", "idle", "budget"] = "limit"
+
+    @property
+    def solved(self) -> int:
+        """Number of examples with a successful rollout."""
+        return len({trace.example.id for trace in self.kept})
+
+    def event(self, stage: str, rows: int | None = None) -> TracesCollected:
+        """Returns the event that tells of the rollouts.
+
+        Args:
+            stage: The stage that learns from them.
+            rows: Number of training rows that they make; None if weights are not trained.
+        """
+        return TracesCollected(stage, len(self.kept), self.tried, self.solved, len(self.examples), rows)
 
     def failure_cause(self) -> str:
         """Says why nearly all rollouts failed; empty if they have no common cause."""
@@ -85,7 +111,8 @@ class Rollouts:
             "tried": self.tried,
             "kept": len(self.kept),
             "examples": len(self.examples),
-            "solved": len({trace.example.id for trace in self.kept}),
+            "solved": self.solved,
+            "ended": "solved" if self.solved == len(self.examples) else self.ended,
             "kept_by_module": {path: steps[path] for path in self.paths},
             "kept_by_label": {name: self._by_class(name) for name in class_labels(self.examples)},
             "answers": len({_answer(trace) for trace in self.kept}),

@@ -23,6 +23,7 @@ from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.metrics import Metric, wilson_interval
 from lmpipe.program.failures import CommonFailure, FailureCounts
 from lmpipe.program.identity import work_key
+from lmpipe.program.labels import warn_about_labels
 from lmpipe.program.module import Module
 from lmpipe.program.predict import initial_state
 from lmpipe.program.rollout import Job, check_metric_failures, check_scorer, compute_measures, cost_of_traces, rollout
@@ -136,6 +137,8 @@ def evaluate(
     """
     check_type("session", session, Session, "evaluate(program, examples, metric, session)")
     state = session.state or initial_state(program, session) if state is None else state
+    examples = check_examples(examples, "examples")
+    warn_about_labels(program, examples)
     return evaluate_many(
         program, [state], examples, metric, session, title=title, measures=measures, keep_traces=keep_traces
     )[0]

@@ -107,6 +107,7 @@ class BootstrapSettings(PromptOptimizer):
         """Returns all bootstrapped and all labelled demos of the training examples, and the bootstrapping rollouts."""
         labelled = labelled_pool(program, train, partial=self.partial_labels)
         rollouts = self._bootstrap(program, state, train, labelled, session)
+        session.notify(rollouts.event(session.stage))
         return trace_pool(rollouts.kept, session.seed), labelled, rollouts
 
     def _bootstrap(

@@ -32,6 +32,7 @@ class StageContext:
         train: The training examples.
         val: The validation examples.
         after_prompts: Whether an earlier stage tunes prompts.
+        ended: Why the stage made no further rollouts, as `optimizers.rollouts.Rollouts` reports it.
     """
 
     optimizer: Optimizer
@@ -41,6 +42,7 @@ class StageContext:
     train: Sequence[Example]
     val: Sequence[Example]
     after_prompts: bool
+    ended: object = "limit"
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -148,7 +150,7 @@ def _more_successes(context: StageContext, failures: Sequence[CommonFailure], pa
     for name in ("max_bootstrapped_demos", "max_labeled_demos"):
         if settings.get(name) == 0:
             yield f"{name} above 0"
-    yield from _more_rollouts(settings)
+    yield from _more_rollouts(context)
     yield from _hotter(context)
     if settings.get("vary_demos") is False and context.shows_demos:
         yield "vary_demos=True"
@@ -163,9 +165,15 @@ def _more_successes(context: StageContext, failures: Sequence[CommonFailure], pa
         yield "reject_unreadable=True"
 
 
-def _more_rollouts(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the setting that holds the number of rollouts of an example."""
-    for name in ("max_rollouts_per_example", "rollouts_per_example", "max_rounds", "group_size"):
+def _more_rollouts(context: StageContext) -> Iterator[str]:
+    """Yields the setting that ended the rollouts of an example: their number, unless something else ended them."""
+    settings = context.settings
+    if context.ended == "budget":
+        yield "a larger budget"
+        return
+    names = ("rollouts_per_example", "max_rounds", "group_size")
+    first = {"idle": "max_idle_rounds", "solved": "rollouts_per_example"}
+    for name in (first.get(str(context.ended), "max_rollouts_per_example"), *names):
         if name in settings:
             number = number_of(settings, name) or number_of(settings, "rollouts_per_example")
             yield f"{name} above {number}" if number else f"a higher {name}"
@@ -202,7 +210,7 @@ def more_learning(context: StageContext, key: str, steps: int, *, diverging: boo
             yield f"warmup_steps below {steps}"
         yield "a higher learning rate" if rate is None else f"learning_rate above {rate}"
         yield f"epochs above {tuning['epochs']}" if "epochs" in tuning else "more steps of training"
-        yield from _more_rollouts(context.settings)
+        yield from _more_rollouts(context)
 
     return listed(clauses(), "")
 

@@ -146,7 +146,7 @@ class BetterTogether(Optimizer):
         stages: list[StageResult] = []
         for prefix in strategy.prefixes():
             stage = runner.run(prefix, *outcomes[-1])
-            findings += _report(session, diagnosis.of_stage(prefix, *outcomes[-1], stage))
+            findings += _report(session, diagnosis.of_stage(prefix, first, *outcomes[-1], stage))
             stages.append(stage)
             outcomes.append((stage.result.state, stage.evaluation))
         findings += _report(session, diagnosis.of_run(stages))

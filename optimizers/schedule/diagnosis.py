@@ -13,9 +13,17 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from lmpipe import Evaluation, Example, Module, Optimizer, ProgramState, Session
-from lmpipe.extend import Finding, ModuleCost, StageResult, dominant_failure, percent, points
+from lmpipe.extend import (
+    CommonFailure,
+    Finding,
+    ModuleCost,
+    StageResult,
+    dominant_failure,
+    percent,
+    points,
+)
 from optimizers.schedule.advice import StageContext, against_failure, against_unreadable, listed
-from optimizers.schedule.stage_diagnosis import StageDiagnosis, paired_interval
+from optimizers.schedule.stage_diagnosis import StageDiagnosis, paired_interval, same_failure
 from optimizers.schedule.strategy import VANILLA, Strategy
 
 _UNREADABLE_SHARE = 0.5  # share of a module's calls that cannot be read, from which the module is reported
@@ -51,12 +59,13 @@ class Diagnosis:
         yield from self._failing(VANILLA, evaluation)
 
     def of_stage(
-        self, prefix: Strategy, state: ProgramState, before: Evaluation, stage: StageResult
+        self, prefix: Strategy, initial: Evaluation, state: ProgramState, before: Evaluation, stage: StageResult
     ) -> Iterator[Finding]:
         """Yields the findings about one stage.
 
         Args:
             prefix: The strategy up to and including the stage.
+            initial: Evaluation of the state before all stages.
             state: The state before the stage.
             before: Evaluation of that state.
             stage: Result of the stage.
@@ -70,15 +79,18 @@ class Diagnosis:
             train=self.train,
             val=self.val,
             after_prompts=any(optimizer.tunes == "prompts" for optimizer in earlier),
+            ended=stage.result.details.get("ended", "limit"),
         )
         path = str(prefix)
-        diagnosis = StageDiagnosis(path, context, before, stage)
+        diagnosis = StageDiagnosis(path, context, initial, before, stage)
         if stage.result.status == "skipped":
             yield diagnosis.skipped()
             return
         yield from diagnosis.findings()
-        yield from self._failing(path, stage.evaluation)
+        if not same_failure(_dominant(stage.evaluation), _dominant(before)):  # which was reported then
+            yield from self._failing(path, stage.evaluation)
         yield from self._worse(prefix, context, before, stage.evaluation)
+        yield from self._all_alike(prefix, context, before, stage)
 
     def of_run(self, stages: Sequence[StageResult]) -> Iterator[Finding]:
         """Yields the findings about all stages together: whether alternating was worth it."""
@@ -103,8 +115,7 @@ class Diagnosis:
 
     def _failing(self, path: str, evaluation: Evaluation) -> Iterator[Finding]:
         """Yields a finding if nearly all rollouts failed alike, or if half of a module's calls could not be read."""
-        total = evaluation.n + evaluation.failures.get("budget", 0)
-        failure = dominant_failure(evaluation.common_failures, total)
+        total, failure = _total(evaluation), _dominant(evaluation)
         share = _UNREADABLE_SHARE if failure is None else 0.0
         modules = {
             module: cost
@@ -132,6 +143,33 @@ class Diagnosis:
             advice = listed(self._against_loss(prefix, context), "another optimizer for this stage, or none")
             yield Finding(kind="worse", stage=str(prefix), message=message, advice=advice)
 
+    def _all_alike(
+        self, prefix: Strategy, context: StageContext, before: Evaluation, stage: StageResult
+    ) -> Iterator[Finding]:
+        """Yields a finding about a prompt search whose candidates all have the same score, none better than before."""
+        candidates, after = stage.result.candidates, stage.evaluation
+        scores = {(candidate.mean, candidate.n) for candidate in candidates}
+        distinct = len({candidate.state for candidate in candidates}) > 1
+        if context.optimizer.tunes != "prompts" or not distinct or len(scores) > 1 or after.mean == 1:
+            return
+        unread = dominant_failure(after.common_failures, after.n) is not None  # which is a finding of its own
+        if not unread and after.mean == before.mean:
+            message = (
+                f"all {len(candidates)} candidates scored {100 * candidates[0].mean:.0f} %, and the validation score is "
+                "the same as before, so the prompts that were tried do not matter to this LM"
+            )
+            advice = listed(self._against_indifference(prefix, context), "a stronger LM")
+            yield Finding(kind="no gain", stage=str(prefix), message=message, advice=advice)
+
+    def _against_indifference(self, prefix: Strategy, context: StageContext) -> Iterator[str]:
+        """Yields what to do about an LM that scores the same with any prompt."""
+        kinds = [self.optimizers[name].tunes for name in self.strategy.stages]
+        if "weights" not in kinds:
+            yield "a weight stage"
+        elif "prompts" not in kinds[len(prefix.stages) :] and "weights" in kinds[len(prefix.stages) :]:
+            yield "a prompt stage after the weight stage"
+        yield from context.wider("num_val", len(self.val))
+
     def _against_loss(self, prefix: Strategy, context: StageContext) -> Iterator[str]:
         """Yields what to do about a stage that lowers the score."""
         following = self.strategy.stages[len(prefix.stages) :][:1]
@@ -149,6 +187,15 @@ class Diagnosis:
             if self.prompts_from == "original" and context.after_prompts:
                 yield "prompts_from='current'"
             yield from context.wider("num_val", len(self.val))
+
+
+def _total(evaluation: Evaluation) -> int:
+    return evaluation.n + evaluation.failures.get("budget", 0)
+
+
+def _dominant(evaluation: Evaluation) -> CommonFailure | None:
+    """Returns the failure of nearly all rollouts, if they have one in common."""
+    return dominant_failure(evaluation.common_failures, _total(evaluation))
 
 
 def _unreadable(module: str, cost: ModuleCost) -> str:

@@ -46,12 +46,14 @@ class StageDiagnosis:
     Args:
         path: The strategy up to and including the stage.
         context: Settings of the stage.
+        initial: Evaluation of the state before all stages.
         before: Evaluation of the state before the stage.
         stage: Result of the stage.
     """
 
     path: str
     context: StageContext
+    initial: Evaluation
     before: Evaluation
     stage: StageResult
 
@@ -73,10 +75,20 @@ class StageDiagnosis:
         """Yields the findings about a stage that was not skipped."""
         if stopped := self.stage.result.stopped:
             yield self._stopped(f"{stopped}, so the stage ended early with the best state so far")
-        yield from self._few_traces()
-        yield from self._collapse()
+        if not (self._prompts and self._did_well()):
+            yield from self._few_traces()
+            yield from self._collapse()
         yield from self._no_learning()
         yield from self._over_fit()
+
+    @property
+    def _prompts(self) -> bool:
+        return self.context.optimizer.tunes == "prompts"
+
+    def _did_well(self) -> bool:
+        """Whether all answers are right after the stage, or significantly more than before all stages."""
+        after = self.stage.evaluation
+        return after.mean == 1 or paired_interval(after.scores, self.initial.scores)[1] > 0
 
     def _stopped(self, message: str) -> Finding:
         advice = "a larger budget, or a comparison of all strategies at this one"
@@ -147,6 +159,8 @@ class StageDiagnosis:
         if kept and lacking:
             message += f"; none for {', '.join(lacking)}"
         common = dominant_failure(self._failures()[0], tried)
+        if same_failure(common, dominant_failure(self.before.common_failures, self.before.n)):
+            return  # it was reported before the stage
         message += f": {common.summary(tried)}" if common else ""
         yield Finding(kind="few traces", stage=self.path, message=message, advice=self._for_successes())
 
@@ -157,6 +171,8 @@ class StageDiagnosis:
         several = any(len(counts) > 1 for counts in details["kept_by_label"].values())
         if several and details["answers"] == 1:
             message = f"all {details['kept']} successful rollouts give the same answer, so nothing else can be learned"
+            if self._prompts:
+                message = "all bootstrapped demonstrations show the same answer"
             advice = more_successes(self.context, (), partial_scores=False)
             yield Finding(kind="class collapse", stage=self.path, message=message, advice=advice)
 
@@ -222,3 +238,9 @@ def paired_interval(scores: Mapping[str, float], baseline: Mapping[str, float]) 
     mean = statistics.fmean(differences)
     half = _Z * statistics.stdev(differences) / math.sqrt(len(differences))
     return mean, mean - half, mean + half
+
+
+def same_failure(failure: CommonFailure | None, earlier: CommonFailure | None) -> bool:
+    """Whether there are two failures and they have the same cause, however often they occurred."""
+    causes = [(each.kind, each.message, set(each.modules)) for each in (failure, earlier) if each is not None]
+    return len(causes) == 2 and causes[0] == causes[1]

@@ -102,6 +102,7 @@ class BootstrapFinetune(WeightSettings):
             )
             return OptimizeResult(state=state, status="skipped", reason=reason, details=details)
         rows = self.rows(program, state, rollouts.kept, session)
+        session.notify(rollouts.event(session.stage, sum(map(len, rows.values()))))
         return self.tune_result(state, rows, session, details, init=self.init)
 
     def bootstrap(self, program: Module, state: ProgramState, train: Sequence[Example], session: Session) -> Rollouts:
@@ -114,6 +115,7 @@ class BootstrapFinetune(WeightSettings):
         kept: dict[str, list[Trace]] = {}
         tried = idle = 0
         failures = FailureCounts()
+        ended: Literal["limit", "idle", "budget"] = "limit"
         limit = self.max_rollouts_per_example or self.rollouts_per_example
         for first in range(0, limit, self.rollouts_per_example):
             demos = resample_demos(state, labelled, rng) if first else {}
@@ -123,7 +125,10 @@ class BootstrapFinetune(WeightSettings):
                 if example.id not in kept
                 for sample in range(first, min(first + self.rollouts_per_example, limit))
             ]
-            if not jobs or idle == self.max_idle_rounds or session.ledger.reached_limit():
+            if idle == self.max_idle_rounds or session.ledger.reached_limit():
+                ended = "budget" if session.ledger.reached_limit() else "idle"
+                break
+            if not jobs:
                 break
             title = f"traces, {len(kept)} example{'s' * (len(kept) != 1)} solved"
             traces, successful = collect_traces(program, jobs, session, self.metric, self.metric_threshold, title=title)
@@ -134,7 +139,7 @@ class BootstrapFinetune(WeightSettings):
                 kept.setdefault(trace.example.id, []).append(trace)
         max_kept = self.max_kept_per_example
         ordered = tuple(trace for example in train for trace in _distinct_first(kept.get(example.id, ()))[:max_kept])
-        return Rollouts(ordered, tried, tuple(train), paths, failures.most_common())
+        return Rollouts(ordered, tried, tuple(train), paths, failures.most_common(), ended)
 
     def rows(
         self, program: Module, state: ProgramState, traces: Sequence[Trace], session: Session

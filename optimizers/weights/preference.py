@@ -72,6 +72,7 @@ class PreferenceFinetune(WeightSettings):
         kept = tuple(trace for trace in traces if is_success(trace, self.metric_threshold))
         rollouts = Rollouts(kept, len(traces), tuple(train), tuple(predictors(program)), failures.most_common())
         rows, counts = self.pairs(program, state, traces, session)
+        session.notify(rollouts.event(session.stage, sum(map(len, rows.values()))))
         details: dict[str, Any] = {**rollouts.details(), "pairs": counts}
         if not rows:
             cause = rollouts.failure_cause()

@@ -18,7 +18,16 @@ from pathlib import Path
 import pytest
 
 from lmpipe import OptimizeResult, Request, RunStore, ScriptedLM, Session, evaluate, exact_match
-from lmpipe.events import CandidateScored, EpochEnded, Event, FindingMade, ResultRecalled, StageEnded, StageStarted
+from lmpipe.events import (
+    CandidateScored,
+    EpochEnded,
+    Event,
+    FindingMade,
+    ResultRecalled,
+    StageEnded,
+    StageStarted,
+    TracesCollected,
+)
 from lmpipe.ledger import Cost
 from lmpipe.progress import show_progress
 from lmpipe.reporter import Reporter
@@ -32,8 +41,10 @@ EVENTS: list[Event] = [
     FindingMade("p", "failing", "all 8 calls of answer failed", "structured=True"),
     StageStarted("p -> w", "BootstrapFinetune", 2, 2, 0),
     ResultRecalled("p -> w", "BootstrapFinetune"),
+    TracesCollected("p -> w", 22, 160, 11, 12, 44),
     EpochEnded("p -> w", 1, 2.0, 2.5),
     StageEnded("p -> w", "skipped", 0.5, 0.1, Cost(), reason="no rollout succeeded"),
+    FindingMade("p -> w", "skipped", "no rollout succeeded", "a teacher"),
 ]
 LINES = [
     "  initial state: 25 % (7–59) of 8 examples",
@@ -43,8 +54,10 @@ LINES = [
     "  failing (p): all 8 calls of answer failed. Try: structured=True.",
     "stage 2 of 2, p -> w: BootstrapFinetune, seed 0",
     "  BootstrapFinetune was not run again: its result is recalled",
+    "  kept 22 of 160 rollouts, on 11 of 12 examples; 44 training rows",
     "  epoch 1: loss 2.000, 2.500 on held-out rows",
     "  p -> w was skipped: no rollout succeeded",
+    "  Try: a teacher.",
 ]
 
 
@@ -223,7 +236,8 @@ def test_sessions_report_on_standard_error_by_default(store: RunStore, capsys: p
     assert lines[0] == "  initial state: 0 % (0–14) of 24 examples"
     assert lines[1].startswith("  failing (vanilla): ")  # what was found is said before the first stage
     assert lines[2] == "stage 1 of 2, p: BootstrapFewShotRandomSearch, seed 0"
-    assert [line.strip().partition(":")[0] for line in lines[3:9]] == [
+    assert lines[3] == "  kept 5 of 12 rollouts, on 5 of 12 examples"
+    assert [line.strip().partition(":")[0] for line in lines[4:10]] == [
         candidate.name for candidate in result.stages[0].result.candidates
     ]
     assert [line for line in lines if line.startswith("stage")][1:] == [

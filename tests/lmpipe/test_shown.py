@@ -198,7 +198,10 @@ def test_a_skipped_stage_is_shown_with_its_reason(store: RunStore) -> None:
     result = scheduler(KeepingTrainer(), "w").optimize(Colour(), None, examples(8), examples(8, 50), session)
     assert result.status == "skipped"
     words = " ".join(str(result).split())
-    assert f"w was skipped: {' '.join(result.reason.split())}" in words
+    assert f"skipped (w): {' '.join(result.reason.split())}" in words
+    assert words.count("nothing to train on") == 1
+    alone = result.stages[0].result
+    assert f"skipped: {' '.join(alone.reason.split())}" in " ".join(str(alone).split())
     assert "skipped 0 % (0–32)" in words
 
 

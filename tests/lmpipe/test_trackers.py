@@ -13,7 +13,7 @@ import pytest
 
 from lmpipe import Session, initial_state
 from lmpipe.errors import ConfigError
-from lmpipe.events import CandidateScored, EpochEnded, Event, FindingMade, StageEnded, StageStarted
+from lmpipe.events import CandidateScored, EpochEnded, Event, FindingMade, StageEnded, StageStarted, TracesCollected
 from lmpipe.ledger import Cost
 from lmpipe.storage.store import RunStore
 from lmpipe.trackers import Tracker, WandbTracker, load_tracker
@@ -25,6 +25,7 @@ EVENTS: list[Event] = [
     CandidateScored("p", "shuffled 1", 0.5, 8),
     StageStarted("p", "BootstrapFewShot", 1, 2, 0),
     StageEnded("p", "done", 0.5, float("nan"), Cost(lm_calls=20, prompt_tokens=90, completion_tokens=10, seconds=1.5)),
+    TracesCollected("p -> w", 3, 16, 2, 4, 6),
     EpochEnded("p -> w", 1, 2.0, 2.5),
     EpochEnded("p -> w", 2, 1.5),
     StageEnded("p -> w", "skipped", 0.75, 0.125, Cost(lm_calls=30, training_tokens=7, seconds=2.5), (0.5, 1.0), 8),
@@ -45,6 +46,11 @@ LOGGED: Series = {
     "stage/seconds": [(1, 1.5), (2, 2.5)],
     "stages/p": [(1, 0.5)],
     "stages/p-w": [(2, 0.75)],
+    "trace/kept": [(1, 3)],
+    "trace/tried": [(1, 16)],
+    "trace/solved": [(1, 2)],
+    "trace/examples": [(1, 4)],
+    "trace/rows": [(1, 6)],
     "epoch/loss": [(1, 2.0), (2, 1.5)],
     "epoch/eval_loss": [(1, 2.5)],
 }

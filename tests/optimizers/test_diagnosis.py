@@ -153,7 +153,27 @@ def test_a_stage_gets_advice_on_its_own_settings_only(store: RunStore) -> None:
         cold == f"max_rollouts_per_example above 1, temperature above 0.0, a prompt stage before this one or {teacher}"
     )
     assert prompts == f"max_labeled_demos above 0, max_rounds above 1 or {teacher}"
-    assert warm == f"max_rollouts_per_example above 8 or {teacher}"
+    assert warm == f"max_idle_rounds above 3 or {teacher}"
+
+
+def test_the_limit_that_ended_the_rollouts_is_advised(store: RunStore) -> None:
+    """Three idle rounds end the rollouts long before the maximum number, so a higher maximum would change nothing."""
+    session = Session(lm=ScriptedLM(always_wrong), store=store, structured=True)
+    optimizer = BootstrapFinetune(exact_match, KeepingTrainer(), max_rollouts_per_example=8, temperature=1.0)
+
+    def stage(optimizer: BootstrapFinetune, **settings: Any) -> tuple[object, str]:
+        result = run(session, {"w": optimizer}, "w", **settings)
+        return result.stages[0].result.details["ended"], result.findings[0].advice
+
+    ended, advice = stage(optimizer)
+    assert (ended, advice.split(",")[0]) == ("idle", "max_idle_rounds above 3")
+    assert "max_rollouts_per_example" not in advice
+    ended, advice = stage(replace(optimizer, max_idle_rounds=64))
+    assert (ended, advice.split(",")[0]) == ("limit", "max_rollouts_per_example above 8")
+    assert stage(replace(optimizer, max_idle_rounds=64), stage_budget=Budget(max_lm_calls=100)) == (
+        "budget",
+        "a larger budget, or a comparison of all strategies at this one",
+    )
 
 
 def test_a_lower_threshold_and_other_demos_are_advised_where_they_can_help(store: RunStore) -> None:
@@ -237,6 +257,12 @@ def test_failures_of_the_scoring_runs_after_a_stage_are_reported(store: RunStore
     assert [finding.stage for finding in findings(result, "failing")] == ["a"]
 
 
+def test_a_failure_that_a_prompt_stage_does_not_mend_is_reported_once(store: RunStore) -> None:
+    session = Session(lm=scripted_as(unreadable), store=store)
+    result = run(session, {"p": BootstrapFewShot(exact_match)}, "p -> p")
+    assert [(finding.kind, finding.stage) for finding in result.findings] == [("failing", "vanilla")]
+
+
 def test_equal_answers_of_all_runs_are_reported_as_class_collapse(store: RunStore) -> None:
     session = Session(lm=ScriptedLM(read), store=store, sampling=Sampling(temperature=1.0))
     result = run(session, {"w": BootstrapFinetune(exact_match, KeepingTrainer(), adapters="module")}, "w")
@@ -245,6 +271,23 @@ def test_equal_answers_of_all_runs_are_reported_as_class_collapse(store: RunStor
     assert collapse.advice.startswith(
         "max_rollouts_per_example above 1, a prompt stage before this one, adapters='role' or a teacher"
     )
+
+
+def test_a_prompt_stage_is_not_blamed_for_its_demonstrations_if_it_did_well(store: RunStore) -> None:
+    """The LM answers red, so all demonstrations that are bootstrapped do; any demonstration may make it right."""
+
+    def reply(request: Request) -> str:
+        return always_right(request) if len(request.messages) > 2 and taught else read(request)
+
+    def found(name: str) -> list[tuple[str, str]]:
+        session = Session(lm=ScriptedLM(reply, name), store=store)
+        result = run(session, {"p": BootstrapFewShot(exact_match, max_labeled_demos=0)}, "p")
+        return [(finding.kind, finding.message) for finding in result.findings]
+
+    taught = True
+    assert found("taught") == []
+    taught = False
+    assert ("class collapse", "all bootstrapped demonstrations show the same answer") in found("untaught")
 
 
 def skipped_advice(optimizer: Optimizer, script: Script, store: RunStore, **settings: Any) -> str:
@@ -417,8 +460,26 @@ def test_over_fitting_is_reported_from_the_training_score(store: RunStore) -> No
 
 def test_no_gain_from_alternating_is_reported(store: RunStore) -> None:
     without = adapted(store, {"none": range(50, 74, 2)}, "p -> none")
-    assert "after p alone 50 % (31–69), after all stages 50 % (31–69)" in findings(without, "no gain")[0].message
-    assert not findings(adapted(store, {"much": range(100)}, "p -> much"), "no gain")
+    assert (
+        "after p alone 50 % (31–69), after all stages 50 % (31–69)"
+        in findings(without, "no gain", "p -> none")[0].message
+    )
+    assert not findings(adapted(store, {"much": range(100)}, "p -> much"), "no gain", "p -> much")
+
+
+def test_prompts_that_do_not_matter_are_reported(store: RunStore) -> None:
+    (finding,) = findings(adapted(store, {}, "p"), "no gain")
+    assert (finding.stage, finding.advice) == ("p", "a weight stage or num_val above 8")
+    assert finding.message == (
+        "all 6 candidates scored 75 %, and the validation score is the same as before, so the prompts that were "
+        "tried do not matter to this LM"
+    )
+    (followed,) = findings(adapted(store, {"good": range(100)}, "p -> good"), "no gain")
+    assert followed.advice == "a prompt stage after the weight stage or num_val above 8"
+    right = findings(adapted(store, {"good": range(100)}, "good -> p"), "no gain")
+    assert not [finding for finding in right if "candidates" in finding.message]
+    unread = Session(lm=scripted_as(unreadable), store=store)
+    assert not findings(run(unread, {"p": scheduler(KeepingTrainer()).optimizers["p"]}, "p"), "no gain")
 
 
 def trained(store: RunStore, trainer: Trainer, script: Script = read, **settings: Any) -> list[Finding]:

@@ -201,4 +201,4 @@ def test_intervals_leave_out_differences_that_are_not_finite() -> None:
     result = OptimizeResult(state=state)
     stage = StageResult(name="p", result=result, evaluation=empty, cost=session.ledger.total)
     diagnosis = Diagnosis(strategy, {"p": optimizer}, PROGRAM, ANY, ANY, session)
-    assert not list(diagnosis.of_stage(strategy, state, empty, stage))
+    assert not list(diagnosis.of_stage(strategy, empty, state, empty, stage))
