@@ -46,12 +46,13 @@ class Unmarked:
     answer: str = Output()
 
 
-def program(line: str) -> Module:
+def program(line: str, has_predictor: bool = True) -> Module:
     """A program whose ``forward`` has one line."""
+    init = "self.predict = Predict('question -> answer')" if has_predictor else "pass"
     names: dict[str, Any] = {**vars(lmpipe)}
     exec(  # noqa: S102
         "class Ask(Module):\n"
-        "    def __init__(self):\n        self.predict = Predict('question -> answer')\n"
+        f"    def __init__(self):\n        {init}\n"
         f"    def forward(self, question):\n        {line}\n",
         names,
     )
@@ -124,6 +125,7 @@ EXAMPLES = [
         "Example(inputs={'question': 'Why?'}, labels={'answer': 'yes'})",
     ),
     ("evaluate(ask, [('Why?', 'yes')], exact_match, session)", "write Example(inputs={'question': '…'}, labels={"),
+    ("evaluate(ask, [], exact_match, session)", "examples is empty, so there is nothing to score; pass at least one"),
     ("evaluate(ask, train[0], exact_match, session)", "pass a list of Example, also for a single one; write it in"),
     (
         "evaluate(ask, [Example({'q': 'Why?'})], exact_match, session)",
@@ -314,7 +316,11 @@ OPTIMIZERS = [
 ]
 SHORTCUT = [
     ("optimize(Ask, train, exact_match)", "write Ask(…), not the class itself"),
-    ("optimize(ask, exact_match, train)", "pass a function, such as: def metric(example, prediction)"),
+    ("optimize(ask, exact_match, train)", "write optimize(program, train, metric)"),
+    ("optimize(exact_match, ask, train)", "write optimize(program, train, metric)"),
+    ("optimize(train, ask, exact_match)", "write optimize(program, train, metric)"),
+    ("optimize(ask, train, ask)", "write optimize(program, train, metric)"),
+    ("optimize(ask, train, 'exact_match')", "pass a function, such as: def metric(example, prediction)"),
     (
         "optimize(ask, [{'question': 'Why?', 'answer': 'yes'}], exact_match)",
         "write Example(inputs={'question': 'Why?'}",
@@ -327,7 +333,22 @@ SHORTCUT = [
         "optimize(ask, train[:2], exact_match)",
         "there are 2 different examples, too few to set some aside; pass at least",
     ),
+    ("optimize(program('return Prediction(answer=question)', False), train, exact_match)", "has no predictor, so"),
     ("optimize(ask, train, exact_match, lm='bundeld')", "did you mean 'bundled'?"),
+    ("optimize(ask, train, exact_match, lm=None)", "lm is None; it must be of the type LM; write optimize(…, lm='bu"),
+    ("optimize(ask, train, exact_match, lm={'judge': lm}, strategy='p')", "write optimize(…, lm={…, 'lm': lm})"),
+    ("optimize(ask, train, exact_match, select='worst')", "select is 'worst'; it must be 'last' or 'best'"),
+    ("optimize(ask, train, exact_match, structured='no')", "write structured=True or structured=False"),
+    ("optimize(ask, train, exact_match, quiet='no')", "write quiet=True or quiet=False"),
+    ("optimize(ask, train, exact_match, trainer=3)", "trainer is 3; it must be of the type Trainer"),
+    ("optimize(ask, train, exact_match, budget=100)", "write Budget(max_lm_calls=1000)"),
+    ("optimize(ask, train, exact_match, sampling={'top_p': 0.3})", "write optimize(…, sampling=Sampling(top_p=0.3))"),
+    (
+        "optimize(ask, train, exact_match, stages={'k': LabeledFewShot()})",
+        "stages has 'k', which the strategy 'p -> w -> p' does not name; leave it out, or write "
+        "strategy='k -> p -> w -> p'",
+    ),
+    ("optimize(ask, train, exact_match, strategy='pwp')", "no stage is called 'pwp'; write 'p -> w -> p'"),
     ("optimize(ask, train, exact_match, strategy='p → w')", "write 'p -> w'"),
     ("optimize(ask, train, exact_match, strategy=['p', 'w'])", "it must be a text, so write 'p -> w'"),
     ("optimize(ask, train, exact_match, strategy='prompts')", "no stage is called 'prompts'; the stages are p, w"),
