@@ -235,6 +235,17 @@ LMS = [
     ("load_lm('bundeld')", "did you mean 'bundled'?"),
     ("load_lm('Bundled')", "did you mean 'bundled'?"),
     ("load_lm('Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('huggingface/Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('hf/Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('HF:Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('hf: Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('hf:https://huggingface.co/Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('https://huggingface.co/Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('openai/local:Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('hf:bundled')", "did you mean 'bundled'?"),
+    ("load_lm('huggingface/CodeBERTa')", "did you mean 'hf:huggingface/CodeBERTa'?"),
+    ("load_lm('anthropic/claude-x')", "write 'openai:claude-x@https://HOST/v1'"),
+    ("load_lm('ollama/llama3.2:1b')", "write 'openai:llama3.2:1b@https://HOST/v1'"),
     ("load_lm('openai/gpt-4o')", "write 'openai:gpt-4o@https://api.openai.com/v1'"),
     ("load_embedder(None)", "spec is None; it must be of the type str; write load_embedder('bundled')"),
     ("load_embedder('org/encoder')", "did you mean 'hf:org/encoder'?"),
@@ -428,6 +439,12 @@ def message_of(code: str, tmp_path: Path) -> str:
 @pytest.mark.parametrize(("code", "message"), MISTAKES, ids=[code for code, _ in MISTAKES])
 def test_a_mistake_is_answered_with_what_to_write(code: str, message: str, tmp_path: Path) -> None:
     assert message in message_of(code, tmp_path)
+
+
+def test_a_spec_may_begin_at_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(LmpipeError, match=f"'{tmp_path}/model': there is no such folder"):
+        lmpipe.load_lm("hf:~/model")
 
 
 def test_a_program_that_is_called_without_a_session_says_how_to_open_one() -> None:
