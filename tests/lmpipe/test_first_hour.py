@@ -70,6 +70,7 @@ def names(tmp_path: Path) -> dict[str, Any]:
         "np": np,
         "lmpipe": lmpipe,
         "extend": lmpipe.extend,
+        "optimizers": optimizers,
         "lm": lm,
         "session": Session(lm=lm),
         "state": state,
@@ -411,6 +412,13 @@ NAMES = [
     ("lmpipe.Imitation", "write: from lmpipe.extend import SFTLoss"),
     ("lmpipe.number_match", "lmpipe has no 'number_match'; write: from lmpipe.extend import number_match"),
     ("lmpipe.BetterTogether", "write: from optimizers import BetterTogether"),
+    ("lmpipe.InputField", "write: from lmpipe import Input"),
+    ("lmpipe.configure", "no setting is global; write: with Session(lm=lm): program(…)"),
+    ("lmpipe.ReAct", "it is not in lmpipe; call your tools in the forward() of a Module"),
+    ("lmpipe.inspect_history", "write: print(session.history(3))"),
+    ("optimizers.BootstrapFewShotWithRandomSearch", "write: from optimizers import BootstrapFewShotRandomSearch"),
+    ("optimizers.evaluate", "write: from lmpipe import evaluate"),
+    ("optimizers.GEPPA", "did you mean 'GEPA'?"),
     ("extend.Session", "write: from lmpipe import Session"),
 ]
 MISTAKES = [
@@ -503,7 +511,9 @@ def test_lists_are_taken_where_settings_are_tuples() -> None:
 
 def test_the_names_that_are_suggested_exist() -> None:
     """Every name that the message of an absent one recommends can be imported."""
-    for name in ["Tuning", "Imitation", "Preference", "PolicyGradient", "Nearest", "parse_strategy", "Run", "GEPA"]:
+    earlier = ["Tuning", "Imitation", "Preference", "PolicyGradient", "Nearest", "parse_strategy", "Run", "GEPA"]
+    of_dspy = ["BootstrapFewShotWithRandomSearch", "ChatAdapter", "Evaluate", "InputField", "OutputField", "majority"]
+    for name in [*earlier, *of_dspy, "BestOfN", "Refine", "answer_exact_match"]:
         with pytest.raises(ImportError) as caught:
             getattr(lmpipe, name)
         exec(str(caught.value).partition("write: ")[2])  # noqa: S102
