@@ -109,6 +109,10 @@ def optimize(
     check_type("lm", lm, (LM, str, Mapping), "optimize(…, lm='bundled'), or any other spec that load_lm reads")
     check_type("stages", stages, (dict, Mapping, NoneType), "optimize(…, stages={'p': optimizer})")
     check_type("out", out, (str, Path, NoneType), "optimize(…, out='runs/first')")
+    if out and Path(out).is_file():
+        raise ConfigError(
+            f"out is {out}, which is a file; write the path of a directory: optimize(…, out='runs/first')"
+        )
     check_type("quiet", quiet, bool, "quiet=True or quiet=False")
     check_type("structured", structured, (bool, NoneType), "structured=True or structured=False")
     check_type("sampling", sampling, (Sampling, NoneType), "optimize(…, sampling={})")

@@ -366,7 +366,10 @@ SHORTCUT = [
     ("optimize(ask, train, exact_match, strategy='prompts')", "no stage is called 'prompts'; the stages are p, w"),
     ("optimize(ask, train, exact_match, stages=[LabeledFewShot()])", "write optimize(…, stages={'p': optimizer})"),
     ("optimize(ask, train, exact_match, out=session)", "write optimize(…, out='runs/first')"),
-    ("optimize(ask, train, exact_match, lm=lm, strategy='p', out=file)", "is a file; write the path of a directory"),
+    (
+        "optimize(ask, train, exact_match, lm=lm, strategy='p', out=file)",
+        "is a file; write the path of a directory: optim",
+    ),
     (
         "optimize(ask, train, exact_match, lm=lm, out=run)",
         "cannot be trained here; pass trainer=…, such as a LocalTrainer",
