@@ -99,8 +99,9 @@ def optimize(
         budget: Budget of all stages together.
 
     Raises:
-        ConfigError: If an argument is of the wrong kind, if there are too few examples, or if the strategy tunes
-            weights and the LM cannot be trained here.
+        ConfigError: If an argument is of the wrong kind, if there are too few examples, if the program has no predictor
+            or a role has no LM, if the strategy does not name one of the `stages`, or if it tunes weights and the LM
+            cannot be trained here. No run directory is opened then.
         StoreError: If the run directory cannot be written, or another process has it open.
         ConfigChanged: If the run directory belongs to other work.
     """
@@ -153,7 +154,7 @@ def _check_order(program: object, train: object, metric: object) -> None:
     """
     if not isinstance(program, (Module, type)) or isinstance(metric, Module) or callable(train):
         raise ConfigError(
-            f"program is {shown(program, 100)}, train is {shown(train, 100)} and metric is {shown(metric, 100)}; "
+            f"program is {shown(program, 80)}, train is {shown(train, 80)} and metric is {shown(metric, 80)}; "
             "write optimize(program, train, metric)"
         )
     check_type("program", program, Module)
@@ -181,9 +182,10 @@ def _check_roles(session: Session, program: Module) -> None:
     """
     for path, predictor in predictors(program).items():
         if predictor.role not in session.roles:
+            known = ", ".join(map(repr, session.roles)) or "no role"
             raise ConfigError(
-                f"the predictor {path!r} has the role {predictor.role!r}, and lm has only "
-                f"{', '.join(map(repr, session.roles))}; write optimize(…, lm={{…, {predictor.role!r}: lm}})"
+                f"{type(program).__name__} needs an LM for the role {predictor.role!r} of its predictor {path!r}, and "
+                f"lm has {known}; write optimize(…, lm={{…, {predictor.role!r}: lm}})"
             )
 
 

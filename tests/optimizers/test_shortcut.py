@@ -190,7 +190,11 @@ def test_any_function_is_a_metric(tmp_path: Path) -> None:
         ({"program": Rivers}, ConfigError, "program"),
         ({"select": "worst"}, ConfigError, "select is 'worst'"),
         ({"trainer": 3}, ConfigError, "trainer is 3"),
-        ({"lm": {"judge": ScriptedLM(by_demos)}}, ConfigError, "the predictor 'name' has the role 'lm'"),
+        (
+            {"lm": {"judge": ScriptedLM(by_demos)}},
+            ConfigError,
+            "needs an LM for the role 'lm' of its predictor 'name', and lm has 'judge'",
+        ),
         ({"stages": {"k": LabeledFewShot()}}, ConfigError, "stages has 'k'"),
     ],
 )
