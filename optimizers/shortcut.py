@@ -49,6 +49,16 @@ from optimizers.small_lm import SMALL_LM_TUNING, small_lm_stages
 
 _MIN_EXAMPLES, _MAX_VAL = 4, 250
 _TOKENS_OF_TEXT, _TOKENS_OF_VALUE = 128, 24
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "lm": ((LM, str, Mapping), "optimize(…, lm='bundled'), or any other spec that load_lm reads"),
+    "stages": ((dict, Mapping, NoneType), "optimize(…, stages={'p': optimizer})"),
+    "out": ((str, Path, NoneType), "optimize(…, out='runs/first')"),
+    "quiet": ((bool,), "quiet=True or quiet=False"),
+    "structured": ((bool, NoneType), "structured=True or structured=False"),
+    "sampling": ((Sampling, NoneType), "optimize(…, sampling={})"),
+    "retriever": ((Retriever, NoneType), "optimize(…, retriever={})"),
+}
+"""Argument of `optimize` → its types, and the code that messages suggest."""
 
 logger = logging.getLogger(__name__)
 
@@ -107,17 +117,11 @@ def optimize(
     """
     _check_order(program, train, metric)
     _check_predictors(program)
-    check_type("lm", lm, (LM, str, Mapping), "optimize(…, lm='bundled'), or any other spec that load_lm reads")
-    check_type("stages", stages, (dict, Mapping, NoneType), "optimize(…, stages={'p': optimizer})")
-    check_type("out", out, (str, Path, NoneType), "optimize(…, out='runs/first')")
+    given = {"lm": lm, "stages": stages, "out": out, "quiet": quiet, "structured": structured, "sampling": sampling}
+    for name, value in {**given, "retriever": retriever}.items():
+        check_type(name, value, *_KINDS[name])
     if out and Path(out).is_file():
-        raise ConfigError(
-            f"out is {out}, which is a file; write the path of a directory: optimize(…, out='runs/first')"
-        )
-    check_type("quiet", quiet, bool, "quiet=True or quiet=False")
-    check_type("structured", structured, (bool, NoneType), "structured=True or structured=False")
-    check_type("sampling", sampling, (Sampling, NoneType), "optimize(…, sampling={})")
-    check_type("retriever", retriever, (Retriever, NoneType), "optimize(…, retriever={})")
+        raise ConfigError(f"out is {out}, which is a file; write the path of a directory: {_KINDS['out'][1]}")
     seed = check_whole_number("seed", seed, None)
     strategy = _strategy(strategy, stages or {})
     train = _distinct(check_examples(train, "train"))
