@@ -40,8 +40,35 @@ _RENAMED: Mapping[str, tuple[str, str]] = {
     "without_repeats": ("lmpipe.extend", "deduplicate"),
     "Share": ("lmpipe.extend", "UnitInterval"),
     "Run": ("lmpipe.extend", "current_context"),
+    "BestOfN": ("programs", "BestOfN"),
+    "BootstrapFewShotWithRandomSearch": ("optimizers", "BootstrapFewShotRandomSearch"),
+    "ChatAdapter": ("lmpipe.extend", "Template"),
+    "Evaluate": ("lmpipe", "evaluate"),
+    "InputField": ("lmpipe", "Input"),
+    "MajorityVote": ("programs", "MajorityVote"),
+    "OutputField": ("lmpipe", "Output"),
+    "Refine": ("programs", "Refine"),
+    "answer_exact_match": ("lmpipe", "exact_match"),
+    "majority": ("programs", "MajorityVote"),
 }
-"""Name in version 0.2.0 → module and name today."""
+"""Name in version 0.2.0 or in DSPy → module and name today."""
+
+_NOT_HERE = "it is not in lmpipe"
+_NO_SETTINGS = "no setting is global; write: with Session(lm=lm): program(…)"
+_INSTEAD: Mapping[str, str] = {
+    "Assert": "write Refine or BestOfN of the package programs",
+    "COPRO": _NOT_HERE,
+    "ProgramOfThought": _NOT_HERE,
+    "RLM": _NOT_HERE,
+    "ReAct": "it is not in lmpipe; call your tools in the forward() of a Module",
+    "SIMBA": _NOT_HERE,
+    "Suggest": "write Refine or BestOfN of the package programs",
+    "configure": _NO_SETTINGS,
+    "context": _NO_SETTINGS,
+    "inspect_history": "write: print(session.history(3))",
+    "settings": _NO_SETTINGS,
+}
+"""Name in DSPy → what to do without it."""
 
 
 def lazy_attributes(module: str, sources: Mapping[str, tuple[str, str]]) -> Callable[[str], Any]:
@@ -76,6 +103,8 @@ def _absent(module: str, name: str, sources: Collection[str]) -> Exception:
 
     ``from … import`` shows only the message of an ImportError, and `hasattr` expects an AttributeError.
     """
+    if name in _INSTEAD:
+        return ImportError(f"{module} has no {name!r}; {_INSTEAD[name]}")
     place, now = _RENAMED.get(name, ("optimizers" if name in _OPTIMIZERS else "", name))
     for other in ("lmpipe", "lmpipe.extend") if not place and not name.startswith("_") else ():
         place = other if other != module and name in import_module(other).__all__ else place

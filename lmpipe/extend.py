@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmpipe import _lazy
+from lmpipe._lazy import lazy_attributes
 from lmpipe.embedder import Embedder
 from lmpipe.engines import load_embedder
 from lmpipe.errors import ConfigError, SessionError, StrategyError, TrainingDiverged
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from lmpipe.retrieval.colbert import load_encoder
     from lmpipe.retrieval.index import build_index
 else:
-    __getattr__ = _lazy.lazy_attributes(
+    __getattr__ = lazy_attributes(
         __name__,
         {
             "CachedLM": ("lmpipe.engines.cached", "local"),
@@ -133,6 +133,7 @@ __all__ = [
     "evaluate_many",
     "finite_values",
     "identity",
+    "lazy_attributes",
     "load_embedder",
     "load_encoder",
     "load_tracker",

@@ -235,10 +235,13 @@ def _fault(answer: object) -> str:
 class ScriptedLM(LM):
     """An LM whose completions a Python function computes; for tests, examples and measurements of overhead.
 
+    Recorded work is looked up by the name of the LM. So give another script another name, or use another run directory:
+    otherwise what the earlier script answered is recalled.
+
     Args:
         script: Function that returns the completion text of a request; if it raises an `EngineError`, only that request
             fails.
-        name: See `LM.name`.
+        name: See `LM.name`; another one for each script that shares a run directory.
 
     Attributes:
         requests: All requests so far, in order of arrival.

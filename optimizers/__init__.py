@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from lmpipe.extend import lazy_attributes
 from optimizers.prompts import (
     GEPA,
     BootstrapFewShot,
@@ -16,6 +19,9 @@ from optimizers.schedule import VANILLA, BetterTogether, Strategy, distinct_stag
 from optimizers.shortcut import optimize
 from optimizers.small_lm import SMALL_LM_TUNING, small_lm_stages
 from optimizers.weights import GRPO, BootstrapFinetune, PreferenceFinetune
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy_attributes(__name__, {})  # says where other names are
 
 __all__ = [
     "GEPA",

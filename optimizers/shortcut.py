@@ -6,8 +6,10 @@ It makes a session, a store, a trainer, the stages and `BetterTogether`, with se
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Literal
@@ -35,16 +37,30 @@ from lmpipe.extend import (
     check_type,
     check_whole_number,
     derive_seed,
+    digest,
     digest_without_id,
+    shown,
     shuffled,
 )
 from optimizers.rollouts import class_labels
-from optimizers.schedule import BetterTogether, Strategy
+from optimizers.schedule import VANILLA, BetterTogether, Strategy
 from optimizers.schedule.strategy import as_strategy
 from optimizers.small_lm import SMALL_LM_TUNING, small_lm_stages
 
 _MIN_EXAMPLES, _MAX_VAL = 4, 250
 _TOKENS_OF_TEXT, _TOKENS_OF_VALUE = 128, 24
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "lm": ((LM, str, Mapping), "optimize(…, lm='bundled'), or any other spec that load_lm reads"),
+    "stages": ((dict, Mapping, NoneType), "optimize(…, stages={'p': optimizer})"),
+    "out": ((str, Path, NoneType), "optimize(…, out='runs/first')"),
+    "quiet": ((bool,), "quiet=True or quiet=False"),
+    "structured": ((bool, NoneType), "structured=True or structured=False"),
+    "sampling": ((Sampling, NoneType), "optimize(…, sampling={})"),
+    "retriever": ((Retriever, NoneType), "optimize(…, retriever={})"),
+}
+"""Argument of `optimize` → its types, and the code that messages suggest."""
+
+logger = logging.getLogger(__name__)
 
 
 def optimize(
@@ -93,41 +109,128 @@ def optimize(
         budget: Budget of all stages together.
 
     Raises:
-        ConfigError: If an argument is of the wrong kind, if there are too few examples, or if the strategy tunes
-            weights and the LM cannot be trained here.
+        ConfigError: If an argument is of the wrong kind, if there are too few examples, if the program has no predictor
+            or a role has no LM, if the strategy does not name one of the `stages`, or if it tunes weights and the LM
+            cannot be trained here. No run directory is opened then.
         StoreError: If the run directory cannot be written, or another process has it open.
         ConfigChanged: If the run directory belongs to other work.
     """
-    check_type("program", program, Module)
-    check_metric(metric)
-    check_type("stages", stages, (dict, Mapping, NoneType), "optimize(…, stages={'p': optimizer})")
-    check_type("out", out, (str, Path, NoneType), "optimize(…, out='runs/first')")
+    _check_order(program, train, metric)
+    _check_predictors(program)
+    given = {"lm": lm, "stages": stages, "out": out, "quiet": quiet, "structured": structured, "sampling": sampling}
+    for name, value in {**given, "retriever": retriever}.items():
+        check_type(name, value, *_KINDS[name])
+    if out and Path(out).is_file():
+        raise ConfigError(f"out is {out}, which is a file; write the path of a directory: {_KINDS['out'][1]}")
     seed = check_whole_number("seed", seed, None)
-    strategy = as_strategy(strategy, {"p", "w", *(stages or {})})
+    strategy = _strategy(strategy, stages or {})
     train = _distinct(check_examples(train, "train"))
     label = _class_label(train, program)
     train, val = _split(train, label, seed) if val is None else (train, check_examples(val, "val"))
     if any(label not in example.labels for example in val):
         label = None  # validation examples have other labels
+    usual_stages = partial(small_lm_stages, metric, label=label)
+    stages = stages or {}
+    better = BetterTogether(
+        metric, {**usual_stages(trainer), **stages}, strategy=VANILLA, select=select, budget=budget
+    )  # checks its settings before the LM is loaded
     session = Session(
         lm=load_lm(lm, quiet=quiet) if isinstance(lm, str) else lm,
         seed=seed,
         sampling=sampling or Sampling(temperature=0.0, max_tokens=_max_tokens(program)),
-        store=RunStore(out or Path("runs") / type(program).__name__.lower()),
         retriever=retriever,
         quiet=quiet,
     )
+    _check_roles(session, program)
     session = replace(session, structured=_can_constrain(session, program) if structured is None else structured)
-    if trainer is None and "w" in strategy.stages and "w" not in (stages or {}):
+    if trainer is None and "w" in strategy.stages and "w" not in stages:
         trainer = _local_trainers(session, program)
-    stages = {**small_lm_stages(metric, trainer, label), **(stages or {})}
-    better = BetterTogether(metric, stages, strategy=strategy, select=select, budget=budget)
+    better = replace(better, optimizers={**usual_stages(trainer), **stages}, strategy=strategy)
+    session = replace(session, store=RunStore(out or Path("runs") / type(program).__name__.lower()))
     return better.optimize(program, None, train, val, session)
 
 
+def _check_order(program: object, train: object, metric: object) -> None:
+    """Checks the three arguments that have no names in a call.
+
+    Raises:
+        ConfigError: If they are in another order, the program is not a module, or the metric not a function of two.
+    """
+    if not isinstance(program, (Module, type)) or isinstance(metric, Module) or callable(train):
+        raise ConfigError(
+            f"program is {shown(program, 80)}, train is {shown(train, 80)} and metric is {shown(metric, 80)}; "
+            "write optimize(program, train, metric)"
+        )
+    check_type("program", program, Module)
+    check_metric(metric)
+
+
+def _check_predictors(program: Module) -> None:
+    """Checks that a program calls an LM.
+
+    Raises:
+        ConfigError: If it has no predictor.
+    """
+    if not predictors(program):
+        raise ConfigError(
+            f"{type(program).__name__} has no predictor, so there is nothing to optimize; make one in __init__: "
+            "self.predict = Predict('question -> answer')"
+        )
+
+
+def _check_roles(session: Session, program: Module) -> None:
+    """Checks that there is an LM for every predictor.
+
+    Raises:
+        ConfigError: If the role of a predictor has none.
+    """
+    for path, predictor in predictors(program).items():
+        if predictor.role not in session.roles:
+            known = ", ".join(map(repr, session.roles)) or "no role"
+            raise ConfigError(
+                f"{type(program).__name__} needs an LM for the role {predictor.role!r} of its predictor {path!r}, and "
+                f"lm has {known}; write optimize(…, lm={{…, {predictor.role!r}: lm}})"
+            )
+
+
+def _strategy(strategy: str | Strategy, stages: Mapping[str, Optimizer]) -> Strategy:
+    """Parses the strategy.
+
+    Raises:
+        ConfigError: If the strategy is invalid, or does not name one of the further stages.
+    """
+    parsed = as_strategy(strategy, {"p", "w", *stages})
+    unused = [name for name in stages if name not in parsed.stages]
+    if unused:
+        raise ConfigError(
+            f"stages has {unused[0]!r}, which the strategy {str(parsed)!r} does not name; leave it out, or write "
+            f"strategy={f'{unused[0]} -> {parsed}' if parsed.stages else unused[0]!r}"
+        )
+    return parsed
+
+
 def _distinct(examples: Sequence[Example]) -> list[Example]:
-    """Returns one example of each content, so that no copy is in both parts of a split."""
-    return list({digest_without_id(example): example for example in reversed(examples)}.values())[::-1]
+    """Returns one example of each content, so that no copy is in both parts of a split; a warning counts the copies.
+
+    Another warning names an example whose inputs another one has, with other labels.
+    """
+    distinct = list({digest_without_id(example): example for example in reversed(examples)}.values())[::-1]
+    if copies := len(examples) - len(distinct):
+        logger.warning("train: %d of %d examples are copies of others; each is used once", copies, len(examples))
+    by_inputs: dict[str, Example] = {}
+    conflicts = [
+        (first, example)
+        for example in distinct
+        if (first := by_inputs.setdefault(digest(dict(example.inputs)), example)) is not example
+    ]
+    if conflicts:
+        logger.warning(
+            "train: %d examples have the inputs of another example and other labels, such as %s: %s and %s",
+            len(conflicts),
+            shown(dict(conflicts[0][0].inputs)),
+            *(shown(dict(example.labels)) for example in conflicts[0]),
+        )
+    return distinct
 
 
 def _class_label(examples: Sequence[Example], program: Module) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,24 @@ from lmpipe.validation.arguments import check_type
 
 if TYPE_CHECKING:
     from lmpipe.engines.local import LocalLM
+
+_HUB = re.compile(
+    r"\s*(?:(?:hf|huggingface)\s*(?::\s*|/(?=[^/]+/))|openai/local\s*:)?(?:https?://(?:huggingface\.co|hf\.co)/)?\s*",
+    re.IGNORECASE,
+)
+"""What is written before the id of a model of the hub, here and elsewhere."""
+_API_PROVIDERS = (
+    "anthropic",
+    "azure",
+    "gemini",
+    "groq",
+    "hosted_vllm",
+    "mistral",
+    "ollama",
+    "ollama_chat",
+    "openrouter",
+)
+"""Prefixes by which other libraries name APIs in the place of URLs; none is an organization with models on the hub."""
 
 hide_kernel_notice()  # before anything imports bitsandbytes
 
@@ -48,6 +68,9 @@ def load_lm(spec: str, cache: str | Path | None = None, *, quiet: bool = False, 
         raise ConfigError(f"spec is {shown(spec, 100)}, which is an LM already; use it as it is: Session(lm=lm)")
     check_type("spec", spec, str, "load_lm('bundled')")
     check_type("cache", cache, (str, Path, NoneType), "load_lm(…, cache='completions.sqlite')")
+    kind, _, rest = spec.partition(":")
+    if kind in ("hf", "vllm") and rest.startswith("~"):
+        spec = f"{kind}:{os.path.expanduser(rest)}"
     with show_progress(None if quiet else Reporter(), f"loading {redact_spec(spec)}", None):
         lm = _load(spec, options)
     lm.loaded_from = LMSource(spec, options)
@@ -83,6 +106,8 @@ def load_embedder(spec: str, **options: Any) -> Embedder:
 
 def _load(spec: str, options: Mapping[str, Any]) -> LM:
     kind, _, rest = spec.partition(":")
+    if kind == "hf" and not Path(rest).is_dir() and (intended := _hub_spec(spec)):
+        raise ConfigError(f"there is no LM {redact_spec(spec)!r}; did you mean {intended!r}?")
     if spec == "bundled":
         from lmpipe.engines.bundled import load_bundled
         from lmpipe.engines.local import LocalLM
@@ -116,17 +141,30 @@ def _load(spec: str, options: Mapping[str, Any]) -> LM:
 
 def _intended(spec: str) -> str:
     """Says which spec was probably meant, such as that of a model of the hub for a bare id; empty if it is unclear."""
+    if intended := _hub_spec(spec):
+        return f"; did you mean {intended!r}?"
     if ":" not in spec and ("/" in spec or Path(spec).is_dir()):
         return f"; did you mean 'hf:{spec}'?"
     return did_you_mean(spec, ["bundled"])
 
 
+def _hub_spec(spec: str) -> str:
+    """Returns the spec of a model of the hub, or the bundled one, that was written in another way; empty otherwise."""
+    prefix = _HUB.match(spec)
+    name = spec[prefix.end() if prefix else 0 :].strip()
+    if name == spec.strip() or not name:
+        return ""
+    intended = "bundled" if name == "bundled" else f"hf:{redact_spec(name)}"
+    return "" if intended == spec else intended
+
+
 def _api_model(spec: str) -> str:
     """Says how to name a model behind an API; empty if the spec is of another kind."""
-    model = spec.removeprefix("openai/")
-    if ":" in model or "/" in model or not model:
+    provider, _, model = spec.rpartition("/")
+    named = provider in ("openai", *_API_PROVIDERS)
+    if not model or not (named or (not provider and ":" not in model)):
         return ""
-    host = "api.openai.com" if model != spec else "HOST"
+    host = "api.openai.com" if provider == "openai" else "HOST"
     return f"; for a model behind an API, write 'openai:{redact_spec(model)}@https://{host}/v1'"
 
 

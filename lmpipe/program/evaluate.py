@@ -19,6 +19,7 @@ from typing import Any, final
 from pydantic import BaseModel, ConfigDict
 
 from lmpipe.data import Example
+from lmpipe.errors import ConfigError
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.metrics import Metric, wilson_interval
 from lmpipe.program.failures import CommonFailure, FailureCounts
@@ -134,8 +135,15 @@ def evaluate(
 
     Args:
         state: The state to score; by default the session's or, if it has none, the initial state of the program.
+
+    Raises:
+        ConfigError: If there are no examples; `evaluate_many` documents the other errors.
     """
     check_type("session", session, Session, "evaluate(program, examples, metric, session)")
+    check_scorer(metric)
+    examples = check_examples(examples, "examples")
+    if not examples:
+        raise ConfigError("examples is empty, so there is nothing to score; pass at least one Example")
     state = session.state or initial_state(program, session) if state is None else state
     examples = check_examples(examples, "examples")
     warn_about_labels(program, examples)

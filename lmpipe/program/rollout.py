@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 _NUM_REMEMBERED = 100  # traces whose calls become part of the session's history
 _MIN_SCORED = 10  # a metric that failed on all of its first predictions ends the run after this many
+_BUGS = (NameError, AttributeError, TypeError, ImportError, NotImplementedError)  # seldom depend on a completion
 
 
 @final
@@ -96,7 +97,8 @@ def rollout(
         EngineError: If an engine or the retriever failed as a whole.
         MetricError: If the metric fails on all of the first ten predictions or, once there are ten, on more than half
             of the jobs: it is then wrong in general. Otherwise a failure of the metric only fails that example.
-        ConfigError, SessionError, ModuleError: If the program cannot run on any example as it is.
+        ConfigError, SessionError, ModuleError: If the program cannot run on any example as it is; also if its code
+            raises the same error on all of the first ten examples, such as a NameError at one line.
     """
     check_type("program", program, Module)
     check_type("session", session, Session)
@@ -107,12 +109,12 @@ def rollout(
     for state in {job.state for job in jobs}:
         check_state(program, state)
         session.register_adapters(state)
-    scorer = None if metric is None else _Scorer(metric)
+    scorer, bugs = None if metric is None else _Scorer(metric), _Bugs(jobs)
     with session.track(title, len(jobs)) as advance, set_deadline(session.ledger.seconds_left):
         paths = program.paths()
 
         def run_job(number: int, complete: CompleteFn, search: SearchFn) -> Trace:
-            return _run_job(program, jobs[number], paths, session, scorer, complete, search, len(jobs))
+            return _run_job(program, jobs[number], paths, session, scorer, bugs, complete, search, len(jobs))
 
         traces = Wavefront(session, run_job, lambda number: _timeout_trace(jobs[number]), len(jobs), advance).run()
     session.ledger.add(cost_of_traces(traces))
@@ -183,6 +185,37 @@ class _Scorer:
         failed, scored = len(self._failures), self._scored
         if scored >= _MIN_SCORED and (failed == scored or 2 * failed > jobs):
             raise _metric_error(self._failures[0], failed, scored)
+
+
+@final
+class _Bugs:
+    """Notices that the program fails on all of the first ten examples in the same way, whatever their order of ending.
+
+    What is missing in a None does not count: a completion can lack what the program looks for in it.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        first: dict[str, Job] = {}
+        for job in jobs:
+            if len(first) < _MIN_SCORED:
+                first.setdefault(job.example.id, job)
+        self._first = {id(job) for job in first.values()}
+        self._lock = Lock()
+        self._failed: dict[int, str] = {}
+
+    def count(self, job: Job, message: str) -> None:
+        """Counts a rollout that an error in the program's own code ended.
+
+        Raises:
+            ModuleError: If the same error has now ended the rollouts of the first ten examples.
+        """
+        if id(job) not in self._first or "NoneType" in message:
+            return
+        with self._lock:
+            self._failed[id(job)] = message
+            failed, kinds = len(self._failed), len(set(self._failed.values()))
+        if failed == _MIN_SCORED and kinds == 1:
+            raise ModuleError(f"forward() raised {message} on all of the first {failed} examples, so the run ends")
 
 
 def _listed(names: Iterable[object]) -> str:
@@ -265,6 +298,7 @@ def _run_job(
     paths: Mapping[int, str],
     session: Session,
     scorer: _Scorer | None,
+    bugs: _Bugs,
     complete: CompleteFn,
     search: SearchFn,
     jobs: int,
@@ -291,6 +325,8 @@ def _run_job(
             scorer.raise_if_failing(jobs)
     except Exception as error:  # the boundary: one example's failure is data
         failure, message = _failure_kind(error), clean_text(redact(describe_error(error)))
+        if prediction is None and isinstance(error, _BUGS):
+            bugs.count(job, message)
     steps = tuple(context.steps)
     return Trace(job.example, job.state.digest, job.sample, steps, prediction, score, failure, message, feedback)
 

@@ -195,6 +195,7 @@ def _unknown_stage(name: str) -> str:
 def _intended(name: str, available: Collection[str]) -> str:
     """Says what was probably meant: stages without the arrow between them, or one whose name is close."""
     stages = re.split(r"\s*(?:[,;>→⇒+/\s]|=>|-)\s*", name)
+    stages = list(name) if len(stages) == 1 else stages  # "pwp"
     if len(stages) > 1 and all(stage in available for stage in stages):
         return f"; write {' -> '.join(stages)!r}"
     return did_you_mean(name, available)

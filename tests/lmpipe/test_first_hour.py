@@ -46,12 +46,13 @@ class Unmarked:
     answer: str = Output()
 
 
-def program(line: str) -> Module:
+def program(line: str, has_predictor: bool = True) -> Module:
     """A program whose ``forward`` has one line."""
+    init = "self.predict = Predict('question -> answer')" if has_predictor else "pass"
     names: dict[str, Any] = {**vars(lmpipe)}
     exec(  # noqa: S102
         "class Ask(Module):\n"
-        "    def __init__(self):\n        self.predict = Predict('question -> answer')\n"
+        f"    def __init__(self):\n        {init}\n"
         f"    def forward(self, question):\n        {line}\n",
         names,
     )
@@ -69,6 +70,7 @@ def names(tmp_path: Path) -> dict[str, Any]:
         "np": np,
         "lmpipe": lmpipe,
         "extend": lmpipe.extend,
+        "optimizers": optimizers,
         "lm": lm,
         "session": Session(lm=lm),
         "state": state,
@@ -124,6 +126,7 @@ EXAMPLES = [
         "Example(inputs={'question': 'Why?'}, labels={'answer': 'yes'})",
     ),
     ("evaluate(ask, [('Why?', 'yes')], exact_match, session)", "write Example(inputs={'question': '…'}, labels={"),
+    ("evaluate(ask, [], exact_match, session)", "examples is empty, so there is nothing to score; pass at least one"),
     ("evaluate(ask, train[0], exact_match, session)", "pass a list of Example, also for a single one; write it in"),
     (
         "evaluate(ask, [Example({'q': 'Why?'})], exact_match, session)",
@@ -233,6 +236,17 @@ LMS = [
     ("load_lm('bundeld')", "did you mean 'bundled'?"),
     ("load_lm('Bundled')", "did you mean 'bundled'?"),
     ("load_lm('Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('huggingface/Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('hf/Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('HF:Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('hf: Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('hf:https://huggingface.co/Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('https://huggingface.co/Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('openai/local:Qwen/Qwen3-0.6B')", "did you mean 'hf:Qwen/Qwen3-0.6B'?"),
+    ("load_lm('hf:bundled')", "did you mean 'bundled'?"),
+    ("load_lm('huggingface/CodeBERTa')", "did you mean 'hf:huggingface/CodeBERTa'?"),
+    ("load_lm('anthropic/claude-x')", "write 'openai:claude-x@https://HOST/v1'"),
+    ("load_lm('ollama/llama3.2:1b')", "write 'openai:llama3.2:1b@https://HOST/v1'"),
     ("load_lm('openai/gpt-4o')", "write 'openai:gpt-4o@https://api.openai.com/v1'"),
     ("load_embedder(None)", "spec is None; it must be of the type str; write load_embedder('bundled')"),
     ("load_embedder('org/encoder')", "did you mean 'hf:org/encoder'?"),
@@ -314,7 +328,11 @@ OPTIMIZERS = [
 ]
 SHORTCUT = [
     ("optimize(Ask, train, exact_match)", "write Ask(…), not the class itself"),
-    ("optimize(ask, exact_match, train)", "pass a function, such as: def metric(example, prediction)"),
+    ("optimize(ask, exact_match, train)", "write optimize(program, train, metric)"),
+    ("optimize(exact_match, ask, train)", "write optimize(program, train, metric)"),
+    ("optimize(train, ask, exact_match)", "write optimize(program, train, metric)"),
+    ("optimize(ask, train, ask)", "write optimize(program, train, metric)"),
+    ("optimize(ask, train, 'exact_match')", "pass a function, such as: def metric(example, prediction)"),
     (
         "optimize(ask, [{'question': 'Why?', 'answer': 'yes'}], exact_match)",
         "write Example(inputs={'question': 'Why?'}",
@@ -327,13 +345,31 @@ SHORTCUT = [
         "optimize(ask, train[:2], exact_match)",
         "there are 2 different examples, too few to set some aside; pass at least",
     ),
+    ("optimize(program('return Prediction(answer=question)', False), train, exact_match)", "has no predictor, so"),
     ("optimize(ask, train, exact_match, lm='bundeld')", "did you mean 'bundled'?"),
+    ("optimize(ask, train, exact_match, lm=None)", "lm is None; it must be of the type LM; write optimize(…, lm='bu"),
+    ("optimize(ask, train, exact_match, lm={'judge': lm}, strategy='p')", "write optimize(…, lm={…, 'lm': lm})"),
+    ("optimize(ask, train, exact_match, select='worst')", "select is 'worst'; it must be 'last' or 'best'"),
+    ("optimize(ask, train, exact_match, structured='no')", "write structured=True or structured=False"),
+    ("optimize(ask, train, exact_match, quiet='no')", "write quiet=True or quiet=False"),
+    ("optimize(ask, train, exact_match, trainer=3)", "trainer is 3; it must be of the type Trainer"),
+    ("optimize(ask, train, exact_match, budget=100)", "write Budget(max_lm_calls=1000)"),
+    ("optimize(ask, train, exact_match, sampling={'top_p': 0.3})", "write optimize(…, sampling=Sampling(top_p=0.3))"),
+    (
+        "optimize(ask, train, exact_match, stages={'k': LabeledFewShot()})",
+        "stages has 'k', which the strategy 'p -> w -> p' does not name; leave it out, or write "
+        "strategy='k -> p -> w -> p'",
+    ),
+    ("optimize(ask, train, exact_match, strategy='pwp')", "no stage is called 'pwp'; write 'p -> w -> p'"),
     ("optimize(ask, train, exact_match, strategy='p → w')", "write 'p -> w'"),
     ("optimize(ask, train, exact_match, strategy=['p', 'w'])", "it must be a text, so write 'p -> w'"),
     ("optimize(ask, train, exact_match, strategy='prompts')", "no stage is called 'prompts'; the stages are p, w"),
     ("optimize(ask, train, exact_match, stages=[LabeledFewShot()])", "write optimize(…, stages={'p': optimizer})"),
     ("optimize(ask, train, exact_match, out=session)", "write optimize(…, out='runs/first')"),
-    ("optimize(ask, train, exact_match, lm=lm, strategy='p', out=file)", "is a file; write the path of a directory"),
+    (
+        "optimize(ask, train, exact_match, lm=lm, strategy='p', out=file)",
+        "is a file; write the path of a directory: optim",
+    ),
     (
         "optimize(ask, train, exact_match, lm=lm, out=run)",
         "cannot be trained here; pass trainer=…, such as a LocalTrainer",
@@ -379,6 +415,13 @@ NAMES = [
     ("lmpipe.Imitation", "write: from lmpipe.extend import SFTLoss"),
     ("lmpipe.number_match", "lmpipe has no 'number_match'; write: from lmpipe.extend import number_match"),
     ("lmpipe.BetterTogether", "write: from optimizers import BetterTogether"),
+    ("lmpipe.InputField", "write: from lmpipe import Input"),
+    ("lmpipe.configure", "no setting is global; write: with Session(lm=lm): program(…)"),
+    ("lmpipe.ReAct", "it is not in lmpipe; call your tools in the forward() of a Module"),
+    ("lmpipe.inspect_history", "write: print(session.history(3))"),
+    ("optimizers.BootstrapFewShotWithRandomSearch", "write: from optimizers import BootstrapFewShotRandomSearch"),
+    ("optimizers.evaluate", "write: from lmpipe import evaluate"),
+    ("optimizers.GEPPA", "did you mean 'GEPA'?"),
     ("extend.Session", "write: from lmpipe import Session"),
 ]
 MISTAKES = [
@@ -407,6 +450,12 @@ def message_of(code: str, tmp_path: Path) -> str:
 @pytest.mark.parametrize(("code", "message"), MISTAKES, ids=[code for code, _ in MISTAKES])
 def test_a_mistake_is_answered_with_what_to_write(code: str, message: str, tmp_path: Path) -> None:
     assert message in message_of(code, tmp_path)
+
+
+def test_a_spec_may_begin_at_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(LmpipeError, match=f"'{tmp_path}/model': there is no such folder"):
+        lmpipe.load_lm("hf:~/model")
 
 
 def test_a_program_that_is_called_without_a_session_says_how_to_open_one() -> None:
@@ -465,7 +514,9 @@ def test_lists_are_taken_where_settings_are_tuples() -> None:
 
 def test_the_names_that_are_suggested_exist() -> None:
     """Every name that the message of an absent one recommends can be imported."""
-    for name in ["Tuning", "Imitation", "Preference", "PolicyGradient", "Nearest", "parse_strategy", "Run", "GEPA"]:
+    earlier = ["Tuning", "Imitation", "Preference", "PolicyGradient", "Nearest", "parse_strategy", "Run", "GEPA"]
+    of_dspy = ["BootstrapFewShotWithRandomSearch", "ChatAdapter", "Evaluate", "InputField", "OutputField", "majority"]
+    for name in [*earlier, *of_dspy, "BestOfN", "Refine", "answer_exact_match"]:
         with pytest.raises(ImportError) as caught:
             getattr(lmpipe, name)
         exec(str(caught.value).partition("write: ")[2])  # noqa: S102

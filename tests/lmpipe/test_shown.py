@@ -39,7 +39,6 @@ from lmpipe import (
     Trace,
     TuningConfig,
     WeightState,
-    evaluate,
     exact_match,
     initial_state,
     rollout,
@@ -246,4 +245,3 @@ def test_notebooks_show_tables_with_escaped_text(result: OptimizeResult) -> None
 
 def test_an_evaluation_of_nothing_is_shown() -> None:
     assert repr(Evaluation(scores={})) == "Evaluation(—, n=0)"
-    assert repr(evaluate(Colour(), [], exact_match, Session(lm=scripted()))) == "Evaluation(—, n=0)"

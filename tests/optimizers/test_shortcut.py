@@ -189,16 +189,37 @@ def test_any_function_is_a_metric(tmp_path: Path) -> None:
         ({"strategy": "p -> q"}, StrategyError, "no stage is called 'q'"),
         ({"train": rivers(3)}, ConfigError, "there are 3 different examples, too few to set some aside"),
         ({"program": Rivers}, ConfigError, "program"),
+        ({"select": "worst"}, ConfigError, "select is 'worst'"),
+        ({"trainer": 3}, ConfigError, "trainer is 3"),
+        (
+            {"lm": {"judge": ScriptedLM(by_demos)}},
+            ConfigError,
+            "needs an LM for the role 'lm' of its predictor 'name', and lm has 'judge'",
+        ),
+        ({"stages": {"k": LabeledFewShot()}}, ConfigError, "stages has 'k'"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_call(
     changes: dict[str, object], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     lm = ScriptedLM(by_demos)
-    arguments = {"program": Rivers(), "train": rivers(8), "metric": exact_match, "lm": lm, "out": tmp_path, **changes}
+    out = tmp_path / "run"
+    arguments = {"program": Rivers(), "train": rivers(8), "metric": exact_match, "lm": lm, "out": out, **changes}
     with pytest.raises(error, match=message):
         optimize(**arguments)  # type: ignore[arg-type]
     assert not lm.requests
+    assert not out.exists(), "no empty run directory is left"
+
+
+def test_copies_and_contradictions_among_the_examples_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Example({"river": "river 1"}, {"answer": "lake"}, id="contradicts")
+    copy = Example({"river": "river 2"}, {"answer": "sea"}, id="copy")
+    lm = ScriptedLM(by_demos)
+    optimize(Rivers(), [*rivers(16), other, copy], exact_match, lm=lm, strategy="vanilla", out=tmp_path, quiet=True)
+    assert "train: 1 of 18 examples are copies of others; each is used once" in caplog.text
+    assert "such as {'river': 'river 1'}: {'answer': 'sea'} and {'answer': 'lake'}" in caplog.text
 
 
 def test_the_settings_are_those_of_iris_for_the_bundled_lm(tmp_path: Path) -> None:

@@ -102,9 +102,9 @@ def test_repeated_ids_are_refused() -> None:
         evaluate(PROGRAM, [EXAMPLES[0], EXAMPLES[0]], exact_match, session)
 
 
-def test_the_mean_of_no_examples_is_nan() -> None:
-    session = Session(lm=ScriptedLM(modulo_three))
-    assert math.isnan(evaluate(PROGRAM, [], exact_match, session).mean)
+def test_no_examples_are_refused() -> None:
+    with pytest.raises(ConfigError, match="examples is empty, so there is nothing to score; pass at least one"):
+        evaluate(PROGRAM, [], exact_match, Session(lm=ScriptedLM(modulo_three)))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from lmpipe import Example, Module, Predict, Prediction, ScriptedLM, Session, evaluate, exact_match
-from lmpipe.errors import EngineError, MetricError
+from lmpipe.errors import EngineError, MetricError, ModuleError
 from lmpipe.metrics import Metric, score_prediction
 from lmpipe.program.evaluate import Evaluation
 
@@ -25,11 +27,14 @@ class Ask(Module):
         return self.ask(question=question)
 
 
+def questions(count: int) -> list[Example]:
+    return [Example({"question": f"q{number}"}, id=str(number)) for number in range(count)]
+
+
 def scored(metric: Metric, count: int = 20) -> tuple[Evaluation, ScriptedLM]:
     program, lm = Ask(), ScriptedLM(lambda request: "answer: ok")
     session = Session(lm=lm, max_concurrency=4)
-    examples = [Example({"question": f"q{number}"}, id=str(number)) for number in range(count)]
-    return evaluate(program, examples, metric, session), lm
+    return evaluate(program, questions(count), metric, session), lm
 
 
 async def coroutine(example: Example, prediction: Prediction) -> float:
@@ -129,3 +134,47 @@ def test_a_metric_that_the_program_calls_is_part_of_the_program() -> None:
     examples = [Example({"question": f"q{number}"}) for number in range(12)]
     evaluation = evaluate(program, examples, exact_match, session)
     assert evaluation.failures == {"program": 12}
+
+
+@pytest.mark.parametrize("size", [12, 300])
+def test_a_bug_that_ends_every_rollout_ends_the_run(size: int) -> None:
+    class Misspelt(Ask):
+        def forward(self, question: str) -> Prediction:
+            self.ask(question=question)
+            return anwser  # type: ignore[name-defined,no-any-return]  # noqa: F821
+
+    session = Session(lm=ScriptedLM(lambda request: "answer: ok"))
+    with pytest.raises(ModuleError, match=r"raised NameError: name 'anwser' is not defined .* on all of the first 10"):
+        evaluate(Misspelt(), questions(size), exact_match, session)
+
+
+@pytest.mark.parametrize(
+    ("fails", "count"),
+    [(lambda number: number != 3, 11), (lambda number: number < 9, 9)],
+    ids=["all but one of the first ten", "the first nine"],
+)
+def test_a_bug_that_ends_some_rollouts_is_data(fails: Callable[[int], bool], count: int) -> None:
+    class Sometimes(Ask):
+        def forward(self, question: str) -> Prediction:
+            if fails(int(question.removeprefix("q"))):
+                raise TypeError("cannot be added")
+            return self.ask(question=question)
+
+    session = Session(lm=ScriptedLM(lambda request: "answer: ok"))
+    assert evaluate(Sometimes(), questions(12), lambda e, p: 1.0, session).failures == {"program": count}
+
+
+def test_what_an_untuned_lm_gets_wrong_everywhere_is_data() -> None:
+    """A value that the program cannot use is what tuning can mend, so it is no bug of the program."""
+
+    class Reads(Ask):
+        def forward(self, question: str) -> Prediction:
+            return Prediction(answer=int(self.ask(question=question).answer))
+
+    class Finds(Ask):
+        def forward(self, question: str) -> Prediction:
+            return Prediction(answer=re.search("[0-9]", self.ask(question=question).answer).group())  # type: ignore[union-attr]
+
+    session = Session(lm=ScriptedLM(lambda request: "answer: ok"))
+    for program in (Reads(), Finds()):
+        assert evaluate(program, questions(12), exact_match, session).failures == {"program": 12}
