@@ -155,8 +155,8 @@ class Diagnosis:
         unread = dominant_failure(after.common_failures, after.n) is not None  # which is a finding of its own
         if not unread and after.mean == before.mean:
             message = (
-                f"all {len(candidates)} candidates scored {100 * candidates[0].mean:.0f} %, and the validation score is "
-                "the same as before, so the prompts that were tried do not matter to this LM"
+                f"all {len(candidates)} candidates scored {100 * candidates[0].mean:.0f} %, and the validation score "
+                "is the same as before, so the prompts that were tried do not matter to this LM"
             )
             advice = listed(self._against_indifference(prefix, context), "a stronger LM")
             yield Finding(kind="no gain", stage=str(prefix), message=message, advice=advice)
