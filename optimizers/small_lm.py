@@ -1,9 +1,9 @@
 """Settings of Π and Θ that suit an LM of a few hundred million weights, which is rarely right before it is tuned.
 
 Such an LM often gives one answer to every input. Only other demonstrations change that answer, so the rollouts to learn
-from vary them, and go on until an example is solved. Few rows then remain, which a high learning rate learns in a few
-epochs. The defaults of the classes themselves are the paper's (Soylu et al. 2024, arXiv 2407.10930), for LMs of several
-billion weights and a thousand examples.
+from vary them, and go on until an example is solved, also through rounds in which hardly any rollout succeeds. Few rows
+then remain, which a high learning rate learns in a few epochs. The defaults of the classes themselves are the paper's
+(Soylu et al. 2024, arXiv 2407.10930), for LMs of several billion weights and a thousand examples.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def small_lm_stages(
             trainer,
             rollouts_per_example=4,
             max_rollouts_per_example=64,
+            max_idle_rounds=8,
             temperature=0.8,
             vary_demos=True,
             deduplicate=True,
