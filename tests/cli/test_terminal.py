@@ -138,7 +138,7 @@ def test_errors_and_events_are_shown_as_they_are() -> None:
     show_error(ConfigError(HOSTILE), console)
     reporter = Reporter(text)
     reporter(StageEnded("p", "skipped", 0.5, 0.1, Cost(), reason=HOSTILE))
-    reporter(FindingMade("p", "worse", HOSTILE, HOSTILE))
+    reporter(FindingMade("p", "worse", f"not the reason: {HOSTILE}", HOSTILE))
     assert text.getvalue().count(SHOWN) == 4
     assert not COMMANDS.search(text.getvalue())
 
