@@ -28,8 +28,8 @@ class Message:
     """One chat message.
 
     Args:
-        role: Who speaks.
-        content: What is said.
+        role: Role of the speaker.
+        content: Text of the message.
     """
 
     role: Literal["system", "user", "assistant"]

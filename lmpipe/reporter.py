@@ -76,7 +76,7 @@ class Reporter:
         """Begins a task and returns its number.
 
         Args:
-            description: What is done.
+            description: Description of the task, shown beside its progress.
             total: Number of its steps; None if there are none to count.
         """
         with self._lock:
@@ -174,7 +174,7 @@ class _Task:
     """A task in progress.
 
     Attributes:
-        description: What is done.
+        description: Description of the task, shown beside its progress.
         total: Number of steps, or None.
         started: When it began, on the monotonic clock.
         done: Number of steps that were counted.

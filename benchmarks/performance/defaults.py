@@ -62,7 +62,7 @@ def measure(task: Task, variant: str, seed: int, out: Path) -> Result:
 
     Args:
         task: The task.
-        variant: See `settings_of`.
+        variant: Name of the settings, as `settings_of` reads it.
         seed: Seed of the split and of the run.
         out: Folder of all run directories.
     """
