@@ -24,7 +24,7 @@ from lmpipe.events import (
 )
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.lm import Message, Usage
-from lmpipe.metrics import answer_f1, best_index, check_metric, finite_values, number_match
+from lmpipe.metrics import Z_95, answer_f1, best_index, check_metric, finite_values, number_match
 from lmpipe.optimize_result import Candidate, Finding, StageResult
 from lmpipe.program.evaluate import Measure, evaluate_many
 from lmpipe.program.failures import CommonFailure, FailureCounts, dominant_failure
@@ -70,6 +70,7 @@ else:
     )
 
 __all__ = [
+    "Z_95",
     "CachedLM",
     "Callback",
     "Candidate",

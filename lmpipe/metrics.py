@@ -31,9 +31,11 @@ It may return ``(score, feedback)``; the feedback says what is wrong with the pr
 resumed run identifies a metric by its code (`lmpipe.program.identity`).
 """
 
+Z_95 = statistics.NormalDist().inv_cdf(0.975)
+"""Half-width of a 95 % interval by the normal approximation, in standard errors."""
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ROUNDING = 1e-6
-_Z = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95 % interval, in standard errors
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SPECIAL_ANSWERS = frozenset(["yes", "no", "noanswer"])
 _ANSWER_MARK = re.compile(r"#### *(?=[-−$€£¥.\d])")
@@ -235,7 +237,7 @@ def wilson_interval(mean: float, n: int) -> tuple[float, float]:
     """
     if not n or not math.isfinite(mean):
         return math.nan, math.nan
-    spread = _Z * _Z / n
+    spread = Z_95 * Z_95 / n
     centre = (mean + spread / 2) / (1 + spread)
     half = math.sqrt(max(mean * (1 - mean), 0) * spread + spread * spread / 4) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)

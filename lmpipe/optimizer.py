@@ -18,7 +18,7 @@ from lmpipe.optimize_result import OptimizeResult, Origin
 from lmpipe.program.identity import identity, work_key
 from lmpipe.program.labels import check_labels
 from lmpipe.program.module import Module, check_state
-from lmpipe.program.predict import initial_state, predictors
+from lmpipe.program.predict import predictors, resolve_state
 from lmpipe.results.saved import SavedSession
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState
@@ -83,7 +83,7 @@ class Optimizer(ABC):
         """
         check_type("program", program, Module)
         check_type("session", session, Session, "optimize(program, state, train, val, session)")
-        state = session.state or initial_state(program, session) if state is None else state
+        state = resolve_state(program, session, state)
         check_type("state", state, ProgramState, "optimize(program, {}, train, val, session)")
         train = deduplicate(check_examples(train, "train"), "train")
         val = check_examples(val, "val")

@@ -32,6 +32,7 @@ from lmpipe import (
 )
 from lmpipe.extend import (
     ConfigError,
+    Field,
     check_examples,
     check_metric,
     check_type,
@@ -238,7 +239,7 @@ def _class_label(examples: Sequence[Example], program: Module) -> str | None:
 
     Labels that the program predicts come before others.
     """
-    outputs = {field.name for predictor in predictors(program).values() for field in predictor.signature.outputs}
+    outputs = {field.name for field in _outputs(program)}
     labels = class_labels(examples)
     labels = [label for label in labels if label in outputs] or labels
     return labels[0] if len(labels) == 1 else None
@@ -269,10 +270,15 @@ def _max_tokens(program: Module) -> int:
     return max(needed, default=_TOKENS_OF_TEXT)
 
 
+def _outputs(program: Module) -> list[Field]:
+    """Returns the outputs of all predictors of a program."""
+    return [field for predictor in predictors(program).values() for field in predictor.signature.outputs]
+
+
 def _can_constrain(session: Session, program: Module) -> bool:
     """Whether an output is typed, and all LMs can constrain completions to the format."""
-    outputs = [field for predictor in predictors(program).values() for field in predictor.signature.outputs]
-    return any(field.type is not str for field in outputs) and all(lm.constrains for lm in session.roles.values())
+    typed = any(field.type is not str for field in _outputs(program))
+    return typed and all(lm.constrains for lm in session.roles.values())
 
 
 def _local_trainers(session: Session, program: Module) -> dict[str, Trainer]:

@@ -26,7 +26,7 @@ from lmpipe.program.failures import CommonFailure, FailureCounts
 from lmpipe.program.identity import work_key
 from lmpipe.program.labels import warn_about_labels
 from lmpipe.program.module import Module
-from lmpipe.program.predict import initial_state
+from lmpipe.program.predict import resolve_state
 from lmpipe.program.rollout import Job, check_metric_failures, check_scorer, compute_measures, cost_of_traces, rollout
 from lmpipe.results.trace_log import trace_log_chunks
 from lmpipe.runtime.session import Session
@@ -144,8 +144,7 @@ def evaluate(
     examples = check_examples(examples, "examples")
     if not examples:
         raise ConfigError("examples is empty, so there is nothing to score; pass at least one Example")
-    state = session.state or initial_state(program, session) if state is None else state
-    examples = check_examples(examples, "examples")
+    state = resolve_state(program, session, state)
     warn_about_labels(program, examples)
     return evaluate_many(
         program, [state], examples, metric, session, title=title, measures=measures, keep_traces=keep_traces

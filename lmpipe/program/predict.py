@@ -189,6 +189,17 @@ def predictors(program: Module) -> dict[str, Predict]:
     return {path: module for path, module in program.named_modules() if isinstance(module, Predict)}
 
 
+def resolve_state(program: Module, session: Session, state: ProgramState | None) -> ProgramState:
+    """Returns a state or, for None, the session's state or, if it has none, the initial state of the program.
+
+    Raises:
+        ConfigError: If the arguments are not a program and a session.
+    """
+    if state is not None:
+        return state
+    return session.state or initial_state(program, session)
+
+
 def initial_state(program: Module, session: Session) -> ProgramState:
     """Returns the vanilla state of a program: the signatures' instructions, no demonstrations, and untuned LMs.
 

@@ -14,6 +14,7 @@ from typing import Any, final
 
 from lmpipe import Evaluation
 from lmpipe.extend import (
+    Z_95,
     CommonFailure,
     FailureCounts,
     Finding,
@@ -35,7 +36,6 @@ from optimizers.schedule.loss_curve import loss_curve
 MIN_SOLVED_SHARE = 0.1  # minimum share of examples with a successful rollout
 _ROLLOUT_FIGURES = {"tried", "kept", "examples", "solved", "kept_by_module", "kept_by_label", "answers"}
 _DIVERGED = "diverged"  # in figures of training: the error message, as in `optimizers.weights.settings`
-_Z = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95 % interval, in standard errors
 
 
 @final
@@ -214,7 +214,7 @@ class StageDiagnosis:
         train, val = self.stage.train_evaluation, self.stage.evaluation
         if train is not None and train.n > 1 and val.n > 1:
             gap, error = train.mean - val.mean, math.hypot(train.stderr, val.stderr)
-            if gap - _Z * error > 0:
+            if gap - Z_95 * error > 0:
                 shares = [percent(part.mean, *part.interval) for part in (train, val)]
                 message = f"{shares[0]} on training examples and {shares[1]} on validation examples"
                 yield Finding(kind="over-fit", stage=self.path, message=message, advice=less_fitting(self.context))
@@ -236,7 +236,7 @@ def paired_interval(scores: Mapping[str, float], baseline: Mapping[str, float]) 
     if len(differences) < 2:
         return statistics.fmean(differences or [math.nan]), -math.inf, math.inf
     mean = statistics.fmean(differences)
-    half = _Z * statistics.stdev(differences) / math.sqrt(len(differences))
+    half = Z_95 * statistics.stdev(differences) / math.sqrt(len(differences))
     return mean, mean - half, mean + half
 
 
