@@ -116,7 +116,10 @@ def rollout(
         def run_job(number: int, complete: CompleteFn, search: SearchFn) -> Trace:
             return _run_job(program, jobs[number], paths, session, scorer, bugs, complete, search, len(jobs))
 
-        traces = Wavefront(session, run_job, lambda number: _timeout_trace(jobs[number]), len(jobs), advance).run()
+        record = program.wait_record(metric)
+        traces = Wavefront(
+            session, run_job, lambda number: _timeout_trace(jobs[number]), len(jobs), advance, record
+        ).run()
     session.ledger.add(cost_of_traces(traces))
     for trace in traces[-_NUM_REMEMBERED:]:
         session.remember_calls(trace.lm_steps)
