@@ -153,6 +153,7 @@ class Wavefront(Generic[T]):
         self._progressed = threading.Condition(self._lock)
         self._parked: dict[int, _ParkedCall] = {}
         self._asleep: deque[_Carrier] = deque()  # whose calls are answered, but which are not woken yet
+        self._batched = {role for role, lm in session.roles.items() if lm.batched}
         batched = {lm.batched for lm in session.roles.values()}
         self._eager = batched == {False}  # only searches wait: send them at once
         self._record = record if batched == {True} else None
@@ -332,8 +333,9 @@ class Wavefront(Generic[T]):
         return None
 
     def _complete(self, carrier: _Carrier, number: int, role: str, request: Request) -> Completion | EngineError:
-        lm = self._session.lm_of(role)
-        return self._park(carrier, number, role, request) if lm.batched else self._complete_now(lm, request)
+        if role in self._batched:
+            return self._park(carrier, number, role, request)
+        return self._complete_now(self._session.lm_of(role), request)
 
     def _search(self, carrier: _Carrier, number: int, query: str, k: int) -> Passages | EngineError:
         return self._park(carrier, number, k, query)
