@@ -43,6 +43,6 @@ existing_objects_frozen = _Freezer().freeze
 """Keeps the garbage collector from visiting objects that existed before a block, until the block ends.
 
 Objects that are made in the block are collected as always. The collector belongs to the process: the first of several
-blocks that run at the same time freezes, and the last one unfreezes. Nothing happens if the collector is disabled, or if
-something else has frozen objects.
+blocks that run at the same time freezes, and the last one unfreezes. Nothing happens if the collector is disabled, or
+if something else has frozen objects.
 """

@@ -334,11 +334,13 @@ class Wavefront(Generic[T]):
 
     def _complete(self, carrier: _Carrier, number: int, role: str, request: Request) -> Completion | EngineError:
         if role in self._batched:
-            return self._park(carrier, number, role, request)
+            answer: Completion | EngineError = self._park(carrier, number, role, request)
+            return answer
         return self._complete_now(self._session.lm_of(role), request)
 
     def _search(self, carrier: _Carrier, number: int, query: str, k: int) -> Passages | EngineError:
-        return self._park(carrier, number, k, query)
+        answer: Passages | EngineError = self._park(carrier, number, k, query)
+        return answer
 
     def _complete_now(self, lm: LM, request: Request) -> Completion | EngineError:
         """Calls an LM at once. An exception of the LM ends the wavefront, unless it says that a budget is spent."""
