@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
-_CAPABILITIES = "import json, torch; print(json.dumps(torch.cpu.get_capabilities()))"
+_CAPABILITIES = "import json, torch; print(json.dumps({**torch.cpu.get_capabilities()}))"
 _INSTRUCTION_SETS: Mapping[str, tuple[str, ...]] = {
     "AVX2": ("avx2",),
     "AVX-512": ("avx512_f",),
