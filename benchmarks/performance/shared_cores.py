@@ -88,6 +88,8 @@ def compare(measure: Callable[[], dict[str, Any]], repetitions: int, cores: set[
         comparison.alone.append(measure())
         with competitor(cores):
             comparison.beside.append(measure())
+        alone, beside = comparison.alone[-1]["cpu_seconds"], comparison.beside[-1]["cpu_seconds"]
+        console.print(f"alone {alone:.1f} CPU s, beside the competitor {beside:.1f} CPU s")
     return comparison
 
 
@@ -101,7 +103,7 @@ def comparisons(processes: EngineProcesses) -> dict[str, Comparison]:
         measured[name] = compare(partial(processes.worker, *job), processes.repetitions, cores)
         if len(cores) > 1:
             with limited_to({first}):
-                measured[f"{name}, one core of two"] = compare(
+                measured[f"{name}, 1 core"] = compare(
                     partial(single.worker, *job), processes.repetitions, cores - {first}
                 )
     return measured
