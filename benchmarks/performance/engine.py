@@ -24,6 +24,7 @@ from rich.table import Table
 
 from benchmarks.performance.metrics_table import Measurement, show_measurements
 from benchmarks.performance.processes import EngineProcesses, median
+from benchmarks.performance.processor import processor_name
 from benchmarks.performance.workload import make_workload
 from lmpipe.engines.bundled import bundled_lm_folder, load_bundled
 
@@ -133,6 +134,7 @@ def main(
     picture: Annotated[Path | None, typer.Option(help="SVG file for a picture of how cost grows.")] = None,
 ) -> None:
     """Measures generation, adapter switching, and how cost grows."""
+    console.print(processor := processor_name(), highlight=False)
     measurements: dict[str, Measurement] = {}
     with engine_processes(threads, repetitions) as processes:
         for dtype, goal in (("float32", 2.0), ("bfloat16", 2.4)):
@@ -153,7 +155,7 @@ def main(
         measurements["CPU time to load an adapter"] = Measurement(swap["load"], 0.5, "lower", "s")
         if picture:
             draw_growth(processes.worker("growth"), picture)
-    show_measurements("local engine: generation", measurements, as_json=as_json)
+    show_measurements("local engine: generation", measurements, as_json=as_json, processor=processor)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from rich.table import Table
 from benchmarks.experiments.settings import Settings
 from benchmarks.performance.metrics_table import Measurement, show_measurements
 from benchmarks.performance.processes import median, run_baseline, run_worker
+from benchmarks.performance.processor import processor_name
 from benchmarks.tasks.iris import IrisTask
 from lmpipe import Example
 from lmpipe.engines.bundled import bundled_lm_folder
@@ -176,6 +177,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder that keeps the measurements.")] = Path("runs/optimizers"),
 ) -> None:
     """Measures the random search and ``p -> w -> p`` of lmpipe and of DSPy."""
+    console.print(processor := processor_name(), highlight=False)
     out.mkdir(parents=True, exist_ok=True)
     if sys.platform == "linux":  # child processes inherit it; on several cores, threads cost more
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -183,7 +185,7 @@ def main(
     measurements = search(cache, repetitions)
     if with_iris:
         measurements |= iris(cache)
-    show_measurements("optimizers against DSPy", measurements, as_json=as_json)
+    show_measurements("optimizers against DSPy", measurements, as_json=as_json, processor=processor)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from lmpipe.engines.local.models import (
 from lmpipe.engines.local.prefixes import PrefixCache
 from lmpipe.engines.local.sampling import SequenceState
 from lmpipe.engines.onednn_linear import OneDnnLinear
+from lmpipe.engines.threads import log_spinning
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Message, Request, Usage
 from lmpipe.runtime.deadline import check_deadline
@@ -92,6 +93,7 @@ class LocalLM(LM):
         self._end_tokens = frozenset(token for token in end_tokens if token is not None)
         self.constrains = bool(self._end_tokens) and can_constrain(tokenizer)
         self._automaton = lru_cache(maxsize=64)(self._compile)
+        log_spinning()
 
     @classmethod
     def from_pretrained(
