@@ -40,6 +40,19 @@ def test_products_differ_from_those_in_float32_by_the_rounding(layer: torch.nn.L
 
 @needs_int8_products
 @torch.inference_mode()
+def test_a_column_of_large_inputs_does_not_cost_the_others_their_precision(layer: torch.nn.Linear) -> None:
+    x = torch.randn(20, 96, generator=torch.Generator().manual_seed(3))
+    x[:, 7] *= 100
+    expected = layer(x)
+    unknown, known = (
+        float((Int8Linear(layer, largest)(x) - expected).norm() / expected.norm())
+        for largest in (None, x.abs().amax(0))
+    )
+    assert known < unknown / 2
+
+
+@needs_int8_products
+@torch.inference_mode()
 def test_a_row_has_the_same_product_in_every_batch(layer: torch.nn.Linear) -> None:
     quantized = Int8Linear(layer)
     x = torch.randn(130, 96, generator=torch.Generator().manual_seed(2))

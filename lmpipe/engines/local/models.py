@@ -102,7 +102,7 @@ def load_model(source: ModelSource) -> tuple[Any, PreTrainedTokenizerBase]:
         model, loading_info = loaded
         model = model if by_bitsandbytes else model.to(device)
     check_no_missing_weights(loading_info["missing_keys"], id_or_path)
-    if quantization == "int8-dynamic" and not quantize_linear_layers(model):
+    if quantization == "int8-dynamic" and not quantize_linear_layers(model, tokenizer):
         raise ConfigError(f"{id_or_path} has no linear layers to compute in int8; load it without quantization")
     if not by_bitsandbytes:
         return model, tokenizer
