@@ -77,9 +77,9 @@ def rows_of(workload: Workload) -> list[SequenceState]:
     return [SequenceState(tuple(prompt), Sampling(max_tokens=workload.new_tokens)) for prompt in workload.prompts]
 
 
-def endless(dtype: str) -> LocalLM:
+def endless(dtype: str, quantization: str | None = None) -> LocalLM:
     """Loads the bundled LM without a token that ends a completion, so that all engines do the same work."""
-    lm = load_bundled(dtype=getattr(torch, dtype))
+    lm = load_bundled(dtype=getattr(torch, dtype), quantization=quantization)
     lm.tokenizer.eos_token_id = lm.model.generation_config.eos_token_id = None
     return LocalLM(lm.model, lm.tokenizer, lm.name)
 
@@ -89,9 +89,9 @@ def read_workload(path: str) -> Workload:
     return Workload(**json.loads(Path(path).read_text()))
 
 
-def generate(path: str, dtype: str) -> dict[str, Any]:
+def generate(path: str, dtype: str, quantization: str | None = None) -> dict[str, Any]:
     """Generates for the workload once, and measures the rate of matrix products before and after."""
-    workload, lm = read_workload(path), endless(dtype)
+    workload, lm = read_workload(path), endless(dtype, quantization)
     rate = product_rate(lm.model.dtype)
     rows = rows_of(workload)
     _, seconds = timed(lambda: lm.generate(rows))
