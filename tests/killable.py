@@ -6,6 +6,7 @@ Without a model the LM and the trainer are scripted; with a model both are real.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -252,6 +253,7 @@ if __name__ == "__main__":
         if sys.argv[2:]:
             import lmpipe.engines.local
             import lmpipe.engines.training
+        gc.freeze()  # otherwise every collection of a run copies the pages of all that was imported
         serve()
     else:
         whole_run(Start(*sys.argv[1:]))

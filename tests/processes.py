@@ -249,7 +249,7 @@ if __name__ == "__main__":
     end = _End()
     for name in sys.argv[2:]:
         import_module(name)
-    gc.freeze()
+    gc.freeze()  # otherwise every collection of a fork copies the pages of all that was imported
     with socket.socket(fileno=int(sys.argv[1])) as from_tests:
         from_tests.send(b"0")
         command = _serve(from_tests)
