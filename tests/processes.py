@@ -97,7 +97,10 @@ class Server:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.processes", str(theirs.fileno()), *imports],
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=printed,
@@ -117,6 +120,7 @@ class Server:
             socket.send_fds(self._connection, [request.encode()], [stdout.fileno(), stderr.fileno()])
         while not isinstance(pid := self._receive(None), int):
             pass
+        self._exit_codes.pop(pid, None)  # of an earlier process with this id
         return Process(self, pid, folder / "stdout", folder / "stderr")
 
     def exit_code(self, pid: int, seconds: float | None) -> int | None:
@@ -132,7 +136,10 @@ class Server:
         """Receives the id of a process that has started, or stores the exit code of one that has ended."""
         if not select.select([self._connection], [], [], seconds)[0]:
             return None
-        message = json.loads(self._connection.recv(_MESSAGE))
+        received = self._connection.recv(_MESSAGE)
+        if not received:
+            raise RuntimeError("the process that starts others has ended")
+        message = json.loads(received)
         if isinstance(message, list):
             self._exit_codes[message[0]] = message[1]
         return message
