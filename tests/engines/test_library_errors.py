@@ -202,7 +202,7 @@ def test_an_unknown_model_or_option_is_a_config_error(spec: str, options: dict[s
 
 
 def test_limits_below_1_and_an_unusable_cache_folder_are_rejected(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for options in ({"max_sequences": 0}, {"max_sequences": -1}, {"memory": -5}):
         with pytest.raises(ConfigError, match="must be at least 1, or left out"):
@@ -211,6 +211,7 @@ def test_limits_below_1_and_an_unusable_cache_folder_are_rejected(
     monkeypatch.setenv("LMPIPE_CACHE", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match=r"cannot load the bundled LM from .*(NotADirectory|FileExists)Error"):
         load_lm("bundled")
+    assert "converting" not in caplog.text, "the folder is tried before the minute that a conversion takes"
 
 
 def test_tokens_beyond_the_vocabulary_are_never_sampled(tmp_path: Path) -> None:
