@@ -53,7 +53,10 @@ def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    subprocess.run(command(tiny_folder, out, "--track", f"tensorboard:{out}/board"), check=True, capture_output=True)
+    run = subprocess.run(
+        command(tiny_folder, out, "--track", f"tensorboard:{out}/board"), check=True, capture_output=True, text=True
+    )
+    (out / "reported.txt").write_text(run.stderr)
     return out
 
 
@@ -95,6 +98,12 @@ def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
         assert re.search(r"\* p (→|->) w: w skipped on seeds 0, 1: .*nothing to train on", written)
     assert f"python -m benchmarks.iris --out {finished} " in page
     assert not re.search(r"""(src|href)=["']https?:""", page), "the page must be self-contained"
+
+
+def test_a_run_scores_the_initial_state_once(finished: Path) -> None:
+    reported = (finished / "reported.txt").read_text()
+    assert "initial state: " in reported
+    assert "vanilla was not run again" not in reported
 
 
 def test_a_run_is_tracked_where_it_is_asked_to_be(finished: Path) -> None:
