@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lmpipe import (
@@ -49,6 +50,14 @@ def test_it_learns_its_rows_and_leaves_the_base_as_it_was(tiny_lm: LocalLM, stor
     tiny_lm.register_adapter(str(tuned.adapter), store.folder(str(tuned.adapter)))
     assert answers(tiny_lm, tuned) == [row.completion for row in ROWS]
     assert answers(tiny_lm, BASE) == before
+    assert answers(tiny_lm, tuned) == [row.completion for row in ROWS]
+
+
+def test_lora_can_adapt_the_top_layers_alone(tiny_lm: LocalLM, store: RunStore) -> None:
+    tuned = trainer(tiny_lm, top_layers=0.5).train(ROWS, BASE, Session(lm=tiny_lm, store=store)).weights
+    folder = store.folder(str(tuned.adapter))
+    assert {name.split(".layers.")[1][0] for name in load_file(folder / "adapter_model.safetensors")} == {"1"}
+    tiny_lm.register_adapter(str(tuned.adapter), folder)
     assert answers(tiny_lm, tuned) == [row.completion for row in ROWS]
 
 

@@ -20,6 +20,7 @@ from benchmarks.performance.workload import Workload, generation_flops, make_wor
 from lmpipe import RunStore, Sampling, Session, WeightState
 from lmpipe.engines.bundled import load_bundled
 from lmpipe.engines.local import LocalLM
+from lmpipe.engines.local.models import num_layers
 from lmpipe.engines.local.sampling import SequenceState
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.engines.training import LocalTrainer, TuningConfig
@@ -111,7 +112,7 @@ def train(path: str) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as folder,
         seeded(0),
-        lm.adapters.trainable(TUNING.peft_config(), None) as model,
+        lm.adapters.trainable(TUNING.peft_config(num_layers(lm.model)), None) as model,
     ):
         result, seconds = timed(lambda: fit(model, rows, TUNING, 0, Path(folder), SFTLoss(), TrainingObserver()))
     return {

@@ -168,12 +168,17 @@ def bytes_per_token(model: Any, name: str) -> int:
         raise ConfigError(
             f"{name} ({type(model).__name__}) fails on a forward pass: {library_message(error)}"
         ) from error
-    if cache.layers != model.config.get_text_config().num_hidden_layers:
+    if cache.layers != num_layers(model):
         raise ConfigError(
             f"{name} ({type(model).__name__}) does not use transformers' attention interface; run it on a server and "
             "use 'openai:MODEL@URL'"
         )
     return cache.bytes
+
+
+def num_layers(model: Any) -> int:
+    """Returns the number of transformer layers of a causal LM."""
+    return int(model.config.get_text_config().num_hidden_layers)
 
 
 def default_memory(device: torch.device) -> int:

@@ -23,7 +23,7 @@ from lmpipe.engines.library_errors import (
 )
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.adapters import save_weights
-from lmpipe.engines.local.models import ModelSource
+from lmpipe.engines.local.models import ModelSource, num_layers
 from lmpipe.engines.training.batch_sampler import check_eval_fraction, step_count
 from lmpipe.engines.training.callbacks import TrainingObserver
 from lmpipe.engines.training.checkpoints import SAVE_ERRORS
@@ -183,7 +183,7 @@ class LocalTrainer(Trainer):
     def _fit(
         self, job: TrainingJob, start: WeightState, folder: Path, observer: TrainingObserver
     ) -> tuple[Path, FitResult]:
-        trainable = self.lm.adapters.trainable(self.tuning.peft_config(), start.adapter)
+        trainable = self.lm.adapters.trainable(self.tuning.peft_config(num_layers(self.lm.model)), start.adapter)
         errors = ErrorTranslator(
             (*INVALID_INPUT_ERRORS, ImportError, MemoryError, OSError, RuntimeError), self._failure
         )

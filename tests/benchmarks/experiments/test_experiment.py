@@ -51,7 +51,9 @@ def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    run(*command(tiny_folder, out, "--track", f"tensorboard:{out}/board")).check_returncode()
+    process = run(*command(tiny_folder, out, "--track", f"tensorboard:{out}/board"))
+    process.check_returncode()
+    (out / "reported.txt").write_text(process.stderr)
     return out
 
 
@@ -93,6 +95,12 @@ def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
         assert re.search(r"\* p (→|->) w: w skipped on seeds 0, 1: .*nothing to train on", written)
     assert f"python -m benchmarks.iris --out {finished} " in page
     assert not re.search(r"""(src|href)=["']https?:""", page), "the page must be self-contained"
+
+
+def test_a_run_scores_the_initial_state_once(finished: Path) -> None:
+    reported = (finished / "reported.txt").read_text()
+    assert "initial state: " in reported
+    assert "vanilla was not run again" not in reported
 
 
 def test_a_run_is_tracked_where_it_is_asked_to_be(finished: Path) -> None:
