@@ -1,0 +1,19 @@
+"""Kernels in C for the local engine on a CPU: what PyTorch computes in many passes, each in one.
+
+They are compiled at first use, which takes a second, for the processor at hand, and kept in the cache folder. Where no
+compiler is found, the engine uses PyTorch's own functions, which are slower.
+"""
+
+from lmpipe.engines.kernels.functions import (
+    Segments,
+    add_rms_norm,
+    append,
+    argmax,
+    attend,
+    can_attend,
+    has_kernels,
+    rotate,
+    silu_mul,
+)
+
+__all__ = ["Segments", "add_rms_norm", "append", "argmax", "attend", "can_attend", "has_kernels", "rotate", "silu_mul"]

@@ -1,0 +1,116 @@
+"""Compiles the kernels for this processor, and loads them.
+
+Knows nothing about what the kernels compute.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmpipe.engines.bundled_files import cache_folder
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels.c")
+DISABLE = "LMPIPE_KERNELS"  # environment variable: 0 turns the kernels off
+_FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-funroll-loops",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fPIC",
+    "-Wno-psabi",
+)
+_TIMEOUT = 120  # seconds that a compilation may take
+
+_pointer, _long, _int, _float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "attention": (_int, [*[_pointer] * 7, _long, *[_pointer] * 3, *[_long] * 3, _float, _int, _int]),
+    "append": (None, [_pointer, _long, _long, _pointer, *[_long] * 4, _pointer, *[_long] * 4]),
+    "argmax": (None, [_pointer, _long, _pointer, _pointer, _long, _long]),
+    "add_rms_norm": (None, [_pointer, _pointer, _long, _int, _pointer, _float, _pointer, _int, _long, _long]),
+    "rotate": (None, [_pointer, _long, _int, _pointer, _pointer, _long, _long, _long]),
+    "silu_mul": (None, [_pointer, _long, _pointer, _long, _pointer, _int, _long, _long]),
+}
+
+
+@cache
+def kernels() -> Any:
+    """Returns the compiled kernels, or None where they are turned off or cannot be compiled."""
+    if os.environ.get(DISABLE) == "0":
+        return None
+    compiler = _compiler()
+    if compiler is None:
+        logger.info("no C compiler was found, so the local engine uses PyTorch's own functions, which are slower")
+        return None
+    return next(filter(None, (_loaded(compiler, flags) for flags in _flag_sets())), None)
+
+
+def _loaded(compiler: str, flags: tuple[str, ...]) -> Any:
+    """Returns the kernels, or None if they cannot be compiled with these flags, or not be loaded."""
+    try:
+        return _load(_compiled(compiler, flags))
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        problem = getattr(error, "stderr", "") or str(error)
+        logger.info("%s %s cannot compile the kernels of the local engine: %s", compiler, " ".join(flags), problem)
+        return None
+
+
+def _compiler() -> str | None:
+    """Returns the path of a C compiler: ``$CC``, the one that Python was built with, or a common one."""
+    names = (os.environ.get("CC", ""), (sysconfig.get_config_var("CC") or "").split(" ")[0], "cc", "gcc", "clang")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def _flag_sets() -> list[tuple[str, ...]]:
+    """Returns flags from the fastest to the most compatible: for this very processor, with PyTorch's threads or one."""
+    native = "-mcpu=native" if sys.platform == "darwin" else "-march=native"
+    return [(native, "-fopenmp"), (native,), ()]
+
+
+def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
+    """Returns the path of the compiled kernels, which are compiled if the cache does not hold them."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=_TIMEOUT)
+    parts = (SOURCE.read_text(), *_FLAGS, *flags, version.stdout, torch.__version__, _processor())
+    path = cache_folder() / "kernels" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.so"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        compiled, linked = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
+        # linked without OpenMP: the calls of its library then lead to the one that PyTorch has loaded, and its threads
+        undefined = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
+        for command in (
+            [compiler, *_FLAGS, *flags, "-c", str(SOURCE), "-o", str(compiled)],
+            [compiler, "-shared", *undefined, str(compiled), "-o", str(linked), "-lm"],
+        ):
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT)
+        linked.replace(path)
+    return path
+
+
+def _processor() -> str:
+    """Returns what the compiled code depends on: the instruction sets of the processor. Homes may be shared."""
+    return f"{sys.platform} {sysconfig.get_platform()} {sorted(torch.cpu.get_capabilities().items())}"
+
+
+def _load(path: Path) -> Any:
+    library = ctypes.CDLL(str(path))
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
