@@ -153,7 +153,7 @@ class LocalTrainer(Trainer):
         if self.lm.tokenizer.eos_token_id is None:
             raise ConfigError(f"the tokenizer of {self.lm.name} has no token that ends a message (eos_token)")
         check_target_modules(self.lm.model, self.lm.name, self.tuning)
-        if self.tuning.method == "qlora" and not self.lm.is_quantized:
+        if self.tuning.method == "qlora" and not self.lm.is_quantized_to_4_bits:
             raise ConfigError("qlora needs a base in 4 bits; load the LM with quantization='nf4', or choose lora")
         if self.tuning.method == "full" and self.lm.is_quantized:
             raise ConfigError("full fine-tuning is not possible on a quantized base; load the LM without quantization")
