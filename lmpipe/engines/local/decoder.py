@@ -59,7 +59,7 @@ class FusedDecoder:
             model: A transformers causal LM with lmpipe's attention, not tuned.
             onednn: Linear layers with prepacked weights.
         """
-        if not (has_kernels() and _is_like_llama(model)):
+        if not (has_kernels() and is_like_llama(model)):
             return None
         decoder = cls(model, onednn)
         batch = _sample_batch(model)
@@ -121,7 +121,7 @@ class FusedDecoder:
     def _project(self, modules: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
         """Returns the outputs of linear layers side by side, shape (tokens, all outputs)."""
         bases = [module.base_layer if type(module) is LoraLinear else module for module in modules]
-        if not all(type(base) is torch.nn.Linear for base in bases) or not all(map(_is_plain, modules)):
+        if not all(type(base) is torch.nn.Linear for base in bases) or not all(map(is_plain, modules)):
             return torch.cat([module(x) for module in modules], dim=1)
         y = self._onednn.linear(x, [base.weight for base in bases], [base.bias for base in bases])
         outputs = y.split([base.out_features for base in bases], dim=1)
@@ -133,7 +133,14 @@ class FusedDecoder:
         return y
 
 
-def _is_like_llama(model: Any) -> bool:
+def has_plain_layers(model: Any) -> bool:
+    """Whether the modules of a model on a CPU are those of Llama."""
+    return is_like_llama(model) and not any(
+        _HEAD_NORMS & set(layer.self_attn._modules) for layer in model.get_decoder().layers
+    )
+
+
+def is_like_llama(model: Any) -> bool:
     """Whether the modules of a model on a CPU are those of Llama, or of Qwen 3, which normalizes queries and keys."""
     decoder = model.get_decoder()
     return (
@@ -167,7 +174,7 @@ def _is_silu(function: Any) -> bool:
     return torch.allclose(function(x), silu(x))
 
 
-def _is_plain(module: Any) -> bool:
+def is_plain(module: Any) -> bool:
     """Whether a layer is not tuned, or tuned by LoRA in its usual form."""
     if type(module) is not LoraLinear:
         return True
