@@ -78,7 +78,7 @@ class PrefillBatch(ForwardBatch):
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
         self._save(k, v, options.layer)
-        if options.softcap is None and can_attend(q, v):
+        if options.softcap is None and can_attend(q, k, v):
             total = self._attend_fused(q, k, v, options)
         else:
             total = self._attend_padded(q, k, v, options)
@@ -224,7 +224,7 @@ class DecodeBatch(ForwardBatch):
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
         count = len(self._slots)
         keys, values = self._cache.layer(options.layer, k, v)
-        fused = options.softcap is None and can_attend(q, v)
+        fused = options.softcap is None and can_attend(q, k, v)
         for new, cached in ((k, keys), (v, values)):
             if fused:
                 append(new, cached, self._lengths)
