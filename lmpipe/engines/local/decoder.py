@@ -76,7 +76,7 @@ class FusedDecoder:
 
     @property
     def is_current(self) -> bool:
-        """Whether tuning has wrapped nothing but linear layers and embeddings, which are called where they are wrapped."""
+        """Whether tuning has wrapped nothing but linear layers and embeddings, which are called if they are wrapped."""
         return self._find_parts() == self._parts
 
     def _find_parts(self) -> list[Any]:
