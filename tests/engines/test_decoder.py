@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LNTuningConfig, LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -70,6 +70,8 @@ OTHERS: dict[str, PretrainedConfig] = {
         },
     ),
 }
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.6}  # of log-probabilities
 
 
 def create(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> Any:
@@ -132,7 +134,7 @@ def assert_logprobs(lm: LocalLM, adapter: str | None, model: Any, tolerance: flo
 def test_log_probabilities_in_bfloat16_are_those_of_the_model(name: str, tiny_folder: Path) -> None:
     lm = load(create(FUSED[name], torch.bfloat16), tiny_folder)
     assert is_fused(lm)
-    assert_logprobs(lm, None, create(FUSED[name], torch.bfloat16), 0.3)
+    assert_logprobs(lm, None, create(FUSED[name], torch.bfloat16), TOLERANCE[torch.bfloat16])
 
 
 ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
@@ -147,7 +149,6 @@ ADAPTERS: dict[str, PeftConfig] = {
         rank_pattern={"up_proj": 2},
         alpha_pattern={"k_proj": 3},
     ),
-    "LoRA with bias": LoraConfig(**LORA, target_modules=ATTENTION[:3], lora_bias=True),
     "LoRA of the output embeddings": LoraConfig(**LORA, target_modules=["lm_head", "embed_tokens", "o_proj"]),
     "embeddings": LoraConfig(**LORA, target_modules=["o_proj"], modules_to_save=["embed_tokens", "lm_head"]),
     "DoRA": LoraConfig(**LORA, target_modules=ATTENTION + MLP, use_dora=True),
@@ -160,7 +161,7 @@ ADAPTERS: dict[str, PeftConfig] = {
     "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
 }
 ON_OTHER_MODULES: dict[str, PeftConfig] = {
-    "norms": LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm", "norm"]),
+    "norms": LoraConfig(**LORA, target_modules=["q_proj"], modules_to_save=["input_layernorm", "norm"]),
     "whole MLPs": LoraConfig(**LORA, target_modules=["q_proj"], modules_to_save=["mlp"]),
 }
 
@@ -182,7 +183,7 @@ def tune(config: PeftConfig, model: Any, seed: int, folder: Path) -> Path:
 def test_adapters_in_turn_give_the_log_probabilities_of_peft(
     name: str, dtype: torch.dtype, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    base, tolerance = FUSED["Qwen 2, with bias"], 1e-3 if dtype == torch.float32 else 0.3
+    base = FUSED["Qwen 2, with bias"]
     lm = load(create(base, dtype), tiny_folder)
     models: dict[str | None, Any] = {None: create(base, dtype)}
     for seed, adapter in enumerate("ab"):
@@ -190,7 +191,7 @@ def test_adapters_in_turn_give_the_log_probabilities_of_peft(
         models[adapter] = PeftModel.from_pretrained(create(base, dtype), str(folder)).eval()
         lm.register_adapter(adapter, folder)
     for adapter in ("a", "b", None, "a"):
-        assert_logprobs(lm, adapter, models[adapter], tolerance)
+        assert_logprobs(lm, adapter, models[adapter], TOLERANCE[dtype])
     assert is_fused(lm, "a") is (name in ADAPTERS)
 
 
@@ -202,7 +203,7 @@ def test_weights_of_a_whole_model_replace_those_of_the_base(tiny_folder: Path, t
     tuned.save_pretrained(tmp_path)
     lm.register_adapter("tuned", tmp_path)
     for adapter, model in (("tuned", tuned), (None, create(config)), ("tuned", tuned)):
-        assert_logprobs(lm, adapter, model, 1e-3)
+        assert_logprobs(lm, adapter, model, TOLERANCE[torch.float32])
     assert is_fused(lm, "tuned")
 
 
