@@ -1,7 +1,7 @@
 """Kernels in C for the local engine on a CPU: what PyTorch computes in many passes, each in one.
 
-They are compiled at first use, which takes a second, for the processor at hand, and kept in the cache folder. Where no
-compiler is found, the engine uses PyTorch's own functions, which are slower.
+They are compiled at first use, which takes one to two CPU seconds, for the processor at hand, and kept in the cache
+folder. Where no compiler is found, the engine uses PyTorch's own functions, which are slower.
 """
 
 from lmpipe.engines.kernels.functions import (

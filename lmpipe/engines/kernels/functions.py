@@ -22,12 +22,14 @@ def has_kernels() -> bool:
     return kernels() is not None
 
 
-def can_attend(q: torch.Tensor, v: torch.Tensor) -> bool:
-    """Whether the kernel computes attention of queries (..., size) to values (..., value size)."""
+def can_attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether the kernel computes attention of queries (..., size) to keys (..., size) and values (..., value size)."""
     size = q.shape[-1]
     return (
         q.device.type == "cpu"
         and q.dtype in (torch.float32, torch.bfloat16)
+        and q.dtype == k.dtype == v.dtype
+        and q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
         and size == v.shape[-1]
         and size % _LANES == 0
         and size <= _MAX_SIZE
@@ -86,8 +88,8 @@ def attend(
     Args:
         q: Queries, shape (key heads, queries per key head, tokens, size); all heads are evenly spaced.
         k: Keys, shape (key heads, tokens, size), and the place of a segment is its first token; or shape (slots, key
-            heads, tokens, size), and the place is the slot.
-        v: Values, of the same shape.
+            heads, tokens, size), and the place is the slot. The numbers of a key are contiguous, or its tokens are.
+        v: Values, of the same shape; the numbers of each are contiguous.
         segments: The segments; a token occurs in one of them at most.
         scale: Factor on the scores.
         out: Receives the attention output, shape (tokens, key heads, queries per key head, size).
@@ -128,7 +130,7 @@ def _strides(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tenso
     return torch.tensor(
         [
             q.stride(2),
-            q.stride(1),
+            q.stride(1) if q.shape[1] > 1 else q.stride(0),  # the stride of a dimension of size 1 means nothing
             *(k.stride(dim) for dim in (place, -3, -2, -1)),
             *(v.stride(dim) for dim in (place, -3, -2)),
             *(out.stride(dim) for dim in (0, 2)),

@@ -5,6 +5,7 @@
  * code runs on every processor. A tensor is float32, or bfloat16 where its `bf16` argument is set; sums are float32.
  */
 #include <math.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +36,7 @@ typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef uint32_t pair __attribute__((may_alias)); /* two adjacent bfloat16 */
 
 INLINE floats load(const float *p) { return *(const floats *)p; }
 INLINE void store(float *p, floats x) { *(floats *)p = x; }
@@ -67,10 +69,9 @@ INLINE float scalar_as(const void *p, int64_t i, int bf16) {
     return value;
 }
 
-/* e^x, to 2 units in the last place; 0 below -87 */
+/* e^x up to 87, to 2 units in the last place; 0 below -87, NaN for NaN */
 INLINE floats exp_of(floats x) {
-    ints tiny = x < -87.0f;
-    x = (floats)(((ints)x & ~tiny) | ((ints)(x - x - 87.0f) & tiny));
+    words tiny = (words)(x < -87.0f);
     floats n = x * 1.44269504f, shifted = n + 12582912.0f; /* 1.5 * 2^23 rounds to an integer */
     floats whole = shifted - 12582912.0f;
     floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
@@ -80,8 +81,8 @@ INLINE floats exp_of(floats x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    ints power = ((ints)shifted - 0x4B400000 + 127) << 23;
-    return (floats)((ints)(p * (floats)power) & ~tiny);
+    words power = ((words)shifted - 0x4B400000 + 127) << 23;
+    return (floats)((words)(p * (floats)power) & ~tiny);
 }
 
 INLINE floats larger(floats x, floats y) {
@@ -117,7 +118,7 @@ INLINE void product(const float *a, int64_t a_row, int64_t a_col, const float *b
 
 /* The same with bfloat16: a in pairs of adjacent numbers, b in pairs of numbers from adjacent rows. */
 #ifdef __AVX512BF16__
-INLINE void product_of_pairs(const uint32_t *a, int64_t a_row, int64_t a_col, const uint32_t *b, int64_t b_row, float *c, int64_t c_row,
+INLINE void product_of_pairs(const pair *a, int64_t a_row, int64_t a_col, const pair *b, int64_t b_row, float *c, int64_t c_row,
                              int depth, int accumulate, int rows, int width) {
     floats sums[ROWS][WIDE];
     for (int r = 0; r < rows; r++)
@@ -157,7 +158,7 @@ INLINE void product_of_pairs(const uint32_t *a, int64_t a_row, int64_t a_col, co
     }
 MULTIPLY(multiply, product, float)
 #ifdef __AVX512BF16__
-MULTIPLY(multiply_pairs, product_of_pairs, uint32_t)
+MULTIPLY(multiply_pairs, product_of_pairs, pair)
 #endif
 
 typedef struct {
@@ -167,6 +168,26 @@ typedef struct {
     uint16_t weights[ROWS * TILE];
     float highest[CHUNK], total[CHUNK];
 } Scratch;
+
+static pthread_key_t scratch_key;
+static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
+static int has_key;
+
+static void make_scratch_key(void) { has_key = !pthread_key_create(&scratch_key, free); }
+
+/* Returns memory of this thread, which is kept for its next call and freed when it ends; NULL if there is none. */
+static Scratch *scratch_of_thread(void) {
+    pthread_once(&scratch_once, make_scratch_key);
+    if (!has_key) return NULL;
+    Scratch *scratch = pthread_getspecific(scratch_key);
+    if (scratch) return scratch;
+    scratch = aligned_alloc(64, (sizeof(Scratch) + 63) / 64 * 64);
+    if (scratch && pthread_setspecific(scratch_key, scratch)) {
+        free(scratch);
+        return NULL;
+    }
+    return scratch;
+}
 
 typedef struct {
     const void *q, *k, *v;
@@ -203,17 +224,17 @@ static void copy_columns(const Tensors *t, int64_t from, int keys, int padded, f
         for (int d = 0; d < t->size; d++) columns[d * TILE + j] = 0;
 }
 
-INLINE void store_pairs(uint32_t *to, const uint16_t *low, const uint16_t *high) {
+INLINE void store_pairs(pair *to, const uint16_t *low, const uint16_t *high) {
     words x = __builtin_convertvector(*(const halves *)low, words);
     if (high) x |= __builtin_convertvector(*(const halves *)high, words) << 16;
     *(words *)to = x;
 }
 
 /* Copies a tile of bfloat16 keys with a key in each column and two adjacent numbers of it together, then zeros. */
-static void pair_columns(const Tensors *t, int64_t from, int keys, int padded, uint32_t *columns) {
+static void pair_columns(const Tensors *t, int64_t from, int keys, int padded, pair *columns) {
     const uint16_t *k = (const uint16_t *)t->k + from;
     for (int d = 0; d < t->size; d += 2) {
-        uint32_t *column = columns + d / 2 * TILE;
+        pair *column = columns + d / 2 * TILE;
         const uint16_t *low = k + d * t->k_size, *high = low + t->k_size;
         int j = 0;
         if (t->k_token == 1)
@@ -224,7 +245,7 @@ static void pair_columns(const Tensors *t, int64_t from, int keys, int padded, u
 }
 
 /* Copies a tile of bfloat16 values with the numbers of two adjacent tokens together. */
-static void pair_rows(const Tensors *t, int64_t from, int keys, uint32_t *rows) {
+static void pair_rows(const Tensors *t, int64_t from, int keys, pair *rows) {
     const uint16_t *v = (const uint16_t *)t->v + from;
     for (int j = 0; j < keys; j += 2, rows += t->size)
         for (int w = 0; w < t->size; w += LANES) {
@@ -265,7 +286,7 @@ static void attend_chunk(const Tensors *t, Scratch *s, const int64_t *rows, cons
         const float *columns = (const float *)t->k + k_base;
         int64_t k_row = t->k_size;
         if (pairs) {
-            pair_columns(t, k_base, keys, padded, (uint32_t *)s->keys);
+            pair_columns(t, k_base, keys, padded, (pair *)s->keys);
         } else if (t->bf16 || t->k_token != 1 || keys < TILE) {
             copy_columns(t, k_base, keys, padded, s->keys);
             columns = s->keys, k_row = TILE;
@@ -273,7 +294,7 @@ static void attend_chunk(const Tensors *t, Scratch *s, const int64_t *rows, cons
         const float *values = (const float *)t->v + v_base;
         int64_t v_row = t->v_token;
         if (pairs) {
-            pair_rows(t, v_base, keys, (uint32_t *)s->values);
+            pair_rows(t, v_base, keys, (pair *)s->values);
         } else if (t->bf16) {
             for (int j = 0; j < keys; j++)
                 for (int w = 0; w < size; w += LANES)
@@ -284,7 +305,7 @@ static void attend_chunk(const Tensors *t, Scratch *s, const int64_t *rows, cons
             const int height = count - block < ROWS ? count - block : ROWS;
 #if HAS_PAIRS
             if (pairs) {
-                multiply_pairs((uint32_t *)s->q + block * size / 2, size / 2, 1, (uint32_t *)s->keys, TILE, s->scores, TILE,
+                multiply_pairs((pair *)s->q + block * size / 2, size / 2, 1, (pair *)s->keys, TILE, s->scores, TILE,
                                size / 2, 0, height, padded / LANES);
                 for (int i = 0; i < height * TILE; i += LANES) store(s->scores + i, load(s->scores + i) * t->scale);
             } else
@@ -301,7 +322,9 @@ static void attend_chunk(const Tensors *t, Scratch *s, const int64_t *rows, cons
                 for (int w = LANES; w < padded; w += LANES) most = larger(load(scores + w), most);
                 const float before = s->highest[block + r], found = largest_of(most);
                 const float highest = found > before ? found : before;
-                if (highest == -INFINITY) { /* no key of this tile counts */
+                if (highest == -INFINITY) { /* no key of this tile counts, or all scores that do are NaN */
+                    for (int j = 0; j < padded; j++)
+                        if (scores[j] != scores[j]) s->total[block + r] = NAN;
                     memset(scores, 0, sizeof(float) * padded);
                     continue;
                 }
@@ -323,7 +346,7 @@ static void attend_chunk(const Tensors *t, Scratch *s, const int64_t *rows, cons
 #if HAS_PAIRS
             if (pairs) {
                 for (int i = 0; i < height * TILE; i += LANES) store_bf16(s->weights + i, load(s->scores + i));
-                multiply_pairs((uint32_t *)s->weights, TILE / 2, 1, (uint32_t *)s->values, size, s->out + block * size, size,
+                multiply_pairs((pair *)s->weights, TILE / 2, 1, (pair *)s->values, size, s->out + block * size, size,
                                (keys + 1) / 2, 1, height, vectors);
             } else
 #endif
@@ -332,11 +355,11 @@ static void attend_chunk(const Tensors *t, Scratch *s, const int64_t *rows, cons
     }
     for (int n = 0; n < count; n++) {
         int64_t entry = (begin + n) / t->heads, head = group * t->heads + (begin + n) % t->heads;
-        const float total = s->total[n], share = total > 0 ? 1.0f / total : 0.0f;
+        const float total = s->total[n], share = total == 0 ? 0.0f : 1.0f / total; /* NaN stays NaN */
         for (int w = 0; w < size; w += LANES)
             store_as(t->out, rows[entry] * t->out_row + head * t->out_head + w, load(s->out + n * size + w) * share,
                      t->bf16);
-        t->lse[rows[entry] * t->lse_row + head * t->lse_head] = total > 0 ? s->highest[n] + logf(total) : -INFINITY;
+        t->lse[rows[entry] * t->lse_row + head * t->lse_head] = total == 0 ? -INFINITY : s->highest[n] + logf(total);
     }
 }
 
@@ -361,9 +384,10 @@ int attention(const void *q, const void *k, const void *v, void *out, float *lse
     int failed = 0;
 #pragma omp parallel if (pieces * groups > 1)
     {
-        static _Thread_local Scratch *scratch; /* kept for the next call */
-        if (!scratch) scratch = aligned_alloc(64, sizeof(Scratch));
-        if (!scratch) failed = 1;
+        Scratch *scratch = scratch_of_thread();
+        if (!scratch)
+#pragma omp atomic write
+            failed = 1;
 #pragma omp for schedule(dynamic)
         for (int64_t n = 0; n < pieces * groups; n++) {
             if (!scratch) continue;
@@ -418,7 +442,7 @@ void silu_mul(const void *gate, int64_t gate_row, const void *up, int64_t up_row
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < size; i += LANES) {
             floats x = load_as(gate, r * gate_row + i, bf16), y = load_as(up, r * up_row + i, bf16);
-            floats bounded = (floats)(((ints)x & (x > -87.0f)) | ((ints)(x - x - 87.0f) & ~(x > -87.0f)));
+            floats bounded = larger(x, (floats){0} - 87.0f);
             store_as(out, r * size + i, x / (1.0f + exp_of(-bounded)) * y, bf16);
         }
 }

@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -60,26 +61,27 @@ def kernels() -> Any:
     if os.environ.get(DISABLE) == "0":
         return None
     compiler = _compiler()
-    if compiler is None:
+    if not compiler:
         logger.info("no C compiler was found, so the local engine uses PyTorch's own functions, which are slower")
         return None
     return next(filter(None, (_loaded(compiler, flags) for flags in _flag_sets())), None)
 
 
-def _loaded(compiler: str, flags: tuple[str, ...]) -> Any:
+def _loaded(compiler: list[str], flags: tuple[str, ...]) -> Any:
     """Returns the kernels, or None if they cannot be compiled with these flags, or not be loaded."""
     try:
         return _load(_compiled(compiler, flags))
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+    except (OSError, AttributeError, RuntimeError, subprocess.SubprocessError) as error:  # Path.home raises the third
         problem = getattr(error, "stderr", "") or str(error)
-        logger.info("%s %s cannot compile the kernels of the local engine: %s", compiler, " ".join(flags), problem)
+        command = shlex.join([*compiler, *flags])
+        logger.info("%s cannot compile the kernels of the local engine: %s", command, problem)
         return None
 
 
-def _compiler() -> str | None:
-    """Returns the path of a C compiler: ``$CC``, the one that Python was built with, or a common one."""
-    names = (os.environ.get("CC", ""), (sysconfig.get_config_var("CC") or "").split(" ")[0], "cc", "gcc", "clang")
-    return next((path for name in names if name and (path := shutil.which(name))), None)
+def _compiler() -> list[str]:
+    """Returns the command of a C compiler: ``$CC``, the one that Python was built with, or a common one; or nothing."""
+    commands = (os.environ.get("CC"), sysconfig.get_config_var("CC"), "cc", "gcc", "clang")
+    return next((words for command in commands if (words := (command or "").split()) and shutil.which(words[0])), [])
 
 
 def _flag_sets() -> list[tuple[str, ...]]:
@@ -88,30 +90,32 @@ def _flag_sets() -> list[tuple[str, ...]]:
     return [(native, "-fopenmp"), (native,), ()]
 
 
-def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
-    """Returns the path of the compiled kernels, which are compiled if the cache does not hold them."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=_TIMEOUT)
-    parts = (SOURCE.read_text(), *_FLAGS, *flags, version.stdout, torch.__version__, _processor())
-    path = cache_folder() / "kernels" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.so"
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+def _compiled(compiler: list[str], flags: tuple[str, ...]) -> Path:
+    """Returns the path of the compiled kernels, which are compiled unless the cache holds them undamaged."""
+    # the macros say which compiler this is, and what instructions it uses for this processor: homes may be shared
+    macros = _run([*compiler, *flags, "-E", "-dM", "-x", "c", os.devnull])
+    parts = (SOURCE.read_text(encoding="utf-8"), *_FLAGS, *flags, macros, torch.__version__)
+    name, cached = _digest(repr(parts).encode()), cache_folder() / "kernels"
+    for path in cached.glob(f"{name}-*.so"):
+        if path.stem == f"{name}-{_digest(path.read_bytes())}":
+            return path
+    cached.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cached) as folder:
         compiled, linked = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
         # linked without OpenMP: the calls of its library then lead to the one that PyTorch has loaded, and its threads
         undefined = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
-        for command in (
-            [compiler, *_FLAGS, *flags, "-c", str(SOURCE), "-o", str(compiled)],
-            [compiler, "-shared", *undefined, str(compiled), "-o", str(linked), "-lm"],
-        ):
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT)
-        linked.replace(path)
-    return path
+        _run([*compiler, *_FLAGS, *flags, "-c", str(SOURCE), "-o", str(compiled)])
+        _run([*compiler, "-shared", *undefined, str(compiled), "-o", str(linked), "-lm"])
+        return linked.replace(cached / f"{name}-{_digest(linked.read_bytes())}.so")
 
 
-def _processor() -> str:
-    """Returns what the compiled code depends on: the instruction sets of the processor. Homes may be shared."""
-    return f"{sys.platform} {sysconfig.get_platform()} {sorted(torch.cpu.get_capabilities().items())}"
+def _run(command: list[str]) -> str:
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=_TIMEOUT)
+    return run.stdout
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _load(path: Path) -> Any:

@@ -47,8 +47,9 @@ class FusedDecoder:
 
     def __init__(self, model: Any, onednn: OneDnnLinear) -> None:
         self._model, self._decoder, self._onednn = model, model.get_decoder(), onednn
-        self._config = model.config.get_text_config()
         self._dtype: torch.dtype = model.dtype
+        self._heads, self._groups, self._size = _head_shape(self._decoder.layers[0].self_attn)
+        self._parts = self._find_parts()
 
     @classmethod
     @torch.inference_mode()
@@ -61,17 +62,30 @@ class FusedDecoder:
         """
         if not (has_kernels() and is_like_llama(model)):
             return None
-        decoder = cls(model, onednn)
-        batch = _sample_batch(model)
+        decoder, batch = cls(model, onednn), _sample_batch(model)
+        recording = _RecordingBatch(batch)
         expected = model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, forward_batch=batch
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, forward_batch=recording
         ).logits[0]
         with onednn:
             difference = (decoder.logits(_sample_batch(model)).float() - expected.float()).abs().max()
-        if difference <= _TOLERANCE[model.dtype] * expected.float().abs().max():
+        if recording.windows == {None} and difference <= _TOLERANCE[model.dtype] * expected.float().abs().max():
             return decoder
-        logger.info("%s looks like Llama, but its logits differ: it runs by transformers' code", type(model).__name__)
+        logger.info("%s looks like Llama, but computes otherwise: it runs by transformers' code", type(model).__name__)
         return None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether tuning has wrapped nothing but linear layers and embeddings, which are called if they are wrapped."""
+        return self._find_parts() == self._parts
+
+    def _find_parts(self) -> list[Any]:
+        """Returns the modules whose forward pass this one replaces, but linear layers."""
+        decoder = self._decoder
+        parts = [decoder.norm]
+        for layer in decoder.layers:
+            parts += [layer, *layer.children(), *map(layer.self_attn._modules.get, sorted(_HEAD_NORMS))]
+        return parts
 
     def logits(self, batch: PrefillBatch | DecodeBatch) -> torch.Tensor:
         """Returns the logits at the batch's last tokens, shape (last tokens, vocabulary)."""
@@ -94,8 +108,7 @@ class FusedDecoder:
     def _attention(
         self, attention: Any, x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, batch: ForwardBatch
     ) -> torch.Tensor:
-        size, groups = attention.head_dim, self._config.num_key_value_heads
-        heads = self._config.num_attention_heads
+        heads, groups, size = self._heads, self._groups, self._size
         qkv = self._project([attention.q_proj, attention.k_proj, attention.v_proj], x)
         rotated = qkv[:, : (heads + groups) * size]
         if "q_norm" in attention._modules:
@@ -108,7 +121,7 @@ class FusedDecoder:
         rotate(qkv, cosines, sines, heads + groups)
         q, k, v = (
             part.view(len(x), -1, size).transpose(0, 1)
-            for part in qkv.split([heads * size, groups * size, groups * size], dim=1)
+            for part in torch.split(qkv, [heads * size, groups * size, groups * size], dim=1)
         )
         options = AttentionOptions(attention.layer_idx, attention.scaling)
         out = batch.attend(q.view(groups, heads // groups, len(x), size), k, v, options)
@@ -120,17 +133,29 @@ class FusedDecoder:
 
     def _project(self, modules: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
         """Returns the outputs of linear layers side by side, shape (tokens, all outputs)."""
-        bases = [module.base_layer if type(module) is LoraLinear else module for module in modules]
+        bases = [module.base_layer if is_lora(module) else module for module in modules]
         if not all(type(base) is torch.nn.Linear for base in bases) or not all(map(is_plain, modules)):
             return torch.cat([module(x) for module in modules], dim=1)
         y = self._onednn.linear(x, [base.weight for base in bases], [base.bias for base in bases])
-        outputs = y.split([base.out_features for base in bases], dim=1)
+        outputs = torch.split(y, [base.out_features for base in bases], dim=1)
         for module, output in zip(modules, outputs, strict=True):
-            if type(module) is LoraLinear and not module.disable_adapters:
+            if is_lora(module) and not module.disable_adapters:
                 for name in module.active_adapters:
                     low = linear(x.to(module.lora_A[name].weight.dtype), module.lora_A[name].weight)
                     output.add_(linear(low, module.lora_B[name].weight), alpha=module.scaling[name])
         return y
+
+
+@final
+class _RecordingBatch(ForwardBatch):
+    """Another batch, with a record of the sliding windows that the model's layers ask for."""
+
+    def __init__(self, batch: ForwardBatch) -> None:
+        self._batch, self.windows = batch, set[int | None]()
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
+        self.windows.add(options.window)
+        return self._batch.attend(q, k, v, options)
 
 
 def has_plain_layers(model: Any) -> bool:
@@ -148,8 +173,10 @@ def is_like_llama(model: Any) -> bool:
         and model.dtype in _TOLERANCE
         and set(decoder._modules) == _DECODER
         and type(decoder.embed_tokens) is torch.nn.Embedding
-        and "sliding_attention" not in (getattr(decoder.config, "layer_types", None) or ())
+        and _is_rms_norm(decoder.norm, decoder.embed_tokens.embedding_dim)
         and all(map(_is_llama_layer, decoder.layers))
+        and len({_head_shape(layer.self_attn) for layer in decoder.layers}) == 1
+        and _size_of(decoder.rotary_emb, "inv_freq") * 2 == decoder.layers[0].self_attn.head_dim
     )
 
 
@@ -158,15 +185,32 @@ def _is_llama_layer(layer: Any) -> bool:
     if set(parts) != _LAYER or parts["mlp"] != _MLP or parts["self_attn"] not in (_ATTENTION, _ATTENTION | _HEAD_NORMS):
         return False
     attention, mlp = layer.self_attn, layer.mlp
-    norms = [layer.input_layernorm, layer.post_attention_layernorm]
-    norms += [attention.get_submodule(name) for name in parts["self_attn"] & _HEAD_NORMS]
-    sizes = (attention.q_proj.in_features, attention.head_dim // 2, mlp.gate_proj.out_features)
+    hidden_size, size, inner_size = attention.q_proj.in_features, attention.head_dim, mlp.gate_proj.out_features
+    norms = (layer.input_layernorm, layer.post_attention_layernorm)
     return (
-        all("RMSNorm" in type(norm).__name__ and "variance_epsilon" in vars(norm) for norm in norms)
+        all(_is_rms_norm(norm, hidden_size) for norm in norms)
+        and all(_is_rms_norm(attention.get_submodule(name), size) for name in parts["self_attn"] & _HEAD_NORMS)
+        and mlp.up_proj.out_features == inner_size
+        and all(number % _LANES == 0 for number in (hidden_size, size // 2, inner_size))
         and _is_silu(mlp.act_fn)
-        and all(size % _LANES == 0 for size in sizes)
-        and getattr(attention, "sliding_window", None) is None
     )
+
+
+def _is_rms_norm(norm: Any, size: int) -> bool:
+    named = "RMSNorm" in type(norm).__name__ and "variance_epsilon" in vars(norm)
+    return named and _size_of(norm, "weight") == size
+
+
+def _head_shape(attention: Any) -> tuple[int, int, int]:
+    """Returns the numbers of heads and of key heads, and their size."""
+    size: int = attention.head_dim
+    return attention.q_proj.out_features // size, attention.k_proj.out_features // size, size
+
+
+def _size_of(module: Any, name: str) -> int:
+    """Returns how many numbers a parameter or buffer of a module has; 0 if there is none."""
+    tensor = getattr(module, name, None)
+    return tensor.numel() if isinstance(tensor, torch.Tensor) else 0
 
 
 def _is_silu(function: Any) -> bool:
@@ -174,9 +218,13 @@ def _is_silu(function: Any) -> bool:
     return torch.allclose(function(x), silu(x))
 
 
+def is_lora(module: Any) -> bool:
+    return type(module) is LoraLinear
+
+
 def is_plain(module: Any) -> bool:
     """Whether a layer is not tuned, or tuned by LoRA in its usual form."""
-    if type(module) is not LoraLinear:
+    if not is_lora(module):
         return True
     names = [name for name in module.active_adapters if name in module.lora_A]
     return (
@@ -189,10 +237,11 @@ def is_plain(module: Any) -> bool:
 
 
 def _sample_batch(model: Any) -> PrefillBatch:
-    """Returns a short prompt whose logits are all needed."""
+    """Returns a short prompt whose logits are all needed, at positions from the whole context."""
     tokens = [number * 7 % model.config.get_text_config().vocab_size for number in range(1, 25)]
     cache = KVCache()
     cache.reserve(1, len(tokens))
     batch = PrefillBatch([PromptSegment(tuple(tokens), PrefixNode((), 0, None), slots=(0,))], cache, model.device)
-    batch.last = torch.arange(len(tokens))
+    positions = torch.linspace(0, model.config.get_text_config().max_position_embeddings - 1, len(tokens))
+    batch.position_ids, batch.last = positions.long()[None], torch.arange(len(tokens))
     return batch

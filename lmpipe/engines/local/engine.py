@@ -268,7 +268,7 @@ class LocalLM(LM):
                 self._end_tokens,
                 self._decode,
                 self._vocabulary,
-                self._decoder,
+                self._decoder if self._decoder is not None and self._decoder.is_current else None,
             ).run()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

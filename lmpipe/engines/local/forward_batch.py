@@ -77,19 +77,21 @@ class PrefillBatch(ForwardBatch):
         self._of_nodes: dict[int | None, list[Segments]] = {}
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
-        self._save(k, v, options.layer)
-        if options.softcap is None and can_attend(q, v):
-            total = self._attend_fused(q, k, v, options)
-        else:
-            total = self._attend_padded(q, k, v, options)
+        fused = options.softcap is None and can_attend(q, k, v)
+        self._save(k, v, options.layer, columns=fused)
+        total = (self._attend_fused if fused else self._attend_padded)(q, k, v, options)
         return total.apply_sinks(options.sinks).permute(2, 0, 1, 3)
 
-    def _save(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> None:
-        """Saves the keys and values of prefix nodes and of sequences."""
+    def _save(self, k: torch.Tensor, v: torch.Tensor, layer: int, *, columns: bool) -> None:
+        """Saves the keys and values of prefix nodes, with keys in columns for the kernels, and those of sequences."""
         for segment, span in zip(self._segments, self._spans, strict=True):
             if segment.node is not None:
-                columns = k[:, span.start : span.stop].transpose(1, 2).clone(memory_format=torch.contiguous_format)
-                segment.node.keys.append(columns.transpose(1, 2))  # as in the KV cache, see there
+                keys = k[:, span.start : span.stop]
+                if columns:
+                    keys = keys.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
+                else:
+                    keys = keys.clone(memory_format=torch.contiguous_format)
+                segment.node.keys.append(keys)
                 segment.node.values.append(v[:, span.start : span.stop].clone())
         for bucket in self._buckets:
             bucket.save(k, v, layer, self._cache)
@@ -224,7 +226,7 @@ class DecodeBatch(ForwardBatch):
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
         count = len(self._slots)
         keys, values = self._cache.layer(options.layer, k, v)
-        fused = options.softcap is None and can_attend(q, v)
+        fused = options.softcap is None and can_attend(q, k, v)
         for new, cached in ((k, keys), (v, values)):
             if fused:
                 append(new, cached, self._lengths)

@@ -16,7 +16,6 @@ from typing import Any, final
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import Linear as LoraLinear
 
 from lmpipe.engines.kernels import (
     Segments,
@@ -29,7 +28,7 @@ from lmpipe.engines.kernels import (
     silu_mul,
     silu_mul_backward,
 )
-from lmpipe.engines.local.decoder import has_plain_layers, is_plain
+from lmpipe.engines.local.decoder import has_plain_layers, is_lora, is_plain
 from lmpipe.engines.training.packed_batch import PackedBatch
 
 _ROWS = 1024  # input rows that the layout of frozen weights is optimized for
@@ -63,7 +62,7 @@ class _Projection:
     """
 
     def __init__(self, modules: Sequence[Any], dtype: torch.dtype) -> None:
-        bases = [module.base_layer if type(module) is LoraLinear else module for module in modules]
+        bases = [module.base_layer if is_lora(module) else module for module in modules]
         weight = torch.cat([base.weight.detach().to(dtype) for base in bases])
         self._forward = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
         self._backward = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous(), _ROWS)
@@ -75,7 +74,7 @@ class _Projection:
         start = 0
         for module, base in zip(modules, bases, strict=True):
             outputs = slice(start, start := start + base.out_features)
-            if type(module) is LoraLinear:
+            if is_lora(module):
                 (name,) = module.active_adapters
                 down, up = module.lora_A[name].weight, module.lora_B[name].weight
                 self.adapters.append(_Lora(down, up, module.scaling[name], outputs))
@@ -312,7 +311,7 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> torch.Te
 
 def _is_lora_only(model: Any) -> bool:
     """Whether the only trainable weights are those of usual LoRA layers in the decoder's linear layers."""
-    lora = [module for _, module in _linear_layers(model) if type(module) is LoraLinear]
+    lora = [module for _, module in _linear_layers(model) if is_lora(module)]
     trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
     adapters = {
         id(weight)
