@@ -48,7 +48,7 @@ class FusedDecoder:
     def __init__(self, model: Any, onednn: OneDnnLinear) -> None:
         self._model, self._decoder, self._onednn = model, model.get_decoder(), onednn
         self._dtype: torch.dtype = model.dtype
-        self._heads, self._groups, self._size = _head_shape(self._decoder.layers[0].self_attn)
+        self._heads, self._groups, self._size = head_shape(self._decoder.layers[0].self_attn)
         self._parts = self._find_parts()
 
     @classmethod
@@ -175,7 +175,7 @@ def is_like_llama(model: Any) -> bool:
         and type(decoder.embed_tokens) is torch.nn.Embedding
         and _is_rms_norm(decoder.norm, decoder.embed_tokens.embedding_dim)
         and all(map(_is_llama_layer, decoder.layers))
-        and len({_head_shape(layer.self_attn) for layer in decoder.layers}) == 1
+        and len({head_shape(layer.self_attn) for layer in decoder.layers}) == 1
         and _size_of(decoder.rotary_emb, "inv_freq") * 2 == decoder.layers[0].self_attn.head_dim
     )
 
@@ -201,7 +201,7 @@ def _is_rms_norm(norm: Any, size: int) -> bool:
     return named and _size_of(norm, "weight") == size
 
 
-def _head_shape(attention: Any) -> tuple[int, int, int]:
+def head_shape(attention: Any) -> tuple[int, int, int]:
     """Returns the numbers of heads and of key heads, and their size."""
     size: int = attention.head_dim
     return attention.q_proj.out_features // size, attention.k_proj.out_features // size, size

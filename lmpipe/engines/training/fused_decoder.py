@@ -28,9 +28,10 @@ from lmpipe.engines.kernels import (
     silu_mul,
     silu_mul_backward,
 )
-from lmpipe.engines.local.decoder import has_plain_layers, is_lora, is_plain
+from lmpipe.engines.local.decoder import has_plain_layers, head_shape, is_lora, is_plain
 from lmpipe.engines.training.packed_batch import PackedBatch
 
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of logits that agree, relative to their norm
 _ROWS = 1024  # input rows that the layout of frozen weights is optimized for
 
 
@@ -136,10 +137,10 @@ class _Tokens:
 class _Layer:
     """One layer of the decoder: its frozen weights, its adapters, and the two passes."""
 
-    def __init__(self, layer: Any, config: Any, dtype: torch.dtype) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self._groups, self._heads = config.num_key_value_heads, config.num_attention_heads
-        self._size, self._scale = attention.head_dim, attention.scaling
+        self._heads, self._groups, self._size = head_shape(attention)
+        self._scale = attention.scaling
         self._dtype = dtype
         self._norms = [
             (norm.weight.detach().float(), norm.variance_epsilon)
@@ -262,8 +263,7 @@ class FusedTrainingDecoder:
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         self._model, self._decoder = model, model.get_decoder()
         self._dtype = dtype
-        config = model.config.get_text_config()
-        self._layers = [_Layer(layer, config, dtype) for layer in self._decoder.layers]
+        self._layers = [_Layer(layer, dtype) for layer in self._decoder.layers]
         self._head = _Projection([model.get_output_embeddings()], dtype)
 
     @classmethod
@@ -279,7 +279,21 @@ class FusedTrainingDecoder:
         base = model.get_base_model()
         if not has_plain_layers(base) or not _is_lora_only(base):
             return None
-        return cls(base, dtype)
+        decoder = cls(base, dtype)
+        return decoder if decoder._agrees() else None
+
+    @torch.no_grad()
+    def _agrees(self) -> bool:
+        """Whether a few tokens have the logits that the model's code computes."""
+        count, vocabulary = 24, self._model.config.get_text_config().vocab_size
+        tokens, batch = torch.arange(count), PackedBatch(0, [(0, [count])])
+        input_ids, positions = (tokens * 7 % vocabulary)[None], tokens[None]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+            expected = self._model(
+                input_ids=input_ids, position_ids=positions, logits_to_keep=tokens, forward_batch=batch, use_cache=False
+            ).logits[0]
+        difference = (self.logits(input_ids, positions, tokens, batch).float() - expected.float()).norm()
+        return bool(difference <= _TOLERANCE[self._dtype] * expected.float().norm())
 
     def logits(
         self,
