@@ -63,14 +63,20 @@ def prompts() -> list[tuple[int, ...]]:
     return [*sharing, sharing[1], tokens(60), tokens(2), *(second + tokens(20) for _ in range(3))]
 
 
+def greedy_tokens(model: Any) -> list[list[int]]:
+    """Returns the tokens that transformers' own generate() adds to each prompt."""
+    tokens = []
+    for prompt in prompts():
+        out = model.eval().generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, pad_token_id=257)
+        tokens.append([token for token in out[0, len(prompt) :].tolist() if token != 256])
+    return tokens
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_greedy_tokens_are_those_of_transformers_generate(name: str, tiny_folder: Path) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[name])
-    expected = []
-    for prompt in prompts():
-        out = model.eval().generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, pad_token_id=257)
-        expected.append([token for token in out[0, len(prompt) :].tolist() if token != 256])
+    expected = greedy_tokens(model)
     lm = LocalLM(model, AutoTokenizer.from_pretrained(tiny_folder), "tiny")
     sequences = [SequenceState(prompt, Sampling(max_tokens=40)) for prompt in prompts()]
     lm.generate(sequences)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmpipe import Completion, EngineError, Request, Sampling, WeightState
+from lmpipe.engines.kernels.library import kernels
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.sampling import SequenceState
 from lmpipe.lm import Message
+from tests.tiny import tiny_llama
 
 
 def alone(lm: LocalLM, sequence: SequenceState) -> list[int]:
@@ -45,17 +48,27 @@ SAMPLINGS = st.builds(
 )
 
 
+@pytest.fixture(params=["small heads", "fused decoder", "no kernels"])
+def folder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A model whose heads are too small for the kernels, one that they compute, and this one without them."""
+    monkeypatch.setenv("LMPIPE_KERNELS", "0" if request.param == "no kernels" else "1")
+    kernels.cache_clear()
+    yield tiny_llama(tmp_path, hidden_size=32 if request.param == "small heads" else 128)
+    kernels.cache_clear()
+
+
 @given(
     st.lists(st.builds(SequenceState, PROMPTS, SAMPLINGS, st.integers(0, 3)), min_size=1, max_size=10),
     st.integers(1, 6),
     st.integers(400, 4000),
 )
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_batches_prefixes_and_limits_change_nothing(
-    tiny_lm: LocalLM, tiny_folder: Path, sequences: list[SequenceState], max_sequences: int, tokens: int
+    folder: Path, sequences: list[SequenceState], max_sequences: int, tokens: int
 ) -> None:
-    expected = [alone(tiny_lm, sequence) for sequence in sequences]
-    lm = load(tiny_folder, max_sequences=max_sequences, memory=tokens * tiny_lm.limits.bytes_per_token)
+    reference = load(folder)
+    expected = [alone(reference, sequence) for sequence in sequences]
+    lm = load(folder, max_sequences=max_sequences, memory=tokens * reference.limits.bytes_per_token)
     for _ in range(2):  # the second time with cached prefixes
         again = [SequenceState(sequence.prompt, sequence.sampling, sequence.seed) for sequence in sequences]
         lm.generate(again)

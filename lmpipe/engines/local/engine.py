@@ -25,6 +25,7 @@ from lmpipe.engines.loading import vocabulary_size
 from lmpipe.engines.local.adapters import ActiveModel, AdapterPool
 from lmpipe.engines.local.attention import use_lmpipe_attention
 from lmpipe.engines.local.constrained import Automaton, Guide, can_constrain, token_bytes
+from lmpipe.engines.local.decoder import FusedDecoder
 from lmpipe.engines.local.generate import BatchLimits, ContinuousBatch
 from lmpipe.engines.local.models import (
     ModelSource,
@@ -89,6 +90,7 @@ class LocalLM(LM):
         sequences = max_sequences or (64 if model.device.type == "cpu" else 256)
         self.limits = BatchLimits(sequences, memory or default_memory(model.device), bytes_per_token(model, name))
         self._onednn_linear = OneDnnLinear(model)
+        self._decoder = FusedDecoder.create(model, self._onednn_linear)
         self._prefixes = PrefixCache(self.limits.bytes_per_token)
         eos = model.generation_config.eos_token_id
         end_tokens = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
@@ -266,6 +268,7 @@ class LocalLM(LM):
                 self._end_tokens,
                 self._decode,
                 self._vocabulary,
+                self._decoder if self._decoder is not None and self._decoder.is_current else None,
             ).run()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -16,6 +16,7 @@ from typing import final
 
 import torch
 
+from lmpipe.engines.kernels import Segments, append, attend, can_attend
 from lmpipe.engines.local.attention import (
     AttentionOptions,
     ForwardBatch,
@@ -72,28 +73,61 @@ class PrefillBatch(ForwardBatch):
         self.last = torch.tensor(ends, device=device)
         self._buckets = [_Bucket(segments, self._spans, members, device) for members in buckets(lengths)]
         self._contexts = self._find_contexts()
+        self._own: dict[int | None, Segments] = {}  # window → segments
+        self._of_nodes: dict[int | None, list[Segments]] = {}
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
+        fused = options.softcap is None and can_attend(q, k, v)
+        self._save(k, v, options.layer, columns=fused)
+        total = (self._attend_fused if fused else self._attend_padded)(q, k, v, options)
+        return total.apply_sinks(options.sinks).permute(2, 0, 1, 3)
+
+    def _save(self, k: torch.Tensor, v: torch.Tensor, layer: int, *, columns: bool) -> None:
+        """Saves the keys and values of prefix nodes, with keys in columns for the kernels, and those of sequences."""
+        for segment, span in zip(self._segments, self._spans, strict=True):
+            if segment.node is not None:
+                keys = k[:, span.start : span.stop]
+                if columns:
+                    keys = keys.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
+                else:
+                    keys = keys.clone(memory_format=torch.contiguous_format)
+                segment.node.keys.append(keys)
+                segment.node.values.append(v[:, span.start : span.stop].clone())
+        for bucket in self._buckets:
+            bucket.save(k, v, layer, self._cache)
+
+    def _attend_fused(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions
+    ) -> PartialAttention:
+        if options.window not in self._own:
+            self._own[options.window] = own_segments(self._spans, options.window)
+            self._of_nodes[options.window] = [
+                _node_segment(node, range(start, stop), self.position_ids[0, start:stop].tolist(), options.window)
+                for node, start, stop in self._contexts
+            ]
+        total = empty_attention(q)
+        attend(q, k, v, self._own[options.window], options.scale, *total, merge=False)
+        for (node, _, _), segment in zip(self._contexts, self._of_nodes[options.window], strict=True):
+            keys, values = node.keys[options.layer], node.values[options.layer]
+            attend(q, keys, values, segment, options.scale, *total, merge=True)
+        return PartialAttention(total[0].permute(1, 2, 0, 3), total[1].permute(1, 2, 0))
+
+    def _attend_padded(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions
+    ) -> PartialAttention:
         groups, heads, tokens, _ = q.shape
         total = PartialAttention(
             q.new_empty(groups, heads, tokens, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float)
         )
         for bucket in self._buckets:
             bucket.attend(q, k, v, options, total)
-            bucket.save(k, v, options.layer, self._cache)
-        new_nodes = {}
-        for segment, span in zip(self._segments, self._spans, strict=True):
-            if segment.node is not None:
-                new_nodes[segment.node] = (k[:, span.start : span.stop], v[:, span.start : span.stop])
-                segment.node.keys.append(new_nodes[segment.node][0].clone())
-                segment.node.values.append(new_nodes[segment.node][1].clone())
         for node, start, stop in self._contexts:
-            keys, values = new_nodes.get(node) or (node.keys[options.layer], node.values[options.layer])
+            keys, values = node.keys[options.layer], node.values[options.layer]
             part = PartialAttention(total.out[:, :, start:stop], total.lse[:, :, start:stop])
             positions = self.position_ids[0, start:stop]
             merged = part.merge(_attend_node(q[:, :, start:stop], keys, values, node, positions, options))
             total.out[:, :, start:stop], total.lse[:, :, start:stop] = merged.out, merged.lse
-        return total.apply_sinks(options.sinks).permute(2, 0, 1, 3)
+        return total
 
     def _find_contexts(self) -> list[tuple[PrefixNode, int, int]]:
         """Returns each node that new tokens attend to, with the first and the last-plus-one index of those tokens."""
@@ -186,17 +220,52 @@ class DecodeBatch(ForwardBatch):
         self._slots = torch.arange(len(tokens), device=device)
         self._age = self._lengths[:, None] - torch.arange(cache.width, device=device)  # of the keys; 0 is the newest
         self._masks: dict[int | None, torch.Tensor] = {}
+        self._segments: dict[int | None, list[Segments]] = {}  # window → own tokens, then each prefix node
         self.last = self._slots
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
         count = len(self._slots)
         keys, values = self._cache.layer(options.layer, k, v)
-        keys[self._slots, :, self._lengths] = k.transpose(0, 1)
-        values[self._slots, :, self._lengths] = v.transpose(0, 1)
+        fused = options.softcap is None and can_attend(q, k, v)
+        for new, cached in ((k, keys), (v, values)):
+            if fused:
+                append(new, cached, self._lengths)
+            else:
+                cached[self._slots, :, self._lengths] = new.transpose(0, 1)
+        total = (self._attend_fused if fused else self._attend_padded)(q, keys[:count], values[:count], options)
+        return total.apply_sinks(options.sinks).permute(2, 0, 1, 3)
+
+    def _attend_fused(
+        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, options: AttentionOptions
+    ) -> PartialAttention:
+        if options.window not in self._segments:
+            self._segments[options.window] = self._make_segments(options.window)
+        total = empty_attention(q)
+        own, *of_nodes = self._segments[options.window]
+        attend(q, keys, values, own, options.scale, *total, merge=False)
+        for (node, _), segment in zip(self._contexts, of_nodes, strict=True):
+            attend(q, node.keys[options.layer], node.values[options.layer], segment, options.scale, *total, merge=True)
+        return PartialAttention(total[0].permute(1, 2, 0, 3), total[1].permute(1, 2, 0))
+
+    def _make_segments(self, window: int | None) -> list[Segments]:
+        """Returns the segments of all sequences' own tokens, and one for each prefix node."""
+        lengths, positions = self._lengths.tolist(), self.position_ids[0].tolist()
+        own = Segments.create(
+            [(slot, 1, slot) for slot in range(len(lengths))],
+            range(len(lengths)),
+            [0 if window is None else max(0, length + 1 - window) for length in lengths],
+            [length + 1 for length in lengths],
+        )
+        slots_of = [(node, self._slots[slots].tolist()) for node, slots in self._contexts]
+        return [own, *(_node_segment(node, slots, [positions[n] for n in slots], window) for node, slots in slots_of)]
+
+    def _attend_padded(
+        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, options: AttentionOptions
+    ) -> PartialAttention:
         own = partial_attention(
             q.permute(2, 0, 1, 3),
-            keys[:count],  # at full width: matrix products would copy a narrower view
-            values[:count],
+            keys,  # at full width: matrix products would copy a narrower view
+            values,
             options,
             mask=self._mask(options.window),
         )
@@ -206,12 +275,12 @@ class DecodeBatch(ForwardBatch):
             part = _attend_node(
                 q[:, :, slots], node.keys[options.layer], node.values[options.layer], node, positions, options
             )
-            if slots == slice(0, count):
+            if slots == slice(0, len(self._slots)):
                 total = total.merge(part)
             else:
                 merged = PartialAttention(total.out[:, :, slots], total.lse[:, :, slots]).merge(part)
                 total.out[:, :, slots], total.lse[:, :, slots] = merged.out, merged.lse
-        return total.apply_sinks(options.sinks).permute(2, 0, 1, 3)
+        return total
 
     def _mask(self, window: int | None) -> torch.Tensor:
         """Returns the additive mask over own keys, shape (sequences, 1, 1, width)."""
@@ -219,6 +288,40 @@ class DecodeBatch(ForwardBatch):
             hidden = (self._age < 0) | (self._age >= (window or self._cache.width))
             self._masks[window] = additive_mask(hidden)
         return self._masks[window][:, None, None]
+
+
+def empty_attention(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns memory for the output of `attend` and for the log-sum-exp, see there."""
+    groups, heads, tokens, size = q.shape
+    return q.new_empty(tokens, groups, heads, size), q.new_empty(tokens, groups, heads, dtype=torch.float)
+
+
+def own_segments(segment_spans: Sequence[range], window: int | None) -> Segments:
+    """Returns segments whose tokens attend causally to themselves."""
+    tokens = [(token, token - span.start) for span in segment_spans for token in span]
+    return Segments.create(
+        [(span.start, len(span), span.start) for span in segment_spans],
+        [token for token, _ in tokens],
+        [0 if window is None else max(0, offset + 1 - window) for _, offset in tokens],
+        [offset + 1 for _, offset in tokens],
+    )
+
+
+def context_segments(pairs: Sequence[tuple[range, range]]) -> Segments:
+    """Returns segments that later tokens attend to: of each pair, the tokens of the segment, and those later ones."""
+    counts = [len(tokens) for _, tokens in pairs]
+    return Segments.create(
+        [(entries.start, len(entries), keys.start) for entries, (keys, _) in zip(spans(counts), pairs, strict=True)],
+        [token for _, tokens in pairs for token in tokens],
+        [0] * sum(counts),
+        [len(keys) for keys, tokens in pairs for _ in tokens],
+    )
+
+
+def _node_segment(node: PrefixNode, rows: Sequence[int], positions: Sequence[int], window: int | None) -> Segments:
+    """Returns a prefix node as a segment that tokens, at positions after it, attend to."""
+    first = [0 if window is None else max(0, position + 1 - window - node.start) for position in positions]
+    return Segments.create([(0, len(rows), 0)], rows, first, [len(node.tokens)] * len(rows))
 
 
 def _attend_node(

@@ -13,6 +13,7 @@ from typing import Any, final
 
 import torch
 
+from lmpipe.engines.local.decoder import FusedDecoder
 from lmpipe.engines.local.forward_batch import DecodeBatch, PrefillBatch, PromptSegment
 from lmpipe.engines.local.kv_cache import KVCache
 from lmpipe.engines.local.prefixes import PrefixCache, PrefixNode
@@ -20,6 +21,7 @@ from lmpipe.engines.local.sampling import SequenceState, sample
 from lmpipe.runtime.deadline import check_deadline
 
 _PREFILL_TOKENS = 4096  # maximum number of new prompt tokens in a prefill, unless a single sequence has more
+_PREFILL_TOKENS_CPU = 1024  # intermediate results of more tokens take new memory from the system for each layer
 _WIDTH_STEP = 64  # the width of the KV cache grows in steps of this many tokens, since attention reads all of it
 
 
@@ -77,6 +79,7 @@ class ContinuousBatch:
         end_tokens: Token ids that end a sequence; they are not part of the completion.
         detokenize: Converts token ids to text, to look for stop strings.
         vocabulary: Number of tokens of the tokenizer; further logits of the model are never sampled.
+        decoder: Forward pass that replaces the model's own, or None.
     """
 
     def __init__(
@@ -89,7 +92,9 @@ class ContinuousBatch:
         end_tokens: frozenset[int],
         detokenize: Callable[[Sequence[int]], str],
         vocabulary: int,
+        decoder: FusedDecoder | None = None,
     ) -> None:
+        self._decoder = decoder
         self._model, self._prefixes, self._limits = model, prefixes, limits
         self._end_tokens, self._detokenize, self._vocabulary = end_tokens, detokenize, vocabulary
         ordered = sorted(sequences, key=lambda sequence: sequence.context)
@@ -107,7 +112,7 @@ class ContinuousBatch:
             BudgetSpent: If the time limit of the current call is over; it is checked before every forward pass.
         """
         while self._waiting or self._running:
-            if self._waiting and (entering := self._admit()):
+            while self._waiting and (entering := self._admit()):
                 self._contexts = None
                 self._prefill(entering)
             if self._running:
@@ -117,6 +122,7 @@ class ContinuousBatch:
         """Takes sequences from the waiting queue while there is room; at least one if nothing is running."""
         entering: list[_BatchEntry] = []
         new_nodes: set[PrefixNode] = set()
+        max_tokens = _PREFILL_TOKENS_CPU if self._model.device.type == "cpu" else _PREFILL_TOKENS
         tokens, width = 0, max((entry.max_length for entry in self._running), default=0)
         while self._waiting and len(self._running) + len(entering) < self._limits.sequences:
             entry = self._waiting[0]
@@ -124,7 +130,7 @@ class ContinuousBatch:
             new_tokens = len(entry.own_prompt) + sum(len(node.tokens) for node in missing)
             entry.add_references(1)
             count, new_width = len(self._running) + len(entering) + 1, max(width, entry.max_length)
-            fits = tokens + new_tokens <= _PREFILL_TOKENS and self._has_room(count, new_width, new_nodes | missing)
+            fits = tokens + new_tokens <= max_tokens and self._has_room(count, new_width, new_nodes | missing)
             if not fits and count > 1:
                 entry.add_references(-1)
                 break
@@ -196,6 +202,8 @@ class ContinuousBatch:
     def _forward(self, batch: PrefillBatch | DecodeBatch) -> torch.Tensor:
         """Returns the logits of the sequences' last tokens, shape (sequences, vocabulary)."""
         check_deadline()
+        if self._decoder is not None:
+            return self._decoder.logits(batch)
         out = self._model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,

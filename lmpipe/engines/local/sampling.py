@@ -13,6 +13,7 @@ from typing import Literal, final
 import numpy as np
 import torch
 
+from lmpipe.engines.kernels import argmax, has_kernels
 from lmpipe.engines.local.constrained import Guide
 from lmpipe.lm import Sampling
 
@@ -95,8 +96,7 @@ def sample(logits: torch.Tensor, sequences: Sequence[SequenceState]) -> list[int
             forbidden = sequence.guide.forbidden(tokens_left)[: logits.shape[-1]]
             scores[number, : len(forbidden)].masked_fill_(forbidden.to(scores.device), -torch.inf)
             scores[number, len(forbidden) :] = -torch.inf
-    tokens = scores.argmax(-1)  # argmax treats NaN as the highest value, so NaN and infinity show in `highest`
-    highest = scores.gather(-1, tokens[:, None])[:, 0]
+    highest, tokens = _argmax(scores)  # NaN counts as the highest value, so NaN and infinity show in `highest`
     for sequence, is_finite in zip(sequences, highest.isfinite().tolist(), strict=True):
         sequence.failed = not is_finite
     for truncated in (False, True):
@@ -110,6 +110,14 @@ def sample(logits: torch.Tensor, sequences: Sequence[SequenceState]) -> list[int
     _record_logprobs(logits, tokens, sequences)
     token_ids: list[int] = tokens.tolist()
     return token_ids
+
+
+def _argmax(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the highest score of each row, and its index; PyTorch's own function takes ten times as long on a CPU."""
+    if scores.device.type == "cpu" and scores.stride(-1) == 1 and has_kernels():
+        return argmax(scores)
+    highest = scores.max(-1)
+    return highest.values, highest.indices
 
 
 def _is_truncated(sampling: Sampling) -> bool:
