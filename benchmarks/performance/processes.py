@@ -27,8 +27,15 @@ def run_worker(module: str, *arguments: str, threads: int = 1) -> dict[str, Any]
 
 
 def run_baseline(environment: str, script: str, *arguments: str, threads: int = 1) -> dict[str, Any]:
-    """Runs a script of `BASELINE_SCRIPTS` in its environment, which is built first if it does not exist."""
-    subprocess.run(["/usr/bin/env", "make", "--silent", f"{environment}/installed"], check=True)
+    """Runs a script of `BASELINE_SCRIPTS` in its environment, which is built first if it does not exist.
+
+    Raises:
+        RuntimeError: If the environment cannot be built, or the script fails.
+    """
+    try:
+        subprocess.run(["/usr/bin/env", "make", "--silent", f"{environment}/installed"], check=True)
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(f"{environment} cannot be built: {error}") from error
     return run_measured(
         [str(Path(environment) / "bin" / "python"), str(BASELINE_SCRIPTS / script), *arguments], threads
     )
@@ -75,9 +82,17 @@ class EngineProcesses:
         """Runs a job of `benchmarks.performance.workers.engine`."""
         return run_worker("benchmarks.performance.workers.engine", job, *arguments, threads=self.threads)
 
-    def baseline(self, environment: str, script: str, *arguments: str) -> dict[str, Any]:
-        """Runs the script of a baseline in its environment."""
-        return run_baseline(environment, script, self.folder, self.workload, *arguments, threads=self.threads)
+    def baseline(self, environment: str, script: str, *arguments: str) -> list[dict[str, Any]]:
+        """Runs the script of a baseline in its environment.
+
+        Returns:
+            One measurement; none if the baseline cannot be built or run, and its error is printed.
+        """
+        try:
+            return [run_baseline(environment, script, self.folder, self.workload, *arguments, threads=self.threads)]
+        except RuntimeError as error:
+            console.print(f"{script} is left out: {error}", highlight=False, markup=False)
+            return []
 
 
 def median(runs: Sequence[dict[str, Any]], unit: str = "cpu_seconds") -> float:

@@ -1,4 +1,7 @@
-"""TRL's SFTTrainer with LoRA: ``python trl_train.py MODEL WORKLOAD``. One pass over the rows, completion-only loss."""
+"""TRL's SFTTrainer with LoRA: ``python trl_train.py MODEL WORKLOAD DTYPE``.
+
+One pass over the rows, completion-only loss; matrix products in ``bfloat16`` (by autocast) or ``float32``.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 
-def main(folder: str, path: str) -> None:
+def main(folder: str, path: str, dtype: str) -> None:
     """Prints CPU seconds, tokens and the losses of the steps."""
     workload = json.loads(Path(path).read_text())
     rows = [
@@ -29,7 +32,7 @@ def main(folder: str, path: str) -> None:
                 per_device_train_batch_size=8,
                 num_train_epochs=1,
                 learning_rate=1e-4,
-                bf16=True,
+                bf16=dtype == "bfloat16",
                 use_cpu=True,
                 gradient_checkpointing=False,
                 max_length=None,
@@ -52,4 +55,4 @@ def main(folder: str, path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:4])

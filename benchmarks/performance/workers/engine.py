@@ -10,6 +10,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, TypeVar
@@ -104,22 +105,28 @@ def generate(path: str, dtype: str, quantization: str | None = None) -> dict[str
     }
 
 
-def train(path: str) -> dict[str, Any]:
-    """Trains LoRA for one pass over the workload's rows."""
+def train(path: str, dtype: str = "bfloat16") -> dict[str, Any]:
+    """Trains LoRA for one pass over the workload's rows.
+
+    Args:
+        path: File of the workload.
+        dtype: Data type of matrix products, here and in the floor; float32 where the processor emulates bfloat16.
+    """
     workload, lm = read_workload(path), load_bundled()
     rows = [TokenizedRow(tuple(row), count) for row, count in zip(workload.rows, workload.trained, strict=True)]
-    rate = product_rate(torch.bfloat16)
+    tuning, product_dtype = replace(TUNING, bf16=dtype == "bfloat16"), getattr(torch, dtype)
+    rate = product_rate(product_dtype)
     with (
         tempfile.TemporaryDirectory() as folder,
         seeded(0),
-        lm.adapters.trainable(TUNING.peft_config(num_layers(lm.model)), None) as model,
+        lm.adapters.trainable(tuning.peft_config(num_layers(lm.model)), None) as model,
     ):
-        result, seconds = timed(lambda: fit(model, rows, TUNING, 0, Path(folder), SFTLoss(), TrainingObserver()))
+        result, seconds = timed(lambda: fit(model, rows, tuning, 0, Path(folder), SFTLoss(), TrainingObserver()))
     return {
         **seconds,
         "tokens": sum(map(len, workload.rows)),
         "losses": list(result.losses),
-        "rates": [rate, product_rate(torch.bfloat16)],
+        "rates": [rate, product_rate(product_dtype)],
         "flops": training_flops(lm.model, workload),
     }
 

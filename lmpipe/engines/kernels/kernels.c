@@ -500,6 +500,7 @@ typedef struct {
     float q[BLOCK * MAX_SIZE], gradients[BLOCK * MAX_SIZE], q_gradients[BLOCK * MAX_SIZE];
     float weights[BLOCK * TILE], slopes[BLOCK * TILE];
 } BackwardScratch;
+_Static_assert(sizeof(BackwardScratch) <= sizeof(Scratch), "both use the memory of scratch_of_thread");
 
 /* c (rows × vectors) += a (rows × depth) · b (depth × vectors), for any number of rows */
 static void multiply_rows(const float *a, int64_t a_row, int64_t a_col, const float *b, int64_t b_row, float *c,
@@ -597,9 +598,10 @@ int attention_backward(const void *q, const void *k, const void *v, const void *
     int failed = 0;
 #pragma omp parallel if (count * groups > 1)
     {
-        static _Thread_local BackwardScratch *scratch; /* kept for the next call */
-        if (!scratch) scratch = aligned_alloc(64, sizeof(BackwardScratch));
-        if (!scratch) failed = 1;
+        BackwardScratch *scratch = (BackwardScratch *)scratch_of_thread();
+        if (!scratch)
+#pragma omp atomic write
+            failed = 1;
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < count * groups; i++) {
             if (!scratch) continue;

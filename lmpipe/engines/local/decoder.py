@@ -63,7 +63,7 @@ class FusedDecoder:
         if not (has_kernels() and is_like_llama(model)):
             return None
         decoder, batch = cls(model, onednn), _sample_batch(model)
-        recording = _RecordingBatch(batch)
+        recording = RecordingBatch(batch)
         expected = model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, forward_batch=recording
         ).logits[0]
@@ -147,7 +147,7 @@ class FusedDecoder:
 
 
 @final
-class _RecordingBatch(ForwardBatch):
+class RecordingBatch(ForwardBatch):
     """Another batch, with a record of the sliding windows that the model's layers ask for."""
 
     def __init__(self, batch: ForwardBatch) -> None:

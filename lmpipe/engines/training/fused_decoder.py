@@ -10,13 +10,15 @@ Knows nothing about losses or the training loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from peft import PeftModel
+from torch.autograd.function import once_differentiable
 
+from lmpipe.engines.int8_linear import Int8Linear
 from lmpipe.engines.kernels import (
     Segments,
     add_rms_norm,
@@ -28,7 +30,7 @@ from lmpipe.engines.kernels import (
     silu_mul,
     silu_mul_backward,
 )
-from lmpipe.engines.local.decoder import has_plain_layers, head_shape, is_lora, is_plain
+from lmpipe.engines.local.decoder import RecordingBatch, has_plain_layers, head_shape, is_lora, is_plain
 from lmpipe.engines.training.packed_batch import PackedBatch
 
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of logits that agree, relative to their norm
@@ -230,8 +232,11 @@ class _LayerFunction(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved, ctx.saved = ctx.saved, None
+        if saved is None:
+            raise RuntimeError("the backward pass of a layer ran twice; what it needs is freed after the first time")
         before, gradients = ctx.layer.backward(
             gradient.contiguous(), ctx.tokens, saved, needs_input=ctx.needs_input_grad[0]
         )
@@ -247,6 +252,7 @@ class _FrozenFunction(torch.autograd.Function):
         return projection(x)[0]
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None]:
         return ctx.projection.backward(gradient.contiguous(), gradient, None, needs_input=True)[0], None
 
@@ -284,16 +290,23 @@ class FusedTrainingDecoder:
 
     @torch.no_grad()
     def _agrees(self) -> bool:
-        """Whether a few tokens have the logits that the model's code computes."""
-        count, vocabulary = 24, self._model.config.get_text_config().vocab_size
+        """Whether a few tokens, at positions from the whole context, have the logits that the model's code computes."""
+        count, config = 24, self._model.config.get_text_config()
         tokens, batch = torch.arange(count), PackedBatch(0, [(0, [count])])
-        input_ids, positions = (tokens * 7 % vocabulary)[None], tokens[None]
+        input_ids = (tokens * 7 % config.vocab_size)[None]
+        positions = torch.linspace(0, config.max_position_embeddings - 1, count).long()[None]
+        recording = RecordingBatch(batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             expected = self._model(
-                input_ids=input_ids, position_ids=positions, logits_to_keep=tokens, forward_batch=batch, use_cache=False
+                input_ids=input_ids,
+                position_ids=positions,
+                logits_to_keep=tokens,
+                forward_batch=recording,
+                use_cache=False,
             ).logits[0]
         difference = (self.logits(input_ids, positions, tokens, batch).float() - expected.float()).norm()
-        return bool(difference <= _TOLERANCE[self._dtype] * expected.float().norm())
+        agree = difference <= _TOLERANCE[self._dtype] * expected.float().norm()
+        return recording.windows == {None} and bool(agree)
 
     def logits(
         self,
@@ -325,7 +338,9 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> torch.Te
 
 def _is_lora_only(model: Any) -> bool:
     """Whether the only trainable weights are those of usual LoRA layers in the decoder's linear layers."""
-    lora = [module for _, module in _linear_layers(model) if is_lora(module)]
+    linear = [module for name, module in model.get_decoder().named_modules() if name.endswith("_proj")]
+    lora = [module for module in linear if is_lora(module)]
+    bases = [module.base_layer if is_lora(module) else module for module in linear]
     trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
     adapters = {
         id(weight)
@@ -339,11 +354,5 @@ def _is_lora_only(model: Any) -> bool:
         and all(map(is_plain, lora))
         and all(len(module.active_adapters) == 1 and not module.disable_adapters for module in lora)
         and not any(isinstance(drop, torch.nn.Dropout) and drop.p for m in lora for drop in m.lora_dropout.values())
-        and type(model.get_output_embeddings()) is torch.nn.Linear
+        and all(type(module) in (torch.nn.Linear, Int8Linear) for module in (*bases, model.get_output_embeddings()))
     )
-
-
-def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    for name, module in model.get_decoder().named_modules():
-        if name.endswith("_proj"):
-            yield name, module
