@@ -8,7 +8,7 @@ multiply in bfloat16 where the processor does so in hardware, and in float32 oth
 from __future__ import annotations
 
 import statistics
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -31,7 +31,8 @@ def training(processes: EngineProcesses, *, baselines: bool) -> dict[str, Measur
         baselines: Whether TRL is measured too.
     """
     dtype = "bfloat16" if multiplies_bfloat16(torch.device("cpu")) else "float32"
-    runs, trl_runs = [], []
+    runs: list[dict[str, Any]] = []
+    trl_runs: list[dict[str, Any]] = []
     for repetition in range(processes.repetitions):
         runs.append(processes.worker("train", processes.workload, dtype))
         if baselines and (repetition == 0 or trl_runs):

@@ -232,7 +232,7 @@ class _LayerFunction(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved, ctx.saved = ctx.saved, None
         if saved is None:
@@ -252,7 +252,7 @@ class _FrozenFunction(torch.autograd.Function):
         return projection(x)[0]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None]:
         return ctx.projection.backward(gradient.contiguous(), gradient, None, needs_input=True)[0], None
 
