@@ -21,7 +21,7 @@ layers: .venv/installed-test
 	$(BIN)/lint-imports
 
 pytest: .venv/installed-test
-	$(BIN)/pytest
+	$(BIN)/pytest --durations=10
 
 # the site of the documentation, into site/; a warning is an error
 docs: .venv/installed-docs

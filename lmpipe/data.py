@@ -132,13 +132,15 @@ _PLAIN = frozenset([str, int, float, bool, type(None)])
 def snapshot(value: Any) -> Any:
     """Copies a value: nested lists, dicts, sets and tuples, so that later changes to them do not affect the copy."""
     if isinstance(value, dict):
-        return {key: snapshot(item) if isinstance(item, _NESTED) else item for key, item in value.items()}
+        return {key: item if type(item) in _PLAIN else snapshot(item) for key, item in value.items()}
+    if type(value) is list:
+        return [item if type(item) in _PLAIN else snapshot(item) for item in value]
     if type(value) in _NESTED:
-        return type(value)(snapshot(item) if isinstance(item, _NESTED) else item for item in value)
+        return type(value)(map(snapshot, value))
     return value
 
 
-_NESTED = (dict, list, set, tuple, frozenset)
+_NESTED = (set, tuple, frozenset)
 
 
 @final

@@ -227,7 +227,7 @@ def _fault(answer: object) -> str:
         return f"the text of a completion must be a string, and this is {shown(answer.text, 50)}"
     usage = answer.usage
     counts = [usage.calls, usage.prompt_tokens, usage.completion_tokens] if isinstance(usage, Usage) else [usage]
-    invalid = [count for count in counts if not isinstance(count, Integral) or count < 0]
+    invalid = [count for count in counts if not (type(count) is int or isinstance(count, Integral)) or count < 0]
     return f"counts of calls and tokens must be whole numbers from 0, not {shown(invalid[0], 50)}" if invalid else ""
 
 

@@ -6,7 +6,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads would not help tiny models
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # nor should threads spin while they wait
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,11 @@ from tests.tiny import tiny_llama
 
 if TYPE_CHECKING:
     from lmpipe.engines.local import LocalLM
+
+
+def pytest_collection_finish() -> None:
+    """Exempts what imports leave behind from garbage collection; every training collects garbage."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

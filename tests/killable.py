@@ -1,8 +1,4 @@
-"""Runs to be killed: ``python -m tests.killable RUN [MODEL]`` writes the final state when it ends.
-
-Without a model the LM and the trainer are scripted; with a model both are real. ``python -m tests.killable --serve
-[warm]`` starts such runs as forks of one process, so that the imports are done only once: see `Runs`.
-"""
+"""Runs to be killed: ``python -m tests.killable START``, where START is a `Start` as JSON, writes the final state."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ import logging
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, final
+from typing import Any, final
 
 import lmpipe
 from lmpipe import Example, Predict, Prediction, RunStore, Sampling, ScriptedLM, Session, exact_match, initial_state
@@ -27,6 +22,7 @@ from lmpipe.errors import LmpipeError
 from lmpipe.ledger import MEASURED
 from lmpipe.storage.files import write_atomically
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
+from tests.processes import Process, start
 from tests.scripted import Colour, KeepingTrainer, examples, scheduler, slow_script
 
 STORING = {
@@ -50,7 +46,7 @@ class Start:
 
     Args:
         path: The run directory.
-        model: Folder of a real LM; without it the LM and the trainer are scripted.
+        model: Folder of a real LM, which is trained; without it the LM and the trainer are scripted.
         launched: Whether the real LM is trained in another process.
         seconds: Time after which the run is killed.
         until: Glob pattern; the run is killed once the run directory has a file that matches it.
@@ -80,84 +76,32 @@ class End:
         return self.status == -signal.SIGKILL
 
 
-@final
-class Runs:
-    """A process that starts runs as forks of itself, and kills them; a context manager.
-
-    Args:
-        warm: Whether the process imports the packages that real LMs need.
-    """
-
-    def __init__(self, *, warm: bool = False) -> None:
-        command = [sys.executable, "-m", "tests.killable", "--serve", *(["warm"] if warm else [])]
-        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def __enter__(self) -> Runs:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.communicate()
-
-    def run(self, path: Path, **how: Any) -> End:
-        """Starts a run and waits until it has ended. The keyword arguments are the fields of `Start`."""
-        requests, replies = _pipes(self._server)
-        requests.write(json.dumps(asdict(Start(str(path), **how))) + "\n")
-        requests.flush()
-        return End(**json.loads(replies.readline()))
+def run(path: Path, **how: Any) -> End:
+    """Starts a run and waits until it has ended. The keyword arguments are the fields of `Start`."""
+    how_started = Start(str(path), **how)
+    process = start("-m", "tests.killable", json.dumps(asdict(how_started)))
+    if how_started.seconds is not None or how_started.until is not None:
+        _wait(how_started, process)
+        process.send_signal(signal.SIGKILL)
+    return End(process.wait(), process.stdout)
 
 
-def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
-    if process.stdin is None or process.stdout is None:
-        raise ValueError("started without pipes")
-    return process.stdin, process.stdout
-
-
-def serve() -> None:
-    """Reads a `Start` from each line of the input, and prints the `End` of the run."""
-    for line in sys.stdin:
-        start = Start(**json.loads(line))
-        reading, writing = os.pipe()
-        child = os.fork()
-        if not child:
-            os.close(reading)
-            _run_and_exit(start, writing)
-        os.close(writing)
-        if start.seconds is not None or start.until is not None:
-            _wait(start, child)
-            os.kill(child, signal.SIGKILL)  # a run that has ended is not reaped yet, so its process id is not reused
-        with os.fdopen(reading) as pipe:
-            error = pipe.read()
-        _, status = os.waitpid(child, 0)
-        sys.stdout.write(json.dumps(asdict(End(os.waitstatus_to_exitcode(status), error))) + "\n")
-        sys.stdout.flush()
-
-
-def _wait(start: Start, child: int) -> None:
+def _wait(how: Start, process: Process) -> None:
     """Waits until it is time to kill a run, or until the run has ended."""
-    time.sleep(start.seconds or 0)
-    while start.until and not list(Path(start.path).glob(start.until)):
-        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            break
+    time.sleep(how.seconds or 0)
+    while how.until and not list(Path(how.path).glob(how.until)) and process.poll() is None:
         time.sleep(0.001)
 
 
-def _run_and_exit(start: Start, error_pipe: int) -> None:
-    """Runs a fork to its end and writes an error message to a pipe. All other output is discarded."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(nowhere, stream)
-    if start.room is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (start.room, start.room))
-    status = 2  # for an exception that is not an error of lmpipe
+@contextmanager
+def _room(size: int | None) -> Iterator[None]:
+    """Limits the size of files in a block."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
     try:
-        with _killed_before(start.lines):
-            whole_run(start)
-        status = 0
-    except LmpipeError as error:
-        os.write(error_pipe, f"{type(error).__name__}: {error}".encode())
-        status = 1
+        yield
     finally:
-        os._exit(status)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextmanager
@@ -215,10 +159,10 @@ def real_run(store: RunStore, model: str, *, launched: bool = False) -> str:
     return result.state.model_dump_json()
 
 
-def whole_run(start: Start) -> None:
+def whole_run(how: Start) -> None:
     """Optimizes on a store and writes the state beside it."""
-    store = RunStore(start.path, {"model": "real" if start.model else "scripted"})
-    state = real_run(store, start.model, launched=start.launched) if start.model else scripted_run(store)
+    store = RunStore(how.path, {"model": "real" if how.model else "scripted"})
+    state = real_run(store, how.model, launched=how.launched) if how.model else scripted_run(store)
     write_atomically(store.path / "state.json", state.encode())
     store.close()
 
@@ -246,12 +190,17 @@ def without_clock(value: Any) -> Any:
     return [without_clock(item) for item in value] if isinstance(value, list) else value
 
 
+def main(how: Start) -> None:
+    """Runs to the end; an error of lmpipe is the only output."""
+    logging.basicConfig(handlers=[logging.NullHandler()])
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    try:
+        with _room(how.room), _killed_before(how.lines):
+            whole_run(how)
+    except LmpipeError as error:
+        sys.stdout.write(f"{type(error).__name__}: {error}")
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "--serve":
-        logging.basicConfig(handlers=[logging.NullHandler()])  # warnings of libraries do not matter here
-        if sys.argv[2:]:
-            import lmpipe.engines.local
-            import lmpipe.engines.training
-        serve()
-    else:
-        whole_run(Start(*sys.argv[1:]))
+    main(Start(**json.loads(sys.argv[1])))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 import yaml
 from nbclient import NotebookClient
 
+from tests import processes
 from tests.engines.openai_server import serving
 from tests.tiny import tiny_llama
 
@@ -37,14 +37,7 @@ SCRIPTS = {page: script for page in PAGES if (script := snippets(page)).strip()}
 
 def run(script: Path, folder: Path, *arguments: str) -> str:
     """Runs a script as a reader would, in a process and a folder of its own, and returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = processes.run(script, *arguments, cwd=folder, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -88,7 +88,7 @@ def main(task: Task) -> None:
         quantization: Annotated[
             str | None,
             typer.Option(
-                help="Quantization of a model in this process: `nf4` or `int8`, by bitsandbytes.",
+                help="Quantization of a model in this process: `nf4` or `int8`, by bitsandbytes, or `int8-dynamic`.",
                 rich_help_panel="LM",
             ),
         ] = None,

@@ -97,7 +97,7 @@ def run_seed(
     trainer = None if models.trained is None else LocalTrainer(models.trained, settings.tuning)
     start = initial_state(program, session)
     results = scheduler(spec, metric, trainer).optimize_all(
-        [VANILLA_STRATEGY, *spec.strategies], program, start, split.train, split.val, session
+        list(dict.fromkeys([VANILLA_STRATEGY, *spec.strategies])), program, start, split.train, split.val, session
     )
     if not test:
         return []

@@ -60,6 +60,9 @@ class Settings(BaseModel):
     max_rounds: int = _setting(
         _SEARCH, 1, "Runs of each training example until one succeeds and becomes a demonstration"
     )
+    racing: bool = _setting(
+        _SEARCH, False, "Drop candidates that can no longer win before they have run on all validation examples"
+    )
     partial_labels: bool = _setting(
         _SEARCH, False, "Make labelled demonstrations of modules with unlabelled inputs too, and leave those inputs out"
     )
@@ -145,6 +148,7 @@ class Settings(BaseModel):
                 max_rounds=self.max_rounds,
                 partial_labels=self.partial_labels,
                 stratify_by=label,
+                racing=self.racing,
             )
         }
         if trainer is not None:

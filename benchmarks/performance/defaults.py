@@ -51,7 +51,7 @@ def settings_of(task: Task, variant: str) -> Settings:
         task: The task.
         variant: A name of `VARIANTS`, or ``"paper"`` for the paper's settings of optimizers and training.
     """
-    tokens = {"max_tokens": task.max_tokens} if isinstance(task, SuiteTask) else {}
+    tokens = {"max_tokens": task.max_tokens, "stop": ()} if isinstance(task, SuiteTask) else {}
     small, paper = IrisTask().bundled_settings, IrisTask().settings.changed({"max_tokens": IRIS_TOKENS})
     base = paper if variant == PAPER or small is None else small.changed(VARIANTS[variant])
     return base.changed({**SIZES, **tokens, "select": "best"})

@@ -24,10 +24,13 @@ from rich.table import Table
 
 from benchmarks.performance.metrics_table import Measurement, show_measurements
 from benchmarks.performance.processes import EngineProcesses, median
+from benchmarks.performance.processor import processor_name
 from benchmarks.performance.workload import make_workload
 from lmpipe.engines.bundled import bundled_lm_folder, load_bundled
+from lmpipe.engines.precision import multiplies_int8
 
 _BATCHES = (8, 16, 32)
+_INT8 = "lmpipe, int8-dynamic"  # measured only where the processor multiplies int8
 console = Console()
 
 
@@ -52,7 +55,7 @@ def generation(
     Returns:
         Engine → measurements; and the CPU seconds of the floor: necessary operations over the rate of matrix products.
     """
-    runs: dict[str, list[dict[str, Any]]] = {"lmpipe": [], "vLLM CPU": [], "padded generate": []}
+    runs: dict[str, list[dict[str, Any]]] = {"lmpipe": [], _INT8: [], "vLLM CPU": [], "padded generate": []}
     batch = 16
     if baselines and dtype == "float32":
         seconds = {
@@ -65,6 +68,8 @@ def generation(
         )
     for repetition in range(processes.repetitions):
         runs["lmpipe"].append(processes.worker("generate", processes.workload, dtype))
+        if dtype == "float32" and multiplies_int8():
+            runs[_INT8].append(processes.worker("generate", processes.workload, dtype, "int8-dynamic"))
         if baselines:
             runs["vLLM CPU"].append(processes.baseline(".venv-vllm", "vllm_generate.py", dtype))
         if baselines and repetition == 0:  # one run takes minutes
@@ -133,6 +138,7 @@ def main(
     picture: Annotated[Path | None, typer.Option(help="SVG file for a picture of how cost grows.")] = None,
 ) -> None:
     """Measures generation, adapter switching, and how cost grows."""
+    console.print(processor := processor_name(), highlight=False)
     measurements: dict[str, Measurement] = {}
     with engine_processes(threads, repetitions) as processes:
         for dtype, goal in (("float32", 2.0), ("bfloat16", 2.4)):
@@ -140,6 +146,10 @@ def main(
             show_generation(dtype, runs, floor)
             seconds = median(runs["lmpipe"])
             measurements[f"{dtype}: CPU time over the floor"] = Measurement(seconds / floor, goal, "lower", "×")
+            if _INT8 in runs:
+                measurements["int8-dynamic: CPU time over float32's"] = Measurement(
+                    median(runs[_INT8]) / seconds, 1.0, "lower", "×"
+                )
             if baselines and dtype == "float32":
                 padded, vllm = median(runs["padded generate"]), median(runs["vLLM CPU"])
                 measurements["float32: fewer CPU s than padded generate"] = Measurement(
@@ -153,7 +163,7 @@ def main(
         measurements["CPU time to load an adapter"] = Measurement(swap["load"], 0.5, "lower", "s")
         if picture:
             draw_growth(processes.worker("growth"), picture)
-    show_measurements("local engine: generation", measurements, as_json=as_json)
+    show_measurements("local engine: generation", measurements, as_json=as_json, processor=processor)
 
 
 if __name__ == "__main__":

@@ -33,8 +33,17 @@ class Measurement:
         return self.value <= self.goal if self.better == "lower" else self.value >= self.goal
 
 
-def show_measurements(title: str, measurements: dict[str, Measurement], *, as_json: bool) -> None:
-    """Prints the table and, if asked for, the JSON object as the last line."""
+def show_measurements(
+    title: str, measurements: dict[str, Measurement], *, as_json: bool, processor: str | None = None
+) -> None:
+    """Prints the table and, if asked for, the JSON object as the last line.
+
+    Args:
+        title: Title of the table.
+        measurements: Figure → measured value and goal.
+        as_json: Whether to print the JSON object.
+        processor: What `processor_name` returns, for the JSON object; None if the figures do not depend on it.
+    """
     table = Table(title=title)
     for name in ("figure", "value", "goal", "met"):
         table.add_column(name, justify="left" if name == "figure" else "right")
@@ -49,4 +58,4 @@ def show_measurements(title: str, measurements: dict[str, Measurement], *, as_js
     Console().print(table)
     if as_json:
         rows = {name: {"value": m.value, "goal": m.goal, "met": m.met} for name, m in measurements.items()}
-        print(json.dumps({"figures": rows}))
+        print(json.dumps({"figures": rows} | ({} if processor is None else {"processor": processor})))

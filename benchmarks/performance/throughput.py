@@ -17,6 +17,7 @@ import typer
 
 from benchmarks.performance.metrics_table import Measurement, show_measurements
 from benchmarks.performance.processes import run_worker
+from benchmarks.performance.processor import processor_name
 from lmpipe import (
     ChainOfThought,
     Example,
@@ -106,6 +107,7 @@ def main(
     repetitions: Annotated[int, typer.Option(help="Repetitions of each measurement.")] = 7,
 ) -> None:
     """Measures the overhead of the framework with an LM that answers at once."""
+    print(processor := processor_name(), flush=True)
     measurements = {
         "CPU time per Predict call": Measurement(1e6 * median(predict_seconds, repetitions), 100, "lower", "µs"),
         f"LM calls per second, {IN_FLIGHT} jobs in flight": Measurement(
@@ -114,7 +116,7 @@ def main(
         "CPU time of import lmpipe": Measurement(median(import_seconds, repetitions), 0.3, "lower", "s"),
         f"peak memory of {TRACES:,} traces": Measurement(traces_memory(), 300, "lower", "MB"),
     }
-    show_measurements("framework overhead", measurements, as_json=as_json)
+    show_measurements("framework overhead", measurements, as_json=as_json, processor=processor)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from rich.console import Console
 from benchmarks.performance.engine import engine_processes
 from benchmarks.performance.metrics_table import Measurement, show_measurements
 from benchmarks.performance.processes import EngineProcesses, median
+from benchmarks.performance.processor import processor_name
 
 console = Console()
 
@@ -49,9 +50,10 @@ def main(
     repetitions: Annotated[int, typer.Option(help="Repetitions of each measurement.")] = 3,
 ) -> None:
     """Measures the speed of LoRA training."""
+    console.print(processor := processor_name(), highlight=False)
     with engine_processes(threads, repetitions) as processes:
         measurements = training(processes, baselines=baselines)
-    show_measurements("local engine: training", measurements, as_json=as_json)
+    show_measurements("local engine: training", measurements, as_json=as_json, processor=processor)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,14 @@ from programs import Iris
 _PAPER = Settings(train=50, val=50, test=50, num_train=15, num_val=35)
 
 # With one prompt, the bundled LM answers the same class for all flowers; only other demonstrations change the class.
+# Zero-shot it often repeats the inputs and has no tokens left for the answer; `stop` ends such completions at once.
 _BUNDLED = _PAPER.changed(
     {
         "temperature": 0.0,
         "top_p": 1.0,
         "max_tokens": 24,
+        "stop": ("petal_length:", "sepal_length:"),
+        "racing": True,
         "rollouts_per_example": 4,
         "max_rollouts_per_example": 64,
         "rollout_temperature": 0.8,
@@ -27,6 +30,7 @@ _BUNDLED = _PAPER.changed(
         "balance": True,
         "deduplicate": True,
         "tuning": SMALL_LM_TUNING,
+        "num_train_scored": 0,
     }
 )
 

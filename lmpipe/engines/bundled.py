@@ -56,14 +56,14 @@ def bundled_lm_folder() -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    logger.warning("converting %s to %s, once; this takes about a minute", gguf.name, folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # transformers still considers the dequantized weights quantized, and then refuses to save them
-    model.hf_quantizer = None
-    model.is_quantized = False
-    del model.config.quantization_config
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        logger.warning("converting %s to %s, once; this takes about a minute", gguf.name, folder)
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # transformers still considers the dequantized weights quantized, and then refuses to save them
+        model.hf_quantizer = None
+        model.is_quantized = False
+        del model.config.quantization_config
         converted = Path(unfinished) / folder.name
         model.save_pretrained(converted)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(converted)

@@ -5,6 +5,7 @@ Knows nothing about models or rows.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, final
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 Method = Literal["lora", "qlora", "dora", "ia3", "prefix", "full"]
+LORA_METHODS: tuple[Method, ...] = ("lora", "qlora", "dora")
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 """Type of a setting from 0, included, to 1, excluded."""
 
@@ -37,6 +39,8 @@ class TuningConfig:
         dropout: Dropout probability at the input of a LoRA adapter.
         target_modules: Names of the layers that LoRA adapts, or ``"all-linear"``, or a regular expression for their
             full names; for IA³, PEFT chooses the layers. A list becomes a tuple.
+        top_layers: Share of the transformer layers, in (0, 1], that LoRA adapts, counted from the last one. No
+            gradients are computed below them, so adapting half of the layers takes about half the time.
         virtual_tokens: Length of a learned prefix.
         learning_rate: Peak learning rate of AdamW.
         schedule: Learning-rate schedule after the peak.
@@ -64,6 +68,7 @@ class TuningConfig:
     alpha: PositiveInt = 64
     dropout: Fraction = 0.0
     target_modules: str | tuple[str, ...] = ("q_proj", "k_proj")
+    top_layers: Annotated[float, Field(gt=0, le=1)] = 1.0
     virtual_tokens: PositiveInt = 32
     learning_rate: PositiveFloat = 1e-5
     schedule: Literal["constant_with_warmup", "linear", "cosine"] = "linear"
@@ -83,6 +88,11 @@ class TuningConfig:
         if isinstance(self.target_modules, list):
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
         check_settings(self)
+        if self.top_layers < 1 and self.method not in LORA_METHODS:
+            raise ConfigError(
+                f"top_layers={self.top_layers} is for LoRA, and method is {self.method!r}; leave it out, or choose "
+                f"{' or '.join(map(repr, LORA_METHODS))}"
+            )
         if self.batch_size % self.gradient_accumulation_steps:
             raise ConfigError(
                 f"batch_size={self.batch_size} is not a multiple of micro_batch_size={self.micro_batch_size}"
@@ -96,8 +106,12 @@ class TuningConfig:
         """Number of micro-batches per optimizer step."""
         return -(-self.batch_size // (self.micro_batch_size or self.batch_size))
 
-    def peft_config(self) -> PeftConfig | None:
-        """Returns the PEFT configuration of the method; None for full fine-tuning."""
+    def peft_config(self, layers: int) -> PeftConfig | None:
+        """Returns the PEFT configuration of the method; None for full fine-tuning.
+
+        Args:
+            layers: Number of transformer layers of the model.
+        """
         from peft import IA3Config, LoraConfig, PrefixTuningConfig
 
         if self.method == "full":
@@ -107,11 +121,13 @@ class TuningConfig:
         if self.method == "prefix":
             return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=self.virtual_tokens)
         targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
+        frozen = range(layers - math.ceil(self.top_layers * layers))
         return LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=targets,
+            exclude_modules=rf"\D*\.({'|'.join(map(str, frozen))})\..*" if frozen else None,
             use_dora=self.method == "dora",
         )

@@ -18,6 +18,7 @@ from lmpipe.runtime.call_context import CallContext, in_call
 from lmpipe.runtime.deadline import set_deadline
 from lmpipe.runtime.session import current_session, in_session
 from lmpipe.runtime.trace import Step, total_cost
+from lmpipe.runtime.waiting import WaitRecord
 from lmpipe.state import ProgramState
 from lmpipe.text.display import did_you_mean, shown
 from lmpipe.text.reprs import Name, short_repr
@@ -25,13 +26,20 @@ from lmpipe.text.reprs import Name, short_repr
 
 @final
 class _FrozenMark:
-    """Marks a module that has run, and holds the paths of the modules in its tree. A copy of the module has not run."""
+    """Marks a module that has run, and holds what follows from its structure. A copy of the module has not run.
 
-    __slots__ = ("module", "paths")
+    Attributes:
+        module: The module.
+        paths: ``id(module)`` → path of the modules in its tree.
+        waits: The metric that the module was last run with, and what is known of the code of both.
+    """
+
+    __slots__ = ("module", "paths", "waits")
 
     def __init__(self, module: Module | None = None) -> None:
         self.module = module
         self.paths: Mapping[int, str] | None = None
+        self.waits: tuple[object, WaitRecord] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _FrozenMark, ()  # a copied or unpickled mark belongs to no module
@@ -151,6 +159,14 @@ class Module(ABC):
             mark = self.__dict__["_frozen_mark"]
             mark.paths = paths
         return mark.paths
+
+    def wait_record(self, metric: object) -> WaitRecord:
+        """Freezes the whole tree, and returns what is known of the time that its code and a metric's spend waiting."""
+        self.paths()
+        mark: _FrozenMark = self.__dict__["_frozen_mark"]
+        if mark.waits is None or mark.waits[0] is not metric:
+            mark.waits = (metric, WaitRecord())
+        return mark.waits[1]
 
     @property
     def _frozen_mark(self) -> _FrozenMark | None:

@@ -28,6 +28,7 @@ from lmpipe.metrics import Metric, check_metric, score_prediction
 from lmpipe.program.module import Module, check_inputs, check_prediction, check_state
 from lmpipe.runtime.call_context import CallContext, CompleteFn, SearchFn
 from lmpipe.runtime.deadline import set_deadline
+from lmpipe.runtime.garbage import existing_objects_frozen
 from lmpipe.runtime.session import Session
 from lmpipe.runtime.trace import Failure, Trace, total_cost
 from lmpipe.runtime.wavefront import Wavefront
@@ -110,13 +111,20 @@ def rollout(
         check_state(program, state)
         session.register_adapters(state)
     scorer, bugs = None if metric is None else _Scorer(metric), _Bugs(jobs)
-    with session.track(title, len(jobs)) as advance, set_deadline(session.ledger.seconds_left):
+    with (
+        session.track(title, len(jobs)) as advance,
+        set_deadline(session.ledger.seconds_left),
+        existing_objects_frozen(),
+    ):
         paths = program.paths()
 
         def run_job(number: int, complete: CompleteFn, search: SearchFn) -> Trace:
             return _run_job(program, jobs[number], paths, session, scorer, bugs, complete, search, len(jobs))
 
-        traces = Wavefront(session, run_job, lambda number: _timeout_trace(jobs[number]), len(jobs), advance).run()
+        record = program.wait_record(metric)
+        traces = Wavefront(
+            session, run_job, lambda number: _timeout_trace(jobs[number]), len(jobs), advance, record
+        ).run()
     session.ledger.add(cost_of_traces(traces))
     for trace in traces[-_NUM_REMEMBERED:]:
         session.remember_calls(trace.lm_steps)

@@ -47,9 +47,11 @@ class Template:
     def user_message(self, signature: Signature, inputs: Mapping[str, Any]) -> str:
         """Returns the user message for some inputs; missing fields are left out."""
         return "\n".join(
-            f"{field.name}: {_quote(signature, render_input(inputs[field.name]))}"
-            for field in signature.inputs
-            if field.name in inputs
+            [
+                f"{field.name}: {_quote(signature, render_input(inputs[field.name]))}"
+                for field in signature.inputs
+                if field.name in inputs
+            ]
         )
 
     def completion(self, signature: Signature, outputs: Mapping[str, Any]) -> str:
@@ -150,18 +152,33 @@ def _quote(signature: Signature, text: str) -> str:
 def _sections(signature: Signature, text: str) -> dict[str, str]:
     """Field name → text of the field."""
     text = _without_fence(signature, text)
-    headers = [match for match in _header(signature).finditer(text) if not match.group(1)]
+    headers = _find_headers(signature, text)
     canonical = _canonical(signature)
     sections: dict[str, str] = {}
-    for number, header in enumerate(headers):
-        end = headers[number + 1].start() if number + 1 < len(headers) else len(text)
-        name = canonical[header.group(3).lower().replace(" ", "_")]
-        sections.setdefault(name, _unquote(signature, text[header.end() : end]))
-    before = text[: headers[0].start()] if headers else text
-    first = signature.outputs[0]
+    end = len(text)
+    for header in reversed(headers):
+        name = canonical[header[3].lower().replace(" ", "_")]
+        sections[name] = _unquote(signature, text[header.end() : end])  # of repeated fields, the first counts
+        end = header.start()
+    before, first = text[:end], signature.outputs[0]
     if before.strip() and first.name not in sections and (headers or len(signature.outputs) == 1):
         sections[first.name] = _unquote(signature, before)
     return sections
+
+
+def _find_headers(signature: Signature, text: str) -> list[re.Match[str]]:
+    """The headers of a text, in order, without quoted ones.
+
+    Matching at the beginning of each line is several times faster than `re.Pattern.finditer`.
+    """
+    header, headers, start = _header(signature), [], 0
+    while True:
+        match = header.match(text, start)
+        if match is not None and not match[1]:
+            headers.append(match)
+        start = text.find("\n", start) + 1
+        if not start:
+            return headers
 
 
 def _without_fence(signature: Signature, text: str) -> str:

@@ -45,8 +45,8 @@ def render_input(value: Any) -> str:
     """
     if isinstance(value, str) and not isinstance(value, enum.Enum):
         return value
-    if isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value):
-        return "\n" + "\n".join(f"[{number}] {item}" for number, item in enumerate(value, 1))
+    if isinstance(value, (list, tuple)) and value and not [item for item in value if not isinstance(item, str)]:
+        return "\n" + "\n".join([f"[{number}] {item}" for number, item in enumerate(value, 1)])
     return _render_json(value)
 
 

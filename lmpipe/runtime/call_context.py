@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from typing import Any, final
 
 from lmpipe.data import snapshot
@@ -116,22 +115,22 @@ class CallContext:
             ParseError: If the completion could not be parsed.
         """
         completion = self._complete(role, request)
-        step = partial(Step, path, index, "lm", inputs, request=request)
         if isinstance(completion, EngineError):
             error = clean_text(str(completion))
-            self.steps.append(step(outputs=None, text=None, usage=Usage(1), error=error, replaced=replaced))
+            self.steps.append(Step(path, index, "lm", inputs, None, request, None, Usage(1), error, replaced))
             raise completion
         counts = [replaced]
         text: str = clean_value(completion.text, counts.append)
-        step = partial(step, text=text, usage=completion.usage)
         try:
             outputs = parse(text)
             if "\\" in text:  # JSON escapes may spell characters that are not valid text
                 outputs = clean_value(outputs, counts.append)
-        except ParseError as parse_error:
-            self.steps.append(step(outputs=None, error=str(parse_error), replaced=sum(counts)))
+        except ParseError as e:
+            step = Step(path, index, "lm", inputs, None, request, text, completion.usage, str(e), sum(counts))
+            self.steps.append(step)
             raise
-        self.steps.append(step(outputs=snapshot(outputs), replaced=sum(counts)))
+        step = Step(path, index, "lm", inputs, snapshot(outputs), request, text, completion.usage, None, sum(counts))
+        self.steps.append(step)
         return outputs
 
     @contextmanager

@@ -198,6 +198,8 @@ class Session:
         Raises:
             SessionError: If the prompt needs an embedder that the session lacks.
         """
+        if prompt.nearest is None:
+            return self.template.messages(signature, prompt, inputs)
 
         def embed(name: str, texts: Sequence[str]) -> Sequence[Vector]:
             return self._scope.embeddings.embed(require_embedder(self.embedder, name), texts)

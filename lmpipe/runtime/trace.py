@@ -56,17 +56,12 @@ class Step:
         return short_repr(self, self.path, self.index, outputs=self.outputs, error=self.error)
 
     @property
-    def cost(self) -> ModuleCost:
-        """Calls, tokens and failures of this step."""
-        failed, unanswered = self.error is not None, self.text is None
-        return ModuleCost(
-            self.usage.calls,
-            self.usage.prompt_tokens,
-            self.usage.completion_tokens,
-            parse_errors=int(failed and not unanswered),
-            engine_errors=int(failed and unanswered),
-            replaced=self.replaced,
-        )
+    def counts(self) -> tuple[int, ...]:
+        """Calls, tokens and failures of this step, as the fields of a `ModuleCost`."""
+        usage, failed, answered = self.usage, self.error is not None, self.text is not None
+        parse_errors, engine_errors = int(failed and answered), int(failed and not answered)
+        tokens = usage.prompt_tokens, usage.completion_tokens
+        return usage.calls, *tokens, parse_errors, engine_errors, 0, 0, self.replaced
 
 
 @final
@@ -112,9 +107,9 @@ class RetrievalStep:
         }
 
     @property
-    def cost(self) -> ModuleCost:
-        """One retrieval, and whether it failed."""
-        return ModuleCost(retrievals=1, engine_errors=int(self.error is not None))
+    def counts(self) -> tuple[int, ...]:
+        """One retrieval, and whether it failed, as the fields of a `ModuleCost`."""
+        return 0, 0, 0, 0, int(self.error is not None), 0, 1, 0
 
 
 TraceStep = Step | RetrievalStep
@@ -169,10 +164,10 @@ class Trace:
 
 def module_costs(steps: Iterable[TraceStep]) -> dict[str, ModuleCost]:
     """Returns module path → cost of the calls of that module."""
-    costs: dict[str, list[ModuleCost]] = {}
+    counts: dict[str, list[tuple[int, ...]]] = {}
     for step in steps:
-        costs.setdefault(step.path, []).append(step.cost)
-    return {path: ModuleCost.total(step_costs) for path, step_costs in costs.items()}
+        counts.setdefault(step.path, []).append(step.counts)
+    return {path: ModuleCost(*map(sum, zip(*rows, strict=True))) for path, rows in counts.items()}
 
 
 def total_cost(steps: Sequence[TraceStep]) -> Cost:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from enum import Enum
 from functools import partial
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, TypeGuard
@@ -192,7 +193,11 @@ def digest(value: object) -> str:
 
 def derive_seed(*parts: str | int) -> int:
     """Derives a seed in [0, 2**63) that depends on the parts and their order, and on nothing else."""
-    text = json.dumps(parts).encode()
+    items = [
+        encode_basestring_ascii(part) if type(part) is str else repr(part) if type(part) is int else json.dumps(part)
+        for part in parts
+    ]  # the JSON of the parts; one json.dumps takes three times as long
+    text = f"[{', '.join(items)}]".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 

@@ -14,14 +14,14 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """Replaces every character that is not valid text."""
 
 _INVALID = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")  # tabs and line ends are valid
-_SHORT = 100  # characters; longer texts usually have line ends, for which `str.isprintable` is False
+_SHORT = 100  # characters; `str.isprintable` takes longer for long texts
 _CONTROL_BYTES = bytes(char for char in (*range(32), 127) if chr(char) not in "\t\n\r")
 _C1_CONTROL = re.compile(b"\xc2[\x80-\x9f]")  # U+0080 to U+009F in UTF-8
 
 
 def is_clean(text: str) -> bool:
     """Whether all characters are valid text; several times faster than a regex search, since nearly all text is."""
-    if len(text) < _SHORT and text.isprintable():
+    if len(text) < _SHORT and text.replace("\n", "").isprintable():
         return True
     try:
         data = text.encode()

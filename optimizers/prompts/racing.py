@@ -36,7 +36,7 @@ class EliminationRule:
         boundary: Number of standard errors below zero at which the mean difference to the leader drops a candidate.
     """
 
-    first: int = 20
+    first: int = 12
     growth: float = 4 / 3
     boundary: float = 2.1
 

@@ -85,6 +85,12 @@ def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "first", tiny_folder)
 
 
+@pytest.fixture(scope="module")
+def free(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with other settings, in which completions have any form."""
+    return make_run(tmp_path_factory.mktemp("runs") / "free", tiny_folder, structured=False, max_tokens=41)
+
+
 def run_cli(*arguments: str | Path) -> str:
     done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
     assert done.exit_code == 0
@@ -120,8 +126,7 @@ def test_a_trace_shows_what_was_sent_answered_and_read(run: Path) -> None:
             run_cli(command, run, "--module", "no.such")
 
 
-def test_only_failed_traces_are_shown_with_errors(tiny_folder: Path, tmp_path: Path) -> None:
-    free = make_run(tmp_path / "free", tiny_folder, structured=False)
+def test_only_failed_traces_are_shown_with_errors(free: Path) -> None:
     shown = run_cli("trace", free, "--strategy", "vanilla", "--errors", "--limit", "2")
     assert shown.count("failed (parse)") == 2
     assert shown.count("error: field 'answer'") == 2
@@ -258,9 +263,8 @@ def test_errors_are_shown_with_their_brackets() -> None:
     assert text.getvalue() == "ConfigError: run: pip install 'lmpipe[retrieval]' [/b]\n"
 
 
-def test_a_difference_shows_settings_scores_and_prompts(run: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    other = make_run(tmp_path / "other", tiny_folder, max_tokens=41)
-    shown = run_cli("diff", run, other, "--strategy", "vanilla")
+def test_a_difference_shows_settings_scores_and_prompts(run: Path, free: Path, tmp_path: Path) -> None:
+    shown = run_cli("diff", run, free, "--strategy", "vanilla")
     assert '-    "max_tokens": 40' in shown
     assert '+    "max_tokens": 41' in shown
     assert "versions: no difference" in shown

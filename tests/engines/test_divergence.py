@@ -31,6 +31,7 @@ from lmpipe.lm import Message
 from lmpipe.trainer import DPOLoss, Objective, PolicyGradientLoss, SFTLoss, TrainingRow
 from optimizers import BootstrapFinetune
 from tests.engines.letters import BASE, ROWS, answers, trainer
+from tests.launch import FORKING_TORCHRUN
 
 PAIRS = [TrainingRow(row.messages, row.completion, row.group, "no", advantage=1.0) for row in ROWS]
 
@@ -115,7 +116,7 @@ def test_a_reference_that_is_nan_is_reported_before_the_first_step(tiny_lm: Loca
 
 def test_launched_processes_end_together_with_the_same_error(tiny_lm: LocalLM, store: RunStore) -> None:
     tuning = trainer(tiny_lm, learning_rate=1e30, epochs=5, batch_size=2).tuning
-    launched = LocalTrainer(tiny_lm, tuning, ("torchrun", "--nproc-per-node=2"))
+    launched = LocalTrainer(tiny_lm, tuning, FORKING_TORCHRUN)
     with pytest.raises(TrainingDiverged, match="the training diverged: at step 2 the loss is nan") as caught:
         launched.train(ROWS, BASE, Session(lm=tiny_lm, store=store))
     assert caught.value.step == 2

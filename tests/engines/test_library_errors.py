@@ -202,7 +202,7 @@ def test_an_unknown_model_or_option_is_a_config_error(spec: str, options: dict[s
 
 
 def test_limits_below_1_and_an_unusable_cache_folder_are_rejected(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for options in ({"max_sequences": 0}, {"max_sequences": -1}, {"memory": -5}):
         with pytest.raises(ConfigError, match="must be at least 1, or left out"):
@@ -211,6 +211,7 @@ def test_limits_below_1_and_an_unusable_cache_folder_are_rejected(
     monkeypatch.setenv("LMPIPE_CACHE", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match=r"cannot load the bundled LM from .*(NotADirectory|FileExists)Error"):
         load_lm("bundled")
+    assert "converting" not in caplog.text, "the folder is tried before the minute that a conversion takes"
 
 
 def test_tokens_beyond_the_vocabulary_are_never_sampled(tmp_path: Path) -> None:
@@ -309,6 +310,8 @@ def test_target_modules_that_do_not_exist_are_reported_when_the_trainer_is_creat
         ({"schedule": "sine"}, "schedule is 'sine'; it must be 'constant_with_warmup', "),
         ({"target_modules": [3]}, r"target_modules\[0\] is 3; it must be text"),
         ({"target_modules": None}, "target_modules is None; it must be text or must be a tuple"),
+        ({"top_layers": 0}, "top_layers is 0; it must be greater than 0"),
+        ({"top_layers": 2}, "top_layers is 2; it must be at most 1"),
         ({"batch_size": 0}, "batch_size is 0; it must be greater than 0"),
         ({"micro_batch_size": -2}, "micro_batch_size is -2; it must be greater than 0"),
         ({"eval_fraction": 1.0}, "eval_fraction is 1.0; it must be less than 1"),
@@ -319,6 +322,11 @@ def test_target_modules_that_do_not_exist_are_reported_when_the_trainer_is_creat
 def test_settings_of_a_wrong_type_or_out_of_range_are_reported(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^TuningConfig: {message}"):
         TuningConfig(**settings)
+
+
+def test_only_lora_can_leave_lower_layers_out() -> None:
+    with pytest.raises(ConfigError, match=r"top_layers=0.5 is for LoRA, and method is 'full'; leave it out, or choose"):
+        TuningConfig(method="full", top_layers=0.5)
 
 
 @pytest.mark.parametrize(

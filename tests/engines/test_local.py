@@ -111,7 +111,7 @@ def test_models_are_loaded_by_their_spec(tiny_folder: Path) -> None:
     assert load_lm(f"hf:{tiny_folder}", dtype="bfloat16").name == f"{tiny_folder}@bfloat16"
     with pytest.raises(ConfigError, match="no dtype 'half16'; write float32"):
         load_lm(f"hf:{tiny_folder}", dtype="half16")
-    with pytest.raises(ConfigError, match="no quantization 'int3'; write nf4 or int8"):
+    with pytest.raises(ConfigError, match="no quantization 'int3'; write nf4, int8 or int8-dynamic"):
         load_lm(f"hf:{tiny_folder}", quantization="int3")
     with pytest.raises(ConfigError, match="write 'bundled' or 'hf:ID_OR_PATH'"):
         load_lm("gpt")

@@ -21,6 +21,7 @@ from lmpipe.events import EpochEnded, Event
 from lmpipe.lm import Message
 from lmpipe.trainer import DPOLoss, Objective, PolicyGradientLoss, SFTLoss, TrainingResult, TrainingRow
 from tests.engines.test_training import Interrupting
+from tests.launch import FORKING_TORCHRUN
 
 BASE = WeightState(base="tiny")
 PAIRS = [
@@ -237,7 +238,7 @@ def test_launched_processes_follow_the_objective_and_stop_together(tiny_lm: Loca
     tuning = TuningConfig(
         target_modules="all-linear", rank=8, alpha=16, learning_rate=0.003, epochs=9, batch_size=1, bf16=False
     )
-    trainer = LocalTrainer(tiny_lm, tuning, ("torchrun", "--nproc-per-node=2"))
+    trainer = LocalTrainer(tiny_lm, tuning, FORKING_TORCHRUN)
     pair = trainer.train(PAIRS, BASE, session, DPOLoss())
     assert pair.losses == pytest.approx(alone.losses, rel=1e-3)
     assert (pair.steps, pair.tokens, pair.stopped) == (alone.steps, alone.tokens, "max_tokens is spent")

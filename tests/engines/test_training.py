@@ -6,11 +6,11 @@ import shutil
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lmpipe import (
@@ -27,12 +27,16 @@ from lmpipe import (
     initial_state,
 )
 from lmpipe.engines.local import LocalLM
+from lmpipe.engines.local.models import Quantization
+from lmpipe.engines.precision import multiplies_int8
 from lmpipe.engines.training import LocalTrainer, TuningConfig
 from lmpipe.errors import ConfigError, EngineError, SessionError
 from lmpipe.trainer import TrainingRow
 from optimizers import BetterTogether, BootstrapFewShotRandomSearch, BootstrapFinetune
 from tests.engines.letters import BASE, ROWS, Interrupting, answers, trainer
 from tests.tiny import tiny_llama
+
+needs_int8_products = pytest.mark.skipif(not multiplies_int8(), reason="this processor does not multiply int8")
 
 
 def test_it_learns_its_rows_and_leaves_the_base_as_it_was(tiny_lm: LocalLM, store: RunStore) -> None:
@@ -46,6 +50,14 @@ def test_it_learns_its_rows_and_leaves_the_base_as_it_was(tiny_lm: LocalLM, stor
     tiny_lm.register_adapter(str(tuned.adapter), store.folder(str(tuned.adapter)))
     assert answers(tiny_lm, tuned) == [row.completion for row in ROWS]
     assert answers(tiny_lm, BASE) == before
+    assert answers(tiny_lm, tuned) == [row.completion for row in ROWS]
+
+
+def test_lora_can_adapt_the_top_layers_alone(tiny_lm: LocalLM, store: RunStore) -> None:
+    tuned = trainer(tiny_lm, top_layers=0.5).train(ROWS, BASE, Session(lm=tiny_lm, store=store)).weights
+    folder = store.folder(str(tuned.adapter))
+    assert {name.split(".layers.")[1][0] for name in load_file(folder / "adapter_model.safetensors")} == {"1"}
+    tiny_lm.register_adapter(str(tuned.adapter), folder)
     assert answers(tiny_lm, tuned) == [row.completion for row in ROWS]
 
 
@@ -190,10 +202,8 @@ def test_training_stops_when_held_out_rows_get_worse(tiny_lm: LocalLM, store: Ru
     assert len(result.eval_losses) * 2 == result.steps
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_a_quantized_base_answers_and_is_tuned(
-    tmp_path: Path, store: RunStore, quantization: Literal["nf4", "int8"]
-) -> None:
+@pytest.mark.parametrize("quantization", ["nf4", "int8", pytest.param("int8-dynamic", marks=needs_int8_products)])
+def test_a_quantized_base_answers_and_is_tuned(tmp_path: Path, store: RunStore, quantization: Quantization) -> None:
     """It generates before it is trained: bitsandbytes must not repack its weights for that."""
     folder = tiny_llama(tmp_path / "wide", hidden_size=128, intermediate_size=256)
     lm = LocalLM.from_pretrained(str(folder), quantization=quantization)

@@ -59,7 +59,7 @@ def test_a_race_that_is_cut_short_is_decided_by_the_blocks_before() -> None:
         )
 
     ran = race(score, candidates=2, examples=1000, rule=EliminationRule(boundary=100))
-    assert (ran.winner, ran.blocks, ran.rollouts) == (1, 1, 40)
+    assert (ran.winner, ran.blocks, ran.rollouts) == (1, 1, 24)
     assert race(lambda alive, block: None, candidates=2, examples=1000).winner is None
 
 

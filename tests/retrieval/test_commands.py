@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from lmpipe.cli import app
+from tests.processes import run
 from tests.rivers import CORPUS
 
 
@@ -68,17 +67,11 @@ def test_malformed_lines_are_named_and_left_out_if_asked_to(
     passages: Path, encoder_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     passages.write_text("?\n" + passages.read_text())
-    command = [sys.executable, "-c", "from lmpipe.cli import main; main()", "index", "build", passages, "out"]
-    run = subprocess.run(
-        [*map(str, command), "--encoder", str(encoder_folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=passages.parent,
-    )
-    assert run.returncode == 1
-    assert "rivers.jsonl, line 1" in " ".join(run.stderr.split())
-    assert "Traceback" not in run.stderr
+    command = ["-c", "from lmpipe.cli import main; main()", "index", "build", passages, "out"]
+    refused = run(*command, "--encoder", encoder_folder, cwd=passages.parent)
+    assert refused.returncode == 1
+    assert "rivers.jsonl, line 1" in " ".join(refused.stderr.split())
+    assert "Traceback" not in refused.stderr
     lmpipe("index", "build", passages, passages.parent / "out", "--encoder", encoder_folder, "--skip-malformed")
     assert "line 1" in caplog.text
 

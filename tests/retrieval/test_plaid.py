@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from lmpipe.retrieval.plaid.kmeans import find_buckets, nearest_centroids, spher
 from lmpipe.retrieval.segments import Segment
 from lmpipe.retrieval.vectors import TokenEmbeddings
 from lmpipe.storage.hashing import file_digests
+from tests.processes import run
 from tests.retrieval.colbert_ai import reference
 from tests.rivers import CORPUS
 
@@ -308,8 +307,7 @@ assert not multiprocessing.active_children()
 
 def test_a_process_is_left_as_it_was_and_nothing_is_printed(tmp_path: Path) -> None:
     write(tmp_path / "segment", collection(20))
-    command = [sys.executable, "-c", ALONE, str(tmp_path / "segment"), str(tmp_path / "index")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run("-c", ALONE, tmp_path / "segment", tmp_path / "index")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "colbert" not in done.stderr.lower()

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.killable import Runs, content
+from tests.killable import content, run
 from tests.tally import Tally
 
 
@@ -21,25 +21,25 @@ def kills(folder: Path, times: int, seed: int, **how: Any) -> Tally:
         how: Fields of `tests.killable.Start`, such as the model.
     """
     tally, rng = Tally(), random.Random(seed)
-    with Runs(warm="model" in how) as runs:
-        began = time.perf_counter()
-        undisturbed = folder / "undisturbed"
-        if runs.run(undisturbed, **how).status:
-            raise RuntimeError("the run does not end without any kill")
-        whole, expected, number = time.perf_counter() - began, content(undisturbed), 0
-        while True:
-            path = folder / str(number)
-            left = times - tally.tried
-            end = runs.run(path, **how, **({"seconds": rng.uniform(0, whole)} if left else {}))
-            if end.killed:
-                tally.tried += 1
-                continue
-            if end.status:
-                tally.wrong.append(f"{path}: ended with {end.status}: {end.error}")
-            elif content(path) != expected:
-                tally.wrong.append(f"{path}: ended in other bytes")
-            else:
-                tally.harmless = tally.tried
-            if not left:
-                return tally
-            number += 1
+    run(folder / "first", **how)  # the first one waits for the imports of the process that starts the others
+    began = time.perf_counter()
+    undisturbed = folder / "undisturbed"
+    if run(undisturbed, **how).status:
+        raise RuntimeError("the run does not end without any kill")
+    whole, expected, number = time.perf_counter() - began, content(undisturbed), 0
+    while True:
+        path = folder / str(number)
+        left = times - tally.tried
+        end = run(path, **how, **({"seconds": rng.uniform(0, whole)} if left else {}))
+        if end.killed:
+            tally.tried += 1
+            continue
+        if end.status:
+            tally.wrong.append(f"{path}: ended with {end.status}: {end.error}")
+        elif content(path) != expected:
+            tally.wrong.append(f"{path}: ended in other bytes")
+        else:
+            tally.harmless = tally.tried
+        if not left:
+            return tally
+        number += 1

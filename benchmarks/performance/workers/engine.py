@@ -11,8 +11,8 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from time import process_time
-from typing import Any
+from time import perf_counter, process_time
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,6 +20,7 @@ from benchmarks.performance.workload import Workload, generation_flops, make_wor
 from lmpipe import RunStore, Sampling, Session, WeightState
 from lmpipe.engines.bundled import load_bundled
 from lmpipe.engines.local import LocalLM
+from lmpipe.engines.local.models import num_layers
 from lmpipe.engines.local.sampling import SequenceState
 from lmpipe.engines.precision import multiplies_bfloat16
 from lmpipe.engines.training import LocalTrainer, TuningConfig
@@ -29,6 +30,7 @@ from lmpipe.engines.training.packed_batch import TokenizedRow
 from lmpipe.lm import Message
 from lmpipe.trainer import SFTLoss, TrainingRow
 
+T = TypeVar("T")
 TUNING = TuningConfig(rank=16, alpha=32, target_modules="all-linear", learning_rate=1e-4, epochs=1)
 
 
@@ -64,14 +66,21 @@ def cpu_seconds(work: Callable[[], Any]) -> float:
     return process_time() - started
 
 
+def timed(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
+    """Returns what a piece of work returns, and its ``cpu_seconds`` in this process and ``seconds`` of wall time."""
+    started, clock = process_time(), perf_counter()
+    result = work()
+    return result, {"cpu_seconds": process_time() - started, "seconds": perf_counter() - clock}
+
+
 def rows_of(workload: Workload) -> list[SequenceState]:
     """Returns the engine's form of each prompt."""
     return [SequenceState(tuple(prompt), Sampling(max_tokens=workload.new_tokens)) for prompt in workload.prompts]
 
 
-def endless(dtype: str) -> LocalLM:
+def endless(dtype: str, quantization: str | None = None) -> LocalLM:
     """Loads the bundled LM without a token that ends a completion, so that all engines do the same work."""
-    lm = load_bundled(dtype=getattr(torch, dtype))
+    lm = load_bundled(dtype=getattr(torch, dtype), quantization=quantization)
     lm.tokenizer.eos_token_id = lm.model.generation_config.eos_token_id = None
     return LocalLM(lm.model, lm.tokenizer, lm.name)
 
@@ -81,14 +90,14 @@ def read_workload(path: str) -> Workload:
     return Workload(**json.loads(Path(path).read_text()))
 
 
-def generate(path: str, dtype: str) -> dict[str, Any]:
+def generate(path: str, dtype: str, quantization: str | None = None) -> dict[str, Any]:
     """Generates for the workload once, and measures the rate of matrix products before and after."""
-    workload, lm = read_workload(path), endless(dtype)
+    workload, lm = read_workload(path), endless(dtype, quantization)
     rate = product_rate(lm.model.dtype)
     rows = rows_of(workload)
-    seconds = cpu_seconds(lambda: lm.generate(rows))
+    _, seconds = timed(lambda: lm.generate(rows))
     return {
-        "cpu_seconds": seconds,
+        **seconds,
         "tokens": [row.tokens for row in rows],
         "rates": [rate, product_rate(lm.model.dtype)],
         "flops": generation_flops(lm.model, workload),
@@ -103,13 +112,11 @@ def train(path: str) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as folder,
         seeded(0),
-        lm.adapters.trainable(TUNING.peft_config(), None) as model,
+        lm.adapters.trainable(TUNING.peft_config(num_layers(lm.model)), None) as model,
     ):
-        started = process_time()
-        result = fit(model, rows, TUNING, 0, Path(folder), SFTLoss(), TrainingObserver())
-        seconds = process_time() - started
+        result, seconds = timed(lambda: fit(model, rows, TUNING, 0, Path(folder), SFTLoss(), TrainingObserver()))
     return {
-        "cpu_seconds": seconds,
+        **seconds,
         "tokens": sum(map(len, workload.rows)),
         "losses": list(result.losses),
         "rates": [rate, product_rate(torch.bfloat16)],

@@ -52,7 +52,7 @@ class FusedDecoder:
         self._parts = self._find_parts()
 
     @classmethod
-    @torch.inference_mode()
+    @torch.no_grad()  # not in inference mode, where `Int8Linear` rounds, so that small differences would be large ones
     def create(cls, model: Any, onednn: OneDnnLinear) -> FusedDecoder | None:
         """Returns the forward pass of a model; None if the model is no decoder like Llama, or there are no kernels.
 

@@ -13,12 +13,13 @@ from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from lmpipe.engines.chat import ChatTokens, context_length_error, cut_at_stop, wrong_base_error
+from lmpipe.engines.int8_linear import has_int8_layers
 from lmpipe.engines.library_errors import ErrorTranslator, is_out_of_memory, library_message
 from lmpipe.engines.loading import vocabulary_size
 from lmpipe.engines.local.adapters import ActiveModel, AdapterPool
@@ -28,6 +29,7 @@ from lmpipe.engines.local.decoder import FusedDecoder
 from lmpipe.engines.local.generate import BatchLimits, ContinuousBatch
 from lmpipe.engines.local.models import (
     ModelSource,
+    Quantization,
     bytes_per_token,
     check_architecture,
     default_memory,
@@ -36,6 +38,7 @@ from lmpipe.engines.local.models import (
 from lmpipe.engines.local.prefixes import PrefixCache
 from lmpipe.engines.local.sampling import SequenceState
 from lmpipe.engines.onednn_linear import OneDnnLinear
+from lmpipe.engines.threads import log_spinning
 from lmpipe.errors import ConfigError, EngineError
 from lmpipe.lm import LM, Completion, Message, Request, Usage
 from lmpipe.runtime.deadline import check_deadline
@@ -94,6 +97,7 @@ class LocalLM(LM):
         self._end_tokens = frozenset(token for token in end_tokens if token is not None)
         self.constrains = bool(self._end_tokens) and can_constrain(tokenizer)
         self._automaton = lru_cache(maxsize=64)(self._compile)
+        log_spinning()
 
     @classmethod
     def from_pretrained(
@@ -102,7 +106,7 @@ class LocalLM(LM):
         *,
         name: str = "",
         dtype: torch.dtype | str | None = None,
-        quantization: Literal["nf4", "int8"] | None = None,
+        quantization: Quantization | None = None,
         max_sequences: int | None = None,
         memory: int | None = None,
     ) -> LocalLM:
@@ -114,7 +118,8 @@ class LocalLM(LM):
                 given, since they change the weights.
             dtype: Dtype of the weights, or its name; by default float32 on a CPU, and the dtype of the checkpoint on a
                 GPU.
-            quantization: Quantization of the base to 4 or 8 bits with bitsandbytes, or None.
+            quantization: Quantization of the base: ``"nf4"`` or ``"int8"`` for weights in 4 or 8 bits by bitsandbytes;
+                ``"int8-dynamic"`` for products in int8, on CPUs that multiply int8 in hardware; or None.
             max_sequences: Maximum number of sequences that are decoded together; see the class.
             memory: Maximum size of keys and values in bytes; see the class.
 
@@ -136,8 +141,13 @@ class LocalLM(LM):
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the base is quantized to 4 or 8 bits."""
-        return bool(getattr(self.model, "is_quantized", False))
+        """Whether the base is quantized."""
+        return bool(getattr(self.model, "is_quantized", False)) or has_int8_layers(self.model)
+
+    @property
+    def is_quantized_to_4_bits(self) -> bool:
+        """Whether bitsandbytes has quantized the base to 4 bits, as QLoRA requires."""
+        return bool(getattr(self.model, "is_loaded_in_4bit", False))
 
     @property
     def context_length(self) -> int:

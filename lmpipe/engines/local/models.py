@@ -8,22 +8,26 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 import psutil
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
+from lmpipe.engines.int8_linear import quantize_linear_layers
 from lmpipe.engines.library_errors import INVALID_INPUT_ERRORS, library_message
 from lmpipe.engines.loading import check_no_missing_weights, loading_errors
 from lmpipe.engines.local.forward_batch import PrefillBatch, PromptSegment
 from lmpipe.engines.local.kv_cache import KVCache
 from lmpipe.engines.local.prefixes import PrefixNode
 from lmpipe.engines.notices import no_weight_bars
-from lmpipe.engines.precision import multiplies_bfloat16
+from lmpipe.engines.precision import multiplies_bfloat16, multiplies_int8
 from lmpipe.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+Quantization = Literal["nf4", "int8", "int8-dynamic"]
+"""Weights in 4 or 8 bits by bitsandbytes, or products in int8 (see `lmpipe.engines.int8_linear`)."""
 
 _FORWARD_ERRORS: tuple[type[Exception], ...] = (*INVALID_INPUT_ERRORS, MemoryError, RuntimeError)
 _SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
@@ -37,23 +41,23 @@ class ModelSource:
     Args:
         id_or_path: Hub id or local folder.
         dtype: Name of a torch dtype, or None for float32 on a CPU and the dtype of the checkpoint on a GPU.
-        quantization: Quantization of the model with bitsandbytes, or None.
+        quantization: Quantization of the model, or None.
     """
 
     id_or_path: str
     dtype: str | None = None
-    quantization: Literal["nf4", "int8"] | None = None
+    quantization: Quantization | None = None
 
     @classmethod
     def create(
-        cls, id_or_path: str, dtype: torch.dtype | str | None = None, quantization: Literal["nf4", "int8"] | None = None
+        cls, id_or_path: str, dtype: torch.dtype | str | None = None, quantization: Quantization | None = None
     ) -> ModelSource:
         """Checks the options and returns the source.
 
         Args:
             id_or_path: Hub id or local folder.
             dtype: A torch dtype or its name, or None.
-            quantization: Quantization of the model with bitsandbytes, or None.
+            quantization: Quantization of the model, or None.
 
         Raises:
             ConfigError: If the dtype or the quantization does not exist.
@@ -61,8 +65,8 @@ class ModelSource:
         name = None if dtype is None else str(dtype).removeprefix("torch.")
         if name is not None and not isinstance(getattr(torch, name, None), torch.dtype):
             raise ConfigError(f"there is no dtype {name!r}; write float32, bfloat16 or float16")
-        if quantization not in (None, "nf4", "int8"):
-            raise ConfigError(f"there is no quantization {quantization!r}; write nf4 or int8")
+        if quantization not in (None, *get_args(Quantization)):
+            raise ConfigError(f"there is no quantization {quantization!r}; write nf4, int8 or int8-dynamic")
         return cls(id_or_path, name, quantization)
 
     @property
@@ -75,26 +79,32 @@ def load_model(source: ModelSource) -> tuple[Any, PreTrainedTokenizerBase]:
     """Loads a causal LM and its tokenizer, onto the GPU of this process if there is one.
 
     Raises:
-        ConfigError: If the model cannot be loaded, or a package that it needs is not installed.
+        ConfigError: If the model cannot be loaded, a package that it needs is not installed, or the processor does not
+            compute in the quantization.
     """
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     id_or_path, quantization = source.id_or_path, source.quantization
     dtype: Any = getattr(torch, source.dtype) if source.dtype else torch.float32 if device == "cpu" else "auto"
+    if quantization == "int8-dynamic":
+        _check_int8_products(device)
     if dtype is torch.bfloat16 and not multiplies_bfloat16(torch.device(device)):
         logger.warning(
             "this device emulates bfloat16, several times slower than native; float32 would be the faster dtype"
         )
     options: dict[str, Any] = {"dtype": dtype}
-    if quantization:
+    by_bitsandbytes = quantization in ("nf4", "int8")
+    if by_bitsandbytes:
         options |= {"quantization_config": _bitsandbytes_config(quantization, dtype), "device_map": {"": device}}
     model: Any
     with loading_errors("a causal LM", id_or_path), no_weight_bars():
         tokenizer = AutoTokenizer.from_pretrained(id_or_path)
         loaded: Any = AutoModelForCausalLM.from_pretrained(id_or_path, output_loading_info=True, **options)
         model, loading_info = loaded
-        model = model if quantization else model.to(device)
+        model = model if by_bitsandbytes else model.to(device)
     check_no_missing_weights(loading_info["missing_keys"], id_or_path)
-    if not quantization:
+    if quantization == "int8-dynamic" and not quantize_linear_layers(model, tokenizer):
+        raise ConfigError(f"{id_or_path} has no linear layers to compute in int8; load it without quantization")
+    if not by_bitsandbytes:
         return model, tokenizer
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -103,7 +113,16 @@ def load_model(source: ModelSource) -> tuple[Any, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def _bitsandbytes_config(quantization: Literal["nf4", "int8"], dtype: Any) -> Any:
+def _check_int8_products(device: str) -> None:
+    if device != "cpu" or not (multiplies_int8() and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
+        place = "this processor does not multiply int8 in hardware" if device == "cpu" else "this machine has a GPU"
+        raise ConfigError(
+            f"quantization='int8-dynamic' is for processors with VNNI or AMX instructions, and {place}; write "
+            "quantization='int8' or 'nf4', or leave it out"
+        )
+
+
+def _bitsandbytes_config(quantization: Quantization | None, dtype: Any) -> Any:
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
     compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
@@ -149,12 +168,17 @@ def bytes_per_token(model: Any, name: str) -> int:
         raise ConfigError(
             f"{name} ({type(model).__name__}) fails on a forward pass: {library_message(error)}"
         ) from error
-    if cache.layers != model.config.get_text_config().num_hidden_layers:
+    if cache.layers != num_layers(model):
         raise ConfigError(
             f"{name} ({type(model).__name__}) does not use transformers' attention interface; run it on a server and "
             "use 'openai:MODEL@URL'"
         )
     return cache.bytes
+
+
+def num_layers(model: Any) -> int:
+    """Returns the number of transformer layers of a causal LM."""
+    return int(model.config.get_text_config().num_hidden_layers)
 
 
 def default_memory(device: torch.device) -> int:

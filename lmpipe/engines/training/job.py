@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 
 from lmpipe.engines.local.adapters import AdapterPool, save_weights
 from lmpipe.engines.local.attention import use_lmpipe_attention
-from lmpipe.engines.local.models import ModelSource, load_model
+from lmpipe.engines.local.models import ModelSource, load_model, num_layers
 from lmpipe.engines.training.callbacks import TrainingObserver
 from lmpipe.engines.training.checkpoints import last_complete_checkpoint
 from lmpipe.engines.training.fit import FitResult, fit, seeded
@@ -161,7 +161,7 @@ def run_job(folder: Path) -> None:
         pool.register(job.start, Path(job.start))
     reporter = _Reporter(folder, job.max_tokens, is_main=is_main)
     try:
-        with seeded(job.seed), pool.trainable(job.tuning.peft_config(), job.start) as tuned:
+        with seeded(job.seed), pool.trainable(job.tuning.peft_config(num_layers(model)), job.start) as tuned:
             observer = TrainingObserver(reporter.on_steps, reporter.on_epoch_end, reporter.stop_reason)
             result = fit(tuned, job.rows, job.tuning, job.seed, folder, job.objective, observer)
             if is_main:

@@ -13,7 +13,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.pytorch_utils import Conv1D
 
-from lmpipe.engines.tuning_config import TuningConfig
+from lmpipe.engines.tuning_config import LORA_METHODS, TuningConfig
 from lmpipe.errors import ConfigError
 
 _ADAPTABLE = (BaseTunerLayer, Conv1D, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Embedding, torch.nn.Linear)
@@ -31,7 +31,7 @@ def check_target_modules(model: Any, name: str, tuning: TuningConfig) -> None:
         ConfigError: If a name matches no layer that LoRA can adapt.
     """
     targets = tuning.target_modules
-    if tuning.method not in ("lora", "qlora", "dora") or targets == "all-linear":
+    if tuning.method not in LORA_METHODS or targets == "all-linear":
         return
     layers = _adaptable_layers(model)
     if isinstance(targets, str):

@@ -23,7 +23,7 @@ from lmpipe.engines.library_errors import (
 )
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.local.adapters import save_weights
-from lmpipe.engines.local.models import ModelSource
+from lmpipe.engines.local.models import ModelSource, num_layers
 from lmpipe.engines.training.batch_sampler import check_eval_fraction, step_count
 from lmpipe.engines.training.callbacks import TrainingObserver
 from lmpipe.engines.training.checkpoints import SAVE_ERRORS
@@ -153,7 +153,7 @@ class LocalTrainer(Trainer):
         if self.lm.tokenizer.eos_token_id is None:
             raise ConfigError(f"the tokenizer of {self.lm.name} has no token that ends a message (eos_token)")
         check_target_modules(self.lm.model, self.lm.name, self.tuning)
-        if self.tuning.method == "qlora" and not self.lm.is_quantized:
+        if self.tuning.method == "qlora" and not self.lm.is_quantized_to_4_bits:
             raise ConfigError("qlora needs a base in 4 bits; load the LM with quantization='nf4', or choose lora")
         if self.tuning.method == "full" and self.lm.is_quantized:
             raise ConfigError("full fine-tuning is not possible on a quantized base; load the LM without quantization")
@@ -183,7 +183,7 @@ class LocalTrainer(Trainer):
     def _fit(
         self, job: TrainingJob, start: WeightState, folder: Path, observer: TrainingObserver
     ) -> tuple[Path, FitResult]:
-        trainable = self.lm.adapters.trainable(self.tuning.peft_config(), start.adapter)
+        trainable = self.lm.adapters.trainable(self.tuning.peft_config(num_layers(self.lm.model)), start.adapter)
         errors = ErrorTranslator(
             (*INVALID_INPUT_ERRORS, ImportError, MemoryError, OSError, RuntimeError), self._failure
         )

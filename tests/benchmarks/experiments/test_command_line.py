@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,11 @@ from benchmarks.tasks.iris import IrisTask
 from lmpipe.engines.tuning_config import TuningConfig
 from lmpipe.errors import ConfigError
 from tests.benchmarks.experiments.rivers_task import RiversTask
+from tests.processes import run
 
 
 def said(*options: str, task: str = "iris") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{task}", *options], capture_output=True, text=True, check=False
-    )
+    return run("-m", f"benchmarks.{task}", *options)
 
 
 def settings_from(*options: str) -> dict[str, Any]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from benchmarks.cost_estimate import TRAFFIC
@@ -20,6 +17,7 @@ from lmpipe import Request, RunStore, ScriptedLM
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.training import TuningConfig
 from optimizers import Strategy
+from tests.processes import run
 
 SMALL = Settings(
     train=12,
@@ -73,7 +71,7 @@ def test_hours_add_up() -> None:
 
 
 def test_the_command_prints_the_table() -> None:
-    command = [sys.executable, "-m", "benchmarks.cost_estimate", "--lms", "1", "--seeds", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run("-m", "benchmarks.cost_estimate", "--lms", "1", "--seeds", "1")
+    done.check_returncode()
     assert "1 LMs, 1 seeds, 8 strategies" in done.stdout
     assert "sharing stages saves" in done.stdout

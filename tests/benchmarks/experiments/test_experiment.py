@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from lmpipe.results.result import Result
 from lmpipe.storage.hashing import digest
 from tests.disk import full_disk
 from tests.engines.openai_server import serving
+from tests.processes import run, start
 
 
 def command(tiny_folder: Path, out: Path, *more: str) -> list[str]:
@@ -39,7 +37,7 @@ def command(tiny_folder: Path, out: Path, *more: str) -> list[str]:
 
 def small(out: Path, *options: str) -> list[str]:
     sizes = ["--train", "6", "--val", "4", "--test", "3", "--max-tokens", "8"]
-    return [sys.executable, "-m", "benchmarks.iris", "--out", str(out), *sizes, *options]
+    return ["-m", "benchmarks.iris", "--out", str(out), *sizes, *options]
 
 
 def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +51,9 @@ def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    subprocess.run(command(tiny_folder, out, "--track", f"tensorboard:{out}/board"), check=True, capture_output=True)
+    process = run(*command(tiny_folder, out, "--track", f"tensorboard:{out}/board"))
+    process.check_returncode()
+    (out / "reported.txt").write_text(process.stderr)
     return out
 
 
@@ -97,6 +97,12 @@ def test_a_run_writes_its_table_and_its_report(finished: Path) -> None:
     assert not re.search(r"""(src|href)=["']https?:""", page), "the page must be self-contained"
 
 
+def test_a_run_scores_the_initial_state_once(finished: Path) -> None:
+    reported = (finished / "reported.txt").read_text()
+    assert "initial state: " in reported
+    assert "vanilla was not run again" not in reported
+
+
 def test_a_run_is_tracked_where_it_is_asked_to_be(finished: Path) -> None:
     """Each of the two seeds has one stage of "p" and two of "p -> w"."""
     board = EventAccumulator(str(finished / "board"))
@@ -106,15 +112,15 @@ def test_a_run_is_tracked_where_it_is_asked_to_be(finished: Path) -> None:
 
 
 def test_a_killed_run_started_again_ends_in_the_same_result(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(command(tiny_folder, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(*command(tiny_folder, tmp_path))
     journal = tmp_path / "journal.jsonl"
     while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 2):
         time.sleep(0.01)
     assert process.poll() is None
-    os.kill(process.pid, signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "result.json").exists()
-    subprocess.run(command(tiny_folder, tmp_path), check=True, capture_output=True)
+    run(*command(tiny_folder, tmp_path)).check_returncode()
     mine, theirs = (json.loads((path / "result.json").read_text()) for path in (tmp_path, finished))
     assert without_seconds(mine) == without_seconds(theirs)
 
@@ -123,20 +129,19 @@ def test_a_killed_run_started_again_ends_in_the_same_result(finished: Path, tiny
 def test_a_run_that_is_interrupted_says_that_it_goes_on_and_does(
     finished: Path, tiny_folder: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    process = subprocess.Popen(
-        command(tiny_folder, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = start(*command(tiny_folder, tmp_path))
     journal = tmp_path / "journal.jsonl"
     while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 2):
         time.sleep(0.01)
     started = time.monotonic()
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    assert process.wait(timeout=60) == code
     assert time.monotonic() - started < 3
-    assert process.returncode == code
+    said = process.stderr
     assert said.strip().splitlines()[-1].startswith("interrupted; run the same command again to continue")
     assert "Traceback" not in said
-    again = subprocess.run(command(tiny_folder, tmp_path), check=True, capture_output=True, text=True)
+    again = run(*command(tiny_folder, tmp_path))
+    again.check_returncode()
     assert "Warning" not in again.stderr
     mine, theirs = (json.loads((path / "result.json").read_text()) for path in (tmp_path, finished))
     assert without_seconds(mine) == without_seconds(theirs)
@@ -154,7 +159,7 @@ def test_a_full_disk_leaves_the_result_of_before(finished: Path, tiny_folder: Pa
 
 
 def test_other_settings_on_the_same_directory_are_refused(finished: Path, tiny_folder: Path) -> None:
-    again = subprocess.run(command(tiny_folder, finished, "--val", "5"), capture_output=True, text=True, check=False)
+    again = run(*command(tiny_folder, finished, "--val", "5"))
     assert again.returncode == 1
     assert "ConfigChanged" in again.stdout
     assert "(settings.val: 4 → 5)" in " ".join(again.stdout.split())
@@ -164,9 +169,9 @@ def test_a_mistake_before_anything_was_done_may_be_put_right_in_the_same_directo
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     wrong, right = (small(tmp_path, "--lm", f"hf:{path}", "--strategy", "vanilla") for path in ("/no/lm", tiny_folder))
-    assert subprocess.run(wrong, capture_output=True, check=False).returncode == 1
+    assert run(*wrong).returncode == 1
     assert (tmp_path / "config.json").is_file()
-    subprocess.run(right, check=True, capture_output=True)
+    run(*right).check_returncode()
 
 
 @pytest.mark.parametrize(
@@ -185,10 +190,9 @@ def test_a_mistake_before_anything_was_done_may_be_put_right_in_the_same_directo
     ],
 )
 def test_bad_options_are_named(tiny_folder: Path, tmp_path: Path, option: str, value: str, message: str) -> None:
-    wrong = command(tiny_folder, tmp_path, option, value)
-    run = subprocess.run(wrong, capture_output=True, text=True, check=False, timeout=300)
-    assert run.returncode == 1
-    assert message in " ".join(run.stdout.split())
+    refused = run(*command(tiny_folder, tmp_path, option, value))
+    assert refused.returncode == 1
+    assert message in " ".join(refused.stdout.split())
 
 
 def test_a_run_on_a_server_trains_a_model_of_the_same_name(tiny_folder: Path, tmp_path: Path) -> None:
@@ -196,9 +200,9 @@ def test_a_run_on_a_server_trains_a_model_of_the_same_name(tiny_folder: Path, tm
     with serving(model=str(tiny_folder)) as fake:
         options = ["--train-lm", f"hf:{tiny_folder}", "--cache", str(tmp_path / "cache.db"), "--strategy", "w"]
         for out, url in (("first", fake.url), ("second", fake.url.replace("//", "//user:w0rd-of-mine@"))):
-            run = small(tmp_path / out, "--lm", f"openai:{tiny_folder}@{url}", *options)
-            printed = subprocess.run(run, check=True, capture_output=True)
-            assert b"w0rd" not in printed.stdout + printed.stderr
+            printed = run(*small(tmp_path / out, "--lm", f"openai:{tiny_folder}@{url}", *options))
+            printed.check_returncode()
+            assert "w0rd" not in printed.stdout + printed.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"w0rd" in path.read_bytes()]
     assert "@127.0.0.1" in (tmp_path / "second" / "report.html").read_text()
     first, second = (json.loads((tmp_path / out / "result.json").read_text()) for out in ("first", "second"))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -34,6 +32,7 @@ from lmpipe.ledger import MEASURED
 from lmpipe.results.result import Result
 from optimizers import Strategy
 from tests.killable import even_length
+from tests.processes import run as run_python
 
 STRATEGIES = ("vanilla", "p", "w*2")
 HERE = Cluster("local", cores=2)
@@ -186,10 +185,11 @@ def test_what_ends_a_cell_is_named(
 def test_the_command_runs_cells_on_a_ray_of_its_own(tiny_folder: Path, tmp_path: Path) -> None:
     task, sizes = IrisTask(), {"train": 3, "val": 3, "test": 3, "max_tokens": 8}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
-    command = [sys.executable, "-m", "benchmarks.iris", "--strategy=vanilla", f"--lm=hf:{tiny_folder}", *options]
-    spread = subprocess.run([*command, f"--out={tmp_path}/out", "--ray=local"], capture_output=True, check=True)
-    assert b"written:" in spread.stdout
-    assert b"ray" not in spread.stderr
+    command = ["-m", "benchmarks.iris", "--strategy=vanilla", f"--lm=hf:{tiny_folder}", *options]
+    spread = run_python(*command, f"--out={tmp_path}/out", "--ray=local")
+    spread.check_returncode()
+    assert "written:" in spread.stdout
+    assert "ray" not in spread.stderr
     models, settings = ModelSpec(f"hf:{tiny_folder}"), task.settings.changed(sizes)
     alone = run_experiment(ExperimentSpec(task, models, settings, table_rows(["vanilla"]), (0,), tmp_path / "alone"))
     mine = Result.read(tmp_path / "out" / "result.json").model_dump()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from benchmarks.performance.optimizers import MeasurementCache, iris_workload, search_workload
 from benchmarks.tasks.iris import IrisTask
+from tests.processes import run
 
 
 def test_a_search_of_the_workload_is_measured(tmp_path: Path) -> None:
@@ -16,8 +15,7 @@ def test_a_search_of_the_workload_is_measured(tmp_path: Path) -> None:
     assert (len(work["train"]), len(work["val"]), work["num_candidate_programs"]) == (100, 250, 6)
     small = {**work, "train": work["train"][:4], "val": work["val"][:3], "num_candidate_programs": 2}
     path = MeasurementCache(tmp_path, again=False).workload("small", small)
-    command = [sys.executable, "-m", "benchmarks.performance.workers.random_search", path, "8"]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    found = json.loads(run("-m", "benchmarks.performance.workers.random_search", path, "8").stdout)
     assert found["scores"] == [1.0] * 5
     assert found["calls"] % 3 == 0
     assert found["cpu_seconds"] > 0

@@ -20,6 +20,7 @@ from lmpipe import Job, Request, ScriptedLM, Session, evaluate, exact_match, ini
 from lmpipe.cli import app
 from lmpipe.errors import ConfigError
 from lmpipe.retrieval import load_retriever
+from tests.processes import run
 from tests.rivers import CITIES, SEAS
 
 PARTS = ("train", "validation", "test")
@@ -161,15 +162,15 @@ def test_the_hub_gives_hard_questions_and_training_ones_are_divided(tmp_path: Pa
         "split = HotpotTask(hub=sys.argv[1]).examples()\n"
         "print(json.dumps([[one.inputs['question'] for one in part] for part in (split.train, split.val, split.test)]))"
     )
-    run = subprocess.run(
+    loaded = subprocess.run(
         [sys.executable, "-c", script, str(hub)],
         env={**os.environ, "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert run.returncode == 0, run.stderr[-2000:]
-    train, val, test = json.loads(run.stdout.splitlines()[-1])
+    assert loaded.returncode == 0, loaded.stderr[-2000:]
+    train, val, test = json.loads(loaded.stdout.splitlines()[-1])
     asked = [one["question"] for one in records]
     assert (len(train), len(val)) == (9, 3)
     assert sorted(train + val) == sorted(asked[:12])
@@ -206,15 +207,14 @@ def test_passages_come_with_the_folder_or_with_the_retriever(data: Path) -> None
 
 
 def hotpotqa(*options: str, benchmark: str = "hotpotqa") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"benchmarks.{benchmark}", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run("-m", f"benchmarks.{benchmark}", *options)
 
 
 def test_the_command_writes_what_was_found(data: Path, tiny_folder: Path, tmp_path: Path) -> None:
     sizes = ["--train", "2", "--val", "2", "--test", "3", "--max-tokens", "40", "--structured"]
     options = ["--lm", f"hf:{tiny_folder}", "--data", str(data), "--out", str(tmp_path / "run"), *sizes]
-    run = hotpotqa(*options, "--strategy", "vanilla", "--strategy", "p", "--strategy", "w")
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    done = hotpotqa(*options, "--strategy", "vanilla", "--strategy", "p", "--strategy", "w")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     vanilla, searched, skipped = result["strategies"]
     for row in (vanilla, searched):
@@ -230,7 +230,7 @@ def test_the_command_writes_what_was_found(data: Path, tiny_folder: Path, tmp_pa
     looked = CliRunner().invoke(app, ["prompt", str(tmp_path / "run"), "--strategy", "w"], catch_exceptions=False)
     assert looked.exit_code == 0, "the prompts of a state can be looked at without traces"
     assert searched["stages"][0]["cost"]["retrievals"] > 0
-    assert "recall@hop 2" in run.stdout
+    assert "recall@hop 2" in done.stdout
     assert "recall@hop 2" in (tmp_path / "run" / "report.html").read_text()
     again = hotpotqa(*options, "--strategy", "vanilla", "--retriever", "bm25:/nowhere")
     assert "ConfigChanged" in again.stdout

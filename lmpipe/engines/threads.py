@@ -1,0 +1,42 @@
+"""How OpenMP's threads wait for one another. The environment decides it when torch is imported, not later.
+
+Knows nothing of engines, and does not import torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from functools import cache
+
+logger = logging.getLogger(__name__)
+
+_CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Environment variables of OpenMP, of GNU's library and of Intel's, by which a user chooses how threads wait."""
+
+
+@cache
+def wait_without_spinning() -> bool:
+    """Makes threads sleep while they wait, unless the environment says already how they wait.
+
+    Without this setting, threads of torch that wait spin for milliseconds on cores that other processes need. Processes
+    that this one starts inherit the setting.
+
+    Returns:
+        Whether the setting is in time for the threads of this process: whether torch was not imported before.
+    """
+    if any(name in os.environ for name in _CHOICES):
+        return True
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    return "torch" not in sys.modules
+
+
+@cache
+def log_spinning() -> None:
+    """Logs once, as information, that threads of this process spin because torch was imported before lmpipe."""
+    if not wait_without_spinning():
+        logger.info(
+            "torch was imported before lmpipe, so its threads spin while they wait, which is slow beside other "
+            "processes; import lmpipe first, or start Python with OMP_WAIT_POLICY=PASSIVE in the environment"
+        )
