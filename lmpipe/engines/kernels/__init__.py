@@ -10,10 +10,26 @@ from lmpipe.engines.kernels.functions import (
     append,
     argmax,
     attend,
+    attend_backward,
     can_attend,
     has_kernels,
+    rms_norm_backward,
     rotate,
     silu_mul,
+    silu_mul_backward,
 )
 
-__all__ = ["Segments", "add_rms_norm", "append", "argmax", "attend", "can_attend", "has_kernels", "rotate", "silu_mul"]
+__all__ = [
+    "Segments",
+    "add_rms_norm",
+    "append",
+    "argmax",
+    "attend",
+    "attend_backward",
+    "can_attend",
+    "has_kernels",
+    "rms_norm_backward",
+    "rotate",
+    "silu_mul",
+    "silu_mul_backward",
+]

@@ -100,17 +100,7 @@ def attend(
         MemoryError: If there is no memory for intermediate results.
     """
     groups, heads, _, size = q.shape
-    place = 0 if k.dim() == 4 else k.dim() - 2
-    strides = torch.tensor(
-        [
-            q.stride(2),
-            q.stride(1) if heads > 1 else q.stride(0),  # the stride of a dimension of size 1 means nothing
-            *(k.stride(dim) for dim in (place, -3, -2, -1)),
-            *(v.stride(dim) for dim in (place, -3, -2)),
-            *(out.stride(dim) for dim in (0, 2)),
-            *(lse.stride(dim) for dim in (0, 2)),
-        ]
-    )
+    strides = _strides(q, k, v, out, lse)
     failed = kernels().attention(
         q.data_ptr(),
         k.data_ptr(),
@@ -132,6 +122,76 @@ def attend(
     )
     if failed:
         raise MemoryError("no memory for the scores of attention")
+
+
+def _strides(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
+    """Returns the distances between numbers that the kernels of attention need."""
+    place = 0 if k.dim() == 4 else k.dim() - 2
+    return torch.tensor(
+        [
+            q.stride(2),
+            q.stride(1) if q.shape[1] > 1 else q.stride(0),  # the stride of a dimension of size 1 means nothing
+            *(k.stride(dim) for dim in (place, -3, -2, -1)),
+            *(v.stride(dim) for dim in (place, -3, -2)),
+            *(out.stride(dim) for dim in (0, 2)),
+            *(lse.stride(dim) for dim in (0, 2)),
+        ]
+    )
+
+
+def attend_backward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    segments: Segments,
+    scale: float,
+    out_gradient: torch.Tensor,
+    lse: torch.Tensor,
+    deltas: torch.Tensor,
+    gradients: torch.Tensor,
+) -> None:
+    """Adds the gradients of attention to some segments (Dao 2023, arXiv 2307.08691, section 3.1).
+
+    Args:
+        q: Queries, as for `attend`.
+        k: Keys, shape (key heads, tokens, size); the numbers of a key are adjacent.
+        v: Values, likewise.
+        segments: The segments; no two of them share keys.
+        scale: Factor on the scores.
+        out_gradient: Gradient of the output, shape (tokens, key heads, queries per key head, size).
+        lse: Log-sum-exp of the scores of all segments, shape (tokens, key heads, queries per key head).
+        deltas: Sum of output times gradient of each token and head, of the same shape.
+        gradients: Receives the gradients in float32: those of the queries, keys and values of a token side by side,
+            shape (tokens, numbers).
+
+    Raises:
+        MemoryError: If there is no memory for intermediate results.
+    """
+    groups, heads, _, size = q.shape
+    strides = _strides(q, k, v, out_gradient, lse)
+    failed = kernels().attention_backward(
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        out_gradient.data_ptr(),
+        lse.data_ptr(),
+        deltas.data_ptr(),
+        gradients.data_ptr(),
+        gradients.stride(0),
+        strides.data_ptr(),
+        segments.table.data_ptr(),
+        len(segments.table),
+        segments.rows.data_ptr(),
+        segments.first.data_ptr(),
+        segments.stop.data_ptr(),
+        groups,
+        heads,
+        size,
+        scale,
+        q.dtype == torch.bfloat16,
+    )
+    if failed:
+        raise MemoryError("no memory for the gradients of attention")
 
 
 def append(x: torch.Tensor, cache: torch.Tensor, positions: torch.Tensor) -> None:
@@ -200,6 +260,35 @@ def add_rms_norm(
     return out
 
 
+def rms_norm_backward(
+    residual: torch.Tensor, weight: torch.Tensor, eps: float, out_gradient: torch.Tensor, gradient: torch.Tensor
+) -> torch.Tensor:
+    """Adds the gradient of the input of `add_rms_norm` to the gradient of the residual stream, in place.
+
+    Args:
+        residual: Residual stream that was normalized, in float32, shape (tokens, size).
+        weight: Weight of the normalization in float32, shape (size,).
+        eps: Number that is added to the mean square.
+        out_gradient: Gradient of the normalized stream, contiguous, shape (tokens, size).
+        gradient: Gradient of the residual stream from later layers in float32, shape (tokens, size); receives the sum.
+
+    Returns:
+        A copy of the sum in the dtype of `out_gradient`.
+    """
+    delta = torch.empty_like(out_gradient)
+    kernels().rms_norm_backward(
+        residual.data_ptr(),
+        weight.data_ptr(),
+        eps,
+        out_gradient.data_ptr(),
+        out_gradient.dtype == torch.bfloat16,
+        gradient.data_ptr(),
+        delta.data_ptr(),
+        *residual.shape,
+    )
+    return delta
+
+
 def rotate(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, heads: int) -> None:
     """Applies rotary position embeddings in place to the first heads of each token (Su et al. 2021, arXiv 2104.09864).
 
@@ -234,3 +323,24 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         *gate.shape,
     )
     return out
+
+
+def silu_mul_backward(gate_up: torch.Tensor, out_gradient: torch.Tensor) -> torch.Tensor:
+    """Returns the gradients of ``silu(gate) * up``.
+
+    Args:
+        gate_up: Gate and up side by side, contiguous, shape (tokens, twice the size).
+        out_gradient: Gradient of the result, contiguous, shape (tokens, size).
+
+    Returns:
+        The gradients of gate and up side by side, shape (tokens, twice the size).
+    """
+    gradients = torch.empty_like(gate_up)
+    kernels().silu_mul_backward(
+        gate_up.data_ptr(),
+        out_gradient.data_ptr(),
+        gradients.data_ptr(),
+        gate_up.dtype == torch.bfloat16,
+        *out_gradient.shape,
+    )
+    return gradients

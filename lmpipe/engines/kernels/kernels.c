@@ -102,7 +102,7 @@ FOLD(sum_of, a[i] + a[i + half])
 FOLD(largest_of, a[i] > a[i + half] ? a[i] : a[i + half])
 
 /* c (rows × width vectors) = or += a (rows × depth) · b (depth × width vectors) */
-INLINE void product(const float *a, int64_t a_row, const float *b, int64_t b_row, float *c, int64_t c_row, int depth,
+INLINE void product(const float *a, int64_t a_row, int64_t a_col, const float *b, int64_t b_row, float *c, int64_t c_row, int depth,
                     int accumulate, int rows, int width) {
     floats sums[ROWS][WIDE];
     for (int r = 0; r < rows; r++)
@@ -111,7 +111,7 @@ INLINE void product(const float *a, int64_t a_row, const float *b, int64_t b_row
         floats right[WIDE]; /* loaded first, so that each number of a is loaded once */
         for (int w = 0; w < width; w++) right[w] = load(b + d * b_row + w * LANES);
         for (int r = 0; r < rows; r++) {
-            const floats left = a[r * a_row + d] - (floats){0};
+            const floats left = a[r * a_row + d * a_col] - (floats){0};
             for (int w = 0; w < width; w++) sums[r][w] += left * right[w];
         }
     }
@@ -121,7 +121,7 @@ INLINE void product(const float *a, int64_t a_row, const float *b, int64_t b_row
 
 /* The same with bfloat16: a in pairs of adjacent numbers, b in pairs of numbers from adjacent rows. */
 #ifdef __AVX512BF16__
-INLINE void product_of_pairs(const pair *a, int64_t a_row, const pair *b, int64_t b_row, float *c, int64_t c_row,
+INLINE void product_of_pairs(const pair *a, int64_t a_row, int64_t a_col, const pair *b, int64_t b_row, float *c, int64_t c_row,
                              int depth, int accumulate, int rows, int width) {
     floats sums[ROWS][WIDE];
     for (int r = 0; r < rows; r++)
@@ -131,7 +131,7 @@ INLINE void product_of_pairs(const pair *a, int64_t a_row, const pair *b, int64_
             __m512bh right = (__m512bh)_mm512_loadu_si512(b + d * b_row + w * LANES);
             for (int r = 0; r < rows; r++)
                 sums[r][w] = (floats)_mm512_dpbf16_ps((__m512)sums[r][w],
-                                                      (__m512bh)_mm512_set1_epi32((int)a[r * a_row + d]), right);
+                                                      (__m512bh)_mm512_set1_epi32((int)a[r * a_row + d * a_col]), right);
         }
     for (int r = 0; r < rows; r++)
         for (int w = 0; w < width; w++) store(c + r * c_row + w * LANES, sums[r][w]);
@@ -141,13 +141,13 @@ INLINE void product_of_pairs(const pair *a, int64_t a_row, const pair *b, int64_
 #define PRODUCT_CASE(product, n)                                                                       \
     case n:                                                                                            \
         for (; w + WIDE <= vectors; w += WIDE)                                                         \
-            product(a, a_row, b + w * LANES, b_row, c + w * LANES, c_row, depth, accumulate, n, WIDE); \
+            product(a, a_row, a_col, b + w * LANES, b_row, c + w * LANES, c_row, depth, accumulate, n, WIDE); \
         for (; w < vectors; w++)                                                                       \
-            product(a, a_row, b + w * LANES, b_row, c + w * LANES, c_row, depth, accumulate, n, 1);    \
+            product(a, a_row, a_col, b + w * LANES, b_row, c + w * LANES, c_row, depth, accumulate, n, 1);    \
         break;
 
 #define MULTIPLY(name, product, number)                                                                        \
-    static void name(const number *a, int64_t a_row, const number *b, int64_t b_row, float *c, int64_t c_row, \
+    static void name(const number *a, int64_t a_row, int64_t a_col, const number *b, int64_t b_row, float *c, int64_t c_row, \
                      int depth, int accumulate, int rows, int vectors) {                                       \
         int w = 0;                                                                                             \
         switch (rows) {                                                                                        \
@@ -308,12 +308,12 @@ static void attend_chunk(const Tensors *t, Scratch *s, const int64_t *rows, cons
             const int height = count - block < ROWS ? count - block : ROWS;
 #if HAS_PAIRS
             if (pairs) {
-                multiply_pairs((pair *)s->q + block * size / 2, size / 2, (pair *)s->keys, TILE, s->scores, TILE,
+                multiply_pairs((pair *)s->q + block * size / 2, size / 2, 1, (pair *)s->keys, TILE, s->scores, TILE,
                                size / 2, 0, height, padded / LANES);
                 for (int i = 0; i < height * TILE; i += LANES) store(s->scores + i, load(s->scores + i) * t->scale);
             } else
 #endif
-                multiply(s->q + block * size, size, columns, k_row, s->scores, TILE, size, 0, height, padded / LANES);
+                multiply(s->q + block * size, size, 1, columns, k_row, s->scores, TILE, size, 0, height, padded / LANES);
             for (int r = 0; r < height; r++) {
                 float *scores = s->scores + r * TILE;
                 const int64_t entry = (begin + block + r) / t->heads;
@@ -349,11 +349,11 @@ static void attend_chunk(const Tensors *t, Scratch *s, const int64_t *rows, cons
 #if HAS_PAIRS
             if (pairs) {
                 for (int i = 0; i < height * TILE; i += LANES) store_bf16(s->weights + i, load(s->scores + i));
-                multiply_pairs((pair *)s->weights, TILE / 2, (pair *)s->values, size, s->out + block * size, size,
+                multiply_pairs((pair *)s->weights, TILE / 2, 1, (pair *)s->values, size, s->out + block * size, size,
                                (keys + 1) / 2, 1, height, vectors);
             } else
 #endif
-                multiply(s->scores, TILE, values, v_row, s->out + block * size, size, keys, 1, height, vectors);
+                multiply(s->scores, TILE, 1, values, v_row, s->out + block * size, size, keys, 1, height, vectors);
         }
     }
     for (int n = 0; n < count; n++) {
@@ -491,4 +491,164 @@ void argmax(const float *x, int64_t row, float *highest, int64_t *index, int64_t
             if (from[i] == best) found = i;
         index[r] = found, highest[r] = from[found];
     }
+}
+
+/* ---- gradients ---- */
+
+#define BLOCK 48 /* query rows whose gradients are computed together */
+
+typedef struct {
+    float keys[TILE * MAX_SIZE], key_columns[TILE * MAX_SIZE], value_columns[TILE * MAX_SIZE];
+    float key_gradients[TILE * MAX_SIZE], value_gradients[TILE * MAX_SIZE];
+    float q[BLOCK * MAX_SIZE], gradients[BLOCK * MAX_SIZE], q_gradients[BLOCK * MAX_SIZE];
+    float weights[BLOCK * TILE], slopes[BLOCK * TILE];
+} BackwardScratch;
+
+/* c (rows × vectors) += a (rows × depth) · b (depth × vectors), for any number of rows */
+static void multiply_rows(const float *a, int64_t a_row, int64_t a_col, const float *b, int64_t b_row, float *c,
+                          int64_t c_row, int depth, int accumulate, int rows, int vectors) {
+    for (int r = 0; r < rows; r += ROWS)
+        multiply(a + r * a_row, a_row, a_col, b, b_row, c + r * c_row, c_row, depth, accumulate,
+                 rows - r < ROWS ? rows - r : ROWS, vectors);
+}
+
+/* The gradients of one segment, for one key head: `d` is (tokens × numbers), as q, k and v of a token side by side. */
+static void segment_gradients(const Tensors *t, BackwardScratch *s, const void *out_gradient, const float *deltas,
+                              float *d, int64_t d_row, const int64_t *rows, const int32_t *first, const int32_t *stop,
+                              int64_t place, int64_t group, int64_t entries) {
+    const int size = (int)t->size, vectors = size / LANES, heads = (int)t->heads;
+    const int64_t q_numbers = t->groups * heads * size, kv_numbers = t->groups * size, count = entries * heads;
+    int lowest = INT32_MAX, last = 0;
+    for (int64_t n = 0; n < entries; n++) {
+        if (first[n] < lowest) lowest = first[n];
+        if (stop[n] > last) last = stop[n];
+    }
+    for (int tile = lowest; tile < last; tile += TILE) {
+        const int keys = last - tile < TILE ? last - tile : TILE, padded = (keys + LANES - 1) / LANES * LANES;
+        const int64_t k_from = place * t->k_unit + group * t->k_group + tile * t->k_token;
+        const int64_t v_from = place * t->v_unit + group * t->v_group + tile * t->v_token;
+        Tensors values = *t; /* the columns of values are copied like those of keys */
+        values.k = t->v, values.k_token = t->v_token, values.k_size = 1;
+        copy_columns(t, k_from, keys, padded, s->key_columns);
+        copy_columns(&values, v_from, keys, padded, s->value_columns);
+        for (int j = 0; j < padded; j++)
+            for (int w = 0; w < size; w += LANES)
+                store(s->keys + j * size + w,
+                      j < keys ? load_as(t->k, k_from + j * t->k_token + w, t->bf16) : (floats){0});
+        memset(s->key_gradients, 0, sizeof(float) * padded * size);
+        memset(s->value_gradients, 0, sizeof(float) * padded * size);
+        for (int64_t begin = 0; begin < count; begin += BLOCK) {
+            const int height = count - begin < BLOCK ? (int)(count - begin) : BLOCK;
+            int used = 0;
+            for (int n = 0; n < height; n++) {
+                const int64_t entry = (begin + n) / heads, head = group * heads + (begin + n) % heads;
+                used |= first[entry] < tile + keys && stop[entry] > tile;
+                for (int w = 0; w < size; w += LANES) {
+                    store(s->q + n * size + w,
+                          load_as(t->q, rows[entry] * t->q_row + head * t->q_head + w, t->bf16) * t->scale);
+                    store(s->gradients + n * size + w,
+                          load_as(out_gradient, rows[entry] * t->out_row + head * t->out_head + w, t->bf16));
+                }
+            }
+            if (!used) continue;
+            multiply_rows(s->q, size, 1, s->key_columns, TILE, s->weights, TILE, size, 0, height, padded / LANES);
+            multiply_rows(s->gradients, size, 1, s->value_columns, TILE, s->slopes, TILE, size, 0, height,
+                          padded / LANES);
+            for (int n = 0; n < height; n++) {
+                const int64_t entry = (begin + n) / heads, head = group * heads + (begin + n) % heads;
+                const int low = first[entry] - tile, high = stop[entry] - tile;
+                const float lse = t->lse[rows[entry] * t->lse_row + head * t->lse_head];
+                const float delta = deltas[rows[entry] * t->lse_row + head * t->lse_head];
+                float *weights = s->weights + n * TILE, *slopes = s->slopes + n * TILE;
+                for (int w = 0; w < padded; w += LANES) {
+                    floats weight = exp_of(load(weights + w) - lse);
+                    store(weights + w, weight);
+                    store(slopes + w, weight * (load(slopes + w) - delta));
+                }
+                if (low > 0 || high < padded)
+                    for (int j = 0; j < padded; j++)
+                        if (j < low || j >= high) weights[j] = slopes[j] = 0;
+            }
+            multiply_rows(s->weights, 1, TILE, s->gradients, size, s->value_gradients, size, height, 1, keys, vectors);
+            multiply_rows(s->slopes, 1, TILE, s->q, size, s->key_gradients, size, height, 1, keys, vectors);
+            multiply_rows(s->slopes, TILE, 1, s->keys, size, s->q_gradients, size, keys, 0, height, vectors);
+            for (int n = 0; n < height; n++) {
+                const int64_t entry = (begin + n) / heads, head = group * heads + (begin + n) % heads;
+                float *to = d + rows[entry] * d_row + head * size;
+                for (int w = 0; w < size; w += LANES)
+                    store(to + w, load(to + w) + load(s->q_gradients + n * size + w) * t->scale);
+            }
+        }
+        for (int j = 0; j < keys; j++) {
+            float *to = d + (place + tile + j) * d_row + q_numbers + group * size;
+            for (int w = 0; w < size; w += LANES) {
+                store(to + w, load(to + w) + load(s->key_gradients + j * size + w));
+                store(to + kv_numbers + w, load(to + kv_numbers + w) + load(s->value_gradients + j * size + w));
+            }
+        }
+    }
+}
+
+/* Adds the gradients of q, k and v to d; `deltas` is the sum of output times gradient of each token and head. */
+int attention_backward(const void *q, const void *k, const void *v, const void *out_gradient, const float *lse,
+                       const float *deltas, float *d, int64_t d_row, const int64_t *strides, const int64_t *segments,
+                       int64_t count, const int64_t *rows, const int32_t *first, const int32_t *stop, int64_t groups,
+                       int64_t heads, int64_t size, float scale, int bf16) {
+    const int64_t *n = strides;
+    Tensors t = {q,    k,    v,    NULL, (float *)lse, n[0],  n[1],   n[2],  n[3], n[4],  n[5], n[6],
+                 n[7], n[8], n[9], n[10], n[11], n[12], groups, heads, size, scale, bf16, 0};
+    int failed = 0;
+#pragma omp parallel if (count * groups > 1)
+    {
+        static _Thread_local BackwardScratch *scratch; /* kept for the next call */
+        if (!scratch) scratch = aligned_alloc(64, sizeof(BackwardScratch));
+        if (!scratch) failed = 1;
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < count * groups; i++) {
+            if (!scratch) continue;
+            const int64_t *segment = segments + 3 * (i / groups);
+            segment_gradients(&t, scratch, out_gradient, deltas, d, d_row, rows + segment[0], first + segment[0],
+                              stop + segment[0], segment[2], i % groups, segment[1]);
+        }
+    }
+    return failed;
+}
+
+/* Adds the gradient of the input of add_rms_norm to `gradient`, given that of its output; copies the sum to `delta`. */
+void rms_norm_backward(const float *residual, const float *weight, float eps, const void *out_gradient, int bf16,
+                       float *gradient, void *delta, int64_t rows, int64_t size) {
+#pragma omp parallel for if (rows * size > 32768)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *x = residual + r * size;
+        floats squares = {0}, products = {0};
+        for (int64_t i = 0; i < size; i += LANES) {
+            floats value = load(x + i), slope = load_as(out_gradient, r * size + i, bf16) * load(weight + i);
+            squares += value * value;
+            products += value * slope;
+        }
+        const float scale = 1.0f / sqrtf(sum_of(squares) / size + eps);
+        const float common = sum_of(products) / size * scale * scale * scale;
+        for (int64_t i = 0; i < size; i += LANES) {
+            floats slope = load_as(out_gradient, r * size + i, bf16) * load(weight + i);
+            floats total = load(gradient + r * size + i) + slope * scale - load(x + i) * common;
+            store(gradient + r * size + i, total);
+            if (delta) store_as(delta, r * size + i, total, bf16);
+        }
+    }
+}
+
+/* The gradients of gate and up, side by side in rows of 2 * size numbers, as gate and up are. */
+void silu_mul_backward(const void *gate_up, const void *out_gradient, void *gradients, int bf16, int64_t rows,
+                       int64_t size) {
+#pragma omp parallel for if (rows * size > 32768)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < size; i += LANES) {
+            const int64_t gate = 2 * r * size + i, up = gate + size;
+            floats x = load_as(gate_up, gate, bf16), y = load_as(gate_up, up, bf16);
+            floats slope = load_as(out_gradient, r * size + i, bf16);
+            floats bounded = (floats)(((ints)x & (x > -87.0f)) | ((ints)(x - x - 87.0f) & ~(x > -87.0f)));
+            floats sigmoid = 1.0f / (1.0f + exp_of(-bounded));
+            store_as(gradients, gate, slope * y * sigmoid * (1.0f + x * (1.0f - sigmoid)), bf16);
+            store_as(gradients, up, slope * x * sigmoid, bf16);
+        }
 }

@@ -43,6 +43,12 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "attention": (_int, [*[_pointer] * 7, _long, *[_pointer] * 3, *[_long] * 3, _float, _int, _int]),
     "append": (None, [_pointer, _long, _long, _pointer, *[_long] * 4, _pointer, *[_long] * 4]),
     "argmax": (None, [_pointer, _long, _pointer, _pointer, _long, _long]),
+    "attention_backward": (
+        _int,
+        [*[_pointer] * 7, _long, *[_pointer] * 2, _long, *[_pointer] * 3, *[_long] * 3, _float, _int],
+    ),
+    "rms_norm_backward": (None, [_pointer, _pointer, _float, _pointer, _int, _pointer, _pointer, _long, _long]),
+    "silu_mul_backward": (None, [_pointer, _pointer, _pointer, _int, _long, _long]),
     "add_rms_norm": (None, [_pointer, _pointer, _long, _int, _pointer, _float, _pointer, _int, _long, _long]),
     "rotate": (None, [_pointer, _long, _int, _pointer, _pointer, _long, _long, _long]),
     "silu_mul": (None, [_pointer, _long, _pointer, _long, _pointer, _int, _long, _long]),

@@ -48,7 +48,7 @@ class FusedDecoder:
     def __init__(self, model: Any, onednn: OneDnnLinear) -> None:
         self._model, self._decoder, self._onednn = model, model.get_decoder(), onednn
         self._dtype: torch.dtype = model.dtype
-        self._heads, self._groups, self._size = _head_shape(self._decoder.layers[0].self_attn)
+        self._heads, self._groups, self._size = head_shape(self._decoder.layers[0].self_attn)
         self._parts = self._find_parts()
 
     @classmethod
@@ -60,7 +60,7 @@ class FusedDecoder:
             model: A transformers causal LM with lmpipe's attention, not tuned.
             onednn: Linear layers with prepacked weights.
         """
-        if not (has_kernels() and _is_like_llama(model)):
+        if not (has_kernels() and is_like_llama(model)):
             return None
         decoder, batch = cls(model, onednn), _sample_batch(model)
         recording = _RecordingBatch(batch)
@@ -133,13 +133,13 @@ class FusedDecoder:
 
     def _project(self, modules: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
         """Returns the outputs of linear layers side by side, shape (tokens, all outputs)."""
-        bases = [module.base_layer if _is_lora(module) else module for module in modules]
-        if not all(type(base) is torch.nn.Linear for base in bases) or not all(map(_is_plain, modules)):
+        bases = [module.base_layer if is_lora(module) else module for module in modules]
+        if not all(type(base) is torch.nn.Linear for base in bases) or not all(map(is_plain, modules)):
             return torch.cat([module(x) for module in modules], dim=1)
         y = self._onednn.linear(x, [base.weight for base in bases], [base.bias for base in bases])
         outputs = torch.split(y, [base.out_features for base in bases], dim=1)
         for module, output in zip(modules, outputs, strict=True):
-            if _is_lora(module) and not module.disable_adapters:
+            if is_lora(module) and not module.disable_adapters:
                 for name in module.active_adapters:
                     low = linear(x.to(module.lora_A[name].weight.dtype), module.lora_A[name].weight)
                     output.add_(linear(low, module.lora_B[name].weight), alpha=module.scaling[name])
@@ -158,7 +158,14 @@ class _RecordingBatch(ForwardBatch):
         return self._batch.attend(q, k, v, options)
 
 
-def _is_like_llama(model: Any) -> bool:
+def has_plain_layers(model: Any) -> bool:
+    """Whether the modules of a model on a CPU are those of Llama."""
+    return is_like_llama(model) and not any(
+        _HEAD_NORMS & set(layer.self_attn._modules) for layer in model.get_decoder().layers
+    )
+
+
+def is_like_llama(model: Any) -> bool:
     """Whether the modules of a model on a CPU are those of Llama, or of Qwen 3, which normalizes queries and keys."""
     decoder = model.get_decoder()
     return (
@@ -168,7 +175,7 @@ def _is_like_llama(model: Any) -> bool:
         and type(decoder.embed_tokens) is torch.nn.Embedding
         and _is_rms_norm(decoder.norm, decoder.embed_tokens.embedding_dim)
         and all(map(_is_llama_layer, decoder.layers))
-        and len({_head_shape(layer.self_attn) for layer in decoder.layers}) == 1
+        and len({head_shape(layer.self_attn) for layer in decoder.layers}) == 1
         and _size_of(decoder.rotary_emb, "inv_freq") * 2 == decoder.layers[0].self_attn.head_dim
     )
 
@@ -194,7 +201,7 @@ def _is_rms_norm(norm: Any, size: int) -> bool:
     return named and _size_of(norm, "weight") == size
 
 
-def _head_shape(attention: Any) -> tuple[int, int, int]:
+def head_shape(attention: Any) -> tuple[int, int, int]:
     """Returns the numbers of heads and of key heads, and their size."""
     size: int = attention.head_dim
     return attention.q_proj.out_features // size, attention.k_proj.out_features // size, size
@@ -211,13 +218,13 @@ def _is_silu(function: Any) -> bool:
     return torch.allclose(function(x), silu(x))
 
 
-def _is_lora(module: Any) -> bool:
+def is_lora(module: Any) -> bool:
     return type(module) is LoraLinear
 
 
-def _is_plain(module: Any) -> bool:
+def is_plain(module: Any) -> bool:
     """Whether a layer is not tuned, or tuned by LoRA in its usual form."""
-    if not _is_lora(module):
+    if not is_lora(module):
         return True
     names = [name for name in module.active_adapters if name in module.lora_A]
     return (

@@ -100,7 +100,7 @@ class PrefillBatch(ForwardBatch):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions
     ) -> PartialAttention:
         if options.window not in self._own:
-            self._own[options.window] = _own_segments(self._spans, options.window)
+            self._own[options.window] = own_segments(self._spans, options.window)
             self._of_nodes[options.window] = [
                 _node_segment(node, range(start, stop), self.position_ids[0, start:stop].tolist(), options.window)
                 for node, start, stop in self._contexts
@@ -296,7 +296,7 @@ def empty_attention(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return q.new_empty(tokens, groups, heads, size), q.new_empty(tokens, groups, heads, dtype=torch.float)
 
 
-def _own_segments(segment_spans: Sequence[range], window: int | None) -> Segments:
+def own_segments(segment_spans: Sequence[range], window: int | None) -> Segments:
     """Returns segments whose tokens attend causally to themselves."""
     tokens = [(token, token - span.start) for span in segment_spans for token in span]
     return Segments.create(
@@ -304,6 +304,17 @@ def _own_segments(segment_spans: Sequence[range], window: int | None) -> Segment
         [token for token, _ in tokens],
         [0 if window is None else max(0, offset + 1 - window) for _, offset in tokens],
         [offset + 1 for _, offset in tokens],
+    )
+
+
+def context_segments(pairs: Sequence[tuple[range, range]]) -> Segments:
+    """Returns segments that later tokens attend to: of each pair, the tokens of the segment, and those later ones."""
+    counts = [len(tokens) for _, tokens in pairs]
+    return Segments.create(
+        [(entries.start, len(entries), keys.start) for entries, (keys, _) in zip(spans(counts), pairs, strict=True)],
+        [token for _, tokens in pairs for token in tokens],
+        [0] * sum(counts),
+        [len(keys) for keys, tokens in pairs for _ in tokens],
     )
 
 

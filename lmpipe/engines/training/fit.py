@@ -34,6 +34,7 @@ from lmpipe.engines.training.checkpoints import (
     last_complete_checkpoint,
 )
 from lmpipe.engines.training.divergence import DivergenceCallback, divergence_error
+from lmpipe.engines.training.fused_decoder import FusedTrainingDecoder
 from lmpipe.engines.training.losses import num_items, summed_loss, with_reference_logprobs
 from lmpipe.engines.training.packed_batch import PackedBatch, Targets, TokenizedRow, collate
 from lmpipe.engines.tuning_config import TuningConfig
@@ -93,8 +94,11 @@ def fit(
     virtual_tokens = tuning.virtual_tokens if tuning.method == "prefix" else 0
     collator = partial(collate, virtual_tokens=virtual_tokens, num_items=partial(num_items, objective))
     arguments = _arguments(tuning, seed, folder, model.device)
-    bfloat16_weights = _bfloat16_weights(model) if arguments.bf16 else {}
-    logits_of = partial(_logits_without_gradients, model, collator, bf16=arguments.bf16)
+    fused = None
+    if not (tuning.gradient_checkpointing or arguments.world_size > 1):
+        fused = FusedTrainingDecoder.create(model, torch.bfloat16 if arguments.bf16 else torch.float32)
+    bfloat16_weights = _bfloat16_weights(model) if arguments.bf16 and fused is None else {}
+    logits_of = partial(_logits_without_gradients, model, fused, collator, bf16=arguments.bf16)
     with swapped_parameters(model, bfloat16_weights):
         micro_batch_size = tuning.batch_size // tuning.gradient_accumulation_steps
         rows = with_reference_logprobs(objective, rows, micro_batch_size, logits_of)
@@ -109,6 +113,7 @@ def fit(
     if 0 < completed_steps < len(tokens) and observer_callback.stops_after(completed_steps):
         arguments.max_steps = completed_steps  # otherwise the trainer would do one more step
     trainer = _PackedTrainer(
+        fused,
         model=model,
         args=arguments,
         train_dataset=train_rows,
@@ -188,6 +193,7 @@ def _loss(
 
 def _logits_without_gradients(
     model: Any,
+    fused: FusedTrainingDecoder | None,
     collator: Callable[[Sequence[TokenizedRow]], dict[str, Any]],
     rows: Sequence[TokenizedRow],
     *,
@@ -202,11 +208,14 @@ def _logits_without_gradients(
         if name != "labels"
     }
     with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-        return _logits(model.eval(), inputs), targets
+        return _logits(model.eval(), fused, inputs), targets
 
 
-def _logits(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+def _logits(model: Any, fused: FusedTrainingDecoder | None, inputs: dict[str, Any]) -> torch.Tensor:
     """Returns the logits at the positions in ``logits_to_keep``, shape (positions, vocabulary)."""
+    if fused is not None:
+        names = ("input_ids", "position_ids", "logits_to_keep", "forward_batch")
+        return fused.logits(*(inputs[name] for name in names))
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         inputs["forward_batch"].past = prefix_key_values(model)
         model = model.get_base_model()
@@ -216,6 +225,10 @@ def _logits(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
 
 @final
 class _PackedTrainer(HFTrainer):
+    def __init__(self, fused: FusedTrainingDecoder | None, **options: Any) -> None:
+        super().__init__(**options)
+        self._fused = fused
+
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         rows: Any = self.train_dataset
         return StratifiedSampler(rows, self.args.seed)
@@ -233,7 +246,7 @@ class _PackedTrainer(HFTrainer):
     def _forward(self, model: Any, targets: Targets, **inputs: Any) -> dict[str, Any]:
         """Computes the inputs of the loss function."""
         with self.accelerator.autocast():  # the trainer applies it to the whole model, but not to the base model
-            return {"logits": _logits(model, inputs), "targets": targets}
+            return {"logits": _logits(model, self._fused, inputs), "targets": targets}
 
 
 def _bfloat16_weights(model: Any) -> dict[str, torch.Tensor]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 import torch
 
+from lmpipe.engines.kernels import Segments
 from lmpipe.engines.local.adapters import KeyValues
 from lmpipe.engines.local.attention import AttentionOptions, ForwardBatch, causal_attention
-from lmpipe.engines.local.forward_batch import buckets, padded, spans
+from lmpipe.engines.local.forward_batch import buckets, context_segments, own_segments, padded, spans
 from lmpipe.engines.local.prefixes import common_prefix_length
 
 _Buckets = list[tuple[torch.Tensor, torch.Tensor]]
@@ -153,7 +155,7 @@ class PackedBatch(ForwardBatch):
 
     def __init__(self, shared: int, families: Sequence[tuple[int, Sequence[int]]]) -> None:
         self.past: KeyValues = []
-        self._shared = shared
+        self._shared, self._families = shared, families
         after_shared: list[range] = []  # stems, and members of families without one
         after_stem: list[tuple[slice, _Buckets]] = []
         start = shared
@@ -176,6 +178,22 @@ class PackedBatch(ForwardBatch):
         ]
         self._order = self._order.to(device)
         return self
+
+    @cached_property
+    def segments(self) -> list[Segments]:
+        """The segments that tokens attend to, without a window and a learned prefix, for the kernels of attention.
+
+        First each part of a sequence, whose tokens attend causally to themselves; then the shared prefix; then stems.
+        """
+        start = self._shared
+        parts, stems = [range(start)] if start else [], []
+        for stem_length, lengths in self._families:
+            stem, *members = spans([stem_length, *lengths], start)
+            start = members[-1].stop
+            parts += [stem, *members] if stem_length else members
+            stems += [(stem, range(stem.stop, start))] if stem_length else []
+        shared = [(range(self._shared), range(self._shared, start))] if self._shared else []
+        return [own_segments(parts, None), *(context_segments(pairs) for pairs in (shared, stems) if pairs)]
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions) -> torch.Tensor:
         before = self.past[options.layer] if self.past else (k[:, :0], v[:, :0])

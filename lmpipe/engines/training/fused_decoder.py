@@ -1,0 +1,349 @@
+"""Forward and backward passes of decoders like Llama whose layers are tuned by LoRA, with the kernels in C.
+
+They compute what transformers, PEFT and autograd compute, in fewer passes over memory: products with frozen weights use
+oneDNN's layout in both directions, projections of the same input are one product, and normalization, rotation,
+activation, attention and their gradients are one kernel each. Only what gradients need is kept. Models that look
+different, and other methods than LoRA, are trained by transformers' and PEFT's own code.
+
+Knows nothing about losses or the training loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from peft import PeftModel
+
+from lmpipe.engines.kernels import (
+    Segments,
+    add_rms_norm,
+    attend,
+    attend_backward,
+    has_kernels,
+    rms_norm_backward,
+    rotate,
+    silu_mul,
+    silu_mul_backward,
+)
+from lmpipe.engines.local.decoder import has_plain_layers, head_shape, is_lora, is_plain
+from lmpipe.engines.training.packed_batch import PackedBatch
+
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of logits that agree, relative to their norm
+_ROWS = 1024  # input rows that the layout of frozen weights is optimized for
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Lora:
+    """The adapter of one linear layer: ``scaling * x @ down.T @ up.T`` is added to its output.
+
+    Attributes:
+        down: Trainable weight, shape (rank, inputs).
+        up: Trainable weight, shape (outputs, rank).
+        scaling: Factor.
+        outputs: The layer's part of the outputs of its projection.
+    """
+
+    down: torch.nn.Parameter
+    up: torch.nn.Parameter
+    scaling: float
+    outputs: slice
+
+
+@final
+class _Projection:
+    """Linear layers of the same input, frozen but for their adapters; the outputs are side by side.
+
+    Args:
+        modules: The layers: `torch.nn.Linear`, or PEFT's LoRA layers.
+        dtype: Dtype of the products.
+    """
+
+    def __init__(self, modules: Sequence[Any], dtype: torch.dtype) -> None:
+        bases = [module.base_layer if is_lora(module) else module for module in modules]
+        weight = torch.cat([base.weight.detach().to(dtype) for base in bases])
+        self._forward = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        self._backward = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous(), _ROWS)
+        self._bias = None
+        if any(base.bias is not None for base in bases):
+            biases = [base.weight.new_zeros(len(base.weight)) if base.bias is None else base.bias for base in bases]
+            self._bias = torch.cat([bias.detach().to(dtype) for bias in biases])
+        self.adapters: list[_Lora] = []
+        start = 0
+        for module, base in zip(modules, bases, strict=True):
+            outputs = slice(start, start := start + base.out_features)
+            if is_lora(module):
+                (name,) = module.active_adapters
+                down, up = module.lora_A[name].weight, module.lora_B[name].weight
+                self.adapters.append(_Lora(down, up, module.scaling[name], outputs))
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the outputs, shape (tokens, outputs), and what the backward pass needs besides the input."""
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._forward, self._bias, "none", [], "")
+        if not self.adapters:
+            return y, None
+        low = x @ self._downs(x.dtype).t()
+        for lora, part in zip(self.adapters, self._by_adapter(low), strict=True):
+            y[:, lora.outputs].addmm_(part, lora.up.detach().to(x.dtype).t(), alpha=lora.scaling)
+        return y, low
+
+    def backward(
+        self, gradient: torch.Tensor, x: torch.Tensor, low: torch.Tensor | None, *, needs_input: bool
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """Returns the gradient of the input, if it is needed, and those of the adapters: down and up of each."""
+        out: torch.Tensor | None = None
+        if needs_input:
+            out = torch.ops.mkldnn._linear_pointwise(gradient, self._backward, None, "none", [], "")
+        if low is None:
+            return out, []
+        ups, lows = [], []
+        for lora, part in zip(self.adapters, self._by_adapter(low), strict=True):
+            slope = gradient[:, lora.outputs]
+            ups.append((slope.t() @ part).float() * lora.scaling)
+            lows.append(slope @ (lora.up.detach() * lora.scaling).to(x.dtype))
+        low_gradient = torch.cat(lows, dim=1)
+        downs = self._by_adapter((low_gradient.t() @ x).float(), dim=0)
+        if out is not None:
+            out.addmm_(low_gradient, self._downs(x.dtype))
+        return out, [tensor for pair in zip(downs, ups, strict=True) for tensor in pair]
+
+    def _downs(self, dtype: torch.dtype) -> torch.Tensor:
+        return torch.cat([lora.down.detach().to(dtype) for lora in self.adapters])
+
+    def _by_adapter(self, x: torch.Tensor, dim: int = 1) -> Sequence[torch.Tensor]:
+        return torch.split_with_sizes(x, [len(lora.down) for lora in self.adapters], dim)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """The tokens of a batch, as the layers see them.
+
+    Attributes:
+        cosines: Cosines of the rotary embeddings, shape (tokens, size of a head).
+        sines: Their sines.
+        segments: Segments that the tokens attend to: of each list, a token attends to one segment at most.
+    """
+
+    cosines: torch.Tensor
+    sines: torch.Tensor
+    segments: Sequence[Segments]
+
+
+@final
+class _Layer:
+    """One layer of the decoder: its frozen weights, its adapters, and the two passes."""
+
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._heads, self._groups, self._size = head_shape(attention)
+        self._scale = attention.scaling
+        self._dtype = dtype
+        self._norms = [
+            (norm.weight.detach().float(), norm.variance_epsilon)
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+        ]
+        self._qkv = _Projection([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+        self._out = _Projection([attention.o_proj], dtype)
+        self._gate_up = _Projection([mlp.gate_proj, mlp.up_proj], dtype)
+        self._down = _Projection([mlp.down_proj], dtype)
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The trainable weights, in the order of their gradients."""
+        projections = (self._qkv, self._out, self._gate_up, self._down)
+        return [weight for p in projections for lora in p.adapters for weight in (lora.down, lora.up)]
+
+    def forward(self, residual: torch.Tensor, tokens: _Tokens) -> tuple[torch.Tensor, tuple[Any, ...]]:
+        """Returns the residual stream after the layer, and what the backward pass needs."""
+        x = add_rms_norm(residual, None, *self._norms[0], self._dtype)
+        qkv, qkv_low = self._qkv(x)
+        rotate(qkv, tokens.cosines, tokens.sines, self._heads + self._groups)
+        q, k, v = self._split(qkv)
+        out = torch.empty(len(x), self._groups, self._heads // self._groups, self._size, dtype=self._dtype)
+        lse = torch.empty(out.shape[:-1])
+        for number, segments in enumerate(tokens.segments):
+            attend(q, k, v, segments, self._scale, out, lse, merge=number > 0)
+        attended = out.view(len(x), -1)
+        delta, out_low = self._out(attended)
+        middle = residual.clone()
+        z = add_rms_norm(middle, delta, *self._norms[1], self._dtype)
+        gate_up, gate_low = self._gate_up(z)
+        activated = silu_mul(*gate_up.chunk(2, dim=1))
+        delta, down_low = self._down(activated)
+        saved = (residual, x, qkv, qkv_low, attended, lse, out_low, middle, z, gate_up, gate_low, down_low)
+        return middle + delta, saved
+
+    def backward(
+        self, gradient: torch.Tensor, tokens: _Tokens, saved: tuple[Any, ...], *, needs_input: bool
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """Returns the gradient of the residual stream before the layer, if needed, and those of `parameters`."""
+        residual, x, qkv, qkv_low, attended, lse, out_low, middle, z, gate_up, gate_low, down_low = saved
+        gradient = gradient.clone()
+        activated = silu_mul(*gate_up.chunk(2, dim=1))
+        slope, down = self._down.backward(gradient.to(self._dtype), activated, down_low, needs_input=True)
+        slope, gate = self._gate_up.backward(silu_mul_backward(gate_up, _needed(slope)), z, gate_low, needs_input=True)
+        delta = rms_norm_backward(middle, *self._norms[1], _needed(slope), gradient)
+        slope, out = self._out.backward(delta, attended, out_low, needs_input=True)
+        qkv_gradient = self._attention_backward(_needed(slope), qkv, attended, lse, tokens)
+        slope, qkv_gradients = self._qkv.backward(qkv_gradient, x, qkv_low, needs_input=needs_input)
+        if slope is not None:
+            rms_norm_backward(residual, *self._norms[0], slope, gradient)
+        return (gradient if needs_input else None), [*qkv_gradients, *out, *gate, *down]
+
+    def _attention_backward(
+        self, slope: torch.Tensor, qkv: torch.Tensor, attended: torch.Tensor, lse: torch.Tensor, tokens: _Tokens
+    ) -> torch.Tensor:
+        q, k, v = self._split(qkv)
+        shape = (len(qkv), self._groups, self._heads // self._groups, self._size)
+        deltas = (slope.float() * attended.float()).view(shape).sum(-1)
+        gradients = torch.zeros(qkv.shape)
+        for segments in tokens.segments:
+            attend_backward(q, k, v, segments, self._scale, slope.view(shape), lse, deltas, gradients)
+        rotate(gradients, tokens.cosines, -tokens.sines, self._heads + self._groups)
+        return gradients.to(self._dtype)
+
+    def _split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns queries, shape (key heads, queries per key head, tokens, size), and keys and values without heads."""
+        widths = [self._heads * self._size, self._groups * self._size, self._groups * self._size]
+        q, k, v = (part.view(len(qkv), -1, self._size).transpose(0, 1) for part in qkv.split_with_sizes(widths, dim=1))
+        return q.view(self._groups, -1, len(qkv), self._size), k, v
+
+
+def _needed(x: torch.Tensor | None) -> torch.Tensor:
+    if x is None:
+        raise ValueError("the gradient of an input was not computed")
+    return x
+
+
+class _LayerFunction(torch.autograd.Function):
+    """A layer as autograd sees it."""
+
+    @staticmethod
+    def forward(ctx: Any, residual: torch.Tensor, layer: _Layer, tokens: _Tokens, *parameters: Any) -> torch.Tensor:
+        out, saved = layer.forward(residual, tokens)
+        if any(ctx.needs_input_grad):
+            ctx.layer, ctx.tokens, ctx.saved = layer, tokens, saved
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        saved, ctx.saved = ctx.saved, None
+        before, gradients = ctx.layer.backward(
+            gradient.contiguous(), ctx.tokens, saved, needs_input=ctx.needs_input_grad[0]
+        )
+        return before, None, None, *gradients
+
+
+class _FrozenFunction(torch.autograd.Function):
+    """A projection without adapters as autograd sees it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, projection: _Projection) -> torch.Tensor:
+        ctx.projection = projection
+        return projection(x)[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None]:
+        return ctx.projection.backward(gradient.contiguous(), gradient, None, needs_input=True)[0], None
+
+
+@final
+class FusedTrainingDecoder:
+    """Computes the logits of a decoder like Llama, with gradients of its LoRA adapter; made by `create`.
+
+    Args:
+        model: Causal LM with PEFT's layers.
+        dtype: Dtype of matrix products.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        self._model, self._decoder = model, model.get_decoder()
+        self._dtype = dtype
+        self._layers = [_Layer(layer, dtype) for layer in self._decoder.layers]
+        self._head = _Projection([model.get_output_embeddings()], dtype)
+
+    @classmethod
+    def create(cls, model: Any, dtype: torch.dtype) -> FusedTrainingDecoder | None:
+        """Returns the passes of a model; None if its own code must be used.
+
+        Args:
+            model: Model to train.
+            dtype: Dtype of matrix products: float32 or bfloat16.
+        """
+        if not isinstance(model, PeftModel) or not has_kernels():
+            return None
+        base = model.get_base_model()
+        if not has_plain_layers(base) or not _is_lora_only(base):
+            return None
+        decoder = cls(base, dtype)
+        return decoder if decoder._agrees() else None
+
+    @torch.no_grad()
+    def _agrees(self) -> bool:
+        """Whether a few tokens have the logits that the model's code computes."""
+        count, vocabulary = 24, self._model.config.get_text_config().vocab_size
+        tokens, batch = torch.arange(count), PackedBatch(0, [(0, [count])])
+        input_ids, positions = (tokens * 7 % vocabulary)[None], tokens[None]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+            expected = self._model(
+                input_ids=input_ids, position_ids=positions, logits_to_keep=tokens, forward_batch=batch, use_cache=False
+            ).logits[0]
+        difference = (self.logits(input_ids, positions, tokens, batch).float() - expected.float()).norm()
+        return bool(difference <= _TOLERANCE[self._dtype] * expected.float().norm())
+
+    def logits(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        logits_to_keep: torch.Tensor,
+        forward_batch: PackedBatch,
+    ) -> torch.Tensor:
+        """Returns the logits at the positions in ``logits_to_keep``, shape (positions, vocabulary).
+
+        Args:
+            input_ids: Token ids, shape (1, tokens).
+            position_ids: Positions of the tokens, shape (1, tokens).
+            logits_to_keep: Indices of tokens.
+            forward_batch: The batch, which says what tokens attend to.
+        """
+        residual = self._decoder.embed_tokens(input_ids[0]).detach().float()
+        cosines, sines = (x[0].float().contiguous() for x in self._decoder.rotary_emb(residual, position_ids))
+        tokens = _Tokens(cosines, sines, forward_batch.segments)
+        for layer in self._layers:
+            residual = _apply(_LayerFunction, residual, layer, tokens, *layer.parameters)
+        normalized = self._decoder.norm(residual[logits_to_keep]).to(self._dtype)
+        return _apply(_FrozenFunction, normalized, self._head)
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> torch.Tensor:
+    return torch.as_tensor(function.apply(*arguments))  # type: ignore[no-untyped-call]
+
+
+def _is_lora_only(model: Any) -> bool:
+    """Whether the only trainable weights are those of usual LoRA layers in the decoder's linear layers."""
+    lora = [module for _, module in _linear_layers(model) if is_lora(module)]
+    trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
+    adapters = {
+        id(weight)
+        for module in lora
+        for name in module.active_adapters
+        for weight in (*module.lora_A[name].parameters(), *module.lora_B[name].parameters())
+    }
+    return (
+        bool(trained)
+        and trained <= adapters
+        and all(map(is_plain, lora))
+        and all(len(module.active_adapters) == 1 and not module.disable_adapters for module in lora)
+        and not any(isinstance(drop, torch.nn.Dropout) and drop.p for m in lora for drop in m.lora_dropout.values())
+        and type(model.get_output_embeddings()) is torch.nn.Linear
+    )
+
+
+def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    for name, module in model.get_decoder().named_modules():
+        if name.endswith("_proj"):
+            yield name, module
