@@ -16,7 +16,7 @@ from typing import Any, final
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 
 from lmpipe.engines.kernels import add_rms_norm, has_kernels, rotate, silu_mul
 from lmpipe.engines.local.attention import AttentionOptions, ForwardBatch
@@ -67,8 +67,7 @@ class FusedDecoder:
         expected = model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, forward_batch=recording
         ).logits[0]
-        with onednn:
-            difference = _relative_difference(decoder.logits(_sample_batch(model)), expected)
+        difference = _relative_difference(decoder.logits(_sample_batch(model)), expected)
         if recording.windows == {None} and difference <= _TOLERANCE[model.dtype]:
             return decoder
         logger.info("%s looks like Llama, but computes otherwise: it runs by transformers' code", type(model).__name__)
@@ -135,14 +134,19 @@ class FusedDecoder:
         """Returns the outputs of linear layers side by side, shape (tokens, all outputs)."""
         bases = [module.base_layer if is_lora(module) else module for module in modules]
         if not all(type(base) is torch.nn.Linear for base in bases) or not all(map(is_plain, modules)):
-            return torch.cat([module(x) for module in modules], dim=1)
+            with self._onednn:
+                return torch.cat([module(x) for module in modules], dim=1)
         y = self._onednn.linear(x, [base.weight for base in bases], [base.bias for base in bases])
         outputs = torch.split(y, [base.out_features for base in bases], dim=1)
         for module, output in zip(modules, outputs, strict=True):
             if is_lora(module) and not module.disable_adapters:
                 for name in module.active_adapters:
-                    low = linear(x.to(module.lora_A[name].weight.dtype), module.lora_A[name].weight)
-                    output.add_(linear(low, module.lora_B[name].weight), alpha=module.scaling[name])
+                    down, up = module.lora_A[name].weight, module.lora_B[name].weight
+                    low = x.to(down.dtype) @ down.t()
+                    if up.dtype == y.dtype:
+                        output.addmm_(low, up.t(), alpha=module.scaling[name])
+                    else:
+                        output.add_(low @ up.t(), alpha=module.scaling[name])
         return y
 
 
