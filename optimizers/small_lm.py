@@ -20,10 +20,10 @@ SMALL_LM_TUNING = TuningConfig(
     alpha=32,
     target_modules="all-linear",
     top_layers=0.5,
-    learning_rate=2e-3,
+    learning_rate=1e-3,
     beta2=0.95,
     warmup_steps=6,
-    epochs=6,
+    epochs=7,
     batch_size=6,
 )
 """LoRA settings for a small LM and a few dozen rows."""
