@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -243,19 +242,3 @@ class Server(LM):
 
 def test_an_lm_that_makes_its_own_batches_is_called_from_a_thread_for_each_job() -> None:
     run(shared(nothing), session=Session(lm=Server(OBSERVED), quiet=True))
-
-
-def test_objects_are_frozen_during_a_rollout_only() -> None:
-    counts: list[int] = []
-    program = Calls(lambda: counts.append(gc.get_freeze_count()))
-    before = gc.get_freeze_count()
-    run(program, [1])
-    assert min(counts) > before == gc.get_freeze_count()
-
-
-def test_objects_that_something_else_froze_stay_frozen() -> None:
-    gc.freeze()
-    count = gc.get_freeze_count()
-    run(Calls(nothing), [1])
-    assert gc.get_freeze_count() > count / 2  # some have been deleted
-    gc.unfreeze()
