@@ -247,16 +247,26 @@ class Wavefront(Generic[T]):
             ModuleError: If they do not return either for much longer.
         """
         blocked = [carrier for carrier in self._carriers if carrier.main is not None and not carrier.waits]
-        calls = [call for carrier in blocked for call in carrier.answered if call.answer is not None]
-        for call in calls:
-            call.answer = None  # ends the job if its thread goes on after all
+        calls = [call for carrier in blocked for call in self._withdraw(carrier)]
         if calls:
             record.add(seconds=seconds)
             self._repeated.update(call.number for call in calls)
             self._pending.extendleft(sorted((call.number for call in calls), reverse=True))
             self._start(1, len(calls))
-        elif seconds >= _PATIENCES * record.patience and (missing := self._repeated - self._results.keys()):
+        elif blocked and seconds >= _PATIENCES * record.patience and (missing := self._repeated - self._results.keys()):
             raise ModuleError(_blocked_message(blocked[0], seconds, len(missing)))
+
+    def _withdraw(self, carrier: _Carrier) -> list[_ParkedCall]:
+        """Takes the answers back that a thread has not handed to its jobs yet; if it goes on, it ends these jobs."""
+        calls: list[_ParkedCall] = []
+        with suppress(IndexError):
+            while True:  # the thread may take some at the same time
+                calls.append(carrier.answered.popleft())
+        withdrawn = [call for call in calls if call.answer is not None]
+        for call in withdrawn:
+            call.answer = None
+        carrier.answered.extend(calls)
+        return withdrawn
 
     def _answer(self, batch: Mapping[int, _ParkedCall]) -> None:
         """Answers the calls that the budget admits, and refuses the others."""
@@ -339,8 +349,12 @@ class Wavefront(Generic[T]):
         while carrier.live:
             self._wait(carrier)
             while carrier.answered:
-                if job := carrier.answered.popleft().job:
-                    job.switch()
+                try:
+                    call = carrier.answered.popleft()
+                except IndexError:  # they are being withdrawn
+                    break
+                if call.job:
+                    call.job.switch()
         carrier.main = None  # otherwise greenlet searches the whole heap for what refers to it when the thread ends
 
     def _run_jobs(self, carrier: _Carrier) -> None:
