@@ -129,11 +129,13 @@ def test_a_lock_that_is_held_across_calls_keeps_threads_apart() -> None:
         lock = threading.Lock()
 
         def forward(self, number: int) -> Prediction:
-            with self.lock if number < 3 else nullcontext():
+            with self.lock if number < 8 and not unlocked.is_set() else nullcontext():
                 return super().forward(number)
 
+    unlocked = threading.Event()
     program = Locked(nothing)
     run(program)
+    unlocked.set()
     assert not shares_threads(program)
 
 
