@@ -49,7 +49,7 @@ T = TypeVar("T")
 _POLL_SECONDS = 0.02  # time between two checks of jobs that neither finish nor call
 _IDLE_POLLS = 10  # checks without any progress after which the waiting calls are sent
 _WOKEN_AT_ONCE = 4  # threads that are woken at once after a batch
-_PATIENCES = 12  # times the patience after which jobs that were run again count as blocked too
+_PATIENCES = 60  # times the patience after which jobs that were run again count as blocked too
 
 
 @final
