@@ -20,6 +20,7 @@ from lmpipe.program.labels import check_labels
 from lmpipe.program.module import Module, check_state
 from lmpipe.program.predict import predictors, resolve_state
 from lmpipe.results.saved import SavedSession
+from lmpipe.runtime.garbage import existing_objects_frozen
 from lmpipe.runtime.session import Session
 from lmpipe.state import ProgramState
 from lmpipe.text.reprs import settings_repr, short_repr
@@ -110,7 +111,8 @@ class Optimizer(ABC):
             nonlocal recalled
             recalled = False
             origin = self._origin(program, state, train, val, session)
-            result = self.search(program, state, train, val, inner)
+            with existing_objects_frozen():
+                result = self.search(program, state, train, val, inner)
             check_type(f"the result of {type(self).__name__}.search()", result, OptimizeResult)
             update = {
                 "stopped": result.stopped or inner.ledger.reached_limit(),

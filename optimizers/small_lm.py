@@ -2,8 +2,7 @@
 
 Such an LM often gives one answer to every input. Only other demonstrations change that answer, so the rollouts to learn
 from vary them, and go on until an example is solved, also through rounds in which hardly any rollout succeeds. Few rows
-then remain, which a high learning rate learns in a few epochs. Adapting the upper half of the layers learns them as
-well as adapting all, in half the time; the upper third does not. The defaults of the classes themselves are the paper's
+then remain, which a high learning rate learns in a few epochs. The defaults of the classes themselves are the paper's
 (Soylu et al. 2024, arXiv 2407.10930), for LMs of several billion weights and a thousand examples.
 """
 
@@ -19,11 +18,10 @@ SMALL_LM_TUNING = TuningConfig(
     rank=16,
     alpha=32,
     target_modules="all-linear",
-    top_layers=0.5,
-    learning_rate=2e-3,
+    learning_rate=1e-3,
     beta2=0.95,
     warmup_steps=6,
-    epochs=6,
+    epochs=7,
     batch_size=6,
 )
 """LoRA settings for a small LM and a few dozen rows."""

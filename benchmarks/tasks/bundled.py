@@ -22,7 +22,7 @@ RARELY_CORRECT: Mapping[str, object] = MappingProxyType(
         "max_rollouts_per_example": 4,
         "rollout_temperature": 0.7,
         "deduplicate": True,
-        "tuning": replace(SMALL_LM_TUNING, top_layers=1.0, learning_rate=1e-3, warmup_steps=2, epochs=3, batch_size=4),
+        "tuning": replace(SMALL_LM_TUNING, warmup_steps=2, epochs=3, batch_size=4),
         "num_train_scored": 0,
     }
 )

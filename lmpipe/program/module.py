@@ -54,6 +54,9 @@ class Module(ABC):
 
     has_prompt: ClassVar[bool] = False
     """Whether the module makes LM calls with a prompt of its own."""
+    shares_threads: ClassVar[bool] = True
+    """Whether jobs may share a thread once the module's code has not waited in many of them. False keeps a thread for
+    each job; write this if `forward` holds a lock or a thread-local setting across the call of a module."""
     input_names: tuple[str, ...] = ()
     """Names of the inputs, for modules whose `forward` does not name them because a signature does."""
 
@@ -165,7 +168,8 @@ class Module(ABC):
         self.paths()
         mark: _FrozenMark = self.__dict__["_frozen_mark"]
         if mark.waits is None or mark.waits[0] is not metric:
-            mark.waits = (metric, WaitRecord())
+            waits = not all(module.shares_threads for _, module in self.named_modules())
+            mark.waits = (metric, WaitRecord(waits=waits))
         return mark.waits[1]
 
     @property

@@ -28,7 +28,6 @@ from lmpipe.metrics import Metric, check_metric, score_prediction
 from lmpipe.program.module import Module, check_inputs, check_prediction, check_state
 from lmpipe.runtime.call_context import CallContext, CompleteFn, SearchFn
 from lmpipe.runtime.deadline import set_deadline
-from lmpipe.runtime.garbage import existing_objects_frozen
 from lmpipe.runtime.session import Session
 from lmpipe.runtime.trace import Failure, Trace, total_cost
 from lmpipe.runtime.wavefront import Wavefront
@@ -111,11 +110,7 @@ def rollout(
         check_state(program, state)
         session.register_adapters(state)
     scorer, bugs = None if metric is None else _Scorer(metric), _Bugs(jobs)
-    with (
-        session.track(title, len(jobs)) as advance,
-        set_deadline(session.ledger.seconds_left),
-        existing_objects_frozen(),
-    ):
+    with session.track(title, len(jobs)) as advance, set_deadline(session.ledger.seconds_left):
         paths = program.paths()
 
         def run_job(number: int, complete: CompleteFn, search: SearchFn) -> Trace:

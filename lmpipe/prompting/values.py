@@ -43,8 +43,10 @@ def render_input(value: Any) -> str:
     Raises:
         SignatureError: If the value cannot be written as JSON.
     """
-    if isinstance(value, str) and not isinstance(value, enum.Enum):
+    if type(value) is str or (isinstance(value, str) and not isinstance(value, enum.Enum)):
         return value
+    if type(value) is list and not value:
+        return "[]"
     if isinstance(value, (list, tuple)) and value and not [item for item in value if not isinstance(item, str)]:
         return "\n" + "\n".join([f"[{number}] {item}" for number, item in enumerate(value, 1)])
     return _render_json(value)

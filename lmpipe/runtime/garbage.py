@@ -1,7 +1,7 @@
-"""Spares the garbage collector the objects that existed before a rollout.
+"""Spares the garbage collector the objects that existed before an optimizer ran.
 
-A full collection visits all objects of the process. A rollout makes many objects that stay, so collections are frequent
-while it runs, and each would visit the traces of all earlier rollouts again.
+A full collection visits all objects of the process. An optimizer makes many objects that stay, so collections are
+frequent while it runs, and each would visit everything that was imported or made before.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class _Freezer:
             with self._lock:
                 self._blocks -= counted
                 if counted and not self._blocks:
-                    gc.collect()  # visits what was made in the block, so that it is not visited again soon
                     gc.unfreeze()
 
 

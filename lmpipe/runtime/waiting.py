@@ -24,12 +24,17 @@ _PER_JOB = 0.0005  # and this number for each job
 class WaitRecord:
     """What has been seen of some code so far.
 
+    Args:
+        waits: Whether the code is known to wait.
+        patience: Number of seconds without any progress after which the other jobs of a thread are run again.
+
     Attributes:
         waits: Whether the code has been seen to wait.
     """
 
-    def __init__(self) -> None:
-        self.waits = False
+    def __init__(self, *, waits: bool = False, patience: float = 5.0) -> None:
+        self.waits = waits
+        self.patience = patience
         self._jobs = 0
         self._seconds = 0.0
 

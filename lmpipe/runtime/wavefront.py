@@ -8,7 +8,9 @@ has passed, calls under way are abandoned after a few seconds of grace, and so a
 
 At first every job has a thread of its own, with a context of its own, which blocks at calls. Once many jobs of a
 program have run and their code has never waited for anything but its calls (`lmpipe.runtime.waiting`), several jobs
-share a thread: each is a greenlet, and parks without a switch of threads.
+share a thread: each is a greenlet, and parks without a switch of threads. If one of them waits for seconds after all,
+the others in its thread are run again, each in a thread of its own. If they do not return either, as with a lock that
+a parked job holds, the run ends with an error.
 
 An LM that makes its own batches, as a server does, is called at once, from the job's own thread. If all LMs are of this
 kind, a search does not wait for all jobs either: it takes the queries that wait when the search before it has ended, so
@@ -20,17 +22,20 @@ This module knows nothing about programs, examples or traces.
 from __future__ import annotations
 
 import contextvars
+import sys
+import sysconfig
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from types import FrameType
 from typing import Any, Generic, TypeVar, final
 
 from greenlet import getcurrent, greenlet
 
-from lmpipe.errors import BudgetSpent, EngineError
+from lmpipe.errors import BudgetSpent, EngineError, ModuleError
 from lmpipe.ledger import Cost, Ledger
 from lmpipe.lm import LM, Completion, Request, complete_batch
 from lmpipe.retriever import Passages
@@ -44,6 +49,7 @@ T = TypeVar("T")
 _POLL_SECONDS = 0.02  # time between two checks of jobs that neither finish nor call
 _IDLE_POLLS = 10  # checks without any progress after which the waiting calls are sent
 _WOKEN_AT_ONCE = 4  # threads that are woken at once after a batch
+_PATIENCES = 60  # times the patience after which jobs that were run again count as blocked too
 
 
 @final
@@ -64,6 +70,8 @@ class _Carrier:
         answered: Parked calls that have been answered.
         main: The thread itself, as the greenlet that the greenlets of its jobs return to when they park.
         clock: Measures how long the code of the jobs waits; None if that does not matter.
+        number: Number of the job that runs.
+        thread: The thread.
     """
 
     jobs: int
@@ -73,6 +81,8 @@ class _Carrier:
     live: int = 0
     answered: deque[_ParkedCall] = field(default_factory=deque)
     main: greenlet | None = None
+    number: int = 0
+    thread: threading.Thread | None = None
 
 
 @final
@@ -82,6 +92,7 @@ class _ParkedCall:
 
     Attributes:
         batch: Calls with equal values are answered in one batch: the role of an LM, or a number of passages.
+        number: Number of the job.
         question: The request or the query.
         carrier: The thread of the job.
         job: The job, if it shares the thread.
@@ -89,6 +100,7 @@ class _ParkedCall:
     """
 
     batch: str | int
+    number: int
     question: Any
     carrier: _Carrier
     job: greenlet | None = None
@@ -149,7 +161,7 @@ class Wavefront(Generic[T]):
         self._results: dict[int, T] = {}
         self._pending = deque(range(count))
         self._budget = _BudgetGuard(session.ledger)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._progressed = threading.Condition(self._lock)
         self._parked: dict[int, _ParkedCall] = {}
         self._asleep: deque[_Carrier] = deque()  # whose calls are answered, but which are not woken yet
@@ -158,6 +170,8 @@ class Wavefront(Generic[T]):
         self._eager = batched == {False}  # only searches wait: send them at once
         self._record = record if batched == {True} else None
         self._threads: list[threading.Thread] = []
+        self._carriers: list[_Carrier] = []
+        self._repeated: set[int] = set()  # jobs that were run again
         self._running = 0  # threads that neither wait for answers nor have ended
         self._progress = 0  # counts the steps of all threads, to see whether any of them still makes progress
         self._error: BaseException | None = None
@@ -169,6 +183,7 @@ class Wavefront(Generic[T]):
         Raises:
             EngineError: If an engine or the retriever failed as a whole or broke its contract, or a job ended without
                 a result.
+            ModuleError: If jobs that share a thread wait for each other.
             BaseException: If a job raised it.
         """
         self._start(
@@ -198,8 +213,10 @@ class Wavefront(Generic[T]):
         for share in shares:
             carrier = _Carrier(share, WaitClock() if self._record and not self._record.waits else None)
             carrier.awake.acquire()
-            self._threads.append(threading.Thread(target=self._carry, args=(carrier,), daemon=True))
-            self._threads[-1].start()
+            carrier.thread = threading.Thread(target=self._carry, args=(carrier,), daemon=True)
+            self._threads.append(carrier.thread)
+            self._carriers.append(carrier)
+            carrier.thread.start()
 
     def _next_batch(self) -> dict[int, _ParkedCall]:
         """Waits until every live job is parked, or until no job has made progress for a while.
@@ -216,10 +233,40 @@ class Wavefront(Generic[T]):
                 idle, seen = (idle + 1 if self._progress == seen else 0), self._progress
                 if idle:
                     self._wake(len(self._asleep))  # the woken jobs are slow, so they do not wake the others
+                if self._record and idle * _POLL_SECONDS >= self._record.patience:
+                    self._relieve(self._record, idle * _POLL_SECONDS)
             if self._error:
                 raise self._error
             batch, self._parked = dict(sorted(self._parked.items())), {}
             return batch
+
+    def _relieve(self, record: WaitRecord, seconds: float) -> None:
+        """Runs jobs again whose thread another job has occupied for some seconds without any progress.
+
+        Raises:
+            ModuleError: If they do not return either for much longer.
+        """
+        blocked = [carrier for carrier in self._carriers if carrier.main is not None and not carrier.waits]
+        calls = [call for carrier in blocked for call in self._withdraw(carrier)]
+        if calls:
+            record.add(seconds=seconds)
+            self._repeated.update(call.number for call in calls)
+            self._pending.extendleft(sorted((call.number for call in calls), reverse=True))
+            self._start(1, len(calls))
+        elif blocked and seconds >= _PATIENCES * record.patience and (missing := self._repeated - self._results.keys()):
+            raise ModuleError(_blocked_message(blocked[0], seconds, len(missing)))
+
+    def _withdraw(self, carrier: _Carrier) -> list[_ParkedCall]:
+        """Takes the answers back that a thread has not handed to its jobs yet; if it goes on, it ends these jobs."""
+        calls: list[_ParkedCall] = []
+        with suppress(IndexError):
+            while True:  # the thread may take some at the same time
+                calls.append(carrier.answered.popleft())
+        withdrawn = [call for call in calls if call.answer is not None]
+        for call in withdrawn:
+            call.answer = None
+        carrier.answered.extend(calls)
+        return withdrawn
 
     def _answer(self, batch: Mapping[int, _ParkedCall]) -> None:
         """Answers the calls that the budget admits, and refuses the others."""
@@ -302,8 +349,12 @@ class Wavefront(Generic[T]):
         while carrier.live:
             self._wait(carrier)
             while carrier.answered:
-                if job := carrier.answered.popleft().job:
-                    job.switch()
+                try:
+                    call = carrier.answered.popleft()
+                except IndexError:  # they are being withdrawn
+                    break
+                if call.job:
+                    call.job.switch()
         carrier.main = None  # otherwise greenlet searches the whole heap for what refers to it when the thread ends
 
     def _run_jobs(self, carrier: _Carrier) -> None:
@@ -311,6 +362,7 @@ class Wavefront(Generic[T]):
         carrier.live += 1
         try:
             while (number := self._take_job(carrier)) is not None:
+                carrier.number = number
                 complete, search = partial(self._complete, carrier, number), partial(self._search, carrier, number)
                 self._results[number] = self._context.copy().run(self._run_job, number, complete, search)
                 self._advance(1)
@@ -367,7 +419,7 @@ class Wavefront(Generic[T]):
 
     def _park(self, carrier: _Carrier, number: int, batch: str | int, question: object) -> Any:
         """Waits with the other jobs for the next batch, and returns the answer to a call."""
-        call = _ParkedCall(batch, question, carrier)
+        call = _ParkedCall(batch, number, question, carrier)
         with self._lock:
             self._begin_call()
             self._parked[number] = call
@@ -377,6 +429,7 @@ class Wavefront(Generic[T]):
         else:
             call.job = getcurrent()
             carrier.main.switch()  # returns when the answer is there
+            carrier.number = number
         if call.answer is None:
             raise _Abandoned
         if isinstance(call.answer, BudgetSpent):
@@ -411,3 +464,20 @@ def _overdue(idle: int) -> bool:
     After twice the grace they are abandoned in any case.
     """
     return (seconds_left(GRACE) == 0 and idle >= _IDLE_POLLS) or seconds_left(2 * GRACE) == 0
+
+
+def _blocked_message(carrier: _Carrier, seconds: float, others: int) -> str:
+    frame = sys._current_frames().get(carrier.thread.ident or 0) if carrier.thread else None
+    return (
+        f"job {carrier.number} has waited for {seconds:.0f} s{_position(frame)}, and {others} other jobs do not go on: "
+        "they share a thread, and one of them may hold a lock across the call of a module; write `shares_threads = "
+        "False` in the class of the module, so that each job has a thread of its own, and start the process again"
+    )
+
+
+def _position(frame: FrameType | None) -> str:
+    """Returns the line outside of the standard library that a thread is at, as a part of a sentence."""
+    library = sysconfig.get_path("stdlib")
+    while frame is not None and frame.f_code.co_filename.startswith((library, "<")):
+        frame = frame.f_back
+    return "" if frame is None else f" at {frame.f_code.co_filename}, line {frame.f_lineno}"

@@ -107,6 +107,7 @@ class _InstructionProposer:
         self, program: Module, state: ProgramState, session: Session, proposer: Proposer, context: ProposalContext
     ) -> None:
         self._program, self._student, self._context, self._seed = program, state, context, session.seed
+        self._modules = predictors(program)
         self._writer = InstructionWriter(context, proposer)
         writer_state, self._session = proposer.bind(state, session)
         self._state = writer_state.with_prompts_of(initial_state(self._writer, self._session))
@@ -124,10 +125,9 @@ class _InstructionProposer:
         if self._context.program_aware:
             structure = program_text(self._program)
             texts["program"] = self.call("describe_program", [{"program": structure}])[0]
-            modules = predictors(self._program)
-            calls = [{"program": structure, "module": module_text(path, modules[path])} for path in modules]
+            calls = [{"program": structure, "module": module_text(*module)} for module in self._modules.items()]
             descriptions = self.call("describe_module", calls)
-            texts |= {f"module {path}": text for path, text in zip(modules, descriptions, strict=True)}
+            texts |= {f"module {path}": text for path, text in zip(self._modules, descriptions, strict=True)}
         return {name: text for name, text in texts.items() if text}
 
     def inputs(self, path: str, number: int, shared: Mapping[str, str], bootstrapped: DemoPool) -> dict[str, str]:
@@ -139,7 +139,7 @@ class _InstructionProposer:
             "dataset_summary": shared.get("data", ""),
             "program_description": shared.get("program", ""),
             "module_description": shared.get(f"module {path}", ""),
-            "module": module_text(path, predictors(self._program)[path]),
+            "module": module_text(path, self._modules[path]),
             "demonstrations": "\n\n".join(_text(demo.inputs, demo.outputs) for demo in drawn),
             "current_instruction": self._student.prompts[path].instructions,
             "tip": rng.choice(TIPS),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from lmpipe.engines import load_lm
 from lmpipe.engines.kernels import has_kernels
 from lmpipe.engines.kernels.library import kernels
 from lmpipe.engines.local import LocalLM
@@ -130,11 +131,17 @@ def assert_logprobs(lm: LocalLM, adapter: str | None, model: Any, tolerance: flo
         assert sequence.logprobs[: len(expected)] == pytest.approx(expected.tolist(), abs=tolerance)
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", [*FUSED, *OTHERS])
 def test_log_probabilities_in_bfloat16_are_those_of_the_model(name: str, tiny_folder: Path) -> None:
-    lm = load(create(FUSED[name], torch.bfloat16), tiny_folder)
-    assert is_fused(lm)
-    assert_logprobs(lm, None, create(FUSED[name], torch.bfloat16), TOLERANCE[torch.bfloat16])
+    config = (FUSED | OTHERS)[name]
+    lm = load(create(config, torch.bfloat16), tiny_folder)
+    assert is_fused(lm) is (name in FUSED)
+    assert_logprobs(lm, None, create(config, torch.bfloat16), TOLERANCE[torch.bfloat16])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_bundled_lm_is_fused(dtype: str) -> None:
+    assert is_fused(cast(LocalLM, load_lm("bundled", dtype=dtype)))
 
 
 ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]

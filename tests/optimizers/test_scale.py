@@ -6,12 +6,13 @@ Each question holds the number of its module, so a prompt shows which module sen
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from benchmarks.performance.modules import OPTIMIZERS, Grove, LetterCounts, RowKeeper, examples, reply
 from lmpipe import (
+    Module,
     Optimizer,
     OptimizeResult,
     ProgramState,
@@ -95,3 +96,25 @@ def test_the_adapter_of_a_module_is_trained_on_its_own_calls(store: RunStore) ->
         {number} for number in range(MODULES)
     ]
     assert set(result.state.weights) == {"lm"} | {f"lm/{path}" for path in predictors(program)}
+
+
+class CountedGrove(Grove):
+    """Counts how often its whole structure is searched for modules."""
+
+    def __init__(self, modules: int) -> None:
+        super().__init__(modules)
+        self.walks: list[str] = []
+
+    def named_modules(self, path: str = "self") -> Iterator[tuple[str, Module]]:
+        self.walks.append(path)
+        return super().named_modules(path)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_structure_is_not_searched_once_for_each_module(name: str, store: RunStore) -> None:
+    walks = []
+    for modules in (2, 20):
+        program = CountedGrove(modules)
+        optimize(program, OPTIMIZERS[name], Session(lm=ScriptedLM(reply), store=store, embedder=LetterCounts()))
+        walks.append(len(program.walks))
+    assert walks[1] < walks[0] + 10

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -30,6 +31,11 @@ from lmpipe import (
     rollout,
 )
 from lmpipe.errors import ModuleError
+from lmpipe.lm import Message, Sampling
+from lmpipe.runtime.call_context import CompleteFn, SearchFn
+from lmpipe.runtime.waiting import WaitRecord
+from lmpipe.runtime.wavefront import Wavefront
+from lmpipe.state import WeightState
 
 OBSERVED = 64  # jobs of a program that have a thread each, before jobs share threads
 
@@ -123,12 +129,13 @@ def test_a_lock_that_is_held_across_calls_keeps_threads_apart() -> None:
         lock = threading.Lock()
 
         def forward(self, number: int) -> Prediction:
-            with self.lock:
+            with self.lock if number < 8 and not unlocked.is_set() else nullcontext():
                 return super().forward(number)
 
+    unlocked = threading.Event()
     program = Locked(nothing)
-    for _ in range(2):
-        run(program, range(3))
+    run(program)
+    unlocked.set()
     assert not shares_threads(program)
 
 
@@ -245,17 +252,71 @@ def test_an_lm_that_makes_its_own_batches_is_called_from_a_thread_for_each_job()
     run(shared(nothing), session=Session(lm=Server(OBSERVED), quiet=True))
 
 
-def test_objects_are_frozen_during_a_rollout_only() -> None:
-    counts: list[int] = []
-    program = Calls(lambda: counts.append(gc.get_freeze_count()))
-    before = gc.get_freeze_count()
-    run(program, [1])
-    assert min(counts) > before == gc.get_freeze_count()
+def run_in_one_thread(work: Callable[[int, Callable[[], object]], object]) -> list[int]:
+    """Runs work that shares a thread, given its number and a function that makes a call, with little patience."""
+    record, session = WaitRecord(patience=0.1), Session(lm=lm(), quiet=True)
+    record.add(jobs=10 * OBSERVED)
+    request = Request((Message("user", "number: 1"),), Sampling(), WeightState(base="scripted"), 0)
+
+    def run_job(number: int, complete: CompleteFn, search: SearchFn) -> int:
+        work(number, lambda: complete("lm", request))
+        return number
+
+    return Wavefront(session, run_job, lambda number: -1, 4, lambda count: None, record).run()
 
 
-def test_objects_that_something_else_froze_stay_frozen() -> None:
-    gc.freeze()
-    count = gc.get_freeze_count()
-    run(Calls(nothing), [1])
-    assert gc.get_freeze_count() > count / 2  # some have been deleted
-    gc.unfreeze()
+def test_jobs_behind_one_that_begins_to_wait_are_run_again_in_threads_of_their_own() -> None:
+    returned = threading.Event()
+
+    def work(number: int, call: Callable[[], object]) -> None:
+        call()
+        if number == 0:
+            assert returned.wait(60)
+        call()
+        if number == 3:
+            returned.set()
+
+    assert run_in_one_thread(work) == [0, 1, 2, 3]
+
+
+def test_a_lock_that_late_jobs_hold_across_calls_ends_the_run_with_the_line() -> None:
+    lock = threading.Lock()
+
+    def work(number: int, call: Callable[[], object]) -> None:
+        with lock:
+            call()
+
+    with pytest.raises(ModuleError, match=r"test_wavefront.py, line \d+.*shares_threads = False"):
+        run_in_one_thread(work)
+
+
+def test_jobs_of_a_module_that_says_so_never_share_threads() -> None:
+    class Holding(Calls):
+        shares_threads = False
+
+    program = Holding(nothing)
+    run(program)
+    assert not shares_threads(program)
+
+
+def test_jobs_in_one_thread_share_its_thread_local_values() -> None:
+    local, seen = threading.local(), set[int]()
+
+    def count() -> None:
+        local.count = getattr(local, "count", 0) + 1
+        seen.add(local.count)
+
+    run(shared(count))
+    assert max(seen) > 2  # a job that has a thread of its own counts its two calls
+
+
+def test_a_trace_function_of_a_job_does_not_end_the_run() -> None:
+    calls: list[str] = []
+
+    def traced() -> None:
+        sys.settrace(lambda frame, event, arg: calls.append(frame.f_code.co_name))
+        nothing()
+        sys.settrace(None)
+
+    run(shared(traced))
+    assert calls.count("nothing") == 2 * OBSERVED

@@ -107,11 +107,14 @@ INLINE void product(const float *a, int64_t a_row, int64_t a_col, const float *b
     floats sums[ROWS][WIDE];
     for (int r = 0; r < rows; r++)
         for (int w = 0; w < width; w++) sums[r][w] = accumulate ? load(c + r * c_row + w * LANES) : (floats){0};
-    for (int d = 0; d < depth; d++)
-        for (int w = 0; w < width; w++) {
-            floats right = load(b + d * b_row + w * LANES);
-            for (int r = 0; r < rows; r++) sums[r][w] += a[r * a_row + d * a_col] * right;
+    for (int d = 0; d < depth; d++) {
+        floats right[WIDE]; /* loaded first, so that each number of a is loaded once */
+        for (int w = 0; w < width; w++) right[w] = load(b + d * b_row + w * LANES);
+        for (int r = 0; r < rows; r++) {
+            const floats left = a[r * a_row + d * a_col] - (floats){0};
+            for (int w = 0; w < width; w++) sums[r][w] += left * right[w];
         }
+    }
     for (int r = 0; r < rows; r++)
         for (int w = 0; w < width; w++) store(c + r * c_row + w * LANES, sums[r][w]);
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -247,7 +248,6 @@ class LocalLM(LM):
         )
         with (
             self.adapters.active(adapter) as active,
-            self._onednn_linear,
             self._prefixes.cleared_on_error(),
             errors,
         ):
@@ -258,18 +258,21 @@ class LocalLM(LM):
         """Completes sequences; if memory runs out, lowers the limits and restarts the unfinished ones."""
         for sequence in sequences:
             sequence.virtual_tokens = self._prefixes.insert(weights, active.prefix) if active.prefix else 0
+        decoder = self._decoder if self._decoder is not None and self._decoder.is_current else None
+        batch = ContinuousBatch(
+            active.model,
+            sequences,
+            weights,
+            self._prefixes,
+            self.limits,
+            self._end_tokens,
+            self._decode,
+            self._vocabulary,
+            decoder,
+        )
         try:
-            ContinuousBatch(
-                active.model,
-                sequences,
-                weights,
-                self._prefixes,
-                self.limits,
-                self._end_tokens,
-                self._decode,
-                self._vocabulary,
-                self._decoder if self._decoder is not None and self._decoder.is_current else None,
-            ).run()
+            with self._onednn_linear if decoder is None else nullcontext():
+                batch.run()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -1,0 +1,43 @@
+"""The garbage collector skips what existed before an optimizer ran, and is as before afterwards."""
+
+from __future__ import annotations
+
+import gc
+
+from benchmarks.performance.modules import Grove, examples, reply
+from lmpipe import Example, Prediction, ScriptedLM, Session, exact_match
+from optimizers import BetterTogether, BootstrapFewShot
+
+
+def frozen_counts() -> list[int]:
+    """Returns the number of frozen objects each time that one of two stages scores a prediction."""
+    counts: list[int] = []
+
+    def metric(example: Example, prediction: Prediction) -> bool:
+        counts.append(gc.get_freeze_count())
+        return exact_match(example, prediction)
+
+    stages = BetterTogether(metric, {"a": BootstrapFewShot(metric), "b": BootstrapFewShot(metric)}, "a -> b")
+    session = Session(lm=ScriptedLM(reply), quiet=True)
+    stages.optimize(Grove(2), None, examples(4), examples(4, start=50), session)
+    return counts
+
+
+def test_objects_are_frozen_while_an_optimizer_runs() -> None:
+    before = gc.get_freeze_count()
+    assert min(frozen_counts()) > before == gc.get_freeze_count()
+
+
+def test_objects_that_something_else_froze_stay_frozen() -> None:
+    gc.freeze()
+    count = gc.get_freeze_count()
+    frozen_counts()
+    assert gc.get_freeze_count() > count / 2  # some have been deleted
+    gc.unfreeze()
+
+
+def test_nothing_is_frozen_without_a_collector() -> None:
+    gc.disable()
+    counts = frozen_counts()
+    gc.enable()
+    assert set(counts) == {gc.get_freeze_count()}
