@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+
+import pytest
 
 from benchmarks.performance.modules import Grove, examples, reply
 from lmpipe import Example, Prediction, ScriptedLM, Session, exact_match
 from optimizers import BetterTogether, BootstrapFewShot
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_frozen() -> Iterator[None]:
+    """The test session itself freezes what its imports leave behind: see tests/conftest.py."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
 
 
 def frozen_counts() -> list[int]:
