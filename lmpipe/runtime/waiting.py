@@ -18,6 +18,7 @@ _JOBS_OBSERVED = 64  # jobs that must have run before jobs share threads
 _SHORT = 0.001  # seconds; shorter waits do not count
 _TOTAL = 0.05  # code waits if its waits exceed this number of seconds in total,
 _PER_JOB = 0.0005  # and this number for each job
+_PER_EVICTION = 0.1  # seconds that another thread may keep the core after it has taken it
 
 
 @final
@@ -61,10 +62,12 @@ class WaitClock:
     def stop(self) -> float:
         """Returns the seconds for which the thread has waited since the start.
 
-        It is 0 if the system gave the core to another thread in the meantime: a busy machine would look like waiting.
+        Each time that the system gave the core to another thread in the meantime, some of it was not waiting: otherwise
+        a busy machine would look like waiting.
         """
         seconds = perf_counter() - self._wall - (thread_time() - self._cpu)
-        return 0.0 if seconds < _SHORT or _evictions() > self._evictions else seconds
+        seconds -= _PER_EVICTION * (_evictions() - self._evictions)
+        return 0.0 if seconds < _SHORT else seconds
 
 
 def _evictions() -> int:
