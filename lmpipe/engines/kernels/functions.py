@@ -55,6 +55,12 @@ class Segments:
     first: torch.Tensor
     stop: torch.Tensor
 
+    @property
+    def arguments(self) -> tuple[int, ...]:
+        """The segments as arguments of the kernels."""
+        rest = (self.rows.data_ptr(), self.first.data_ptr(), self.stop.data_ptr())
+        return (self.table.data_ptr(), len(self.table), *rest)
+
     @classmethod
     def create(
         cls,
@@ -108,11 +114,7 @@ def attend(
         out.data_ptr(),
         lse.data_ptr(),
         strides.data_ptr(),
-        segments.table.data_ptr(),
-        len(segments.table),
-        segments.rows.data_ptr(),
-        segments.first.data_ptr(),
-        segments.stop.data_ptr(),
+        *segments.arguments,
         groups,
         heads,
         size,
@@ -179,11 +181,7 @@ def attend_backward(
         gradients.data_ptr(),
         gradients.stride(0),
         strides.data_ptr(),
-        segments.table.data_ptr(),
-        len(segments.table),
-        segments.rows.data_ptr(),
-        segments.first.data_ptr(),
-        segments.stop.data_ptr(),
+        *segments.arguments,
         groups,
         heads,
         size,

@@ -118,12 +118,8 @@ class FusedDecoder:
                 flat = part.reshape(-1, size).float()
                 part.copy_(self._norm(norm, flat, None).view(part.shape))
         rotate(qkv, cosines, sines, heads + groups)
-        q, k, v = (
-            part.view(len(x), -1, size).transpose(0, 1)
-            for part in torch.split(qkv, [heads * size, groups * size, groups * size], dim=1)
-        )
         options = AttentionOptions(attention.layer_idx, attention.scaling)
-        out = batch.attend(q.view(groups, heads // groups, len(x), size), k, v, options)
+        out = batch.attend(*split_heads(qkv, heads, groups, size), options)
         return self._project([attention.o_proj], out.reshape(len(x), -1))
 
     def _mlp(self, mlp: Any, x: torch.Tensor) -> torch.Tensor:
@@ -211,6 +207,26 @@ def head_shape(attention: Any) -> tuple[int, int, int]:
     return attention.q_proj.out_features // size, attention.k_proj.out_features // size, size
 
 
+def split_heads(
+    qkv: torch.Tensor, heads: int, groups: int, size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Splits projections into views of queries, keys and values.
+
+    Args:
+        qkv: Queries, keys and values of a token side by side, shape (tokens, numbers).
+        heads: Number of heads.
+        groups: Number of key heads.
+        size: Size of a head.
+
+    Returns:
+        Queries, shape (key heads, queries per key head, tokens, size), and keys and values, shape (key heads, tokens,
+            size).
+    """
+    parts = torch.split(qkv, [heads * size, groups * size, groups * size], dim=1)
+    q, k, v = (part.view(len(qkv), -1, size).transpose(0, 1) for part in parts)
+    return q.view(groups, heads // groups, len(qkv), size), k, v
+
+
 def _size_of(module: Any, name: str) -> int:
     """Returns how many numbers a parameter or buffer of a module has; 0 if there is none."""
     tensor = getattr(module, name, None)
@@ -223,6 +239,7 @@ def _is_silu(function: Any) -> bool:
 
 
 def is_lora(module: Any) -> bool:
+    """Whether a layer is a linear layer with LoRA adapters."""
     return type(module) is LoraLinear
 
 

@@ -30,7 +30,7 @@ from lmpipe.engines.kernels import (
     silu_mul,
     silu_mul_backward,
 )
-from lmpipe.engines.local.decoder import RecordingBatch, has_plain_layers, head_shape, is_lora, is_plain
+from lmpipe.engines.local.decoder import RecordingBatch, has_plain_layers, head_shape, is_lora, is_plain, split_heads
 from lmpipe.engines.training.packed_batch import PackedBatch
 
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of logits that agree, relative to their norm
@@ -164,7 +164,7 @@ class _Layer:
         x = add_rms_norm(residual, None, *self._norms[0], self._dtype)
         qkv, qkv_low = self._qkv(x)
         rotate(qkv, tokens.cosines, tokens.sines, self._heads + self._groups)
-        q, k, v = self._split(qkv)
+        q, k, v = split_heads(qkv, self._heads, self._groups, self._size)
         out = torch.empty(len(x), self._groups, self._heads // self._groups, self._size, dtype=self._dtype)
         lse = torch.empty(out.shape[:-1])
         for number, segments in enumerate(tokens.segments):
@@ -199,7 +199,7 @@ class _Layer:
     def _attention_backward(
         self, slope: torch.Tensor, qkv: torch.Tensor, attended: torch.Tensor, lse: torch.Tensor, tokens: _Tokens
     ) -> torch.Tensor:
-        q, k, v = self._split(qkv)
+        q, k, v = split_heads(qkv, self._heads, self._groups, self._size)
         shape = (len(qkv), self._groups, self._heads // self._groups, self._size)
         deltas = (slope.float() * attended.float()).view(shape).sum(-1)
         gradients = torch.zeros(qkv.shape)
@@ -207,12 +207,6 @@ class _Layer:
             attend_backward(q, k, v, segments, self._scale, slope.view(shape), lse, deltas, gradients)
         rotate(gradients, tokens.cosines, -tokens.sines, self._heads + self._groups)
         return gradients.to(self._dtype)
-
-    def _split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns queries, shape (key heads, queries per key head, tokens, size), and keys and values without heads."""
-        widths = [self._heads * self._size, self._groups * self._size, self._groups * self._size]
-        q, k, v = (part.view(len(qkv), -1, self._size).transpose(0, 1) for part in qkv.split_with_sizes(widths, dim=1))
-        return q.view(self._groups, -1, len(qkv), self._size), k, v
 
 
 def _needed(x: torch.Tensor | None) -> torch.Tensor:
