@@ -60,7 +60,7 @@ class FusedDecoder:
             model: A transformers causal LM with lmpipe's attention, not tuned.
             onednn: Linear layers with prepacked weights.
         """
-        if not (has_kernels() and is_like_llama(model)):
+        if not (is_like_llama(model) and has_kernels()):
             return None
         decoder, batch = cls(model, onednn), _sample_batch(model)
         recording = RecordingBatch(batch)

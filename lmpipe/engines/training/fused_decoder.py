@@ -274,10 +274,10 @@ class FusedTrainingDecoder:
             model: Model to train.
             dtype: Dtype of matrix products: float32 or bfloat16.
         """
-        if not isinstance(model, PeftModel) or not has_kernels():
+        if not isinstance(model, PeftModel):
             return None
         base = model.get_base_model()
-        if not has_plain_layers(base) or not _is_lora_only(base):
+        if not (has_plain_layers(base) and _is_lora_only(base) and has_kernels()):
             return None
         decoder = cls(base, dtype)
         return decoder if decoder._agrees() else None
