@@ -23,7 +23,7 @@ _BUNDLED = _PAPER.changed(
         "max_tokens": 24,
         "stop": ("petal_length:", "sepal_length:"),
         "racing": True,
-        "rollouts_per_example": 4,
+        "rollouts_per_example": 2,
         "max_rollouts_per_example": 64,
         "rollout_temperature": 0.8,
         "vary_demos": True,

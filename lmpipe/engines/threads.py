@@ -29,6 +29,7 @@ def wait_without_spinning() -> bool:
     if any(name in os.environ for name in _CHOICES):
         return True
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ["GOMP_SPINCOUNT"] = "1000"
     return "torch" not in sys.modules
 
 

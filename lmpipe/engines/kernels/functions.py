@@ -226,6 +226,34 @@ def argmax(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return highest, index
 
 
+def draw(
+    x: torch.Tensor, highest: torch.Tensor, temperatures: Sequence[float], shares: Sequence[float]
+) -> torch.Tensor:
+    """Returns for each row the first index at which the cumulative probability exceeds a share of the total.
+
+    Args:
+        x: Logits in float32, shape (rows, columns); those of a row are contiguous.
+        highest: The largest logit of each row in float32, contiguous, shape (rows,).
+        temperatures: Temperature of each row, above 0.
+        shares: Share of each row, in [0, 1).
+
+    Returns:
+        Indices, shape (rows,), of columns whose probability is above 0.
+    """
+    index = torch.empty(len(x), dtype=torch.int64)
+    divisors, points = torch.tensor(temperatures, dtype=torch.float32), torch.tensor(shares, dtype=torch.float64)
+    kernels().draw(
+        x.data_ptr(),
+        x.stride(0),
+        highest.data_ptr(),
+        divisors.data_ptr(),
+        points.data_ptr(),
+        index.data_ptr(),
+        *x.shape,
+    )
+    return index
+
+
 def add_rms_norm(
     residual: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, dtype: torch.dtype
 ) -> torch.Tensor:

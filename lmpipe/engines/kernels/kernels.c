@@ -493,6 +493,56 @@ void argmax(const float *x, int64_t row, float *highest, int64_t *index, int64_t
     }
 }
 
+#define DRAWN 512 /* numbers whose weights are added together; a multiple of LANES */
+
+/* e^((x - highest) / temperature) of up to DRAWN numbers; returns their sum */
+static float weights_of(const float *x, int64_t count, float highest, float temperature, float *weights) {
+    floats sum = {0};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        floats weight = exp_of((load(x + i) - highest) / temperature);
+        store(weights + i, weight);
+        sum += weight;
+    }
+    float total = sum_of(sum);
+    for (; i < count; i++) {
+        weights[i] = expf((x[i] - highest) / temperature);
+        total += weights[i];
+    }
+    return total;
+}
+
+/* The first index of each row at which the cumulative weights exceed a share of all weights; see weights_of. */
+void draw(const float *x, int64_t row, const float *highest, const float *temperatures, const double *shares, int64_t *index,
+          int64_t rows, int64_t size) {
+#pragma omp parallel for if (rows * size > 32768)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *from = x + r * row;
+        float weights[DRAWN];
+        double total = 0, before = 0;
+        for (int64_t i = 0; i < size; i += DRAWN)
+            total += weights_of(from + i, size - i < DRAWN ? size - i : DRAWN, highest[r], temperatures[r], weights);
+        double point = shares[r] * total;
+        int64_t found = -1;
+        for (int64_t i = 0; i < size && found < 0; i += DRAWN) {
+            int64_t count = size - i < DRAWN ? size - i : DRAWN;
+            double after = before + weights_of(from + i, count, highest[r], temperatures[r], weights);
+            if (!(after > point)) {
+                before = after;
+                continue;
+            }
+            int64_t likely = count - 1; /* rounding may end the sum just below the point: then the last with a weight */
+            for (int64_t j = 0; j < count && found < 0; j++) {
+                before += weights[j];
+                if (weights[j] > 0) likely = j;
+                if (before > point) found = i + j;
+            }
+            if (found < 0) found = i + likely;
+        }
+        index[r] = found < 0 ? size - 1 : found; /* of NaN */
+    }
+}
+
 /* ---- gradients ---- */
 
 #define BLOCK 48 /* query rows whose gradients are computed together */

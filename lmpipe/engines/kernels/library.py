@@ -43,6 +43,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "attention": (_int, [*[_pointer] * 7, _long, *[_pointer] * 3, *[_long] * 3, _float, _int, _int]),
     "append": (None, [_pointer, _long, _long, _pointer, *[_long] * 4, _pointer, *[_long] * 4]),
     "argmax": (None, [_pointer, _long, _pointer, _pointer, _long, _long]),
+    "draw": (None, [_pointer, _long, *[_pointer] * 4, _long, _long]),
     "attention_backward": (
         _int,
         [*[_pointer] * 7, _long, *[_pointer] * 2, _long, *[_pointer] * 3, *[_long] * 3, _float, _int],

@@ -28,6 +28,7 @@ from lmpipe.engines.local.attention import use_lmpipe_attention
 from lmpipe.engines.local.constrained import Automaton, Guide, can_constrain, token_bytes
 from lmpipe.engines.local.decoder import FusedDecoder
 from lmpipe.engines.local.generate import BatchLimits, ContinuousBatch
+from lmpipe.engines.local.greedy_cache import GreedyCache
 from lmpipe.engines.local.models import (
     ModelSource,
     Quantization,
@@ -88,11 +89,12 @@ class LocalLM(LM):
         self.source = source
         self._name = name
         use_lmpipe_attention(model)
-        sequences = max_sequences or (64 if model.device.type == "cpu" else 256)
+        sequences = max_sequences or (128 if model.device.type == "cpu" else 256)
         self.limits = BatchLimits(sequences, memory or default_memory(model.device), bytes_per_token(model, name))
         self._onednn_linear = OneDnnLinear(model)
         self._decoder = FusedDecoder.create(model, self._onednn_linear)
         self._prefixes = PrefixCache(self.limits.bytes_per_token)
+        self._greedy = GreedyCache()
         eos = model.generation_config.eos_token_id
         end_tokens = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
         self._end_tokens = frozenset(token for token in end_tokens if token is not None)
@@ -172,6 +174,9 @@ class LocalLM(LM):
         return self._chat.encode_text(text)
 
     def complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
+        return self._greedy.answer(requests, self._complete)
+
+    def _complete(self, requests: Sequence[Request]) -> list[Completion | EngineError]:
         started = perf_counter()
         sequences = [self._sequence(request) for request in requests]
         for adapter in sorted({request.weights.adapter or "" for request in requests}):

@@ -13,7 +13,7 @@ from typing import Literal, final
 import numpy as np
 import torch
 
-from lmpipe.engines.kernels import argmax, has_kernels
+from lmpipe.engines.kernels import argmax, draw, has_kernels
 from lmpipe.engines.local.constrained import Guide
 from lmpipe.lm import Sampling
 
@@ -106,7 +106,12 @@ def sample(logits: torch.Tensor, sequences: Sequence[SequenceState]) -> list[int
             if sequence.sampling.temperature > 0 and _is_truncated(sequence.sampling) is truncated
         ]
         if indices:
-            tokens[indices] = _sample_random(scores[indices], [sequences[n] for n in indices], truncated=truncated)
+            rows, random = scores if len(indices) == len(scores) else scores[indices], [sequences[n] for n in indices]
+            if truncated or not _can_use_kernels(scores):
+                tokens[indices] = _sample_random(rows, random, truncated=truncated)
+            else:
+                temperatures = [sequence.sampling.temperature for sequence in random]
+                tokens[indices] = draw(rows, highest[indices], temperatures, [sequence.random() for sequence in random])
     _record_logprobs(logits, tokens, sequences)
     token_ids: list[int] = tokens.tolist()
     return token_ids
@@ -114,10 +119,14 @@ def sample(logits: torch.Tensor, sequences: Sequence[SequenceState]) -> list[int
 
 def _argmax(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the highest score of each row, and its index; PyTorch's own function takes ten times as long on a CPU."""
-    if scores.device.type == "cpu" and scores.stride(-1) == 1 and has_kernels():
+    if _can_use_kernels(scores):
         return argmax(scores)
     highest = scores.max(-1)
     return highest.values, highest.indices
+
+
+def _can_use_kernels(scores: torch.Tensor) -> bool:
+    return scores.device.type == "cpu" and scores.stride(-1) == 1 and has_kernels()
 
 
 def _is_truncated(sampling: Sampling) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import Any, final
 
 import torch
-from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
 from lmpipe.engines.tuning_config import TuningConfig
@@ -28,29 +27,29 @@ class DivergenceCallback(TrainerCallback):
 
     Args:
         tuning: Settings of the training, which the error message quotes.
+        trained: The weights in training.
     """
 
-    def __init__(self, tuning: TuningConfig) -> None:
-        self._tuning = tuning
+    def __init__(self, tuning: TuningConfig, trained: Iterable[torch.Tensor]) -> None:
+        self._tuning, self._trained = tuning, list(trained)
 
     def on_log(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         logs = others["logs"]
         problems = [f"{what} is {logs[name]}" for name, what in _LOGGED.items() if not math.isfinite(logs.get(name, 0))]
-        self.check(problems, others["model"], state)
+        self.check(problems, state)
 
-    def check(self, problems: Iterable[str], model: Any, state: Any) -> None:
+    def check(self, problems: Iterable[str], state: Any) -> None:
         """Ends the training if there is a problem or a trained weight is NaN or infinite.
 
         Args:
             problems: Descriptions of values that are already known to be NaN or infinite.
-            model: The model in training.
             state: State of the transformers trainer.
 
         Raises:
             TrainingDiverged: If there is a problem; the message names the step and the value, and says what to try.
         """
         problems = [*problems]
-        if not problems and not _has_finite_weights(model):
+        if not problems and not _are_finite(self._trained):
             problems = ["a trained weight is NaN or infinite"]
         if problems:
             losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
@@ -78,6 +77,6 @@ def divergence_error(problem: str, tuning: TuningConfig, step: int, losses: tupl
     )
 
 
-def _has_finite_weights(model: Any) -> bool:
-    trained = [weight.detach() for weight in model.parameters() if weight.requires_grad]
-    return bool(torch.isfinite(get_total_norm(trained, math.inf)))  # the largest absolute value, or NaN
+def _are_finite(weights: Iterable[torch.Tensor]) -> bool:
+    sums = [weight.detach().sum(dtype=torch.float32) for weight in weights]  # NaN and infinity carry over to the sum
+    return bool(torch.stack(sums).isfinite().all())

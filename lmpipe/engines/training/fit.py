@@ -107,7 +107,7 @@ def fit(
     train_rows, eval_rows = train_eval_split(rows, tuning.eval_fraction, seed)
     tokens = tokens_per_step(train_rows, tuning, arguments.seed, arguments.world_size)
     observer_callback = ObserverCallback(observer, tokens, has_eval_rows=bool(eval_rows))
-    divergence = DivergenceCallback(tuning)
+    divergence = DivergenceCallback(tuning, (weight for weight in model.parameters() if weight.requires_grad))
     checkpoint = last_complete_checkpoint(folder)
     completed_steps = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     if 0 < completed_steps < len(tokens) and observer_callback.stops_after(completed_steps):
@@ -134,7 +134,7 @@ def fit(
             trainer.train(resume_from_checkpoint=checkpoint)
             logits, _ = logits_of(train_rows[:1])  # no loss was computed since the last step changed the weights
             problems = [] if bool(torch.isfinite(logits).all()) else ["the logits are NaN or infinite"]
-            divergence.check(problems, model, trainer.state)  # the weights may also be those of a checkpoint
+            divergence.check(problems, trainer.state)  # the weights may also be those of a checkpoint
     finally:  # otherwise the model would compute in bfloat16 from now on
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     losses, eval_losses = _logged(trainer, "loss"), _logged(trainer, "eval_loss")
@@ -232,6 +232,10 @@ class _PackedTrainer(HFTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         rows: Any = self.train_dataset
         return StratifiedSampler(rows, self.args.seed)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Returns nothing that is used; transformers would count all parameters in every step."""
+        return 0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with explain_write_errors(checkpoint_folder(self.args, self.state.global_step), SAVE_ERRORS):

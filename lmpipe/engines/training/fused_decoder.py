@@ -32,91 +32,9 @@ from lmpipe.engines.kernels import (
 )
 from lmpipe.engines.local.decoder import RecordingBatch, has_plain_layers, head_shape, is_lora, is_plain, split_heads
 from lmpipe.engines.training.packed_batch import PackedBatch
+from lmpipe.engines.training.projections import Projection, load_adapters
 
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of logits that agree, relative to their norm
-_ROWS = 1024  # input rows that the layout of frozen weights is optimized for
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Lora:
-    """The adapter of one linear layer: ``scaling * x @ down.T @ up.T`` is added to its output.
-
-    Attributes:
-        down: Trainable weight, shape (rank, inputs).
-        up: Trainable weight, shape (outputs, rank).
-        scaling: Factor.
-        outputs: The layer's part of the outputs of its projection.
-    """
-
-    down: torch.nn.Parameter
-    up: torch.nn.Parameter
-    scaling: float
-    outputs: slice
-
-
-@final
-class _Projection:
-    """Linear layers of the same input, frozen but for their adapters; the outputs are side by side.
-
-    Args:
-        modules: The layers: `torch.nn.Linear`, or PEFT's LoRA layers.
-        dtype: Dtype of the products.
-    """
-
-    def __init__(self, modules: Sequence[Any], dtype: torch.dtype) -> None:
-        bases = [module.base_layer if is_lora(module) else module for module in modules]
-        weight = torch.cat([base.weight.detach().to(dtype) for base in bases])
-        self._forward = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
-        self._backward = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous(), _ROWS)
-        self._bias = None
-        if any(base.bias is not None for base in bases):
-            biases = [base.weight.new_zeros(len(base.weight)) if base.bias is None else base.bias for base in bases]
-            self._bias = torch.cat([bias.detach().to(dtype) for bias in biases])
-        self.adapters: list[_Lora] = []
-        start = 0
-        for module, base in zip(modules, bases, strict=True):
-            outputs = slice(start, start := start + base.out_features)
-            if is_lora(module):
-                (name,) = module.active_adapters
-                down, up = module.lora_A[name].weight, module.lora_B[name].weight
-                self.adapters.append(_Lora(down, up, module.scaling[name], outputs))
-
-    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns the outputs, shape (tokens, outputs), and what the backward pass needs besides the input."""
-        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._forward, self._bias, "none", [], "")
-        if not self.adapters:
-            return y, None
-        low = x @ self._downs(x.dtype).t()
-        for lora, part in zip(self.adapters, self._by_adapter(low), strict=True):
-            y[:, lora.outputs].addmm_(part, lora.up.detach().to(x.dtype).t(), alpha=lora.scaling)
-        return y, low
-
-    def backward(
-        self, gradient: torch.Tensor, x: torch.Tensor, low: torch.Tensor | None, *, needs_input: bool
-    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Returns the gradient of the input, if it is needed, and those of the adapters: down and up of each."""
-        out: torch.Tensor | None = None
-        if needs_input:
-            out = torch.ops.mkldnn._linear_pointwise(gradient, self._backward, None, "none", [], "")
-        if low is None:
-            return out, []
-        ups, lows = [], []
-        for lora, part in zip(self.adapters, self._by_adapter(low), strict=True):
-            slope = gradient[:, lora.outputs]
-            ups.append((slope.t() @ part).float() * lora.scaling)
-            lows.append(slope @ (lora.up.detach() * lora.scaling).to(x.dtype))
-        low_gradient = torch.cat(lows, dim=1)
-        downs = self._by_adapter((low_gradient.t() @ x).float(), dim=0)
-        if out is not None:
-            out.addmm_(low_gradient, self._downs(x.dtype))
-        return out, [tensor for pair in zip(downs, ups, strict=True) for tensor in pair]
-
-    def _downs(self, dtype: torch.dtype) -> torch.Tensor:
-        return torch.cat([lora.down.detach().to(dtype) for lora in self.adapters])
-
-    def _by_adapter(self, x: torch.Tensor, dim: int = 1) -> Sequence[torch.Tensor]:
-        return torch.split_with_sizes(x, [len(lora.down) for lora in self.adapters], dim)
 
 
 @final
@@ -137,7 +55,16 @@ class _Tokens:
 
 @final
 class _Layer:
-    """One layer of the decoder: its frozen weights, its adapters, and the two passes."""
+    """One layer of the decoder: its frozen weights, its adapters, and the two passes.
+
+    Args:
+        layer: The layer, with PEFT's layers.
+        dtype: Dtype of the products.
+
+    Attributes:
+        projections: Its linear layers.
+        parameters: The trainable weights, in the order of their gradients.
+    """
 
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -148,16 +75,13 @@ class _Layer:
             (norm.weight.detach().float(), norm.variance_epsilon)
             for norm in (layer.input_layernorm, layer.post_attention_layernorm)
         ]
-        self._qkv = _Projection([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
-        self._out = _Projection([attention.o_proj], dtype)
-        self._gate_up = _Projection([mlp.gate_proj, mlp.up_proj], dtype)
-        self._down = _Projection([mlp.down_proj], dtype)
+        self._qkv = Projection([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+        self._out = Projection([attention.o_proj], dtype)
+        self._gate_up = Projection([mlp.gate_proj, mlp.up_proj], dtype)
+        self._down = Projection([mlp.down_proj], dtype)
 
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """The trainable weights, in the order of their gradients."""
-        projections = (self._qkv, self._out, self._gate_up, self._down)
-        return [weight for p in projections for lora in p.adapters for weight in (lora.down, lora.up)]
+        self.projections = (self._qkv, self._out, self._gate_up, self._down)
+        self.parameters = [weight for p in self.projections for lora in p.adapters for weight in (lora.down, lora.up)]
 
     def forward(self, residual: torch.Tensor, tokens: _Tokens) -> tuple[torch.Tensor, tuple[Any, ...]]:
         """Returns the residual stream after the layer, and what the backward pass needs."""
@@ -241,7 +165,7 @@ class _FrozenFunction(torch.autograd.Function):
     """A projection without adapters as autograd sees it."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, projection: _Projection) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, projection: Projection) -> torch.Tensor:
         ctx.projection = projection
         return projection(x)[0]
 
@@ -264,7 +188,8 @@ class FusedTrainingDecoder:
         self._model, self._decoder = model, model.get_decoder()
         self._dtype = dtype
         self._layers = [_Layer(layer, dtype) for layer in self._decoder.layers]
-        self._head = _Projection([model.get_output_embeddings()], dtype)
+        self._adapters = [lora for layer in self._layers for p in layer.projections for lora in p.adapters]
+        self._head = Projection([model.get_output_embeddings()], dtype)
 
     @classmethod
     def create(cls, model: Any, dtype: torch.dtype) -> FusedTrainingDecoder | None:
@@ -317,6 +242,7 @@ class FusedTrainingDecoder:
             logits_to_keep: Indices of tokens.
             forward_batch: The batch, which says what tokens attend to.
         """
+        load_adapters(self._adapters)
         residual = self._decoder.embed_tokens(input_ids[0]).detach().float()
         cosines, sines = (x[0].float().contiguous() for x in self._decoder.rotary_emb(residual, position_ids))
         tokens = _Tokens(cosines, sines, forward_batch.segments)
