@@ -35,10 +35,10 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_lm(tiny_folder: Path) -> LocalLM:
-    """The tiny LM in this process, freshly loaded."""
+    """The tiny LM in this process, freshly loaded. It answers equal requests anew, so that tests can compare both."""
     from lmpipe.engines.local import LocalLM
 
-    return LocalLM.from_pretrained(str(tiny_folder), name="tiny")
+    return LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_cached_answers=0)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from lmpipe.errors import ConfigError
 from lmpipe.lm import LM, LMSource
 from lmpipe.progress import show_progress
 from lmpipe.reporter import Reporter
+from lmpipe.runtime.garbage import collector_paused
 from lmpipe.text.display import did_you_mean, shown
 from lmpipe.text.secrets import redact_spec
 from lmpipe.validation.arguments import check_type
@@ -73,7 +74,7 @@ def load_lm(spec: str, cache: str | Path | None = None, *, quiet: bool = False, 
     kind, _, rest = spec.partition(":")
     if kind in ("hf", "vllm") and rest.startswith("~"):
         spec = f"{kind}:{os.path.expanduser(rest)}"
-    with show_progress(None if quiet else Reporter(), f"loading {redact_spec(spec)}", None):
+    with show_progress(None if quiet else Reporter(), f"loading {redact_spec(spec)}", None), collector_paused():
         lm = _load(spec, options)
     lm.loaded_from = LMSource(spec, options)
     if cache is None:

@@ -14,22 +14,23 @@ logger = logging.getLogger(__name__)
 
 _CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Environment variables of OpenMP, of GNU's library and of Intel's, by which a user chooses how threads wait."""
+_SETTING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}  # libraries but GNU's sleep at once
 
 
 @cache
 def wait_without_spinning() -> bool:
-    """Makes threads sleep while they wait, unless the environment says already how they wait.
+    """Makes threads sleep after a short wait, unless the environment says already how they wait.
 
-    Without this setting, threads of torch that wait spin for milliseconds on cores that other processes need. Processes
-    that this one starts inherit the setting.
+    Without this setting, threads of torch that wait spin for milliseconds on cores that other processes need. Most
+    waits are shorter than it takes to wake a thread that sleeps, so a thread spins for some 20 microseconds before it
+    does. Processes that this one starts inherit the setting.
 
     Returns:
         Whether the setting is in time for the threads of this process: whether torch was not imported before.
     """
     if any(name in os.environ for name in _CHOICES):
         return True
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ["GOMP_SPINCOUNT"] = "1000"
+    os.environ.update(_SETTING)
     return "torch" not in sys.modules
 
 

@@ -78,11 +78,12 @@ class Template:
             ParseError: If a field is missing or cannot be parsed, or if the completion ends within a thought; the
                 message names the field and shows the text.
         """
-        split = split_thoughts(text, _header(signature))
+        header = _header(signature)
+        split = split_thoughts(text, header)
         if split.unfinished:
             missing = next((field for field in signature.outputs if not field.optional), signature.outputs[0])
             raise ParseError(missing.name, "is absent: the completion was cut off while the LM was thinking", text)
-        sections = _sections(signature, split.answer)
+        sections = _sections(signature, header, split.answer)
         values: dict[str, Any] = {}
         for field in signature.outputs:
             section = sections.get(field.name)
@@ -149,29 +150,29 @@ def _quote(signature: Signature, text: str) -> str:
     return _header(signature).sub(lambda match: "\\" + match.group(0), text)
 
 
-def _sections(signature: Signature, text: str) -> dict[str, str]:
+def _sections(signature: Signature, header: re.Pattern[str], text: str) -> dict[str, str]:
     """Field name → text of the field."""
-    text = _without_fence(signature, text)
-    headers = _find_headers(signature, text)
+    text = _without_fence(header, text)
+    headers = _find_headers(header, text)
     canonical = _canonical(signature)
     sections: dict[str, str] = {}
     end = len(text)
-    for header in reversed(headers):
-        name = canonical[header[3].lower().replace(" ", "_")]
-        sections[name] = _unquote(signature, text[header.end() : end])  # of repeated fields, the first counts
-        end = header.start()
+    for match in reversed(headers):
+        name = canonical[match[3].lower().replace(" ", "_")]
+        sections[name] = _unquote(header, text[match.end() : end])  # of repeated fields, the first counts
+        end = match.start()
     before, first = text[:end], signature.outputs[0]
     if before.strip() and first.name not in sections and (headers or len(signature.outputs) == 1):
-        sections[first.name] = _unquote(signature, before)
+        sections[first.name] = _unquote(header, before)
     return sections
 
 
-def _find_headers(signature: Signature, text: str) -> list[re.Match[str]]:
+def _find_headers(header: re.Pattern[str], text: str) -> list[re.Match[str]]:
     """The headers of a text, in order, without quoted ones.
 
     Matching at the beginning of each line is several times faster than `re.Pattern.finditer`.
     """
-    header, headers, start = _header(signature), [], 0
+    headers, start = [], 0
     while True:
         match = header.match(text, start)
         if match is not None and not match[1]:
@@ -181,7 +182,7 @@ def _find_headers(signature: Signature, text: str) -> list[re.Match[str]]:
             return headers
 
 
-def _without_fence(signature: Signature, text: str) -> str:
+def _without_fence(header: re.Pattern[str], text: str) -> str:
     """Removes a code fence around the fields.
 
     The line before the first field opens the fence. The last line of the text closes it or, if that is not a fence, the
@@ -189,7 +190,6 @@ def _without_fence(signature: Signature, text: str) -> str:
     """
     if "```" not in text and "~~~" not in text:
         return text
-    header = _header(signature)
     first = header.search(text)
     if first is None:
         return strip_fence(text)
@@ -221,10 +221,10 @@ def _until_fence(text: str, mark: str) -> tuple[str, str]:
     return "\n".join(lines[:end]), "\n".join(lines[end + 1 :])
 
 
-def _unquote(signature: Signature, text: str) -> str:
+def _unquote(header: re.Pattern[str], text: str) -> str:
     if "\\" not in text:
         return text.strip()
-    text = _header(signature).sub(lambda match: match.group(0)[1:] if match.group(1) else match.group(0), text)
+    text = header.sub(lambda match: match.group(0)[1:] if match.group(1) else match.group(0), text)
     return unquote_tags(text).strip()
 
 

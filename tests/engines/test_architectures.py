@@ -77,7 +77,7 @@ def test_greedy_tokens_are_those_of_transformers_generate(name: str, tiny_folder
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[name])
     expected = greedy_tokens(model)
-    lm = LocalLM(model, AutoTokenizer.from_pretrained(tiny_folder), "tiny")
+    lm = LocalLM(model, AutoTokenizer.from_pretrained(tiny_folder), "tiny", max_cached_answers=0)
     sequences = [SequenceState(prompt, Sampling(max_tokens=40)) for prompt in prompts()]
     lm.generate(sequences)
     assert [sequence.tokens for sequence in sequences] == expected

@@ -86,7 +86,7 @@ def create(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def load(model: Any, folder: Path) -> LocalLM:
-    return LocalLM(model, AutoTokenizer.from_pretrained(folder), "tiny")
+    return LocalLM(model, AutoTokenizer.from_pretrained(folder), "tiny", max_cached_answers=0)
 
 
 def is_fused(lm: LocalLM, adapter: str | None = None) -> bool:

@@ -153,7 +153,9 @@ def test_weights_with_nan_are_not_loaded(tiny_lm: LocalLM, store: RunStore, tmp_
 
 def test_nan_logits_fail_only_their_own_request(tiny_folder: Path) -> None:
     """This also holds when other sequences take over the memory of those that failed."""
-    clean, lm = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=3) for _ in range(2))
+    clean, lm = (
+        LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=3, max_cached_answers=0) for _ in range(2)
+    )
     corrupt_letter(lm)
     texts = ["a", "b", "~", "c", "say ~", "d", "e", "~~", "f"]
     requests = [
@@ -171,7 +173,9 @@ def test_nan_logits_fail_only_their_own_request(tiny_folder: Path) -> None:
 
 
 def test_a_failed_sequence_leaves_no_nan_to_the_sequence_that_takes_its_place(tiny_folder: Path) -> None:
-    clean, lm = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=2) for _ in range(2))
+    clean, lm = (
+        LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=2, max_cached_answers=0) for _ in range(2)
+    )
     corrupt_letter(lm)
     long, failing, short = (
         Request((Message("user", text),), Sampling(max_tokens=tokens), BASE)

@@ -30,7 +30,11 @@ def alone(lm: LocalLM, sequence: SequenceState) -> list[int]:
 
 def load(folder: Path, **limits: int) -> LocalLM:
     return LocalLM(
-        AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), "tiny", **limits
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+        "tiny",
+        max_cached_answers=0,
+        **limits,
     )
 
 

@@ -46,7 +46,9 @@ def failing(lm: LocalLM, call: int, error: BaseException) -> Iterator[None]:
 
 @pytest.mark.parametrize("method", ["base", "lora", "prefix", "full"])
 def test_after_a_failure_in_any_pass_answers_are_correct(tiny_folder: Path, tmp_path: Path, method: str) -> None:
-    lm, fresh = (LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=4) for _ in range(2))
+    lm, fresh = (
+        LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=4, max_cached_answers=0) for _ in range(2)
+    )
     weights = BASE
     with closing(RunStore(tmp_path / "run")) as store:
         if method != "base":
@@ -94,7 +96,7 @@ def test_no_forward_pass_is_made_after_the_time_limit(tiny_lm: LocalLM) -> None:
 
 
 def test_out_of_memory_on_a_cpu_or_in_cublas_shrinks_the_batch(tiny_folder: Path) -> None:
-    lm = LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=4)
+    lm = LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_sequences=4, max_cached_answers=0)
     usual = lm.complete(requests())
     for message in (
         "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory",

@@ -22,6 +22,7 @@ from lmpipe.engines.kernels import (
     argmax,
     attend,
     can_attend,
+    draw,
     has_kernels,
     rotate,
     silu_mul,
@@ -247,6 +248,30 @@ def test_argmax_is_that_of_torch(rows: int, columns: int, special: list[float], 
     assert torch.equal(index[highest.isnan()], expected[highest.isnan()])
 
 
+@given(st.integers(1, 20), st.integers(1, 1500), st.floats(0.01, 5), st.floats(0, 0.999), st.booleans(), SEEDS)
+@settings(deadline=None)
+def test_draw_inverts_the_cumulative_distribution(
+    rows: int, columns: int, temperature: float, share: float, masked: bool, seed: int
+) -> None:
+    x = 3 * normal(seed, rows, columns + 5)[:, :columns]
+    if masked:
+        x[:, 1::2] = -torch.inf
+    index = draw(x, argmax(x)[0], [temperature] * rows, [share] * rows)
+    probabilities = (x.double() / temperature).softmax(-1)
+    after = probabilities.cumsum(-1).gather(-1, index[:, None])
+    before = after - probabilities.gather(-1, index[:, None])
+    assert bool(((before <= share + 1e-5) & (share - 1e-5 < after)).all())
+    assert bool((x.gather(-1, index[:, None]) > -torch.inf).all())  # nothing impossible is drawn
+
+
+def test_draw_of_odd_numbers() -> None:
+    assert draw(torch.empty(0, 7), torch.empty(0), [], []).shape == (0,)
+    odd = torch.tensor([[1.0, torch.nan, 0.0], [torch.inf, 0.0, 0.0]])
+    assert draw(odd, argmax(odd)[0], [1.0, 1.0], [0.5, 0.5]).tolist() == [2, 2]  # an index that exists
+    one = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
+    assert [draw(one, argmax(one)[0], [1e-30], [share]).item() for share in (0.0, 0.999999)] == [1, 1]
+
+
 def results(threads: int) -> list[Tensor]:
     """Returns the result of each kernel on many rows, computed by a number of threads."""
     before = torch.get_num_threads()
@@ -262,7 +287,7 @@ def results(threads: int) -> list[Tensor]:
         normed = add_rms_norm(x.clone(), x, x[0].clone(), 1e-5, torch.bfloat16)
         rotated = x.clone()
         rotate(rotated, x[:, :64].contiguous(), x[:, 64:128].contiguous(), 4)
-        return [out, lse, normed, rotated, silu_mul(x, x), *argmax(x)]
+        return [out, lse, normed, rotated, silu_mul(x, x), *argmax(x), draw(x, argmax(x)[0], [0.5] * 500, [0.5] * 500)]
     finally:
         torch.set_num_threads(before)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from lmpipe import Completion, EngineError, Request, Sampling, WeightState
 from lmpipe.engines import load_lm
 from lmpipe.engines.local import LocalLM
+from lmpipe.engines.local.sampling import SequenceState
 from lmpipe.errors import ConfigError
 from lmpipe.lm import Message
 
@@ -117,3 +119,29 @@ def test_models_are_loaded_by_their_spec(tiny_folder: Path) -> None:
         load_lm("gpt")
     with pytest.raises(ConfigError, match="cannot load a causal LM from '/nowhere'"):
         load_lm("hf:/nowhere")
+
+
+def test_greedy_answers_are_kept_for_equal_requests(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = LocalLM.from_pretrained(str(tiny_folder), name="tiny", max_cached_answers=3)
+    generate, computed = lm.generate, list[int]()
+
+    def counted(sequences: Sequence[SequenceState], adapter: str | None) -> None:
+        computed.append(len(sequences))
+        generate(sequences, adapter)
+
+    monkeypatch.setattr(lm, "generate", counted)
+    first = lm.complete(REQUESTS[:3])
+    again = lm.complete([replace(request, seed=7) for request in REQUESTS[:3]])
+    assert computed == [3]
+    for old, new in zip(first, again, strict=True):
+        assert isinstance(old, Completion)
+        assert new == replace(old, usage=replace(old.usage, cached=1))
+    sampled = [request("a", temperature=1.0)] * 2
+    assert lm.complete(sampled) == lm.complete(sampled)
+    assert computed == [3, 2, 2]
+    lm.complete(REQUESTS[2:4])  # the fourth answer takes the place of the first
+    assert computed == [3, 2, 2, 1]
+    lm.complete(REQUESTS[:1])
+    assert computed == [3, 2, 2, 1, 1]
+    with pytest.raises(ConfigError, match="max_cached_answers=-1 must be at least 0"):
+        LocalLM.from_pretrained(str(tiny_folder), max_cached_answers=-1)

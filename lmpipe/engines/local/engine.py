@@ -56,8 +56,9 @@ class LocalLM(LM):
         model: A transformers causal LM, for the exclusive use of the engine.
         tokenizer: Tokenizer of the model, with a chat template.
         name: Name of the base weights in states and stores.
-        max_sequences: Maximum number of sequences that are decoded together; by default 64 on a CPU and 256 on a GPU.
+        max_sequences: Maximum number of sequences that are decoded together; by default 128 on a CPU and 256 on a GPU.
         memory: Maximum size of keys and values in bytes, including cached prefixes; by default half of the free memory.
+        max_cached_answers: Maximum number of greedy completions that are kept, for equal requests later; 0 keeps none.
         source: Source of the model, for training jobs that load it again.
 
     Attributes:
@@ -76,8 +77,11 @@ class LocalLM(LM):
         *,
         max_sequences: int | None = None,
         memory: int | None = None,
+        max_cached_answers: int = 10_000,
         source: ModelSource | None = None,
     ) -> None:
+        if max_cached_answers < 0:
+            raise ConfigError(f"max_cached_answers={max_cached_answers} must be at least 0")
         if min(1 if limit is None else limit for limit in (max_sequences, memory)) < 1:
             raise ConfigError(f"max_sequences={max_sequences} and memory={memory} must be at least 1, or left out")
         self._chat = ChatTokens(tokenizer, name)
@@ -94,7 +98,7 @@ class LocalLM(LM):
         self._onednn_linear = OneDnnLinear(model)
         self._decoder = FusedDecoder.create(model, self._onednn_linear)
         self._prefixes = PrefixCache(self.limits.bytes_per_token)
-        self._greedy = GreedyCache()
+        self._greedy = GreedyCache(max_cached_answers)
         eos = model.generation_config.eos_token_id
         end_tokens = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
         self._end_tokens = frozenset(token for token in end_tokens if token is not None)
@@ -112,6 +116,7 @@ class LocalLM(LM):
         quantization: Quantization | None = None,
         max_sequences: int | None = None,
         memory: int | None = None,
+        max_cached_answers: int = 10_000,
     ) -> LocalLM:
         """Loads a model from the hub or a folder, onto the GPU if there is one.
 
@@ -125,13 +130,22 @@ class LocalLM(LM):
                 ``"int8-dynamic"`` for products in int8, on CPUs that multiply int8 in hardware; or None.
             max_sequences: Maximum number of sequences that are decoded together; see the class.
             memory: Maximum size of keys and values in bytes; see the class.
+            max_cached_answers: Maximum number of greedy completions that are kept; see the class.
 
         Raises:
             ConfigError: If the model does not exist, it has no chat template, or the engine does not support it.
         """
         source = ModelSource.create(id_or_path, dtype, quantization)
         model, tokenizer = load_model(source)
-        return cls(model, tokenizer, name or source.name, max_sequences=max_sequences, memory=memory, source=source)
+        return cls(
+            model,
+            tokenizer,
+            name or source.name,
+            max_sequences=max_sequences,
+            memory=memory,
+            max_cached_answers=max_cached_answers,
+            source=source,
+        )
 
     @property
     def name(self) -> str:

@@ -12,14 +12,17 @@ from typing import final
 from lmpipe.errors import EngineError
 from lmpipe.lm import Completion, Request
 
-_MAX_ANSWERS = 10_000
-
 
 @final
 class GreedyCache:
-    """The most recent completions of greedy requests; errors are not kept."""
+    """The most recent completions of greedy requests; errors are not kept.
 
-    def __init__(self) -> None:
+    Args:
+        max_answers: Maximum number of completions that are kept.
+    """
+
+    def __init__(self, max_answers: int) -> None:
+        self._max_answers = max_answers
         self._answers: dict[Request, Completion] = {}  # the oldest first
 
     def answer(
@@ -38,7 +41,7 @@ class GreedyCache:
         for key, old, answer in zip(keys, known, answers, strict=True):
             if key is not None and old is None and isinstance(answer, Completion):
                 self._answers[key] = answer
-        while len(self._answers) > _MAX_ANSWERS:
+        while len(self._answers) > self._max_answers:
             del self._answers[next(iter(self._answers))]
         return answers
 
