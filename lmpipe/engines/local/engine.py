@@ -19,6 +19,7 @@ from typing import Any, final
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from lmpipe.engines.allocator import keep_freed_memory
 from lmpipe.engines.chat import ChatTokens, context_length_error, cut_at_stop, wrong_base_error
 from lmpipe.engines.int8_linear import has_int8_layers
 from lmpipe.engines.library_errors import ErrorTranslator, is_out_of_memory, library_message
@@ -105,6 +106,8 @@ class LocalLM(LM):
         self.constrains = bool(self._end_tokens) and can_constrain(tokenizer)
         self._automaton = lru_cache(maxsize=64)(self._compile)
         log_spinning()
+        if model.device.type == "cpu":
+            keep_freed_memory()
 
     @classmethod
     def from_pretrained(
