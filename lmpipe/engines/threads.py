@@ -40,5 +40,6 @@ def log_spinning() -> None:
     if not wait_without_spinning():
         logger.info(
             "torch was imported before lmpipe, so its threads spin while they wait, which is slow beside other "
-            "processes; import lmpipe first, or start Python with OMP_WAIT_POLICY=PASSIVE in the environment"
+            "processes; import lmpipe first, or start Python with OMP_WAIT_POLICY=PASSIVE and GOMP_SPINCOUNT=1000 in "
+            "its environment"
         )

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import final
 
-_YOUNG = 20_000  # objects that gather before the youngest are collected; 700 by default
+_YOUNG = 20_000  # objects that gather before the youngest are collected; Python begins with 700 or 2,000
 
 
 @final
@@ -58,7 +58,7 @@ class _Sparing:
 
     def applies(self) -> bool:
         """Whether the collector is on, and nothing else has frozen objects."""
-        return gc.isenabled() and not gc.get_freeze_count()
+        return gc.isenabled() and gc.get_threshold()[0] > 0 and not gc.get_freeze_count()
 
     def make(self) -> None:
         """Makes the change."""
@@ -77,7 +77,7 @@ _sparing = _Sparing()
 existing_objects_frozen = _SharedChange(_sparing.applies, _sparing.make, _sparing.undo).block
 """Keeps the garbage collector from visiting objects that existed before a block, until the block ends.
 
-Objects that are made in the block are collected, but less often than Python does it, since most of them are traces,
+Objects that are made in the block are collected, but less often than usual, since most of them are traces,
 which stay. Nothing happens if the collector is disabled, or if something else has frozen objects.
 """
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import TrainerState
 
 from lmpipe import (
     Completion,
@@ -19,12 +20,14 @@ from lmpipe import (
     RunStore,
     Sampling,
     Session,
+    TuningConfig,
     WeightState,
     initial_state,
 )
 from lmpipe.engines.local import LocalLM
 from lmpipe.engines.training import LocalTrainer
 from lmpipe.engines.training.batch_sampler import train_eval_split
+from lmpipe.engines.training.divergence import DivergenceCallback
 from lmpipe.engines.training.packed_batch import TokenizedRow
 from lmpipe.errors import ConfigError, TrainingDiverged
 from lmpipe.lm import Message
@@ -79,6 +82,15 @@ def test_the_last_update_is_checked(tiny_lm: LocalLM, store: RunStore) -> None:
     with pytest.raises(TrainingDiverged, match="at step 1 a trained weight is NaN or infinite after losses of"):
         trainer(tiny_lm, learning_rate=1e300, epochs=1).train(ROWS, BASE, Session(lm=tiny_lm, store=store))
     assert not stored(store)
+
+
+@pytest.mark.parametrize("odd", [[torch.nan], [torch.inf, -torch.inf], [-torch.inf, 1.0]])
+def test_weights_have_diverged_only_if_a_number_is_not_finite(odd: list[float]) -> None:
+    large = [torch.full((4,), 2e38), torch.ones(3)]  # their sum is infinite in float32
+    state = TrainerState()
+    DivergenceCallback(TuningConfig(), large).check([], state)
+    with pytest.raises(TrainingDiverged, match="a trained weight is NaN or infinite"):
+        DivergenceCallback(TuningConfig(), [*large, torch.tensor(odd)]).check([], state)
 
 
 def corrupt_letter(lm: LocalLM) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.performance.modules import Grove, examples, reply
 from lmpipe import Example, Prediction, ScriptedLM, Session, exact_match
+from lmpipe.runtime.garbage import collector_paused, existing_objects_frozen
 from optimizers import BetterTogether, BootstrapFewShot
 
 
@@ -52,3 +53,34 @@ def test_nothing_is_frozen_without_a_collector() -> None:
     counts = frozen_counts()
     gc.enable()
     assert set(counts) == {gc.get_freeze_count()}
+
+
+def test_young_objects_are_collected_less_often_until_the_last_block_ends() -> None:
+    before = gc.get_threshold()
+    with existing_objects_frozen():
+        with existing_objects_frozen():
+            assert gc.get_threshold()[0] > before[0]
+        assert gc.get_threshold()[0] > before[0]
+    assert gc.get_threshold() == before
+
+
+def test_a_collector_that_a_threshold_of_0_turned_off_stays_off() -> None:
+    before = gc.get_threshold()
+    gc.set_threshold(0)
+    with existing_objects_frozen():
+        inside = gc.get_threshold()[0]
+    gc.set_threshold(*before)
+    assert inside == 0
+
+
+def test_the_collector_is_paused_until_the_last_block_ends_also_by_an_error() -> None:
+    with collector_paused():
+        with pytest.raises(ValueError, match="inner"), collector_paused():
+            raise ValueError("inner")
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    with collector_paused():
+        assert not gc.isenabled()
+    assert not gc.isenabled()  # as it was before
+    gc.enable()

@@ -1,4 +1,4 @@
-/* Kernels of the local engine for CPUs: attention to segments of context, normalization, rotation and activation.
+/* Kernels of the local engine for CPUs: attention to segments of context, normalization, rotation, activation, sampling.
  *
  * `lmpipe.engines.kernels.library` compiles this file at first use for the processor at hand; the functions of
  * `lmpipe.engines.kernels` describe the arguments. Vectors are written in the extensions of GCC and Clang, so the same

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from threading import Lock
 from typing import final
 
 from lmpipe.errors import EngineError
@@ -23,6 +24,7 @@ class GreedyCache:
 
     def __init__(self, max_answers: int) -> None:
         self._max_answers = max_answers
+        self._lock = Lock()
         self._answers: dict[Request, Completion] = {}  # the oldest first
 
     def answer(
@@ -38,11 +40,12 @@ class GreedyCache:
         known = [None if key is None else self._answers.get(key) for key in keys]
         new = iter(work([request for request, answer in zip(requests, known, strict=True) if answer is None]))
         answers = [_repeated(answer) if answer else next(new) for answer in known]
-        for key, old, answer in zip(keys, known, answers, strict=True):
-            if key is not None and old is None and isinstance(answer, Completion):
-                self._answers[key] = answer
-        while len(self._answers) > self._max_answers:
-            del self._answers[next(iter(self._answers))]
+        with self._lock:
+            for key, old, answer in zip(keys, known, answers, strict=True):
+                if key is not None and old is None and isinstance(answer, Completion):
+                    self._answers[key] = answer
+            while len(self._answers) > self._max_answers:
+                del self._answers[next(iter(self._answers))]
         return answers
 
 

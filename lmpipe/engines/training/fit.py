@@ -234,7 +234,7 @@ class _PackedTrainer(HFTrainer):
         return StratifiedSampler(rows, self.args.seed)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Returns nothing that is used; transformers would count all parameters in every step."""
+        """Returns 0: nothing uses the number, for which transformers counts all parameters in every step."""
         return 0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

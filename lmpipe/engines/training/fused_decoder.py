@@ -79,7 +79,6 @@ class _Layer:
         self._out = Projection([attention.o_proj], dtype)
         self._gate_up = Projection([mlp.gate_proj, mlp.up_proj], dtype)
         self._down = Projection([mlp.down_proj], dtype)
-
         self.projections = (self._qkv, self._out, self._gate_up, self._down)
         self.parameters = [weight for p in self.projections for lora in p.adapters for weight in (lora.down, lora.up)]
 
