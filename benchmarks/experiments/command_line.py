@@ -23,6 +23,7 @@ from benchmarks.experiments.task import Task
 from lmpipe.cli.interrupts import run_command
 from lmpipe.cli.terminal import new_console, styled
 from lmpipe.errors import ConfigError
+from lmpipe.runtime.garbage import collector_paused
 from lmpipe.text.cleaning import clean_text
 from lmpipe.text.secrets import redact
 
@@ -127,14 +128,15 @@ def main(task: Task) -> None:
     ) -> None:
         check_flags(context)
         with _missing_packages_named(), ExitStack() as stack:
-            from benchmarks.experiments.cells import Cluster
-            from benchmarks.experiments.dry_run import dry_run as count_costs
-            from benchmarks.experiments.dry_run import show_costs
-            from benchmarks.experiments.experiment import run_experiment
-            from benchmarks.experiments.models import ModelSpec
-            from benchmarks.experiments.spec import ExperimentSpec
-            from lmpipe.cli.tables import show_result
-            from lmpipe.trackers import load_tracker
+            with collector_paused():
+                from benchmarks.experiments.cells import Cluster
+                from benchmarks.experiments.dry_run import dry_run as count_costs
+                from benchmarks.experiments.dry_run import show_costs
+                from benchmarks.experiments.experiment import run_experiment
+                from benchmarks.experiments.models import ModelSpec
+                from benchmarks.experiments.spec import ExperimentSpec
+                from lmpipe.cli.tables import show_result
+                from lmpipe.trackers import load_tracker
 
             changes = _changes(task, config, settings_of_options(setting_options))
             if paper:
