@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from lmpipe.embedder import Embedder
 from lmpipe.engines.notices import hide_kernel_notice
-from lmpipe.engines.threads import wait_without_spinning
+from lmpipe.engines.threads import spin_briefly
 from lmpipe.errors import ConfigError
 from lmpipe.lm import LM, LMSource
 from lmpipe.progress import show_progress
@@ -45,7 +45,7 @@ _API_PROVIDERS = (
 """Prefixes by which other libraries name APIs in the place of URLs; none is an organization with models on the hub."""
 
 hide_kernel_notice()  # before anything imports bitsandbytes
-wait_without_spinning()  # before anything imports torch
+spin_briefly()  # before anything imports torch
 
 
 @overload

@@ -18,7 +18,7 @@ _SETTING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}  # libraries
 
 
 @cache
-def wait_without_spinning() -> bool:
+def spin_briefly() -> bool:
     """Makes threads sleep after a short wait, unless the environment says already how they wait.
 
     Without this setting, threads of torch that wait spin for milliseconds on cores that other processes need. Most
@@ -37,7 +37,7 @@ def wait_without_spinning() -> bool:
 @cache
 def log_spinning() -> None:
     """Logs once, as information, that threads of this process spin because torch was imported before lmpipe."""
-    if not wait_without_spinning():
+    if not spin_briefly():
         logger.info(
             "torch was imported before lmpipe, so its threads spin while they wait, which is slow beside other "
             "processes; import lmpipe first, or start Python with OMP_WAIT_POLICY=PASSIVE and GOMP_SPINCOUNT=1000 in "
