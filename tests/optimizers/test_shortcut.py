@@ -226,7 +226,7 @@ def test_the_settings_are_those_of_iris_for_the_bundled_lm(tmp_path: Path) -> No
     settings = IrisTask().settings_for("bundled")
     trainer = LocalTrainer(load_lm(f"hf:{tiny_llama(tmp_path)}"), SMALL_LM_TUNING)
     assert settings.tuning == SMALL_LM_TUNING
-    patient = settings.changed({"max_idle_rounds": 8})
+    patient = settings.changed({"max_idle_rounds": 8, "rollouts_per_example": 4})
     assert small_lm_stages(exact_match, trainer, "answer") == patient.optimizers(exact_match, trainer, "answer")
 
 
