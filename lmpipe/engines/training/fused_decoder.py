@@ -62,7 +62,7 @@ class _Layer:
         dtype: Dtype of the products.
 
     Attributes:
-        projections: Its linear layers.
+        adapters: The adapters of its linear layers.
         parameters: The trainable weights, in the order of their gradients.
     """
 
@@ -79,8 +79,9 @@ class _Layer:
         self._out = Projection([attention.o_proj], dtype)
         self._gate_up = Projection([mlp.gate_proj, mlp.up_proj], dtype)
         self._down = Projection([mlp.down_proj], dtype)
-        self.projections = (self._qkv, self._out, self._gate_up, self._down)
-        self.parameters = [weight for p in self.projections for lora in p.adapters for weight in (lora.down, lora.up)]
+        projections = (self._qkv, self._out, self._gate_up, self._down)
+        self.adapters = [lora for projection in projections for lora in projection.adapters]
+        self.parameters = [weight for lora in self.adapters for weight in (lora.down, lora.up)]
 
     def forward(self, residual: torch.Tensor, tokens: _Tokens) -> tuple[torch.Tensor, tuple[Any, ...]]:
         """Returns the residual stream after the layer, and what the backward pass needs."""
@@ -187,7 +188,7 @@ class FusedTrainingDecoder:
         self._model, self._decoder = model, model.get_decoder()
         self._dtype = dtype
         self._layers = [_Layer(layer, dtype) for layer in self._decoder.layers]
-        self._adapters = [lora for layer in self._layers for p in layer.projections for lora in p.adapters]
+        self._adapters = [lora for layer in self._layers for lora in layer.adapters]
         self._head = Projection([model.get_output_embeddings()], dtype)
 
     @classmethod

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 
 from lmpipe.engines.local.decoder import is_lora
+from lmpipe.engines.local.forward_batch import spans
 
 _ROWS = 1024  # input rows that the layout of frozen weights is optimized for
 
@@ -69,8 +70,8 @@ class Projection:
         if any(base.bias is not None for base in bases):
             biases = [base.weight.new_zeros(len(base.weight)) if base.bias is None else base.bias for base in bases]
             self._bias = torch.cat([bias.detach().to(dtype) for bias in biases])
-        ends = torch.tensor([base.out_features for base in bases]).cumsum(0).tolist()
-        tuned = [(module, end) for module, end in zip(modules, ends, strict=True) if is_lora(module)]
+        outputs = spans([base.out_features for base in bases])
+        tuned = [(module, span) for module, span in zip(modules, outputs, strict=True) if is_lora(module)]
         names = [module.active_adapters[0] for module, _ in tuned]
         self._ranks = [len(module.lora_A[name].weight) for (module, _), name in zip(tuned, names, strict=True)]
         self._downs = torch.empty(sum(self._ranks), weight.shape[1], dtype=dtype)
@@ -79,14 +80,14 @@ class Projection:
                 module.lora_A[name].weight,
                 up := module.lora_B[name].weight,
                 module.scaling[name],
-                slice(end - len(up), end),
+                slice(span.start, span.stop),
                 scaled_down,
                 torch.empty_like(up, dtype=dtype, requires_grad=False),
             )
-            for (module, end), name, scaled_down in zip(tuned, names, self._split(self._downs, dim=0), strict=True)
+            for (module, span), name, scaled_down in zip(tuned, names, self._split(self._downs, dim=0), strict=True)
         ]
-        scalings = [lora.scaling for lora in self.adapters]
-        self._scalings = torch.tensor(scalings).repeat_interleave(torch.tensor(self._ranks, dtype=torch.long))[:, None]
+        scalings = [lora.scaling for lora, rank in zip(self.adapters, self._ranks, strict=True) for _ in range(rank)]
+        self._scalings = torch.tensor(scalings)[:, None]
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns the outputs, shape (tokens, outputs), and what the backward pass needs besides the input."""
