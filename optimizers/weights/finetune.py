@@ -24,7 +24,8 @@ from lmpipe.extend import (
 )
 from optimizers.demos import labelled_pool, resample_demos, with_demos_for
 from optimizers.rollouts import Rollouts, Teacher, collect_traces, student_steps
-from optimizers.weights.settings import WeightSettings, step_messages
+from optimizers.weights.rows import by_group, rows_of_traces
+from optimizers.weights.settings import WeightSettings
 
 
 @final
@@ -144,28 +145,13 @@ class BootstrapFinetune(WeightSettings):
     def rows(
         self, program: Module, state: ProgramState, traces: Sequence[Trace], session: Session
     ) -> dict[str, list[TrainingRow]]:
-        """Makes one training row from each module call of each trace.
-
-        A row contains the messages that inference would send for the same inputs with the vanilla prompt, and the
-        outputs of the call in the form that the template asks for.
+        """Makes the training rows of the traces, deduplicated and balanced as the settings say.
 
         Returns:
             Weight key (a role, or ``"role/path"``) → its rows, in the order of the traces.
         """
-        modules = predictors(program)
-        rows: dict[str, list[TrainingRow]] = {}
-        for trace in traces:
-            label = str(trace.example.labels[self.balance_by]) if self.balance_by else ""
-            for step in trace.lm_steps:
-                predictor = modules.get(step.path)
-                if predictor is None or step.outputs is None:
-                    continue
-                row = TrainingRow(
-                    step_messages(predictor, step, state, session, include_demos=self.include_demos),
-                    session.template.completion(predictor.signature, step.outputs),
-                    label,
-                )
-                rows.setdefault(self.weight_key(predictor, step.path), []).append(row)
+        label, demos = self.balance_by, self.include_demos
+        rows = rows_of_traces(program, state, traces, session, self.weight_key, label=label, include_demos=demos)
         return {key: self._arranged(rows[key], derive_seed(session.seed, "rows", key)) for key in rows}
 
     def _arranged(self, rows: list[TrainingRow], seed: int) -> list[TrainingRow]:
@@ -174,9 +160,7 @@ class BootstrapFinetune(WeightSettings):
             rows = list(dict.fromkeys(rows))
         if not self.balance_by:
             return rows
-        groups: dict[str, list[TrainingRow]] = {}
-        for row in rows:
-            groups.setdefault(row.group, []).append(row)
+        groups = by_group(rows)
         largest, rng = max(map(len, groups.values())), random.Random(seed)
         return rows + [row for group in groups.values() for row in rng.choices(group, k=largest - len(group))]
 
