@@ -24,7 +24,7 @@ from lmpipe.events import (
 )
 from lmpipe.ledger import Cost, ModuleCost
 from lmpipe.lm import Message, Usage
-from lmpipe.metrics import Z_95, answer_f1, best_index, check_metric, finite_values, number_match
+from lmpipe.metrics import Z_95, answer_f1, best_index, check_metric, finite_values, number_match, paired_interval
 from lmpipe.optimize_result import Candidate, Finding, StageResult
 from lmpipe.program.evaluate import Measure, evaluate_many
 from lmpipe.program.failures import CommonFailure, FailureCounts, dominant_failure
@@ -141,6 +141,7 @@ __all__ = [
     "module_costs",
     "number_match",
     "open_run",
+    "paired_interval",
     "percent",
     "points",
     "render_input",

@@ -13,7 +13,7 @@ import re
 import statistics
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, SupportsFloat
 
@@ -241,3 +241,16 @@ def wilson_interval(mean: float, n: int) -> tuple[float, float]:
     centre = (mean + spread / 2) / (1 + spread)
     half = math.sqrt(max(mean * (1 - mean), 0) * spread + spread * spread / 4) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired_interval(scores: Mapping[str, float], baseline: Mapping[str, float]) -> tuple[float, float, float]:
+    """Returns the mean paired difference on the common examples, and its 95 % interval by the normal approximation.
+
+    Differences that are not finite are left out. With fewer than two differences the bounds are infinite.
+    """
+    differences = finite_values(scores[name] - baseline[name] for name in scores if name in baseline)
+    if len(differences) < 2:
+        return statistics.fmean(differences or [math.nan]), -math.inf, math.inf
+    mean = statistics.fmean(differences)
+    half = Z_95 * statistics.stdev(differences) / math.sqrt(len(differences))
+    return mean, mean - half, mean + half

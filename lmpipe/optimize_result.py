@@ -141,6 +141,7 @@ class OptimizeResult(BaseModel):
         evaluation: Evaluation of `state`, if the optimizer made one.
         initial: Evaluation of the initial state, if a composed optimizer made one.
         candidates: The states that the optimizer chose from.
+        runners_up: The best of these besides `state`, the best first, for stages that can use further prompts.
         details: Figures to report, as JSON.
         stages: The results of the stages of a composed optimizer.
         findings: The findings of a composed optimizer about its stages.
@@ -159,6 +160,7 @@ class OptimizeResult(BaseModel):
     evaluation: Evaluation | None = None
     initial: Evaluation | None = None
     candidates: tuple[Candidate, ...] = ()
+    runners_up: tuple[ProgramState, ...] = ()
     details: dict[str, Any] = {}
     stages: tuple[StageResult, ...] = ()
     findings: tuple[Finding, ...] = ()

@@ -127,6 +127,14 @@ class Optimizer(ABC):
             session.notify(ResultRecalled(session.stage, f"{name}, {self.plan}" if self.plan else name))
         return result
 
+    def after(self, earlier: Sequence[OptimizeResult]) -> Optimizer:
+        """Returns the optimizer as it runs after other stages of a strategy: by default as it is.
+
+        Args:
+            earlier: Results of the stages before it, in order.
+        """
+        return self
+
     def __repr__(self) -> str:
         return settings_repr(self) if is_dataclass(self) else short_repr(self)
 

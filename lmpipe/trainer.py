@@ -148,3 +148,17 @@ class Trainer(ABC):
             TrainingDiverged: If a loss, a gradient or a weight became NaN or infinite; nothing is put into the store.
             EngineError: If training fails, for example because memory runs out.
         """
+
+    def tuned(self, **changes: object) -> Trainer:
+        """Returns a trainer with other settings, for optimizers that try several.
+
+        Args:
+            changes: Settings by the names of `lmpipe.TuningConfig`, such as ``learning_rate``.
+
+        Raises:
+            ConfigError: If the trainer has no settings that can be changed, as those of users who override nothing.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} has no settings to try; override Trainer.tuned, or choose an optimizer that trains "
+            "with the settings of its trainer, such as BootstrapFinetune"
+        )

@@ -18,7 +18,7 @@ from optimizers.rollouts import Teacher
 from optimizers.schedule import VANILLA, BetterTogether, Strategy, distinct_stages
 from optimizers.shortcut import optimize
 from optimizers.small_lm import SMALL_LM_TUNING, small_lm_stages
-from optimizers.weights import GRPO, BootstrapFinetune, PreferenceFinetune
+from optimizers.weights import GRPO, AutoFinetune, BootstrapFinetune, PreferenceFinetune
 
 if not TYPE_CHECKING:
     __getattr__ = lazy_attributes(__name__, {})  # says where other names are
@@ -28,6 +28,7 @@ __all__ = [
     "GRPO",
     "SMALL_LM_TUNING",
     "VANILLA",
+    "AutoFinetune",
     "BetterTogether",
     "BootstrapFewShot",
     "BootstrapFewShotRandomSearch",

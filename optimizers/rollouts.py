@@ -194,6 +194,17 @@ def class_labels(examples: Sequence[Example]) -> list[str]:
     return [name for name in everywhere if len(values[name]) <= min(_MAX_CLASSES, len(examples) // 2)]
 
 
+def class_label(program: Module, examples: Sequence[Example]) -> str | None:
+    """Returns the label that names the class of an example; None if there is none, or more than one.
+
+    Labels that the program predicts come before others.
+    """
+    outputs = {field.name for predictor in predictors(program).values() for field in predictor.signature.outputs}
+    labels = class_labels(examples)
+    labels = [label for label in labels if label in outputs] or labels
+    return labels[0] if len(labels) == 1 else None
+
+
 def _answer(trace: Trace) -> str:
     """Returns the outputs of a rollout that have labels, as JSON."""
     prediction = trace.prediction

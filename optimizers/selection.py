@@ -11,6 +11,7 @@ from typing import Any
 from lmpipe import Evaluation, OptimizeResult, ProgramState, Session
 from lmpipe.extend import Candidate, best_index
 
+_RUNNERS_UP = 3
 ScoredCandidate = tuple[str, ProgramState, Evaluation]
 """Name of a candidate, its state, and its evaluation."""
 
@@ -38,6 +39,8 @@ def selection_result(
         reason = f"no candidate was scored on all validation examples{because}, so the state is unchanged"
         return OptimizeResult(state=start, status="skipped", reason=reason, details=dict(details))
     winner_name, winner_state, winner_evaluation = scored[winner]
+    ranked = sorted(scored, key=lambda each: -(each[2].mean if each[2].n else 0.0))
+    others = dict.fromkeys(other for _, other, _ in ranked if other != winner_state)
     return OptimizeResult(
         state=winner_state,
         evaluation=winner_evaluation,
@@ -46,6 +49,7 @@ def selection_result(
             for name, state, evaluation in scored
             if evaluation.complete
         ),
+        runners_up=tuple(others)[:_RUNNERS_UP],
         details={**details, "chosen": winner_name},
     )
 

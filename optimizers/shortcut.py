@@ -43,7 +43,7 @@ from lmpipe.extend import (
     shown,
     shuffled,
 )
-from optimizers.rollouts import class_labels
+from optimizers.rollouts import class_label
 from optimizers.schedule import VANILLA, BetterTogether, Strategy
 from optimizers.schedule.strategy import as_strategy
 from optimizers.small_lm import SMALL_LM_TUNING, small_lm_stages
@@ -126,7 +126,7 @@ def optimize(
     seed = check_whole_number("seed", seed, None)
     strategy = _strategy(strategy, stages or {})
     train = _distinct(check_examples(train, "train"))
-    label = _class_label(train, program)
+    label = class_label(program, train)
     train, val = _split(train, label, seed) if val is None else (train, check_examples(val, "val"))
     if any(label not in example.labels for example in val):
         label = None  # validation examples have other labels
@@ -232,17 +232,6 @@ def _distinct(examples: Sequence[Example]) -> list[Example]:
             *(shown(dict(example.labels)) for example in conflicts[0]),
         )
     return distinct
-
-
-def _class_label(examples: Sequence[Example], program: Module) -> str | None:
-    """Returns the label that names the class of an example; None if there is none, or more than one.
-
-    Labels that the program predicts come before others.
-    """
-    outputs = {field.name for field in _outputs(program)}
-    labels = class_labels(examples)
-    labels = [label for label in labels if label in outputs] or labels
-    return labels[0] if len(labels) == 1 else None
 
 
 def _split(examples: Sequence[Example], label: str | None, seed: int) -> tuple[list[Example], list[Example]]:

@@ -145,7 +145,7 @@ class BetterTogether(Optimizer):
         findings = _report(session, diagnosis.of_start(first))
         stages: list[StageResult] = []
         for prefix in strategy.prefixes():
-            stage = runner.run(prefix, *outcomes[-1])
+            stage = runner.run(prefix, *outcomes[-1], [earlier.result for earlier in stages])
             findings += _report(session, diagnosis.of_stage(prefix, first, *outcomes[-1], stage))
             stages.append(stage)
             outcomes.append((stage.result.state, stage.evaluation))
@@ -194,10 +194,12 @@ class _StageRunner:
         self._spending = session.limited(settings.budget) if settings.budget else session
         self._scored = subsample(train, settings.num_train_scored, derive_seed(session.seed, "scored"))
 
-    def run(self, strategy: Strategy, state: ProgramState, evaluation: Evaluation) -> StageResult:
+    def run(
+        self, strategy: Strategy, state: ProgramState, evaluation: Evaluation, earlier: Sequence[OptimizeResult]
+    ) -> StageResult:
         """Runs the last stage of a strategy on the state after the stages before it, and scores the new state."""
         path, name = str(strategy), strategy.stages[-1]
-        optimizer = self._settings.optimizers[name]
+        optimizer = self._settings.optimizers[name].after(earlier)
         total = len(cast(Strategy, self._settings.strategy).stages)
         number, seed = len(strategy.stages), self._session.run_seed
         self._session.notify(StageStarted(path, type(optimizer).__name__, number, total, seed))

@@ -19,11 +19,12 @@ from lmpipe.extend import (
     ModuleCost,
     StageResult,
     dominant_failure,
+    paired_interval,
     percent,
     points,
 )
 from optimizers.schedule.advice import StageContext, against_failure, against_unreadable, listed
-from optimizers.schedule.stage_diagnosis import StageDiagnosis, paired_interval, same_failure
+from optimizers.schedule.stage_diagnosis import StageDiagnosis, same_failure
 from optimizers.schedule.strategy import VANILLA, Strategy
 
 _UNREADABLE_SHARE = 0.5  # share of a module's calls that cannot be read, from which the module is reported

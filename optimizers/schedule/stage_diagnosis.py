@@ -7,7 +7,6 @@ Knows the figures that optimizers report in their details, but neither the optim
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -21,6 +20,7 @@ from lmpipe.extend import (
     StageResult,
     dominant_failure,
     finite_values,
+    paired_interval,
     percent,
 )
 from optimizers.schedule.advice import (
@@ -225,19 +225,6 @@ class StageDiagnosis:
                 message = f"the loss of {key} on held-out rows rose from {min(losses):.3f} to {losses[-1]:.3f}"
                 advice = f"epochs={best}; the weights after epoch {best} were kept, and later epochs only took time"
                 yield Finding(kind="over-fit", stage=self.path, message=message, advice=advice)
-
-
-def paired_interval(scores: Mapping[str, float], baseline: Mapping[str, float]) -> tuple[float, float, float]:
-    """Returns the mean paired difference on the common examples, and its 95 % interval by the normal approximation.
-
-    Differences that are not finite are left out. With fewer than two differences the bounds are infinite.
-    """
-    differences = finite_values(scores[name] - baseline[name] for name in scores if name in baseline)
-    if len(differences) < 2:
-        return statistics.fmean(differences or [math.nan]), -math.inf, math.inf
-    mean = statistics.fmean(differences)
-    half = Z_95 * statistics.stdev(differences) / math.sqrt(len(differences))
-    return mean, mean - half, mean + half
 
 
 def same_failure(failure: CommonFailure | None, earlier: CommonFailure | None) -> bool:

@@ -80,6 +80,17 @@ class WeightSettings(WeightOptimizer):
         return predictor.role if self.adapters == "role" else f"{predictor.role}/{path}"
 
     @final
+    def trainer_of(self, role: str) -> Trainer:
+        """Returns the trainer of a role."""
+        return self.trainer if isinstance(self.trainer, Trainer) else self.trainer[role]
+
+    @final
+    def kept_rows(self, rows: Sequence[TrainingRow], session: Session) -> dict[str, Any]:
+        """Puts training rows into the session's store, and returns their number and the digest of the blob."""
+        lines = "".join(canonical_json(asdict(row)) + "\n" for row in rows)
+        return {"rows": len(rows), "rows_blob": session.store.put_blob(lines.encode()) if session.store else None}
+
+    @final
     def tune(
         self,
         state: ProgramState,
@@ -108,12 +119,9 @@ class WeightSettings(WeightOptimizer):
             role, _, path = key.partition("/")
             current = state.weights_of(role, path)
             start = current if init == "current" else WeightState(base=current.base)
-            trainer = self.trainer if isinstance(self.trainer, Trainer) else self.trainer[role]
-            lines = "".join(canonical_json(asdict(row)) + "\n" for row in key_rows)
-            blob = session.store.put_blob(lines.encode()) if session.store else None
-            figures: dict[str, Any] = {"rows": len(key_rows), "rows_blob": blob}
+            figures = self.kept_rows(key_rows, session)
             try:
-                trained = trainer.train(key_rows, start, session, objective)
+                trained = self.trainer_of(role).train(key_rows, start, session, objective)
             except TrainingDiverged as error:
                 logger.warning("%s keeps its weights: %s", key, error)
                 details[key] = {

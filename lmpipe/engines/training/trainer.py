@@ -107,6 +107,9 @@ class LocalTrainer(Trainer):
         shutil.rmtree(checkpoints, ignore_errors=True)  # after the result is recorded, so that a kill cannot lose it
         return result
 
+    def tuned(self, **changes: object) -> LocalTrainer:
+        return replace(self, tuning=replace(self.tuning, **changes))  # type: ignore[arg-type]
+
     def _train(
         self,
         rows: Sequence[TokenizedRow],
